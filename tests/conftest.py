@@ -1,0 +1,34 @@
+"""Shared test set-up: one thread per process, reproducible random numbers, the policy for tests that need a GPU."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests on a machine without one, unless REQUIRE_GPU=1 forbids the skip."""
+    if torch.cuda.is_available() or os.environ.get("REQUIRE_GPU") == "1":
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def restore_random_state() -> Iterator[None]:
+    """Give every test the same random state and leave none behind."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
