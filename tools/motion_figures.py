@@ -1,0 +1,511 @@
+"""Choreography of the synthetic action data set: bodies, inverse kinematics, twelve actions, in three dimensions.
+
+Nothing here draws. The result of `perform` is a `Cast`: joints in metres for one or two performers and the track of the
+object that one of them may carry. Actions differ in motion and come in groups that share their poses, so that one
+frame does not tell the class: raise / lower, sit down / stand up / jump, wave / hold up, shake hands / hand over. No
+two actions are mirror images of each other, because the training recipe flips clips at random.
+
+World: X to the right and Y away from camera C002, Z up, metres; the floor is Z = 0. A body with yaw 0 looks at C002.
+Letters: T frames, M performers, J drawn joints (17 COCO joints first, then `EXTRA`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Rng = np.random.Generator
+
+FPS = 30
+COCO = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)
+EXTRA = ("neck", "pelvis", "head", "left_hand", "right_hand", "left_toe", "right_toe")
+JOINT = {name: index for index, name in enumerate(COCO + EXTRA)}
+SIDES = ("left", "right")
+BYSTANDER_RATE = 0.35  # share of one-person actions with a second person who only stands there
+CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object
+
+
+@dataclass(frozen=True)
+class Body:
+    """Proportions of one performer: lengths in metres, `tempo` is a factor on every speed."""
+
+    height: float
+    arm: float
+    leg: float
+    torso: float
+    shoulder: float
+    hip: float
+    girth: float
+    tempo: float
+
+    @property
+    def standing(self) -> float:
+        """Height of the pelvis above the floor when standing: a little less than stretched legs."""
+        return 0.985 * self.leg + 0.045 * self.height
+
+
+def make_body(rng: Rng) -> Body:
+    """Draw the proportions of one performer."""
+    height = rng.uniform(1.56, 1.88)
+    return Body(
+        height=height,
+        arm=height * rng.uniform(0.325, 0.355),
+        leg=height * rng.uniform(0.475, 0.505),
+        torso=height * rng.uniform(0.285, 0.31),
+        shoulder=height * rng.uniform(0.108, 0.128),
+        hip=height * rng.uniform(0.055, 0.068),
+        girth=rng.uniform(0.88, 1.18),
+        tempo=rng.uniform(0.88, 1.15),
+    )
+
+
+@dataclass
+class Stance:
+    """What a performer does, per frame, in the body's own frame (forward, outward or left, up).
+
+    `wrists_T23`: wrist relative to its shoulder in arm lengths (forward, outward, up), left then right.
+    `ankles_T23`: ankle relative to the floor point below the pelvis, in leg lengths (forward, outward, up).
+    `meet_T23`: a wrist target in the world in metres, mixed in with weight `meet_weight_T2`.
+    """
+
+    ground_T2: Array
+    yaw_T: Array
+    drop_T: Array
+    pitch_T: Array
+    head_yaw_T: Array
+    wrists_T23: Array
+    ankles_T23: Array
+    meet_T23: Array
+    meet_weight_T2: Array
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Joints (M, T, J, 3) in metres, each performer's body, and the carried object's track (T, 3), if there is one."""
+
+    joints_MTJ3: Array
+    bodies: tuple[Body, ...]
+    object_T3: Array | None
+
+
+@dataclass
+class Stage:
+    """What an action may use: its random numbers, the frame count, the bodies, and one stance for each performer."""
+
+    rng: Rng
+    num_frames: int
+    bodies: tuple[Body, ...]
+    stances: list[Stance] = field(default_factory=list)
+
+    @property
+    def tempo(self) -> float:
+        return self.bodies[0].tempo
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Timing
+
+
+def ramp(num_frames: int, start: float, length: float) -> Array:
+    """Smooth step 0 -> 1 that begins at frame `start` and takes `length` frames."""
+    x_T = np.clip((np.arange(num_frames) - start) / max(length, 1.0), 0.0, 1.0)
+    return x_T * x_T * (3.0 - 2.0 * x_T)
+
+
+def hump(num_frames: int, start: float, stop: float, rise: float, fall: float) -> Array:
+    """0 -> 1 -> 0: rises from `start` in `rise` frames, is back at `stop` after `fall` frames."""
+    return ramp(num_frames, start, rise) * (1.0 - ramp(num_frames, stop - fall, fall))
+
+
+def active_window(stage: Stage, low: float, high: float) -> tuple[float, float]:
+    """Random first and last frame of the action: `low` to `high` of the clip, anywhere in it."""
+    length = stage.rng.uniform(low, high) * stage.num_frames
+    start = stage.rng.uniform(0.04, 0.96) * (stage.num_frames - length)
+    return start, start + length
+
+
+def wobble(rng: Rng, num_frames: int, size: float) -> Array:
+    """Slow smooth random motion around zero: two sines of less than 1 Hz."""
+    time_T = np.arange(num_frames) / FPS
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.8) * time_T + rng.uniform())) for _ in range(2)]
+    return size * 0.5 * (waves[0] + waves[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Idle stance, and moves shared by actions
+
+HANG = np.array([0.06, 0.16, -0.97])
+
+
+def idle(rng: Rng, num_frames: int, ground: Array, yaw: float) -> Stance:
+    """Standing with hanging arms, breathing and swaying a little, looking around."""
+    wrists_T23 = np.tile(HANG, (num_frames, 2, 1)) + rng.normal(0.0, 0.03, (1, 2, 3))
+    for side in range(2):
+        wrists_T23[:, side, 0] += wobble(rng, num_frames, 0.06)
+    ankles_T23 = np.zeros((num_frames, 2, 3))
+    ankles_T23[:, :, 0] = rng.normal(0.0, 0.03, (1, 2))
+    ankles_T23[:, :, 1] = rng.uniform(0.12, 0.2)
+    sway_T2 = np.stack([wobble(rng, num_frames, 0.02), wobble(rng, num_frames, 0.02)], axis=1)
+    return Stance(
+        ground_T2=ground + sway_T2,
+        yaw_T=yaw + wobble(rng, num_frames, 0.08),
+        drop_T=np.full(num_frames, 0.0),
+        pitch_T=rng.uniform(0.0, 0.08) + wobble(rng, num_frames, 0.03),
+        head_yaw_T=rng.uniform(-0.3, 0.3) + wobble(rng, num_frames, 0.3),
+        wrists_T23=wrists_T23,
+        ankles_T23=ankles_T23,
+        meet_T23=np.zeros((num_frames, 2, 3)),
+        meet_weight_T2=np.zeros((num_frames, 2)),
+    )
+
+
+def move_wrist(stance: Stance, side: int, weight_T: Array, target_T3: Array) -> None:
+    """Blend one wrist towards a target (forward, outward, up) in arm lengths."""
+    weight_T1 = weight_T[:, None]
+    stance.wrists_T23[:, side] = (1.0 - weight_T1) * stance.wrists_T23[:, side] + weight_T1 * target_T3
+
+
+def columns(num_frames: int, *values: float | Array) -> Array:
+    """(T, len(values)) from numbers and (T,) arrays."""
+    return np.stack([np.broadcast_to(np.asarray(v, dtype=np.float64), (num_frames,)) for v in values], axis=1)
+
+
+def clip_time(stage: Stage) -> Array:
+    """Seconds of the first performer's own clock: subjects differ in tempo."""
+    return np.arange(stage.num_frames) / FPS * stage.tempo
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The actions. Each changes the idle stances of its stage.
+
+
+def raised_hand(stage: Stage, swing_T: Array) -> None:
+    """One forearm goes up beside the head, moves by `swing_T` (-1..1) and comes down: wave and hold up share it."""
+    rng, count = stage.rng, stage.num_frames
+    start, stop = active_window(stage, 0.66, 0.9)
+    envelope_T = hump(count, start, stop, rng.uniform(7, 10), rng.uniform(7, 10))
+    target_T3 = columns(count, rng.uniform(0.1, 0.25), 0.46 + 0.4 * swing_T, 0.66 - 0.12 * swing_T**2)
+    move_wrist(stage.stances[0], int(rng.integers(2)), envelope_T, target_T3)
+
+
+def wave(stage: Stage) -> None:
+    frequency = stage.rng.uniform(1.5, 2.0)
+    raised_hand(stage, np.sin(2 * np.pi * (frequency * clip_time(stage) + stage.rng.uniform())))
+
+
+def hold_up(stage: Stage) -> None:
+    place = np.sin(2 * np.pi * stage.rng.uniform())  # the same distribution of poses as a wave
+    raised_hand(stage, np.clip(place + wobble(stage.rng, stage.num_frames, 0.06), -1.0, 1.0))
+
+
+def both_arms(stage: Stage, up_T: Array) -> None:
+    """Both arms between hanging (0) and overhead (1), on an arc through the side."""
+    rng, count = stage.rng, stage.num_frames
+    angle_T = np.pi * 0.93 * up_T
+    forward, side_reach = rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.85)
+    target_T3 = columns(count, forward, 0.15 + side_reach * np.sin(angle_T), -0.95 * np.cos(angle_T))
+    weight_T = np.minimum(1.0, 8.0 * up_T)
+    for side in range(2):
+        move_wrist(stage.stances[0], side, weight_T, target_T3)
+
+
+def one_way(stage: Stage) -> Array:
+    """0 -> 1 once, somewhere in the middle of the clip."""
+    length = stage.rng.uniform(15, 21) / stage.tempo
+    centre = stage.rng.uniform(0.3, 0.7) * stage.num_frames
+    return ramp(stage.num_frames, centre - length / 2, length)
+
+
+def raise_arms(stage: Stage) -> None:
+    both_arms(stage, one_way(stage))
+
+
+def lower_arms(stage: Stage) -> None:
+    both_arms(stage, 1.0 - one_way(stage))
+
+
+def crouch(stage: Stage, down_T: Array) -> None:
+    """Knees bend, the trunk leans forward, the arms come forward: 0 standing, 1 as low as on a stool."""
+    rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
+    stance.drop_T += rng.uniform(0.46, 0.56) * down_T
+    stance.pitch_T += rng.uniform(0.35, 0.6) * down_T
+    reach = rng.uniform(0.35, 0.6)
+    for side in range(2):
+        move_wrist(stance, side, 0.9 * down_T, columns(count, reach, 0.1, -0.72))
+
+
+def sit_down(stage: Stage) -> None:
+    crouch(stage, one_way(stage))
+
+
+def stand_up(stage: Stage) -> None:
+    crouch(stage, 1.0 - one_way(stage))
+
+
+def jump(stage: Stage) -> None:
+    """Two or three times: crouch, leave the floor, land."""
+    rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
+    period = rng.uniform(17, 20) / stage.tempo
+    repeats = int(np.clip(0.9 * count / period, 1, 3))
+    start = rng.uniform(0.0, max(count - repeats * period, 1.0))
+    cycles_T = (np.arange(count) - start) / period
+    phase_T = np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
+    bend_T = np.where(phase_T < 0.42, np.sin(np.pi * phase_T / 0.42), 0.0)
+    bend_T += np.where(phase_T > 0.8, 0.5 * np.sin(np.pi * (phase_T - 0.8) / 0.2), 0.0)
+    air_T = np.clip((phase_T - 0.38) / 0.44, 0.0, 1.0)
+    lift_T = rng.uniform(0.34, 0.44) * 4.0 * air_T * (1.0 - air_T)
+    stance.drop_T += 0.34 * bend_T - lift_T
+    stance.pitch_T += 0.35 * bend_T
+    stance.ankles_T23[:, :, 2] += lift_T[:, None]
+    for side in range(2):
+        move_wrist(stance, side, 0.8 * bend_T, columns(count, -0.3, 0.3, -0.8))
+        move_wrist(stance, side, 1.6 * np.minimum(lift_T, 0.5), columns(count, 0.7, 0.35, 0.1))
+
+
+def clap(stage: Stage) -> None:
+    rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
+    start, stop = active_window(stage, 0.66, 0.9)
+    envelope_T = hump(count, start, stop, rng.uniform(6, 9), rng.uniform(6, 9))
+    frequency = rng.uniform(1.6, 2.1)
+    open_T = 0.5 - 0.5 * np.cos(2 * np.pi * (frequency * clip_time(stage) + rng.uniform()))
+    together = -0.9 * stage.bodies[0].shoulder / stage.bodies[0].arm
+    height = rng.uniform(-0.15, 0.2)
+    target_T3 = columns(count, 0.62 - 0.12 * open_T, together + 0.95 * open_T, height)
+    for side in range(2):
+        move_wrist(stance, side, envelope_T, target_T3)
+
+
+def walk(stage: Stage) -> None:
+    """Across the scene in the direction of the body's yaw, standing still before and after."""
+    rng, count, stance, body = stage.rng, stage.num_frames, stage.stances[0], stage.bodies[0]
+    start, stop = active_window(stage, 0.72, 0.95)
+    pace_T = hump(count, start, stop, 5, 5)
+    travel_T = np.cumsum(pace_T) * rng.uniform(1.15, 1.4) * stage.tempo / FPS
+    yaw = float(stance.yaw_T.mean())
+    stance.ground_T2 += (travel_T - travel_T[-1] / 2)[:, None] * np.array([np.sin(yaw), -np.cos(yaw)])
+    stride = rng.uniform(1.05, 1.25) * body.height / 1.7
+    for side in range(2):
+        phase_T = (travel_T / stride + 0.5 * side + 0.15) % 1.0
+        planted_T = phase_T < 0.6
+        swing_T = np.clip((phase_T - 0.6) / 0.4, 0.0, 1.0)
+        reach = 0.3 * stride / body.leg
+        ahead_T = np.where(planted_T, reach * (1 - 2 * phase_T / 0.6), -reach * np.cos(np.pi * swing_T))
+        stance.ankles_T23[:, side, 0] += pace_T * ahead_T
+        stance.ankles_T23[:, side, 2] += pace_T * 0.16 * np.sin(np.pi * swing_T)
+        swing_arm_T = -0.5 * ahead_T / reach
+        move_wrist(stance, side, pace_T, columns(count, swing_arm_T + 0.1, 0.15, -0.92 + 0.25 * swing_arm_T**2))
+    stance.drop_T += 0.045 * pace_T
+
+
+def kick(stage: Stage) -> None:
+    """One leg swings back, then high to the front, once or twice."""
+    rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
+    side = int(rng.integers(2))
+    period = rng.uniform(23, 28) / stage.tempo
+    repeats = int(np.clip(0.9 * count / period, 1, 2))
+    start = rng.uniform(0.02, 0.98) * max(count - repeats * period, 1.0)
+    cycles_T = (np.arange(count) - start) / period
+    phase_T = np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
+    back_T = np.where(phase_T < 0.4, np.sin(np.pi * phase_T / 0.4) ** 2, 0.0)
+    front_T = np.sin(np.pi * np.clip((phase_T - 0.32) / 0.6, 0.0, 1.0)) ** 2
+    high = rng.uniform(0.5, 0.66)
+    stance.ankles_T23[:, side, 0] += -0.42 * back_T + 0.86 * front_T
+    stance.ankles_T23[:, side, 2] += 0.22 * back_T + high * front_T
+    stance.pitch_T -= 0.25 * front_T - 0.15 * back_T
+    stance.drop_T += 0.05 * front_T
+    for arm in range(2):
+        move_wrist(stance, arm, 0.7 * front_T, columns(count, 0.25, 0.55, -0.6))
+
+
+RIGHT = 1
+
+
+def hands_meet(stage: Stage, reach_M: tuple[Array, Array], bounce_T: Array) -> None:
+    """Both performers bring the right hand to one point between them, which moves up and down by `bounce_T` metres."""
+    first, second = stage.stances
+    middle_T2 = 0.5 * (first.ground_T2 + second.ground_T2)
+    height = 0.62 * min(body.height for body in stage.bodies) + stage.rng.uniform(-0.06, 0.1)
+    point_T3 = np.column_stack([middle_T2, height + bounce_T])
+    for stance, reach_T in zip(stage.stances, reach_M, strict=True):
+        stance.meet_T23[:, RIGHT] = point_T3
+        stance.meet_weight_T2[:, RIGHT] = reach_T
+
+
+def shake_hands(stage: Stage) -> None:
+    rng, count = stage.rng, stage.num_frames
+    start, stop = active_window(stage, 0.7, 0.9)
+    envelopes = [hump(count, start + rng.uniform(0, 4), stop - rng.uniform(0, 3), 9, 8) for _ in range(2)]
+    shaking_T = np.minimum(*envelopes)
+    frequency = rng.uniform(1.7, 2.2)
+    bounce_T = 0.15 * shaking_T**2 * np.sin(2 * np.pi * (frequency * clip_time(stage) + rng.uniform()))
+    hands_meet(stage, (envelopes[0], envelopes[1]), bounce_T)
+
+
+def hand_over(stage: Stage) -> Array:
+    """The giver reaches out, the taker follows, the object changes hands. Returns who holds it: 0 giver, 1 taker."""
+    rng, count = stage.rng, stage.num_frames
+    start, stop = active_window(stage, 0.62, 0.85)
+    change = 0.5 * (start + stop) + rng.uniform(-2, 2)
+    giver_T = hump(count, start, change + 13, rng.uniform(9, 12), 10)
+    taker_T = hump(count, change - 12, stop + 2, 10, rng.uniform(9, 12))
+    hands_meet(stage, (giver_T, taker_T), 0.02 * np.sin(np.arange(count) / 5.0))
+    return (np.arange(count) >= change).astype(np.float64)
+
+
+ACTIONS: dict[str, Callable[[Stage], Array | None]] = {
+    "wave": wave,
+    "hold up a hand": hold_up,
+    "raise both arms": raise_arms,
+    "lower both arms": lower_arms,
+    "sit down": sit_down,
+    "stand up": stand_up,
+    "jump": jump,
+    "clap": clap,
+    "walk": walk,
+    "kick": kick,
+    "shake hands": shake_hands,
+    "hand over": hand_over,
+}
+CLASSES = tuple(ACTIONS)
+TOGETHER = ("shake hands", "hand over")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From stances to joints
+
+
+def two_bones(root_T3: Array, target_T3: Array, upper: float, lower: float, pole_T3: Array) -> tuple[Array, Array]:
+    """Inverse kinematics of a limb that bends towards `pole_T3`: returns its middle joint and its end, within reach."""
+    delta_T3 = target_T3 - root_T3
+    distance_T1 = np.linalg.norm(delta_T3, axis=1, keepdims=True)
+    along_T3 = delta_T3 / np.maximum(distance_T1, 1e-9)
+    reach_T1 = np.clip(distance_T1, abs(upper - lower) + 1e-3, 0.995 * (upper + lower))
+    pole_T3 = pole_T3 - along_T3 * np.sum(along_T3 * pole_T3, axis=1, keepdims=True)
+    pole_T3 = pole_T3 / np.maximum(np.linalg.norm(pole_T3, axis=1, keepdims=True), 1e-9)
+    foot_T1 = (reach_T1**2 + upper**2 - lower**2) / (2 * reach_T1)
+    bend_T1 = np.sqrt(np.maximum(upper**2 - foot_T1**2, 0.0))
+    return root_T3 + along_T3 * foot_T1 + pole_T3 * bend_T1, root_T3 + along_T3 * reach_T1
+
+
+def pose(body: Body, stance: Stance) -> Array:
+    """Joints (T, J, 3) in metres of one performer."""
+    count = len(stance.yaw_T)
+    zero_T = np.zeros(count)
+    up_T3 = np.tile([0.0, 0.0, 1.0], (count, 1))
+    forward_T3 = columns(count, np.sin(stance.yaw_T), -np.cos(stance.yaw_T), zero_T)
+    left_T3 = columns(count, np.cos(stance.yaw_T), np.sin(stance.yaw_T), zero_T)
+    joints_TJ3 = np.zeros((count, len(JOINT), 3))
+
+    def put(name: str, value_T3: Array) -> Array:
+        joints_TJ3[:, JOINT[name]] = value_T3
+        return value_T3
+
+    ground_T3 = np.column_stack([stance.ground_T2, zero_T])
+    pelvis_T3 = put("pelvis", ground_T3 + up_T3 * (body.standing - body.leg * stance.drop_T)[:, None])
+    lean_T1 = stance.pitch_T[:, None]
+    spine_T3 = np.cos(lean_T1) * up_T3 + np.sin(lean_T1) * forward_T3
+    front_T3 = np.cos(lean_T1) * forward_T3 - np.sin(lean_T1) * up_T3
+    pelvis_T3 = put("pelvis", pelvis_T3 - 0.3 * body.torso * np.sin(lean_T1) * forward_T3)  # keeps the balance
+    neck_T3 = put("neck", pelvis_T3 + body.torso * spine_T3)
+    put_head(body, put, neck_T3, spine_T3, front_T3, left_T3, stance.head_yaw_T[:, None])
+    for side, name in enumerate(SIDES):
+        out_T3 = left_T3 if side == 0 else -left_T3
+        shoulder_T3 = put(f"{name}_shoulder", neck_T3 + body.shoulder * out_T3 - 0.015 * body.height * spine_T3)
+        wrist_T3 = shoulder_T3 + body.arm * local(stance.wrists_T23[:, side], forward_T3, out_T3, up_T3)
+        weight_T1 = stance.meet_weight_T2[:, side, None]
+        wrist_T3 = (1.0 - weight_T1) * wrist_T3 + weight_T1 * stance.meet_T23[:, side]
+        pole_T3 = -0.7 * forward_T3 + 0.5 * out_T3 - 0.6 * up_T3
+        elbow_T3, wrist_T3 = two_bones(shoulder_T3, wrist_T3, 0.52 * body.arm, 0.48 * body.arm, pole_T3)
+        put(f"{name}_elbow", elbow_T3)
+        put(f"{name}_wrist", wrist_T3)
+        put(f"{name}_hand", wrist_T3 + 0.32 * (wrist_T3 - elbow_T3))
+        hip_T3 = put(f"{name}_hip", pelvis_T3 + body.hip * out_T3)
+        ankle_T3 = ground_T3 + body.leg * local(stance.ankles_T23[:, side], forward_T3, out_T3, up_T3)
+        ankle_T3 = ankle_T3 + 0.045 * body.height * up_T3
+        pole_T3 = forward_T3 + 0.25 * out_T3
+        knee_T3, ankle_T3 = two_bones(hip_T3, ankle_T3, 0.5 * body.leg, 0.5 * body.leg, pole_T3)
+        put(f"{name}_knee", knee_T3)
+        put(f"{name}_ankle", ankle_T3)
+        put(f"{name}_toe", ankle_T3 + 0.085 * body.height * forward_T3 - 0.025 * body.height * up_T3)
+    return joints_TJ3
+
+
+def local(value_T3: Array, forward_T3: Array, out_T3: Array, up_T3: Array) -> Array:
+    """A vector given as (forward, outward, up), in world axes."""
+    return value_T3[:, :1] * forward_T3 + value_T3[:, 1:2] * out_T3 + value_T3[:, 2:] * up_T3
+
+
+def put_head(
+    body: Body, put: Callable[[str, Array], Array], neck_T3: Array, spine_T3: Array, front_T3: Array, left_T3: Array,
+    turn_T1: Array,
+) -> None:
+    """Place the head, which turns about the spine, and the five joints of the face."""
+    size = body.height
+    look_T3 = np.cos(turn_T1) * front_T3 + np.sin(turn_T1) * left_T3
+    cheek_T3 = np.cos(turn_T1) * left_T3 - np.sin(turn_T1) * front_T3
+    head_T3 = put("head", neck_T3 + 0.1 * size * spine_T3 + 0.012 * size * front_T3)
+    put("nose", head_T3 + 0.058 * size * look_T3 - 0.006 * size * spine_T3)
+    for name, sign in zip(SIDES, (1.0, -1.0), strict=True):
+        put(f"{name}_eye", head_T3 + size * (0.046 * look_T3 + sign * 0.024 * cheek_T3 + 0.016 * spine_T3))
+        put(f"{name}_ear", head_T3 + size * (sign * 0.056 * cheek_T3 - 0.004 * look_T3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who stands where
+
+
+def facing(rng: Rng) -> float:
+    """Yaw of a lone performer: towards the cameras or across, for every action alike."""
+    if rng.uniform() < 0.45:
+        return float(rng.uniform(-0.8, 0.8))
+    return float(rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.75))
+
+
+def build_stage(action: str, rng: Rng, num_frames: int, bodies: tuple[Body, Body], camera_yaw: float) -> Stage:
+    """One or two idle performers in their places; two stand side by side for the camera (azimuth in radians)."""
+    together = action in TOGETHER
+    centre = rng.uniform(-0.15, 0.15, 2)
+    if not together and rng.uniform() >= BYSTANDER_RATE:
+        stage = Stage(rng, num_frames, bodies[:1])
+        stage.stances.append(idle(rng, num_frames, centre, facing(rng)))
+        return stage
+    angle = camera_yaw + rng.uniform(-0.5, 0.5)
+    apart = np.array([np.cos(angle), np.sin(angle)]) * rng.choice([-1.0, 1.0])
+    gap = rng.uniform(0.95, 1.15) + (0.0 if together or rng.uniform() < 0.5 else rng.uniform(0.0, 0.25))
+    stage = Stage(rng, num_frames, bodies)
+    for place, sign in ((centre - 0.5 * gap * apart, 1.0), (centre + 0.5 * gap * apart, -1.0)):
+        towards = sign * apart
+        yaw = float(np.arctan2(towards[0], -towards[1]))
+        if not together and rng.uniform() < 0.5:
+            yaw = facing(rng)
+        stage.stances.append(idle(rng, num_frames, place, yaw))
+    if action == "walk":  # the walker passes in front of or behind the other one
+        yaw = float(stage.stances[0].yaw_T.mean())
+        stage.stances[1].ground_T2 += 0.35 * np.array([np.cos(yaw), np.sin(yaw)])
+    return stage
+
+
+def object_track(rng: Rng, joints_MTJ3: Array, taker_T: Array | None) -> Array | None:
+    """Track (T, 3) of the object: passed from the first to the second, else held by somebody, or None."""
+    hands_MT3 = joints_MTJ3[:, :, JOINT["right_hand"]]
+    if taker_T is not None:
+        share_T1 = np.convolve(np.pad(taker_T, 1, mode="edge"), np.ones(3) / 3, mode="valid")[:, None]
+        return (1.0 - share_T1) * hands_MT3[0] + share_T1 * hands_MT3[1]
+    if rng.uniform() >= CARRY_RATE:
+        return None
+    return np.asarray(hands_MT3[rng.integers(len(hands_MT3))])
+
+
+def perform(label: int, rng: Rng, num_frames: int, bodies: tuple[Body, Body], camera_yaw: float) -> Cast:
+    """Perform action `label` (index into CLASSES) for `num_frames` frames at 30 frames per second."""
+    action = CLASSES[label]
+    stage = build_stage(action, rng, num_frames, bodies, camera_yaw)
+    taker_T = ACTIONS[action](stage)
+    joints_MTJ3 = np.stack([pose(body, stance) for body, stance in zip(stage.bodies, stage.stances, strict=True)])
+    return Cast(joints_MTJ3, stage.bodies, object_track(rng, joints_MTJ3, taker_T))
