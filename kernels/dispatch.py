@@ -1,0 +1,69 @@
+"""Which implementation serves a call, said once per op in the log, and the glue every op's registration needs.
+
+An op is one `torch.library.custom_op`. It runs its Triton kernels on a GPU and its reference on the CPU; in a process
+started with TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
+`impl` says what a caller wants of that:
+
+    "auto"    the op, whatever it runs on this device
+    "triton"  the op, and an error where it would not run Triton
+    "torch"   the plain PyTorch reference on any device, open to `torch.compile`, and twice differentiable
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+Impl = Literal["auto", "triton", "torch"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Triton reads the variable when a kernel is defined, so the answer can't change after import.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_log = logging.getLogger(__name__)
+_announced: set[tuple[str, str]] = set()
+
+
+def use_op(op: str, impl: Impl, tensor: Tensor) -> bool:
+    """True if this call goes to the registered op, False if it goes to the plain reference.
+
+    Raises:
+        ValueError: `impl` is unknown, or "triton" was asked for where Triton can't run.
+    """
+    if impl not in ("auto", "triton", "torch"):
+        raise ValueError(f"{op}: impl is {impl!r}; expected 'auto', 'triton' or 'torch'")
+    kind = tensor.device.type
+    triton_runs = kind == "cuda" or (kind == "cpu" and INTERPRETED)
+    if impl == "triton" and not triton_runs:
+        raise ValueError(
+            f"{op}: impl='triton' needs tensors on a GPU but got {kind}; use impl='auto', or start the process with "
+            "TRITON_INTERPRET=1 to interpret the kernels on the CPU"
+        )
+    runs_op = impl != "torch" and kind in ("cpu", "cuda")
+    announce(op, f"Triton on {kind}" if runs_op and triton_runs else f"PyTorch reference on {kind}")
+    return runs_op
+
+
+@torch.compiler.assume_constant_result
+def announce(op: str, what: str) -> None:
+    """Log what serves the op, the first time only (at trace time where the call is compiled)."""
+    if (op, what) not in _announced:
+        _announced.add((op, what))
+        _log.info("%s: %s", op, what)
+
+
+def on_cpu(reference: Function, launcher: Function) -> Function:
+    """The function behind an op on CPU tensors: its reference, or its launcher where kernels are interpreted."""
+    return launcher if INTERPRETED else reference
+
+
+def refuse_double_backward(backward_op: Any, op: str) -> None:
+    """Make a second differentiation of `op` fail with an explanation instead of a wrong or missing gradient."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(f"{op} has no second derivative; call it with impl='torch' to differentiate twice")
+
+    backward_op.register_autograd(refuse)

@@ -1,0 +1,110 @@
+"""Inputs and slow, obvious float64 truths for the kernel tests: loops over clips and frames, no shared trick."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def draw_keep(num_clips: int, num_frames: int, num_kept: int) -> Tensor:
+    """(B, K) int64, strictly increasing along K."""
+    keep = torch.rand(num_clips, num_frames).argsort(dim=1)[:, :num_kept]
+    return keep.sort(dim=1).values
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values behind strides that no kernel can mistake for contiguous ones (the last stride is 2)."""
+    wide = torch.zeros((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), dtype=tensor.dtype, device=tensor.device)
+    view = wide[..., 1::2]
+    view.copy_(tensor)
+    return view
+
+
+def gather_frames_truth(
+    video: Tensor, keep: Tensor, mean: tuple[float, ...], std: tuple[float, ...], window: int
+) -> Tensor:
+    """(B*K, 3 * window, H, W) float64."""
+    rows = []
+    for clip, kept in zip(video.double(), keep.tolist(), strict=True):
+        for frame in kept:
+            planes = []
+            for colour in range(3):
+                for offset in range(-(window // 2), window // 2 + 1):
+                    if 0 <= frame + offset < len(clip):
+                        planes.append((clip[frame + offset, :, :, colour] - mean[colour]) / std[colour])
+                    else:
+                        planes.append(torch.zeros(video.shape[2:4], dtype=torch.float64))
+            rows.append(torch.stack(planes))
+    return torch.stack(rows) if rows else torch.zeros((0, 3 * window, *video.shape[2:4]), dtype=torch.float64)
+
+
+def fuse_tokens_truth(video: Tensor, skeleton: Tensor, keep: Tensor, hidden: Tensor, temporal: Tensor) -> Tensor:
+    """(B, K, D); differentiable."""
+    B, K, D = video.shape
+    rows = [
+        temporal[t] + (video[b, k] if hidden[b, k] else (video[b, k] + skeleton[b, t]) / 2)
+        for b in range(B)
+        for k, t in enumerate(keep[b].tolist())
+    ]
+    return torch.stack(rows).view(B, K, D) if rows else video * 1.0
+
+
+def restore_tokens_truth(encoded: Tensor, mask_token: Tensor, keep: Tensor, temporal: Tensor) -> Tensor:
+    """(B, T, D); differentiable."""
+    rows = []
+    for b in range(len(encoded)):
+        where = {t: k for k, t in enumerate(keep[b].tolist())}
+        tokens = [encoded[b, where[t]] if t in where else mask_token for t in range(len(temporal))]
+        rows.append(torch.stack(tokens) + temporal)
+    return torch.stack(rows)
+
+
+def attention_truth(qkv: Tensor, num_heads: int, scale: float, lengths: Tensor | None = None) -> Tensor:
+    """(B, N, D); differentiable."""
+    B, N, packed = qkv.shape
+    D = packed // 3
+    E = D // num_heads
+    clips = []
+    for b in range(B):
+        real = N if lengths is None else int(lengths[b])
+        heads = []
+        for h in range(num_heads):
+            q, k, v = (qkv[b, :real, part * D + h * E : part * D + (h + 1) * E] for part in range(3))
+            weight = (scale * (q @ k.T)).exp()
+            heads.append((weight / weight.sum(1, keepdim=True)) @ v)
+        out = torch.cat(heads, dim=1)
+        clips.append(torch.cat([out, torch.zeros((N - real, D), dtype=qkv.dtype)]))
+    return torch.stack(clips)
+
+
+def layer_targets_truth(layers: Tensor, normalise_layer: str, normalise_average: str, eps: float) -> Tensor:
+    """(B, T, D), layer by layer."""
+    def normalise(x: Tensor, kind: str) -> Tensor:  # x is (B, T, D)
+        if kind == "none":
+            return x
+        if kind == "batch":
+            flat = x.reshape(-1, x.shape[-1])
+            return ((flat - flat.mean(0)) / (flat.var(0, correction=0) + eps).sqrt()).view(x.shape)
+        axis = {"instance": 0, "layer": 1}[kind]
+        mean, variance = x.mean(axis + 1, keepdim=True), x.var(axis + 1, correction=0, keepdim=True)
+        return (x - mean) / (variance + eps).sqrt()
+
+    average = sum(normalise(layer, normalise_layer) for layer in layers) / len(layers)
+    assert isinstance(average, Tensor)
+    return normalise(average, normalise_average)
+
+
+def masked_mse_truth(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Scalar; differentiable."""
+    errors = [
+        ((prediction[b, t] - target[b, t]) ** 2).mean()
+        for b in range(prediction.shape[0])
+        for t in range(prediction.shape[1])
+        if scored[b, t]
+    ]
+    return torch.stack(errors).mean() if errors else (prediction * 0).sum()
+
+
+def default_scale(head_dim: int) -> float:
+    """The usual scale of attention scores."""
+    return 1.0 / math.sqrt(head_dim)

@@ -1,0 +1,176 @@
+"""The plain PyTorch side of every op against float64 truths written as loops, value and every gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import kernel_cases as cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_exact
+from torch import Tensor
+
+from svdata2vec.kernels import dispatch
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels.dispatch import Impl
+
+IMPLS: tuple[Impl, ...] = ("auto", "torch")
+both = pytest.mark.parametrize("impl", IMPLS)
+MEAN, STD = K.IMAGENET_MEAN, K.IMAGENET_STD
+
+
+def leaf(*shape: int) -> Tensor:
+    """A float64 tensor that collects a gradient."""
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def assert_same_with_gradients(run: Callable[..., Tensor], truth: Callable[..., Tensor], leaves: list[Tensor]) -> None:
+    """Compare value and every gradient of `run(*leaves)` with those of `truth(*leaves)`."""
+    got, want = run(*leaves), truth(*leaves)
+    assert_exact(got, want, "value")
+    weight = torch.randn_like(want)
+    pairs = zip(torch.autograd.grad(got, leaves, weight), torch.autograd.grad(want, leaves, weight), strict=True)
+    for number, (got_grad, want_grad) in enumerate(pairs):
+        assert_exact(got_grad, want_grad, f"gradient of input {number}")
+
+
+@both
+@pytest.mark.parametrize(("window", "channels"), [(5, None), (1, None), (3, 16)])
+def test_gather_frames_equals_the_loop(impl: Impl, window: int, channels: int | None) -> None:
+    video = torch.randint(0, 256, (3, 7, 4, 5, 3), dtype=torch.uint8)
+    keep = torch.tensor([[0, 1, 6], [2, 3, 4], [0, 5, 6]])
+    got = K.gather_frames(video, keep, window=window, dtype=torch.float64, channels=channels, impl=impl)
+    want = cases.gather_frames_truth(video, keep, MEAN, STD, window)
+    torch.testing.assert_close(got[:, : 3 * window], want, rtol=1e-6, atol=1e-6)  # normalised in float32
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert not got[:, 3 * window :].any()
+
+
+def test_gather_frames_feeds_a_convolution_like_the_whole_clip() -> None:
+    """The point of the op: Conv2d over windows with reshaped weights equals the stem's Conv3d at the kept frames."""
+    video = torch.randint(0, 256, (2, 6, 9, 8, 3), dtype=torch.uint8)
+    keep = torch.tensor([[0, 3], [2, 5]])
+    weight = torch.randn(4, 3, 5, 7, 7)
+    whole = (video.float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    want = torch.nn.functional.conv3d(whole.permute(0, 4, 1, 2, 3), weight, stride=(1, 2, 2), padding=(2, 3, 3))
+    want = torch.stack([want[b, :, t] for b in range(2) for t in keep[b].tolist()])
+    got = torch.nn.functional.conv2d(K.gather_frames(video, keep), weight.reshape(4, 15, 7, 7), stride=2, padding=3)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
+def test_fuse_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
+    B, T, kept, D = shape
+    keep = cases.draw_keep(B, T, kept)
+    hidden = torch.rand(B, kept) < 0.5
+    assert_same_with_gradients(
+        lambda video, skeleton, temporal: K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl),
+        lambda video, skeleton, temporal: cases.fuse_tokens_truth(video, skeleton, keep, hidden, temporal)
+        + 0 * (skeleton.sum() + temporal.sum()),
+        [leaf(B, kept, D), leaf(B, T, D), leaf(T, D)],
+    )
+
+
+@both
+@pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
+def test_restore_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
+    B, T, kept, D = shape
+    keep = cases.draw_keep(B, T, kept)
+    assert_same_with_gradients(
+        lambda encoded, mask, temporal: K.restore_tokens(encoded, mask, keep, temporal, impl=impl),
+        lambda encoded, mask, temporal: cases.restore_tokens_truth(encoded, mask, keep, temporal)
+        + 0 * (encoded.sum() + mask.sum()),
+        [leaf(B, kept, D), leaf(D), leaf(T, D)],
+    )
+
+
+@both
+@pytest.mark.parametrize("lengths", [None, (5, 1, 0), (3, 5, 4)])
+@pytest.mark.parametrize(("heads", "width"), [(2, 6), (1, 5), (4, 4)])
+def test_attention_equals_the_loop(impl: Impl, lengths: tuple[int, ...] | None, heads: int, width: int) -> None:
+    lengths_B = None if lengths is None else torch.tensor(lengths)
+    scale = cases.default_scale(width // heads)
+    assert_same_with_gradients(
+        lambda qkv: K.attention(qkv, heads, lengths_B, impl=impl),
+        lambda qkv: cases.attention_truth(qkv, heads, scale, lengths_B),
+        [leaf(3, 5, 3 * width)],
+    )
+
+
+@both
+@pytest.mark.parametrize("normalise_layer", ["instance", "layer", "batch", "none"])
+@pytest.mark.parametrize("normalise_average", ["instance", "layer", "none"])
+def test_layer_targets_equals_the_loop(impl: Impl, normalise_layer: Any, normalise_average: Any) -> None:
+    layers = torch.randn(3, 2, 7, 5, dtype=torch.float64)
+    got = K.layer_targets(layers, normalise_layer=normalise_layer, normalise_average=normalise_average, impl=impl)
+    assert_exact(got, cases.layer_targets_truth(layers, normalise_layer, normalise_average, 1e-5))
+
+
+@both
+def test_layer_targets_are_float32_and_carry_no_gradient(impl: Impl) -> None:
+    target = K.layer_targets(torch.randn(2, 2, 3, 4, dtype=torch.bfloat16, requires_grad=True), impl=impl)
+    assert target.dtype == torch.float32
+    assert not target.requires_grad
+
+
+@both
+@pytest.mark.parametrize("scored", ["some", "none", "all"])
+def test_masked_mse_equals_the_loop(impl: Impl, scored: str) -> None:
+    scored_BT = {"some": torch.rand(3, 5) < 0.6, "none": torch.zeros(3, 5) > 0, "all": torch.ones(3, 5) > 0}[scored]
+    target = torch.randn(3, 5, 4, dtype=torch.float64)
+    assert_same_with_gradients(
+        lambda prediction: K.masked_mse(prediction, target, scored_BT, impl=impl),
+        lambda prediction: cases.masked_mse_truth(prediction, target, scored_BT),
+        [leaf(3, 5, 4)],
+    )
+
+
+@both
+def test_masked_mse_ignores_whatever_is_not_scored(impl: Impl) -> None:
+    prediction = torch.randn(2, 3, 4, requires_grad=True)
+    target = torch.randn(2, 3, 4)
+    target[0, 1] = float("nan")
+    scored = torch.ones(2, 3, dtype=torch.bool)
+    scored[0, 1] = False
+    loss = K.masked_mse(prediction, target, scored, impl=impl)
+    (grad,) = torch.autograd.grad(loss, prediction)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad).all()
+    assert not grad[0, 1].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), num_clips=st.integers(1, 3), num_frames=st.integers(1, 9))
+def test_any_mask_survives_fuse_and_restore(data: st.DataObject, num_clips: int, num_frames: int) -> None:
+    """Whatever is kept or hidden: each token lands on its own frame and each gradient returns to its source."""
+    num_kept = data.draw(st.integers(0, num_frames))
+    frames = st.lists(st.integers(0, num_frames - 1), min_size=num_kept, max_size=num_kept, unique=True).map(sorted)
+    keep = torch.tensor(data.draw(st.lists(frames, min_size=num_clips, max_size=num_clips)), dtype=torch.int64)
+    keep = keep.view(num_clips, num_kept)
+    row = st.lists(st.booleans(), min_size=num_kept, max_size=num_kept)
+    hidden = torch.tensor(data.draw(st.lists(row, min_size=num_clips, max_size=num_clips)), dtype=torch.bool)
+    hidden = hidden.view(num_clips, num_kept)
+    leaves = [leaf(num_clips, num_kept, 2), leaf(num_clips, num_frames, 2), leaf(num_frames, 2), leaf(2)]
+
+    def through(video: Tensor, skeleton: Tensor, temporal: Tensor, mask: Tensor) -> Tensor:
+        return K.restore_tokens(K.fuse_tokens(video, skeleton, keep, hidden, temporal), mask, keep, temporal)
+
+    def truth(video: Tensor, skeleton: Tensor, temporal: Tensor, mask: Tensor) -> Tensor:
+        student = cases.fuse_tokens_truth(video, skeleton, keep, hidden, temporal)
+        return cases.restore_tokens_truth(student, mask, keep, temporal) + 0 * (
+            video.sum() + skeleton.sum() + temporal.sum() + mask.sum()
+        )
+
+    assert_same_with_gradients(through, truth, leaves)
+
+
+def test_auto_is_the_op_and_torch_is_plain(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_announced", set())
+    qkv = torch.randn(1, 2, 6, requires_grad=True)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert "svdata2vec" in type(K.attention(qkv, 1).grad_fn).__name__
+            assert "svdata2vec" not in type(K.attention(qkv, 1, impl="torch").grad_fn).__name__
+    assert [record.message for record in caplog.records] == ["attention: PyTorch reference on cpu"]
