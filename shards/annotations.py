@@ -1,0 +1,150 @@
+"""What every reader produces and the packer takes: one `ClipAnnotation` per clip, one `DataSet` with all splits.
+
+M persons, T annotated frames, V joints, C = 2 (x, y in pixels of the annotation's picture, zero = missing).
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import JointLayout
+
+MAX_KEY_BYTES = 80  # with the longest component name still below the 100 bytes of a plain tar header
+_KEY = re.compile(r"[A-Za-z0-9_%+=~-]+")
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Skeletons of one clip. `pose_MTVC` (M,T,V,2); `score_MTV` or None; `box_T4` (x1,y1,x2,y2) or None.
+
+    `width`, `height`: picture in whose pixels the joints are; None = the video's own.
+    `video_box`: the boxes are in the video's pixels although the joints are not.
+    """
+
+    pose_MTVC: np.ndarray
+    score_MTV: np.ndarray | None = None
+    box_T4: np.ndarray | None = None
+    width: int | None = None
+    height: int | None = None
+    video_box: bool = False
+
+
+@dataclass(frozen=True)
+class PoseFile:
+    """Skeletons that a worker reads when it packs the clip: `read(path, *arguments)`, a module-level function."""
+
+    read: Callable[..., Pose]
+    path: str
+    arguments: tuple = ()
+
+
+@dataclass(frozen=True)
+class ClipAnnotation:
+    """One clip: where its video lies, what it shows, where its people are.
+
+    `video` is a path or an fsspec URL. `num_frames` is the annotation's count (None = not annotated); the packer holds
+    it against the decoded frames. `start_frame`, `end_frame` cut the clip out of a longer video (end excluded).
+    Exactly one of `pose_MTVC`, `pose_file` is given where there are skeletons, none of them for video alone.
+    """
+
+    key: str
+    label: int
+    video: str | Path
+    num_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    pose_MTVC: np.ndarray | None = None
+    score_MTV: np.ndarray | None = None
+    box_T4: np.ndarray | None = None
+    subject: int | None = None
+    camera: int | None = None
+    setup: int | None = None
+    pose_file: PoseFile | None = None
+    video_box: bool = False
+    start_frame: int = 0
+    end_frame: int | None = None
+
+    def load_pose(self) -> Pose | None:
+        """The clip's skeletons, read from `pose_file` if need be; None for video alone."""
+        if self.pose_file is not None:
+            return self.pose_file.read(self.pose_file.path, *self.pose_file.arguments)
+        if self.pose_MTVC is None:
+            return None
+        return Pose(self.pose_MTVC, self.score_MTV, self.box_T4, self.width, self.height, self.video_box)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that is not packed, and why."""
+
+    key: str
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Everything a reader found. `splits`: name -> keys, in the order of the source.
+
+    `skipped`: clips the reader had to leave out. `published`: split -> number of clips that the data set's publication
+    states; differences are reported. `split_classes`: class names of splits that use a part of `classes` only.
+    """
+
+    name: str
+    layout: JointLayout
+    classes: tuple[str, ...]
+    splits: dict[str, list[str]]
+    clips: list[ClipAnnotation]
+    skipped: list[Skipped] = field(default_factory=list)
+    published: dict[str, int] = field(default_factory=dict)
+    split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise UserError on what would make wrong shards: bad or duplicate keys, labels or splits out of range."""
+        if not self.clips:
+            raise UserError(f"data set {self.name}: no clip to pack{_first_reason(self.skipped)}")
+        for clip in self.clips:
+            check_key(clip.key)
+            if not 0 <= clip.label < len(self.classes):
+                raise UserError(f"clip {clip.key}: label {clip.label}, expected 0..{len(self.classes) - 1}")
+        repeated = [key for key, count in Counter(clip.key for clip in self.clips).items() if count > 1]
+        if repeated:
+            raise UserError(f"data set {self.name}: {len(repeated)} names occur twice, e.g. {repeated[0]}; rename one")
+        known = {clip.key for clip in self.clips} | {entry.key for entry in self.skipped}
+        for name, keys in self.splits.items():
+            unknown = [key for key in keys if key not in known]
+            if unknown:
+                raise UserError(f"split {name}: {len(unknown)} clips without annotation, e.g. {unknown[0]}")
+            if len(set(keys)) != len(keys):
+                twice = next(key for key, count in Counter(keys).items() if count > 1)
+                raise UserError(f"split {name}: clip {twice} is listed twice")
+
+
+def _first_reason(skipped: list[Skipped]) -> str:
+    if not skipped:
+        return ""
+    return f"; all {len(skipped)} were left out, the first, {skipped[0].key}, because: {skipped[0].reason}"
+
+
+def check_key(key: str) -> None:
+    """A key names tar members: no dot (readers cut there), plain ASCII, short. UserError otherwise."""
+    if not _KEY.fullmatch(key):
+        raise UserError(f"key {key!r}: a key has ASCII letters, digits and _ - only, no dot; use safe_key()")
+    if len(key) > MAX_KEY_BYTES:
+        raise UserError(f"key {key!r}: {len(key)} bytes, at most {MAX_KEY_BYTES} fit; use safe_key()")
+
+
+def safe_key(name: str) -> str:
+    """Any file name as a key: dots become `-`, other special characters %XX, an overlong end a hash of the name."""
+    key = quote(name, safe="").replace(".", "-")
+    if len(key) <= MAX_KEY_BYTES:
+        return key
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{key[: MAX_KEY_BYTES - 17].rstrip('%')}-{digest}"

@@ -1,0 +1,88 @@
+"""Crop geometry shared by packing and by clip plans: boxes around joints, the padded square. Pure NumPy.
+
+M persons, T frames, V joints, C coordinates (x, y first). A joint whose x and y are both zero is missing.
+Boxes are (x1, y1, x2, y2) in picture pixels.
+"""
+
+import numpy as np
+
+Box = tuple[float, float, float, float]
+IntBox = tuple[int, int, int, int]
+
+MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
+PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all frames by at most 11 % of its side
+
+
+def present_joints(joints_MTVC: np.ndarray) -> np.ndarray:
+    """bool (M, T, V): True where the joint is not missing."""
+    return (joints_MTVC[..., :2] != 0).any(axis=-1)
+
+
+def joint_box(joints_MTVC: np.ndarray) -> Box | None:
+    """Smallest box around all non-missing joints of all persons and frames; None if there is none."""
+    xy_N2 = joints_MTVC[..., :2][present_joints(joints_MTVC)]
+    if xy_N2.size == 0:
+        return None
+    (x1, y1), (x2, y2) = xy_N2.min(axis=0), xy_N2.max(axis=0)
+    return float(x1), float(y1), float(x2), float(y2)
+
+
+def person_boxes(joints_MTVC: np.ndarray) -> np.ndarray:
+    """float32 (T, 4): box around all persons' joints frame by frame; zeros where nobody is."""
+    num_frames = joints_MTVC.shape[1]
+    if joints_MTVC.shape[0] == 0 or joints_MTVC.shape[2] == 0:
+        return np.zeros((num_frames, 4), np.float32)
+    present_MTV1 = present_joints(joints_MTVC)[..., None]
+    low_T2 = np.where(present_MTV1, joints_MTVC[..., :2], np.inf).min(axis=(0, 2))
+    high_T2 = np.where(present_MTV1, joints_MTVC[..., :2], -np.inf).max(axis=(0, 2))
+    box_T4 = np.concatenate([low_T2, high_T2], axis=1)
+    return np.where(np.isfinite(box_T4), box_T4, 0.0).astype(np.float32)
+
+
+def union_box(box_T4: np.ndarray) -> Box | None:
+    """Smallest box around all boxes that are not all zero; None if there is none."""
+    used_N4 = box_T4[(box_T4 != 0).any(axis=1)]
+    if used_N4.size == 0:
+        return None
+    (x1, y1), (x2, y2) = used_N4[:, :2].min(axis=0), used_N4[:, 2:].max(axis=0)
+    return float(x1), float(y1), float(x2), float(y2)
+
+
+def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) -> IntBox:
+    """The crop of a clip in whole pixels; it may leave the picture (black there).
+
+    No box, or one narrower or lower than 10 px: the whole picture (0, 0, width, height), which is not a square.
+    Else the box padded around its centre, its shorter side grown to the longer one, edges truncated toward zero
+    (so the sides may differ by one pixel), as the paper's code does it.
+    """
+    if box is None or box[2] - box[0] < MIN_BOX_PX or box[3] - box[1] < MIN_BOX_PX:
+        return 0, 0, width, height
+    x1, y1, x2, y2 = box
+    half = max((x2 - x1) / 2, (y2 - y1) / 2) * (1 + padding)
+    center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
+    return int(center_x - half), int(center_y - half), int(center_x + half), int(center_y + half)
+
+
+def packed_square(box: Box | None, width: int, height: int, size: int, padding: float = 0.1) -> tuple[int, int, int]:
+    """(x, y, side) in whole source pixels of the square that is stored for a clip.
+
+    It is PACK_MARGIN times the padded square of `box` (the union over the whole clip), less what lies outside the
+    picture on all sides anyway, and at least `size` pixels: a small person is stored at the source's own resolution
+    with more surroundings, never enlarged. Pixels of the square outside the picture are black.
+    """
+    x1, y1, x2, y2 = crop_square(box, width, height, padding)
+    grow = (PACK_MARGIN - 1) / 2 * max(x2 - x1, y2 - y1)
+    left, right = max(x1 - grow, 0), min(x2 + grow, width)
+    top, bottom = max(y1 - grow, 0), min(y2 + grow, height)
+    if right <= left or bottom <= top:  # nobody inside the picture
+        left, top, right, bottom = 0, 0, width, height
+    side = max(int(np.ceil(right) - np.floor(left)), int(np.ceil(bottom) - np.floor(top)), size)
+    x = round((left + right) / 2 - side / 2)
+    y = round((top + bottom) / 2 - side / 2)
+    return x, y, side
+
+
+def packed_to_source(x: int, y: int, side: int, size: int) -> np.ndarray:
+    """float64 (2, 3): packed coordinates -> source coordinates; the centre of pixel (i, j) is (j + 0.5, i + 0.5)."""
+    scale = side / size
+    return np.array([[scale, 0.0, x], [0.0, scale, y]])

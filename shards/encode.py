@@ -1,0 +1,118 @@
+"""Encodes the packed frames of one clip into its video component(s).
+
+Every encoder takes uint8 RGB frames (size, size, 3) one by one and ends with the bytes of the tar members. All run on
+one thread and write nothing that depends on time or machine, so that equal input gives equal bytes.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+
+OFFSETS = "offsets.npy"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+class Encoder(ABC):
+    """Takes the frames of one clip; `finish` returns component name -> bytes."""
+
+    @abstractmethod
+    def add(self, frame_HWC: np.ndarray) -> None:
+        """Append one frame. The array may be reused by the caller afterwards."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, bytes]:
+        """The clip's components."""
+
+
+class JpegEncoder(Encoder):
+    """One blob of baseline JPEGs and an int64 (F + 1,) table of offsets: frame f is blob[offsets[f]:offsets[f + 1]]."""
+
+    def __init__(self, quality: int) -> None:
+        self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        self._parts: list[bytes] = []
+
+    def add(self, frame_HWC: np.ndarray) -> None:
+        ok, coded = cv2.imencode(".jpg", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), self._options)
+        if not ok:
+            raise UserError(f"a frame of shape {frame_HWC.shape} cannot be written as JPEG")
+        self._parts.append(coded.tobytes())
+
+    def finish(self) -> dict[str, bytes]:
+        offsets = np.cumsum([0, *(len(part) for part in self._parts)], dtype=np.int64)
+        return {"jpegs": b"".join(self._parts), OFFSETS: npy_bytes(offsets)}
+
+
+@dataclass(frozen=True)
+class VideoCodec:
+    """How a codec is driven: FFmpeg's encoder, pixel format, name and default of its quality option, other options."""
+
+    encoder: str
+    pixel_format: str
+    quality_option: str
+    quality: int
+    options: tuple[tuple[str, str], ...] = ()
+
+
+VIDEO_CODECS = {
+    "vp9": VideoCodec("libvpx-vp9", "yuv420p", "crf", 24, (
+        ("b", "0"), ("deadline", "good"), ("cpu-used", "4"), ("row-mt", "0"), ("tile-columns", "0"))),
+    "h264": VideoCodec("libx264", "yuv420p", "crf", 18, (("preset", "medium"),)),
+    "hevc": VideoCodec("libx265", "yuv420p", "crf", 18, (
+        ("preset", "fast"), ("x265-params", "log-level=error:pools=none:frame-threads=1:info=0"))),
+    "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3),
+}
+
+CODEC_QUALITY = {"jpeg": 90, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
+
+
+def _open_mp4(buffer: io.BytesIO) -> Any:
+    return av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"})
+
+
+class VideoEncoder(Encoder):
+    """An MP4 with constant frame rate; `gop` frames between key frames, 0 = one key frame per clip."""
+
+    def __init__(self, codec: VideoCodec, quality: int, gop: int, size: int, fps: float) -> None:
+        self._buffer = io.BytesIO()
+        # The frame rate goes nowhere but into time stamps; videos without one get 30.
+        rate = Fraction(fps if fps > 0 else 30.0).limit_denominator(1001)
+        self._container: Any = _open_mp4(self._buffer)
+        self._stream = self._container.add_stream(codec.encoder, rate=rate)
+        self._stream.width = self._stream.height = size
+        self._stream.pix_fmt = codec.pixel_format
+        self._stream.options = dict(codec.options)
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.gop_size = gop or 1_000_000
+        context.flags |= av.codec.context.Flags.bitexact
+        if codec.quality_option == "qscale":
+            context.qmin = context.qmax = quality
+        else:
+            self._stream.options = {**dict(codec.options), codec.quality_option: str(quality)}
+        self._pixel_format = codec.pixel_format
+        self._count = 0
+
+    def add(self, frame_HWC: np.ndarray) -> None:
+        frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format=self._pixel_format)
+        frame.pts = self._count
+        self._count += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> dict[str, bytes]:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return {"mp4": self._buffer.getvalue()}

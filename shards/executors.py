@@ -1,0 +1,87 @@
+"""Where packing runs: this process, worker processes of this machine, or a dask cluster; one interface for all."""
+
+import concurrent.futures as cf
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from svdata2vec.shards.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class InlineExecutor(cf.Executor):
+    """Runs every task at once in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "cf.Future[Any]":
+        """A future that is done already."""
+        future: cf.Future[Any] = cf.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def open_executor(workers: int, cluster: str | None) -> Iterator[tuple[cf.Executor, int]]:
+    """An executor and the number of tasks it works on at a time.
+
+    `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786.
+    """
+    if cluster is not None:
+        with _cluster_executor(cluster) as opened:
+            yield opened
+    elif workers <= 1:
+        yield InlineExecutor(), 1
+    else:
+        # spawn: threads of OpenCV and FFmpeg do not survive a fork
+        context = multiprocessing.get_context("spawn")
+        with cf.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            try:
+                yield pool, workers
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _cluster_executor(address: str) -> Iterator[tuple[cf.Executor, int]]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError("--cluster needs dask: pip install 'svdata2vec[cluster]'") from error
+    try:
+        client = Client(address, timeout="15s")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cluster {address}: no dask scheduler answers there ({error})") from error
+    with client:
+        slots = sum(client.nthreads().values())
+        if not slots:
+            raise UserError(f"--cluster {address}: the scheduler has no workers; start some: dask worker {address}")
+        yield client.get_executor(pure=False), slots
+
+
+def run_tasks(executor: cf.Executor, slots: int, function: Callable[[Task], Result],
+              tasks: Iterable[Task]) -> Iterator[Result]:
+    """Results as they come, in any order. At most 2 tasks per slot are handed out, so memory stays flat."""
+    waiting: set[cf.Future[Result]] = set()
+    source = iter(tasks)
+    try:
+        for task in source:
+            waiting.add(executor.submit(function, task))
+            if len(waiting) >= (2 * slots if slots > 1 else 1):
+                done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise UserError("a worker process died (killed, or out of memory); finished shards are kept: run again with "
+                        "--resume and fewer --workers") from error
+    finally:
+        for future in waiting:
+            future.cancel()

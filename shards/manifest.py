@@ -1,0 +1,118 @@
+"""`manifest.json`: what a folder of shards holds. Written last and atomically, so a folder with one is complete."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import JointLayout
+
+FORMAT = "svdata2vec-shards"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar of the data set: file name, sha256 of the file, its size in bytes, number of clips."""
+
+    name: str
+    sha256: str
+    bytes: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of `manifest.json`.
+
+    `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
+    `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
+    `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
+    publication. `fingerprint`: sha256 of the annotations and options that were packed.
+    """
+
+    dataset: str
+    codec: str
+    packed_size: int
+    layout: JointLayout
+    classes: tuple[str, ...]
+    components: tuple[str, ...]
+    splits: dict[str, list[str]]
+    shards: tuple[ShardEntry, ...]
+    fingerprint: str
+    codec_options: dict[str, int] = field(default_factory=dict)
+    split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    published: dict[str, int] = field(default_factory=dict)
+    created_with: str = ""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips in all shards."""
+        return sum(shard.count for shard in self.shards)
+
+    def save(self, root: Path) -> None:
+        """Write `root/manifest.json` atomically."""
+        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        write_atomically(root / MANIFEST_NAME, text.encode() + b"\n")
+
+    @classmethod
+    def load(cls, root: Path) -> "Manifest":
+        """Read `root/manifest.json`. UserError: missing, not JSON, of another format, or fields missing."""
+        path = root / MANIFEST_NAME
+        if not path.is_file():
+            hint = "the packing is not finished: run it again with --resume" if (root / ".parts").is_dir() else (
+                "expected a folder made by `svdata2vec shard`")
+            raise UserError(f"{path}: does not exist; {hint}")
+        try:
+            fields = json.loads(path.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
+        return cls._from_json(fields, path)
+
+    @classmethod
+    def _from_json(cls, fields: Any, path: Path) -> "Manifest":
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise UserError(f"{path}: not a manifest of {FORMAT}")
+        if fields.get("version") != VERSION:
+            raise UserError(f"{path}: format version {fields.get('version')}, this program reads {VERSION}; "
+                            "pack again or use the program that made it")
+        try:
+            return cls(
+                dataset=fields["dataset"], codec=fields["codec"], packed_size=fields["packed_size"],
+                layout=_layout_from_json(fields["layout"]), classes=tuple(fields["classes"]),
+                components=tuple(fields["components"]), splits=fields["splits"],
+                shards=tuple(ShardEntry(**entry) for entry in fields["shards"]),
+                fingerprint=fields["fingerprint"], codec_options=fields["codec_options"],
+                split_classes={name: tuple(names) for name, names in fields["split_classes"].items()},
+                published=fields["published"], created_with=fields["created_with"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: field missing or wrong: {error}; pack again") from error
+
+
+def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:
+    return JointLayout(fields["name"], tuple(fields["joints"]), tuple((a, b) for a, b in fields["edges"]),
+                       tuple(fields["left"]), tuple(fields["right"]))
+
+
+def program_version() -> str:
+    """`svdata2vec <version>` of the installed package."""
+    try:
+        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "svdata2vec (not installed)"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, flush to the disk, rename: readers see the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,128 @@
+"""One clip as it lies in a tar: component names, the `json` component, and the checks when it is read.
+
+M persons, F frames, V joints; all coordinates are pixels of the source video as decoded and turned upright.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class ClipMeta:
+    """The `json` component.
+
+    `width`, `height`: source picture; `packed_width`, `packed_height`: stored picture. `packed_to_source`: float64
+    (2, 3), source_xy = A[:, :2] @ packed_xy + A[:, 2]; the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
+    `pose_frames`: poses in the annotation, where they are not `num_frames`. `bad_joints`: joints of the annotation that
+    are NaN, infinite or far outside the picture, stored as missing. `source`: file name of the video.
+    """
+
+    key: str
+    label: int
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    packed_width: int
+    packed_height: int
+    packed_to_source: np.ndarray
+    source: str = ""
+    subject: int | None = None
+    camera: int | None = None
+    setup: int | None = None
+    pose_frames: int | None = None
+    bad_joints: int = 0
+
+    def to_bytes(self) -> bytes:
+        """JSON text, the same for the same content."""
+        fields = asdict(self) | {"packed_to_source": self.packed_to_source.tolist()}
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, content: Buffer, where: str) -> "ClipMeta":
+        """Parse; UserError names `where` and what is wrong."""
+        try:
+            fields = json.loads(bytes(content))
+            matrix = np.array(fields.pop("packed_to_source"), np.float64)
+            meta = cls(**fields, packed_to_source=matrix)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
+        if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or meta.num_frames < 1:
+            raise UserError(f"{where}: the json component has a wrong packed_to_source or num_frames")
+        return meta
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip, parsed and checked. `video`: the bytes of the video component; `offsets` only for codec jpeg.
+
+    `pose_MTVC` float32 (M, F, V, 2), zero = missing; `score_MTV` float16 or None; `box_T4` float32 (F, 4).
+    """
+
+    key: str
+    label: int
+    video: memoryview | None
+    offsets: np.ndarray | None
+    pose_MTVC: np.ndarray
+    score_MTV: np.ndarray | None
+    box_T4: np.ndarray
+    meta: ClipMeta
+
+
+def parse_array(content: Buffer, where: str) -> np.ndarray:
+    """An .npy component; UserError if it is damaged. The array has its own memory."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
+
+
+def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int) -> Sample:
+    """Build a Sample from its components and check that they agree; UserError names the clip and the component.
+
+    `video_component` None leaves the pixels out.
+    """
+    meta = ClipMeta.from_bytes(parts["json"], f"clip {key}")
+    if meta.key != key:
+        raise UserError(f"clip {key}: the stored clip calls itself {meta.key}; the index belongs to other shards")
+    arrays = {name: parse_array(parts[name], f"clip {key}, {name}") for name in ("pose.npy", "box.npy")}
+    score_MTV = parse_array(parts["score.npy"], f"clip {key}, score.npy") if parts.get("score.npy") else None
+    _check_shapes(key, meta, arrays["pose.npy"], arrays["box.npy"], score_MTV, num_joints)
+    video = offsets = None
+    if video_component is not None:
+        video = memoryview(parts[video_component])
+        if video_component == "jpegs":
+            offsets = _parse_offsets(key, parts["offsets.npy"], len(video), meta.num_frames)
+    return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta)
+
+
+def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.ndarray, score_MTV: np.ndarray | None,
+                  num_joints: int) -> None:
+    frames = meta.num_frames
+    if pose_MTVC.ndim != 4 or pose_MTVC.shape[1:] != (frames, num_joints, 2) or pose_MTVC.dtype != np.float32:
+        raise UserError(f"clip {key}: pose.npy is {pose_MTVC.dtype} {pose_MTVC.shape}, expected float32 "
+                        f"(persons, {frames}, {num_joints}, 2)")
+    if box_T4.shape != (frames, 4):
+        raise UserError(f"clip {key}: box.npy has shape {box_T4.shape}, expected ({frames}, 4)")
+    if score_MTV is not None and score_MTV.shape != pose_MTVC.shape[:3]:
+        raise UserError(f"clip {key}: score.npy has shape {score_MTV.shape}, expected {pose_MTVC.shape[:3]}")
+    if not np.isfinite(pose_MTVC).all() or not np.isfinite(box_T4).all():
+        raise UserError(f"clip {key}: joints or boxes are not finite")
+
+
+def _parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -> np.ndarray:
+    offsets = parse_array(content, f"clip {key}, offsets.npy")
+    if offsets.shape != (num_frames + 1,) or offsets.dtype != np.int64:
+        raise UserError(f"clip {key}: offsets.npy is {offsets.dtype} {offsets.shape}, expected int64 "
+                        f"({num_frames + 1},)")
+    if offsets[0] != 0 or offsets[-1] != blob_bytes or (np.diff(offsets) <= 0).any():
+        raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs")
+    return offsets

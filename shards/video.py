@@ -1,0 +1,202 @@
+"""Reads a video's frames once, in order, as square RGB crops. The only file here that decodes.
+
+Frames come as the decoder shows them: one per coded picture whatever the time stamps say (variable frame rates become
+plain frame numbers), turned upright if the file has a rotation flag.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import av
+import fsspec
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+
+# Planes that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways.
+_CUTTABLE = ("yuv420p", "yuvj420p")
+
+
+class StepTimer(Protocol):
+    """Adds the time of a block to a named step."""
+
+    def step(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Context manager around the block."""
+
+
+def _no_timer(name: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts of the decoded video: upright size in pixels, nominal frames per second, frames the container claims."""
+
+    width: int
+    height: int
+    fps: float
+    claimed_frames: int
+    rotation: int
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """A binary file from a path or an fsspec URL."""
+    if "://" in str(path):
+        return fsspec.open(str(path), "rb").open()
+    return Path(path).open("rb")
+
+
+class VideoReader:
+    """Decodes one video. Iterate `crops()` once; `info` is there from the start.
+
+    Raises UserError naming the file if it has no readable video stream or a damaged frame.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._file = open_bytes(path)
+        try:
+            self._refuse_empty()
+            self._container = self._open_container()
+            self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
+            self._frames = self._decode()
+            self._first: Any = next(self._frames)
+            self.info = self._describe(self._first)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _refuse_empty(self) -> None:
+        if not self._file.read(1):
+            raise UserError(f"{self.path}: the file is empty")
+        self._file.seek(0)
+
+    def _open_container(self) -> Any:
+        with self._named():
+            container = av.open(self._file, mode="r", metadata_errors="ignore")
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise UserError(f"{self.path}: no video stream (found {kinds})")
+        return container
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turn the decoder's exceptions into one that names the file."""
+        try:
+            yield
+        except av.error.FFmpegError as error:
+            raise UserError(f"{self.path}: cannot be decoded ({error.strerror or error})") from error
+
+    def _decode(self) -> Iterator[Any]:
+        number = -1
+        with self._named():
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                if frame.is_corrupt:
+                    raise UserError(f"{self.path}: frame {number} is damaged")
+                yield frame
+        if number < 0:
+            raise UserError(f"{self.path}: the video stream has no frame")
+
+    def _describe(self, frame: Any) -> VideoInfo:
+        width, height = frame.width, frame.height
+        rotation = round(frame.rotation / 90) * 90 % 360
+        if rotation % 180:
+            width, height = height, width
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return VideoInfo(width, height, float(rate) if rate else 0.0, self._stream.frames, rotation)
+
+    def crops(self, x: int, y: int, side: int, start: int = 0, times: StepTimer | None = None) -> Iterator[np.ndarray]:
+        """uint8 (side, side, 3) RGB of the frames from `start` on: the square at (x, y) in upright pixels.
+
+        Black outside the picture. The array is reused for the next frame.
+        """
+        canvas = np.zeros((side, side, 3), np.uint8)
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + side, self.info.width), min(y + side, self.info.height)
+        target = canvas[top - y : bottom - y, left - x : right - x]
+        region = (left, top, right, bottom)
+        cutter = _Cutter()
+        step = times.step if times else _no_timer
+        frames = islice(self._all_frames(), start, None)
+        while True:
+            with step("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            with step("convert"):
+                target[:] = self._region(frame, region, cutter)
+            yield canvas
+
+    def count(self) -> int:
+        """Number of frames, by decoding all of them."""
+        return sum(1 for _ in self._all_frames())
+
+    def _all_frames(self) -> Iterator[Any]:
+        shape = self._first.width, self._first.height
+        yield self._first
+        self._first = None
+        for number, frame in enumerate(self._frames, start=1):
+            if (frame.width, frame.height) != shape:
+                raise UserError(f"{self.path}: the picture changes from {shape[0]}x{shape[1]} to "
+                                f"{frame.width}x{frame.height} at frame {number}; re-encode it to one size")
+            yield frame
+
+    def _region(self, frame: Any, region: tuple[int, int, int, int], cutter: "_Cutter") -> np.ndarray:
+        left, top, right, bottom = region
+        if self.info.rotation:
+            upright = np.rot90(frame.to_ndarray(format="rgb24"), self.info.rotation // 90)
+            return upright[top:bottom, left:right]
+        if frame.format.name in _CUTTABLE:
+            return cutter.rgb(frame, region)
+        return frame.to_ndarray(format="rgb24")[top:bottom, left:right]
+
+    def close(self) -> None:
+        """Close the file; further reading is an error."""
+        self._container.close()
+        self._file.close()
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Cutter:
+    """Cuts a region out of the planes and converts only that to RGB: same pixels as converting the whole frame."""
+
+    def __init__(self) -> None:
+        self._frame: Any = None
+
+    def rgb(self, frame: Any, region: tuple[int, int, int, int]) -> np.ndarray:
+        left, top, right, bottom = region
+        even_left, even_top = left & ~1, top & ~1
+        width, height = (right + 1 & ~1) - even_left, (bottom + 1 & ~1) - even_top
+        if self._frame is None:
+            self._frame = av.VideoFrame(width, height, frame.format.name)
+        self._frame.colorspace, self._frame.color_range = frame.colorspace, frame.color_range
+        for number, (source, target) in enumerate(zip(frame.planes, self._frame.planes, strict=True)):
+            shift = 1 if number else 0
+            part = _rows(source)[even_top >> shift :, even_left >> shift :]
+            rows = _rows(target)
+            # A picture of odd size has no chroma beyond its edge: the last row or column stays what it is.
+            part = part[: min(height >> shift, source.height - (even_top >> shift))]
+            part = part[:, : min(width >> shift, source.width - (even_left >> shift))]
+            rows[: part.shape[0], : part.shape[1]] = part
+        rgb = self._frame.to_ndarray(format="rgb24")
+        return rgb[top - even_top : bottom - even_top, left - even_left : right - even_left]
+
+
+def _rows(plane: Any) -> np.ndarray:
+    """View (height, line size) of a plane's memory."""
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height]
+
+
+def silence_decoder() -> None:
+    """Keep FFmpeg's own messages off the terminal: what matters comes as an exception or a skipped clip."""
+    av.logging.set_level(av.logging.PANIC)

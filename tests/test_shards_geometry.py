@@ -1,0 +1,111 @@
+"""Joint layouts and crop geometry: published pairs, the paper's boxes, packed squares that hold the crop."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svdata2vec.shards.boxes import (
+    crop_square,
+    joint_box,
+    packed_square,
+    packed_to_source,
+    person_boxes,
+    present_joints,
+    union_box,
+)
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
+
+
+@pytest.mark.parametrize(("name", "joints", "left", "right"), [
+    ("coco17", 17, [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]),
+    ("kinect25", 25, [4, 5, 6, 7, 12, 13, 14, 15, 21, 22], [8, 9, 10, 11, 16, 17, 18, 19, 23, 24]),
+    ("smarthome15", 15, [1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]),
+    ("openpose18", 18, [5, 6, 7, 11, 12, 13, 15, 17], [2, 3, 4, 8, 9, 10, 14, 16]),
+])
+def test_layouts_have_the_published_pairs(name: str, joints: int, left: list[int], right: list[int]) -> None:
+    entry = layout(name)
+    assert len(entry.joints) == joints
+    assert list(entry.left) == left
+    assert list(entry.right) == right
+    assert entry.flip_V[entry.flip_V].tolist() == list(range(joints))
+    assert len(set(entry.edges)) == len(entry.edges)
+    reached = {0}
+    for _ in entry.edges:
+        reached |= {b for edge in entry.edges for a, b in (edge, edge[::-1]) if a in reached}
+    assert reached == set(range(joints)), "the bones connect all joints"
+
+
+def test_smarthome_edges_are_the_published_ones() -> None:
+    published = "(14,1)(15,14)(9,15)(8,15)(10,8)(12,10)(11,9)(13,11)(3,14)(5,3)(7,5)(2,14)(4,2)(6,4)"
+    pairs = {frozenset(int(n) - 1 for n in pair.split(",")) for pair in published.strip("()").split(")(")}
+    assert {frozenset(edge) for edge in layout("smarthome15").edges} == pairs
+
+
+def test_layout_refuses_nonsense() -> None:
+    with pytest.raises(UserError, match=r"unknown joint layout 'coco': expected one of coco17, kinect25"):
+        layout("coco")
+    with pytest.raises(UserError, match="1 left joints but 0 right joints"):
+        JointLayout("x", ("a", "b"), (), (0,), ())
+    with pytest.raises(UserError, match=r"joint numbers must be in 0\.\.1"):
+        JointLayout("x", ("a", "b"), ((0, 2),), (), ())
+    with pytest.raises(UserError, match="listed twice"):
+        JointLayout("x", ("a", "b"), (), (0,), (0,))
+    assert set(LAYOUTS) == {"coco17", "kinect25", "smarthome15", "openpose18"}
+
+
+def test_boxes_ignore_missing_joints() -> None:
+    joints_MTVC = np.zeros((2, 3, 4, 2), np.float32)
+    joints_MTVC[0, 0, 1] = 10, 20
+    joints_MTVC[1, 0, 2] = 30, 5
+    joints_MTVC[1, 2, 0] = 0, 7  # on the left edge: present, although x is zero
+    assert joint_box(joints_MTVC) == (0, 5, 30, 20)
+    assert person_boxes(joints_MTVC).tolist() == [[10, 5, 30, 20], [0, 0, 0, 0], [0, 7, 0, 7]]
+    assert int(present_joints(joints_MTVC).sum()) == 3
+    assert joint_box(np.zeros((0, 3, 17, 2), np.float32)) is None
+    assert person_boxes(np.zeros((0, 3, 17, 2), np.float32)).tolist() == [[0] * 4] * 3
+    assert union_box(np.array([[0, 0, 0, 0], [1, 2, 3, 4], [2, 1, 5, 3]])) == (1, 1, 5, 4)
+    assert union_box(np.zeros((3, 4))) is None
+
+
+@pytest.mark.parametrize(("box", "expected"), [
+    (None, (0, 0, 640, 480)),
+    ((100, 100, 109.9, 200), (0, 0, 640, 480)),      # narrower than 10 px
+    ((100, 100, 200, 109), (0, 0, 640, 480)),        # lower than 10 px
+    ((100, 100, 201, 303), (38, 89, 262, 313)),      # height decides: half = 111.65
+    ((100, 200, 303, 250), (89, 113, 313, 336)),     # width decides
+    ((0, 0, 101, 101), (-5, -5, 106, 106)),          # -5.05 and 106.05 truncated toward zero
+])
+def test_crop_square_follows_the_paper(box: tuple[float, ...] | None, expected: tuple[int, ...]) -> None:
+    assert crop_square(box, 640, 480) == expected
+
+
+coordinate = st.floats(-300, 1200, allow_nan=False)
+
+
+@given(st.tuples(coordinate, coordinate, coordinate, coordinate), st.sampled_from([32, 160, 320]))
+def test_packed_square_holds_what_is_in_the_picture(corners: tuple[float, ...], size: int) -> None:
+    width, height = 960, 540
+    box = (min(corners[0], corners[2]), min(corners[1], corners[3]),
+           max(corners[0], corners[2]), max(corners[1], corners[3]))
+    x, y, side = packed_square(box, width, height, size)
+    x1, y1, x2, y2 = crop_square(box, width, height)
+    margin = 0.125 * max(x2 - x1, y2 - y1)
+    left, top = max(x1 - margin, 0), max(y1 - margin, 0)
+    right, bottom = min(x2 + margin, width), min(y2 + margin, height)
+    assert side >= size
+    assert side <= max(size, 1.25 * max(x2 - x1, y2 - y1) + 2, 0) or right <= left or bottom <= top
+    if right > left and bottom > top:
+        assert x <= left + 1 and y <= top + 1 and x + side >= right - 1 and y + side >= bottom - 1
+
+
+def test_small_people_keep_the_source_resolution() -> None:
+    assert packed_square((300, 200, 350, 300), 960, 540, 320) == (165, 90, 320)
+
+
+def test_packed_to_source_maps_corners() -> None:
+    matrix = packed_to_source(-10, 20, 640, 320)
+    assert (matrix[:, :2] @ [0, 0] + matrix[:, 2]).tolist() == [-10, 20]
+    assert (matrix[:, :2] @ [320, 320] + matrix[:, 2]).tolist() == [630, 660]
+    assert (matrix[:, :2] @ [0.5, 0.5] + matrix[:, 2]).tolist() == [-9, 21], "centre of the first pixel"
