@@ -1,0 +1,66 @@
+"""Axis-aligned 2x3 maps between pictures, in continuous pixel coordinates.
+
+Convention everywhere: the centre of pixel (column j, row i) is the point (j + 0.5, i + 0.5); a picture of width w
+spans x from 0 to w. A map is a float64 array [[a, b, c], [d, e, f]] with x' = a x + b y + c, y' = d x + e y + f. In
+these coordinates resizing is a pure scale (the half-pixel rule of OpenCV's resize): one map serves pixels and joints.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]  # (2, 3)
+
+
+def scale_and_shift(scale_x: float, scale_y: float, shift_x: float, shift_y: float) -> Affine:
+    """x' = scale_x x + shift_x, y' = scale_y y + shift_y."""
+    return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y]], dtype=np.float64)
+
+
+def window_map(window: tuple[float, float, float, float], size: float) -> Affine:
+    """The map from a `size` x `size` picture to the window (x1, y1, x2, y2) that was resized to it."""
+    x1, y1, x2, y2 = window
+    return scale_and_shift((x2 - x1) / size, (y2 - y1) / size, x1, y1)
+
+
+def mirror_map(size: float) -> Affine:
+    """x -> size - x."""
+    return scale_and_shift(-1.0, 1.0, size, 0.0)
+
+
+def compose(outer: Affine, inner: Affine) -> Affine:
+    """The map p -> outer(inner(p))."""
+    linear = outer[:, :2] @ inner[:, :2]
+    shift = outer[:, :2] @ inner[:, 2] + outer[:, 2]
+    return np.concatenate([linear, shift[:, None]], axis=1)
+
+
+def invert(affine: Affine) -> Affine:
+    """The inverse map. Raises ValueError when the map collapses the plane."""
+    determinant = float(np.linalg.det(affine[:, :2]))
+    if not np.isfinite(affine).all() or abs(determinant) < 1e-12:
+        raise ValueError(f"affine map {affine.tolist()} has no inverse: expected finite numbers and a non-zero scale")
+    linear = np.linalg.inv(affine[:, :2])
+    return np.concatenate([linear, -(linear @ affine[:, 2])[:, None]], axis=1)
+
+
+def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Map points (..., 2)."""
+    return points.astype(np.float64) @ affine[:, :2].T + affine[:, 2]
+
+
+def pixel_index_form(output_to_source: Affine) -> Affine:
+    """The same map between pixel *indices* (centre of pixel 0 = 0), as OpenCV's warpAffine wants it."""
+    half = scale_and_shift(1.0, 1.0, 0.5, 0.5)
+    return compose(scale_and_shift(1.0, 1.0, -0.5, -0.5), compose(output_to_source, half))
+
+
+def source_window(output_to_source: Affine, size: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Pixels (x1, y1, x2, y2) of a width x height picture that bilinear sampling of the whole output can touch.
+
+    At least one pixel wide and high, also when the output lies entirely outside the picture.
+    """
+    corners = apply(output_to_source, np.array([[0.5, 0.5], [size - 0.5, size - 0.5]]))
+    low, high = corners.min(0) - 0.5, corners.max(0) - 0.5  # pixel indices of the outermost sampling points
+    x1, y1 = (int(np.clip(np.floor(v) - 1, 0, n - 1)) for v, n in zip(low, (width, height), strict=True))
+    x2, y2 = (int(np.clip(np.floor(v) + 3, o + 1, n)) for v, o, n in zip(high, (x1, y1), (width, height), strict=True))
+    return x1, y1, x2, y2

@@ -1,0 +1,67 @@
+"""The one thing that leaves the pipeline: a batch that checks itself.
+
+B clips, T frames, H W picture, M persons, V joints, C coordinates (x, y).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """A batch of clips.
+
+    video_BTHWC: uint8 RGB, or None in skeleton-only mode. joints_BMTVC: float32 pixels of the same pictures (pixel
+    centres at integer + 0.5), (0, 0) = missing, or None. label_B: int64. keys: B clip names. view_B: int64 number of
+    the evaluation view of each entry (None when every clip has one view).
+    """
+
+    video_BTHWC: Tensor | None
+    joints_BMTVC: Tensor | None
+    label_B: Tensor
+    keys: tuple[str, ...]
+    view_B: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.label_B, "label_B", torch.int64, 1, len(self.keys))
+        if self.video_BTHWC is not None:
+            _check(self.video_BTHWC, "video_BTHWC", torch.uint8, 5, len(self.keys))
+            if self.video_BTHWC.shape[-1] != 3:
+                raise ValueError(f"video_BTHWC has shape {tuple(self.video_BTHWC.shape)}: expected 3 colours last")
+        if self.joints_BMTVC is not None:
+            _check(self.joints_BMTVC, "joints_BMTVC", torch.float32, 5, len(self.keys))
+        if self.view_B is not None:
+            _check(self.view_B, "view_B", torch.int64, 1, len(self.keys))
+        if self.video_BTHWC is not None and self.joints_BMTVC is not None:
+            video_frames, joint_frames = self.video_BTHWC.shape[1], self.joints_BMTVC.shape[2]
+            if video_frames != joint_frames:
+                raise ValueError(f"video_BTHWC has {video_frames} frames but joints_BMTVC {joint_frames}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: str | torch.device) -> "ClipBatch":
+        """The same batch with every tensor on a device."""
+        moved = [
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.video_BTHWC, self.joints_BMTVC, self.label_B, self.view_B)
+        ]
+        assert moved[2] is not None
+        return ClipBatch(moved[0], moved[1], moved[2], self.keys, moved[3])
+
+    def __repr__(self) -> str:
+        def shape(tensor: Tensor | None) -> str:
+            return "None" if tensor is None else str(tuple(tensor.shape))
+
+        video, joints = shape(self.video_BTHWC), shape(self.joints_BMTVC)
+        return f"ClipBatch(video_BTHWC={video}, joints_BMTVC={joints}, clips={len(self)})"
+
+
+def _check(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int, num_clips: int) -> None:
+    if tensor.dtype != dtype or tensor.ndim != ndim or tensor.shape[0] != num_clips:
+        raise ValueError(
+            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}: "
+            f"expected {dtype} with {ndim} dimensions and {num_clips} clips"
+        )

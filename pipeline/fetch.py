@@ -1,0 +1,100 @@
+"""One clip from the shards to what the decoder and the batch need: read, check, plan. No pixels are decoded here.
+
+T sampled frames, M persons, V joints.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.augment import PixelAugment
+from svdata2vec.pipeline.frames import EncodedClip
+from svdata2vec.pipeline.plan import PlanConfig, apply_to_joints, make_plan
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+
+class BadClipError(ValueError):
+    """One clip is unusable; the others are not concerned."""
+
+
+@dataclass(frozen=True)
+class FetchedClip:
+    """A planned clip. `encoded` is None in skeleton-only mode, `joints_MTVC` (float32) in RGB-only mode."""
+
+    row: int
+    key: str
+    label: int
+    view: int
+    joints_MTVC: NDArray[np.float32] | None
+    encoded: EncodedClip | None
+    augment: PixelAugment | None
+
+
+class ClipFetcher:
+    """Reads and plans clips of one split. A pure function of (row, epoch, view), but for the shards it keeps open.
+
+    label_map: int64 (classes,), stored label -> label of the split. check_hashes: compare every tar with the sha256 of
+    the manifest when it is first read.
+    """
+
+    def __init__(
+        self, shards: ShardSet, config: PlanConfig, *, train: bool, seed: int, video: bool, joints: bool,
+        label_map: NDArray[np.int64], check_hashes: bool,
+    ) -> None:
+        self.shards, self.config, self.train, self.seed = shards, config, train, seed
+        self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
+        self._hashed: set[int] = set()
+
+    def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
+        """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
+        if self.check_hashes:
+            self._check_hash(int(self.shards.index[row]["shard"]))
+        try:
+            sample = self.shards.sample(row, video=self.video)
+            plan = make_plan(
+                sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
+                train=self.train, seed=self.seed, epoch=epoch, key=sample.key, view=view,
+            )
+            joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
+            encoded = None
+            if sample.video is not None:
+                encoded = EncodedClip(
+                    sample.key, np.frombuffer(sample.video, np.uint8), sample.offsets, plan.frames_T,
+                    affine.compose(affine.invert(sample.meta.packed_to_source), plan.output_to_source),
+                    sample.meta.packed_width, sample.meta.packed_height,
+                )
+        except (OSError, ValueError) as error:
+            self._check_shard(int(self.shards.index[row]["shard"]), error)
+            raise BadClipError(str(error)) from error
+        label = int(self.label_map[sample.label]) if 0 <= sample.label < len(self.label_map) else -1
+        return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
+
+    def _path(self, shard: int) -> Path:
+        return Path(self.shards.root) / self.shards.manifest.shards[shard].name
+
+    def _check_shard(self, shard: int, error: Exception) -> None:
+        """Raise UserError if the tar itself is gone or shorter than promised: then no clip of it can be trusted."""
+        path, expected = self._path(shard), self.shards.manifest.shards[shard].bytes
+        found = path.stat().st_size if path.is_file() else None
+        if found != expected:
+            size = "missing" if found is None else f"{found} bytes"
+            raise UserError(f"{path}: {size}, expected {expected} bytes; copy it again or pack again") from error
+
+    def _check_hash(self, shard: int) -> None:
+        if shard in self._hashed:
+            return
+        self._check_shard(shard, ValueError("size"))
+        with self._path(shard).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        expected = self.shards.manifest.shards[shard].sha256
+        if found != expected:
+            raise UserError(
+                f"{self._path(shard)}: sha256 {found[:12]}..., expected {expected[:12]}...; the tar was changed: "
+                "run `svdata2vec verify` to find the clips, or copy it again"
+            )
+        self._hashed.add(shard)

@@ -1,0 +1,69 @@
+"""What every decoder takes and promises: encoded clips in, uint8 frames in a given tensor, a reason per failed clip.
+
+B clips, T sampled frames, S output size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svdata2vec.pipeline.affine import Affine
+
+CLIP_BROKEN = "damaged video"
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """The encoded video of one clip, the frames wanted and where the output pixels lie in its packed picture.
+
+    video: 1-D uint8. offsets: int64 (F+1,) for concatenated JPEGs, None for a video container. frames_T: int64.
+    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture.
+    """
+
+    key: str
+    video: NDArray[np.uint8]
+    offsets: NDArray[np.int64] | None
+    frames_T: NDArray[np.int64]
+    output_to_packed: Affine
+    packed_width: int
+    packed_height: int
+
+
+class FrameDecoder(Protocol):
+    """Turns encoded clips into frames. One object serves one thread at a time."""
+
+    def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
+        """Write every clip's frames (uint8 RGB) and return {number of a clip that cannot be decoded: why}.
+
+        The rows of failed clips hold anything; all other rows are right.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give threads, processes and device memory back; may be called twice."""
+        ...
+
+
+def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
+    """The JPEGs of the wanted frames, without copying.
+
+    Raises ValueError when the offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
+    does: a decoder would fill what is missing with grey and say nothing.
+    """
+    offsets = clip.offsets
+    if offsets is None:
+        raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
+    if int(clip.frames_T.max()) + 1 >= len(offsets):
+        raise ValueError(f"clip {clip.key}: frame {int(clip.frames_T.max())} wanted, {len(offsets) - 1} stored")
+    starts, stops = offsets[clip.frames_T], offsets[clip.frames_T + 1]
+    if starts.min() < 0 or (stops - starts).min() < 4 or stops.max() > clip.video.size:
+        raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
+    marks_T4 = clip.video[np.stack([starts, starts + 1, stops - 2, stops - 1], axis=1)]
+    wrong = np.flatnonzero((marks_T4 != (0xFF, 0xD8, 0xFF, 0xD9)).any(axis=1))
+    if wrong.size:
+        raise ValueError(f"clip {clip.key}: frame {int(clip.frames_T[wrong[0]])} is not a whole JPEG picture")
+    return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]

@@ -1,0 +1,254 @@
+"""The DALI half of the pipeline, and the only file that imports DALI: encoded bytes in, uint8 frames out, no state.
+
+A graph holds no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (for JPEG only
+the window that is sampled) and OpenCV resamples in threads; on a GPU decoding and resampling are one graph. An error
+invalidates a DALI pipeline, so a failed run rebuilds it and the clips are tried one by one.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.geometry import warp_frame
+
+try:
+    import nvidia.dali.fn as fn
+    from nvidia.dali import Pipeline, pipeline_def, types
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "NVIDIA DALI is missing: pip install 'svdata2vec[cuda13]' (also for CPU-only machines) or "
+        "'svdata2vec[cuda12]', or choose the decoder 'oracle' (slow)"
+    ) from error
+
+log = logging.getLogger(__name__)
+
+UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.DALIDataType.FLOAT
+Geometry = Literal["opencv", "warp", "resize"]
+Feed = dict[str, list[NDArray[Any]]]
+IMAGES_PER_RUN = 256  # bounds memory: 75 MB of decoded 320-px pictures per run in flight
+FRAMES_PER_RUN = 256
+
+
+def _input(name: str, dtype: Any, ndim: int) -> Any:
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim, batch=True, no_copy=True)
+
+
+def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
+    """Packed pictures or sequences to size x size; the inputs are fed per sample."""
+    if geometry == "warp":  # DALI's warp takes continuous coordinates: the map as it is
+        matrix = _input("matrix", FLOAT, 2)
+        return fn.warp_affine(frames, matrix=matrix, size=(size, size), fill_value=0, inverse_map=True)
+    start, stop = _input("box_start", INT32, 1), _input("box_stop", INT32, 1)
+    boxed = fn.slice(frames, start=start, end=stop, axis_names="HW", out_of_bounds_policy="pad", fill_values=0)
+    roi_start, roi_stop = _input("roi_start", FLOAT, 1), _input("roi_stop", FLOAT, 1)
+    return fn.resize(boxed, size=(size, size), antialias=False, roi_start=roi_start, roi_end=roi_stop)
+
+
+@pipeline_def
+def _jpeg_graph(geometry: Geometry, size: int, device: str) -> Any:
+    data = _input("data", UINT8, 1)
+    if geometry == "opencv":
+        anchor, shape = _input("anchor", INT32, 1), _input("shape", INT32, 1)
+        return fn.decoders.image_slice(
+            data, anchor, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False, device="cpu"
+        )
+    return _resample(fn.decoders.image(data, device=device), geometry, size)
+
+
+@pipeline_def
+def _video_graph(geometry: Geometry, size: int, device: str) -> Any:
+    data, frames = _input("data", UINT8, 1), _input("frames", INT32, 1)
+    decoded = fn.decoders.video(data, frames=frames, pad_mode="none", device=device)
+    return decoded if geometry == "opencv" else _resample(decoded, geometry, size)
+
+
+class DaliDecoder:
+    """`FrameDecoder` on DALI for concatenated JPEGs (`codec="jpeg"`) and video containers (any other codec).
+
+    device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC). geometry: "opencv" (CPU only) | "warp" (DALI warp_affine) | "resize"
+    (DALI slice with black padding + resize of a window); None = the fastest measured: "opencv" on the CPU, else "warp".
+    """
+
+    def __init__(
+        self, codec: str, size: int, *, device: str = "cpu", num_threads: int = 2, geometry: Geometry | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.geometry: Geometry = geometry or ("opencv" if self.device.type == "cpu" else "warp")
+        if self.geometry == "opencv" and self.device.type != "cpu":
+            raise ValueError(f"geometry 'opencv' needs device 'cpu', not {device!r}: use 'warp' or 'resize'")
+        self.jpeg, self.size, self.num_threads = codec == "jpeg", size, num_threads
+        self.rebuilds = 0
+        cv2.setNumThreads(1)  # else OpenCV's own threads fight with this object's
+        self._pipeline: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
+        failed: dict[int, str] = {}
+        good: list[tuple[int, EncodedClip]] = []
+        for i, clip in enumerate(clips):
+            reason = _flaw(clip, self.jpeg)
+            if reason is None:
+                good.append((i, clip))
+            else:
+                failed[i] = reason
+        for chunk in _chunks(good, self._clips_per_run(clips)):
+            failed.update(self._decode_chunk(chunk, out_BTSS3))
+        return failed
+
+    def close(self) -> None:
+        self._pipeline = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _clips_per_run(self, clips: Sequence[EncodedClip]) -> int:
+        longest = max((len(clip.frames_T) for clip in clips), default=1)
+        return max(1, (IMAGES_PER_RUN if self.jpeg else FRAMES_PER_RUN) // longest)
+
+    def _decode_chunk(self, chunk: list[tuple[int, EncodedClip]], out_BTSS3: Tensor) -> dict[int, str]:
+        """One run; if DALI fails, a new pipeline and one run per clip, so that only the guilty ones are lost."""
+        try:
+            self._run(chunk, out_BTSS3)
+            return {}
+        except RuntimeError as error:
+            self._pipeline = None
+            self.rebuilds += 1
+            if len(chunk) == 1:
+                return {chunk[0][0]: _short(error)}
+        log.warning("a run of %d clips failed in DALI; trying them one by one", len(chunk))
+        failed: dict[int, str] = {}
+        for entry in chunk:
+            failed.update(self._decode_chunk([entry], out_BTSS3))
+        return failed
+
+    def _run(self, chunk: list[tuple[int, EncodedClip]], out_BTSS3: Tensor) -> None:
+        feed: Feed = {}
+        for _, clip in chunk:
+            for name, values in self._inputs(clip).items():
+                feed.setdefault(name, []).extend(values)
+        pipeline = self._built(len(feed["data"]))
+        for name, values in feed.items():
+            pipeline.feed_input(name, values)
+        (output,) = pipeline.run()
+        if self.geometry == "opencv":
+            self._warp(chunk, output, out_BTSS3)
+        else:
+            self._copy(chunk, output, out_BTSS3)
+
+    def _built(self, num_samples: int) -> Any:
+        if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
+            build: Callable[..., Pipeline] = _jpeg_graph if self.jpeg else _video_graph
+            on_gpu = self.device.type == "cuda"
+            self._pipeline = build(
+                self.geometry,
+                self.size,
+                "mixed" if on_gpu else "cpu",
+                batch_size=max(num_samples, 1),
+                num_threads=self.num_threads,
+                device_id=(self.device.index or 0) if on_gpu else None,
+                prefetch_queue_depth=1,
+            )
+            self._pipeline.build()
+        return self._pipeline
+
+    def _inputs(self, clip: EncodedClip) -> Feed:
+        """What one clip contributes to a run: one entry per JPEG, or one per video."""
+        if self.jpeg:
+            data: list[NDArray[Any]] = list(jpeg_slices(clip))
+            feed: Feed = {"data": data}
+        else:
+            feed = {"data": [clip.video], "frames": [clip.frames_T.astype(np.int32)]}
+        repeats = len(feed["data"])
+        if self.geometry == "opencv":
+            x1, y1, x2, y2 = affine.source_window(
+                clip.output_to_packed, self.size, clip.packed_width, clip.packed_height
+            )
+            if self.jpeg:
+                feed["anchor"] = [np.array([y1, x1], np.int32)] * repeats
+                feed["shape"] = [np.array([y2 - y1, x2 - x1], np.int32)] * repeats
+        elif self.geometry == "warp":
+            feed["matrix"] = [clip.output_to_packed.astype(np.float32)] * repeats
+        else:
+            for name, value in _window_inputs(clip, self.size).items():
+                feed[name] = [value] * repeats
+        return feed
+
+    def _warp(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: Tensor) -> None:
+        """OpenCV geometry of one run's pictures, spread over threads (OpenCV releases the interpreter)."""
+        out = out_BTSS3.numpy()
+        jobs: list[tuple[NDArray[np.uint8], tuple[int, int], affine.Affine, NDArray[np.uint8]]] = []
+        sample = 0
+        for i, clip in chunk:
+            if self.jpeg:
+                window = affine.source_window(clip.output_to_packed, self.size, clip.packed_width, clip.packed_height)
+                pictures = [np.asarray(output[k]) for k in range(sample, sample + len(clip.frames_T))]
+                sample, origin = sample + len(clip.frames_T), window[:2]
+            else:
+                pictures, sample, origin = list(np.asarray(output[sample])), sample + 1, (0, 0)
+            jobs += [(picture, origin, clip.output_to_packed, out[i, t]) for t, picture in enumerate(pictures)]
+        if self.num_threads == 1:
+            _warp_jobs(jobs)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="svdata2vec-warp")
+        parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
+        list(self._pool.map(_warp_jobs, parts))
+
+    def _copy(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: Tensor) -> None:
+        """Dense output of a run into its rows, complete when this returns (DALI may reuse its memory then)."""
+        frames = torch.from_dlpack(output.as_tensor())
+        frames = frames.view(len(chunk), -1, *frames.shape[-3:])
+        rows = torch.tensor([i for i, _ in chunk], device=out_BTSS3.device)
+        out_BTSS3.index_copy_(0, rows, frames)
+        if out_BTSS3.is_cuda:
+            torch.cuda.current_stream(out_BTSS3.device).synchronize()
+
+
+def _warp_jobs(jobs: list[tuple[NDArray[np.uint8], tuple[int, int], affine.Affine, NDArray[np.uint8]]]) -> None:
+    for job in jobs:
+        warp_frame(*job)
+
+
+def _chunks(entries: list[tuple[int, EncodedClip]], size: int) -> Iterable[list[tuple[int, EncodedClip]]]:
+    return (entries[k : k + size] for k in range(0, len(entries), size))
+
+
+def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
+    """The map as DALI's slice + resize want it: an int box with room for the taps, a window inside it (y before x)."""
+    corners_xy = affine.apply(clip.output_to_packed, np.array([[0.0, 0.0], [size, size]]))
+    low, high = np.floor(corners_xy.min(0)) - 1, np.ceil(corners_xy.max(0)) + 1
+    (start_x, start_y), (stop_x, stop_y) = corners_xy - low
+    return {
+        "box_start": low[::-1].astype(np.int32),
+        "box_stop": high[::-1].astype(np.int32),
+        "roi_start": np.array([start_y, start_x], np.float32),
+        "roi_stop": np.array([stop_y, stop_x], np.float32),
+    }
+
+
+def _flaw(clip: EncodedClip, jpeg: bool) -> str | None:
+    """Why a clip must not be given to DALI, which would fail late or show wrong pictures in silence; None if it may."""
+    try:
+        if jpeg:
+            jpeg_slices(clip)
+        elif clip.video.size == 0:
+            raise ValueError(f"clip {clip.key}: its video has no bytes")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _short(error: BaseException) -> str:
+    """The line of DALI's report that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "assert" in line.lower() or "error" in line.lower()]
+    return (telling or lines or ["DALI failed without a message"])[0]

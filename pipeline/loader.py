@@ -1,0 +1,294 @@
+"""`ClipLoader`: batches of a split, prefetched in the background, in an order that any later run can go on with.
+
+The place of a run is (epoch, clips consumed by all ranks together). The order of an epoch and every clip's
+augmentation are pure functions of (seed, epoch, key), so nothing else has to be saved, and the next batch after a
+resume is equal bit for bit; with another number of ranks or another batch size no clip is lost or repeated.
+"""
+
+import hashlib
+import os
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from svdata2vec.pipeline.badclips import BadClips
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.fetch import ClipFetcher
+from svdata2vec.pipeline.frames import FrameDecoder
+from svdata2vec.pipeline.oracle import OracleDecoder
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.prefetch import Prefetch
+from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
+from svdata2vec.pipeline.stats import LoaderStats
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+DecoderName = Literal["dali", "oracle"]
+STATE_VERSION = 1
+
+
+class ClipLoader:
+    """Batches of one split of a shard set.
+
+    limit: use only the first n clips of the split, or only these rows (int64 array). train: shuffled, random plans,
+    endless epochs in the background; else the split's order, each clip exactly once over all ranks. video, joints:
+    which of the two a batch has (without video nothing is decoded). last_batch: what happens to clips that do not fill
+    a step: "drop" (default in training) or "partial" (always in evaluation; in training all ranks get equally many).
+    max_bad_rate: share of unusable clips that is tolerated; 0 = none. check_hashes: compare each tar with the manifest.
+
+    Iterating gives the rest of the current epoch; the next iteration starts the next epoch. Threads and DALI start with
+    the first iteration, so a loader may be pickled or forked before. `close` (or `with`) ends them.
+
+    Raises UserError for an unknown split and ValueError for arguments that cannot be met.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        plan: PlanConfig,
+        *,
+        batch_size: int,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str = "cpu",
+        decoder: DecoderName = "dali",
+        num_threads: int = 2,
+        prefetch: int = 2,
+        video: bool = True,
+        joints: bool = True,
+        limit: int | NDArray[np.int64] | None = None,
+        last_batch: Literal["drop", "partial"] | None = None,
+        max_bad_rate: float = 0.01,
+        check_hashes: bool = False,
+    ) -> None:
+        self.last_batch = last_batch or ("drop" if train else "partial")
+        if batch_size < 1 or prefetch < 1 or num_threads < 1:
+            raise ValueError(
+                f"batch_size {batch_size}, prefetch {prefetch}, num_threads {num_threads}: expected 1 or more"
+            )
+        if not (video or joints):
+            raise ValueError("video=False and joints=False: a batch would be empty; switch one of them on")
+        if self.last_batch == "drop" and not train:
+            raise ValueError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
+        self.shards, self.split, self.plan = shards, split, plan
+        self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
+        self.video, self.joints, self.max_bad_rate, self.check_hashes = video, joints, max_bad_rate, check_hashes
+        rows = _select(shards.rows(split), limit, split)
+        self.order = OrderConfig(
+            rows=rows, views=1 if train else plan.views, batch_size=batch_size, seed=seed, train=train,
+            drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
+        )
+        if not self.order.steps(0):
+            raise UserError(
+                f"split {split!r} has {len(rows)} clips, fewer than one step of {batch_size} clips on {world_size} "
+                "ranks; use a smaller batch, or last_batch='partial'"
+            )
+        self.stats = LoaderStats()
+        self._epoch = self._position = 0
+        self._fingerprint = _fingerprint(shards, split, rows)
+        self._running: _Running | None = None
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of the split (or of `limit`), over all ranks."""
+        return len(self.order.rows)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch on this rank; equal on every rank in training."""
+        parts = (self.order.part(step) for step in self.order.steps(0))
+        return sum(start < stop for start, stop in parts)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the next batch belongs to."""
+        return self._epoch + 1 if self._epoch_is_over() else self._epoch
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        if self._epoch_is_over():
+            self._epoch, self._position = self._epoch + 1, 0
+        for step in self.order.steps(self._position):
+            start, stop = self.order.part(step)
+            if start == stop:
+                self._position = step[1]
+                continue
+            ready = self._next_ready()
+            if (ready.epoch, ready.position) != (self._epoch, step[1]):
+                raise RuntimeError(
+                    f"batch of epoch {ready.epoch}, position {ready.position} came for epoch {self._epoch}, position "
+                    f"{step[1]}: two iterations of one loader ran at the same time; make a second loader"
+                )
+            self._position = step[1]
+            if ready.batch is not None:
+                self.stats.batches += 1
+                yield ready.batch
+        self._stop_if_evaluation()
+        self._epoch, self._position = self._epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch."""
+        self._stop_stream()
+        self._epoch, self._position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch that was handed out; equal on all ranks."""
+        return {
+            "version": STATE_VERSION, "epoch": self._epoch, "position": self._position,
+            "seed": self.order.seed, "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UserError when it belongs to other data, another split or seed."""
+        mine = self.state_dict()
+        for name, meaning in (("version", "format"), ("fingerprint", "shards, split or subset"), ("seed", "seed")):
+            if state.get(name) != mine[name]:
+                raise UserError(
+                    f"loader state has {name} {state.get(name)!r}, this loader {mine[name]!r}: it was saved with "
+                    f"another {meaning}; resume with the same one, or start a new run"
+                )
+        if not 0 <= state["position"] <= self.order.num_entries or state["epoch"] < 0:
+            raise UserError(
+                f"loader state is at position {state['position']} of epoch {state['epoch']}: expected "
+                f"0..{self.order.num_entries}; the file is damaged"
+            )
+        self._stop_stream()
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+
+    def close(self) -> None:
+        """End threads and decoder. The loader may be iterated again and goes on where it was."""
+        if self._running is not None and self._running.finalizer is not None:
+            self._running.finalizer()
+        self._running = None
+
+    def __enter__(self) -> "ClipLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": None}
+
+    def _epoch_is_over(self) -> bool:
+        return self._position > 0 and not self.order.steps(self._position)
+
+    def _next_ready(self) -> Ready:
+        started = time.perf_counter()
+        running = self._run()
+        if running.stream is None:
+            running.start(self._epoch, self._position, self.prefetch)
+        assert running.stream is not None
+        try:
+            ready = next(running.stream)
+        except BaseException:
+            self._stop_stream()
+            raise
+        self.stats.wait_seconds += time.perf_counter() - started
+        return ready
+
+    def _run(self) -> "_Running":
+        """The background half: made at first use, and again in a forked child, where the parent's threads are not."""
+        if self._running is not None and self._running.pid != os.getpid():
+            _LEFT_TO_PARENT.append(self._running)
+            self._running = None
+        if self._running is None:
+            self._running = _Running(self._make_producer())
+            self._running.finalizer = weakref.finalize(self, self._running.shut_down)
+        return self._running
+
+    def _make_producer(self) -> Producer:
+        fetcher = ClipFetcher(
+            self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
+            label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes,
+        )
+        decoder = make_decoder(
+            self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
+        ) if self.video else None
+        bad = BadClips(self.shards, self.max_bad_rate)
+        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device)
+
+    def _stop_stream(self) -> None:
+        if self._running is not None and self._running.pid == os.getpid():
+            self._running.stop()
+
+    def _stop_if_evaluation(self) -> None:
+        if not self.order.train:
+            self._stop_stream()
+
+
+_LEFT_TO_PARENT: list["_Running"] = []  # a forked child must not destroy what its parent's threads work on
+
+
+class _Running:
+    """Threads and decoder of a loader. Holds no reference to the loader, which may therefore be collected."""
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.pid = os.getpid()
+        self.reader: Prefetch[Any] | None = None
+        self.stream: Prefetch[Ready] | None = None
+        self.finalizer: Any = None
+
+    def start(self, epoch: int, position: int, depth: int) -> None:
+        self.reader = Prefetch(self.producer.read(epoch, position), depth, "svdata2vec-read")
+        self.stream = Prefetch(self.producer.decode(self.reader), depth, "svdata2vec-decode")
+
+    def stop(self) -> None:
+        """End the threads, keep the decoder."""
+        for stage in (self.reader, self.stream):
+            if stage is not None:
+                stage.request_stop()
+        for stage in (self.stream, self.reader):
+            if stage is not None:
+                stage.close()
+        self.reader = self.stream = None
+
+    def shut_down(self) -> None:
+        if self.pid == os.getpid():
+            self.stop()
+            if self.producer.decoder is not None:
+                self.producer.decoder.close()
+
+
+def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
+    """The decoder for a codec on a device. DALI is imported only here, and only if it is used."""
+    if name == "oracle":
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"decoder 'oracle' runs on the CPU, not on {device!r}: use 'dali'")
+        return OracleDecoder()
+    if name != "dali":
+        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'oracle'")
+    from svdata2vec.pipeline.graph import DaliDecoder
+
+    return DaliDecoder(codec, size, device=device, num_threads=num_threads)
+
+
+def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:
+    if limit is None:
+        return rows
+    if isinstance(limit, int):
+        if limit < 1:
+            raise ValueError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
+        return rows[:limit]
+    wanted = np.asarray(limit, dtype=np.int64)
+    foreign = wanted[~np.isin(wanted, rows)]
+    if foreign.size:
+        raise ValueError(f"limit names row {foreign[0]}, not in split {split!r}: use rows of shards.rows({split!r})")
+    return wanted
+
+
+def _fingerprint(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> str:
+    """Identity of the data behind an order: the bytes of every tar (by their hashes), the split and its rows."""
+    digest = hashlib.blake2b(digest_size=16)
+    for shard in shards.manifest.shards:
+        digest.update(f"{shard.name} {shard.sha256}\n".encode())
+    digest.update(split.encode() + b"\n" + np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()

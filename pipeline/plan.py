@@ -1,0 +1,200 @@
+"""Clip plans: which frames of a clip are seen and through which one affine map. All randomness of the pipeline is here.
+
+The method (its section "inputs"): frames, square crop around the sampled joints, and in training resize to 256,
+random-resized crop, resize to 224, mirror. Everything is composed into one map output -> source, applied to pixels once
+and to joints exactly. M persons, T sampled frames, F frames of the clip, V joints, C = 2 coordinates.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.augment import PixelAugment, draw_pixel_augment
+from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
+from svdata2vec.shards.boxes import crop_square, joint_box, union_box
+from svdata2vec.shards.layouts import JointLayout
+
+
+class PictureSize(Protocol):
+    """What a plan must know of a clip (`shards.ClipMeta` has it): frames, and the source picture's size in pixels."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a clip looks like to the model. The defaults are the method's; the last block is off by default."""
+
+    num_frames: int = 40                            # T
+    size: int = 224                                 # output picture, pixels
+    persons: int = 2                                # M: skeletons are cut or padded to it
+    crop: Literal["joints", "boxes"] = "joints"     # box of the sampled joints | stored person boxes (RGB-only mode)
+    padding: float = 0.1                            # of the box, around its centre
+    resize_ratio: float = 256 / 224                 # picture of the random-resized crop / output picture
+    area: tuple[float, float] = (0.56, 1.0)         # random-resized crop, share of the picture
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)    # width / height, log-uniform
+    attempts: int = 10                              # then the centre square
+    flip_probability: float = 0.5
+    frame_draw: Literal["fixed", "original"] = "fixed"  # evaluation: own generator | the frames of the authors' code
+    frame_seed: int = 255                           # evaluation, "fixed"
+
+    views: int = 1                                  # evaluation: frame draws per clip
+    temporal_crop: tuple[float, float] = (1.0, 1.0)  # training: share of the clip that frames are drawn from
+    brightness: float = 0.0                         # training: factors are drawn from 1 - b .. 1 + b
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0                                # training: turn of the colour wheel, -h .. h (0.5 = half a turn)
+    erase_probability: float = 0.0                  # training: one rectangle per clip, in all frames
+    erase_area: tuple[float, float] = (0.02, 0.33)
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_frames", 1), ("size", 1), ("persons", 1), ("attempts", 1), ("views", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected {low} or more")
+        for name in ("area", "temporal_crop", "erase_area"):
+            low_share, high_share = getattr(self, name)
+            if not 0 < low_share <= high_share <= 1:
+                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected 0 < smallest <= largest <= 1")
+        for name in ("flip_probability", "erase_probability", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected a number from 0 to 1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"plan.aspect is {self.aspect}: expected 0 < smallest <= largest")
+        if not 0 <= self.hue <= 0.5 or self.padding < 0 or self.resize_ratio < 1:
+            raise ValueError(
+                f"plan.hue {self.hue}, padding {self.padding}, resize_ratio {self.resize_ratio}: "
+                "expected hue in 0..0.5, padding >= 0 and resize_ratio >= 1"
+            )
+        if self.crop not in ("joints", "boxes") or self.frame_draw not in ("fixed", "original"):
+            raise ValueError(
+                f"plan.crop is {self.crop!r}, plan.frame_draw {self.frame_draw!r}: "
+                "expected 'joints' or 'boxes', and 'fixed' or 'original'"
+            )
+        if self.frame_draw == "original" and self.views > 1:
+            raise ValueError(f"plan.views is {self.views} with frame_draw 'original', which has one view: use 'fixed'")
+
+    @property
+    def resized(self) -> int:
+        """Side of the picture in which the random-resized crop is drawn (256 for 224)."""
+        return round(self.resize_ratio * self.size)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """One clip as the model sees it.
+
+    frames_T: int64 frame numbers of the clip. output_to_source (2, 3): output pixels -> source pixels, centre of pixel
+    (i, j) = (j + 0.5, i + 0.5). flip: the map mirrors, so left and right joints change names. size: output pixels.
+    """
+
+    frames_T: NDArray[np.int64]
+    output_to_source: affine.Affine
+    flip: bool
+    size: int
+    augment: PixelAugment | None = None
+
+
+def make_plan(
+    meta: PictureSize,
+    pose_MFVC: NDArray[np.floating],
+    box_F4: NDArray[np.floating],
+    config: PlanConfig,
+    *,
+    train: bool,
+    seed: int,
+    epoch: int,
+    key: str,
+    view: int = 0,
+) -> ClipPlan:
+    """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, key, view).
+
+    `pose_MFVC` are source pixels with (0, 0) = missing. Evaluation: crop, resize. Raises ValueError for a clip without
+    frames or with a pose of another length.
+    """
+    if pose_MFVC.ndim != 4 or pose_MFVC.shape[1] != meta.num_frames:
+        raise ValueError(
+            f"clip {key}: pose of shape {pose_MFVC.shape} for {meta.num_frames} frames: expected (persons, frames, "
+            "joints, 2); run `svdata2vec verify` on the shards"
+        )
+    if train:
+        generator = keyed_generator("train", seed, epoch, key, view)
+        first, length = draw_temporal_window(generator, meta.num_frames, config.temporal_crop)
+        frames_T = first + draw_frames(generator, config.num_frames, length)
+    elif config.frame_draw == "original":
+        frames_T = draw_frames_original(config.num_frames, meta.num_frames)
+    else:
+        generator = keyed_generator("evaluate", config.frame_seed, key, view)
+        frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
+    crop = _crop(meta, pose_MFVC, box_F4, frames_T, config)
+    if not train:
+        return ClipPlan(frames_T, affine.window_map(crop, config.size), False, config.size)
+    window = draw_resized_crop(generator, config.resized, config)
+    flip = bool(generator.random() < config.flip_probability)
+    inner = affine.window_map(window, config.size)
+    if flip:
+        inner = affine.compose(inner, affine.mirror_map(config.size))
+    output_to_source = affine.compose(affine.window_map(crop, config.resized), inner)
+    return ClipPlan(frames_T, output_to_source, flip, config.size, draw_pixel_augment(generator, config))
+
+
+def _crop(
+    meta: PictureSize,
+    pose_MFVC: NDArray[np.floating],
+    box_F4: NDArray[np.floating],
+    frames_T: NDArray[np.int64],
+    config: PlanConfig,
+) -> tuple[int, int, int, int]:
+    box = joint_box(pose_MFVC[:, frames_T]) if config.crop == "joints" else union_box(box_F4)
+    x1, y1, x2, y2 = crop_square(box, meta.width, meta.height, config.padding)
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def draw_resized_crop(generator: np.random.Generator, side: int, config: PlanConfig) -> tuple[int, int, int, int]:
+    """Window (x1, y1, x2, y2) in whole pixels of a side x side picture.
+
+    Area uniform, ratio log-uniform, `attempts` tries, the first that fits; else the largest centre square (all of it).
+    """
+    log_low, log_high = math.log(config.aspect[0]), math.log(config.aspect[1])
+    aspect_N = np.exp(generator.uniform(log_low, log_high, size=config.attempts))
+    area_N = generator.uniform(*config.area, size=config.attempts) * side * side
+    width_N = np.rint(np.sqrt(area_N * aspect_N)).astype(np.int64)
+    height_N = np.rint(np.sqrt(area_N / aspect_N)).astype(np.int64)
+    place_x, place_y = generator.random(2)
+    for width, height in zip(width_N.tolist(), height_N.tolist(), strict=True):
+        if 0 < width <= side and 0 < height <= side:
+            x, y = int(place_x * (side - width + 1)), int(place_y * (side - height + 1))
+            return x, y, x + width, y + height
+    return 0, 0, side, side
+
+
+def apply_to_joints(
+    plan: ClipPlan, pose_MFVC: NDArray[np.floating], layout: JointLayout, persons: int
+) -> NDArray[np.float32]:
+    """float32 (persons, T, V, 2): the sampled joints in output pixels; (0, 0) = missing stays (0, 0).
+
+    Persons are cut or padded with missing joints; a mirrored plan swaps left and right joints.
+    """
+    if pose_MFVC.shape[2] != len(layout.joints):
+        raise ValueError(
+            f"pose has {pose_MFVC.shape[2]} joints but layout {layout.name} has {len(layout.joints)}: "
+            "use the layout of the shards' manifest"
+        )
+    pose_MTVC = pose_MFVC[:persons, plan.frames_T, :, :2]
+    if plan.flip:
+        pose_MTVC = pose_MTVC[:, :, layout.flip_V]
+    moved_MTVC = affine.apply(affine.invert(plan.output_to_source), pose_MTVC)
+    missing_MTV = (pose_MTVC == 0).all(axis=-1)
+    moved_MTVC[missing_MTV] = 0.0
+    joints_MTVC = np.zeros((persons, *pose_MTVC.shape[1:]), dtype=np.float32)
+    joints_MTVC[: len(pose_MTVC)] = moved_MTVC
+    return joints_MTVC

@@ -1,0 +1,183 @@
+"""From positions of the global order to batches: the two background halves of a loader (read and plan; decode).
+
+B clips of a batch, T sampled frames, S output size.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svdata2vec.pipeline.augment import apply_pixel_augment
+from svdata2vec.pipeline.badclips import BadClips, replacement_row
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
+from svdata2vec.pipeline.frames import FrameDecoder
+from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
+from svdata2vec.pipeline.stats import LoaderStats
+
+MAX_REPLACEMENTS = 20  # bad clips in a row for one place
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """Everything that decides which clips a rank sees when."""
+
+    rows: NDArray[np.int64]
+    views: int
+    batch_size: int
+    seed: int
+    train: bool
+    drop_last: bool
+    rank: int
+    world_size: int
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of an epoch over all ranks: clips, or clips times views in evaluation."""
+        return len(self.rows) * self.views
+
+    def steps(self, position: int) -> list[tuple[int, int]]:
+        """Ranges of the global order that are left in an epoch, one per step of all ranks together."""
+        return global_steps(self.num_entries, position, self.batch_size * self.world_size, self.drop_last)
+
+    def part(self, step: tuple[int, int]) -> tuple[int, int]:
+        """This rank's part of a step. In training a short last step gives every rank as many clips as the others."""
+        start, stop = step
+        if self.train:
+            stop -= (stop - start) % self.world_size
+        return rank_slice(start, stop, self.rank, self.world_size)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch and the place it brings the run to. `batch` is None if evaluation lost all its clips."""
+
+    epoch: int
+    position: int
+    batch: ClipBatch | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    epoch: int
+    position: int
+    clips: list[FetchedClip]
+
+
+class Producer:
+    """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched."""
+
+    def __init__(
+        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, bad: BadClips, stats: LoaderStats,
+        device: str,
+    ) -> None:
+        self.order, self.fetcher, self.decoder, self.bad, self.stats = order, fetcher, decoder, bad, stats
+        self.device = torch.device(device)
+
+    def read(self, epoch: int, position: int) -> Iterator[_Read]:
+        """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
+        while True:
+            positions = epoch_order(self.order.num_entries, self.order.seed, epoch, shuffle=self.order.train)
+            for step in self.order.steps(position):
+                start, stop = self.order.part(step)
+                if start < stop:
+                    yield _Read(epoch, step[1], self._fetch_all(positions[start:stop], epoch))
+            if not self.order.train:
+                return
+            epoch, position = epoch + 1, 0
+
+    def decode(self, source: Iterator[_Read]) -> Iterator[Ready]:
+        """Batches from planned clips."""
+        for read in source:
+            started = time.perf_counter()
+            batch = self._batch(read)
+            self.stats.decode_seconds += time.perf_counter() - started
+            yield Ready(read.epoch, read.position, batch)
+
+    def _fetch_all(self, positions: NDArray[np.int64], epoch: int) -> list[FetchedClip]:
+        started = time.perf_counter()
+        clips = []
+        for position in positions.tolist():
+            clip = self._fetch(int(self.order.rows[position // self.order.views]), epoch, position % self.order.views)
+            if clip is not None:
+                clips.append(clip)
+        self.stats.read_seconds += time.perf_counter() - started
+        return clips
+
+    def _fetch(self, row: int, epoch: int, view: int) -> FetchedClip | None:
+        """The clip, its replacement in training, None in evaluation if it is unusable."""
+        self.stats.clips_read += 1
+        try:
+            return self.fetcher.fetch(row, epoch, view)
+        except BadClipError as error:
+            self._skip(row, str(error))
+            return self._replace(row, epoch) if self.order.train else None
+
+    def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
+        """A deterministic other clip; with `decoded` (1, T, S, S, 3) one whose frames could be written there."""
+        key = self.fetcher.shards.index[bad_row]["key"].decode()
+        for attempt in range(MAX_REPLACEMENTS):
+            row = replacement_row(self.order.rows, self.order.seed, epoch, key, attempt)
+            try:
+                clip = self.fetcher.fetch(row, epoch, 0)
+                if decoded is not None:
+                    reason = self._decode_into([clip], decoded).get(0)
+                    if reason is not None:
+                        raise BadClipError(reason)
+            except BadClipError as error:
+                if row != bad_row:
+                    self._skip(row, str(error))
+                continue
+            return clip
+        raise BadClipError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
+
+    def _skip(self, row: int, reason: str) -> None:
+        self.stats.clips_skipped += 1
+        self.bad.record(row, reason, self.stats.clips_read)
+
+    def _batch(self, read: _Read) -> ClipBatch | None:
+        clips = read.clips
+        video = None
+        if self.decoder is not None and clips:
+            clips, video = self._decode_batch(clips, read.epoch)
+        if not clips:
+            return None
+        joints = [clip.joints_MTVC for clip in clips if clip.joints_MTVC is not None]
+        batch = ClipBatch(
+            video_BTHWC=video,
+            joints_BMTVC=torch.from_numpy(np.stack(joints)) if joints else None,
+            label_B=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
+            keys=tuple(clip.key for clip in clips),
+            view_B=torch.tensor([clip.view for clip in clips]) if self.order.views > 1 else None,
+        )
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
+    def _decode_batch(self, clips: list[FetchedClip], epoch: int) -> tuple[list[FetchedClip], Tensor]:
+        config = self.fetcher.config
+        shape = (len(clips), config.num_frames, config.size, config.size, 3)
+        video = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        failed = self._decode_into(clips, video)
+        kept = list(clips)
+        for i, reason in sorted(failed.items()):
+            self._skip(clips[i].row, reason)
+            if self.order.train:
+                kept[i] = self._replace(clips[i].row, epoch, video[i : i + 1])
+        if failed and not self.order.train:
+            good = [i for i in range(len(clips)) if i not in failed]
+            kept, video = [clips[i] for i in good], video[good]
+        for i, clip in enumerate(kept):
+            if clip.augment is not None:
+                apply_pixel_augment(video[i], clip.augment)
+        return kept, video
+
+    def _decode_into(self, clips: Sequence[FetchedClip], video: Tensor) -> dict[int, str]:
+        assert self.decoder is not None
+        encoded = [clip.encoded for clip in clips if clip.encoded is not None]
+        failed = self.decoder.decode(encoded, video)
+        self.stats.clips_decoded += len(clips) - len(failed)
+        return failed

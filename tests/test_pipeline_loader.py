@@ -1,0 +1,266 @@
+"""The loader: order, ranks, resume, bad clips, shutdown. Small clips, both decoders."""
+
+import multiprocessing
+import pickle
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_factory import shard_set
+
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+PLAN = PlanConfig(num_frames=6, size=32)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> ShardSet:
+    return shard_set(tmp_path_factory.mktemp("shards"), 23)
+
+
+def make(shards: ShardSet, *, train: bool = True, batch_size: int = 4, plan: PlanConfig = PLAN, **options) -> ClipLoader:
+    return ClipLoader(shards, "all", plan, batch_size=batch_size, train=train, **options)
+
+
+def flat(batches: list[ClipBatch]) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, int]]:
+    """Every clip of some batches under (key, how often it came before)."""
+    clips: dict = {}
+    for batch in batches:
+        for i, key in enumerate(batch.keys):
+            nth = sum(seen == key for seen, _ in clips)
+            clips[key, nth] = batch.video_BTHWC[i], batch.joints_BMTVC[i], int(batch.label_B[i])
+    return clips
+
+
+def assert_same(first: list[ClipBatch], second: list[ClipBatch]) -> None:
+    one, two = flat(first), flat(second)
+    assert list(one) == list(two)
+    for name in one:
+        assert torch.equal(one[name][0], two[name][0]) and torch.equal(one[name][1], two[name][1])
+        assert one[name][2] == two[name][2]
+
+
+def test_a_batch_has_the_promised_shapes(shards):
+    with make(shards) as loader:
+        batches = list(loader)
+    assert len(batches) == loader.batches_per_epoch == 5 and loader.num_clips == 23
+    for batch in batches:
+        assert batch.video_BTHWC.shape == (4, 6, 32, 32, 3) and batch.video_BTHWC.dtype == torch.uint8
+        assert batch.joints_BMTVC.shape == (4, 2, 6, 17, 2) and batch.label_B.dtype == torch.int64
+        assert batch.video_BTHWC.float().std() > 10
+        assert [int(key[4:]) % 5 for key in batch.keys] == batch.label_B.tolist()
+    assert loader.stats.clips_decoded >= 20 and loader.stats.batches == 5 and loader.stats.wait_seconds > 0
+
+
+def test_dali_agrees_with_the_oracle(shards):
+    plans = (PLAN, replace(PLAN, crop="boxes"), replace(PLAN, num_frames=50, size=40))
+    for plan, train in [(plan, train) for plan in plans for train in (True, False)]:
+        with make(shards, plan=plan, train=train) as fast, make(shards, plan=plan, train=train, decoder="oracle") as slow:
+            one, two = flat(list(fast)), flat(list(slow))
+        assert list(one) == list(two)
+        for name in one:
+            error = (one[name][0].double() - two[name][0].double()).square().mean().item()
+            assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 45
+            assert torch.equal(one[name][1], two[name][1])
+
+
+def test_batch_size_threads_and_prefetch_change_nothing(shards):
+    with make(shards, batch_size=1, last_batch="partial", num_threads=1, prefetch=1) as loader:
+        reference = list(loader)
+    for options in ({"batch_size": 4, "num_threads": 2}, {"batch_size": 7, "prefetch": 4}, {"batch_size": 23}):
+        with make(shards, last_batch="partial", **options) as loader:
+            assert_same(list(loader), reference)
+
+
+def test_another_epoch_and_seed_are_other_pictures(shards):
+    with make(shards, batch_size=23) as loader, make(shards, batch_size=23, seed=1) as other:
+        first, second = list(loader), list(loader)
+        third = list(other)
+    assert first[0].keys != second[0].keys != third[0].keys
+    one, two = flat(first), flat(second)
+    assert all(not torch.equal(one[key, 0][0], two[key, 0][0]) for key in first[0].keys)
+
+
+def test_ranks_together_see_what_one_rank_sees(shards):
+    with make(shards, batch_size=8) as loader:
+        whole = list(loader)
+    parts = []
+    for rank in range(2):
+        with make(shards, batch_size=4, rank=rank, world_size=2) as loader:
+            parts.append(list(loader))
+            assert loader.batches_per_epoch == 2
+    joined = [batch for pair in zip(*parts, strict=True) for batch in pair]
+    assert_same(joined, whole)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_evaluation_sees_every_clip_exactly_once(shards, world_size):
+    keys: list[str] = []
+    for rank in range(world_size):
+        with make(shards, train=False, rank=rank, world_size=world_size) as loader:
+            keys += [key for batch in loader for key in batch.keys]
+    assert sorted(keys) == [f"clip{i:05d}" for i in range(23)]
+
+
+@pytest.mark.parametrize(("stop", "decoder"), [(1, "dali"), (3, "dali"), (5, "dali"), (7, "dali"), (3, "oracle")])
+def test_resume_is_exact_at_every_place(shards, stop, decoder):
+    with make(shards, decoder=decoder) as loader:
+        whole = [*loader, *loader]
+    with make(shards, decoder=decoder) as loader:
+        stream = (batch for _ in range(2) for batch in loader)
+        head = [next(stream) for _ in range(stop)]
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+    with make(shards, decoder=decoder) as loader:
+        loader.load_state_dict(state)
+        tail = list(loader)
+        while len(head) + len(tail) < 10:
+            tail += list(loader)
+    assert_same(head + tail, whole)
+
+
+def test_world_size_may_change_at_a_resume(shards):
+    with make(shards, batch_size=2, last_batch="partial") as loader:
+        whole = list(loader)
+    heads = []
+    for rank in range(2):
+        with make(shards, batch_size=2, rank=rank, world_size=2) as loader:
+            batches = iter(loader)
+            heads.append([next(batches) for _ in range(2)])
+            state = loader.state_dict()
+    tails = []
+    for rank in range(3):
+        with make(shards, batch_size=1, rank=rank, world_size=3) as loader:
+            loader.load_state_dict(state)
+            tails.append(list(loader))
+    order = [b for parts in (heads, tails) for step in zip(*parts, strict=True) for b in step]
+    seen = flat(order)
+    expected = flat(whole)
+    assert list(seen) == list(expected)[: len(seen)] and len(seen) == 8 + 15
+    assert all(torch.equal(seen[name][0], expected[name][0]) for name in seen)
+
+
+def test_state_of_other_data_is_refused(shards):
+    with make(shards) as loader:
+        state = loader.state_dict()
+    with pytest.raises(UserError, match="fingerprint.*another shards, split or subset"):
+        make(shards, limit=10).load_state_dict(state)
+    with pytest.raises(UserError, match="seed 0, this loader 5"):
+        make(shards, seed=5).load_state_dict(state)
+    with pytest.raises(UserError, match="position 99"):
+        make(shards).load_state_dict({**state, "position": 99})
+
+
+def test_early_break_goes_on_and_set_epoch_goes_back(shards):
+    with make(shards) as loader:
+        whole = list(loader)
+    with make(shards) as loader:
+        head = [next(iter(loader)) for _ in range(2)]
+        rest = list(loader)
+        assert_same(head + rest, whole)
+        loader.set_epoch(0)
+        assert_same(list(loader), whole)
+
+
+def test_skeleton_only_decodes_nothing_and_rgb_only_has_no_joints(shards):
+    with make(shards, video=False) as loader, make(shards) as both:
+        skeletons, full = list(loader), list(both)
+        assert loader.stats.clips_decoded == 0
+    for one, two in zip(skeletons, full, strict=True):
+        assert one.video_BTHWC is None and torch.equal(one.joints_BMTVC, two.joints_BMTVC)
+    with make(shards, joints=False, plan=replace(PLAN, crop="boxes")) as loader:
+        assert next(iter(loader)).joints_BMTVC is None
+
+
+def test_views_give_every_clip_several_times_with_other_frames(shards):
+    with make(shards, train=False, plan=replace(PLAN, views=3), limit=4, batch_size=5) as loader:
+        batches = list(loader)
+    keys = [key for batch in batches for key in batch.keys]
+    views = [view for batch in batches for view in batch.view_B.tolist()]
+    assert keys == [f"clip{i:05d}" for i in range(4) for _ in range(3)] and views == [0, 1, 2] * 4
+    clips = flat(batches)
+    assert all(not torch.equal(clips[f"clip{i:05d}", 0][0], clips[f"clip{i:05d}", 1][0]) for i in range(4))
+
+
+def test_limit_takes_a_number_or_rows(shards):
+    assert make(shards, limit=5).num_clips == 5
+    loader = make(shards, limit=np.array([3, 9, 4, 1]), train=False)
+    with loader:
+        assert list(loader)[0].keys == ("clip00003", "clip00009", "clip00004", "clip00001")
+    with pytest.raises(ValueError, match="limit names row 99, not in split 'all'"):
+        make(shards, limit=np.array([1, 99]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 24}, "has 23 clips, fewer than one step of 24 clips on 1 ranks"),
+        ({"batch_size": 0}, "expected 1 or more"),
+        ({"video": False, "joints": False}, "a batch would be empty"),
+        ({"train": False, "last_batch": "drop"}, "would leave clips out"),
+        ({"rank": 3, "world_size": 2}, "rank 3 of world size 2"),
+        ({"limit": 0}, "limit is 0"),
+    ],
+)
+def test_arguments_are_checked(shards, options, message):
+    with pytest.raises(ValueError, match=message):
+        _ = make(shards, **options).batches_per_epoch
+
+
+def test_unknown_split_lists_the_splits(shards):
+    with pytest.raises(UserError, match="no split 'xsub'; it has all"):
+        ClipLoader(shards, "xsub", PLAN, batch_size=2, train=True)
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("svdata2vec")]
+
+
+def test_threads_end_with_the_loader(shards):
+    loader = make(shards)
+    next(iter(loader))
+    assert len(our_threads()) >= 2
+    loader.close()
+    assert not our_threads()
+    loader = make(shards)
+    next(iter(loader))
+    del loader  # collected without close
+    deadline = time.monotonic() + 5
+    while our_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not our_threads()
+
+
+def test_an_exception_in_training_leaves_nothing_behind(shards):
+    with pytest.raises(RuntimeError, match="loss is nan"), make(shards) as loader:
+        for _ in loader:
+            raise RuntimeError("loss is nan")
+    assert not our_threads()
+
+
+def _keys_in_child(loader: ClipLoader, root: Path, out: "multiprocessing.Queue") -> None:
+    with loader:
+        out.put([batch.keys for batch in loader])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_loader_works_in_a_child_process(shards, method):
+    context = multiprocessing.get_context(method)
+    with make(shards) as loader:
+        expected = [batch.keys for batch in loader]  # the parent's threads and pipeline are alive
+        loader.set_epoch(0)
+        out = context.Queue()
+        child = context.Process(target=_keys_in_child, args=(loader, shards.root, out))
+        child.start()
+        assert out.get(timeout=60) == expected
+        child.join(30)
+        assert child.exitcode == 0
+        assert [batch.keys for batch in loader] == expected

@@ -1,0 +1,63 @@
+"""Order, rank parts and steps over a grid, without any input or output."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
+
+
+def test_order_is_a_permutation_keyed_by_seed_and_epoch():
+    orders = {(seed, epoch): epoch_order(1000, seed, epoch, True) for seed in (0, 1) for epoch in (0, 1)}
+    for order in orders.values():
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    for first, second in itertools.combinations(orders.values(), 2):
+        assert (first == second).mean() < 0.02
+    np.testing.assert_array_equal(epoch_order(1000, 1, 1, True), orders[1, 1])
+    np.testing.assert_array_equal(epoch_order(5, 0, 3, False), np.arange(5))
+
+
+def test_order_is_frozen_for_old_checkpoints():
+    """A run that was saved must go on in the same order with every later version."""
+    assert epoch_order(8, 0, 0, True).tolist() == [5, 6, 2, 1, 7, 3, 4, 0]
+    assert keyed_generator("train", 0, 0, "key").integers(1000, size=4).tolist() == [486, 905, 566, 397]
+
+
+def test_generator_keys_do_not_run_together():
+    draws = {
+        tuple(keyed_generator(*key).integers(2**32, size=2).tolist())
+        for key in [("a", "bc"), ("ab", "c"), ("a", 1), ("a", "1"), ("a", 11), ("a", 1, 1), ("b", 1)]
+    }
+    assert len(draws) == 7
+
+
+@pytest.mark.parametrize("num_clips", [1, 7, 64, 101])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_ranks_share_every_step_without_gap_or_overlap(num_clips, world_size, batch):
+    for drop in (True, False):
+        seen: list[int] = []
+        for step in global_steps(num_clips, 0, batch * world_size, drop):
+            parts = [rank_slice(*step, rank, world_size) for rank in range(world_size)]
+            sizes = [stop - start for start, stop in parts]
+            assert max(sizes) - min(sizes) <= 1 and (not drop or set(sizes) == {batch})
+            seen += [i for start, stop in parts for i in range(start, stop)]
+        whole = num_clips - num_clips % (batch * world_size) if drop else num_clips
+        assert seen == list(range(whole))
+
+
+def test_another_world_size_goes_on_where_the_first_stopped():
+    first = global_steps(100, 0, 8, False)[:5]
+    rest = global_steps(100, first[-1][1], 12, False)
+    assert [i for start, stop in first + rest for i in range(start, stop)] == list(range(100))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="rank 2 of world size 2"):
+        rank_slice(0, 4, 2, 2)
+    with pytest.raises(ValueError, match="position 9 of 5 clips"):
+        global_steps(5, 9, 2, True)
+    with pytest.raises(ValueError, match="num_clips is -1"):
+        epoch_order(-1, 0, 0, True)

@@ -1,0 +1,235 @@
+"""Clip plans: frames, one map per clip, joints; all draws keyed."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.pipeline.plan import PlanConfig, apply_to_joints, draw_resized_crop, make_plan
+from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
+from svdata2vec.shards.boxes import crop_square, joint_box
+from svdata2vec.shards.layouts import COCO17
+
+
+@dataclass(frozen=True)
+class Meta:
+    num_frames: int
+    width: int = 320
+    height: int = 240
+
+
+CONFIG = PlanConfig(num_frames=8, size=56)
+
+
+def pose_of(num_frames: int, persons: int, seed: int, spread: float = 60.0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    pose = generator.uniform(-spread, spread, (persons, num_frames, 17, 2)) + (160, 120)
+    pose[generator.random(pose.shape[:-1]) < 0.2] = 0
+    return pose.astype(np.float32)
+
+
+def plan_of(pose: np.ndarray, *, train: bool, key: str = "k", epoch: int = 0, config: PlanConfig = CONFIG, view: int = 0):
+    meta = Meta(pose.shape[1])
+    boxes = np.zeros((pose.shape[1], 4), np.float32)
+    return make_plan(meta, pose, boxes, config, train=train, seed=3, epoch=epoch, key=key, view=view)
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 40])
+@pytest.mark.parametrize("clip_frames", [1, 3, 4, 39, 40, 41, 79, 80, 81, 400])
+def test_frames_lie_in_their_segments(num_frames, clip_frames):
+    for seed in range(5):
+        for frames in (
+            draw_frames(np.random.default_rng(seed), num_frames, clip_frames),
+            draw_frames_original(num_frames, clip_frames),
+        ):
+            assert frames.shape == (num_frames,) and frames.dtype == np.int64
+            assert frames.min() >= 0 and frames.max() < clip_frames
+            if clip_frames >= 2 * num_frames:
+                starts = np.arange(num_frames + 1) * clip_frames // num_frames
+                assert (frames >= starts[:-1]).all() and (frames < starts[1:]).all()
+            elif clip_frames >= num_frames:
+                assert (np.diff(frames) >= 1).all()
+            else:
+                np.testing.assert_array_equal(frames, (frames[0] + np.arange(num_frames)) % clip_frames)
+
+
+def test_original_frames_are_the_published_draws():
+    """Written out from the definition, with the legacy generator's calls in the order of the released evaluation."""
+    state = np.random.RandomState(255)
+    state.rand(), state.randint(1)
+    starts = np.arange(41) * 103 // 40
+    expected = starts[:-1] + state.randint(np.diff(starts))
+    np.testing.assert_array_equal(draw_frames_original(40, 103), expected)
+    state = np.random.RandomState(255)
+    state.rand(), state.randint(1)
+    skipped = set(state.choice(41, 13, replace=False).tolist())
+    expected = [t + sum(gap <= t for gap in skipped) for t in range(40)]
+    np.testing.assert_array_equal(draw_frames_original(40, 53), expected)
+    np.testing.assert_array_equal(draw_frames_original(40, 7), np.arange(40) % 7)
+
+
+def test_every_gap_choice_is_reached():
+    frames = {tuple(draw_frames(np.random.default_rng(seed), 3, 4)) for seed in range(200)}
+    assert frames == {(0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)}
+
+
+@pytest.mark.parametrize("clip_frames", [0, -1])
+def test_empty_clip_is_refused(clip_frames):
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        draw_frames(np.random.default_rng(0), 4, clip_frames)
+
+
+def test_evaluation_map_is_crop_and_resize():
+    pose = np.zeros((1, 8, 17, 2), np.float32)
+    pose[0, :, 0], pose[0, :, 1] = (100, 50), (150, 130)  # 50 x 80 px around (125, 90): half side 44
+    plan = plan_of(pose, train=False)
+    np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 81], [0, 88 / 56, 46]])
+    joints = apply_to_joints(plan, pose, COCO17, 2)
+    assert joints.shape == (2, 8, 17, 2) and joints.dtype == np.float32
+    np.testing.assert_allclose(joints[0, 0, 0], [(100 - 81) * 56 / 88, (50 - 46) * 56 / 88], rtol=1e-6)
+    assert not joints[0, :, 2:].any() and not joints[1].any()
+
+
+def test_crop_follows_the_sampled_frames_only():
+    pose = np.full((1, 100, 17, 2), 100, np.float32)
+    pose[0, :, 1] = (150, 160)
+    first = plan_of(pose, train=False)
+    outside = np.setdiff1d(np.arange(100), first.frames_T)
+    pose[0, outside, 2] = (300, 200)
+    np.testing.assert_array_equal(plan_of(pose, train=False).output_to_source, first.output_to_source)
+
+
+@pytest.mark.parametrize("nobody", [True, False])
+def test_without_a_usable_box_the_whole_picture_is_seen(nobody):
+    pose = np.zeros((1, 8, 17, 2), np.float32) if nobody else np.full((1, 8, 17, 2), 50, np.float32)
+    plan = plan_of(pose, train=False)
+    np.testing.assert_allclose(plan.output_to_source, [[320 / 56, 0, 0], [0, 240 / 56, 0]])
+
+
+def test_stored_boxes_decide_in_rgb_only_mode():
+    pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
+    boxes[3], boxes[6] = (10, 20, 60, 100), (30, 40, 90, 90)  # union 80 x 80 around (50, 60): half side 44
+    config = replace(CONFIG, crop="boxes")
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
+
+
+def test_training_map_is_the_chain_of_the_method_step_by_step():
+    """Follow points through crop, resize to 64, window, resize to 56 and mirror; the one map must lead back."""
+    pose, points = pose_of(30, 2, 1), np.random.default_rng(0).uniform(0, 300, (50, 2))
+    flips = set()
+    for epoch in range(20):
+        plan = plan_of(pose, train=True, epoch=epoch)
+        generator = keyed_generator("train", 3, epoch, "k", 0)
+        draw_temporal_window(generator, 30, (1.0, 1.0))
+        frames = draw_frames(generator, 8, 30)
+        crop = crop_square(joint_box(pose[:, frames]), 320, 240)
+        window = draw_resized_crop(generator, 64, CONFIG)
+        moved = (points - crop[:2]) * 64 / (np.array(crop[2:]) - crop[:2])
+        moved = (moved - window[:2]) * 56 / (np.array(window[2:]) - window[:2])
+        if generator.random() < 0.5:
+            moved[:, 0] = 56 - moved[:, 0]
+        np.testing.assert_array_equal(plan.frames_T, frames)
+        np.testing.assert_allclose(affine.apply(plan.output_to_source, moved), points, atol=1e-9)
+        flips.add(plan.flip)
+    assert flips == {True, False}
+
+
+def test_random_resized_crop_has_the_published_distribution():
+    generator = np.random.default_rng(0)
+    windows = np.array([draw_resized_crop(generator, 256, PlanConfig()) for _ in range(4000)])
+    width, height = windows[:, 2] - windows[:, 0], windows[:, 3] - windows[:, 1]
+    assert windows.min() >= 0 and windows.max() <= 256
+    share, ratio = width * height / 256**2, width / height
+    assert 0.55 < share.min() < 0.58 and share.max() <= 1
+    assert 0.74 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.35
+    assert abs(np.log(ratio).mean()) < 0.01  # log-uniform, so symmetric in the logarithm
+    assert 0.45 < (windows[:, 0] / np.maximum(256 - width, 1)).mean() < 0.55
+
+
+def test_crop_that_never_fits_falls_back_to_the_whole_square():
+    config = PlanConfig(area=(1.0, 1.0), aspect=(4 / 3, 4 / 3))
+    assert draw_resized_crop(np.random.default_rng(0), 256, config) == (0, 0, 256, 256)
+
+
+def test_draws_depend_on_seed_epoch_key_and_view_alone():
+    pose = pose_of(100, 1, 0)
+    base = plan_of(pose, train=True)
+    again = plan_of(pose, train=True)
+    np.testing.assert_array_equal(base.frames_T, again.frames_T)
+    np.testing.assert_array_equal(base.output_to_source, again.output_to_source)
+    for other in (plan_of(pose, train=True, epoch=1), plan_of(pose, train=True, key="l"), plan_of(pose, train=True, view=1)):
+        assert not np.array_equal(base.frames_T, other.frames_T)
+    evaluation = plan_of(pose, train=False)
+    np.testing.assert_array_equal(evaluation.frames_T, plan_of(pose, train=False, epoch=7).frames_T)
+    assert not np.array_equal(evaluation.frames_T, plan_of(pose, train=False, view=1).frames_T)
+    np.testing.assert_array_equal(
+        plan_of(pose, train=False, config=replace(CONFIG, frame_draw="original")).frames_T, draw_frames_original(8, 100)
+    )
+
+
+def test_temporal_crop_narrows_the_frames():
+    config = replace(CONFIG, temporal_crop=(0.3, 0.5))
+    pose = pose_of(200, 1, 0)
+    spans = [np.ptp(plan_of(pose, train=True, epoch=e, config=config).frames_T) for e in range(50)]
+    assert max(spans) < 100 and min(spans) > 40
+    starts = [plan_of(pose, train=True, epoch=e, config=config).frames_T[0] for e in range(50)]
+    assert max(starts) > 80 and min(starts) < 40
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_frames=st.integers(1, 400), persons=st.integers(0, 3), seed=st.integers(0, 2**30), train=st.booleans(),
+    spread=st.sampled_from([0.0, 4.0, 60.0, 700.0]),
+)
+def test_joints_go_through_the_same_map_as_pixels(num_frames, persons, seed, train, spread):
+    pose = pose_of(num_frames, persons, seed, spread)
+    plan = plan_of(pose, train=train, key=str(seed))
+    joints = apply_to_joints(plan, pose, COCO17, 2)
+    assert joints.shape == (2, 8, 17, 2) and np.isfinite(joints).all()
+    named = joints[:, :, COCO17.flip_V] if plan.flip else joints
+    source = np.zeros((2, 8, 17, 2), np.float32)
+    source[: min(persons, 2)] = pose[:2, plan.frames_T]
+    missing = (source == 0).all(-1)
+    assert (named[missing] == 0).all()
+    np.testing.assert_allclose(affine.apply(plan.output_to_source, named)[~missing], source[~missing], atol=2e-3)
+
+
+def test_flip_swaps_sides_and_mirrors():
+    pose = pose_of(30, 1, 0)
+    plan = next(p for p in (plan_of(pose, train=True, epoch=e) for e in range(50)) if p.flip)
+    mirror = affine.compose(plan.output_to_source, affine.mirror_map(56))
+    straight = replace(plan, output_to_source=mirror, flip=False)
+    flipped, plain = (apply_to_joints(p, pose, COCO17, 1) for p in (plan, straight))
+    present = (plain != 0).any(-1)
+    np.testing.assert_allclose(flipped[:, :, COCO17.flip_V][..., 0][present], 56 - plain[..., 0][present], atol=1e-3)
+    np.testing.assert_allclose(flipped[:, :, COCO17.flip_V][..., 1], plain[..., 1], atol=1e-4)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"clip k: pose of shape \(1, 7, 17, 2\) for 8 frames.*verify"):
+        make_plan(Meta(8), pose_of(7, 1, 0), np.zeros((8, 4)), CONFIG, train=False, seed=0, epoch=0, key="k")
+    pose = pose_of(8, 1, 0)
+    with pytest.raises(ValueError, match="16 joints but layout coco17 has 17"):
+        apply_to_joints(plan_of(pose, train=False), pose[:, :, :16], COCO17, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 0}, "num_frames is 0: expected 1 or more"),
+        ({"area": (0.9, 0.5)}, "smallest <= largest"),
+        ({"flip_probability": 1.5}, "from 0 to 1"),
+        ({"crop": "centre"}, "expected 'joints' or 'boxes'"),
+        ({"frame_draw": "original", "views": 3}, "has one view"),
+        ({"hue": 0.7}, "expected hue in 0..0.5"),
+        ({"aspect": (0.0, 1.0)}, "plan.aspect"),
+    ],
+)
+def test_configuration_is_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PlanConfig(), **change)
