@@ -36,11 +36,12 @@ def compose(outer: Affine, inner: Affine) -> Affine:
 
 def invert(affine: Affine) -> Affine:
     """The inverse map. Raises ValueError when the map collapses the plane."""
-    determinant = float(np.linalg.det(affine[:, :2]))
+    (a, b, c), (d, e, f) = affine.tolist()
+    determinant = a * e - b * d
     if not np.isfinite(affine).all() or abs(determinant) < 1e-12:
         raise ValueError(f"affine map {affine.tolist()} has no inverse: expected finite numbers and a non-zero scale")
-    linear = np.linalg.inv(affine[:, :2])
-    return np.concatenate([linear, -(linear @ affine[:, 2])[:, None]], axis=1)
+    inverse = np.array([[e, -b, b * f - c * e], [-d, a, c * d - a * f]], dtype=np.float64)
+    return inverse / determinant
 
 
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -50,8 +51,9 @@ def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def pixel_index_form(output_to_source: Affine) -> Affine:
     """The same map between pixel *indices* (centre of pixel 0 = 0), as OpenCV's warpAffine wants it."""
-    half = scale_and_shift(1.0, 1.0, 0.5, 0.5)
-    return compose(scale_and_shift(1.0, 1.0, -0.5, -0.5), compose(output_to_source, half))
+    index_map = output_to_source.copy()
+    index_map[:, 2] += output_to_source[:, :2].sum(axis=1) / 2 - 0.5
+    return index_map
 
 
 def source_window(output_to_source: Affine, size: int, width: int, height: int) -> tuple[int, int, int, int]:

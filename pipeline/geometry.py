@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline import affine
 
 
-def warp_frame(
-    picture_HWC: NDArray[np.uint8],
-    origin_xy: tuple[int, int],
-    output_to_packed: affine.Affine,
-    out_SS3: NDArray[np.uint8],
-) -> None:
-    """Sample a (part of a) packed picture whose upper left pixel is `origin_xy` into `out_SS3`."""
-    index_map = affine.pixel_index_form(output_to_packed)
-    index_map[:, 2] -= origin_xy
+def warp_frame(picture_HWC: NDArray[np.uint8], index_map: affine.Affine, out_SS3: NDArray[np.uint8]) -> None:
+    """Sample a picture into `out_SS3`; `index_map` (2, 3) maps output to picture pixel indices (`pixel_index_form`)."""
     cv2.warpAffine(
         picture_HWC,
         index_map,

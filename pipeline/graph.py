@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.container import cut_off_reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.geometry import warp_frame
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.DALIDataType.FLOAT
 Geometry = Literal["opencv", "warp", "resize"]
+WarpJob = tuple[NDArray[np.uint8], affine.Affine, NDArray[np.uint8]]  # picture, pixel index map, where to write
 Feed = dict[str, list[NDArray[Any]]]
 IMAGES_PER_RUN = 256  # bounds memory: 75 MB of decoded 320-px pictures per run in flight
 FRAMES_PER_RUN = 256
@@ -185,16 +187,17 @@ class DaliDecoder:
     def _warp(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: Tensor) -> None:
         """OpenCV geometry of one run's pictures, spread over threads (OpenCV releases the interpreter)."""
         out = out_BTSS3.numpy()
-        jobs: list[tuple[NDArray[np.uint8], tuple[int, int], affine.Affine, NDArray[np.uint8]]] = []
+        jobs: list[WarpJob] = []
         sample = 0
         for i, clip in chunk:
+            index_map = affine.pixel_index_form(clip.output_to_packed)
             if self.jpeg:
                 window = affine.source_window(clip.output_to_packed, self.size, clip.packed_width, clip.packed_height)
                 pictures = [np.asarray(output[k]) for k in range(sample, sample + len(clip.frames_T))]
-                sample, origin = sample + len(clip.frames_T), window[:2]
+                sample, index_map[:, 2] = sample + len(clip.frames_T), index_map[:, 2] - window[:2]
             else:
-                pictures, sample, origin = list(np.asarray(output[sample])), sample + 1, (0, 0)
-            jobs += [(picture, origin, clip.output_to_packed, out[i, t]) for t, picture in enumerate(pictures)]
+                pictures, sample = list(np.asarray(output[sample])), sample + 1
+            jobs += [(picture, index_map, out[i, t]) for t, picture in enumerate(pictures)]
         if self.num_threads == 1:
             _warp_jobs(jobs)
             return
@@ -213,7 +216,7 @@ class DaliDecoder:
             torch.cuda.current_stream(out_BTSS3.device).synchronize()
 
 
-def _warp_jobs(jobs: list[tuple[NDArray[np.uint8], tuple[int, int], affine.Affine, NDArray[np.uint8]]]) -> None:
+def _warp_jobs(jobs: list[WarpJob]) -> None:
     for job in jobs:
         warp_frame(*job)
 
@@ -240,11 +243,10 @@ def _flaw(clip: EncodedClip, jpeg: bool) -> str | None:
     try:
         if jpeg:
             jpeg_slices(clip)
-        elif clip.video.size == 0:
-            raise ValueError(f"clip {clip.key}: its video has no bytes")
+            return None
+        return cut_off_reason(clip.video)
     except ValueError as error:
         return str(error)
-    return None
 
 
 def _short(error: BaseException) -> str:

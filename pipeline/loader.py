@@ -24,12 +24,14 @@ from svdata2vec.pipeline.oracle import OracleDecoder
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
+from svdata2vec.pipeline.pyavstage import PyavDecoder
 from svdata2vec.pipeline.stats import LoaderStats
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
 DecoderName = Literal["dali", "oracle"]
 STATE_VERSION = 1
+DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")
 
 
 class ClipLoader:
@@ -259,13 +261,18 @@ class _Running:
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
-    """The decoder for a codec on a device. DALI is imported only here, and only if it is used."""
+    """The decoder for a codec on a device: DALI where it can decode it, PyAV processes for the rest on a CPU.
+
+    DALI is imported only here, and only if it is used.
+    """
     if name == "oracle":
         if torch.device(device).type != "cpu":
             raise ValueError(f"decoder 'oracle' runs on the CPU, not on {device!r}: use 'dali'")
         return OracleDecoder()
     if name != "dali":
         raise ValueError(f"decoder is {name!r}: expected 'dali' or 'oracle'")
+    if torch.device(device).type == "cpu" and codec not in DALI_CPU_CODECS:
+        return PyavDecoder(size, num_threads)
     from svdata2vec.pipeline.graph import DaliDecoder
 
     return DaliDecoder(codec, size, device=device, num_threads=num_threads)

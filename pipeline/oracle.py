@@ -1,16 +1,16 @@
 """The plan executed slowly and obviously, to hold the graph against: PyAV or OpenCV decodes, two matrices resample."""
 
-import io
 from collections.abc import Sequence
 
-import av
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdata2vec.pipeline.container import cut_off_reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.pyavdecode import decode_video
 
 
 class OracleDecoder:
@@ -20,8 +20,8 @@ class OracleDecoder:
         failed: dict[int, str] = {}
         for i, clip in enumerate(clips):
             try:
-                frames = decode_jpegs(clip) if clip.offsets is not None else decode_video(clip.video, clip.frames_T)
-            except (ValueError, av.error.FFmpegError, cv2.error) as error:
+                frames = _decode(clip)
+            except (ValueError, cv2.error) as error:
                 failed[i] = str(error)
                 continue
             for t, frame in enumerate(frames):
@@ -30,6 +30,16 @@ class OracleDecoder:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
+    if clip.offsets is not None:
+        return decode_jpegs(clip)
+    reason = cut_off_reason(clip.video)
+    if reason is not None:
+        raise ValueError(reason)
+    frames = decode_video(clip.video, clip.frames_T)
+    return [frames[number] for number in clip.frames_T.tolist()]
 
 
 def decode_jpegs(clip: EncodedClip) -> list[NDArray[np.uint8]]:
@@ -41,24 +51,6 @@ def decode_jpegs(clip: EncodedClip) -> list[NDArray[np.uint8]]:
             raise ValueError(f"clip {clip.key}: OpenCV cannot decode one of its JPEGs")
         frames.append(frame.astype(np.uint8, copy=False))
     return frames
-
-
-def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """The wanted frames (H, W, 3) RGB of a video container, in the order of `frames_T` (any order, repeats allowed).
-
-    Decodes from the start up to the last wanted frame. Raises ValueError when the video is shorter than that.
-    """
-    wanted = set(frames_T.tolist())
-    found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(io.BytesIO(video.tobytes()), "r") as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            if number in wanted:
-                found[number] = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-                if len(found) == len(wanted):
-                    break
-    if len(found) < len(wanted):
-        raise ValueError(f"frame {max(wanted)} wanted, but the video ends before it")
-    return [found[number] for number in frames_T.tolist()]
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

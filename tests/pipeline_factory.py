@@ -35,7 +35,7 @@ def skeletons(num_frames: int, persons: int, seed: int, *, centre: tuple[float, 
 
 def _encoder(codec: str, size: int) -> Encoder:
     if codec == "jpeg":
-        return JpegEncoder(90)
+        return JpegEncoder(90, "444")
     return VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, size, 30.0)
 
 
@@ -55,9 +55,8 @@ def clip_parts(
         key=key, label=label, num_frames=num_frames, fps=30.0, width=WIDTH, height=HEIGHT, packed_width=size,
         packed_height=size, packed_to_source=packed_to_source(*corner, side, size), source=f"{key}.avi",
     )
-    return {
-        **encoder.finish(), "pose.npy": npy_bytes(pose), "box.npy": npy_bytes(person_boxes(pose)), "json": meta.to_bytes()
-    }
+    side_parts = {"pose.npy": npy_bytes(pose), "box.npy": npy_bytes(person_boxes(pose)), "json": meta.to_bytes()}
+    return {**encoder.finish(), **side_parts}
 
 
 def write_shards(

@@ -26,8 +26,8 @@ def shards(tmp_path_factory) -> ShardSet:
     return shard_set(tmp_path_factory.mktemp("shards"), 23)
 
 
-def make(shards: ShardSet, *, train: bool = True, batch_size: int = 4, plan: PlanConfig = PLAN, **options) -> ClipLoader:
-    return ClipLoader(shards, "all", plan, batch_size=batch_size, train=train, **options)
+def make(shards: ShardSet, *, train: bool = True, batch_size: int = 4, plan: PlanConfig = PLAN, **more) -> ClipLoader:
+    return ClipLoader(shards, "all", plan, batch_size=batch_size, train=train, **more)
 
 
 def flat(batches: list[ClipBatch]) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, int]]:
@@ -63,7 +63,8 @@ def test_a_batch_has_the_promised_shapes(shards):
 def test_dali_agrees_with_the_oracle(shards):
     plans = (PLAN, replace(PLAN, crop="boxes"), replace(PLAN, num_frames=50, size=40))
     for plan, train in [(plan, train) for plan in plans for train in (True, False)]:
-        with make(shards, plan=plan, train=train) as fast, make(shards, plan=plan, train=train, decoder="oracle") as slow:
+        options = {"plan": plan, "train": train}
+        with make(shards, **options) as fast, make(shards, decoder="oracle", **options) as slow:
             one, two = flat(list(fast)), flat(list(slow))
         assert list(one) == list(two)
         for name in one:
@@ -150,7 +151,7 @@ def test_world_size_may_change_at_a_resume(shards):
 def test_state_of_other_data_is_refused(shards):
     with make(shards) as loader:
         state = loader.state_dict()
-    with pytest.raises(UserError, match="fingerprint.*another shards, split or subset"):
+    with pytest.raises(UserError, match=r"fingerprint.*another shards, split or subset"):
         make(shards, limit=10).load_state_dict(state)
     with pytest.raises(UserError, match="seed 0, this loader 5"):
         make(shards, seed=5).load_state_dict(state)
@@ -193,7 +194,7 @@ def test_limit_takes_a_number_or_rows(shards):
     assert make(shards, limit=5).num_clips == 5
     loader = make(shards, limit=np.array([3, 9, 4, 1]), train=False)
     with loader:
-        assert list(loader)[0].keys == ("clip00003", "clip00009", "clip00004", "clip00001")
+        assert next(iter(loader)).keys == ("clip00003", "clip00009", "clip00004", "clip00001")
     with pytest.raises(ValueError, match="limit names row 99, not in split 'all'"):
         make(shards, limit=np.array([1, 99]))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.plan import PlanConfig, apply_to_joints, draw_resized_crop, make_plan
+from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, draw_resized_crop, make_plan
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import COCO17
@@ -27,12 +27,12 @@ CONFIG = PlanConfig(num_frames=8, size=56)
 
 def pose_of(num_frames: int, persons: int, seed: int, spread: float = 60.0) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    pose = generator.uniform(-spread, spread, (persons, num_frames, 17, 2)) + (160, 120)
+    pose = generator.uniform(-spread, spread, (persons, num_frames, 17, 2)) + np.array((160, 120))
     pose[generator.random(pose.shape[:-1]) < 0.2] = 0
     return pose.astype(np.float32)
 
 
-def plan_of(pose: np.ndarray, *, train: bool, key: str = "k", epoch: int = 0, config: PlanConfig = CONFIG, view: int = 0):
+def plan_of(pose: np.ndarray, *, train: bool, key: str = "k", epoch: int = 0, config=CONFIG, view: int = 0) -> ClipPlan:
     meta = Meta(pose.shape[1])
     boxes = np.zeros((pose.shape[1], 4), np.float32)
     return make_plan(meta, pose, boxes, config, train=train, seed=3, epoch=epoch, key=key, view=view)
@@ -162,7 +162,8 @@ def test_draws_depend_on_seed_epoch_key_and_view_alone():
     again = plan_of(pose, train=True)
     np.testing.assert_array_equal(base.frames_T, again.frames_T)
     np.testing.assert_array_equal(base.output_to_source, again.output_to_source)
-    for other in (plan_of(pose, train=True, epoch=1), plan_of(pose, train=True, key="l"), plan_of(pose, train=True, view=1)):
+    for change in ({"epoch": 1}, {"key": "l"}, {"view": 1}):
+        other = plan_of(pose, train=True, **change)
         assert not np.array_equal(base.frames_T, other.frames_T)
     evaluation = plan_of(pose, train=False)
     np.testing.assert_array_equal(evaluation.frames_T, plan_of(pose, train=False, epoch=7).frames_T)

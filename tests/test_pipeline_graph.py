@@ -1,0 +1,213 @@
+"""Every encoding and geometry of the graph against the oracle: PSNR of frames, exact frame numbers, planted damage."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_factory import clip_parts, picture
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pipeline.loader import make_decoder
+from svdata2vec.pipeline.oracle import OracleDecoder, resample
+from svdata2vec.shards.sample import parse_array
+
+SIZE = 48
+
+
+def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray, packed=96) -> EncodedClip:
+    parts = clip_parts(f"{codec}{num_frames}", num_frames, codec=codec, size=packed, seed=num_frames)
+    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
+    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
+    return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
+
+
+def random_map(generator: np.random.Generator, packed: int = 96, size: int = SIZE) -> np.ndarray:
+    """Any window, also far outside the picture, mirrored half of the time."""
+    low, extent = generator.uniform(-0.5, 0.9, 2) * packed, generator.uniform(0.1, 1.4, 2) * packed
+    window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), size)
+    return affine.compose(window, affine.mirror_map(size)) if generator.random() < 0.5 else window
+
+
+def decode(decoder, clips: list[EncodedClip], size: int = SIZE) -> tuple[np.ndarray, dict[int, str]]:
+    frames = {len(clip.frames_T) for clip in clips}
+    assert len(frames) == 1
+    out = torch.full((len(clips), frames.pop(), size, size, 3), 77, dtype=torch.uint8)
+    return out.numpy(), decoder.decode(clips, out)
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@pytest.fixture(scope="module", params=["opencv", "warp", "resize"])
+def jpeg_decoder(request):
+    decoder = DaliDecoder("jpeg", SIZE, geometry=request.param)
+    yield decoder
+    decoder.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), num_frames=st.integers(1, 12), packed=st.sampled_from([32, 96, 97, 130]))
+def test_jpeg_matches_the_oracle(jpeg_decoder, seed, num_frames, packed):
+    generator = np.random.default_rng(seed)
+    frames = generator.integers(0, num_frames, 5).tolist()  # any order, repeats
+    clips = [encoded("jpeg", num_frames, frames, random_map(generator, packed), packed) for _ in range(2)]
+    fast, failed = decode(jpeg_decoder, clips)
+    slow, _ = decode(OracleDecoder(), clips)
+    assert not failed
+    for one, two in zip(fast, slow, strict=True):
+        assert psnr(one, two) >= 50
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264", "hevc"])
+def test_video_matches_the_oracle_and_shows_the_right_frames(codec):
+    decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
+    generator = np.random.default_rng(0)
+    clips = [
+        encoded(codec, num_frames, frames, random_map(generator))
+        for num_frames, frames in [(30, [0, 7, 8, 29]), (30, [29, 3, 3, 0]), (1, [0, 0, 0, 0]), (70, [1, 33, 69, 50])]
+    ]
+    fast, failed = decode(decoder, clips)
+    slow, _ = decode(OracleDecoder(), clips)
+    decoder.close()
+    assert not failed
+    assert min(psnr(one, two) for one, two in zip(fast, slow, strict=True)) >= 35
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264", "hevc"])
+def test_video_shows_the_right_frames(codec):
+    """The moving bar tells frames apart: no other frame may fit as well as the right one, in any order."""
+    decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
+    clip = encoded(codec, 60, [59, 0, 1, 31, 30, 2, 0, 45], affine.scale_and_shift(2, 2, 0, 0))
+    (fast,), _ = decode(decoder, [clip])
+    whole = encoded(codec, 60, list(range(60)), clip.output_to_packed)
+    (slow,), _ = decode(OracleDecoder(), [whole])
+    decoder.close()
+    for frame, wanted in zip(fast, clip.frames_T.tolist(), strict=True):
+        assert int(np.argmax([psnr(frame, other) for other in slow])) == wanted
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
+@pytest.mark.parametrize("geometry", ["warp", "resize"])
+def test_video_through_dali_geometry(codec, geometry):
+    decoder = DaliDecoder(codec, SIZE, geometry=geometry)
+    clips = [encoded(codec, 20, [2, 11, 19], random_map(np.random.default_rng(seed))) for seed in range(4)]
+    fast, failed = decode(decoder, clips)
+    slow, _ = decode(OracleDecoder(), clips)
+    assert not failed and min(psnr(one, two) for one, two in zip(fast, slow, strict=True)) >= 35
+
+
+def test_outside_the_picture_is_black_and_pixels_stay_where_they_are(jpeg_decoder):
+    unit = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 0, 0))
+    beyond = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 200, -500))
+    half_out = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, -24, 0))
+    frames, _ = decode(jpeg_decoder, [unit, beyond, half_out])
+    assert not frames[1].any() and not frames[2, :, :, :23].any()
+    np.testing.assert_array_equal(frames[2, :, :, 24:], frames[0, :, :, :24])
+    whole, _ = decode(OracleDecoder(), [unit])
+    np.testing.assert_array_equal(frames[0], whole[0])
+
+
+def test_oracle_resampling_is_what_opencv_resize_does():
+    """The half-pixel convention, held against an independent implementation."""
+    import cv2
+
+    source = picture(90, 1)
+    ours = resample(source, affine.window_map((0, 0, 90, 90), 40), 40)
+    theirs = cv2.resize(source, (40, 40), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def with_video(clip: EncodedClip, video: np.ndarray, offsets: np.ndarray | None = None) -> EncodedClip:
+    return EncodedClip("damaged", video, clip.offsets if offsets is None else offsets, clip.frames_T,
+                       clip.output_to_packed, clip.packed_width, clip.packed_height)
+
+
+def jpeg_damages(clip: EncodedClip) -> dict[str, EncodedClip]:
+    zeros, garbage = clip.video.copy(), clip.video.copy()
+    first = jpeg_slices(clip)[0].size
+    zeros[: first] = 0
+    garbage[20 : first - 2] = np.random.default_rng(0).integers(0, 255, first - 22)
+    return {
+        "shortened": with_video(clip, clip.video[:-100]),
+        "zeroed": with_video(clip, zeros),
+        "garbage inside": with_video(clip, garbage),
+        "empty": with_video(clip, clip.video[:0]),
+        "wrong offsets": with_video(clip, clip.video, clip.offsets + 3),
+        "fewer frames": with_video(clip, clip.video, clip.offsets[:2]),
+    }
+
+
+@pytest.mark.parametrize("name", ["shortened", "zeroed", "garbage inside", "empty", "wrong offsets", "fewer frames"])
+def test_damaged_jpegs_are_isolated(jpeg_decoder, name):
+    plain = affine.scale_and_shift(2, 2, 0, 0)
+    clips = [encoded("jpeg", n, [0, 1, n - 1], plain) for n in (4, 5, 6)]
+    clean, _ = decode(jpeg_decoder, clips)
+    damaged = jpeg_damages(clips[1])[name]
+    frames, failed = decode(jpeg_decoder, [clips[0], damaged, clips[2]])
+    assert list(failed) == [1] and failed[1]
+    np.testing.assert_array_equal(frames[[0, 2]], clean[[0, 2]])
+    again, failed = decode(jpeg_decoder, clips)
+    np.testing.assert_array_equal(again, clean)
+    assert not failed
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264"])
+def test_damaged_videos_are_isolated(codec):
+    decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
+    plain = affine.scale_and_shift(2, 2, 0, 0)
+    clips = [encoded(codec, n, [0, 1, 9], plain) for n in (10, 11, 12)]
+    clean, _ = decode(decoder, clips)
+    size = clips[1].video.size
+    short = encoded(codec, 5, [0, 1, 9], plain)
+    damages = {
+        "cut": with_video(clips[1], clips[1].video[: size * 2 // 3]),
+        "empty": with_video(clips[1], clips[1].video[:0]),
+        "garbage": with_video(clips[1], np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)),
+        "too short": with_video(clips[1], short.video),
+    }
+    for name, damaged in damages.items():
+        frames, failed = decode(decoder, [clips[0], damaged, clips[2]])
+        assert list(failed) == [1], name
+        np.testing.assert_array_equal(frames[[0, 2]], clean[[0, 2]])
+    decoder.close()
+
+
+def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):
+    import resource
+
+    clips = [encoded("jpeg", n, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0)) for n in (4, 5)]
+    damaged = jpeg_damages(clips[1])["garbage inside"]
+    for round_number in range(30):
+        _, failed = decode(jpeg_decoder, [clips[0], damaged])
+        assert list(failed) == [1]
+        if round_number == 9:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
+
+
+def test_a_killed_decoder_process_is_replaced():
+    decoder = make_decoder("dali", "h264", SIZE, "cpu", 1)
+    clips = [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    clean, _ = decode(decoder, clips)
+    worker = decoder._idle.get()
+    worker._process.kill()
+    worker._process.wait()
+    decoder._idle.put(worker)
+    _, failed = decode(decoder, clips)
+    assert "process died" in failed[0]
+    again, failed = decode(decoder, clips)
+    np.testing.assert_array_equal(again, clean)
+    decoder.close()
+    assert worker._process.poll() is not None
+
+
+def test_geometry_is_checked():
+    with pytest.raises(ValueError, match="geometry 'opencv' needs device 'cpu'"):
+        DaliDecoder("jpeg", SIZE, device="cuda", geometry="opencv")
+    with pytest.raises(ValueError, match="decoder is 'magic'"):
+        make_decoder("magic", "jpeg", SIZE, "cpu", 1)
