@@ -1,0 +1,79 @@
+"""The recogniser: the encoder that pretraining leaves, and a head (algorithm.md 5).
+
+B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from svdata2vec.checkpoint import load_published
+from svdata2vec.config import DataConfig, FinetuneConfig, ModelConfig, from_json
+from svdata2vec.model import Encoder
+from svdata2vec.shards.errors import UserError
+
+
+class Head(nn.Module):
+    """Dropout, mean over time, Linear, BatchNorm, ReLU, Linear."""
+
+    def __init__(self, width: int, hidden: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc1 = nn.Linear(width, hidden)
+        self.bn = nn.BatchNorm1d(hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, features_BTD: Tensor) -> Tensor:
+        hidden = self.fc1(self.dropout(features_BTD).mean(dim=1))
+        return self.fc2(self.bn(hidden).relu())
+
+
+class Classifier(nn.Module):
+    """Encoder and head for one of the modalities "rgb", "skeleton" or "both"."""
+
+    def __init__(self, config: FinetuneConfig, num_joints: int, num_classes: int) -> None:
+        super().__init__()
+        head = config.head
+        self.modality = config.modality
+        self.encoder = Encoder(
+            config.model, config.data.num_frames, num_joints, modality=config.modality, drop_path=head.drop_path
+        )
+        self.head = Head(config.model.width, head.hidden, num_classes, head.dropout)
+
+    def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
+        """Logits (B, classes)."""
+        return self.head(self.encoder(video_BTHWC, joints_BMTVC))
+
+
+def load_encoder(encoder: Encoder, source: Path, model: ModelConfig, data: DataConfig) -> None:
+    """Take the encoder's weights from a finished run; anything missing or of another shape is an error that lists it."""
+    weights, card = load_published(source)
+    prefix = "encoder."
+    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    wanted = encoder.state_dict()
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UserError(f"{source}: {len(missing)} weights of the encoder are missing: {', '.join(missing[:8])}")
+    wrong = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if found[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} weights have another shape: {', '.join(wrong[:4])}; "
+            "use the model.* and data.num_frames settings that the run was made with (its config.json)"
+        )
+    encoder.load_state_dict({name: found[name] for name in wanted})
+
+
+def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
+    """The recogniser of a finished fine-tuning run, in evaluation mode, with its configuration and model card."""
+    weights, card = load_published(run)
+    if card.get("kind") != "finetune":
+        raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune run")
+    config = from_json(FinetuneConfig, card["config"], f"{run}/model.json")
+    model = Classifier(config, card["num_joints"], len(card["classes"]))
+    model.load_state_dict(weights)
+    return model.eval(), config, card

@@ -1,0 +1,76 @@
+"""From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
+
+import numpy as np
+import torch
+
+from svdata2vec.config import DataConfig, RunConfig
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.runtime import Runtime
+from svdata2vec.shards.shardset import ShardSet
+
+
+def plan_config(data: DataConfig, persons: int) -> PlanConfig:
+    return PlanConfig(num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop)
+
+
+def build_loader(
+    shards: ShardSet,
+    data: DataConfig,
+    run: RunConfig,
+    runtime: Runtime,
+    persons: int,
+    *,
+    train: bool,
+    video: bool = True,
+    joints: bool = True,
+    rows: np.ndarray | None = None,
+) -> ClipLoader:
+    """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
+
+    Args:
+        rows: index rows to take instead of the whole split.
+    """
+    split = data.train_split if train else data.test_split
+    return ClipLoader(
+        shards,
+        split,
+        plan_config(data, persons),
+        batch_size=run.batch_size,
+        train=train,
+        seed=run.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        device=str(runtime.device),
+        decoder=data.decoder,
+        num_threads=data.threads,
+        prefetch=data.prefetch,
+        video=video,
+        joints=joints,
+        limit=rows,
+        last_batch="drop" if train else "partial",
+    )
+
+
+def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:
+    """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs)."""
+    rows = shards.rows(split)
+    if fraction == 1:
+        return rows
+    labels = shards.index["label"][rows]
+    rng = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for label in np.unique(labels):
+        members = rng.permutation(rows[labels == label])
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def to_device(batch: ClipBatch, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """(video, joints, label) of a batch on the device, copied without waiting."""
+
+    def move(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.to(device, non_blocking=True)
+
+    return move(batch.video_BTHWC), move(batch.joints_BMTVC), batch.label_B.to(device, non_blocking=True)

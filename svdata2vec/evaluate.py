@@ -1,0 +1,86 @@
+"""Run a recogniser over a split, every clip exactly once, alone or on several processes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from svdata2vec.classifier import load_classifier
+from svdata2vec.data import build_loader, to_device
+from svdata2vec.metrics import measure
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runtime import Runtime, running
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of clips, in the order they were visited (n clips, c classes)."""
+
+    keys: list[str]
+    scores_nc: np.ndarray
+    labels_n: np.ndarray
+
+
+@torch.no_grad()
+def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
+    """Softmax scores of every clip of the loader's split; all processes get the whole."""
+    model.eval()
+    keys: list[str] = []
+    scores, labels = [], []
+    for batch in loader:
+        video_BTHWC, joints_BMTVC, label_B = to_device(batch, runtime.device)
+        with runtime.autocast():
+            logits_BC = model(video_BTHWC, joints_BMTVC)
+        keys.extend(batch.keys)
+        scores.append(logits_BC.float().softmax(1))
+        labels.append(label_B)
+    mine = (keys, torch.cat(scores).cpu().numpy(), torch.cat(labels).cpu().numpy()) if keys else None
+    parts = [mine]
+    if runtime.world_size > 1:
+        parts = [None] * runtime.world_size
+        dist.all_gather_object(parts, mine)
+    filled = [part for part in parts if part is not None]
+    if not filled:
+        raise UserError(f"split {loader.split} has no clip to evaluate")
+    return Predictions(
+        [key for part in filled for key in part[0]],
+        np.concatenate([part[1] for part in filled]),
+        np.concatenate([part[2] for part in filled]),
+    )
+
+
+def modality_inputs(modality: str) -> dict[str, bool]:
+    """Which inputs a loader must deliver for a modality."""
+    return {"video": modality != "skeleton", "joints": modality != "rgb"}
+
+
+def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None, device: str = "auto") -> dict[str, Any]:
+    """Evaluate a finished fine-tuning run.
+
+    Args:
+        run: the run's folder.
+        shards: folder of shards; the run's own by default.
+        split: name of a split; the run's test split by default.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The metrics with the class names, the split and the run, ready for JSON.
+    """
+    model, config, card = load_classifier(run)
+    data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
+    settings = replace(config.run, device=device)
+    packed = ShardSet.open(data.shards)
+    if list(packed.manifest.classes) != card["classes"]:
+        raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
+    with running(settings) as runtime:
+        inputs = modality_inputs(config.modality)
+        with build_loader(packed, data, settings, runtime, config.model.persons, train=False, **inputs) as loader:
+            predictions = predict_split(model.to(runtime.device), loader, runtime)
+    metrics = measure(predictions.scores_nc, predictions.labels_n)
+    return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}

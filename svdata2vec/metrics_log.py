@@ -1,0 +1,118 @@
+"""What a run says while it trains: JSON lines, TensorBoard, one line on the terminal; times without waiting for the GPU."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Writes one record per log interval to `metrics.jsonl`, TensorBoard and the log (main process only).
+
+    A resumed run first drops the records from `first_step` on, so that no step is there twice.
+    """
+
+    def __init__(self, folder: Path, first_step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        path = folder / "metrics.jsonl"
+        earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
+        temporary.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, step: int, values: dict[str, float], line: str) -> None:
+        if not self.enabled:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        log.info("%s", line)
+
+    def close(self) -> None:
+        if self.enabled:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a `metrics.jsonl`; a torn last line is left out, a missing file is empty."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: left out a torn line", path)
+    return records
+
+
+class StepClock:
+    """Seconds per part of the training step (data, forward, backward, optimizer), summed over a log interval.
+
+    On a GPU parts are timed by events that are read once per interval, so that no step waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        self.started = time.perf_counter()
+        self._last: Any = self._now()
+        self._parts: list[tuple[str, Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, part: str) -> None:
+        """The time since the last mark belongs to `part`."""
+        now = self._now()
+        self._parts.append((part, self._last, now))
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per part since the last reset, and `total` by the wall clock."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        sums: dict[str, float] = {}
+        for part, begin, end in self._parts:
+            spent = begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
+            sums[part] = sums.get(part, 0.0) + spent
+        sums["total"] = time.perf_counter() - self.started
+        return sums
+
+
+class Averages:
+    """Means of device scalars over a log interval; read once per interval."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            total, count = self._sums.get(name, (torch.zeros((), device=value.device), 0))
+            self._sums[name] = (total + value.detach().float(), count + 1)
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call (one wait for the device)."""
+        if not self._sums:
+            return {}
+        means = torch.stack([total / count for total, count in self._sums.values()]).tolist()
+        named = dict(zip(self._sums, means, strict=True))
+        self._sums = {}
+        return named

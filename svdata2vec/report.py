@@ -1,0 +1,236 @@
+"""One HTML file about one or several runs: figures, curves, confusion, inputs, and where the time went.
+
+Everything is inside the file (pictures as data URIs), so it opens anywhere, without a network.
+"""
+
+import base64
+import html
+import io
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from svdata2vec import __version__
+from svdata2vec.checkpoint import write_atomically
+from svdata2vec.config import FinetuneConfig, PretrainConfig, from_json, to_json
+from svdata2vec.contact_sheet import contact_sheet, to_png
+from svdata2vec.data import build_loader
+from svdata2vec.metrics_log import read_metrics
+from svdata2vec.runtime import Runtime
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+log = logging.getLogger(__name__)
+
+matplotlib.use("Agg")
+
+TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "optimizer": "#7f8c8d"}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #d5dbe3; } img { max-width: 100%; }
+table { border-collapse: collapse; } td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e8ee; text-align: right; }
+td:first-child, th:first-child { text-align: left; } pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; }
+figcaption, .note { color: #5b6775; font-size: .9rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder."""
+
+    name: str
+    kind: str
+    config: PretrainConfig | FinetuneConfig
+    metrics: list[dict[str, Any]]
+    result: dict[str, Any] | None
+
+    def series(self, field: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of a logged field."""
+        rows = [row for row in self.metrics if field in row]
+        return [row["epoch"] for row in rows], [row[field] for row in rows]
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write the report of these run folders to `out`; a folder that holds no run is an error that names it."""
+    if not folders:
+        raise UserError("no run given; expected one or more run folders")
+    runs = [read_run(folder) for folder in folders]
+    sections = [
+        _results(runs),
+        _section("Training curves", _figure(_curves(runs), "Loss and accuracy by epoch") + _spread_section(runs)),
+        _section("Where the time went", _figure(_times(runs), "Seconds per clip by part of the training step")),
+        *(_confusion(run) for run in runs if run.result),
+        _inputs(runs),
+        _section("Settings", "".join(_settings(run) for run in runs)),
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>svdata2vec report</title>'
+        f"<style>{STYLE}</style></head><body><h1>svdata2vec report</h1>"
+        f'<p class="note">svdata2vec {__version__}, PyTorch {torch.__version__}; '
+        f"runs: {html.escape(', '.join(run.name for run in runs))}</p>{''.join(sections)}</body></html>"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode())
+
+
+def read_run(folder: Path) -> Run:
+    """Configuration, metrics and result of a run's folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain or finetune)")
+    text = path.read_text()
+    kind = "finetune" if "label_fraction" in json.loads(text) else "pretrain"
+    config: PretrainConfig | FinetuneConfig
+    if kind == "finetune":
+        config = from_json(FinetuneConfig, text, str(path))
+    else:
+        config = from_json(PretrainConfig, text, str(path))
+    result = folder / "result.json"
+    return Run(
+        folder.name,
+        kind,
+        config,
+        read_metrics(folder / "metrics.jsonl"),
+        json.loads(result.read_text()) if result.is_file() else None,
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+
+
+def _figure(figure: Figure | None, caption: str) -> str:
+    if figure is None:
+        return ""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return _image(buffer.getvalue(), caption)
+
+
+def _image(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _results(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        if run.result is None or not isinstance(run.config, FinetuneConfig):
+            continue
+        result = run.result
+        start = f"pretrained ({run.config.pretrained.name})" if run.config.pretrained else "scratch"
+        shares = [f"{100 * result[name]:.1f} %" for name in ("top1", "top5", "mean_class")]
+        rows.append([run.name, run.config.modality, start, str(result["labels"]), *shares, str(result["count"])])
+    if not rows:
+        return ""
+    classes = next(len(run.result["classes"]) for run in runs if run.result)
+    rows.append(["chance", "", "", "", f"{100 / classes:.1f} %", f"{100 * min(5, classes) / classes:.1f} %", f"{100 / classes:.1f} %", ""])
+    header = ["run", "input", "start", "labelled clips", "top-1", "top-5", "mean per class", "test clips"]
+    return _section("Results", _table(header, rows))
+
+
+def _curves(runs: Sequence[Run]) -> Figure | None:
+    fields = [("loss", "loss"), ("accuracy", "training accuracy"), ("grad_norm", "gradient norm"), ("lr", "learning rate")]
+    return _plot(runs, [(name, title) for name, title in fields if any(run.series(name)[0] for run in runs)])
+
+
+def _spread_section(runs: Sequence[Run]) -> str:
+    pretraining = [run for run in runs if run.kind == "pretrain"]
+    figure = _plot(pretraining, [("target_std", "target spread"), ("prediction_std", "prediction spread")]) if pretraining else None
+    return _figure(figure, "Standard deviation of targets and predictions over the batch: a collapse would send both to zero")
+
+
+def _plot(runs: Sequence[Run], fields: Sequence[tuple[str, str]]) -> Figure | None:
+    if not fields:
+        return None
+    figure = Figure(figsize=(4.6 * min(len(fields), 2), 3.2 * -(-len(fields) // 2)), layout="constrained")
+    for number, (name, title) in enumerate(fields):
+        axes = figure.add_subplot(-(-len(fields) // 2), min(len(fields), 2), number + 1)
+        for run in runs:
+            epochs, values = run.series(name)
+            if epochs:
+                axes.plot(epochs, values, label=run.name, marker="." if len(epochs) < 30 else None)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.grid(alpha=0.3)
+        if number == 0:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def _times(runs: Sequence[Run]) -> Figure | None:
+    timed = [run for run in runs if run.metrics]
+    if not timed:
+        return None
+    figure = Figure(figsize=(9, 0.9 + 0.5 * len(timed)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, run in enumerate(timed):
+        clips = sum(row["clips_per_second"] * row["seconds_total"] for row in run.metrics)
+        left = 0.0
+        for part, colour in TIME_PARTS.items():
+            spent = 1e3 * sum(row.get(f"seconds_{part}", 0.0) for row in run.metrics) / clips
+            axes.barh(y, spent, left=left, color=colour, label=part if y == 0 else None)
+            left += spent
+        axes.text(left, y, f" {1e3 / left:.1f} clips/s", va="center", fontsize=9)
+    axes.set_yticks(range(len(timed)), [run.name for run in timed])
+    axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
+    axes.margins(x=0.15)
+    axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _confusion(run: Run) -> str:
+    assert run.result is not None
+    counts = np.array(run.result["confusion"], float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = run.result["classes"]
+    side = 2.5 + 0.3 * len(classes)
+    figure = Figure(figsize=(side, side * 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classes) <= 40:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return _section(f"Confusion: {run.name}", _figure(figure, f"Test clips of {run.name} by true and predicted class"))
+
+
+def _inputs(runs: Sequence[Run]) -> str:
+    run = next((run for run in runs if run.kind == "pretrain"), runs[0])
+    data = run.config.data
+    try:
+        shards = ShardSet.open(data.shards)
+    except UserError as error:
+        return _section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    with build_loader(shards, data, run.config.run, runtime, run.config.model.persons, train=True) as loader:
+        batch = next(iter(loader))
+    picture = contact_sheet(batch, shards.manifest.layout, tuple(shards.manifest.classes))
+    caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
+    return _section("Inputs", _image(to_png(picture), caption))
+
+
+def _settings(run: Run) -> str:
+    text = html.escape(to_json(run.config))
+    return f"<details><summary>{html.escape(run.name)} ({run.kind})</summary><pre>{text}</pre></details>"

@@ -1,0 +1,178 @@
+"""Process, device and precision of a run: alone, or as one of many under `torchrun`."""
+
+import hashlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from svdata2vec.config import RunConfig
+from svdata2vec.shards.errors import UserError
+
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
+STOP_POLL_STEPS = 10  # with several processes, steps between two agreements on whether to stop
+
+log = logging.getLogger(__name__)
+
+
+class StopRequested(SystemExit):
+    """The run was asked to stop (SIGTERM) and has saved a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(REQUEUE_EXIT_CODE)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs and which part of the work it has.
+
+    Attributes:
+        device: where its tensors live.
+        rank, world_size: its number among `world_size` processes.
+        bf16: matrix products and convolutions in bfloat16 (weights stay float32).
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+    bf16: bool
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def wrap(self, model: nn.Module, sync_batchnorm: bool) -> nn.Module:
+        """The model on its device, with gradients averaged over all processes."""
+        model = model.to(self.device)
+        if self.world_size == 1:
+            return model
+        if sync_batchnorm:
+            model = convert_sync_batchnorm(model)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside its DistributedDataParallel wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def running(config: RunConfig) -> Iterator[Runtime]:
+    """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    try:
+        yield Runtime(device, rank, world_size, bf16)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """auto -> this process's GPU if there is one; "cuda" without a GPU is an error."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("run.device is cuda, but PyTorch finds no NVIDIA GPU here; use --run.device cpu or auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make PyTorch's random numbers of a step a function of (seed, step, rank): a resumed run draws the same ones."""
+    digest = hashlib.blake2b(f"step/{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+class StopSignal:
+    """Turns SIGTERM into a flag that the training loop reads between two steps."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def agreed(self, runtime: Runtime, step: int) -> bool:
+        """True on every process once any of them was asked to stop."""
+        if runtime.world_size == 1:
+            return self.received
+        if step % STOP_POLL_STEPS:
+            return False
+        return bool(runtime.sum(torch.tensor([float(self.received)])).item())
+
+
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes, on any backend (PyTorch's own needs a GPU)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any (N, C, ...) input will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        channels = x.shape[1]
+        dims = [0, *range(2, x.ndim)]
+        count = torch.full((1,), x.numel() / channels, device=x.device)
+        sums = all_reduce(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
+        total = sums[-1].detach()
+        mean = sums[:channels] / total
+        var = (sums[channels:-1] / total - mean * mean).clamp_min(0)
+        self._update_running(mean.detach(), var.detach(), total)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        view = (1, channels, *(1 for _ in dims[1:]))
+        return (x * scale.view(view) + shift.view(view)).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var * (total / (total - 1).clamp_min(1)), momentum)
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Swap every BatchNorm for its synchronised form in place; parameters, buffers and names stay."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.__class__ = _SyncBatchNorm
+    return model

@@ -1,0 +1,246 @@
+"""What pretraining and fine-tuning share: the optimizer step, the loop, checkpoints, logging, stopping and resuming."""
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from svdata2vec.checkpoint import Checkpoints, publish, write_atomically
+from svdata2vec.config import OptimConfig, RunConfig, to_json
+from svdata2vec.metrics_log import Averages, MetricsLog, StepClock
+from svdata2vec.optim import clip_gradients, set_learning_rate
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runtime import Runtime, StopRequested, StopSignal, seed_step
+from svdata2vec.schedules import learning_rate
+from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
+
+
+class NotFinite(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class FiniteGuard:
+    """Counts optimizer steps that were skipped because their gradient was not finite.
+
+    The skip itself happens on the device; on a GPU the flags are read once per log interval.
+    """
+
+    def __init__(self, largest_run: int, folder: Path | None) -> None:
+        self.largest_run = largest_run
+        self.folder = folder
+        self.skipped = 0
+        self._in_a_row: list[tuple[int, list[str]]] = []
+        self._pending: list[tuple[int, list[str], Tensor]] = []
+
+    def add(self, step: int, keys: list[str], bad: Tensor) -> None:
+        self._pending.append((step, keys, bad))
+        if bad.device.type == "cpu":
+            self.read()
+
+    def read(self) -> None:
+        """Take note of the pending flags; raises NotFinite after `largest_run` bad steps in a row."""
+        if not self._pending:
+            return
+        flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
+        for (step, keys, _), bad in zip(self._pending, flags, strict=True):
+            self._in_a_row = [*self._in_a_row, (step, keys)] if bad else []
+            if bad:
+                self.skipped += 1
+                log.warning("step %d: loss or gradient not finite; the step is skipped", step)
+            if len(self._in_a_row) >= self.largest_run:
+                self._give_up()
+        self._pending = []
+
+    def _give_up(self) -> None:
+        where = ""
+        if self.folder is not None:
+            path = self.folder / "not_finite.json"
+            rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
+            write_atomically(path, json.dumps(rows, indent=2).encode())
+            where = f"; their clips are listed in {path}"
+        raise NotFinite(f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite{where}")
+
+
+class Stepper:
+    """One optimizer step: schedule, accumulation, finiteness, clipping; and the step's times and averages.
+
+    `step` counts optimizer steps over the whole run and drives every schedule.
+    """
+
+    def __init__(
+        self, optim: OptimConfig, run: RunConfig, runtime: Runtime, optimizer: torch.optim.Optimizer, batches_per_epoch: int
+    ) -> None:
+        self.optim, self.run, self.runtime, self.optimizer = optim, run, runtime, optimizer
+        self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
+        self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
+        self.step = 0
+        self.clips_in_interval = 0
+        self.clock = StepClock(runtime.device)
+        self.averages = Averages()
+        self.guard = FiniteGuard(run.max_bad_steps, run.out if runtime.is_main else None)
+        self.values: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Set the step's learning rate and random state. Call when its batches are there."""
+        self.clock.mark("data")
+        lr = learning_rate(self.optim, self.step, self.steps_per_epoch, self.run.epochs)
+        set_learning_rate(self.optimizer, lr)
+        self.values["lr"] = lr
+        seed_step(self.run.seed, self.step, self.runtime.rank)
+
+    def backward(self, loss: Tensor, model: nn.Module, *, last: bool) -> None:
+        """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
+        wait = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            (loss / self.optim.accumulate).backward()
+        self.clock.mark("backward")
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        self.averages.add(values)
+
+    def update(self, keys: list[str]) -> None:
+        """Apply the gradient unless it is not finite (decided on the device, without waiting for it)."""
+        norm = clip_gradients(self.optimizer, self.optim.clip_grad)
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused AdamW leaves its step out
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.add(self.step, keys, bad)
+        self.averages.add({"grad_norm": norm})
+        self.clips_in_interval += len(keys)
+
+    def end(self, values: dict[str, float]) -> None:
+        self.values.update(values)
+        self.step += 1
+        self.clock.mark("optimizer")
+
+    def take_record(self) -> dict[str, float]:
+        """Averages, rates and shares of time since the last record; waits for the device once."""
+        self.guard.read()
+        seconds = self.clock.seconds()
+        total = seconds.pop("total")
+        rate = self.clips_in_interval * self.runtime.world_size / total
+        record = {
+            "epoch": self.step / self.steps_per_epoch,
+            **self.averages.take(),
+            **self.values,
+            "clips_per_second": rate,
+            "skipped_steps": float(self.guard.skipped),
+            **{f"seconds_{part}": spent for part, spent in seconds.items()},
+            "seconds_total": total,
+        }
+        if self.runtime.device.type == "cuda":
+            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.clips_in_interval = 0
+        self.clock.reset()
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "skipped": self.guard.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.guard.skipped = state["skipped"]
+
+
+class TrainingRun(Protocol):
+    """What the loop needs of a run."""
+
+    stepper: Stepper
+    loader: ClipLoader
+    runtime: Runtime
+
+    def step(self, batches: list[EpochBatch]) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: dict[str, Any]) -> None: ...
+    def weights(self) -> dict[str, Tensor]: ...
+
+
+def open_run(config: Any, run: RunConfig, runtime: Runtime) -> Path:
+    """Make the run's folder and write the resolved configuration into it."""
+    path = run.out / "config.json"
+    if run.resume == "never" and path.exists():
+        raise UserError(f"{run.out} holds a run already; choose another --run.out, or continue it with --run.resume auto")
+    if runtime.is_main:
+        run.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_json(config).encode())
+    runtime.barrier()
+    return run.out
+
+
+def train(run: TrainingRun, folder: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Run to the end from the newest checkpoint, then publish the weights. SIGTERM saves and raises StopRequested."""
+    stepper, runtime = run.stepper, run.runtime
+    checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
+    state = checkpoints.load_newest()
+    if state is not None:
+        run.load(state)
+    metrics = MetricsLog(folder, stepper.step, runtime.is_main)
+    saved_at = stepper.step if state is not None else -1
+    stream = epoch_batches(run.loader)
+    record: dict[str, float] = {}
+    started = time.perf_counter()
+    stepper.clock.reset()
+    with StopSignal() as stop, contextlib.closing(stream), contextlib.closing(metrics):
+        while stepper.step < stepper.total_steps:
+            run.step([next(stream) for _ in range(stepper.optim.accumulate)])
+            done = stepper.step == stepper.total_steps
+            if done or stepper.step % stepper.run.log_every == 0:
+                record = stepper.take_record()
+                metrics.write(stepper.step, record, describe(stepper, record, started))
+            stopping = stop.agreed(runtime, stepper.step)
+            if done or stopping or stepper.step % stepper.run.checkpoint_every == 0:
+                saved_at = _save(checkpoints, run)
+            if stopping and not done:
+                log.warning("asked to stop: saved step %d in %s; start again to continue", saved_at, checkpoints.folder)
+                raise StopRequested
+    if runtime.is_main:
+        publish(folder, run.weights(), {**card, "step": stepper.step, "metrics": record})
+    runtime.barrier()
+    return record
+
+
+def _save(checkpoints: Checkpoints, run: TrainingRun) -> int:
+    state = run.state()
+    if run.runtime.is_main:
+        checkpoints.save(run.stepper.step, state)
+    run.runtime.barrier()
+    return run.stepper.step
+
+
+def epoch_batches(loader: ClipLoader) -> Iterator[EpochBatch]:
+    """Batches with their epoch, epoch after epoch, from the loader's position on."""
+    while True:
+        epoch = loader.epoch
+        for batch in loader:
+            yield epoch, batch
+
+
+def describe(stepper: Stepper, record: dict[str, float], started: float) -> str:
+    """One line for the terminal: where the run is, what it sees, how fast, how long still."""
+    shown = [f"{name} {record[name]:.4g}" for name in ("loss", "accuracy", "target_std", "prediction_std", "grad_norm") if name in record]
+    wait = record.get("seconds_data", 0.0) / max(record["seconds_total"], 1e-9)
+    remaining = (stepper.total_steps - stepper.step) * record["seconds_total"] / stepper.run.log_every
+    return (
+        f"step {stepper.step}/{stepper.total_steps} epoch {record['epoch']:.2f} {' '.join(shown)} lr {record['lr']:.2e} "
+        f"{record['clips_per_second']:.1f} clips/s data wait {100 * wait:.0f} % "
+        f"ETA {_clock(remaining)} elapsed {_clock(time.perf_counter() - started)}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
