@@ -1,0 +1,371 @@
+"""The synthetic action data set: same bytes for any number of workers, true joints, honest splits, clear messages."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from svdata2vec.shards.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import check_motion_clips as check  # noqa: E402
+import make_motion_clips as make  # noqa: E402
+from motion_figures import CLASSES, JOINT, make_body, perform  # noqa: E402
+from motion_scene import PLAIN_GREY, PARTS, FigurePainter, detect, render  # noqa: E402
+
+TINY = make.Options(clips=24, seed=3, min_frames=24, max_frames=28, width=160, height=96)
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("motion") / "tiny set"
+    assert make.make_motion_clips(folder, TINY) > 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotations(tiny: Path) -> list[dict[str, Any]]:
+    content = pickle.loads((tiny / "motion.pkl").read_bytes())
+    return list(content["annotations"])
+
+
+# Content of the folder
+
+
+def test_two_workers_give_the_same_bytes_as_one(tiny: Path, tmp_path: Path) -> None:
+    make.make_motion_clips(tmp_path / "two", TINY, workers=2)
+    one, two = folder_bytes(tiny), folder_bytes(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_another_seed_gives_other_clips(annotations: list[dict[str, Any]], tmp_path: Path) -> None:
+    other = make.build_scene(make.clip_specs(24)[0], make.Options(clips=24, seed=4, min_frames=24, max_frames=28))
+    first = make.build_scene(make.clip_specs(24)[0], make.Options(clips=24, seed=3, min_frames=24, max_frames=28))
+    assert first.pixels_MTJ2.shape != other.pixels_MTJ2.shape or not np.allclose(first.pixels_MTJ2, other.pixels_MTJ2)
+
+
+def test_annotations_have_the_published_fields(annotations: list[dict[str, Any]]) -> None:
+    assert len(annotations) == TINY.clips
+    for entry in annotations:
+        persons, frames = entry["keypoint"].shape[:2]
+        assert entry["img_shape"] == entry["original_shape"] == (96, 160)
+        assert entry["keypoint"].shape == (persons, entry["total_frames"], 17, 2)
+        assert entry["keypoint_score"].shape == (persons, frames, 17)
+        assert entry["keypoint"].dtype == entry["keypoint_score"].dtype == np.float16
+        assert persons in (1, 2)
+        assert 24 <= frames <= 28
+        assert entry["label"] == int(entry["frame_dir"][-3:]) - 1
+
+
+def test_joints_are_inside_the_picture_or_exactly_zero_with_score_zero(annotations: list[dict[str, Any]]) -> None:
+    missing = 0
+    for entry in annotations:
+        keypoint, score = entry["keypoint"].astype(np.float64), entry["keypoint_score"]
+        absent = (keypoint == 0).all(axis=-1)
+        inside = ((keypoint > 0) & (keypoint < (160, 96))).all(axis=-1)
+        assert (absent | inside).all()
+        assert (score[absent] == 0).all()
+        assert (score[inside] > 0).all()
+        assert (score <= 1).all()
+        missing += int(absent.sum())
+    share = missing / sum(entry["keypoint_score"].size for entry in annotations)
+    assert 0.003 < share < 0.25
+
+
+def test_videos_are_h264_at_30_fps_with_the_annotated_number_of_frames(
+    tiny: Path, annotations: list[dict[str, Any]]
+) -> None:
+    assert len(list((tiny / "videos").iterdir())) == TINY.clips
+    for entry in annotations[:4]:
+        with av.open(str(tiny / "videos" / f"{entry['frame_dir']}.mp4")) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.average_rate) == ("h264", 30)
+            assert (stream.width, stream.height, stream.pix_fmt) == (160, 96, "yuv420p")
+            assert sum(1 for _ in container.decode(stream)) == entry["total_frames"]
+
+
+def test_classes_file_lists_the_names_in_label_order(tiny: Path) -> None:
+    assert (tiny / "classes.txt").read_text().splitlines() == list(CLASSES)
+    assert len(set(CLASSES)) == len(CLASSES) >= 10
+
+
+# Splits and balance
+
+
+def test_splits_follow_the_rules_of_ntu60(tiny: Path) -> None:
+    split = pickle.loads((tiny / "motion.pkl").read_bytes())["split"]
+    assert set(split) == {"xsub_train", "xsub_val", "xview_train", "xview_val"}
+    everything = {path.stem for path in (tiny / "videos").iterdir()}
+    for rule in ("xsub", "xview"):
+        train, val = split[f"{rule}_train"], split[f"{rule}_val"]
+        assert set(train) | set(val) == everything
+        assert not set(train) & set(val)
+        assert train and val
+    assert {name[9:12] for name in split["xsub_train"]} <= {"001", "002", "004", "005", "008", "009"}
+    assert not {name[9:12] for name in split["xsub_val"]} & {"001", "002", "004", "005", "008", "009"}
+    assert {name[5:8] for name in split["xview_train"]} == {"002", "003"}
+    assert {name[5:8] for name in split["xview_val"]} == {"001"}
+
+
+@pytest.mark.parametrize("clips", [24, 120, 333, 600])
+def test_clips_are_spread_evenly_and_names_are_unique(clips: int) -> None:
+    specs = make.clip_specs(clips)
+    assert len({spec.name for spec in specs}) == clips
+    table = np.zeros((len(CLASSES), 11, 4, 5), dtype=int)
+    for spec in specs:
+        table[spec.label, spec.subject, spec.camera, spec.setup] += 1
+    by_class = table.sum(axis=(1, 2, 3))
+    assert np.ptp(by_class) <= 1
+    by_subject = table.sum(axis=(2, 3))[:, sorted(make.SUBJECTS)]
+    assert np.ptp(by_subject) <= 1
+    by_camera = table.sum(axis=(1, 3))[:, 1:]
+    assert np.ptp(by_camera, axis=1).max() <= 2
+    for names in make.splits(specs).values():
+        counts = np.bincount([int(name[-3:]) - 1 for name in names], minlength=len(CLASSES))
+        assert counts.max() - counts.min() <= 2 + clips // 200
+        if clips >= 120:
+            assert counts.min() > 0
+
+
+def test_every_class_is_in_both_parts_of_xsub_from_the_smallest_set_on() -> None:
+    for names in (make.splits(make.clip_specs(24))[f"xsub_{part}"] for part in ("train", "val")):
+        assert {int(name[-3:]) for name in names} == set(range(1, len(CLASSES) + 1))
+
+
+# Figures
+
+
+def test_true_joints_lie_on_the_drawn_figures() -> None:
+    options = make.Options(clips=24, min_frames=24, max_frames=24, plain=True)
+    hits = total = 0
+    for spec in make.clip_specs(24):
+        scene = make.build_scene(spec, options)
+        for time, frame in enumerate(render(scene, plain=True)):
+            if time % 4:
+                continue
+            place = np.floor(scene.coco()[:, time].reshape(-1, 2)).astype(int)
+            inside = ((place >= 0) & (place < (scene.width, scene.height))).all(axis=1)
+            x, y = place[inside].T
+            hits += int((frame[y, x] != PLAIN_GREY).any(axis=1).sum())
+            total += int(inside.sum())
+    assert total > 3000
+    assert hits / total > 0.995
+
+
+def test_detected_joints_stay_near_the_true_ones() -> None:
+    scene = make.build_scene(make.clip_specs(24)[2], make.Options(clips=24))
+    keypoint, score = detect(scene, np.random.default_rng(0))
+    true = scene.coco()
+    if len(true) == 2 and np.abs(keypoint[0] - true[0]).mean() > np.abs(keypoint[0] - true[1]).mean():
+        true = true[::-1]
+    error = np.linalg.norm(keypoint - true, axis=-1)[score > 0.7]
+    assert 0.3 < np.median(error) < 3.0
+    change = np.diff(keypoint - true, axis=1)[(score[:, 1:] > 0.7) & (score[:, :-1] > 0.7)]
+    assert change.std() < 1.3 * (keypoint - true)[score > 0.7].std()  # partly correlated: independent gives 1.41
+
+
+def test_figures_fill_the_picture_and_arms_stay_visible_in_small_crops() -> None:
+    options = make.Options(clips=60)
+    forearm = [part.colour_of for part in PARTS].index("forearm")
+    heights, arms = [], []
+    for spec in make.clip_specs(60):
+        scene = make.build_scene(spec, options)
+        heights.append(float(scene.spans()[0]) / scene.height)
+        joints = scene.coco().reshape(-1, 2)
+        crop = 1.2 * float(np.ptp(joints, axis=0).max())
+        arms.append(float(np.median([row[forearm] for row in FigurePainter(scene, 0).thickness])) * 96 / crop)
+    assert 0.48 < np.median(heights) < 0.7
+    assert np.median(arms) > 3.0
+
+
+@pytest.mark.parametrize("label", range(len(CLASSES)))
+def test_bones_keep_their_length_and_feet_stay_on_or_above_the_floor(label: int) -> None:
+    rng = np.random.default_rng(label)
+    cast = perform(label, rng, 50, (make_body(rng), make_body(rng)), 0.3)
+    for joints_TJ3 in cast.joints_MTJ3:
+        for first, second in (("left_shoulder", "left_elbow"), ("right_elbow", "right_wrist"),
+                              ("left_hip", "left_knee"), ("right_knee", "right_ankle"), ("neck", "pelvis")):
+            length_T = np.linalg.norm(joints_TJ3[:, JOINT[first]] - joints_TJ3[:, JOINT[second]], axis=1)
+            assert np.ptp(length_T) < 1e-6 * length_T.mean() + 1e-9
+        assert joints_TJ3[:, JOINT["left_ankle"], 2].min() > 0.0
+        assert np.abs(np.diff(joints_TJ3, axis=0)).max() < 0.45  # no joint jumps: 13 m/s at most
+
+
+def track(action: str, joint: str, seed: int, frames: int = 60) -> np.ndarray:
+    """(T, 3) of one joint of the first performer."""
+    rng = np.random.default_rng(seed)
+    cast = perform(CLASSES.index(action), rng, frames, (make_body(rng), make_body(rng)), 0.0)
+    return np.asarray(cast.joints_MTJ3[0, :, JOINT[joint]])
+
+
+def reversals(values_T: np.ndarray) -> int:
+    """How often a series turns round, small ripples apart."""
+    step = np.diff(values_T)
+    signs = np.sign(step[np.abs(step) > 0.25 * np.abs(step).max()])
+    return int((np.diff(signs) != 0).sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_actions_are_what_their_names_say(seed: int) -> None:
+    up, down = track("raise both arms", "left_wrist", seed)[:, 2], track("lower both arms", "left_wrist", seed)[:, 2]
+    assert up[-1] - up[0] > 0.8
+    assert down[0] - down[-1] > 0.8
+    assert track("sit down", "pelvis", seed)[0, 2] - track("sit down", "pelvis", seed)[-1, 2] > 0.3
+    assert track("stand up", "pelvis", seed)[-1, 2] - track("stand up", "pelvis", seed)[0, 2] > 0.3
+    assert np.ptp(track("jump", "left_ankle", seed)[:, 2]) > 0.15
+    walked = track("walk", "pelvis", seed)
+    assert np.linalg.norm(walked[-1, :2] - walked[0, :2]) > 1.0
+    assert max(np.ptp(track("kick", f"{side}_ankle", seed)[:, 2]) for side in ("left", "right")) > 0.35
+    waves = max(reversals(track("wave", f"{side}_wrist", seed)[:, 0]) for side in ("left", "right"))
+    assert waves >= 3
+    apart = np.linalg.norm(track("clap", "left_wrist", seed) - track("clap", "right_wrist", seed), axis=1)
+    assert reversals(apart) >= 4
+
+
+def test_the_object_changes_hands_in_hand_over() -> None:
+    rng = np.random.default_rng(1)
+    cast = perform(CLASSES.index("hand over"), rng, 60, (make_body(rng), make_body(rng)), 0.0)
+    assert cast.object_T3 is not None
+    hands = cast.joints_MTJ3[:, :, JOINT["right_hand"]]
+    np.testing.assert_allclose(cast.object_T3[0], hands[0, 0], atol=1e-9)
+    np.testing.assert_allclose(cast.object_T3[-1], hands[1, -1], atol=1e-9)
+
+
+def test_objects_and_second_persons_do_not_tell_the_class() -> None:
+    casts = [make.build_scene(spec, make.Options(clips=240)) for spec in make.clip_specs(240)]
+    alone = [scene for spec, scene in zip(make.clip_specs(240), casts, strict=True) if spec.label < 10]
+    assert 0.2 < np.mean([len(scene.looks) == 2 for scene in alone]) < 0.5
+    assert 0.25 < np.mean([scene.object_T2 is not None for scene in alone]) < 0.55
+
+
+# Running it again
+
+
+def test_a_complete_folder_is_kept_and_a_half_written_one_is_finished(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    make.make_motion_clips(folder, TINY)
+    before = folder_bytes(folder)
+    assert make.make_motion_clips(folder, TINY) == 0
+    lost = sorted((folder / "videos").iterdir())[5]
+    lost.unlink()
+    lost.with_suffix(".part").write_bytes(b"torn")
+    (folder / "motion.pkl").unlink()
+    frames = make.make_motion_clips(folder, TINY)
+    assert 24 <= frames <= 28  # one clip drawn, the others kept
+    assert folder_bytes(folder) == before
+
+
+def test_command_says_that_a_complete_folder_is_kept(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tiny), "--clips", "24", "--seed", "3", "--frames", "24-28", "--width", "160", "--height", "96"]
+    assert make.main(arguments) == 0
+    assert "complete with these options, kept as it is" in capsys.readouterr().out
+
+
+def test_script_runs_by_its_path_and_exits_with_2_on_bad_options(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "make_motion_clips.py"), str(tmp_path / "x"), "--clips", "5"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --clips 5: expected at least 24")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"clips": 23}, "--clips 23: expected at least 24"),
+    ({"seed": -1}, "--seed -1: expected 0 or more"),
+    ({"min_frames": 10}, "--frames 10-70: expected LOW-HIGH with 24 <= LOW <= HIGH"),
+    ({"min_frames": 71}, "--frames 71-70: expected LOW-HIGH"),
+    ({"width": 481}, "--width 481 --height 270: expected even numbers of at least 96"),
+    ({"height": 20}, "--width 480 --height 20: expected even numbers of at least 96"),
+    ({"crf": 60}, r"--crf 60: expected 0 \(best\) to 51"),
+])
+def test_bad_options_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make.Options(**change)
+
+
+@pytest.mark.parametrize("text", ["", "a-b", "40-", "-40", "40-x"])
+def test_bad_frame_ranges_are_named(text: str) -> None:
+    with pytest.raises(UserError, match="expected LOW-HIGH, for example 40-70"):
+        make.frame_range(text)
+
+
+def test_frame_range_is_one_number_or_two() -> None:
+    assert make.frame_range("40-70") == (40, 70)
+    assert make.frame_range("48") == (48, 48)
+
+
+def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds a data set made with seed 3 instead of 4; delete the folder"):
+        make.make_motion_clips(tiny, make.Options(**{**TINY.__dict__, "seed": 4}))
+    with pytest.raises(UserError, match="--workers 0: expected 1 or more"):
+        make.make_motion_clips(tmp_path / "new", TINY, workers=0)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "text.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and has no motion.json"):
+        make.make_motion_clips(tmp_path / "notes", TINY)
+    (tmp_path / "notes" / "motion.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as the description of a motion data set"):
+        make.make_motion_clips(tmp_path / "notes", TINY)
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        make.make_motion_clips(tmp_path / "notes" / "text.txt", TINY)
+
+
+# The check of one frame against the clip
+
+
+def joint_trial(data: np.ndarray, *, one_frame: bool) -> check.Trial:
+    return check.Trial("joints", data, one_frame, 12, False, check.show_joints, lambda: check.JointNet(96, data.shape[-1]))
+
+
+def test_check_tells_order_from_pose() -> None:
+    """Two classes with the same frames in opposite order: the clip tells them apart, one frame cannot."""
+    rng = np.random.default_rng(0)
+    label_N = np.arange(240) % 2
+    data = np.full((240, 12, 2 * 17 * 3), 1.0, np.float32)
+    ramp = np.linspace(-1, 1, 12, dtype=np.float32)
+    for i, label in enumerate(label_N):
+        data[i, :, 1::3] = (ramp if label else -ramp)[:, None] + rng.normal(0, 0.1, (12, 34))
+    empty = np.zeros((240, 0), np.uint8)
+    clips = check.Clips(empty, empty, empty, data, data, label_N, np.arange(240) < 160)
+    whole = check.run_trial(joint_trial(data, one_frame=False), clips, 2, 0)
+    single = check.run_trial(joint_trial(data, one_frame=True), clips, 2, 0)
+    assert whole["accuracy"] > 0.95
+    assert single["accuracy"] < 0.65
+    assert single["evaluated"] == 80 * check.FRAMES_PER_EPOCH
+
+
+def test_background_patch_avoids_the_persons() -> None:
+    joints = np.array([[[[470.0, 260.0], [300.0, 40.0], [0.0, 0.0]]]], np.float32)
+    for seed in range(10):
+        left, top = check.free_patch(joints, 480, 270, np.random.default_rng(seed))
+        assert (left, top) in [(0, 0), (0, 90), (0, 180), (390, 0), (390, 90)]
+
+
+def test_check_writes_its_figures(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "results" / "check.json"
+    arguments = [str(tiny), "--frames", "4", "--epochs", "1", "--threads", "1", "--json", str(target)]
+    assert check.main(arguments) == 0
+    result = json.loads(target.read_text())
+    assert result["data"]["options"]["seed"] == 3
+    assert result["training_clips"] + result["evaluation_clips"] == 24
+    assert [trial["name"] for trial in result["trials"]][-1] == "whole clip, joints"
+    assert all(0 <= trial["accuracy"] <= 1 and len(trial["recall"]) == len(CLASSES) for trial in result["trials"])
+    assert "whole clip, pixels" in capsys.readouterr().out
+
+
+def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(tmp_path / "nothing")]) == 2
+    assert "motion.pkl, classes.txt, videos not found; make the data set first" in capsys.readouterr().err
