@@ -1,0 +1,410 @@
+"""Every reader on miniature data in the published format, from files to packed clips."""
+
+import inspect
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
+
+from svdata2vec.shards.annotations import DataSet
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.read_ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
+from svdata2vec.shards.read_pku import read_pku_skeleton
+from svdata2vec.shards.read_smarthome import CLASSES, VIEW_CLASSES, read_smarthome_json, smarthome_splits
+from svdata2vec.shards.read_smarthome import PUBLISHED as SMARTHOME_PUBLISHED
+from svdata2vec.shards.read_uav import CSV1_TRAIN, CSV2_TRAIN
+from svdata2vec.shards.sample import Sample
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.sources import SOURCES, open_dataset
+from svdata2vec.shards.tables import lines, numbers
+
+OPTIONS = PackOptions(workers=1, size=96)
+FRAMES = 6
+
+
+def packed(dataset: DataSet, root: Path) -> ShardSet:
+    """Pack into root/packed and open."""
+    pack(dataset, root / "packed", OPTIONS)
+    return ShardSet.open(root / "packed")
+
+
+def clip_of(shards: ShardSet, key: str) -> Sample:
+    """The clip with this key."""
+    return shards.sample(int(shards.find([key])[0]))
+
+
+# ---------------------------------------------------------------------------------------------------- NTU RGB+D
+
+NTU_NAMES = ["S001C001P001R001A001", "S001C002P003R002A060", "S017C003P040R001A031"]
+
+
+def ntu_pickle(root: Path, names: list[str], **changes: object) -> dict[str, object]:
+    """Videos (192x128) and a pickle annotated in 1080p pixels: as published, 10x and 8.4375x the video's."""
+    videos = root / "nturgbd_videos"
+    videos.mkdir()
+    entries = []
+    for name in names:
+        write_video(videos / f"{name}.mp4", FRAMES)
+        pose = block_pose(FRAMES) * np.array([1920 / WIDTH, 1080 / HEIGHT], np.float32)
+        entries.append(annotation(name, NtuName.parse(name).action - 1, FRAMES, img_shape=(1080, 1920),
+                                  original_shape=(1080, 1920), keypoint=pose.astype(np.float16), **changes))
+    split = ntu_splits(names, 60)
+    return {"pickle_path": write_pickle(root / "ntu60_2d.pkl", entries, split), "videos": videos}
+
+
+def test_ntu_pickle_with_joints_in_1080p_on_smaller_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_dataset("ntu60", **ntu_pickle(tmp_path, NTU_NAMES))
+    assert dataset.name == "ntu60" and len(dataset.classes) == 60 and dataset.classes[59] == (
+        "walking apart from each other")
+    with caplog.at_level(logging.WARNING, logger="svdata2vec"):
+        shards = packed(dataset, tmp_path)
+    assert "split xsub_train: 1 clips, published are 40091 (-40090)" in caplog.text
+    assert shards.manifest.splits == {
+        "xsub_train": [NTU_NAMES[0]], "xsub_val": NTU_NAMES[1:],
+        "xview_train": NTU_NAMES[1:], "xview_val": [NTU_NAMES[0]]}
+    sample = clip_of(shards, NTU_NAMES[1])
+    assert (sample.meta.setup, sample.meta.camera, sample.meta.subject, sample.label) == (1, 2, 3, 59)
+    assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 0.06
+    assert (sample.meta.width, sample.meta.height) == (WIDTH, HEIGHT)
+
+
+def test_ntu_pickle_checks_names_and_labels(tmp_path: Path) -> None:
+    sources = ntu_pickle(tmp_path, NTU_NAMES[:1])
+    entries = [annotation(NTU_NAMES[0], 5, FRAMES)]
+    write_pickle(Path(str(sources["pickle_path"])), entries)
+    with pytest.raises(UserError, match=r"clip S001C001P001R001A001 has label 5, its name says 0"):
+        open_dataset("ntu60", **sources)
+    with pytest.raises(UserError, match="'walking': expected an NTU RGB"):
+        NtuName.parse("walking")
+
+
+def test_ntu_official_numbers() -> None:
+    assert len(missing_names(60)) == 302
+    assert len(missing_names(120)) == 535
+    assert missing_names(60) < missing_names(120)
+    assert {"S001C002P005R002A008", "S007C003P027R002A013", "S017C003P020R001A059"} <= missing_names(60)
+    assert "S032C003P067R002A077" in missing_names(120)
+    assert all(NtuName.parse(name).setup <= 17 for name in missing_names(60))
+    assert len(XSUB120_TRAIN) == 53
+    assert len(lines("ntu_classes.txt")) == 120
+    for classes, total, videos in ((60, 56578, 56880), (120, 113945, 114480)):
+        first, second = sorted({name.split("_")[0] for name in PUBLISHED[classes]})
+        for protocol in (first, second):
+            assert sum(n for name, n in PUBLISHED[classes].items() if name.startswith(protocol)) == total
+            assert sum(n for name, n in PUBLISHED_VIDEOS[classes].items() if name.startswith(protocol)) == videos
+    splits = ntu_splits(["S002C001P001R001A120", "S003C001P106R001A061"], 120)
+    assert splits == {"xsub_train": ["S002C001P001R001A120"], "xsub_val": ["S003C001P106R001A061"],
+                      "xset_train": ["S002C001P001R001A120"], "xset_val": ["S003C001P106R001A061"]}
+
+
+def skeleton_text(poses: dict[str, np.ndarray], num_frames: int, columns: int, first: int) -> str:
+    """A .skeleton file. `poses`: body id -> (T, V, 2), NaN rows = body absent; x, y stand at column `first`."""
+    rows = [str(num_frames)]
+    for t in range(num_frames):
+        bodies = {body: pose[t] for body, pose in poses.items() if not np.isnan(pose[t]).all()}
+        rows.append(str(len(bodies)))
+        for body, joints in bodies.items():
+            rows += [f"{body} 0 1 1 1 1 0 0.02 -0.3 2", str(len(joints))]
+            for x, y in joints:
+                words = ["0.5"] * columns
+                words[first : first + 2] = [f"{x:.4f}", f"{y:.4f}"]
+                rows.append(" ".join(words))
+    return "\n".join(rows) + "\n"
+
+
+def ntu_raw(root: Path) -> dict[str, object]:
+    """Two good samples, one of the missing list, one video without skeleton, one skeleton without video."""
+    videos, skeletons = root / "nturgb+d_rgb", root / "nturgb+d_skeletons"
+    videos.mkdir()
+    skeletons.mkdir()
+    pose = block_pose(FRAMES, 25)[0] * [1920 / WIDTH, 1080 / HEIGHT]
+    late = pose.copy() + 30
+    late[:2] = np.nan
+    late[3, 4] = np.nan, 7.0  # one joint without colour position, as the sensor gives it
+    for name in (NTU_NAMES[0], NTU_NAMES[1], "S001C002P005R002A008", "S002C001P007R001A002"):
+        write_video(videos / f"{name}_rgb.avi", FRAMES, codec="mpeg4")
+    for name in (NTU_NAMES[0], NTU_NAMES[1], "S001C002P005R002A008", "S003C001P007R001A002"):
+        text = skeleton_text({"72057594037931101": late, "72057594037931368": pose}, FRAMES, 12, 5)
+        (skeletons / f"{name}.skeleton").write_text(text)
+    return {"skeletons": skeletons, "videos": videos}
+
+
+def test_ntu_raw_skeletons(tmp_path: Path) -> None:
+    dataset = open_dataset("ntu60-skeleton", **ntu_raw(tmp_path))
+    assert [clip.key for clip in dataset.clips] == NTU_NAMES[:2]
+    assert {entry.key: entry.reason for entry in dataset.skipped} == {
+        "S001C002P005R002A008": "in the official list of samples with missing or incomplete skeletons",
+        "S002C001P007R001A002": "no file S002C001P007R001A002.skeleton",
+        "S003C001P007R001A002": "no video S003C001P007R001A002_rgb.avi or S003C001P007R001A002.mp4"}
+    shards = packed(dataset, tmp_path)
+    sample = clip_of(shards, NTU_NAMES[1])
+    assert shards.manifest.layout.name == "kinect25"
+    assert sample.pose_MTVC.shape == (2, FRAMES, 25, 2)
+    assert np.abs(sample.pose_MTVC[0] - block_pose(FRAMES, 25)[0]).max() < 0.01, "longest on screen comes first"
+    assert not sample.pose_MTVC[1, :2].any(), "a body that is not seen is missing"
+    assert not sample.pose_MTVC[1, 3, 4].any() and sample.meta.bad_joints == 1
+    kept = open_dataset("ntu60-skeleton", **ntu_raw_again(tmp_path), keep_missing=True)
+    assert "S001C002P005R002A008" in [clip.key for clip in kept.clips]
+    assert kept.published == PUBLISHED_VIDEOS[60]
+
+
+def ntu_raw_again(root: Path) -> dict[str, object]:
+    """The folders that ntu_raw made."""
+    return {"skeletons": root / "nturgb+d_skeletons", "videos": root / "nturgb+d_rgb"}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("2\n1\n7 0 0\n25\n", r"a\.skeleton: ends after line 4; the file is cut short"),
+    ("x\n", r"a\.skeleton, line 1: expected a count, found 'x'"),
+    ("1\n1\n7 0 0\n17\n", r"a\.skeleton, line 4: expected 25 joints"),
+    ("1\n1\n7 0 0\n25\n1 2 3\n", r"a\.skeleton, line 5: expected the numbers of a joint, found '1 2 3'"),
+])
+def test_damaged_skeletons_name_the_line(tmp_path: Path, text: str, message: str) -> None:
+    sources = ntu_raw(tmp_path)
+    dataset = open_dataset("ntu60-skeleton", **sources)
+    (tmp_path / "a.skeleton").write_text(text)
+    pose_file = dataset.clips[0].pose_file
+    assert pose_file is not None
+    with pytest.raises(UserError, match=message):
+        pose_file.read(str(tmp_path / "a.skeleton"), *pose_file.arguments)
+
+
+# ---------------------------------------------------------------------------------------------------- Smarthome
+
+def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:
+    """A skeleton file from lists of (13, 2) LCR-Net joints per frame."""
+    frames = [[{"pose2d": [*joints[:, 0].tolist(), *joints[:, 1].tolist()], "pose3d": [0.1] * 39,
+                **({"cumscore": 1.5} if version == 1 else {})} for joints in persons] for persons in people]
+    return json.dumps({"K": 20 if version == 1 else 5, "njts": 13, "frames": frames})
+
+
+def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, object]:
+    """640x480 videos are replaced by small ones: the joints are in 640x480 all the same."""
+    videos, skeletons = root / "mp4", root / "skeletons"
+    videos.mkdir()
+    skeletons.mkdir()
+    lcr = np.stack([np.linspace(100, 148, 13), np.linspace(200, 320, 13)], axis=1)
+    people = [[lcr + t] for t in range(FRAMES)]
+    people[2] = []
+    if version == 1:
+        people[3] = [lcr + 3, lcr + 50]
+    else:
+        people = people[:-1]  # v1.2 has one pose fewer than the video has frames
+    people[1][0][5] = -1
+    suffix = "" if version == 1 else "_pose3d"
+    for stem in stems:
+        write_video(videos / f"{stem}.mp4", FRAMES)
+        (skeletons / f"{stem}{suffix}.json").write_text(smarthome_json(people, version))
+    return {"videos": videos, "skeletons": skeletons}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_smarthome(tmp_path: Path, version: int) -> None:
+    stems = ["Cook.Cleandishes_p02_r00_v02_c03", "Usetablet_p03_r01_v00_c01", "Pour.Fromcup_p03_r01_v00_c01"]
+    sources = smarthome_set(tmp_path, stems, version)
+    write_video(Path(str(sources["videos"])) / "Walk_p19_r00_v00_c05.mp4", FRAMES)
+    dataset = open_dataset("smarthome", **sources)
+    assert {entry.key: entry.reason for entry in dataset.skipped} == {
+        "Walk_p19_r00_v00_c05": "no skeleton Walk_p19_r00_v00_c05.json or Walk_p19_r00_v00_c05_pose3d.json"}
+    shards = packed(dataset, tmp_path)
+    assert shards.manifest.splits["cs_test"] == ["Cook-Cleandishes_p02_r00_v02_c03"]
+    assert shards.manifest.splits["cs_train"] == shards.manifest.splits["cv1_train"] == ["Usetablet_p03_r01_v00_c01"]
+    assert not any("Fromcup" in key for keys in shards.manifest.splits.values() for key in keys)
+    sample = clip_of(shards, "Usetablet_p03_r01_v00_c01")
+    assert sample.label == CLASSES.index("Usetablet") == 27
+    assert shards.label_map("cv1_train")[27] == VIEW_CLASSES.index("Usetablet") == 16
+    assert shards.label_map("cv1_train")[0] == -1 and len(shards.split_classes("cv1_train")) == 19
+    scale = np.array([WIDTH / 640, HEIGHT / 480])
+    head, neck = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13]
+    assert np.allclose(head, np.array([148, 320]) * scale, atol=1e-3), "LCR-Net's last joint is the head"
+    assert np.allclose(neck, np.array([142, 305]) * scale, atol=1e-3), "mean of the shoulders"
+    assert not sample.pose_MTVC[0, 2].any(), "nobody found in this frame"
+    assert not sample.pose_MTVC[0, 1, 7].any() and not sample.pose_MTVC[0, 1, 14].any(), "left hip, so mid-hip too"
+    if version == 1:
+        assert sample.pose_MTVC.shape[0] == 2 and sample.pose_MTVC[1, 3].any() and sample.meta.pose_frames is None
+    else:
+        assert sample.meta.pose_frames == FRAMES - 1
+        assert np.array_equal(sample.pose_MTVC[:, -1], sample.pose_MTVC[:, -2]), "the last pose is repeated"
+
+
+def test_smarthome_official_numbers(tmp_path: Path) -> None:
+    assert sum(SMARTHOME_PUBLISHED[f"cs_{part}"] for part in ("train", "val", "test")) == 16115
+    assert len(CLASSES) == 31 and list(CLASSES) == sorted(CLASSES, key=str.lower) and len(VIEW_CLASSES) == 19
+    stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in (2, 3, 19) for c in range(1, 8)]
+    clips = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).clips
+    cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in smarthome_splits(clips).items()}
+    assert cameras["cv1_train"] == [1] and cameras["cv2_train"] == [1, 3, 4, 6, 7]
+    assert cameras["cv1_val"] == cameras["cv2_val"] == [5] and cameras["cv1_test"] == cameras["cv2_test"] == [2]
+    subjects = {name: sorted({int(re.findall(r"_p(\d+)", key)[0]) for key in keys})
+                for name, keys in smarthome_splits(clips).items() if name.startswith("cs")}
+    assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
+
+
+def test_smarthome_faults(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"frames": [[{"pose2d": [1, 2, 3]}]]}')
+    with pytest.raises(UserError, match=r"a\.json, frame 0: pose2d has shape \(3,\), expected 26 numbers"):
+        read_smarthome_json(str(tmp_path / "a.json"))
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(UserError, match=r"b\.json: not a Smarthome skeleton"):
+        read_smarthome_json(str(tmp_path / "b.json"))
+    sources = smarthome_set(tmp_path, ["Dance_p02_r00_v02_c03"], 1)
+    with pytest.raises(UserError, match="unknown activity 'Dance'; expected one of Cook"):
+        open_dataset("smarthome", **sources)
+
+
+# ---------------------------------------------------------------------------------------------------- UAV-Human
+
+def test_uav_human(tmp_path: Path) -> None:
+    videos, skeletons = tmp_path / "videos", tmp_path / "skeletons"
+    videos.mkdir()
+    skeletons.mkdir()
+    train = "P000S00G10B10H10UC022000LC021000A000R0_08241716"
+    test = "P001S02G10B00H10UC102000LC092000A154R0_09131758"
+    for name in (train, test):
+        write_video(videos / f"{name}.avi", FRAMES, codec="mpeg4")
+        text = skeleton_text({"0": block_pose(FRAMES)[0]}, FRAMES, 3, 0)
+        (skeletons / f"{name}.txt").write_text(text)
+    dataset = open_dataset("uav-human", videos=videos, skeletons=skeletons)
+    assert dataset.splits == {"csv1_train": [train], "csv1_test": [test], "csv2_train": [train], "csv2_test": [test]}
+    assert len(dataset.classes) == 155 and (len(CSV1_TRAIN), len(CSV2_TRAIN)) == (89, 89)
+    sample = clip_of(packed(dataset, tmp_path), test)
+    assert (sample.label, sample.meta.subject, sample.meta.setup) == (154, 1, 2)
+    assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 1e-3
+    (skeletons / f"{test}.txt").unlink()
+    assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton {test}.txt"
+
+
+# ---------------------------------------------------------------------------------------------------- PKU-MMD
+
+def pku_set(root: Path) -> dict[str, object]:
+    """Two long videos (20 frames) with two actions each; one person 2 m away, who walks to the right."""
+    for name in ("video", "label", "skeleton"):
+        (root / name).mkdir()
+    for stem in ("0002-L", "0003-M"):
+        write_video(root / "video" / f"{stem}.avi", 20, codec="mpeg4")
+        (root / "label" / f"{stem}.txt").write_text("34,2,8,1\n51,10,20,2\n")
+        rows = []
+        for t in range(20):
+            person = np.stack([np.linspace(-0.2, 0.2, 25) + 0.01 * t, np.linspace(0.8, -0.8, 25), np.full(25, 2.0)], 1)
+            rows.append(" ".join(f"{x:.6f}" for x in [*person.reshape(-1), *np.zeros(75)]))
+        (root / "skeleton" / f"{stem}.txt").write_text("\n".join(rows) + "\n")
+    (root / "cross-subject.txt").write_text("Training videos:\n0002-L, 0002-M, \nValidataion videos:\n0003-M, 0003-L\n")
+    return {"videos": root / "video", "labels": root / "label", "skeletons": root / "skeleton",
+            "splits": {"xsub": root / "cross-subject.txt"}}
+
+
+def test_pku_mmd(tmp_path: Path) -> None:
+    dataset = open_dataset("pku-mmd", **pku_set(tmp_path))
+    assert dataset.splits == {"xsub_train": ["0002-L_000", "0002-L_001"], "xsub_val": ["0003-M_000", "0003-M_001"]}
+    shards = packed(dataset, tmp_path)
+    sample = clip_of(shards, "0003-M_001")
+    assert (shards.manifest.classes[sample.label], sample.meta.num_frames, sample.meta.camera) == ("writing", 10, 2)
+    assert shards.manifest.classes[33] == "standing up" and len(shards.manifest.classes) == 51
+    pose = read_pku_skeleton(str(tmp_path / "skeleton" / "0003-M.txt"), 10, 20)
+    spine_x = 959.5 + 1081.37 * (-0.2 + 0.1 + 0.052) / 2.0
+    assert np.allclose(pose.pose_MTVC[0, 0, 0], [spine_x, 539.5 - 1081.37 * 0.4], atol=0.01)
+    assert not pose.pose_MTVC[1].any(), "the second person is absent"
+    first = clip_of(shards, "0002-L_000")
+    whole = clip_of(shards, "0002-L_001")
+    assert first.meta.num_frames == 6 and first.video is not None and whole.video is not None
+    assert bytes(first.video[:2000]) != bytes(whole.video[:2000])
+
+
+def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path) -> None:
+    from svdata2vec.shards.video import VideoReader
+    dataset = open_dataset("pku-mmd", **pku_set(tmp_path))
+    clip = dataset.clips[1]
+    with VideoReader(clip.video) as reader:
+        everything = [frame.copy() for frame in reader.crops(0, 0, 192)]
+    with VideoReader(clip.video) as reader:
+        part = [frame.copy() for frame in reader.crops(0, 0, 192, start=clip.start_frame)]
+    assert len(everything) == 20 and len(part) == 10
+    assert all(np.array_equal(a, b) for a, b in zip(part, everything[10:], strict=True))
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("label/0002-L.txt", "1,2\n", r"0002-L\.txt, line 1: expected class,start,end,confidence, found '1,2'"),
+    ("label/0002-L.txt", "1,2,5,1\n52,6,9,1\n", r"line 2: expected class 1\.\.51 and start < end"),
+    ("cross-subject.txt", "hello\n", "expected a line 'Training videos:' and one with names"),
+])
+def test_pku_faults(tmp_path: Path, file: str, text: str, message: str) -> None:
+    sources = pku_set(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_dataset("pku-mmd", **sources)
+
+
+def test_pku_skeleton_faults(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1 2 3\n4 5 6\n")
+    with pytest.raises(UserError, match=r"a\.txt: lines of \(3,\) numbers, expected 150"):
+        read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1)
+    (tmp_path / "b.txt").write_text(" ".join(["1"] * 150) + "\n")
+    with pytest.raises(UserError, match=r"b\.txt: 1 frames, the label ends at frame 9"):
+        read_pku_skeleton(str(tmp_path / "b.txt"), 0, 9)
+
+
+# ---------------------------------------------------------------------------------------------------- own videos
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    for name in ("train/jump/a.b.mp4", "train/walk/a.mp4", "val/walk/grüß.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(root / name, 4)
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("jump", "walk")
+    assert dataset.splits == {"train": ["train%2Fjump%2Fa-b", "train%2Fwalk%2Fa"],
+                              "val": ["val%2Fwalk%2Fgr%C3%BC%C3%9F"]}
+    shards = packed(dataset, tmp_path)
+    assert clip_of(shards, "val%2Fwalk%2Fgr%C3%BC%C3%9F").meta.source == "grüß.mp4"
+    (root / "loose.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"loose\.mp4: expected class/video\.mp4"):
+        open_dataset("folder", root=root)
+    with pytest.raises(UserError, match="no video below this folder"):
+        open_dataset("folder", root=tmp_path / "packed")
+
+
+def test_csv_of_videos(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", 4)
+    write_video(tmp_path / "clips" / "b.mp4", 5)
+    table = tmp_path / "own.csv"
+    table.write_text(f"path,label,split\nclips/a.mp4,walk,train\nfile://{tmp_path}/clips/b.mp4,jump,val\n")
+    dataset = open_dataset("csv", table=table)
+    assert dataset.classes == ("jump", "walk")
+    shards = packed(dataset, tmp_path)
+    assert [shards.sample(int(shards.rows(split)[0])).meta.num_frames for split in ("train", "val")] == [4, 5]
+    table.write_text("path,label\nclips/a.mp4,1\n")
+    assert open_dataset("csv", table=table).classes == ("class_0", "class_1")
+    table.write_text("path,label\nclips/a.mp4,\n")
+    with pytest.raises(UserError, match=r"own\.csv, line 2: path or label is empty"):
+        open_dataset("csv", table=table)
+    table.write_text("file;label\na;b\n")
+    with pytest.raises(UserError, match="expected a header 'path,label,split'"):
+        open_dataset("csv", table=table)
+    table.write_text("path,label\nclips/a.mp4,swim\n")
+    with pytest.raises(UserError, match="label 'swim' is not among the classes jump, walk"):
+        open_dataset("csv", table=table, classes=("jump", "walk"))
+
+
+# ---------------------------------------------------------------------------------------------------- registry
+
+def test_registry_checks_kinds_and_options(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown kind of data set 'ucf': expected one of ntu60, ntu120"):
+        open_dataset("ucf")
+    with pytest.raises(UserError, match="data set kind ntu60 needs 'pickle_path'; its options are pickle_path, videos"):
+        open_dataset("ntu60", videos=tmp_path)
+    with pytest.raises(UserError, match="data set kind csv does not take 'vidoes'"):
+        open_dataset("csv", vidoes=tmp_path)
+    for source in SOURCES.values():
+        assert source.about and inspect.getdoc(source.read)
+
+
+def test_number_lists() -> None:
+    assert numbers("1, 3-5") == {1, 3, 4, 5}
+    with pytest.raises(UserError, match="'1,x': expected numbers like 1,2,4-6"):
+        numbers("1,x")
