@@ -1,0 +1,263 @@
+"""Broken input: every fault ends as one line that says what is wrong, and costs no other clip."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.read_pyskl import read_pyskl
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.verify import verify
+
+OPTIONS = PackOptions(workers=1, size=96)
+FRAMES = 6
+EMPTY = {"frame_dir": "x", "label": 0, "total_frames": 0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Folder `videos` with one good video, good.mp4."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "good.mp4", FRAMES)
+    return videos
+
+
+def skipped_reasons(videos: Path, entries: list[dict[str, object]]) -> dict[str, str]:
+    """Pack good.mp4 and these annotations; what was left out, and why. The good clip must be there."""
+    root = videos.parent
+    path = write_pickle(root / "set.pkl", [annotation("good", 0, FRAMES), *entries])
+    pack(read_pyskl(path, videos), root / "out", OPTIONS)
+    shards = ShardSet.open(root / "out")
+    assert [key.decode() for key in shards.index["key"]] == ["good"]
+    assert shards.manifest.splits["train"] == ["good"]
+    assert verify(root / "out") == []
+    found = [json.loads(line) for line in (root / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert all("train" in entry["splits"] for entry in found)
+    return {entry["key"]: entry["reason"] for entry in found}
+
+
+def cut(path: Path, share: float) -> None:
+    """Keep the first part of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_broken_videos_are_listed_with_their_reason(folder: Path) -> None:
+    write_video(folder / "cut_end.mp4", 30)
+    cut(folder / "cut_end.mp4", 0.6)  # the index of an MP4 stands at its end
+    write_video(folder / "cut_fast.mp4", 30, container_options={"movflags": "faststart"})
+    cut(folder / "cut_fast.mp4", 0.6)  # the dangerous kind: the index in front promises frames that are gone
+    write_video(folder / "cut_mkv.mkv", 30, options={"g": "1"})
+    cut(folder / "cut_mkv.mkv", 0.6)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video at all\n" * 100)
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    names = ["cut_end", "cut_fast", "cut_mkv", "empty", "text", "noise"]
+    reasons = skipped_reasons(folder, [annotation(name, 0, 30) for name in names] + [annotation("absent", 0, 30)])
+    assert set(reasons) == {*names, "absent"}
+    assert "empty.mp4: the file is empty" in reasons["empty"]
+    assert "absent.mp4 (or .avi, ...)" in reasons["absent"]
+    for name in ("cut_end", "text", "noise"):
+        assert f"{name}.mp4: cannot be decoded (Invalid data" in reasons[name]
+    assert "cut_fast.mp4" in reasons["cut_fast"] and "cut_mkv.mkv" in reasons["cut_mkv"]
+    assert "video frames but 30 poses" in reasons["cut_mkv"]
+
+
+def test_wrong_extension_is_no_fault(folder: Path) -> None:
+    write_video(folder / "a.mkv", FRAMES).rename(folder / "a.mp4")
+    path = write_pickle(folder.parent / "set.pkl", [annotation("a", 0, FRAMES)])
+    assert pack(read_pyskl(path, folder), folder.parent / "out", OPTIONS).num_clips == 1
+
+
+def test_audio_only_is_named(folder: Path) -> None:
+    import av
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    reasons = skipped_reasons(folder, [annotation("sound", 0, FRAMES)])
+    assert "sound.mp4: no video stream (found audio)" in reasons["sound"]
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"total_frames": FRAMES - 3, "keypoint": block_pose(FRAMES - 3), "keypoint_score": None},
+     "6 video frames but 3 poses; the video is cut short, or the poses belong to another video or skip frames"),
+    ({"total_frames": FRAMES + 3, "keypoint": block_pose(FRAMES + 3), "keypoint_score": None},
+     "6 video frames but 9 poses"),
+    ({"total_frames": 50}, "the annotation has 6 poses but says total_frames = 50"),
+    ({"keypoint": np.zeros((1, FRAMES, 17), np.float32)}, "keypoint has shape (1, 6, 17), expected (persons, frames,"),
+    ({"keypoint": np.zeros((1, FRAMES, 25, 2), np.float32), "keypoint_score": None}, "expected (persons, frames, 17"),
+    ({"keypoint_score": np.zeros((1, FRAMES, 3))}, "joint scores have shape (1, 6, 3), expected (1, 6, 17)"),
+    ({"bboxes": np.zeros((FRAMES - 1, 5))}, "boxes have shape (5, 4), expected (6, 4)"),
+    ({"keypoint": np.zeros((1, FRAMES, 17, 3), np.float32)}, ""),
+])
+def test_wrong_annotations_are_listed(folder: Path, changes: dict[str, object], reason: str) -> None:
+    write_video(folder / "bad.mp4", FRAMES)
+    entry = annotation("bad", 0, FRAMES, **changes)
+    if not reason:  # 3-D joints come without scores
+        del entry["keypoint_score"]
+        reason = "these are metres, not pixels; take the data set's 2-D pickle"
+    assert reason in skipped_reasons(folder, [entry])["bad"]
+
+
+def test_missing_fields_are_listed(folder: Path) -> None:
+    entry = annotation("good2", 0, FRAMES)
+    del entry["keypoint"]
+    reasons = skipped_reasons(folder, [entry])
+    assert reasons["good2"].startswith("the annotation has no 'keypoint'; it has frame_dir, label")
+
+
+def test_one_pose_more_or_less_is_evened_out(folder: Path) -> None:
+    for name in ("less", "more"):
+        write_video(folder / f"{name}.mp4", FRAMES)
+    entries = [annotation("less", 0, FRAMES - 1), annotation("more", 0, FRAMES + 1)]
+    pack(read_pyskl(write_pickle(folder.parent / "set.pkl", entries), folder), folder.parent / "out", OPTIONS)
+    shards = ShardSet.open(folder.parent / "out")
+    less, more = (shards.sample(int(row)) for row in shards.find(["less", "more"]))
+    assert less.pose_MTVC.shape[1] == more.pose_MTVC.shape[1] == less.box_T4.shape[0] == FRAMES
+    assert np.array_equal(less.pose_MTVC[:, -1], less.pose_MTVC[:, -2])
+    assert (less.meta.pose_frames, more.meta.pose_frames) == (FRAMES - 1, FRAMES + 1)
+
+
+def test_joints_that_are_no_numbers_become_missing(folder: Path) -> None:
+    pose = block_pose(FRAMES)
+    pose[0, 1, 3] = np.nan, 5
+    pose[0, 2, 4] = np.inf, np.inf
+    pose[0, 3, 5] = 9000, 20  # far outside the picture
+    pose[0, 4, 6] = -10, -10  # a little outside: a person leaving the view
+    entries = [annotation("good", 0, FRAMES, keypoint=pose, keypoint_score=np.full(pose.shape[:3], np.nan))]
+    pack(read_pyskl(write_pickle(folder.parent / "set.pkl", entries), folder), folder.parent / "out", OPTIONS)
+    sample = ShardSet.open(folder.parent / "out").sample(0)
+    assert sample.meta.bad_joints == 3
+    assert not sample.pose_MTVC[0, [1, 2, 3], [3, 4, 5]].any()
+    assert sample.pose_MTVC[0, 4, 6].tolist() == [-10, -10]
+    assert sample.score_MTV is not None and np.isfinite(sample.score_MTV).all()
+    assert verify(folder.parent / "out") == []
+
+
+def test_clip_without_anyone_keeps_the_whole_picture(folder: Path) -> None:
+    entries = [annotation("good", 0, FRAMES, keypoint=np.zeros((1, FRAMES, 17, 2), np.float16))]
+    pack(read_pyskl(write_pickle(folder.parent / "set.pkl", entries), folder), folder.parent / "out", OPTIONS)
+    sample = ShardSet.open(folder.parent / "out").sample(0)
+    assert not sample.box_T4.any()
+    assert sample.meta.packed_to_source[0, 0] == WIDTH / 96
+    assert sample.meta.packed_to_source[1, 2] == (HEIGHT - WIDTH) / 2
+
+
+def test_boxes_of_the_annotation_are_in_video_pixels(folder: Path) -> None:
+    boxes = np.array([[10, 20, 110, 120, 0.9]] * FRAMES, np.float32)
+    boxes[2] = 0
+    entries = [annotation("good", 0, FRAMES, scale=2.0, bboxes=list(boxes))]
+    pack(read_pyskl(write_pickle(folder.parent / "set.pkl", entries), folder), folder.parent / "out", OPTIONS)
+    sample = ShardSet.open(folder.parent / "out").sample(0)
+    assert sample.box_T4[1].tolist() == [10, 20, 110, 120] and not sample.box_T4[2].any()
+    a = sample.meta.packed_to_source
+    assert a[0, 2] <= 0 and a[0, 2] + 96 * a[0, 0] >= 118, "the stored square holds the boxes too"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", r"set\.pkl: not a readable pickle"),
+    (b"garbage", r"set\.pkl: not a readable pickle"),
+    (pickle.dumps([1]), r"holds a list of annotations; expected .*: add the splits"),
+    (pickle.dumps({"annotations": []}), "expected a dictionary with 'split' and 'annotations'"),
+    (pickle.dumps({"annotations": [], "split": {}}), "'annotations' is empty"),
+    (pickle.dumps({"annotations": [EMPTY], "split": {}}), "no joints per person fit no known layout; name"),
+    (b"cos\nsystem\n(S'true'\ntR.", r"the pickle wants os\.system; expected NumPy arrays and plain values only"),
+])
+def test_wrong_pickles_are_refused(folder: Path, content: bytes, message: str) -> None:
+    path = folder.parent / "set.pkl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_pyskl(path, folder)
+
+
+def test_wrong_places_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.pkl: no such file; expected the annotation pickle"):
+        read_pyskl(tmp_path / "none.pkl", folder)
+    path = write_pickle(tmp_path / "set.pkl", [annotation("good", 0)])
+    with pytest.raises(UserError, match="nowhere: no such folder; expected the one with the videos"):
+        read_pyskl(path, tmp_path / "nowhere")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UserError, match=r"void: no video in this folder; expected \.mp4"):
+        read_pyskl(path, tmp_path / "void")
+    with pytest.raises(UserError, match="17 joints per person, layout kinect25 has 25"):
+        read_pyskl(path, folder, joints="kinect25")
+
+
+def test_two_videos_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_video(folder / "good.avi", FRAMES, codec="mpeg4")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("good", 0, FRAMES)])
+    with pytest.raises(UserError, match=r"all 1 were left out, the first, good, because: .*good\.avi and .*good\.mp4"):
+        pack(read_pyskl(path, folder), tmp_path / "out", OPTIONS)
+
+
+def test_names_with_dots_and_umlauts(folder: Path, tmp_path: Path) -> None:
+    names = ["v1.5_clip", "Übung läuft", "sub/dir.name"]
+    (folder / "sub").mkdir()
+    for name in names:
+        write_video(folder / f"{name}.mp4", FRAMES)
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names])
+    pack(read_pyskl(path, folder), tmp_path / "out", OPTIONS)
+    shards = ShardSet.open(tmp_path / "out")
+    assert shards.manifest.splits["train"] == ["v1-5_clip", "%C3%9Cbung%20l%C3%A4uft", "dir-name"]
+    assert shards.sample(int(shards.rows("train")[1])).meta.source == "Übung läuft.mp4"
+    assert verify(tmp_path / "out") == []
+
+
+def data_set(videos: Path, *clips: ClipAnnotation, **changes: object) -> DataSet:
+    """A data set of one class, all clips in `train`."""
+    base = DataSet("set", layout("coco17"), ("x",), {"train": [clip.key for clip in clips]}, list(clips))
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("keys", "changes", "message"), [
+    (["a.b"], {}, r"key 'a\.b': a key has ASCII letters, digits and _ - only, no dot; use safe_key\(\)"),
+    (["grüß"], {}, "key 'grüß': a key has ASCII letters"),
+    (["a" * 81], {}, "81 bytes, at most 80 fit"),
+    (["a", "a"], {}, "1 names occur twice, e.g. a; rename one"),
+    (["a"], {"splits": {"train": ["a", "b"]}}, "split train: 1 clips without annotation, e.g. b"),
+    (["a"], {"splits": {"train": ["a", "a"]}}, "split train: clip a is listed twice"),
+    (["a"], {"classes": ()}, r"clip a: label 0, expected 0\.\.-1"),
+    ([], {"skipped": [Skipped("q", "why not")]}, "no clip to pack; all 1 were left out, the first, q, because: why"),
+])
+def test_inconsistent_data_sets_are_refused(folder: Path, tmp_path: Path, keys: list[str], changes: dict[str, object],
+                                            message: str) -> None:
+    clips = [ClipAnnotation(key, 0, folder / "good.mp4") for key in keys]
+    with pytest.raises(UserError, match=message):
+        pack(data_set(folder, *clips, **changes), tmp_path / "out", OPTIONS)
+
+
+def test_nothing_packed_is_an_error(folder: Path, tmp_path: Path) -> None:
+    clip = ClipAnnotation("a", 0, tmp_path / "gone.mp4")
+    with pytest.raises(UserError, match=r"none of 1 clips could be packed, see skipped\.jsonl; the first: .*gone\.mp4: "
+                                        r"cannot be read \(No such file"):
+        pack(data_set(folder, clip), tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_cut_video_without_poses_is_found_by_its_own_count(folder: Path, tmp_path: Path) -> None:
+    write_video(folder / "cut.mp4", 30, container_options={"movflags": "faststart"},
+                options={"g": "1", "crf": "1"}, height=256, width=256)
+    cut(folder / "cut.mp4", 0.6)
+    clips = [ClipAnnotation("good", 0, folder / "good.mp4"), ClipAnnotation("cut", 0, folder / "cut.mp4")]
+    pack(data_set(folder, *clips), tmp_path / "out", OPTIONS)
+    reason = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"]
+    assert "cut.mp4: cut short" in reason or "is damaged" in reason or "cannot be decoded" in reason
+
+
+def test_keys_from_any_name_are_valid() -> None:
+    for name in ("a b", "x/y.z", "~+=", "日本", ".", "a" * 500):
+        assert safe_key(name) == safe_key(name)
+        replace(ClipAnnotation("k", 0, "v"), key=safe_key(name))
+        DataSet("s", layout("coco17"), ("x",), {}, [ClipAnnotation(safe_key(name), 0, "v")]).check()
