@@ -14,6 +14,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import PlanConfig, apply_to_joints, make_plan
+from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
@@ -39,7 +40,7 @@ class ClipFetcher:
     """Reads and plans clips of one split. A pure function of (row, epoch, view), but for the shards it keeps open.
 
     label_map: int64 (classes,), stored label -> label of the split. check_hashes: compare every tar with the sha256 of
-    the manifest when it is first read.
+    the manifest when it is first read (not over a network, where that would fetch everything).
     """
 
     def __init__(
@@ -79,14 +80,15 @@ class ClipFetcher:
 
     def _check_shard(self, shard: int, error: Exception) -> None:
         """Raise UserError if the tar itself is gone or shorter than promised: then no clip of it can be trusted."""
-        path, expected = self._path(shard), self.shards.manifest.shards[shard].bytes
-        found = path.stat().st_size if path.is_file() else None
-        if found != expected:
-            size = "missing" if found is None else f"{found} bytes"
-            raise UserError(f"{path}: {size}, expected {expected} bytes; copy it again or pack again") from error
+        if isinstance(self.shards, RemoteShardSet):
+            problem = self.shards.shard_problem(shard)
+        else:
+            problem = _local_problem(self._path(shard), self.shards.manifest.shards[shard].bytes)
+        if problem is not None:
+            raise UserError(problem) from error
 
     def _check_hash(self, shard: int) -> None:
-        if shard in self._hashed:
+        if shard in self._hashed or isinstance(self.shards, RemoteShardSet):
             return
         self._check_shard(shard, ValueError("size"))
         with self._path(shard).open("rb") as file:
@@ -98,3 +100,11 @@ class ClipFetcher:
                 "run `svdata2vec verify` to find the clips, or copy it again"
             )
         self._hashed.add(shard)
+
+
+def _local_problem(path: Path, expected: int) -> str | None:
+    found = path.stat().st_size if path.is_file() else None
+    if found == expected:
+        return None
+    size = "missing" if found is None else f"{found} bytes"
+    return f"{path}: {size}, expected {expected} bytes; copy it again or pack again"

@@ -25,6 +25,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
 from svdata2vec.pipeline.pyavstage import PyavDecoder
+from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.pipeline.stats import LoaderStats
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
@@ -215,7 +216,8 @@ class ClipLoader:
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
         ) if self.video else None
         bad = BadClips(self.shards, self.max_bad_rate)
-        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device)
+        read_threads = self.shards.read_threads if isinstance(self.shards, RemoteShardSet) else 1
+        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device, read_threads)
 
     def _stop_stream(self) -> None:
         if self._running is not None and self._running.pid == os.getpid():
@@ -256,8 +258,7 @@ class _Running:
     def shut_down(self) -> None:
         if self.pid == os.getpid():
             self.stop()
-            if self.producer.decoder is not None:
-                self.producer.decoder.close()
+            self.producer.close()
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:

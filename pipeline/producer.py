@@ -4,7 +4,8 @@ B clips of a batch, T sampled frames, S output size.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +70,19 @@ class _Read:
     clips: list[FetchedClip]
 
 
+_Attempt = tuple[int, FetchedClip | BadClipError]  # row, and what became of it
+
+
 class Producer:
     """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched."""
 
     def __init__(
         self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, bad: BadClips, stats: LoaderStats,
-        device: str,
+        device: str, read_threads: int = 1,
     ) -> None:
         self.order, self.fetcher, self.decoder, self.bad, self.stats = order, fetcher, decoder, bad, stats
-        self.device = torch.device(device)
+        self.device, self.read_threads = torch.device(device), read_threads
+        self._pool: ThreadPoolExecutor | None = None
 
     def read(self, epoch: int, position: int) -> Iterator[_Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
@@ -101,22 +106,42 @@ class Producer:
 
     def _fetch_all(self, positions: NDArray[np.int64], epoch: int) -> list[FetchedClip]:
         started = time.perf_counter()
-        clips = []
-        for position in positions.tolist():
-            clip = self._fetch(int(self.order.rows[position // self.order.views]), epoch, position % self.order.views)
-            if clip is not None:
-                clips.append(clip)
+        places = [divmod(position, self.order.views) for position in positions.tolist()]
+        attempts = self._map(lambda place: self._try_fetch(int(self.order.rows[place[0]]), epoch, place[1]), places)
+        clips = [self._settle(attempt, epoch) for attempt in attempts]
         self.stats.read_seconds += time.perf_counter() - started
-        return clips
+        return [clip for clip in clips if clip is not None]
 
-    def _fetch(self, row: int, epoch: int, view: int) -> FetchedClip | None:
+    def _map(self, function: Callable[[tuple[int, int]], _Attempt], places: list[tuple[int, int]]) -> list[_Attempt]:
+        """Over threads where reading means waiting for a network, else in place."""
+        if self.read_threads == 1:
+            return [function(place) for place in places]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.read_threads, thread_name_prefix="svdata2vec-fetch")
+        return list(self._pool.map(function, places))
+
+    def close(self) -> None:
+        """Give threads and decoder back; the background halves must have ended."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        if self.decoder is not None:
+            self.decoder.close()
+
+    def _try_fetch(self, row: int, epoch: int, view: int) -> _Attempt:
+        try:
+            return row, self.fetcher.fetch(row, epoch, view)
+        except BadClipError as error:
+            return row, error
+
+    def _settle(self, attempt: _Attempt, epoch: int) -> FetchedClip | None:
         """The clip, its replacement in training, None in evaluation if it is unusable."""
         self.stats.clips_read += 1
-        try:
-            return self.fetcher.fetch(row, epoch, view)
-        except BadClipError as error:
-            self._skip(row, str(error))
-            return self._replace(row, epoch) if self.order.train else None
+        row, outcome = attempt
+        if isinstance(outcome, FetchedClip):
+            return outcome
+        self._skip(row, str(outcome))
+        return self._replace(row, epoch) if self.order.train else None
 
     def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
         """A deterministic other clip; with `decoded` (1, T, S, S, 3) one whose frames could be written there."""

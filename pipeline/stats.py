@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class LoaderStats:
-    """Counts since the loader was made. Each field is written by one thread only.
+    """Counts since the loader was made, what is prefetched (in training also of the next epoch) included.
 
     wait_seconds: the consumer waited for a batch, the only time that costs training. The others run in the background.
     """

@@ -1,0 +1,142 @@
+"""Shards behind a URL (s3://, gs://, https://, ... whatever fsspec knows), read clip by clip through a bounded cache.
+
+Manifest and index are copied once; then every clip is one ranged read of its own bytes, which suits the global shuffle:
+nothing is read that is not used. `whole_shards=True` fetches tars as a whole instead (for stores without ranges).
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from svdata2vec.pipeline.rangecache import RangeCache
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.index import INDEX_NAME, load_index
+from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest, write_atomically
+from svdata2vec.shards.shardset import ShardSet
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
+RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
+READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
+
+
+def open_shards(root: str | Path, *, cache: Path | None = None, cache_bytes: int = 32 << 30) -> ShardSet:
+    """Open a folder, or a URL with `://` in it as `RemoteShardSet`."""
+    if "://" in str(root):
+        return RemoteShardSet.open_url(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes)
+    return ShardSet.open(root)
+
+
+class RemoteShardSet(ShardSet):
+    """A `ShardSet` behind a URL. Pickles as its URL and cache; safe to read from threads."""
+
+    read_threads = READ_THREADS
+
+    def __init__(
+        self, url: str, filesystem: Any, path: str, manifest: Manifest, index: np.ndarray, options: dict[str, Any]
+    ) -> None:
+        super().__init__(Path(path), manifest, index)
+        self.url, self._filesystem, self._base, self._options = url, filesystem, path, options
+        folder = _folder(options["cache"], url, manifest.fingerprint)
+        self.cache = RangeCache(folder, options["cache_bytes"])
+
+    @classmethod
+    def open_url(
+        cls, url: str, *, cache: Path, cache_bytes: int = 32 << 30, whole_shards: bool = False
+    ) -> "RemoteShardSet":
+        """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
+        url = url.rstrip("/")
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url}: {error}") from error
+        folder = _folder(cache, url, "head")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (INDEX_NAME, MANIFEST_NAME):
+            write_atomically(folder / name, _fetch(filesystem, f"{path}/{name}", url))
+        manifest = Manifest.load(folder)
+        index = load_index(folder, len(manifest.components))
+        if len(index) != manifest.num_clips:
+            raise UserError(f"{url}: the index has {len(index)} clips, the manifest {manifest.num_clips}: copy again")
+        options = {"cache": cache, "cache_bytes": cache_bytes, "whole_shards": whole_shards}
+        return cls(url, filesystem, path, manifest, index, options)
+
+    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
+        """The raw components of one clip; empty where the clip has none. Raises OSError when the store fails."""
+        entry = self.index[row]
+        columns = [self._column[name] for name in components if name in self._column]
+        if len(columns) < len(components):
+            raise UserError(f"{self.url}: wanted {', '.join(components)}, it has {', '.join(self.manifest.components)}")
+        spans = [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
+        used = [(offset, offset + size) for offset, size in spans if size]
+        if not used:
+            return {name: memoryview(b"") for name in components}
+        start, stop = min(low for low, _ in used), max(high for _, high in used)
+        content, origin = self._bytes(int(entry["shard"]), start, stop)
+        return {
+            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
+            for name, (offset, size) in zip(components, spans, strict=True)
+        }
+
+    def shard_problem(self, shard: int) -> str | None:
+        """What is wrong with a whole tar in the store; None if it is there with the promised size."""
+        record = self.manifest.shards[shard]
+        try:
+            found = self._filesystem.size(f"{self._base}/{record.name}")
+        except OSError as error:
+            return f"{self.url}/{record.name}: cannot be read ({error})"
+        if found is not None and found != record.bytes:
+            return f"{self.url}/{record.name}: {found} bytes, expected {record.bytes}; copy it again"
+        return None
+
+    def _bytes(self, shard: int, start: int, stop: int) -> tuple[memoryview, int]:
+        """Cached bytes that contain [start, stop) of a tar, and the position of their first byte."""
+        record = self.manifest.shards[shard]
+        path = f"{self._base}/{record.name}"
+        if not self._options["whole_shards"]:
+            name = f"{record.name}-{start}-{stop}"
+            content = self.cache.get(name, stop - start, lambda: _fetch(self._filesystem, path, self.url, start, stop))
+            return content, start
+        return self.cache.get(record.name, record.bytes, lambda: self._checked_tar(shard, path)), 0
+
+    def _checked_tar(self, shard: int, path: str) -> bytes:
+        record = self.manifest.shards[shard]
+        content = _fetch(self._filesystem, path, self.url)
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise UserError(f"{self.url}/{record.name}: sha256 differs from the manifest; copy it again")
+        log.info("fetched %s (%d bytes)", record.name, record.bytes)
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, **self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(RemoteShardSet.open_url(**state).__dict__)
+
+
+def _folder(cache: Path, url: str, what: str) -> Path:
+    return Path(cache) / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
+
+
+def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes [start, stop) of a remote file; UserError names it when it is missing or shorter."""
+    name = path.rsplit("/", 1)[-1]
+    for wait_seconds in (*RETRY_SECONDS, None):
+        try:
+            content = filesystem.cat_file(path, start=start, end=stop)
+            break
+        except (OSError, ValueError) as error:
+            if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError)):
+                raise UserError(f"{url}/{name}: cannot be read ({type(error).__name__}: {error})") from error
+            log.warning("%s/%s: %s; trying again in %.1f s", url, name, error, wait_seconds)
+            time.sleep(wait_seconds)
+    if stop is not None and len(content) != stop - (start or 0):
+        raise UserError(f"{url}/{name}: ends after byte {(start or 0) + len(content)}, {stop} expected; copy it again")
+    return content

@@ -1,0 +1,146 @@
+"""Planted damage in tars: skipped, replaced in the same way every time, counted, logged; too much ends the run."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_factory import shard_set
+
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+PLAN = PlanConfig(num_frames=4, size=32)
+ALL = {f"clip{i:05d}" for i in range(12)}
+
+
+@pytest.fixture
+def shards(tmp_path) -> ShardSet:
+    return shard_set(tmp_path / "shards", 12)
+
+
+def damage(shards: ShardSet, row: int, component: str, content: bytes | None = None, at: float = 0.0) -> None:
+    """Overwrite a clip's component inside its tar, from the share `at` of it on (None = zeros up to its end)."""
+    column = shards.manifest.components.index(component)
+    entry = shards.index[row]
+    size = int(entry["size"][column])
+    skip = int(at * size)
+    content = bytes(size - skip) if content is None else content[: size - skip]
+    with (Path(shards.root) / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
+        tar.seek(int(entry["offset"][column]) + skip)
+        tar.write(content)
+
+
+def run(shards: ShardSet, *, train: bool = True, batch_size: int = 4, **options) -> tuple[list, ClipLoader]:
+    with ClipLoader(shards, "all", PLAN, batch_size=batch_size, train=train, **options) as loader:
+        return list(loader), loader
+
+
+def keys_of(batches: list) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+@pytest.mark.parametrize(
+    ("component", "content", "at"),
+    [
+        ("jpegs", None, 0.0),                        # a hole in the file
+        ("jpegs", bytes(range(256)) * 400, 0.02),    # found by the decoder only: its pipeline dies
+        ("offsets.npy", None, 0.5),
+        ("pose.npy", b"\xff" * 100_000, 0.1),        # joints that are not numbers
+        ("json", b"}", 0.0),
+        ("json", b"\x00" * 10_000, 0.0),
+        ("box.npy", None, 0.0),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["dali", "oracle"])
+def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, component, content, at, decoder):
+    clean, _ = run(shards, decoder=decoder)
+    damage(shards, 5, component, content, at)
+    with caplog.at_level(logging.WARNING):
+        first, loader = run(shards, decoder=decoder)
+    second, _ = run(shards, decoder=decoder)
+    place = keys_of(clean).index("clip00005")
+    assert 1 <= loader.stats.clips_skipped <= 3  # once per epoch; later epochs are prefetched
+    assert any("clip00005 of shard-000001.tar" in record.getMessage() for record in caplog.records)
+    for (old, new), again in zip(zip(clean, first, strict=True), second, strict=True):
+        assert new.keys == again.keys and torch.equal(new.video_BTHWC, again.video_BTHWC)
+        for i, key in enumerate(old.keys):
+            if key == "clip00005":
+                assert new.keys[i] in ALL - {"clip00005"}
+                assert int(new.keys[i][4:]) % 5 == int(new.label_B[i]) and new.video_BTHWC[i].float().std() > 5
+            else:
+                assert new.keys[i] == key and torch.equal(old.video_BTHWC[i], new.video_BTHWC[i])
+    assert keys_of(first)[:place] == keys_of(clean)[:place]
+
+
+def test_the_replacement_does_not_depend_on_batches_or_ranks(shards):
+    damage(shards, 3, "jpegs")
+    damage(shards, 8, "json")
+    reference = keys_of(run(shards, batch_size=1)[0])
+    assert keys_of(run(shards, batch_size=6)[0]) == reference
+    parts = [run(shards, batch_size=2, rank=rank, world_size=2)[0] for rank in range(2)]
+    assert keys_of([batch for pair in zip(*parts, strict=True) for batch in pair]) == reference
+
+
+def test_evaluation_leaves_damaged_clips_out(shards):
+    damage(shards, 3, "jpegs")
+    damage(shards, 8, "json")
+    batches, loader = run(shards, train=False)
+    assert keys_of(batches) == sorted(ALL - {"clip00003", "clip00008"}) and loader.stats.clips_skipped == 2
+    assert [len(batch) for batch in batches] == [3, 4, 3]
+
+
+def test_resume_behind_a_damaged_clip_is_exact(shards):
+    damage(shards, 5, "jpegs", bytes(range(256)) * 400, 0.02)
+    whole, _ = run(shards, batch_size=2)
+    with ClipLoader(shards, "all", PLAN, batch_size=2, train=True) as loader:
+        batches = iter(loader)
+        head = [next(batches) for _ in range(3)]
+        state = loader.state_dict()
+    with ClipLoader(shards, "all", PLAN, batch_size=2, train=True) as loader:
+        loader.load_state_dict(state)
+        tail = list(loader)
+    for one, two in zip(whole, head + tail, strict=True):
+        assert one.keys == two.keys and torch.equal(one.video_BTHWC, two.video_BTHWC)
+
+
+def test_too_many_damaged_clips_end_the_run(shards):
+    damage(shards, 3, "jpegs")
+    with pytest.raises(UserError, match=r"1 of \d+ clips are unusable, more than the allowed 0.00%.*clip00003.*verify"):
+        run(shards, max_bad_rate=0.0)
+    with pytest.raises(ValueError, match=r"max_bad_rate is 1\.5"):
+        run(shards, max_bad_rate=1.5)
+    for row in range(12):
+        damage(shards, row, "json")
+    with pytest.raises(ValueError, match=r"clips are unusable|replacements are unusable too"):
+        run(shards)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_vanished_or_truncated_tar_is_named(shards, gone):
+    tar = Path(shards.root) / "shard-000001.tar"
+    if gone:
+        tar.unlink()
+    else:
+        tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"shard-000001.tar: (missing|5000 bytes), expected \d+ bytes"):
+        run(shards)
+    with pytest.raises(UserError, match=r"shard-000001.tar: (missing|5000 bytes), expected \d+ bytes"):
+        ShardSet.open(shards.root)
+
+
+def test_hashes_are_checked_on_demand(shards):
+    run(shards, check_hashes=True)
+    damage(shards, 5, "pose.npy", np.ones(4, np.float32).tobytes(), 0.5)
+    assert run(shards)[1].stats.clips_skipped == 0  # plausible numbers: nothing but a hash can tell
+    with pytest.raises(UserError, match=r"shard-000001.tar: sha256 [0-9a-f]{12}..., expected .*verify"):
+        run(shards, check_hashes=True)
+
+
+def test_an_error_outside_the_clips_reaches_the_training_loop(shards, monkeypatch):
+    monkeypatch.setattr("svdata2vec.pipeline.fetch.make_plan", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(shards)
