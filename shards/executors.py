@@ -2,12 +2,17 @@
 
 import concurrent.futures as cf
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from svdata2vec.shards.errors import UserError
+
+CONNECT_TIMEOUT = "15s"
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -40,12 +45,25 @@ def open_executor(workers: int, cluster: str | None) -> Iterator[tuple[cf.Execut
     else:
         # spawn: threads of OpenCV and FFmpeg do not survive a fork
         context = multiprocessing.get_context("spawn")
-        with cf.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             try:
                 yield pool, workers
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+
+def _end_with_parent() -> None:
+    """Let a worker die with the process that started it: after kill -9 there, it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -55,7 +73,7 @@ def _cluster_executor(address: str) -> Iterator[tuple[cf.Executor, int]]:
     except ImportError as error:
         raise UserError("--cluster needs dask: pip install 'svdata2vec[cluster]'") from error
     try:
-        client = Client(address, timeout="15s")
+        client = Client(address, timeout=CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
         raise UserError(f"--cluster {address}: no dask scheduler answers there ({error})") from error
     with client:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,9 +109,14 @@ def program_version() -> str:
         return "svdata2vec (not installed)"
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses, not even one that outlived a killed run."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name, flush to the disk, rename: readers see the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

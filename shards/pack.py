@@ -181,7 +181,7 @@ def _start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) 
                if before.get(name) != value]
     if changed:
         raise UserError(f"{root}: cannot resume with other input: {'; '.join(changed)}")
-    for leftover in root.glob("*.tmp"):
+    for leftover in [*root.glob("*.tmp"), *parts.glob("*.tmp")]:
         leftover.unlink()
 
 

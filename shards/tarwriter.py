@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.index import MAX_COMPONENT_BYTES
+from svdata2vec.shards.manifest import temporary_name
 
 
 class _HashingFile:
@@ -31,11 +32,11 @@ class _HashingFile:
 
 
 class TarWriter:
-    """Context manager: writes `path.tmp`, and renames it to `path` in `commit`; leaving without removes it."""
+    """Context manager: writes under a temporary name, renamed to `path` in `commit`; leaving without removes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary_name(path)
         self._file = self._temporary.open("wb")
         self._hashing = _HashingFile(self._file)
         # DALI cannot read PAX headers; with times and owners left at zero equal clips give equal bytes.

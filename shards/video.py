@@ -17,7 +17,8 @@ import numpy as np
 
 from svdata2vec.shards.errors import UserError
 
-# Planes that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways.
+# Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
+# odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
 
 
@@ -117,7 +118,7 @@ class VideoReader:
         """
         canvas = np.zeros((side, side, 3), np.uint8)
         left, top = max(x, 0), max(y, 0)
-        right, bottom = min(x + side, self.info.width), min(y + side, self.info.height)
+        right, bottom = max(min(x + side, self.info.width), left), max(min(y + side, self.info.height), top)
         target = canvas[top - y : bottom - y, left - x : right - x]
         region = (left, top, right, bottom)
         cutter = _Cutter()
@@ -129,7 +130,8 @@ class VideoReader:
             if frame is None:
                 return
             with step("convert"):
-                target[:] = self._region(frame, region, cutter)
+                if target.size:
+                    target[:] = self._region(frame, region, cutter)
             yield canvas
 
     def count(self) -> int:
@@ -151,7 +153,7 @@ class VideoReader:
         if self.info.rotation:
             upright = np.rot90(frame.to_ndarray(format="rgb24"), self.info.rotation // 90)
             return upright[top:bottom, left:right]
-        if frame.format.name in _CUTTABLE:
+        if frame.format.name in _CUTTABLE and not (frame.width | frame.height) & 1:
             return cutter.rgb(frame, region)
         return frame.to_ndarray(format="rgb24")[top:bottom, left:right]
 
@@ -182,12 +184,9 @@ class _Cutter:
         self._frame.colorspace, self._frame.color_range = frame.colorspace, frame.color_range
         for number, (source, target) in enumerate(zip(frame.planes, self._frame.planes, strict=True)):
             shift = 1 if number else 0
-            part = _rows(source)[even_top >> shift :, even_left >> shift :]
-            rows = _rows(target)
-            # A picture of odd size has no chroma beyond its edge: the last row or column stays what it is.
-            part = part[: min(height >> shift, source.height - (even_top >> shift))]
-            part = part[:, : min(width >> shift, source.width - (even_left >> shift))]
-            rows[: part.shape[0], : part.shape[1]] = part
+            y, x = even_top >> shift, even_left >> shift
+            rows, columns = height >> shift, width >> shift
+            _rows(target)[:rows, :columns] = _rows(source)[y : y + rows, x : x + columns]
         rgb = self._frame.to_ndarray(format="rgb24")
         return rgb[top - even_top : bottom - even_top, left - even_left : right - even_left]
 

@@ -1,0 +1,213 @@
+"""Every encoding keeps every frame in order; every kind of source video is read frame by frame as it is shown."""
+
+import itertools
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from shards_data import HEIGHT, WIDTH, annotation, frame_picture, write_pickle, write_video
+from test_shards_pack import folder_bytes
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.read_pyskl import read_pyskl
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.verify import verify
+from svdata2vec.shards.video import VideoReader
+
+FRAMES = 12
+OPTIONS = PackOptions(workers=1, size=128)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """One clip of 12 frames."""
+    root = tmp_path_factory.mktemp("one")
+    (root / "videos").mkdir()
+    write_video(root / "videos" / "a.mp4", FRAMES)
+    return read_pyskl(write_pickle(root / "set.pkl", [annotation("a", 0, FRAMES)]), root / "videos")
+
+
+def frames_of(shards: ShardSet) -> list[np.ndarray]:
+    """RGB frames of the only clip."""
+    sample = shards.sample(0)
+    assert sample.video is not None
+    if sample.offsets is not None:
+        parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
+        return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
+    with av.open(BytesIO(sample.video), mode="r") as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB."""
+    return float(10 * np.log10(255**2 / max(np.square(one.astype(float) - other).mean(), 1e-9)))
+
+
+@pytest.mark.parametrize(("codec", "least_db"), [
+    ("jpeg", 36), ("vp9", 32), ("h264", 32), ("hevc", 32), ("mjpeg", 32), ("copy", 36)])
+def test_every_codec_keeps_every_frame(dataset: DataSet, tmp_path: Path, codec: str, least_db: float) -> None:
+    pack(dataset, tmp_path / "set", replace(OPTIONS, codec=codec))
+    shards = ShardSet.open(tmp_path / "set")
+    assert verify(tmp_path / "set") == []
+    meta = shards.sample(0).meta
+    frames = frames_of(shards)
+    assert len(frames) == FRAMES == meta.num_frames
+    expected_size = (HEIGHT, WIDTH, 3) if codec == "copy" else (128, 128, 3)
+    x, y = meta.packed_to_source[:, 2].astype(int)
+    for t, frame in enumerate(frames):
+        assert frame.shape == expected_size
+        padded = np.pad(frame_picture(0, t), ((200, 200), (200, 200), (0, 0)))
+        expected = padded[200 + y : 200 + y + frame.shape[0], 200 + x : 200 + x + frame.shape[1]]
+        assert psnr(frame, expected) > least_db, f"frame {t}"
+        others = [psnr(frame, padded_crop(other, x, y, frame.shape)) for other in (t - 1, t + 1) if 0 <= other < FRAMES]
+        assert psnr(frame, expected) > max(others), f"frame {t} is another one"
+    again = tmp_path / "again"
+    pack(dataset, again, replace(OPTIONS, codec=codec))
+    assert folder_bytes(again) == folder_bytes(tmp_path / "set"), "reproducible"
+
+
+def padded_crop(number: int, x: int, y: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What frame `number` would look like in the packed square."""
+    padded = np.pad(frame_picture(0, number), ((200, 200), (200, 200), (0, 0)))
+    return padded[200 + y : 200 + y + shape[0], 200 + x : 200 + x + shape[1]]
+
+
+def key_frames(video: memoryview) -> int:
+    """Number of key frames of a stream."""
+    with av.open(BytesIO(video), mode="r") as container:
+        return sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+
+
+@pytest.mark.parametrize("codec", ["vp9", "h264", "hevc"])
+def test_groups_of_pictures(dataset: DataSet, tmp_path: Path, codec: str) -> None:
+    for gop, expected in ((0, 1), (4, 3)):
+        pack(dataset, tmp_path / str(gop), replace(OPTIONS, codec=codec, gop=gop))
+        video = ShardSet.open(tmp_path / str(gop)).sample(0).video
+        assert video is not None and key_frames(video) == expected
+
+
+@pytest.mark.parametrize(("codec", "fine", "coarse"), [
+    ("jpeg", 95, 50), ("vp9", 10, 50), ("h264", 10, 40), ("hevc", 10, 40), ("mjpeg", 2, 20)])
+def test_quality_decides_on_the_size(dataset: DataSet, tmp_path: Path, codec: str, fine: int, coarse: int) -> None:
+    sizes = []
+    for quality in (fine, coarse):
+        pack(dataset, tmp_path / str(quality), replace(OPTIONS, codec=codec, quality=quality))
+        video = ShardSet.open(tmp_path / str(quality)).sample(0).video
+        assert video is not None
+        sizes.append(len(video))
+    assert sizes[0] > 1.3 * sizes[1]
+
+
+def test_chroma_of_jpegs(dataset: DataSet, tmp_path: Path) -> None:
+    sampling = {}
+    for chroma in ("444", "420"):
+        pack(dataset, tmp_path / chroma, replace(OPTIONS, chroma=chroma))
+        sample = ShardSet.open(tmp_path / chroma).sample(0)
+        assert sample.video is not None
+        content = bytes(sample.video)
+        sampling[chroma] = content[content.index(b"\xff\xc0") + 11]  # first component's factors
+    assert sampling == {"444": 0x11, "420": 0x22}
+
+
+def test_variable_frame_rate_is_counted_by_pictures(tmp_path: Path) -> None:
+    times = [0, 1, 2, 9, 10, 30, 31, 90]
+    path = write_video(tmp_path / "vfr.mp4", len(times), times=times)
+    with VideoReader(path) as reader:
+        pictures = [frame.copy() for frame in reader.crops(0, 0, WIDTH)]
+    assert len(pictures) == len(times)
+    for t, picture in enumerate(pictures):
+        assert psnr(picture[:HEIGHT], frame_picture(0, t)) > 36
+
+
+# Quarter turns as a file says them: the upper left 2x2 of the matrix in its track header, 16.16 fixed point.
+ONE, MINUS = b"\x00\x01\x00\x00", b"\xff\xff\x00\x00"
+ZERO = bytes(4)
+TURNS = {90: ZERO + ONE + ZERO + MINUS + ZERO + ZERO, 180: MINUS + ZERO + ZERO + ZERO + MINUS + ZERO,
+         270: ZERO + MINUS + ZERO + ONE + ZERO + ZERO}
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_flags_are_obeyed(tmp_path: Path, degrees: int) -> None:
+    path = write_video(tmp_path / "turned.mp4", 3)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 24] = TURNS[degrees]
+    path.write_bytes(content)
+    shown = cv2.VideoCapture(str(path)).read()[1][..., ::-1]
+    assert shown.shape[:2] == ((WIDTH, HEIGHT) if degrees != 180 else (HEIGHT, WIDTH))
+    with VideoReader(path) as reader:
+        assert (reader.info.width, reader.info.height) == (shown.shape[1], shown.shape[0])
+        picture = next(reader.crops(0, 0, WIDTH))[: shown.shape[0], : shown.shape[1]]
+    assert psnr(picture, shown) > 36
+    clip = ClipAnnotation("a", 0, path)
+    turned = DataSet("turned", layout("coco17"), ("x",), {"train": ["a"]}, [clip])
+    with pytest.raises(UserError, match=r"turned\.mp4: turned by \d+ degrees; codec copy keeps the stream as it is"):
+        pack(turned, tmp_path / "copy", replace(OPTIONS, codec="copy"))
+    pack(turned, tmp_path / "set", OPTIONS)
+    assert verify(tmp_path / "set") == []
+
+
+@pytest.mark.parametrize(("codec", "pixel_format", "width", "height"), [
+    ("libx264", "yuv420p", 192, 128), ("mjpeg", "yuvj420p", 191, 127), ("libx264", "yuv444p", 191, 127),
+    ("libx264", "yuv420p10le", 192, 128), ("mjpeg", "yuvj420p", 190, 126), ("ffv1", "gray", 192, 128)])
+@pytest.mark.parametrize("square", [(0, 0, 64), (-20, 33, 101), (77, -15, 200), (150, 100, 35), (300, 300, 32)])
+def test_cutting_equals_converting_everything(tmp_path: Path, codec: str, pixel_format: str, width: int, height: int,
+                                              square: tuple[int, int, int]) -> None:
+    path = write_video(tmp_path / "v.mkv", 2, codec=codec, pixel_format=pixel_format, width=width, height=height)
+    with av.open(str(path), mode="r") as container:
+        whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    x, y, side = square
+    with VideoReader(path) as reader:
+        for full, cut in zip(whole, reader.crops(x, y, side), strict=True):
+            padded = np.pad(full, ((400, 400), (400, 400), (0, 0)))
+            assert np.array_equal(cut, padded[400 + y : 400 + y + side, 400 + x : 400 + x + side])
+
+
+def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
+    small = write_video(tmp_path / "a.ts", 3, container_options={})
+    large = write_video(tmp_path / "b.ts", 3, width=256, height=192)
+    both = tmp_path / "both.mpg"
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    with VideoReader(both) as reader, pytest.raises(UserError, match=r"changes from 192x128 to 256x192 at frame 3"):
+        reader.count()
+
+
+def test_copy_refuses_parts_and_unknown_containers(dataset: DataSet, tmp_path: Path) -> None:
+    clip = replace(dataset.clips[0], start_frame=2, pose_MTVC=None, score_MTV=None, num_frames=None)
+    copy = replace(OPTIONS, codec="copy")
+    with pytest.raises(UserError, match="the clip is a part of its video; codec copy keeps whole files"):
+        pack(replace(dataset, clips=[clip]), tmp_path / "out", copy)
+    clip = replace(dataset.clips[0], video="a.mpg")
+    with pytest.raises(UserError, match=r"codec copy keeps mp4, mkv, webm, avi files, found \.mpg"):
+        pack(replace(dataset, clips=[clip]), tmp_path / "other", copy)
+
+
+def test_large_people_are_shrunk_with_an_exact_map(tmp_path: Path) -> None:
+    """A bright dot at a known source pixel is found where the stored map says."""
+    path = tmp_path / "dot.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "gray"
+        picture = np.zeros((480, 640), np.uint8)
+        picture[200:208, 300:308] = 255  # centre at (304, 204) in pixel-corner coordinates
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
+        container.mux(stream.encode())
+    pose = np.zeros((1, 1, 17, 2), np.float32)
+    pose[0, 0, 0], pose[0, 0, 1] = (100, 50), (400, 430)
+    dot = DataSet("dot", layout("coco17"), ("x",), {"train": ["a"]}, [ClipAnnotation("a", 0, path, pose_MTVC=pose)])
+    pack(dot, tmp_path / "set", OPTIONS)
+    shards = ShardSet.open(tmp_path / "set")
+    frame = frames_of(shards)[0].astype(float).mean(axis=2)
+    frame[frame < 40] = 0
+    rows, columns = np.mgrid[0:128, 0:128] + 0.5
+    center = np.array([(columns * frame).sum(), (rows * frame).sum()]) / frame.sum()
+    a = shards.sample(0).meta.packed_to_source
+    assert a[0, 0] > 3
+    assert np.abs(a[:, :2] @ center + a[:, 2] - [304, 204]).max() < 0.5, "well under a source pixel"

@@ -1,0 +1,266 @@
+"""Interruptions: kill -9, a full disk, two packers, other input on resume, a cluster. The bytes are always the same."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from shards_data import write_motion_set, write_video
+from test_shards_pack import folder_bytes
+
+from svdata2vec.shards import tarwriter
+from svdata2vec.shards.annotations import DataSet
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.pack import PackOptions, Progress, pack
+from svdata2vec.shards.read_pyskl import read_pyskl
+from svdata2vec.shards.verify import verify
+
+OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=2)
+RESUME = replace(OPTIONS, resume=True)
+
+PACK_SCRIPT = """
+import sys
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.read_pyskl import read_pyskl
+if __name__ == "__main__":
+    pickle_path, videos, out, workers = sys.argv[1:]
+    options = PackOptions(workers=int(workers), size=96, clips_per_shard=2, resume=True)
+    pack(read_pyskl(pickle_path, videos), out, options, progress=lambda state: print(state.shards_done, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Pickle and videos of ten clips, one of them broken."""
+    root = tmp_path_factory.mktemp("source")
+    pickle_path, videos = write_motion_set(root, 10)
+    (videos / "S001C001P001R001A004.mp4").write_bytes(b"broken")
+    return pickle_path, videos
+
+
+@pytest.fixture(scope="module")
+def dataset(source: tuple[Path, Path]) -> DataSet:
+    """The ten clips."""
+    return read_pyskl(*source)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: DataSet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of the files of a run without any trouble."""
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    pack(dataset, out, OPTIONS)
+    return folder_bytes(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_at_random_moments(source: tuple[Path, Path], undisturbed: dict[str, str], tmp_path: Path,
+                                workers: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", PACK_SCRIPT, *map(str, source), str(out), str(workers)]
+    if workers > 1:  # worker processes import the main module again: it must be a file
+        (tmp_path / "packing.py").write_text(PACK_SCRIPT)
+        command = [sys.executable, str(tmp_path / "packing.py"), *command[3:]]
+    rng = random.Random(workers)
+    seen_partial = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # at least one shard is done
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        seen_partial += not (out / "manifest.json").exists()
+    assert seen_partial >= 1, "no run was cut in the middle"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert folder_bytes(out) == undisturbed
+    assert verify(out) == []
+
+
+def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from svdata2vec.shards.executors import open_executor\n"
+        "if __name__ == '__main__':\n"
+        "    with open_executor(2, None) as (pool, slots):\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        time.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 700, 20_000, 150_000])
+def test_full_disk_ends_cleanly(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path, limit_bytes: int,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    left = limit_bytes
+    real_write = tarwriter._HashingFile.write
+
+    def write(self: tarwriter._HashingFile, content: bytes) -> int:
+        nonlocal left
+        left -= len(content)
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(self, content)
+
+    monkeypatch.setattr(tarwriter._HashingFile, "write", write)
+    with pytest.raises(UserError, match=r"out: the disk is full \(No space left on device\); finished shards are kept: "
+                                        r"free some space and run the same command with --resume"):
+        pack(dataset, tmp_path / "out", OPTIONS)
+    assert not list((tmp_path / "out").rglob("*.tmp")), "no half file is left"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.undo()
+    resumed: list[int] = []
+    pack(dataset, tmp_path / "out", RESUME, progress=lambda state: resumed.append(state.resumed_shards))
+    assert folder_bytes(tmp_path / "out") == undisturbed
+    if limit_bytes == 150_000:
+        assert resumed[-1] >= 1, "finished shards are not packed again"
+
+
+def test_full_disk_in_a_worker_process(source: tuple[Path, Path], tmp_path: Path) -> None:
+    """The system itself refuses to write on: files of this process tree may have 30 kB."""
+    (tmp_path / "packing.py").write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n" + PACK_SCRIPT)
+    command = [sys.executable, str(tmp_path / "packing.py"), *map(str, source), str(tmp_path / "out"), "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "the disk is full (File too large); finished shards are kept" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_two_packers_in_one_folder(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    at_work, may_go = threading.Event(), threading.Event()
+
+    def wait(_: Progress) -> None:
+        at_work.set()
+        assert may_go.wait(30)
+
+    first = threading.Thread(target=pack, args=(dataset, out, OPTIONS, wait))
+    first.start()
+    assert at_work.wait(30)
+    for options in (OPTIONS, RESUME):
+        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is packing into this folder; wait"):
+            pack(dataset, out, options)
+    may_go.set()
+    first.join()
+    assert folder_bytes(out) == undisturbed
+
+
+def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after_first_shard(dataset, out)
+    with pytest.raises(UserError, match="out: holds an unfinished packing; go on with --resume, or delete the folder"):
+        pack(dataset, out, OPTIONS)
+    with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; annotations was"):
+        pack(dataset, out, replace(RESUME, quality=50))
+    fewer = replace(dataset, clips=dataset.clips[1:], splits={})
+    with pytest.raises(UserError, match="cannot resume with other input: clips was 10, now 9"):
+        pack(fewer, out, RESUME)
+    moved = replace(dataset, clips=[replace(dataset.clips[0], label=2), *dataset.clips[1:]])
+    with pytest.raises(UserError, match="cannot resume with other input: annotations was"):
+        pack(moved, out, RESUME)
+
+
+def stop_after_first_shard(dataset: DataSet, out: Path) -> None:
+    """Begin to pack and be interrupted from the keyboard."""
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(dataset, out, OPTIONS, progress=interrupt)
+
+
+def test_resume_packs_again_what_is_not_as_recorded(dataset: DataSet, undisturbed: dict[str, str],
+                                                    tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after_first_shard(dataset, out)
+    tar = next(out.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:1000])
+    (out / "shard-000003.tar.0123.tmp").write_bytes(b"left by a killed run")
+    pack(dataset, out, RESUME)
+    assert folder_bytes(out) == undisturbed
+
+
+def test_finished_folders_are_left_alone(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = pack(dataset, out, RESUME)
+    with pytest.raises(UserError, match=r"out: holds a finished data set \(motion\); choose another folder or"):
+        pack(dataset, out, OPTIONS)
+    with pytest.raises(UserError, match="out: holds a data set packed from other annotations or with other options"):
+        pack(dataset, out, replace(RESUME, quality=50))
+    (out / ".parts").mkdir()  # as a run leaves it that is killed right after the manifest
+    assert pack(dataset, out, RESUME) == manifest
+    assert folder_bytes(out) == undisturbed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"other: the folder is not empty \(thesis\.tex\); choose another one"):
+        pack(dataset, tmp_path / "other", RESUME)
+
+
+def test_cannot_write_is_named(dataset: DataSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be written"):
+        pack(dataset, tmp_path / "file", OPTIONS)
+
+
+def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        pack(dataset, tmp_path / "out", replace(OPTIONS, cluster=cluster.scheduler_address))
+    assert folder_bytes(tmp_path / "out") == undisturbed
+
+
+def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svdata2vec.shards.executors.CONNECT_TIMEOUT", "1s")
+    with pytest.raises(UserError, match=r"--cluster tcp://127\.0\.0\.1:9: no dask scheduler answers there"):
+        pack(dataset, tmp_path / "out", replace(OPTIONS, cluster="tcp://127.0.0.1:9"))
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """Packing 50 clips needs hardly more memory than packing 5: nothing is kept per clip."""
+    videos = tmp_path / "videos"
+    (videos / "walk").mkdir(parents=True)
+    first = write_video(videos / "walk" / "v00.mp4", 8, width=640, height=480)
+    for i in range(1, 50):
+        (videos / "walk" / f"v{i:02d}.mp4").hardlink_to(first)
+    script = (
+        "import json, resource, sys\n"
+        "from dataclasses import replace\n"
+        "from svdata2vec.shards.pack import PackOptions, pack\n"
+        "from svdata2vec.shards.read_videos import read_video_folder\n"
+        "whole = read_video_folder(sys.argv[1])\n"
+        "peaks = []\n"
+        "for count in (5, 50):\n"
+        "    keys = [clip.key for clip in whole.clips[:count]]\n"
+        "    part = replace(whole, clips=whole.clips[:count], splits={'train': keys})\n"
+        "    pack(part, f'{sys.argv[2]}/{count}', PackOptions(workers=1, clips_per_shard=25))\n"
+        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+        "print(json.dumps(peaks))\n")
+    result = subprocess.run([sys.executable, "-c", script, str(videos), str(tmp_path)], check=True,
+                            stdout=subprocess.PIPE)
+    few_mib, many_mib = json.loads(result.stdout)
+    assert many_mib - few_mib < 8, f"{few_mib:.0f} MiB for 5 clips, {many_mib:.0f} for 50"
