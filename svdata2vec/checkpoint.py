@@ -72,7 +72,7 @@ class Checkpoints:
                 return state
             log.warning("%s is damaged; trying the checkpoint before it", path)
         if paths:
-            raise UserError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; move the folder away to start anew")
+            raise UserError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; move it away to start anew")
         return None
 
 

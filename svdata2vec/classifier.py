@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from svdata2vec.checkpoint import load_published
-from svdata2vec.config import DataConfig, FinetuneConfig, ModelConfig, from_json
+from svdata2vec.config import FinetuneConfig, from_dict
 from svdata2vec.model import Encoder
 from svdata2vec.shards.errors import UserError
 
@@ -46,9 +46,9 @@ class Classifier(nn.Module):
         return self.head(self.encoder(video_BTHWC, joints_BMTVC))
 
 
-def load_encoder(encoder: Encoder, source: Path, model: ModelConfig, data: DataConfig) -> None:
+def load_encoder(encoder: Encoder, source: Path) -> None:
     """Take the encoder's weights from a finished run; anything missing or of another shape is an error that lists it."""
-    weights, card = load_published(source)
+    weights, _ = load_published(source)
     prefix = "encoder."
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     wanted = encoder.state_dict()
@@ -73,7 +73,7 @@ def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, An
     weights, card = load_published(run)
     if card.get("kind") != "finetune":
         raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune run")
-    config = from_json(FinetuneConfig, card["config"], f"{run}/model.json")
+    config = from_dict(FinetuneConfig, card["config"], f"{run}/model.json")
     model = Classifier(config, card["num_joints"], len(card["classes"]))
     model.load_state_dict(weights)
     return model.eval(), config, card

@@ -17,6 +17,10 @@ import tyro
 
 from svdata2vec.shards.errors import UserError
 
+Config = TypeVar("Config")
+Device = Literal["auto", "cpu", "cuda"]
+Modality = Literal["rgb", "both", "skeleton"]
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -138,7 +142,10 @@ class EmaConfig:
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.start <= self.end <= 1, f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1")
+        _check(
+            0 <= self.start <= self.end <= 1,
+            f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
+        )
         _check(self.anneal_steps >= 1, f"ema.anneal_steps is {self.anneal_steps}; at least 1 is needed")
 
 
@@ -178,7 +185,7 @@ class RunConfig:
     """Clips per process and forward pass."""
     seed: int = 0
     """Seed of everything random: initialisation, order of clips, augmentation, masks."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU."""
@@ -215,8 +222,8 @@ class PretrainConfig:
     """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
 
     def __post_init__(self) -> None:
-        kept = int(self.data.num_frames * (1 - self.mask.video_ratio))
-        _check(kept >= 1, f"mask.video_ratio {self.mask.video_ratio} keeps none of data.num_frames {self.data.num_frames} frames")
+        ratio, frames = self.mask.video_ratio, self.data.num_frames
+        _check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
         _check(
             1 <= self.target.top_layers <= self.model.depth,
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
@@ -256,7 +263,7 @@ class FinetuneConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=100))
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Folder of the finished pretraining run to start from; none = from scratch."""
-    modality: Literal["rgb", "both", "skeleton"] = "rgb"
+    modality: Modality = "rgb"
     """What the recogniser sees."""
     label_fraction: float = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
@@ -265,17 +272,16 @@ class FinetuneConfig:
         _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
 
 
-Config = TypeVar("Config")
 
 
 def to_json(config: Any) -> str:
-    """The configuration as JSON text; `from_json` reads it back."""
+    """The configuration as JSON text; `from_dict` reads its values back."""
     return json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
 
 
-def from_json(kind: type[Config], text: str, source: str) -> Config:
-    """Read a configuration back; unknown and missing names are errors that list them. `source` is named in errors."""
-    return _build(kind, json.loads(text), source)
+def from_dict(kind: type[Config], values: dict[str, Any], source: str) -> Config:
+    """Read a configuration back from JSON values; unknown names are an error that lists them and names `source`."""
+    return _build(kind, values, source)
 
 
 def _build(kind: Any, values: dict[str, Any], source: str) -> Any:

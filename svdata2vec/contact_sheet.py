@@ -1,10 +1,18 @@
-"""Pictures of what the model sees: sampled frames after crop, flip and resize, with the joints it gets drawn on them."""
+"""Pictures of what the model sees: sampled frames after crop, flip and resize, with the joints it gets."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.layouts import JointLayout
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.stats import set_statistics
 
 PERSON_COLOURS = ((255, 214, 0), (0, 229, 255))  # RGB, first and second person
 LABEL_HEIGHT = 18
@@ -64,3 +72,40 @@ def _caption(text: str, width: int) -> np.ndarray:
 def to_png(picture: np.ndarray) -> bytes:
     """PNG file content of an RGB picture."""
     return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+
+
+def write_contact_sheets(
+    root: Path, split: str, out: Path, *, train: bool, num_frames: int, size: int, clips: int
+) -> int:
+    """One PNG per class of a split into `out`, and the data set's figures in `statistics.json`.
+
+    Args:
+        root: folder of shards.
+        split: which clips.
+        out: folder to write to; made if needed.
+        train: training crops (random crop and flip) instead of evaluation crops.
+        num_frames: frames sampled from a clip.
+        size: side of the crop in pixels.
+        clips: clips per class.
+
+    Returns:
+        The number of pictures.
+    """
+    shards = ShardSet.open(root)
+    rows = shards.rows(split)
+    labels = shards.index["label"][rows]
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for label, name in enumerate(shards.manifest.classes):
+        chosen = rows[labels == label][:clips]
+        if not len(chosen):
+            continue
+        plan = PlanConfig(num_frames=num_frames, size=size)
+        with ClipLoader(shards, split, plan, batch_size=len(chosen), train=train, limit=chosen) as loader:
+            picture = contact_sheet(next(iter(loader)), shards.manifest.layout, tuple(shards.manifest.classes), clips)
+        file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
+        (out / f"{label:03d}-{file_name}.png").write_bytes(to_png(picture))
+        count += 1
+    statistics = json.dumps(asdict(set_statistics(shards)), indent=2)
+    (out / "statistics.json").write_text(statistics)
+    return count

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from svdata2vec.config import DataConfig, RunConfig
+from svdata2vec.config import DataConfig, Modality, RunConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -23,13 +23,13 @@ def build_loader(
     persons: int,
     *,
     train: bool,
-    video: bool = True,
-    joints: bool = True,
+    modality: Modality = "both",
     rows: np.ndarray | None = None,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
     Args:
+        modality: what the batches hold.
         rows: index rows to take instead of the whole split.
     """
     split = data.train_split if train else data.test_split
@@ -46,8 +46,8 @@ def build_loader(
         decoder=data.decoder,
         num_threads=data.threads,
         prefetch=data.prefetch,
-        video=video,
-        joints=joints,
+        video=modality != "skeleton",
+        joints=modality != "rgb",
         limit=rows,
         last_batch="drop" if train else "partial",
     )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from svdata2vec.classifier import load_classifier
+from svdata2vec.config import Device
 from svdata2vec.data import build_loader, to_device
 from svdata2vec.metrics import measure
 from svdata2vec.pipeline.loader import ClipLoader
@@ -55,12 +56,7 @@ def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Pre
     )
 
 
-def modality_inputs(modality: str) -> dict[str, bool]:
-    """Which inputs a loader must deliver for a modality."""
-    return {"video": modality != "skeleton", "joints": modality != "rgb"}
-
-
-def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
     """Evaluate a finished fine-tuning run.
 
     Args:
@@ -79,8 +75,8 @@ def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None
     if list(packed.manifest.classes) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with running(settings) as runtime:
-        inputs = modality_inputs(config.modality)
-        with build_loader(packed, data, settings, runtime, config.model.persons, train=False, **inputs) as loader:
+        persons, modality = config.model.persons, config.modality
+        with build_loader(packed, data, settings, runtime, persons, train=False, modality=modality) as loader:
             predictions = predict_split(model.to(runtime.device), loader, runtime)
     metrics = measure(predictions.scores_nc, predictions.labels_n)
     return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}

@@ -5,26 +5,23 @@ B clips, M persons, T frames, V joints, C coordinates, H W picture
 
 import json
 import logging
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.classifier import Classifier, load_encoder
 from svdata2vec.config import FinetuneConfig, to_json
 from svdata2vec.data import build_loader, labelled_rows, to_device
-from svdata2vec.evaluate import modality_inputs, predict_split
+from svdata2vec.evaluate import predict_split
 from svdata2vec.metrics import measure
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import EpochBatch, Stepper, open_run, train
+from svdata2vec.stepping import EpochBatch, Stepper, finish_run, open_run, read_result, train
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ class Finetuning:
         torch.manual_seed(config.run.seed)
         model = Classifier(config, num_joints, num_classes)
         if config.pretrained is not None:
-            load_encoder(model.encoder, config.pretrained, config.model, config.data)
+            load_encoder(model.encoder, config.pretrained)
         self.config, self.runtime, self.loader = config, runtime, loader
         self.network = runtime.wrap(model, config.run.sync_batchnorm)
         layer_decay = config.head.layer_decay if config.pretrained is not None else 1.0
@@ -100,22 +97,23 @@ class Finetuning:
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train (or continue) a recogniser, publish it and evaluate it on the test split; returns the metrics."""
     with running(config.run) as runtime:
-        folder = open_run(config, config.run, runtime)
+        if open_run(config, config.run, runtime):
+            return read_result(config.run)
         shards = ShardSet.open(config.data.shards)
         classes = list(shards.manifest.classes)
         num_joints = len(shards.manifest.layout.joints)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)
-        inputs = modality_inputs(config.modality)
-        persons = config.model.persons
-        with build_loader(shards, config.data, config.run, runtime, persons, train=True, rows=rows, **inputs) as loader:
+        loader_of = partial(
+            build_loader, shards, config.data, config.run, runtime, config.model.persons, modality=config.modality
+        )
+        with loader_of(train=True, rows=rows) as loader:
             run = Finetuning(config, runtime, loader, num_joints, len(classes))
-            card = {"kind": "finetune", "num_joints": num_joints, "classes": classes, "config": to_json(config)}
-            train(run, folder, card)
-        with build_loader(shards, config.data, config.run, runtime, persons, train=False, **inputs) as loader:
+            settings = json.loads(to_json(config))
+            train(run, {"kind": "finetune", "num_joints": num_joints, "classes": classes, "config": settings})
+        with loader_of(train=False) as loader:
             predictions = predict_split(run.model, loader, runtime)
         metrics = measure(predictions.scores_nc, predictions.labels_n)
         result = {"split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict()}
-        if runtime.is_main:
-            write_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
-        log.info("%s: top-1 %.1f %% of %d clips", folder, 100 * metrics.top1, metrics.count)
+        finish_run(config.run, runtime, result)
+        log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
         return result

@@ -1,10 +1,19 @@
 """Named runs: a preset is a function that returns a full configuration; a variant calls another and changes a few fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig
+from svdata2vec.config import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+)
 from svdata2vec.shards.errors import UserError
 
 
@@ -90,7 +99,7 @@ def describe(name: str) -> str:
     return PROTOCOLS[name].description if name in PROTOCOLS else "synthetic motion clips, small network, for a CPU"
 
 
-def preset(table: dict[str, Callable[[], FinetuneConfig]] | dict[str, Callable[[], PretrainConfig]], name: str) -> object:
+def preset(table: Mapping[str, Callable[[], Config]], name: str) -> Config:
     """The preset's configuration; an unknown name is an error that lists the known ones."""
     if name not in table:
         raise UserError(f"unknown preset {name!r}; choose one of: {', '.join(table)}")

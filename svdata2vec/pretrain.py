@@ -3,7 +3,7 @@
 B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width
 """
 
-import logging
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,8 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import EpochBatch, Stepper, open_run, train
+from svdata2vec.stepping import EpochBatch, Stepper, finish_run, open_run, read_result, train
 from svdata2vec.teacher import Teacher, ema_decay
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,14 @@ class Pretraining:
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Train (or continue) a run and publish its weights; returns the run's closing metrics."""
+    """Train (or continue) a run in `config.run.out` and publish its weights; returns the last record of its log."""
     with running(config.run) as runtime:
-        folder = open_run(config, config.run, runtime)
+        if open_run(config, config.run, runtime):
+            return read_result(config.run)
         shards = ShardSet.open(config.data.shards)
+        num_joints = len(shards.manifest.layout.joints)
         with build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True) as loader:
-            run = Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
-            card = {"kind": "pretrain", "num_joints": len(shards.manifest.layout.joints), "config": to_json(config)}
-            return train(run, folder, card)
+            run = Pretraining(config, runtime, loader, num_joints)
+            result = train(run, {"kind": "pretrain", "num_joints": num_joints, "config": json.loads(to_json(config))})
+        finish_run(config.run, runtime, result)
+        return result

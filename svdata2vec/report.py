@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from svdata2vec import __version__
 from svdata2vec.checkpoint import write_atomically
-from svdata2vec.config import FinetuneConfig, PretrainConfig, from_json, to_json
+from svdata2vec.config import FinetuneConfig, PretrainConfig, from_dict, to_json
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.data import build_loader
 from svdata2vec.metrics_log import read_metrics
@@ -86,20 +86,20 @@ def read_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain or finetune)")
-    text = path.read_text()
-    kind = "finetune" if "label_fraction" in json.loads(text) else "pretrain"
+    values = json.loads(path.read_text())
+    kind = "finetune" if "label_fraction" in values else "pretrain"
     config: PretrainConfig | FinetuneConfig
     if kind == "finetune":
-        config = from_json(FinetuneConfig, text, str(path))
+        config = from_dict(FinetuneConfig, values, str(path))
     else:
-        config = from_json(PretrainConfig, text, str(path))
+        config = from_dict(PretrainConfig, values, str(path))
     result = folder / "result.json"
     return Run(
         folder.name,
         kind,
         config,
         read_metrics(folder / "metrics.jsonl"),
-        json.loads(result.read_text()) if result.is_file() else None,
+        json.loads(result.read_text()) if kind == "finetune" and result.is_file() else None,
     )
 
 
@@ -140,7 +140,8 @@ def _results(runs: Sequence[Run]) -> str:
     if not rows:
         return ""
     classes = next(len(run.result["classes"]) for run in runs if run.result)
-    rows.append(["chance", "", "", "", f"{100 / classes:.1f} %", f"{100 * min(5, classes) / classes:.1f} %", f"{100 / classes:.1f} %", ""])
+    by_luck = [f"{100 * min(guesses, classes) / classes:.1f} %" for guesses in (1, 5, 1)]
+    rows.append(["chance", "", "", "", *by_luck, ""])
     header = ["run", "input", "start", "labelled clips", "top-1", "top-5", "mean per class", "test clips"]
     return _section("Results", _table(header, rows))
 
@@ -152,7 +153,8 @@ def _curves(runs: Sequence[Run]) -> Figure | None:
 
 def _spread_section(runs: Sequence[Run]) -> str:
     pretraining = [run for run in runs if run.kind == "pretrain"]
-    figure = _plot(pretraining, [("target_std", "target spread"), ("prediction_std", "prediction spread")]) if pretraining else None
+    fields = [("target_std", "target spread"), ("prediction_std", "prediction spread")] if pretraining else []
+    figure = _plot(pretraining, fields)
     return _figure(figure, "Standard deviation of targets and predictions over the batch: a collapse would send both to zero")
 
 

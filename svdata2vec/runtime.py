@@ -174,5 +174,5 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Swap every BatchNorm for its synchronised form in place; parameters, buffers and names stay."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.__class__ = _SyncBatchNorm
+            module.__class__ = _SyncBatchNorm  # type: ignore[assignment]
     return model

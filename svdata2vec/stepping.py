@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +25,11 @@ from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
+FINISHED = "result.json"
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
-class NotFinite(RuntimeError):
+class NotFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
@@ -51,7 +52,7 @@ class FiniteGuard:
             self.read()
 
     def read(self) -> None:
-        """Take note of the pending flags; raises NotFinite after `largest_run` bad steps in a row."""
+        """Take note of the pending flags; raises NotFiniteError after `largest_run` bad steps in a row."""
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
@@ -71,7 +72,7 @@ class FiniteGuard:
             rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
             write_atomically(path, json.dumps(rows, indent=2).encode())
             where = f"; their clips are listed in {path}"
-        raise NotFinite(f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite{where}")
+        raise NotFiniteError(f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite{where}")
 
 
 class Stepper:
@@ -169,21 +170,62 @@ class TrainingRun(Protocol):
     def weights(self) -> dict[str, Tensor]: ...
 
 
-def open_run(config: Any, run: RunConfig, runtime: Runtime) -> Path:
-    """Make the run's folder and write the resolved configuration into it."""
+def open_run(config: Any, run: RunConfig, runtime: Runtime) -> bool:
+    """Make the run's folder and write the resolved configuration into it.
+
+    Returns:
+        True if the folder holds this very run, finished: there is nothing left to do.
+    """
     path = run.out / "config.json"
-    if run.resume == "never" and path.exists():
+    text = to_json(config)
+    earlier = path.read_text() if path.is_file() else None
+    finished = (run.out / FINISHED).is_file()
+    if earlier is not None and run.resume == "never":
         raise UserError(f"{run.out} holds a run already; choose another --run.out, or continue it with --run.resume auto")
+    if earlier is not None and earlier != text:
+        changes = ", ".join(changed_settings(json.loads(earlier), json.loads(text)))
+        if finished:
+            raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another --run.out")
+        log.warning("%s: continuing with other settings: %s", run.out, changes)
+    runtime.barrier()
     if runtime.is_main:
         run.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, to_json(config).encode())
+        write_atomically(path, text.encode())
+    if finished:
+        log.info("%s is finished already; nothing to do", run.out)
+    return finished
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings in which two configurations differ, with both values."""
+    names: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            names += changed_settings(before, after, f"{prefix}{name}.")
+        elif before != after:
+            names.append(f"{prefix}{name} {before} -> {after}")
+    return names
+
+
+def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None:
+    """Write the run's closing figures, last of all: a folder with them holds a finished run."""
+    if runtime.is_main:
+        write_atomically(run.out / FINISHED, json.dumps(result, indent=2).encode())
     runtime.barrier()
-    return run.out
 
 
-def train(run: TrainingRun, folder: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Run to the end from the newest checkpoint, then publish the weights. SIGTERM saves and raises StopRequested."""
-    stepper, runtime = run.stepper, run.runtime
+def read_result(run: RunConfig) -> dict[str, Any]:
+    return json.loads((run.out / FINISHED).read_text())
+
+
+def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
+    """Run to the end from the newest checkpoint, then publish the weights with their model card.
+
+    Returns:
+        The last record of the log. SIGTERM saves a checkpoint and raises StopRequested.
+    """
+    stepper, runtime, folder = run.stepper, run.runtime, run.stepper.run.out
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
     state = checkpoints.load_newest()
     if state is not None:
@@ -221,7 +263,7 @@ def _save(checkpoints: Checkpoints, run: TrainingRun) -> int:
     return run.stepper.step
 
 
-def epoch_batches(loader: ClipLoader) -> Iterator[EpochBatch]:
+def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:
     """Batches with their epoch, epoch after epoch, from the loader's position on."""
     while True:
         epoch = loader.epoch
@@ -231,7 +273,8 @@ def epoch_batches(loader: ClipLoader) -> Iterator[EpochBatch]:
 
 def describe(stepper: Stepper, record: dict[str, float], started: float) -> str:
     """One line for the terminal: where the run is, what it sees, how fast, how long still."""
-    shown = [f"{name} {record[name]:.4g}" for name in ("loss", "accuracy", "target_std", "prediction_std", "grad_norm") if name in record]
+    names = ("loss", "accuracy", "target_std", "prediction_std", "grad_norm")
+    shown = [f"{name} {record[name]:.4g}" for name in names if name in record]
     wait = record.get("seconds_data", 0.0) / max(record["seconds_total"], 1e-9)
     remaining = (stepper.total_steps - stepper.step) * record["seconds_total"] / stepper.run.log_every
     return (

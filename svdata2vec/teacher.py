@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svdata2vec.config import EmaConfig, TargetConfig
+from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
 from svdata2vec.transformer import Block
 
@@ -26,7 +27,7 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, tokens_BTD: Tensor, target: TargetConfig, impl: str = "auto") -> Tensor:
+    def forward(self, tokens_BTD: Tensor, target: TargetConfig, impl: Impl = "auto") -> Tensor:
         """Targets (B, T, D) in float32: normalised outputs of the top blocks, averaged."""
         layers = []
         first = len(self.blocks) - target.top_layers
@@ -45,7 +46,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student_blocks: nn.ModuleList, decay: float) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in float32 (`decay` in 0..1)."""
-        mine = [*self.blocks.parameters()]
+        mine: list[Tensor] = list(self.blocks.parameters())
         theirs = [p.detach().float() for p in student_blocks.parameters()]
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 

@@ -6,13 +6,14 @@ B clips, N tokens, D width
 import torch
 from torch import Tensor, nn
 
+from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import attention
 
 
 class Attention(nn.Module):
     """Multi-head self-attention; one packed qkv projection (rows q, k, v, each split into heads)."""
 
-    def __init__(self, width: int, num_heads: int, impl: str = "auto") -> None:
+    def __init__(self, width: int, num_heads: int, impl: Impl = "auto") -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not divisible by num_heads {num_heads}; choose a divisor of the width")
@@ -55,7 +56,7 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, impl: str = "auto"
+        self, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, impl: Impl = "auto"
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import gather_frames
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
@@ -76,7 +77,7 @@ class VideoEncoder(nn.Module):
         impl: implementation of the frame gathering ("auto", "triton" or "torch").
     """
 
-    def __init__(self, width: int, stem_width: int = 64, impl: str = "auto") -> None:
+    def __init__(self, width: int, stem_width: int = 64, impl: Impl = "auto") -> None:
         super().__init__()
         self.impl = impl
         self.stem = Stem(stem_width)
@@ -90,6 +91,8 @@ class VideoEncoder(nn.Module):
             )
             channels = out_channels
         self.proj = nn.Linear(channels, width)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD), persistent=False)
         self._initialise_trunk()

@@ -1,0 +1,184 @@
+"""The sub-commands: options of each, and the function that runs it. Heavy imports happen when a command runs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from svdata2vec.config import Device
+from svdata2vec.options import parse, parse_preset
+from svdata2vec.presets import FINETUNE, PRETRAIN
+from svdata2vec.progress import shown_progress
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.sources import SOURCES, open_dataset
+
+
+def run_shard(words: list[str]) -> None:
+    """Pack a data set: `KIND OUT` and the options of that kind of data set."""
+    if not words or words[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {kind:16s} {source.about}" for kind, source in SOURCES.items())
+        sys.stdout.write(
+            f"usage: svdata2vec shard KIND OUT [options]\n\nkinds of data sets:\n{rows}\n\n"
+            "svdata2vec shard KIND --help explains the options of a kind.\n"
+        )
+        raise SystemExit(0)
+    kind = words[0]
+    if kind not in SOURCES:
+        raise UserError(f"unknown kind of data set {kind!r}; choose one of: {', '.join(SOURCES)}")
+    options: Any = parse(_shard_options(kind), words[1:], f"svdata2vec shard {kind}")
+    given = {name: getattr(options, name) for name in SOURCES[kind].options}
+    dataset = open_dataset(kind, **given)
+    with shown_progress() as progress:
+        pack(dataset, options.out, options.pack, progress=progress)
+
+
+def _shard_options(kind: str) -> type:
+    """Options of a kind of data set: where to write, what its reader takes, how to pack."""
+    reader: list[Any] = [
+        (name, parameter.annotation) if parameter.default is parameter.empty
+        else (name, parameter.annotation, field(default=parameter.default))
+        for name, parameter in SOURCES[kind].options.items()
+    ]
+    required = [entry for entry in reader if len(entry) == 2]
+    packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
+    made = make_dataclass(
+        "Shard",
+        [("out", tyro.conf.Positional[Path]), *required, *(entry for entry in reader if len(entry) == 3), packing],
+    )
+    made.__doc__ = f"{SOURCES[kind].about}.\n\n{SOURCES[kind].read.__doc__}"
+    return made
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check packed shards: hashes, index against tars, every clip decodes, counts, joints, labels, splits."""
+
+    shards: tyro.conf.Positional[Path]
+    """Folder of the shards."""
+    decode: bool = True
+    """Decode every clip (the hashes cover its bytes either way)."""
+    workers: int = os.cpu_count() or 1
+    """Processes."""
+
+
+def run_verify(words: list[str]) -> None:
+    options = parse(VerifyOptions, words, "svdata2vec verify")
+    from svdata2vec.shards.verify import verify
+
+    findings = verify(options.shards, decode=options.decode, workers=options.workers)
+    for finding in findings:
+        sys.stdout.write(f"{finding}\n")
+    if findings:
+        raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
+    sys.stdout.write(f"{options.shards}: no fault found\n")
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Pictures of what the model sees, per class: crops, joints, flips; and a page of figures about the data set."""
+
+    shards: tyro.conf.Positional[Path]
+    """Folder of the shards."""
+    split: str
+    """Split to look at."""
+    out: Path = Path("inspect")
+    """Folder for the pictures and statistics.json."""
+    train: bool = True
+    """Show training crops (random crop and flip) instead of evaluation crops."""
+    num_frames: int = 40
+    """Frames sampled from a clip."""
+    size: int = 224
+    """Side of the crop, in pixels."""
+    clips: int = 4
+    """Clips per class."""
+
+
+def run_inspect(words: list[str]) -> None:
+    options = parse(InspectOptions, words, "svdata2vec inspect")
+    from svdata2vec.contact_sheet import write_contact_sheets
+
+    count = write_contact_sheets(
+        options.shards, options.split, options.out,
+        train=options.train, num_frames=options.num_frames, size=options.size, clips=options.clips,
+    )
+    sys.stdout.write(f"{options.out}: {count} pictures and statistics.json\n")
+
+
+def run_pretrain(words: list[str]) -> None:
+    config = parse_preset(PRETRAIN, words, "pretrain")
+    from svdata2vec.pretrain import pretrain
+
+    pretrain(config)
+
+
+def run_finetune(words: list[str]) -> None:
+    config = parse_preset(FINETUNE, words, "finetune")
+    from svdata2vec.finetune import finetune
+
+    finetune(config)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a finished fine-tuning run; prints the metrics as JSON."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the fine-tuning run."""
+    shards: Path | None = None
+    """Folder of shards; default: the run's own."""
+    split: str | None = None
+    """Split to evaluate; default: the run's test split."""
+    device: Device = "auto"
+    """Where the model runs; auto = the GPU if there is one."""
+
+
+def run_evaluate(words: list[str]) -> None:
+    options = parse(EvaluateOptions, words, "svdata2vec evaluate")
+    from svdata2vec.evaluate import evaluate_run
+
+    result = evaluate_run(options.run, options.shards, options.split, options.device)
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML file about one or several runs; opens without a network."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of the runs."""
+    out: Path = Path("report.html")
+    """File to write."""
+
+
+def run_report(words: list[str]) -> None:
+    options = parse(ReportOptions, words, "svdata2vec report")
+    from svdata2vec.report import write_report
+
+    write_report(options.runs, options.out)
+    sys.stdout.write(f"{options.out}\n")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: its line in the overview, and the function that takes its words."""
+
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+COMMANDS = {
+    "shard": Command("pack a data set into shards, once", run_shard),
+    "verify": Command("check packed shards", run_verify),
+    "inspect": Command("pictures of what the model sees", run_inspect),
+    "pretrain": Command("self-supervised pretraining on video + skeletons", run_pretrain),
+    "finetune": Command("train a recogniser, from a pretraining run or from scratch", run_finetune),
+    "evaluate": Command("accuracy and confusion matrix of a recogniser", run_evaluate),
+    "report": Command("one HTML page about runs", run_report),
+}
