@@ -7,12 +7,17 @@ Tokens at or beyond `lengths_B[b]` are padding: nobody attends to them, their ou
 B clips, N tokens, H heads, E head dimension, D = H * E.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import refuse_double_backward
+from svdata2vec.kernels import dispatch
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.launch import launch
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -63,13 +68,271 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
     return score_BHNN.softmax(-1) * (real_BN[:, None, :, None] & real_BN[:, None, None, :])
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+# A program holds BLOCK_N rows of tokens: `pairs_per_program` whole (clip, head) pairs, one after the other,
+# neighbouring pairs being neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs
+# apart, so that 13 tokens fill the tensor cores' tiles and 40 or 128 tokens need no other kernel. Since every row of
+# scores is complete within the program, the softmax needs no running maximum and the backward pass nothing that the
+# forward pass would have to store; and since each gradient is owned by one program, nothing is added atomically.
+# k and v are loaded where they are used, again for each block of queries: that costs L1 hits and saves registers.
+# "tf32x3" concerns float32 alone: three tensor core products that together keep float32's digits.
+
+
+@triton.jit
+def _locate_rows(
+    row: tl.tensor,
+    lengths_ptr: tl.tensor,
+    num_pairs: int,
+    num_tokens: int,
+    num_heads: int,
+    pairs_per_program: int,
+    HAS_LENGTHS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """For rows of this program: pair, clip (int64), token, head, whether the row exists, whether its token is real."""
+    pair = tl.program_id(0) * pairs_per_program + row // num_tokens
+    token = row % num_tokens
+    clip = (pair // num_heads).to(tl.int64)
+    exists = (row < pairs_per_program * num_tokens) & (pair < num_pairs)
+    real = exists
+    if HAS_LENGTHS:
+        real &= token < tl.load(lengths_ptr + clip, mask=exists, other=0)
+    return pair, clip, token, pair % num_heads, exists, real
+
+
+@triton.jit
+def _softmax(score_MN: tl.tensor, allowed_MN: tl.tensor) -> tl.tensor:
+    """Row softmax over the allowed columns; rows without any are zero. The finite floor avoids inf - inf."""
+    score_MN = tl.where(allowed_MN, score_MN, -1e30)
+    exp_MN = tl.where(allowed_MN, tl.exp(score_MN - tl.max(score_MN, axis=1)[:, None]), 0.0)
+    sum_M = tl.sum(exp_MN, axis=1)
+    return exp_MN / tl.where(sum_M > 0.0, sum_M, 1.0)[:, None]
+
+
+@triton.jit
+def _attention_kernel(
+    qkv_ptr: tl.tensor,  # (B, N, 3 * H * E)
+    lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
+    out_ptr: tl.tensor,  # (B, N, H * E) contiguous
+    num_pairs: int,  # B * H
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    pairs_per_program: int,
+    qkv_stride_b: int,
+    qkv_stride_n: int,
+    qkv_stride_c: int,
+    scale: float,
+    HAS_LENGTHS: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # query rows at a time
+    BLOCK_N: tl.constexpr,  # all rows of the program
+    BLOCK_E: tl.constexpr,
+) -> None:
+    """One program computes the output of all its pairs."""
+    e_E = tl.arange(0, BLOCK_E)
+    in_head_1E = (e_E < head_dim)[None, :]
+    width = num_heads * head_dim
+    pair_N, clip_N, token_N, head_N, _, real_N = _locate_rows(
+        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS
+    )
+    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * head_dim * qkv_stride_c
+    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    read_NE = real_N[:, None] & in_head_1E
+
+    for first in range(0, BLOCK_N, BLOCK_M):
+        pair_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
+            first + tl.arange(0, BLOCK_M),
+            *(lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS),
+        )
+        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * head_dim * qkv_stride_c
+        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        q_at_ME = row_at_M[:, None] + e_E[None, :] * qkv_stride_c
+        q_ME = tl.load(qkv_ptr + q_at_ME, mask=real_M[:, None] & in_head_1E, other=0)
+        score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
+        allowed_MN = (pair_M[:, None] == pair_N[None, :]) & real_M[:, None] & real_N[None, :]
+        prob_MN = _softmax(score_MN, allowed_MN).to(q_ME.dtype)
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        out_ME = tl.dot(prob_MN, v_NE, input_precision="tf32x3")
+        out_at_M = (clip_M * num_tokens + token_M) * width + head_M * head_dim
+        out_mask_ME = exists_M[:, None] & in_head_1E
+        tl.store(out_ptr + out_at_M[:, None] + e_E[None, :], out_ME.to(out_ptr.dtype.element_ty), mask=out_mask_ME)
+
+
+@triton.jit
+def _attention_backward_kernel(
+    grad_ptr: tl.tensor,  # (B, N, H * E): gradient of the output
+    qkv_ptr: tl.tensor,  # (B, N, 3 * H * E)
+    lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
+    grad_qkv_ptr: tl.tensor,  # (B, N, 3 * H * E) contiguous
+    num_pairs: int,  # B * H
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    pairs_per_program: int,
+    grad_stride_b: int,
+    grad_stride_n: int,
+    grad_stride_c: int,
+    qkv_stride_b: int,
+    qkv_stride_n: int,
+    qkv_stride_c: int,
+    scale: float,
+    HAS_LENGTHS: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # query rows at a time
+    BLOCK_N: tl.constexpr,  # all rows of the program
+    BLOCK_E: tl.constexpr,
+) -> None:
+    """One program computes q's, k's and v's gradient of all its pairs, from recomputed probabilities."""
+    e_E = tl.arange(0, BLOCK_E)
+    in_head_1E = (e_E < head_dim)[None, :]
+    width = num_heads * head_dim
+    pair_N, clip_N, token_N, head_N, exists_N, real_N = _locate_rows(
+        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS
+    )
+    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * head_dim * qkv_stride_c
+    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    read_NE = real_N[:, None] & in_head_1E
+    grad_k_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
+    grad_v_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
+
+    for first in range(0, BLOCK_N, BLOCK_M):
+        pair_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
+            first + tl.arange(0, BLOCK_M),
+            *(lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS),
+        )
+        read_ME = real_M[:, None] & in_head_1E
+        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * head_dim * qkv_stride_c
+        q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_stride_c, mask=read_ME, other=0)
+        grad_at_M = clip_M * grad_stride_b + token_M * grad_stride_n + head_M * head_dim * grad_stride_c
+        grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_stride_c, mask=read_ME, other=0)
+
+        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
+        allowed_MN = (pair_M[:, None] == pair_N[None, :]) & real_M[:, None] & real_N[None, :]
+        prob_MN = _softmax(score_MN, allowed_MN)
+        grad_v_NE = tl.dot(tl.trans(prob_MN.to(grad_ME.dtype)), grad_ME, grad_v_NE, input_precision="tf32x3")
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        grad_prob_MN = tl.dot(grad_ME, tl.trans(v_NE), input_precision="tf32x3")
+        mean_M = tl.sum(prob_MN * grad_prob_MN, axis=1)
+        grad_score_MN = (prob_MN * (grad_prob_MN - mean_M[:, None]) * scale).to(q_ME.dtype)
+        grad_k_NE = tl.dot(tl.trans(grad_score_MN), q_ME, grad_k_NE, input_precision="tf32x3")
+        grad_q_ME = tl.dot(grad_score_MN, k_NE, input_precision="tf32x3")
+
+        to_M = (clip_M * num_tokens + token_M) * 3 * width + head_M * head_dim
+        to_mask_ME = exists_M[:, None] & in_head_1E
+        tl.store(
+            grad_qkv_ptr + to_M[:, None] + e_E[None, :], grad_q_ME.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_ME
+        )
+
+    to_N = (clip_N * num_tokens + token_N) * 3 * width + head_N * head_dim
+    to_NE = grad_qkv_ptr + to_N[:, None] + e_E[None, :]
+    to_mask_NE = exists_N[:, None] & in_head_1E
+    tl.store(to_NE + width, grad_k_NE.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_NE)
+    tl.store(to_NE + 2 * width, grad_v_NE.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_NE)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+MAX_TOKENS = 128
+MAX_HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Launch geometry of both kernels."""
+
+    block_m: int
+    block_n: int
+    block_e: int
+    num_warps: int
+
+
+def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
+
+    32 rows at least, so that 13 tokens (26 of 32 rows used) leave fewer idle than one pair in 16 rows, at half as many
+    programs. Above 64 tokens the queries go through in blocks of 16, and likewise in float32: the backward pass holds
+    four M x N matrices and their operands, and ptxas (for sm_80, sm_90 and sm_100) finds registers for all of it this
+    way, but not with blocks of 32. In float32 the products take three passes, hence more warps; 128 tokens still spill.
+    """
+    block_n = max(triton.next_power_of_2(num_tokens), 32)
+    full = dtype == torch.float32
+    return Tiles(
+        block_m=16 if full or block_n > 64 else block_n,
+        block_n=block_n,
+        block_e=max(triton.next_power_of_2(head_dim), 16),
+        num_warps={32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
+    )
+
+
+def launch_attention(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference.
+
+    Raises:
+        ValueError: the sequence or the heads are larger than one program can hold.
+    """
+    B, N, packed = qkv_BN3HE.shape
+    out_BND = qkv_BN3HE.new_empty((B, N, packed // 3))
+    _launch(_attention_kernel, (), (qkv_BN3HE,), out_BND, num_heads, scale, lengths_B)
+    return out_BND
+
+
+def launch_attention_backward(
+    grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
+) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference."""
+    grad_qkv_BN3HE = qkv_BN3HE.new_empty(qkv_BN3HE.shape)
+    inputs = grad_BND, qkv_BN3HE
+    _launch(_attention_backward_kernel, grad_BND.stride(), inputs, grad_qkv_BN3HE, num_heads, scale, lengths_B)
+    return grad_qkv_BN3HE
+
+
+def _launch(
+    kernel: Any,
+    first_strides: tuple[int, ...],
+    inputs: tuple[Tensor, ...],
+    result: Tensor,
+    num_heads: int,
+    scale: float,
+    lengths_B: Tensor | None,
+) -> None:
+    """What both kernels share: `inputs` ends with the packed qkv, whose strides follow `first_strides`."""
+    qkv_BN3HE = inputs[-1]
+    B, N, packed = qkv_BN3HE.shape
+    head_dim = packed // 3 // num_heads
+    if N > MAX_TOKENS or head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"attention: {N} tokens and heads of {head_dim}; the Triton kernel takes up to {MAX_TOKENS} tokens and "
+            f"heads of up to {MAX_HEAD_DIM}; use impl='torch'"
+        )
+    if qkv_BN3HE.dtype == torch.bfloat16 and not dispatch.BF16_PRODUCTS:
+        raise ValueError(
+            "attention: Triton's interpreter multiplies the bit patterns of bfloat16 matrices; take float32 or float16"
+        )
+    tiles = choose_tiles(max(N, 1), head_dim, qkv_BN3HE.dtype)
+    pairs_per_program = tiles.block_n // max(N, 1)
+    launch(
+        kernel,
+        (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
+        *(*inputs, qkv_BN3HE if lengths_B is None else lengths_B.contiguous(), result),
+        *(B * num_heads, N, num_heads, head_dim, pairs_per_program),
+        *first_strides,
+        *qkv_BN3HE.stride(),
+        scale,
+        HAS_LENGTHS=lengths_B is not None,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_E=tiles.block_e,
+        num_warps=tiles.num_warps,
+    )
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("svdata2vec::attention", mutates_args=(), device_types="cpu")
 def attention_op(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
     """See `functional.attention`."""
-    return attention_reference(qkv_BN3HE, num_heads, scale, lengths_B)
+    return on_cpu(attention_reference, launch_attention)(qkv_BN3HE, num_heads, scale, lengths_B)
 
 
 @torch.library.custom_op("svdata2vec::attention_backward", mutates_args=(), device_types="cpu")
@@ -77,7 +340,12 @@ def attention_backward_op(
     grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> Tensor:
     """Gradient of `attention` with respect to the packed qkv."""
-    return attention_backward_reference(grad_BND, qkv_BN3HE, num_heads, scale, lengths_B)
+    run = on_cpu(attention_backward_reference, launch_attention_backward)
+    return run(grad_BND, qkv_BN3HE, num_heads, scale, lengths_B)
+
+
+attention_op.register_kernel("cuda")(launch_attention)
+attention_backward_op.register_kernel("cuda")(launch_attention_backward)
 
 
 @attention_op.register_fake

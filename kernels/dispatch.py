@@ -23,6 +23,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Triton reads the variable when a kernel is defined, so the answer can't change after import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# The interpreter of Triton 3.6 and 3.7 multiplies the bit patterns of bfloat16 matrices: `tl.dot` can't be used there.
+BF16_PRODUCTS = not INTERPRETED
+
 _log = logging.getLogger(__name__)
 _announced: set[tuple[str, str]] = set()
 

@@ -251,8 +251,10 @@ def masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor, *,
     require_dtype("target_BTD", target_BTD, FLOATS)
     require_dtype("scored_BT", scored_BT, (torch.bool,))
     require_same_device("prediction_BTD", prediction_BTD, target_BTD=target_BTD, scored_BT=scored_BT)
-    run = masked_mse_op if use_op("masked_mse", impl, prediction_BTD) else masked_mse_reference
-    return run(prediction_BTD, target_BTD.detach(), scored_BT)
+    if not use_op("masked_mse", impl, prediction_BTD):
+        return masked_mse_reference(prediction_BTD, target_BTD, scored_BT)
+    loss, _ = masked_mse_op(prediction_BTD, target_BTD.detach(), scored_BT)
+    return loss
 
 
 def _require_keep(

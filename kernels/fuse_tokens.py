@@ -9,9 +9,13 @@ B clips, T frames, K kept frames, D width.
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import refuse_double_backward
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.kept_frames import token_of_frame
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -50,6 +54,182 @@ def fuse_tokens_backward_reference(
     )
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _fuse_tokens_kernel(
+    video_ptr: tl.tensor,  # (B, K, D)
+    skeleton_ptr: tl.tensor,  # (B, T, D)
+    keep_ptr: tl.tensor,  # (B, K) int64
+    hidden_ptr: tl.tensor,  # (B, K) bool
+    temporal_ptr: tl.tensor,  # (T, D)
+    student_ptr: tl.tensor,  # (B, K, D) contiguous
+    num_rows: int,  # B * K
+    num_kept: int,
+    num_frames: int,
+    width: int,
+    video_stride_b: int,
+    video_stride_k: int,
+    video_stride_d: int,
+    skeleton_stride_b: int,
+    skeleton_stride_t: int,
+    skeleton_stride_d: int,
+    keep_stride_b: int,
+    keep_stride_k: int,
+    hidden_stride_b: int,
+    hidden_stride_k: int,
+    temporal_stride_t: int,
+    temporal_stride_d: int,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program makes BLOCK_R tokens: rows of (B, K) flattened, so that 13 tokens per clip waste no lane."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    row_valid_R, d_valid_D = row_R < num_rows, d_D < width
+    clip_R, kept_R = (row_R // num_kept).to(tl.int64), row_R % num_kept
+
+    frame_R = tl.load(keep_ptr + clip_R * keep_stride_b + kept_R * keep_stride_k, mask=row_valid_R, other=-1)
+    hidden_R = tl.load(hidden_ptr + clip_R * hidden_stride_b + kept_R * hidden_stride_k, mask=row_valid_R, other=1)
+    in_clip_R = (frame_R >= 0) & (frame_R < num_frames)
+    visible_R = in_clip_R & (hidden_R == 0)
+
+    valid_RD = row_valid_R[:, None] & d_valid_D[None, :]
+    video_at_R = clip_R * video_stride_b + kept_R * video_stride_k
+    video_RD = tl.load(video_ptr + video_at_R[:, None] + d_D[None, :] * video_stride_d, mask=valid_RD, other=0)
+    skeleton_at_R = clip_R * skeleton_stride_b + frame_R * skeleton_stride_t
+    skeleton_RD = tl.load(
+        skeleton_ptr + skeleton_at_R[:, None] + d_D[None, :] * skeleton_stride_d,
+        mask=visible_R[:, None] & d_valid_D[None, :],  # a hidden token isn't even read
+        other=0,
+    )
+    temporal_RD = tl.load(
+        temporal_ptr + (frame_R * temporal_stride_t)[:, None] + d_D[None, :] * temporal_stride_d,
+        mask=in_clip_R[:, None] & d_valid_D[None, :],
+        other=0,
+    )
+    video_RD = video_RD.to(tl.float32)
+    fused_RD = tl.where(visible_R[:, None], (video_RD + skeleton_RD.to(tl.float32)) * 0.5, video_RD)
+    student_RD = fused_RD + temporal_RD.to(tl.float32)
+    at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
+    tl.store(student_ptr + at_RD, student_RD.to(student_ptr.dtype.element_ty), mask=valid_RD)
+
+
+@triton.jit
+def _fuse_tokens_backward_kernel(
+    grad_ptr: tl.tensor,  # (B, K, D)
+    keep_ptr: tl.tensor,  # (B, K) int64
+    hidden_ptr: tl.tensor,  # (B, K) bool
+    grad_video_ptr: tl.tensor,  # (B, K, D) contiguous
+    grad_skeleton_ptr: tl.tensor,  # (B, T, D) contiguous
+    partial_ptr: tl.tensor,  # (chunks, T, D) float32: temporal gradient of each chunk of clips
+    num_clips: int,
+    num_kept: int,
+    num_frames: int,
+    width: int,
+    clips_per_chunk: int,
+    grad_stride_b: int,
+    grad_stride_k: int,
+    grad_stride_d: int,
+    keep_stride_b: int,
+    keep_stride_k: int,
+    hidden_stride_b: int,
+    hidden_stride_k: int,
+    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program serves BLOCK_T frames of a chunk of clips: each frame looks up the token it fed, if any."""
+    chunk = tl.program_id(0).to(tl.int64)
+    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
+    total_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
+
+    first = chunk * clips_per_chunk
+    for clip in range(first, tl.minimum(first + clips_per_chunk, num_clips)):
+        kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
+        hidden_at_T = hidden_ptr + clip * hidden_stride_b + kept_T * hidden_stride_k
+        hidden_T = tl.load(hidden_at_T, mask=kept_T >= 0, other=1)
+        fed_TD = (kept_T >= 0)[:, None] & valid_TD
+
+        grad_at_T = clip * grad_stride_b + kept_T * grad_stride_k
+        grad_TD = tl.load(grad_ptr + grad_at_T[:, None] + d_D[None, :] * grad_stride_d, mask=fed_TD, other=0)
+        grad_TD = grad_TD.to(tl.float32)
+        total_TD += grad_TD
+        half_TD = grad_TD * 0.5
+        visible_T1 = (hidden_T == 0)[:, None]
+        grad_video_TD = tl.where(visible_T1, half_TD, grad_TD)
+        grad_skeleton_TD = tl.where(visible_T1, half_TD, 0.0)
+
+        token_TD = (clip * num_kept + kept_T)[:, None] * width + d_D[None, :]
+        tl.store(grad_video_ptr + token_TD, grad_video_TD.to(grad_video_ptr.dtype.element_ty), mask=fed_TD)
+        frame_TD = (clip * num_frames + t_T)[:, None] * width + d_D[None, :]
+        tl.store(grad_skeleton_ptr + frame_TD, grad_skeleton_TD.to(grad_skeleton_ptr.dtype.element_ty), mask=valid_TD)
+
+    partial_TD = (chunk * num_frames + t_T)[:, None] * width + d_D[None, :]
+    tl.store(partial_ptr + partial_TD, total_TD, mask=valid_TD)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def launch_fuse_tokens(
+    video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, skeleton_hidden_BK: Tensor, temporal_TD: Tensor
+) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference."""
+    B, K, D = video_BKD.shape
+    student_BKD = video_BKD.new_empty((B, K, D))
+    rows, channels = channel_tile(D)
+    launch(
+        _fuse_tokens_kernel,
+        (triton.cdiv(B * K, rows), triton.cdiv(D, channels)),
+        *(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD, student_BKD),
+        *(B * K, K, skeleton_BTD.shape[1], D),
+        *video_BKD.stride(),
+        *skeleton_BTD.stride(),
+        *keep_BK.stride(),
+        *skeleton_hidden_BK.stride(),
+        *temporal_TD.stride(),
+        BLOCK_R=rows,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    return student_BKD
+
+
+def launch_fuse_tokens_backward(
+    grad_BKD: Tensor,
+    keep_BK: Tensor,
+    skeleton_hidden_BK: Tensor,
+    num_frames: int,
+    skeleton_dtype: torch.dtype,
+    temporal_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start the Triton kernel; the sum over chunks of clips is a second, fixed-order pass over at most 32 slices."""
+    B, K, D = grad_BKD.shape
+    grad_video_BKD = grad_BKD.new_empty((B, K, D))
+    grad_skeleton_BTD = grad_BKD.new_empty((B, num_frames, D), dtype=skeleton_dtype)
+    chunks, clips_per_chunk = clip_chunks(B)
+    partial_CTD = grad_BKD.new_empty((chunks, num_frames, D), dtype=torch.float32)
+    frames, channels = channel_tile(D)
+    launch(
+        _fuse_tokens_backward_kernel,
+        (chunks, triton.cdiv(num_frames, frames), triton.cdiv(D, channels)),
+        *(grad_BKD, keep_BK, skeleton_hidden_BK, grad_video_BKD, grad_skeleton_BTD, partial_CTD),
+        *(B, K, num_frames, D, clips_per_chunk),
+        *grad_BKD.stride(),
+        *keep_BK.stride(),
+        *skeleton_hidden_BK.stride(),
+        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_T=frames,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +238,8 @@ def fuse_tokens_op(
     video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, skeleton_hidden_BK: Tensor, temporal_TD: Tensor
 ) -> Tensor:
     """See `functional.fuse_tokens`."""
-    return fuse_tokens_reference(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
+    run = on_cpu(fuse_tokens_reference, launch_fuse_tokens)
+    return run(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
 
 
 @torch.library.custom_op("svdata2vec::fuse_tokens_backward", mutates_args=(), device_types="cpu")
@@ -71,9 +252,12 @@ def fuse_tokens_backward_op(
     temporal_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `fuse_tokens` with respect to video, skeleton and temporal."""
-    return fuse_tokens_backward_reference(
-        grad_BKD, keep_BK, skeleton_hidden_BK, num_frames, skeleton_dtype, temporal_dtype
-    )
+    run = on_cpu(fuse_tokens_backward_reference, launch_fuse_tokens_backward)
+    return run(grad_BKD, keep_BK, skeleton_hidden_BK, num_frames, skeleton_dtype, temporal_dtype)
+
+
+fuse_tokens_op.register_kernel("cuda")(launch_fuse_tokens)
+fuse_tokens_backward_op.register_kernel("cuda")(launch_fuse_tokens_backward)
 
 
 @fuse_tokens_op.register_fake

@@ -9,7 +9,12 @@ B clips, T frames, K kept frames, H height, W width, C = 3 colours, S channels o
 from collections.abc import Sequence
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from svdata2vec.kernels.dispatch import on_cpu
+from svdata2vec.kernels.launch import launch
 
 COLOURS = 3
 
@@ -43,6 +48,96 @@ def gather_frames_reference(
     return windows_RHWS.permute(0, 3, 1, 2)
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gather_frames_kernel(
+    video_ptr: tl.tensor,  # (B, T, H*W*3) uint8
+    keep_ptr: tl.tensor,  # (B, K) int64
+    out_ptr: tl.tensor,  # (B*K, H*W, CHANNELS)
+    num_frames: int,
+    num_kept: int,
+    num_pixels: int,
+    video_stride_b: int,
+    video_stride_t: int,
+    keep_stride_b: int,
+    keep_stride_k: int,
+    mean_0: float,
+    mean_1: float,
+    mean_2: float,
+    factor_0: float,
+    factor_1: float,
+    factor_2: float,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
+    BLOCK_P: tl.constexpr,
+) -> None:
+    """One program writes BLOCK_P pixels of one window; what depends on the channel alone is computed once for all."""
+    row = tl.program_id(0).to(tl.int64)
+    clip, kept = row // num_kept, row % num_kept
+    keep = tl.load(keep_ptr + clip * keep_stride_b + kept * keep_stride_k)
+
+    channel_S = tl.arange(0, BLOCK_S)
+    colour_S = channel_S // WINDOW
+    frame_S = keep + channel_S % WINDOW - WINDOW // 2
+    inside_S = (colour_S < 3) & (frame_S >= 0) & (frame_S < num_frames)
+    mean_S = tl.where(colour_S == 0, mean_0, tl.where(colour_S == 1, mean_1, mean_2))
+    factor_S = tl.where(colour_S == 0, factor_0, tl.where(colour_S == 1, factor_1, factor_2))
+    source_S = clip * video_stride_b + frame_S * video_stride_t + colour_S
+
+    pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    in_frame_P = pixel_P < num_pixels
+    inside_PS = in_frame_P[:, None] & inside_S[None, :]
+    value_PS = tl.load(video_ptr + source_S[None, :] + pixel_P[:, None] * 3, mask=inside_PS, other=0).to(tl.float32)
+    value_PS = tl.where(inside_PS, (value_PS - mean_S[None, :]) * factor_S[None, :], 0.0)
+    target_PS = row * num_pixels * CHANNELS + pixel_P[:, None] * CHANNELS + channel_S[None, :]
+    written_PS = in_frame_P[:, None] & (channel_S < CHANNELS)[None, :]
+    tl.store(out_ptr + target_PS, value_PS.to(out_ptr.dtype.element_ty), mask=written_PS)
+
+
+# --- launcher --------------------------------------------------------------------------------------------------------
+
+# Values per program: 32 per thread in four warps. The written side is ten times the read side (each byte of a frame
+# serves up to five windows and becomes two bytes or four), so the tile follows the output: with 16 channels a thread
+# stores eight neighbouring bfloat16 at once, and the bytes of its pixels come from the same few lines of L1.
+GATHER_TILE_VALUES = 4096
+
+
+def launch_gather_frames(
+    video_BTHWC: Tensor,
+    keep_BK: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    window: int,
+    channels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference."""
+    B, T, H, W, _ = video_BTHWC.shape
+    K = keep_BK.shape[1]
+    windows_RHWS = video_BTHWC.new_empty((B * K, H, W, channels), dtype=dtype)
+    block_s = triton.next_power_of_2(channels)
+    block_p = max(GATHER_TILE_VALUES // block_s, 1)
+    launch(
+        _gather_frames_kernel,
+        (B * K, triton.cdiv(H * W, block_p)),
+        *(video_BTHWC, keep_BK, windows_RHWS),
+        *(T, K, H * W),
+        *video_BTHWC.stride()[:2],
+        *keep_BK.stride(),
+        *mean,
+        *(1.0 / value for value in std),
+        WINDOW=window,
+        CHANNELS=channels,
+        BLOCK_S=block_s,
+        BLOCK_P=block_p,
+        num_warps=4,
+    )
+    return windows_RHWS.permute(0, 3, 1, 2)
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
@@ -57,7 +152,11 @@ def gather_frames_op(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `functional.gather_frames`. No gradient: pixels are integers."""
-    return gather_frames_reference(video_BTHWC, keep_BK, mean, std, window, channels, dtype)
+    run = on_cpu(gather_frames_reference, launch_gather_frames)
+    return run(video_BTHWC, keep_BK, mean, std, window, channels, dtype)
+
+
+gather_frames_op.register_kernel("cuda")(launch_gather_frames)
 
 
 @gather_frames_op.register_fake

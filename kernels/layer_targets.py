@@ -11,7 +11,12 @@ L layers, B clips, T frames, D width.
 from typing import Literal
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from svdata2vec.kernels.dispatch import on_cpu
+from svdata2vec.kernels.launch import launch
 
 LayerNormalisation = Literal["instance", "layer", "batch", "none"]
 AverageNormalisation = Literal["instance", "layer", "none"]
@@ -40,13 +45,91 @@ def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + eps)
 
 
+# --- kernel ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _layer_targets_kernel(
+    layers_ptr: tl.tensor,  # (L, B, T, D)
+    target_ptr: tl.tensor,  # (B, T, D) contiguous, float32
+    num_layers: int,
+    num_frames: int,
+    width: int,
+    stride_l: int,
+    stride_b: int,
+    stride_t: int,
+    stride_d: int,
+    eps: float,
+    BLOCK_T: tl.constexpr,  # all frames of a clip
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program holds all frames of BLOCK_D channels of one clip, so that each layer is read exactly once."""
+    clip = tl.program_id(0).to(tl.int64)
+    t_T = tl.arange(0, BLOCK_T)
+    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
+    source_TD = clip * stride_b + (t_T.to(tl.int64) * stride_t)[:, None] + d_D[None, :] * stride_d
+    sum_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
+    for layer in range(num_layers):
+        x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * stride_l + source_TD, mask=valid_TD, other=0)
+        x_TD = x_TD.to(tl.float32)
+        mean_D = tl.sum(x_TD, axis=0) / num_frames
+        # From the values in registers: mean of squares minus square of means would lose what large means leave.
+        centred_TD = tl.where(valid_TD, x_TD - mean_D[None, :], 0.0)
+        variance_D = tl.sum(centred_TD * centred_TD, axis=0) / num_frames
+        sum_TD += centred_TD * tl.rsqrt(variance_D + eps)[None, :]
+    at_TD = (clip * num_frames + t_T)[:, None] * width + d_D[None, :]
+    tl.store(target_ptr + at_TD, sum_TD / num_layers, mask=valid_TD)
+
+
+# --- launcher --------------------------------------------------------------------------------------------------------
+
+# Values per program: 64 (40 frames rounded up) x 64 channels are 32 per thread in four warps, twice in registers, and
+# a row of 64 bfloat16 is one 128-byte line. 512 programs at batch 128 and width 256.
+TARGET_TILE_VALUES = 4096
+MAX_FRAMES = 1024
+
+
+def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
+    """Start the Triton kernel.
+
+    Raises:
+        ValueError: a clip has more frames than one program can hold.
+    """
+    L, B, T, D = layers_LBTD.shape
+    if T > MAX_FRAMES:
+        raise ValueError(f"layer_targets: {T} frames; the Triton kernel takes up to {MAX_FRAMES}; use impl='torch'")
+    target_BTD = layers_LBTD.new_empty((B, T, D), dtype=torch.float32)
+    frames = triton.next_power_of_2(max(T, 1))
+    channels = min(max(TARGET_TILE_VALUES // frames, 8), triton.next_power_of_2(D), 64)
+    launch(
+        _layer_targets_kernel,
+        (B, triton.cdiv(D, channels)) if T else (0,),
+        *(layers_LBTD, target_BTD),
+        *(L, T, D),
+        *layers_LBTD.stride(),
+        eps,
+        BLOCK_T=frames,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    return target_BTD
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("svdata2vec::layer_targets", mutates_args=(), device_types="cpu")
 def layer_targets_op(layers_LBTD: Tensor, eps: float) -> Tensor:
     """See `functional.layer_targets`; the fused case: instance normalisation per layer, none of the average."""
+    return on_cpu(_fused_reference, launch_layer_targets)(layers_LBTD, eps)
+
+
+def _fused_reference(layers_LBTD: Tensor, eps: float) -> Tensor:
     return layer_targets_reference(layers_LBTD, eps, "instance", "none").contiguous()
+
+
+layer_targets_op.register_kernel("cuda")(launch_layer_targets)
 
 
 @layer_targets_op.register_fake

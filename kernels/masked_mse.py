@@ -10,9 +10,12 @@ B clips, T frames, D width.
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import refuse_double_backward
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.launch import channel_tile, launch
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -24,10 +27,10 @@ def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: 
 
 
 def masked_mse_backward_reference(
-    grad: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor
+    grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor
 ) -> Tensor:
     """Gradient of the prediction: 2 * (prediction - target) / (D * scored positions) where scored, else zero."""
-    factor = grad * 2.0 / (prediction_BTD.shape[-1] * scored_BT.sum().clamp(min=1))
+    factor = grad * 2.0 / (prediction_BTD.shape[-1] * num_scored.clamp(min=1))
     grad_BTD = _scored_difference(prediction_BTD, target_BTD, scored_BT) * factor
     return grad_BTD.to(prediction_BTD.dtype).contiguous()
 
@@ -38,36 +41,209 @@ def _scored_difference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Te
     return torch.where(scored_BT[:, :, None], prediction_BTD.to(exact) - target_BTD.to(exact), 0.0)
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _partial_errors_kernel(
+    prediction_ptr: tl.tensor,  # (B, T, D)
+    target_ptr: tl.tensor,  # (B, T, D)
+    scored_ptr: tl.tensor,  # (B, T) bool
+    error_ptr: tl.tensor,  # (programs,) float32: sum of squared errors
+    count_ptr: tl.tensor,  # (programs,) int32: scored positions
+    num_rows: int,  # B * T
+    num_frames: int,
+    width: int,
+    prediction_stride_b: int,
+    prediction_stride_t: int,
+    prediction_stride_d: int,
+    target_stride_b: int,
+    target_stride_t: int,
+    target_stride_d: int,
+    scored_stride_b: int,
+    scored_stride_t: int,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program sums BLOCK_R positions over all channels; positions that aren't scored are not read."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    clip_R, t_R = (row_R // num_frames).to(tl.int64), row_R % num_frames
+    scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
+    scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
+    prediction_at_R = clip_R * prediction_stride_b + t_R * prediction_stride_t
+    target_at_R = clip_R * target_stride_b + t_R * target_stride_t
+    error_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    for first in range(0, width, BLOCK_D):
+        d_D = first + tl.arange(0, BLOCK_D)
+        read_RD = scored_R[:, None] & (d_D < width)[None, :]
+        prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_stride_d
+        target_at_RD = target_at_R[:, None] + d_D[None, :] * target_stride_d
+        prediction_RD = tl.load(prediction_ptr + prediction_at_RD, mask=read_RD, other=0).to(tl.float32)
+        target_RD = tl.load(target_ptr + target_at_RD, mask=read_RD, other=0).to(tl.float32)
+        difference_RD = prediction_RD - target_RD
+        error_RD += difference_RD * difference_RD
+    tl.store(error_ptr + tl.program_id(0), tl.sum(tl.sum(error_RD, axis=1), axis=0))
+    tl.store(count_ptr + tl.program_id(0), tl.sum(scored_R.to(tl.int32), axis=0))
+
+
+@triton.jit
+def _finish_kernel(
+    error_ptr: tl.tensor,  # (parts,) float32
+    count_ptr: tl.tensor,  # (parts,) int32
+    loss_ptr: tl.tensor,  # () float32
+    scored_ptr: tl.tensor,  # () int64
+    num_parts: int,
+    width: int,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One program adds all parts in a fixed order."""
+    error = tl.zeros((BLOCK,), dtype=tl.float32)
+    count = tl.zeros((BLOCK,), dtype=tl.int32)
+    for first in range(0, num_parts, BLOCK):
+        part = first + tl.arange(0, BLOCK)
+        error += tl.load(error_ptr + part, mask=part < num_parts, other=0)
+        count += tl.load(count_ptr + part, mask=part < num_parts, other=0)
+    scored = tl.sum(count, axis=0)
+    tl.store(loss_ptr, tl.sum(error, axis=0) / (tl.maximum(scored, 1).to(tl.float32) * width))
+    tl.store(scored_ptr, scored.to(tl.int64))
+
+
+@triton.jit
+def _masked_mse_backward_kernel(
+    grad_ptr: tl.tensor,  # () float32: gradient of the loss
+    num_scored_ptr: tl.tensor,  # () int64
+    prediction_ptr: tl.tensor,  # (B, T, D)
+    target_ptr: tl.tensor,  # (B, T, D)
+    scored_ptr: tl.tensor,  # (B, T) bool
+    grad_prediction_ptr: tl.tensor,  # (B, T, D) contiguous
+    num_rows: int,  # B * T
+    num_frames: int,
+    width: int,
+    prediction_stride_b: int,
+    prediction_stride_t: int,
+    prediction_stride_d: int,
+    target_stride_b: int,
+    target_stride_t: int,
+    target_stride_d: int,
+    scored_stride_b: int,
+    scored_stride_t: int,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program writes BLOCK_R x BLOCK_D values of the gradient; the factor never leaves the GPU."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    clip_R, t_R = (row_R // num_frames).to(tl.int64), row_R % num_frames
+    scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
+    scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
+    read_RD = scored_R[:, None] & (d_D < width)[None, :]
+    prediction_at_R = clip_R * prediction_stride_b + t_R * prediction_stride_t
+    target_at_R = clip_R * target_stride_b + t_R * target_stride_t
+    prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_stride_d
+    target_at_RD = target_at_R[:, None] + d_D[None, :] * target_stride_d
+    prediction_RD = tl.load(prediction_ptr + prediction_at_RD, mask=read_RD, other=0).to(tl.float32)
+    target_RD = tl.load(target_ptr + target_at_RD, mask=read_RD, other=0).to(tl.float32)
+
+    num_scored = tl.maximum(tl.load(num_scored_ptr), 1).to(tl.float32)
+    factor = tl.load(grad_ptr) * 2.0 / (num_scored * width)
+    grad_RD = ((prediction_RD - target_RD) * factor).to(grad_prediction_ptr.dtype.element_ty)
+    at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
+    tl.store(grad_prediction_ptr + at_RD, grad_RD, mask=(row_R < num_rows)[:, None] & (d_D < width)[None, :])
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Start the Triton kernels: errors of blocks of positions, then their sum; arguments as in the reference."""
+    B, T, D = prediction_BTD.shape
+    rows, channels = channel_tile(D)
+    rows = max(rows // 2, 1)  # two operands and a sum in registers; more programs are welcome too
+    programs = triton.cdiv(B * T, rows)
+    error_P = prediction_BTD.new_empty((programs,), dtype=torch.float32)
+    count_P = prediction_BTD.new_empty((programs,), dtype=torch.int32)
+    loss = prediction_BTD.new_empty((), dtype=torch.float32)
+    num_scored = prediction_BTD.new_empty((), dtype=torch.int64)
+    launch(
+        _partial_errors_kernel,
+        (programs,),
+        *(prediction_BTD, target_BTD, scored_BT, error_P, count_P),
+        *(B * T, T, D),
+        *prediction_BTD.stride(),
+        *target_BTD.stride(),
+        *scored_BT.stride(),
+        BLOCK_R=rows,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    launch(_finish_kernel, (1,), error_P, count_P, loss, num_scored, programs, D, BLOCK=1024, num_warps=4)
+    return loss, num_scored
+
+
+def launch_masked_mse_backward(
+    grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor
+) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference."""
+    B, T, D = prediction_BTD.shape
+    grad_BTD = prediction_BTD.new_empty((B, T, D))
+    rows, channels = channel_tile(D)
+    launch(
+        _masked_mse_backward_kernel,
+        (triton.cdiv(B * T, rows), triton.cdiv(D, channels)),
+        *(grad, num_scored, prediction_BTD, target_BTD, scored_BT, grad_BTD),
+        *(B * T, T, D),
+        *prediction_BTD.stride(),
+        *target_BTD.stride(),
+        *scored_BT.stride(),
+        BLOCK_R=rows,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    return grad_BTD
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("svdata2vec::masked_mse", mutates_args=(), device_types="cpu")
-def masked_mse_op(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
-    """See `functional.masked_mse`."""
-    return masked_mse_reference(prediction_BTD, target_BTD, scored_BT)
+def masked_mse_op(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """See `functional.masked_mse`; the number of scored positions comes along for the backward pass."""
+    return on_cpu(_counted_reference, launch_masked_mse)(prediction_BTD, target_BTD, scored_BT)
+
+
+def _counted_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+    return masked_mse_reference(prediction_BTD, target_BTD, scored_BT), scored_BT.sum()
 
 
 @torch.library.custom_op("svdata2vec::masked_mse_backward", mutates_args=(), device_types="cpu")
-def masked_mse_backward_op(grad: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
+def masked_mse_backward_op(
+    grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor
+) -> Tensor:
     """Gradient of `masked_mse` with respect to the prediction; `grad` is the scalar gradient of the loss."""
-    return masked_mse_backward_reference(grad, prediction_BTD, target_BTD, scored_BT)
+    run = on_cpu(masked_mse_backward_reference, launch_masked_mse_backward)
+    return run(grad, num_scored, prediction_BTD, target_BTD, scored_BT)
+
+
+masked_mse_op.register_kernel("cuda")(launch_masked_mse)
+masked_mse_backward_op.register_kernel("cuda")(launch_masked_mse_backward)
 
 
 @masked_mse_op.register_fake
-def _(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
-    return prediction_BTD.new_empty((), dtype=torch.promote_types(prediction_BTD.dtype, torch.float32))
+def _(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(prediction_BTD.dtype, torch.float32)
+    return prediction_BTD.new_empty((), dtype=exact), prediction_BTD.new_empty((), dtype=torch.int64)
 
 
 @masked_mse_backward_op.register_fake
-def _(grad: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
+def _(grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
     return prediction_BTD.new_empty(prediction_BTD.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], *inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     return masked_mse_backward_op(grad, *ctx.saved_tensors), None, None
 
 

@@ -8,9 +8,13 @@ B clips, T frames, K kept frames, D width.
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import refuse_double_backward
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.kept_frames import token_of_frame
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -38,13 +42,157 @@ def restore_tokens_backward_reference(
     return grad_encoded_BKD, grad_mask_D.to(mask_dtype), grad_BTD.to(exact).sum(0).to(temporal_dtype)
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _restore_tokens_kernel(
+    encoded_ptr: tl.tensor,  # (B, K, D)
+    mask_token_ptr: tl.tensor,  # (D,)
+    keep_ptr: tl.tensor,  # (B, K) int64
+    temporal_ptr: tl.tensor,  # (T, D)
+    full_ptr: tl.tensor,  # (B, T, D) contiguous
+    num_kept: int,
+    num_frames: int,
+    width: int,
+    encoded_stride_b: int,
+    encoded_stride_k: int,
+    encoded_stride_d: int,
+    mask_token_stride_d: int,
+    keep_stride_b: int,
+    keep_stride_k: int,
+    temporal_stride_t: int,
+    temporal_stride_d: int,
+    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program makes BLOCK_T frames of one clip."""
+    clip = tl.program_id(0).to(tl.int64)
+    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
+    kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
+
+    encoded_at_T = clip * encoded_stride_b + kept_T * encoded_stride_k
+    encoded_TD = tl.load(
+        encoded_ptr + encoded_at_T[:, None] + d_D[None, :] * encoded_stride_d,
+        mask=(kept_T >= 0)[:, None] & valid_TD,
+        other=0,
+    )
+    mask_D = tl.load(mask_token_ptr + d_D * mask_token_stride_d, mask=d_D < width, other=0)
+    temporal_at_TD = (t_T * temporal_stride_t)[:, None] + d_D[None, :] * temporal_stride_d
+    temporal_TD = tl.load(temporal_ptr + temporal_at_TD, mask=valid_TD, other=0)
+    token_TD = tl.where((kept_T >= 0)[:, None], encoded_TD.to(tl.float32), mask_D.to(tl.float32)[None, :])
+    full_TD = token_TD + temporal_TD.to(tl.float32)
+    at_TD = (clip * num_frames + t_T)[:, None] * width + d_D[None, :]
+    tl.store(full_ptr + at_TD, full_TD.to(full_ptr.dtype.element_ty), mask=valid_TD)
+
+
+@triton.jit
+def _restore_tokens_backward_kernel(
+    grad_ptr: tl.tensor,  # (B, T, D)
+    keep_ptr: tl.tensor,  # (B, K) int64
+    grad_encoded_ptr: tl.tensor,  # (B, K, D) contiguous
+    partial_all_ptr: tl.tensor,  # (chunks, T, D) float32: sums over the clips of a chunk
+    partial_masked_ptr: tl.tensor,  # (chunks, T, D) float32: the same, over masked positions alone
+    num_clips: int,
+    num_kept: int,
+    num_frames: int,
+    width: int,
+    clips_per_chunk: int,
+    grad_stride_b: int,
+    grad_stride_t: int,
+    grad_stride_d: int,
+    keep_stride_b: int,
+    keep_stride_k: int,
+    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """One program reads BLOCK_T frames of a chunk of clips once, and sends each row where it belongs."""
+    chunk = tl.program_id(0).to(tl.int64)
+    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
+    all_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
+    masked_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
+
+    first = chunk * clips_per_chunk
+    for clip in range(first, tl.minimum(first + clips_per_chunk, num_clips)):
+        kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
+        grad_at_TD = (clip * grad_stride_b + t_T * grad_stride_t)[:, None] + d_D[None, :] * grad_stride_d
+        grad_TD = tl.load(grad_ptr + grad_at_TD, mask=valid_TD, other=0)
+        is_kept_T1 = (kept_T >= 0)[:, None]
+        token_TD = (clip * num_kept + kept_T)[:, None] * width + d_D[None, :]
+        tl.store(grad_encoded_ptr + token_TD, grad_TD, mask=is_kept_T1 & valid_TD)
+        all_TD += grad_TD.to(tl.float32)
+        masked_TD += tl.where(is_kept_T1, 0.0, grad_TD.to(tl.float32))
+
+    at_TD = (chunk * num_frames + t_T)[:, None] * width + d_D[None, :]
+    tl.store(partial_all_ptr + at_TD, all_TD, mask=valid_TD)
+    tl.store(partial_masked_ptr + at_TD, masked_TD, mask=valid_TD)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
+    """Start the Triton kernel; arguments as in the reference."""
+    B, K, D = encoded_BKD.shape
+    T = temporal_TD.shape[0]
+    full_BTD = encoded_BKD.new_empty((B, T, D))
+    frames, channels = channel_tile(D)
+    launch(
+        _restore_tokens_kernel,
+        (B, triton.cdiv(T, frames), triton.cdiv(D, channels)),
+        *(encoded_BKD, mask_token_D, keep_BK, temporal_TD, full_BTD),
+        *(K, T, D),
+        *encoded_BKD.stride(),
+        *mask_token_D.stride(),
+        *keep_BK.stride(),
+        *temporal_TD.stride(),
+        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_T=frames,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    return full_BTD
+
+
+def launch_restore_tokens_backward(
+    grad_BTD: Tensor, keep_BK: Tensor, mask_dtype: torch.dtype, temporal_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start the Triton kernel; the sums over chunks of clips are a second, fixed-order pass over at most 32 slices."""
+    B, T, D = grad_BTD.shape
+    K = keep_BK.shape[1]
+    grad_encoded_BKD = grad_BTD.new_empty((B, K, D))
+    chunks, clips_per_chunk = clip_chunks(B)
+    partial_2CTD = grad_BTD.new_empty((2, chunks, T, D), dtype=torch.float32)
+    frames, channels = channel_tile(D)
+    launch(
+        _restore_tokens_backward_kernel,
+        (chunks, triton.cdiv(T, frames), triton.cdiv(D, channels)),
+        *(grad_BTD, keep_BK, grad_encoded_BKD, *partial_2CTD),
+        *(B, K, T, D, clips_per_chunk),
+        *grad_BTD.stride(),
+        *keep_BK.stride(),
+        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_T=frames,
+        BLOCK_D=channels,
+        num_warps=4,
+    )
+    all_TD, masked_TD = partial_2CTD.sum(1)
+    return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)
+
+
 # --- registration ---------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("svdata2vec::restore_tokens", mutates_args=(), device_types="cpu")
 def restore_tokens_op(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
     """See `functional.restore_tokens`."""
-    return restore_tokens_reference(encoded_BKD, mask_token_D, keep_BK, temporal_TD)
+    return on_cpu(restore_tokens_reference, launch_restore_tokens)(encoded_BKD, mask_token_D, keep_BK, temporal_TD)
 
 
 @torch.library.custom_op("svdata2vec::restore_tokens_backward", mutates_args=(), device_types="cpu")
@@ -52,7 +200,12 @@ def restore_tokens_backward_op(
     grad_BTD: Tensor, keep_BK: Tensor, mask_dtype: torch.dtype, temporal_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `restore_tokens` with respect to encoded, mask token and temporal."""
-    return restore_tokens_backward_reference(grad_BTD, keep_BK, mask_dtype, temporal_dtype)
+    run = on_cpu(restore_tokens_backward_reference, launch_restore_tokens_backward)
+    return run(grad_BTD, keep_BK, mask_dtype, temporal_dtype)
+
+
+restore_tokens_op.register_kernel("cuda")(launch_restore_tokens)
+restore_tokens_backward_op.register_kernel("cuda")(launch_restore_tokens_backward)
 
 
 @restore_tokens_op.register_fake

@@ -1,0 +1,58 @@
+"""Starting a Triton kernel: the one place through which every launch goes, and the arithmetic of tiles.
+
+Launch constants in this folder are reasoned from the sizes named beside them (an SM of an H100/H200 has 64 Ki
+registers and 227 KiB of shared memory; a warp should read whole 128-byte lines), not yet measured;
+`tools/bench_kernels.py` is the place to try others.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# Rows of channels that one program holds: 2048 values are 16 per thread in four warps, which leaves registers for
+# several operands in float32, and 256 channels of bfloat16 are four 128-byte lines.
+TILE_VALUES = 2048
+TILE_CHANNELS = 256
+NUM_STAGES = 1
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
+    """Start `kernel` on the device of the first argument; an empty grid is nothing to do.
+
+    Raises:
+        ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose.
+    """
+    if any(isinstance(argument, Tensor) and argument.dtype == torch.float64 for argument in arguments):
+        raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
+    if 0 in grid:
+        return
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        start(kernel, grid, arguments, num_warps, constants)
+
+
+def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_warps: int, constants: Any) -> None:
+    """The launch itself; a function of its own so that tests can look at every launch without a GPU."""
+    # One stage: the loops are short, and the registers that prefetching takes are worth more as occupancy.
+    kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=NUM_STAGES)
+
+
+def channel_tile(width: int) -> tuple[int, int]:
+    """(rows, channels) of a tile of `TILE_VALUES` over rows of `width` channels; both powers of two."""
+    channels = min(triton.next_power_of_2(width), TILE_CHANNELS)
+    return TILE_VALUES // channels, channels
+
+
+# A gradient summed over the batch is summed within chunks of clips first, each by its own program, then over chunks: a
+# fixed order without atomics. 32 chunks keep the partial sums small enough for L2 and, times the blocks of frames and
+# channels, give every SM something to do.
+MAX_CHUNKS = 32
+
+
+def clip_chunks(num_clips: int) -> tuple[int, int]:
+    """(chunks, clips per chunk) for sums over a batch."""
+    clips_per_chunk = max(triton.cdiv(num_clips, MAX_CHUNKS), 1)
+    return triton.cdiv(num_clips, clips_per_chunk), clips_per_chunk

@@ -1,0 +1,115 @@
+"""Every kernel, in the configurations that its launcher chooses, compiled ahead of time for GPUs that aren't there.
+
+The launchers are run on CPU tensors with the start itself replaced by a recorder, so that what is compiled is what
+would be launched. ptxas must find registers for everything (no spill) and shared memory must fit the GPU.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_compiler import compile_for, record
+from torch import Tensor
+
+from svdata2vec.kernels import attention, fuse_tokens, gather_frames, layer_targets, masked_mse, restore_tokens
+from svdata2vec.kernels.dispatch import INTERPRETED
+
+# Compute capability -> shared memory that one block may have, in bytes (CUDA C++ programming guide, "Technical
+# specifications per compute capability"): A100, H100/H200, B200.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+# Bytes of stack per thread that float32 attention may use, by tokens. Its products take three tensor core passes, each
+# with operands of their own; training runs in bfloat16, where nothing may spill.
+FLOAT32_STACK = {13: 64, 40: 64, 128: 1024}
+
+B, T, KEPT, D, L = 128, 40, 13, 256, 8
+architectures = pytest.mark.parametrize("capability", sorted(SHARED_LIMIT))
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compilation(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile for real, whatever an earlier run has left in Triton's cache."""
+    assert not INTERPRETED, "start this file without TRITON_INTERPRET: interpreted kernels can't be compiled"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+def check(call: Callable[[], object], capability: int, num_kernels: int, stack_bytes: int = 0) -> None:
+    """Compile all launches of `call` and hold their resources against the limits."""
+    launches = record(call)
+    assert len(launches) == num_kernels
+    for recorded in launches:
+        usage = compile_for(recorded, capability)
+        assert usage.spilled_bytes <= stack_bytes, f"{recorded.name} spills on sm_{capability}: {usage}"
+        assert usage.shared_bytes <= SHARED_LIMIT[capability], f"{recorded.name} on sm_{capability}: {usage}"
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+@architectures
+@dtypes
+@pytest.mark.parametrize("channels", [15, 16])
+def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> None:
+    video, keep = empty(2, T, 224, 224, 3, dtype=torch.uint8), empty(2, KEPT, dtype=torch.int64)
+    ones = [1.0, 1.0, 1.0]
+    check(lambda: gather_frames.launch_gather_frames(video, keep, ones, ones, 5, channels, dtype), capability, 1)
+
+
+@architectures
+@dtypes
+def test_fuse_and_restore(capability: int, dtype: torch.dtype) -> None:
+    kept, full, temporal = empty(B, KEPT, D, dtype=dtype), empty(B, T, D, dtype=dtype), empty(T, D, dtype=torch.float32)
+    keep, hidden = empty(B, KEPT, dtype=torch.int64), empty(B, KEPT, dtype=torch.bool)
+
+    def launch_all() -> None:
+        fuse_tokens.launch_fuse_tokens(kept, full, keep, hidden, temporal)
+        fuse_tokens.launch_fuse_tokens_backward(kept, keep, hidden, T, dtype, torch.float32)
+        restore_tokens.launch_restore_tokens(kept, temporal[0], keep, temporal)
+        restore_tokens.launch_restore_tokens_backward(full, keep, torch.float32, torch.float32)
+
+    check(launch_all, capability, 4)
+
+
+@architectures
+@dtypes
+def test_targets_and_loss(capability: int, dtype: torch.dtype) -> None:
+    layers, prediction = empty(L, B, T, D, dtype=dtype), empty(B, T, D, dtype=dtype)
+    target, scored = empty(B, T, D, dtype=torch.float32), empty(B, T, dtype=torch.bool)
+    grad, count = empty(dtype=torch.float32), empty(dtype=torch.int64)
+
+    def launch_all() -> None:
+        layer_targets.launch_layer_targets(layers, 1e-5)
+        masked_mse.launch_masked_mse(prediction, target, scored)
+        masked_mse.launch_masked_mse_backward(grad, count, prediction, target, scored)
+
+    check(launch_all, capability, 4)
+
+
+def attention_passes(num_tokens: int, num_heads: int, dtype: torch.dtype, lengths: Tensor | None) -> Callable[[], None]:
+    qkv, grad = empty(B, num_tokens, 3 * D, dtype=dtype), empty(B, num_tokens, D, dtype=dtype)
+
+    def launch_both() -> None:
+        attention.launch_attention(qkv, num_heads, 0.2, lengths)
+        attention.launch_attention_backward(grad, qkv, num_heads, 0.2, lengths)
+
+    return launch_both
+
+
+@architectures
+@pytest.mark.parametrize("num_tokens", [13, 40, 128])
+@pytest.mark.parametrize("head_dim", [16, 32, 64])
+def test_attention_in_bfloat16(capability: int, num_tokens: int, head_dim: int) -> None:
+    check(attention_passes(num_tokens, D // head_dim, torch.bfloat16, None), capability, 2)
+
+
+@architectures
+@pytest.mark.parametrize("num_tokens", [13, 40, 128])
+def test_attention_in_float32(capability: int, num_tokens: int) -> None:
+    check(attention_passes(num_tokens, 8, torch.float32, None), capability, 2, FLOAT32_STACK[num_tokens])
+
+
+@architectures
+def test_attention_in_float16_of_ragged_clips(capability: int) -> None:
+    check(attention_passes(40, 8, torch.float16, empty(B, dtype=torch.int64)), capability, 2)

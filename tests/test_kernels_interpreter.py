@@ -1,0 +1,30 @@
+"""Runs `test_kernels_triton.py` by Triton's interpreter, in a process of its own.
+
+Triton decides at import whether kernels are interpreted or compiled, and `test_kernels_compile.py` needs them compiled.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def test_every_kernel_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not gpu", "--tb=short"]
+    done = subprocess.run(
+        [*command, str(TESTS / "test_kernels_triton.py")],
+        cwd=TESTS.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    print(done.stdout)  # pytest shows it on failure: the inner report is the diagnosis
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
+    assert done.returncode == 0, summary
+    passed = re.search(r"(\d+) passed", summary)
+    assert passed and int(passed[1]) >= 150, f"too few tests ran: {summary}"
+    assert "skipped" not in summary, summary

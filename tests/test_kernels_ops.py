@@ -1,0 +1,258 @@
+"""The ops as PyTorch sees them: registration, `torch.compile`, refused second derivatives, refused input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import kernel_cases as cases
+import pytest
+import torch
+from torch import Tensor
+
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels import launch
+from svdata2vec.kernels.attention import attention_backward_op, attention_op, launch_attention
+from svdata2vec.kernels.dispatch import INTERPRETED
+from svdata2vec.kernels.fuse_tokens import fuse_tokens_backward_op, fuse_tokens_op
+from svdata2vec.kernels.gather_frames import gather_frames_op
+from svdata2vec.kernels.layer_targets import launch_layer_targets, layer_targets_op
+from svdata2vec.kernels.masked_mse import masked_mse_backward_op, masked_mse_op
+from svdata2vec.kernels.restore_tokens import restore_tokens_backward_op, restore_tokens_op
+
+B, T, KEPT, D = 2, 5, 3, 4
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+def keep() -> Tensor:
+    return torch.tensor([[0, 1, 4], [1, 2, 3]])
+
+
+def hidden() -> Tensor:
+    return torch.tensor([[True, False, True], [False, False, True]])
+
+
+def scored() -> Tensor:
+    return torch.arange(B * T).view(B, T) % 3 != 0
+
+
+def video() -> Tensor:
+    return torch.randint(0, 256, (B, T, 4, 6, 3), dtype=torch.uint8)
+
+
+RUNS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
+    "gather_frames": (gather_frames_op, lambda: (video(), keep(), [1.0] * 3, [2.0] * 3, 5, 16, torch.bfloat16)),
+    "fuse_tokens": (fuse_tokens_op, lambda: (leaf(B, KEPT, D), leaf(B, T, D), keep(), hidden(), leaf(T, D))),
+    "fuse_tokens of strided video": (
+        fuse_tokens_op,
+        lambda: (leaf(KEPT, B, D).transpose(0, 1), leaf(B, T, D).bfloat16(), keep(), hidden(), leaf(D, T).T),
+    ),
+    "fuse_tokens_backward": (
+        fuse_tokens_backward_op,
+        lambda: (torch.randn(B, KEPT, D), keep(), hidden(), T, torch.bfloat16, torch.float32),
+    ),
+    "restore_tokens": (restore_tokens_op, lambda: (leaf(B, KEPT, D), leaf(D), keep(), leaf(T, D))),
+    "restore_tokens_backward": (
+        restore_tokens_backward_op,
+        lambda: (torch.randn(B, T, D).bfloat16(), keep(), torch.float32, torch.bfloat16),
+    ),
+    "attention": (attention_op, lambda: (leaf(B, T, 3 * D), 2, 0.5, None)),
+    "attention of ragged clips": (attention_op, lambda: (leaf(B, T, 3 * D), 2, 0.5, torch.tensor([2, 0]))),
+    "attention of one head": (attention_op, lambda: (leaf(B, T, 3 * D).bfloat16(), 1, 0.5, None)),
+    "attention_backward": (
+        attention_backward_op,
+        lambda: (torch.randn(B, T, D), torch.randn(B, T, 3 * D), 2, 0.5, None),
+    ),
+    "layer_targets": (layer_targets_op, lambda: (torch.randn(3, B, T, D).bfloat16(), 1e-5)),
+    "layer_targets of strided layers": (layer_targets_op, lambda: (torch.randn(3, B, D, T).mT, 1e-5)),
+    "masked_mse": (masked_mse_op, lambda: (leaf(B, T, D), torch.randn(B, T, D), scored())),
+    "masked_mse of strided bfloat16": (
+        masked_mse_op,
+        lambda: (leaf(B, D, T).bfloat16().mT, torch.randn(B, T, D), scored()),
+    ),
+    "masked_mse_backward": (
+        masked_mse_backward_op,
+        lambda: (torch.tensor(1.0), torch.tensor(6), torch.randn(B, D, T).mT, torch.randn(B, T, D), scored()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_opcheck(name: str) -> None:
+    """Schema, autograd registration, fake tensors (shape, stride, dtype) and compilation with dynamic shapes."""
+    op, arguments = RUNS[name]
+    outcome = torch.library.opcheck(op, arguments())
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+def whole_step(tensors: dict[str, Tensor], impl: Any = "auto") -> Tensor:
+    """Every op once, from pixels to loss."""
+    windows = K.gather_frames(tensors["video"], tensors["keep"], impl=impl)
+    tokens = windows.mean((2, 3)).view(B, KEPT, 15) @ tensors["project"]
+    tokens = K.fuse_tokens(tokens, tensors["skeleton"], tensors["keep"], tensors["hidden"], tensors["temporal"], impl=impl)
+    tokens = tokens + K.attention(tokens @ tensors["qkv"], 2, impl=impl)
+    full = K.restore_tokens(tokens, tensors["mask"], tensors["keep"], tensors["temporal"], impl=impl)
+    target = K.layer_targets(torch.stack([tensors["skeleton"], full]), impl=impl)
+    return K.masked_mse(full, target, tensors["scored"], impl=impl)
+
+
+def step_tensors() -> tuple[dict[str, Tensor], list[Tensor]]:
+    leaves = {
+        "project": leaf(15, D),
+        "skeleton": leaf(B, T, D),
+        "temporal": leaf(T, D),
+        "qkv": leaf(D, 3 * D),
+        "mask": leaf(D),
+    }
+    fixed = {"video": video(), "keep": keep(), "hidden": hidden(), "scored": scored()}
+    return {**leaves, **fixed}, list(leaves.values())
+
+
+@pytest.mark.parametrize(("impl", "backend"), [("auto", "inductor"), ("torch", "aot_eager")])
+def test_a_step_compiles_without_a_graph_break(impl: str, backend: str) -> None:
+    tensors, leaves = step_tensors()
+    want = whole_step(tensors, impl)
+    got = torch.compile(whole_step, fullgraph=True, backend=backend)(tensors, impl)
+    torch.testing.assert_close(got, want)
+    got_grads, want_grads = torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves)
+    torch.testing.assert_close(got_grads, want_grads, rtol=1e-4, atol=1e-5)
+
+
+def test_the_op_and_the_plain_reference_agree_in_a_step() -> None:
+    tensors, leaves = step_tensors()
+    losses = [whole_step(tensors, impl) for impl in ("auto", "torch")]
+    torch.testing.assert_close(*losses)
+    grads = [torch.autograd.grad(loss, leaves) for loss in losses]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+DIFFERENTIABLE: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
+    "fuse_tokens": lambda impl: (
+        (x := leaf(B, KEPT, D)),
+        K.fuse_tokens(x, leaf(B, T, D), keep(), hidden(), leaf(T, D), impl=impl).square().sum(),
+    ),
+    "restore_tokens": lambda impl: (
+        (x := leaf(B, KEPT, D)),
+        K.restore_tokens(x, leaf(D), keep(), leaf(T, D), impl=impl).square().sum(),
+    ),
+    "attention": lambda impl: ((x := leaf(B, T, 3 * D)), K.attention(x, 2, impl=impl).square().sum()),
+    "masked_mse": lambda impl: (
+        (x := leaf(B, T, D)),
+        K.masked_mse(x, torch.randn(B, T, D), scored(), impl=impl),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_second_derivative_is_refused_by_the_op_and_given_by_the_reference(name: str) -> None:
+    x, value = DIFFERENTIABLE[name]("auto")
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name} has no second derivative; call it with impl='torch'"):
+        grad.square().sum().backward()
+    x, value = DIFFERENTIABLE[name]("torch")
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), x)
+    assert torch.isfinite(second).all()
+
+
+def fuse(**changes: Tensor) -> Tensor:
+    tensors = {
+        "video_BKD": leaf(B, KEPT, D),
+        "skeleton_BTD": leaf(B, T, D),
+        "keep_BK": keep(),
+        "skeleton_hidden_BK": hidden(),
+        "temporal_TD": leaf(T, D),
+    }
+    return K.fuse_tokens(**{**tensors, **changes})
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "impl": (lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"), r"attention: impl is 'cuda'; expected 'auto', 'triton'"),
+    "triton on the CPU": (
+        lambda: K.attention(leaf(1, 2, 6), 1, impl="triton"),
+        r"needs tensors on a GPU but got cpu; use impl='auto', or start the process with TRITON_INTERPRET=1",
+    ),
+    "video shape": (
+        lambda: K.gather_frames(video()[..., :2], keep()),
+        r"video_BTHWC has shape \(2, 5, 4, 6, 2\); expected \(B, T, H, W, C=3\)",
+    ),
+    "video dtype": (
+        lambda: K.gather_frames(video().float(), keep()),
+        r"video_BTHWC has dtype torch.float32; expected torch.uint8",
+    ),
+    "video layout": (
+        lambda: K.gather_frames(video().transpose(2, 3), keep()),
+        r"video_BTHWC has strides .* each frame must be contiguous \(H, W, C\)",
+    ),
+    "window": (lambda: K.gather_frames(video(), keep(), window=4), r"window is 4; expected an odd number of frames"),
+    "channels": (lambda: K.gather_frames(video(), keep(), channels=14), r"channels is 14; .* 5 frames fills 15"),
+    "std": (lambda: K.gather_frames(video(), keep(), std=(1.0, 0.0, 1.0)), r"one value per colour, std above 0"),
+    "result dtype": (lambda: K.gather_frames(video(), keep(), dtype=torch.uint8), r"dtype is torch.uint8; expected a float"),
+    "keep dtype": (lambda: fuse(keep_BK=keep().int()), r"keep_BK has dtype torch.int32; expected torch.int64"),
+    "keep shape": (lambda: fuse(keep_BK=keep()[:, :2]), r"keep_BK has shape \(2, 2\); expected \(B=2, K=3\)"),
+    "keep range": (lambda: fuse(keep_BK=keep() + 1), r"keep_BK holds frames 1 to 5; the clip has frames 0 to 4"),
+    "keep order": (lambda: fuse(keep_BK=keep().flip(1)), r"keep_BK must be strictly increasing along each row"),
+    "hidden dtype": (lambda: fuse(skeleton_hidden_BK=hidden().int()), r"skeleton_hidden_BK has dtype torch.int32"),
+    "temporal": (lambda: fuse(temporal_TD=leaf(T + 1, D)), r"temporal_TD has shape \(6, 4\); expected \(T=5, D=4\)"),
+    "device": (
+        lambda: fuse(temporal_TD=torch.empty(T, D, device="meta")),
+        r"temporal_TD is on meta but video_BKD is on cpu; move one of them",
+    ),
+    "mask token": (
+        lambda: K.restore_tokens(leaf(B, KEPT, D), leaf(1, D), keep(), leaf(T, D)),
+        r"mask_token_D has shape \(1, 4\); expected \(D=4\)",
+    ),
+    "heads": (lambda: K.attention(leaf(1, 2, 9), 2), r"9 wide, which isn't 3 \* D with D a multiple of num_heads=2"),
+    "lengths": (
+        lambda: K.attention(leaf(1, 2, 6), 1, torch.tensor([2.0])),
+        r"lengths_B has dtype torch.float32; expected torch.int32 or torch.int64",
+    ),
+    "no layer": (lambda: K.layer_targets(torch.empty(0, 1, 2, 3)), r"layers_LBTD holds no layer"),
+    "normalisation": (
+        lambda: K.layer_targets(torch.randn(1, 1, 2, 3), normalise_layer="group"),  # type: ignore[arg-type]
+        r"normalise_layer is 'group'; expected one of instance, layer, batch, none",
+    ),
+    "normalisation of the average": (
+        lambda: K.layer_targets(torch.randn(1, 1, 2, 3), normalise_average="batch"),  # type: ignore[arg-type]
+        r"normalise_average is 'batch'; expected one of instance, layer, none",
+    ),
+    "normalisation without a kernel": (
+        lambda: K.layer_targets(torch.randn(1, 1, 2, 3), normalise_layer="batch", impl="triton"),
+        r"no fused kernel for normalise_layer='batch' with normalise_average='none'; use impl='auto' or 'torch'",
+    ),
+    "target": (
+        lambda: K.masked_mse(leaf(B, T, D), leaf(B, T), scored()),
+        r"target_BTD has shape \(2, 5\); expected \(B=2, T=5, D=4\)",
+    ),
+    "scored": (lambda: K.masked_mse(leaf(B, T, D), leaf(B, T, D), scored().float()), r"scored_BT has dtype torch.float32"),
+    # What only the Triton side demands is checked by the launchers, before anything is started.
+    "too many tokens": (lambda: launch_attention(leaf(1, 129, 48), 1, 1.0, None), r"129 tokens and heads of 16; .* 128 tokens"),
+    "too wide heads": (lambda: launch_attention(leaf(1, 5, 390), 1, 1.0, None), r"heads of 130; .* heads of up to 64"),
+    "too many frames": (lambda: launch_layer_targets(torch.randn(1, 1, 1025, 1), 1e-5), r"1025 frames; .* up to 1024"),
+    "float64": (
+        lambda: launch.launch(None, (1,), torch.zeros(1, dtype=torch.float64), num_warps=1),
+        r"compute in float32; pass impl='torch' for float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_input_is_refused(name: str) -> None:
+    if name == "triton on the CPU" and INTERPRETED:
+        return  # where it isn't wrong
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_truth_of_float64_passes_the_op_without_loss() -> None:
+    """The CPU side of the ops keeps float64, so that gradcheck can be used on a whole model."""
+    qkv = torch.randn(1, 3, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: K.attention(x, 2), (qkv,))
+    prediction = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    target, mask = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[True, False, True]])
+    assert torch.autograd.gradcheck(lambda x: K.masked_mse(x, target, mask), (prediction,))
+    kept = cases.draw_keep(1, 4, 2)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 2, 2), (2,), (4, 2))]
+    assert torch.autograd.gradcheck(lambda x, mask, time: K.restore_tokens(x, mask, kept, time), tensors)

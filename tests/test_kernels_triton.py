@@ -1,0 +1,366 @@
+"""The Triton kernels against the references: on a GPU for real, or in a process with TRITON_INTERPRET=1 on the CPU.
+
+Neither is there in an ordinary process on a machine without a GPU, where these tests are skipped like all `gpu` tests;
+`test_kernels_interpreter.py` then starts the interpreting process, so that they run either way.
+
+Judged by distance: the kernel and the reference are both compared with the reference in float64 (see tolerances.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import kernel_cases as cases
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tolerances import assert_as_close_as
+from torch import Tensor
+
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels import launch
+from svdata2vec.kernels.dispatch import INTERPRETED, Impl
+
+if INTERPRETED:
+    from interpreter_bf16 import repair
+
+    repair()
+else:
+    pytestmark = pytest.mark.gpu
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])
+
+# Given the float inputs and `impl`, one op's result.
+Run = Callable[..., Tensor]
+
+
+def assert_op(run: Run, inputs: list[Tensor], layout: str = "contiguous") -> None:
+    """Value and every gradient of `run(*inputs, impl=...)`, Triton against the reference, in the inputs' dtypes."""
+
+    def evaluate(impl: Impl, tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        value = run(*leaves, impl=impl)
+        if not value.requires_grad:
+            return value, []
+        # A strided gradient comes back just as well: what follows an op in a model may be a slice or an expansion.
+        weight = weight.to(value)
+        weight = cases.strided(weight) if layout == "strided" and weight.ndim else weight
+        return value, list(torch.autograd.grad(value, leaves, weight))
+
+    given_inputs = [tensor.to(DEVICE) for tensor in inputs]
+    if layout == "strided":
+        given_inputs = [cases.strided(tensor) for tensor in given_inputs]
+    sample = run(*given_inputs, impl="torch")
+    # Rounded to the result's dtype for the truth as well, so that its rounding doesn't count as a kernel's error.
+    weight = torch.randn(sample.shape).to(DEVICE, sample.dtype)
+    got, got_grads = evaluate("triton", given_inputs, weight)
+    reference, reference_grads = evaluate("torch", given_inputs, weight)
+    truth, truth_grads = evaluate("torch", [tensor.double() for tensor in given_inputs], weight)
+    assert_as_close_as(got, reference, truth, "value")
+    assert len(got_grads) == len(reference_grads) == len(truth_grads)
+    for number, triple in enumerate(zip(got_grads, reference_grads, truth_grads, strict=True)):
+        assert_as_close_as(*triple, f"gradient of input {number}")
+
+
+@all_dtypes
+@pytest.mark.parametrize(
+    ("shape", "window", "channels"),
+    [
+        pytest.param((2, 6, 5, 7, 3), 5, None, id="odd"),
+        pytest.param((2, 6, 16, 16, 3), 5, 16, id="padded channels"),
+        pytest.param((1, 1, 1, 1, 1), 5, None, id="one"),
+        pytest.param((2, 4, 3, 5, 4), 1, 8, id="window of one, all kept"),
+        pytest.param((2, 4, 3, 5, 0), 3, None, id="nothing kept"),
+    ],
+)
+def test_gather_frames(dtype: torch.dtype, shape: tuple[int, ...], window: int, channels: int | None) -> None:
+    B, T, H, W, kept = shape
+    video = torch.randint(0, 256, (B, T, H, W, 3), dtype=torch.uint8).to(DEVICE)
+    keep = cases.draw_keep(B, T, kept).to(DEVICE)
+    results = [
+        K.gather_frames(video, keep, window=window, channels=channels, dtype=dtype, impl=impl)
+        for impl in ("triton", "torch")
+    ]
+    # The same float32 operations in the same order: not one bit may differ.
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert results[0].stride() == results[1].stride() or not results[0].numel()
+
+
+def test_gather_frames_of_a_slice_of_a_longer_clip() -> None:
+    video = torch.randint(0, 256, (2, 9, 4, 5, 3), dtype=torch.uint8).to(DEVICE)[:, 1:8:2]
+    keep = torch.tensor([[0, 3], [1, 2]]).to(DEVICE)
+    results = [K.gather_frames(video, keep, impl=impl) for impl in ("triton", "torch")]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_gather_frames_reads_beyond_two_gibibytes() -> None:
+    """Clips 2**31 + 64 bytes apart: an offset in 32 bits would wrap. Only a few pages are ever touched."""
+    frame = 4 * 5 * 3
+    base = torch.empty(2**31 + 64 + 3 * frame, dtype=torch.uint8, device=DEVICE)
+    video = base.as_strided((2, 3, 4, 5, 3), (2**31 + 64, frame, 15, 3, 1))
+    video.copy_(torch.randint(0, 256, video.shape, dtype=torch.uint8))
+    keep = torch.tensor([[0, 2], [1, 2]]).to(DEVICE)
+    got = K.gather_frames(video, keep, impl="triton")
+    torch.testing.assert_close(got, K.gather_frames(video.contiguous(), keep, impl="torch"), rtol=0, atol=0)
+
+
+def test_attention_reads_beyond_two_giga_elements() -> None:
+    base = torch.empty(2**31 + 64 + 5 * 48, dtype=torch.float16, device=DEVICE)
+    qkv = base.as_strided((2, 5, 48), (2**31 + 64, 48, 1))
+    qkv.copy_(torch.randn(qkv.shape))
+    got, want = K.attention(qkv, 1, impl="triton"), K.attention(qkv.contiguous(), 1, impl="triton")
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+TOKEN_SHAPES = [
+    pytest.param((3, 7, 3, 37), id="odd and prime"),
+    pytest.param((1, 1, 1, 1), id="one"),
+    pytest.param((2, 40, 13, 256), id="the model's"),
+    pytest.param((2, 5, 5, 300), id="all kept, wide"),
+    pytest.param((2, 5, 0, 16), id="nothing kept"),
+    pytest.param((0, 5, 2, 16), id="no clip"),
+    pytest.param((35, 3, 2, 5), id="more clips than chunks"),
+]
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize("shape", TOKEN_SHAPES)
+def test_fuse_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+    B, T, kept, D = shape
+    keep = cases.draw_keep(B, T, kept).to(DEVICE)
+    hidden = (torch.rand(B, kept) < 0.6).to(DEVICE)
+    assert_op(
+        lambda video, skeleton, temporal, impl: K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl),
+        [torch.randn(B, kept, D).to(dtype), torch.randn(B, T, D).to(dtype), torch.randn(T, D).to(dtype)],
+        layout,
+    )
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["all visible", "all hidden"])
+def test_fuse_tokens_with_float32_parameters_under_bfloat16_tokens(hidden: bool) -> None:
+    keep = cases.draw_keep(2, 6, 3).to(DEVICE)
+    hidden_BK = torch.full((2, 3), hidden, device=DEVICE)
+    assert_op(
+        lambda video, skeleton, temporal, impl: K.fuse_tokens(video, skeleton, keep, hidden_BK, temporal, impl=impl),
+        [torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 6, 8), torch.randn(6, 8)],
+    )
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize("shape", TOKEN_SHAPES)
+def test_restore_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+    B, T, kept, D = shape
+    keep = cases.draw_keep(B, T, kept).to(DEVICE)
+    assert_op(
+        lambda encoded, mask, temporal, impl: K.restore_tokens(encoded, mask, keep, temporal, impl=impl),
+        [torch.randn(B, kept, D).to(dtype), torch.randn(D).to(dtype), torch.randn(T, D).to(dtype)],
+        layout,
+    )
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        pytest.param((2, 13, 8, 32), None, id="the student's"),
+        pytest.param((1, 40, 2, 32), None, id="the teacher's"),
+        pytest.param((3, 5, 3, 24), (5, 0, 2), id="ragged, one empty clip"),
+        pytest.param((1, 77, 1, 17), (50,), id="prime and ragged"),
+        pytest.param((1, 128, 1, 64), None, id="the largest"),
+        pytest.param((2, 1, 3, 16), None, id="one token"),
+        pytest.param((2, 0, 2, 16), None, id="no token"),
+        pytest.param((0, 3, 2, 16), None, id="no clip"),
+    ],
+)
+def test_attention(
+    dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], lengths: tuple[int, ...] | None
+) -> None:
+    B, N, H, E = shape
+    lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    assert_op(
+        lambda qkv, impl: K.attention(qkv, H, lengths_B, impl=impl), [torch.randn(B, N, 3 * H * E).to(dtype)], layout
+    )
+
+
+def test_attention_of_large_scores_stays_finite() -> None:
+    qkv = (60 * torch.randn(1, 6, 48)).to(DEVICE)
+    assert_op(lambda x, impl: K.attention(x, 1, scale=1.0, impl=impl), [qkv])
+
+
+def test_attention_accepts_lengths_in_32_bits_and_an_expanded_gradient() -> None:
+    qkv = torch.randn(2, 4, 48).to(DEVICE).requires_grad_()
+    lengths = torch.tensor([3, 4], dtype=torch.int32, device=DEVICE)
+    grads = [torch.autograd.grad(K.attention(qkv, 1, lengths, impl=impl).sum(), qkv)[0] for impl in ("triton", "torch")]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((3, 2, 7, 37), id="odd and prime"),
+        pytest.param((8, 1, 40, 256), id="the model's"),
+        pytest.param((1, 1, 1, 1), id="one"),
+        pytest.param((2, 2, 300, 3), id="long"),
+        pytest.param((2, 0, 4, 5), id="no clip"),
+    ],
+)
+def test_layer_targets(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+    # A mean far from zero: the variance must not be computed as a difference of large numbers.
+    layers = (torch.randn(shape) + 3).to(dtype)
+    assert_op(lambda x, impl: K.layer_targets(x, impl=impl), [layers], layout)
+
+
+def test_layer_targets_of_constant_channels_are_zero() -> None:
+    layers = torch.full((2, 1, 5, 4), 7.0, device=DEVICE)
+    assert not K.layer_targets(layers, impl="triton").any()
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize("scored", ["some", "none", "all"])
+@pytest.mark.parametrize("shape", [(3, 7, 37), (1, 1, 1), (2, 40, 256), (2, 3, 700), (0, 3, 4)], ids=str)
+def test_masked_mse(dtype: torch.dtype, layout: str, scored: str, shape: tuple[int, int, int]) -> None:
+    target = torch.randn(shape).to(DEVICE)
+    chance = {"some": 0.6, "none": -1.0, "all": 2.0}[scored]
+    scored_BT = (torch.rand(shape[:2]) < chance).to(DEVICE)
+    target = cases.strided(target) if layout == "strided" else target
+    assert_op(
+        lambda prediction, impl: K.masked_mse(prediction, target, scored_BT, impl=impl),
+        [torch.randn(shape).to(dtype)],
+        layout,
+    )
+
+
+def test_masked_mse_does_not_read_what_is_not_scored() -> None:
+    prediction = torch.randn(2, 3, 4).to(DEVICE).requires_grad_()
+    target = torch.randn(2, 3, 4).to(DEVICE)
+    target[0, 1] = float("nan")
+    scored = torch.ones(2, 3, dtype=torch.bool, device=DEVICE)
+    scored[0, 1] = False
+    loss = K.masked_mse(prediction, target, scored, impl="triton")
+    (grad,) = torch.autograd.grad(loss, prediction)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad).all()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), num_clips=st.integers(1, 3), num_frames=st.integers(1, 12))
+def test_any_mask_survives_fuse_and_restore(data: st.DataObject, num_clips: int, num_frames: int) -> None:
+    num_kept = data.draw(st.integers(0, num_frames))
+    frames = st.lists(st.integers(0, num_frames - 1), min_size=num_kept, max_size=num_kept, unique=True).map(sorted)
+    keep = torch.tensor(data.draw(st.lists(frames, min_size=num_clips, max_size=num_clips)), dtype=torch.int64)
+    keep = keep.view(num_clips, num_kept).to(DEVICE)
+    hidden = torch.rand(num_clips, num_kept).to(DEVICE) < data.draw(st.sampled_from([-1.0, 0.5, 2.0]))
+    shapes = [(num_clips, num_kept, 2), (num_clips, num_frames, 2), (num_frames, 2), (2,)]
+
+    def run(video: Tensor, skeleton: Tensor, temporal: Tensor, mask: Tensor, impl: Impl) -> Tensor:
+        student = K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl)
+        return K.restore_tokens(student, mask, keep, temporal, impl=impl)
+
+    assert_op(run, [torch.randn(shape) for shape in shapes])
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), num_tokens=st.integers(1, 40), num_heads=st.integers(1, 3), head_dim=st.integers(1, 33))
+def test_any_packing_of_pairs_keeps_them_apart(
+    data: st.DataObject, num_tokens: int, num_heads: int, head_dim: int
+) -> None:
+    lengths = data.draw(st.none() | st.lists(st.integers(0, num_tokens), min_size=2, max_size=2))
+    lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    assert_op(
+        lambda qkv, impl: K.attention(qkv, num_heads, lengths_B, impl=impl),
+        [torch.randn(2, num_tokens, 3 * num_heads * head_dim)],
+    )
+
+
+def _step(inputs: dict[str, Any], impl: Impl) -> list[Tensor]:
+    """A pretraining step in miniature, through every op: loss and gradients."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["leaves"].items()}
+    loss = _loss(leaves, inputs, impl)
+    return [loss, *torch.autograd.grad(loss, list(leaves.values()))]
+
+
+def _loss(leaves: dict[str, Tensor], inputs: dict[str, Any], impl: Impl) -> Tensor:
+    keep, hidden = inputs["keep"], inputs["hidden"]
+    windows = K.gather_frames(inputs["video"], keep, impl=impl)
+    video = windows.mean((2, 3)).view(*keep.shape, 15) @ leaves["project"]
+    student = K.fuse_tokens(video, leaves["skeleton"], keep, hidden, leaves["temporal"], impl=impl)
+    student = student + K.attention(student @ leaves["qkv"], 2, impl=impl)
+    full = K.restore_tokens(student, leaves["mask"], keep, leaves["temporal"], impl=impl)
+    prediction = full + K.attention(full @ leaves["qkv"], 2, impl=impl)
+    target = K.layer_targets(inputs["layers"], impl=impl)
+    return K.masked_mse(prediction, target, inputs["scored"], impl=impl)
+
+
+def _step_inputs() -> dict[str, Any]:
+    B, T, kept, D = 3, 9, 4, 24
+    shapes = {"project": (15, D), "skeleton": (B, T, D), "temporal": (T, D), "mask": (D,), "qkv": (D, 3 * D)}
+    return {
+        "leaves": {name: 0.2 * torch.randn(shape).to(DEVICE) for name, shape in shapes.items()},
+        "video": torch.randint(0, 256, (B, T, 6, 5, 3), dtype=torch.uint8).to(DEVICE),
+        "keep": cases.draw_keep(B, T, kept).to(DEVICE),
+        "hidden": (torch.rand(B, kept) < 0.7).to(DEVICE),
+        "layers": torch.randn(2, B, T, D).to(DEVICE),
+        "scored": (torch.rand(B, T) < 0.8).to(DEVICE),
+    }
+
+
+def test_a_step_through_every_op_has_the_reference_loss_and_gradients() -> None:
+    inputs = _step_inputs()
+    torch.testing.assert_close(_step(inputs, "triton"), _step(inputs, "torch"), rtol=2e-5, atol=2e-5)
+
+
+def test_a_step_is_deterministic() -> None:
+    inputs = _step_inputs()
+    torch.testing.assert_close(_step(inputs, "triton"), _step(inputs, "triton"), rtol=0, atol=0)
+
+
+def test_launch_geometry_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ops except the loss add the same numbers in the same order whatever the tile."""
+    inputs = _step_inputs()
+    keep, leaves = inputs["keep"], inputs["leaves"]
+
+    def outcomes() -> list[Tensor]:
+        video, skeleton, mask = (leaves[name].detach().requires_grad_() for name in ("skeleton", "skeleton", "mask"))
+        temporal = leaves["temporal"].detach().requires_grad_()
+        kept_video = video[:, : keep.shape[1]]
+        student = K.fuse_tokens(kept_video, skeleton, keep, inputs["hidden"], temporal, impl="triton")
+        full = K.restore_tokens(student, mask, keep, temporal, impl="triton")
+        return [full, *torch.autograd.grad(full.square().sum(), [video, skeleton, mask, temporal])]
+
+    before = outcomes()
+    monkeypatch.setattr(launch, "TILE_VALUES", 64)
+    monkeypatch.setattr(launch, "TILE_CHANNELS", 8)
+    torch.testing.assert_close(outcomes(), before, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_step_survives_capture_in_a_cuda_graph() -> None:
+    inputs = _step_inputs()
+    want = [tensor.clone() for tensor in _step(inputs, "triton")]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        _step(inputs, "triton")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = _step(inputs, "triton")
+    graph.replay()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_step_compiles_without_a_graph_break() -> None:
+    inputs = _step_inputs()
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs["leaves"].items()}
+    loss = torch.compile(_loss, fullgraph=True)(leaves, inputs, "triton")
+    got = [loss, *torch.autograd.grad(loss, list(leaves.values()))]
+    torch.testing.assert_close(got, _step(inputs, "triton"), rtol=1e-4, atol=1e-4)
