@@ -81,6 +81,19 @@ def test_batch_size_threads_and_prefetch_change_nothing(shards):
             assert_same(list(loader), reference)
 
 
+def test_augmentation_options_are_keyed_too(shards):
+    plan = replace(PLAN, temporal_crop=(0.5, 0.9), brightness=0.4, hue=0.1, erase_probability=1.0)
+    batches = []
+    for batch_size in (1, 7):
+        with make(shards, plan=plan, batch_size=batch_size, last_batch="partial") as loader:
+            batches.append(list(loader))
+    assert_same(batches[1], batches[0])
+    erased = [(video == 0).all(dim=(0, 3)).sum() for video, _, _ in flat(batches[0]).values()]
+    assert min(erased) > 0.01 * 32 * 32
+    with make(shards, plan=plan, train=False) as loader, make(shards, train=False) as plain:
+        assert_same(list(loader), list(plain))  # evaluation knows no augmentation
+
+
 def test_another_epoch_and_seed_are_other_pictures(shards):
     with make(shards, batch_size=23) as loader, make(shards, batch_size=23, seed=1) as other:
         first, second = list(loader), list(loader)

@@ -1,0 +1,90 @@
+"""However a program ends, no thread or process of the loader keeps it alive or outlives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_factory import shard_set
+
+PROGRAM = """
+import sys, time
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.shardset import ShardSet
+
+loader = ClipLoader(ShardSet.open(sys.argv[1]), "all", PlanConfig(num_frames=4, size=32), batch_size=2, train=True)
+batches = iter(loader)
+print(len(next(batches)), flush=True)
+if sys.argv[2] == "raise":
+    raise RuntimeError("loss is nan")
+if sys.argv[2] == "train":
+    while True:
+        for batch in loader:
+            time.sleep(0.01)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """jpeg: DALI and threads; h264: decoder processes as well."""
+    roots = {codec: tmp_path_factory.mktemp(codec) for codec in ("jpeg", "h264")}
+    for codec, root in roots.items():
+        shard_set(root, 8, codec=codec, size=64)
+    return roots
+
+
+def start(folder: Path, how: str) -> subprocess.Popen:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )
+    assert program.stdout is not None and program.stdout.readline() == "2\n"
+    return program
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of the program's session that are still alive."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split() if entry.name.isdigit() else []
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields and int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("codec", "how", "code", "message"), [("jpeg", "end", 0, ""), ("h264", "end", 0, ""), ("jpeg", "raise", 1, "loss is nan")]
+)
+def test_a_program_that_does_not_close_ends(folders, codec, how, code, message):
+    program = start(folders[codec], how)
+    _, errors = program.communicate(timeout=30)
+    assert program.returncode == code and message in errors
+    if how == "end":
+        assert "Traceback" not in errors and "Fatal" not in errors
+    assert not session_members(program.pid)
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind"), [("jpeg", signal.SIGINT), ("h264", signal.SIGINT), ("h264", signal.SIGKILL)]
+)
+def test_a_stopped_program_leaves_no_process(folders, codec, kind):
+    program = start(folders[codec], "train")
+    time.sleep(0.2)
+    if kind == signal.SIGINT:
+        os.killpg(program.pid, kind)  # as a terminal does: to all of the group
+    else:
+        program.send_signal(kind)
+    _, errors = program.communicate(timeout=30)
+    assert program.returncode != 0
+    assert kind != signal.SIGINT or "KeyboardInterrupt" in errors
+    deadline = time.monotonic() + 10
+    while session_members(program.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not session_members(program.pid)
