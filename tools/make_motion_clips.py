@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.shards.errors import UserError
 
-VERSION = 1  # raise it whenever the same options give other bytes
+VERSION = 3  # raise it whenever the same options give other bytes
 TRAIN_SUBJECTS = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # NTU RGB+D 60, xsub
 TRAIN_CAMERAS = {2, 3}  # NTU RGB+D 60, xview
 SUBJECTS = (1, 3, 2, 6, 4, 7, 5, 10, 8, 9)  # in turns from both sides of the xsub split
@@ -316,11 +316,21 @@ def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder, options, workers = parse(arguments)
-        start = time.monotonic()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    try:
         frames = make_motion_clips(folder, options, workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {folder}: {error}; what is written so far is kept, run again to finish", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run again with the same options to finish", file=sys.stderr)
+        return 130
     if frames == 0:
         print(f"{folder}: complete with these options, kept as it is")
         return 0

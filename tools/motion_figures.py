@@ -27,7 +27,7 @@ COCO = (
 EXTRA = ("neck", "pelvis", "head", "left_hand", "right_hand", "left_toe", "right_toe")
 JOINT = {name: index for index, name in enumerate(COCO + EXTRA)}
 SIDES = ("left", "right")
-BYSTANDER_RATE = 0.35  # share of one-person actions with a second person who only stands there
+BYSTANDER_RATE = 0.45  # share of one-person actions with a second person who only stands there
 CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object
 
 
@@ -140,12 +140,15 @@ def wobble(rng: Rng, num_frames: int, size: float) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 # Idle stance, and moves shared by actions
 
-HANG = np.array([0.06, 0.16, -0.97])
+HANG, BELLY, HIP, CHEST = (0.06, 0.16, -0.97), (0.5, -0.2, -0.5), (0.02, 0.06, -0.72), (0.5, -0.12, -0.12)
+REST_POSES = ((HANG, HANG), (BELLY, BELLY), (HIP, HIP), (HANG, CHEST), (CHEST, HANG))  # left wrist, right wrist
+REST_SHARES = (0.5, 0.2, 0.14, 0.08, 0.08)
 
 
 def idle(rng: Rng, num_frames: int, ground: Array, yaw: float) -> Stance:
-    """Standing with hanging arms, breathing and swaying a little, looking around."""
-    wrists_T23 = np.tile(HANG, (num_frames, 2, 1)) + rng.normal(0.0, 0.03, (1, 2, 3))
+    """Standing at rest in one of a few poses, breathing and swaying a little, looking around."""
+    rest_23 = np.array(REST_POSES[rng.choice(len(REST_POSES), p=REST_SHARES)])
+    wrists_T23 = np.tile(rest_23, (num_frames, 1, 1)) + rng.normal(0.0, 0.03, (1, 2, 3))
     for side in range(2):
         wrists_T23[:, side, 0] += wobble(rng, num_frames, 0.06)
     ankles_T23 = np.zeros((num_frames, 2, 3))
@@ -270,7 +273,7 @@ def jump(stage: Stage) -> None:
 
 def clap(stage: Stage) -> None:
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
-    start, stop = active_window(stage, 0.66, 0.9)
+    start, stop = active_window(stage, 0.6, 0.82)
     envelope_T = hump(count, start, stop, rng.uniform(6, 9), rng.uniform(6, 9))
     frequency = rng.uniform(1.6, 2.1)
     open_T = 0.5 - 0.5 * np.cos(2 * np.pi * (frequency * clip_time(stage) + rng.uniform()))
@@ -284,7 +287,7 @@ def clap(stage: Stage) -> None:
 def walk(stage: Stage) -> None:
     """Across the scene in the direction of the body's yaw, standing still before and after."""
     rng, count, stance, body = stage.rng, stage.num_frames, stage.stances[0], stage.bodies[0]
-    start, stop = active_window(stage, 0.72, 0.95)
+    start, stop = active_window(stage, 0.6, 0.82)
     pace_T = hump(count, start, stop, 5, 5)
     travel_T = np.cumsum(pace_T) * rng.uniform(1.15, 1.4) * stage.tempo / FPS
     yaw = float(stance.yaw_T.mean())
@@ -308,7 +311,7 @@ def kick(stage: Stage) -> None:
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
     side = int(rng.integers(2))
     period = rng.uniform(23, 28) / stage.tempo
-    repeats = int(np.clip(0.9 * count / period, 1, 2))
+    repeats = int(np.clip(0.9 * count / period, 1, rng.integers(1, 3)))
     start = rng.uniform(0.02, 0.98) * max(count - repeats * period, 1.0)
     cycles_T = (np.arange(count) - start) / period
     phase_T = np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
@@ -339,7 +342,7 @@ def hands_meet(stage: Stage, reach_M: tuple[Array, Array], bounce_T: Array) -> N
 
 def shake_hands(stage: Stage) -> None:
     rng, count = stage.rng, stage.num_frames
-    start, stop = active_window(stage, 0.7, 0.9)
+    start, stop = active_window(stage, 0.6, 0.82)
     envelopes = [hump(count, start + rng.uniform(0, 4), stop - rng.uniform(0, 3), 9, 8) for _ in range(2)]
     shaking_T = np.minimum(*envelopes)
     frequency = rng.uniform(1.7, 2.2)
@@ -350,7 +353,7 @@ def shake_hands(stage: Stage) -> None:
 def hand_over(stage: Stage) -> Array:
     """The giver reaches out, the taker follows, the object changes hands. Returns who holds it: 0 giver, 1 taker."""
     rng, count = stage.rng, stage.num_frames
-    start, stop = active_window(stage, 0.62, 0.85)
+    start, stop = active_window(stage, 0.56, 0.78)
     change = 0.5 * (start + stop) + rng.uniform(-2, 2)
     giver_T = hump(count, start, change + 13, rng.uniform(9, 12), 10)
     taker_T = hump(count, change - 12, stop + 2, 10, rng.uniform(9, 12))
@@ -477,12 +480,12 @@ def build_stage(action: str, rng: Rng, num_frames: int, bodies: tuple[Body, Body
         return stage
     angle = camera_yaw + rng.uniform(-0.5, 0.5)
     apart = np.array([np.cos(angle), np.sin(angle)]) * rng.choice([-1.0, 1.0])
-    gap = rng.uniform(0.95, 1.15) + (0.0 if together or rng.uniform() < 0.5 else rng.uniform(0.0, 0.25))
+    gap = rng.uniform(0.95, 1.15) + (0.0 if together or rng.uniform() < 0.7 else rng.uniform(0.0, 0.25))
     stage = Stage(rng, num_frames, bodies)
     for place, sign in ((centre - 0.5 * gap * apart, 1.0), (centre + 0.5 * gap * apart, -1.0)):
         towards = sign * apart
         yaw = float(np.arctan2(towards[0], -towards[1]))
-        if not together and rng.uniform() < 0.5:
+        if not together and rng.uniform() < 0.3:
             yaw = facing(rng)
         stage.stances.append(idle(rng, num_frames, place, yaw))
     if action == "walk":  # the walker passes in front of or behind the other one
