@@ -3,10 +3,12 @@
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_shards
 
 torch.set_num_threads(1)
 
@@ -32,3 +34,9 @@ def restore_random_state() -> Iterator[None]:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
+
+
+@pytest.fixture(scope="session")
+def tiny_shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed shards of twelve small clips in a split "all"; tests read them only."""
+    return tiny_shards(tmp_path_factory.mktemp("tiny") / "shards")

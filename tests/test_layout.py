@@ -1,0 +1,91 @@
+"""The shape of the tree: fixed folders, symlinks, and who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = {"shards", "pipeline", "kernels", "svdata2vec", "tools", "tests"}
+ALLOWED = {
+    "shards": {"shards"},
+    "pipeline": {"pipeline", "shards"},
+    "kernels": {"kernels"},
+    "svdata2vec": {"svdata2vec", "shards", "pipeline", "kernels"},
+}
+FORBIDDEN_LIBRARIES = {"shards": {"torch", "nvidia", "triton"}, "kernels": {"nvidia", "cv2", "av", "webdataset"}}
+
+
+def sources(folder: str) -> list[Path]:
+    found = [path for path in (ROOT / folder).rglob("*.py") if not (path.parent.is_symlink() or path.is_symlink())]
+    return [path for path in found if not any(parent.is_symlink() for parent in path.parents if parent != ROOT)]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def folder_of(module: str) -> str | None:
+    """Folder of this project that a module lies in; None for a library."""
+    parts = module.split(".")
+    if parts[0] != "svdata2vec":
+        return parts[0] if parts[0] in {"tools", "tests"} else None
+    return parts[1] if len(parts) > 1 and parts[1] in {"shards", "pipeline", "kernels"} else "svdata2vec"
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_imports_go_one_way(folder: str) -> None:
+    assert sources(folder), f"{folder} has no source files"
+    for path in sources(folder):
+        for module in imported_modules(path):
+            target = folder_of(module)
+            assert target is None or target in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {module}"
+            library = module.split(".")[0]
+            assert library not in FORBIDDEN_LIBRARIES.get(folder, set()), f"{path.relative_to(ROOT)} imports {module}"
+            assert library not in PROJECT - {"svdata2vec"}, f"{path.relative_to(ROOT)}: import {module} as svdata2vec.{module}"
+
+
+def test_dali_is_imported_in_one_file_of_the_library() -> None:
+    importing = {
+        str(path.relative_to(ROOT))
+        for folder in ALLOWED
+        for path in sources(folder)
+        if any(module.startswith("nvidia.dali") for module in imported_modules(path))
+    }
+    assert importing == {"pipeline/graph.py"}
+
+
+@pytest.mark.parametrize("folder", ["kernels", "pipeline", "shards"])
+def test_folders_are_reached_through_relative_symlinks(folder: str) -> None:
+    link = ROOT / "svdata2vec" / folder
+    assert link.is_symlink() and link.readlink() == Path("..") / folder
+    assert not (ROOT / folder / "__init__.py").exists(), "a top-level package would collide with other projects' names"
+
+
+def test_no_tool_hides_a_module_of_the_standard_library() -> None:
+    import sys
+
+    names = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_no_file_or_function_has_outgrown_its_reader() -> None:
+    """Files up to 500 lines; functions up to 60, kernels (and their launches) aside."""
+    for folder in ALLOWED:
+        for path in sources(folder):
+            text = path.read_text()
+            assert text.count("\n") <= 500, f"{path.relative_to(ROOT)} has {text.count(chr(10))} lines"
+            if folder == "kernels":
+                continue
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    length = (node.end_lineno or node.lineno) - node.lineno + 1
+                    assert length <= 60, f"{path.relative_to(ROOT)}: {node.name} has {length} lines"

@@ -1,0 +1,182 @@
+"""The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import MODEL
+from torch import Tensor
+
+from svdata2vec.config import ModelConfig, PretrainConfig, TargetConfig
+from svdata2vec.masking import Masks, draw_masks, mask_counts
+from svdata2vec.metrics import measure
+from svdata2vec.model import Encoder, SkeletonEmbedding, SVData2Vec
+from svdata2vec.pretrain import forward, spread
+from svdata2vec.shards.errors import UserError
+from svdata2vec.teacher import Teacher
+from svdata2vec.transformer import DropPath
+from svdata2vec.video_encoder import VideoEncoder
+
+T, SIZE = 6, 32
+
+
+def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Masks]:
+    video = torch.randint(0, 256, (batch, T, SIZE, SIZE, 3), dtype=torch.uint8)
+    masks = draw_masks([f"clip{i}" for i in range(batch)], T, 0.5, 0.5, seed=1, epoch=0)
+    return video, SIZE * torch.rand(batch, 2, T, 17, 2), masks
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def test_default_sizes_are_the_papers() -> None:
+    model = SVData2Vec(ModelConfig(), num_frames=40, num_joints=17)
+    assert millions(model) == pytest.approx(20.21, abs=0.005)
+    assert millions(model.encoder.video_encoder) == pytest.approx(11.35, abs=0.005)
+    assert mask_counts(40, 0.66, 0.75) == (13, 3)
+
+
+def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
+    encoder = VideoEncoder(width=32, stem_width=16).eval()
+    for parameter in encoder.parameters():
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    video, _, masks = inputs()
+    every_BTD = encoder(video)
+    kept_BKD = encoder(video, masks.keep_BK)
+    expected_BKD = every_BTD.gather(1, masks.keep_BK[..., None].expand(-1, -1, 32))
+    torch.testing.assert_close(kept_BKD, expected_BKD, rtol=1e-4, atol=1e-4)
+
+
+def test_both_ways_of_encoding_give_the_same_gradients() -> None:
+    video, joints, masks = inputs()
+    gradients = []
+    torch.manual_seed(0)
+    model = SVData2Vec(MODEL, T, 17).eval()
+    weight_BTD = torch.randn(3, T, MODEL.width)
+    for model.all_frames in (False, True):
+        model.zero_grad()
+        (model(video, joints, masks).prediction_BTD * weight_BTD).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_loss_reaches_every_parameter_of_the_student_and_none_of_the_teacher() -> None:
+    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
+    model = SVData2Vec(MODEL, T, 17)
+    teacher = Teacher(model.encoder.blocks)
+    output = forward(model, teacher, *inputs(), config)
+    output.loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert output.loss.item() > 0 and output.target_std.item() > 0
+
+
+def test_loss_reads_scored_positions_only() -> None:
+    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
+    model = SVData2Vec(MODEL, T, 17).eval()
+    teacher = Teacher(model.encoder.blocks)
+    video, joints, masks = inputs()
+    with torch.no_grad():
+        output = model(video, joints, masks)
+        target_BTD = teacher(output.teacher_tokens_BTD, config.target)
+        squared_BTD = (output.prediction_BTD - target_BTD) ** 2
+        expected = squared_BTD[masks.scored_BT].mean()
+        torch.testing.assert_close(forward(model, teacher, video, joints, masks, config).loss, expected)
+
+
+def test_hidden_skeletons_do_not_influence_the_prediction() -> None:
+    model = SVData2Vec(MODEL, T, 17).eval()
+    video, joints, masks = inputs(1)
+    hidden = masks.scored_BT[0].nonzero().flatten()
+    with torch.no_grad():
+        before = model(video, joints, masks).prediction_BTD
+        joints[:, :, hidden] += 5.0
+        after = model(video, joints, masks).prediction_BTD
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
+
+
+def test_skeleton_embedding_orders_features_by_person_coordinate_joint() -> None:
+    embed = SkeletonEmbedding(persons=2, joints=3, coordinates=2, width=4)
+    joints_BMTVC = torch.randn(5, 2, T, 3, 2)
+    convolution = torch.nn.Conv2d(4, 4, (1, 3))
+    convolution.weight.data = embed.proj.weight.data.view(4, 4, 1, 3)
+    convolution.bias.data = embed.proj.bias.data  # type: ignore[union-attr]
+    planes_BCTV = joints_BMTVC.permute(0, 1, 4, 2, 3).flatten(1, 2)
+    expected_BTD = convolution(planes_BCTV)[..., 0].transpose(1, 2)
+    torch.testing.assert_close(embed(joints_BMTVC), expected_BTD)
+
+
+def test_wrong_number_of_joints_is_refused() -> None:
+    embed = SkeletonEmbedding(persons=2, joints=17, coordinates=2, width=4)
+    with pytest.raises(ValueError, match=r"\(2, 15, 2\), the model expects \(2, 17, 2\)"):
+        embed(torch.zeros(1, 2, T, 15, 2))
+
+
+@pytest.mark.parametrize("modality", ["rgb", "skeleton", "both"])
+def test_encoder_holds_only_what_its_modality_needs(modality: str) -> None:
+    encoder = Encoder(MODEL, T, 17, modality=modality)
+    video, joints, _ = inputs()
+    features = encoder(video if modality != "skeleton" else None, joints if modality != "rgb" else None)
+    assert features.shape == (3, T, MODEL.width)
+    assert hasattr(encoder, "video_encoder") == (modality != "skeleton")
+    assert hasattr(encoder, "skeleton_embed") == (modality != "rgb")
+
+
+def test_encoder_without_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="given neither"):
+        Encoder(MODEL, T, 17)(None, None)
+
+
+def test_teacher_starts_as_the_student_and_stays_in_evaluation_mode() -> None:
+    model = SVData2Vec(MODEL, T, 17)
+    teacher = Teacher(model.encoder.blocks).train()
+    assert not teacher.training and not any(module.training for module in teacher.modules())
+    for mine, theirs in zip(teacher.parameters(), model.encoder.blocks.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_clips() -> None:
+    drop = DropPath(0.25).train()
+    x_BND = torch.ones(4000, 2, 3)
+    y_BND = drop(x_BND)
+    values = y_BND.unique()
+    assert torch.allclose(values, torch.tensor([0.0, 1 / 0.75]))
+    assert (y_BND == y_BND[:, :1, :1]).all()
+    assert y_BND.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert drop.eval()(x_BND) is x_BND
+
+
+def test_a_video_target_needs_all_frames() -> None:
+    with pytest.raises(UserError, match="set encode=all_frames"):
+        PretrainConfig(target=TargetConfig(teacher_input="both"))
+    model = SVData2Vec(MODEL, T, 17, all_frames=True, teacher_input="both").eval()
+    video, joints, masks = inputs()
+    tokens = (model.encoder.video_encoder(video) + model.encoder.skeleton_embed(joints)) / 2
+    expected = tokens + model.encoder.temporal_embed
+    torch.testing.assert_close(model(video, joints, masks).teacher_tokens_BTD, expected.detach())
+
+
+def test_spread_is_zero_when_all_clips_look_the_same() -> None:
+    same = torch.randn(1, T, 4).expand(5, -1, -1)
+    assert spread(same).item() == pytest.approx(0, abs=1e-6)
+    assert spread(torch.randn(500, T, 4)).item() == pytest.approx(1, abs=0.05)
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
+    model = SVData2Vec(MODEL, T, 17).eval()
+    teacher = Teacher(model.encoder.blocks)
+    video, joints, masks = inputs()
+    exact = forward(model, teacher, video, joints, masks, config).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = forward(model, teacher, video, joints, masks, config).loss.item()
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+def test_metrics_against_a_count_by_hand() -> None:
+    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
+    metrics = measure(scores, np.array([0, 1, 1, 0]))
+    assert (metrics.count, metrics.top1, metrics.top5) == (4, 0.5, 1.0)
+    assert metrics.per_class == [0.5, 0.5, None] and metrics.mean_class == 0.5
+    assert metrics.confusion == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]

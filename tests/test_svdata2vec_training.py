@@ -1,0 +1,241 @@
+"""Training runs: they learn, stop and go on bit for bit, survive damage, agree over processes."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import finetune_config, pretrain_config
+
+from svdata2vec.checkpoint import Checkpoints
+from svdata2vec.config import OptimConfig, PretrainConfig
+from svdata2vec.data import labelled_rows
+from svdata2vec.evaluate import evaluate_run
+from svdata2vec.finetune import finetune
+from svdata2vec.metrics_log import read_metrics
+from svdata2vec.pretrain import Pretraining, pretrain
+from svdata2vec.runtime import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.stepping import NotFiniteError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pretraining run of six steps, never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(pretrain_config(tiny_shard_folder, out))
+    return out
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
+
+
+def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -> None:
+    records = read_metrics(finished / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    wanted = {"loss", "target_std", "prediction_std", "lr", "grad_norm", "ema_decay", "clips_per_second"}
+    wanted |= {"seconds_data", "seconds_forward", "seconds_backward", "seconds_optimizer", "seconds_total"}
+    assert wanted <= set(records[-1])
+    assert records[-1]["target_std"] > 0.1
+    card = json.loads((finished / "model.json").read_text())
+    assert card["kind"] == "pretrain" and card["step"] == 6
+    assert json.loads((finished / "config.json").read_text()) == card["config"]
+    assert len(Checkpoints(finished, 2).paths()) == 2
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, tiny_shard_folder: Path) -> None:
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    result = pretrain(pretrain_config(tiny_shard_folder, finished))
+    assert result["loss"] == json.loads((finished / "result.json").read_text())["loss"]
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"finished run with other settings \(run.seed 0 -> 1\)"):
+        pretrain(pretrain_config(tiny_shard_folder, finished, seed=1))
+    with pytest.raises(UserError, match="holds a run already"):
+        pretrain(pretrain_config(tiny_shard_folder, finished, resume="never"))
+
+
+def test_the_loss_falls_on_a_few_clips(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=3e-3, min_lr=1e-3, warmup_epochs=1)
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=12))
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert sum(losses[-6:]) / 6 < 0.8 * sum(losses[:3]) / 3
+
+
+def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
+    finished: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    step = Pretraining.step
+
+    def stop_after_third(run: Pretraining, batches: list) -> None:
+        step(run, batches)
+        if run.stepper.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Pretraining, "step", stop_after_third)
+    with pytest.raises(StopRequested) as stopped:
+        pretrain(config)
+    assert stopped.value.code == REQUEUE_EXIT_CODE
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    monkeypatch.setattr(Pretraining, "step", step)
+    pretrain(config)
+    assert_same_weights(finished, tmp_path / "run")
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_kill_at_a_random_moment_loses_nothing(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = command_words(pretrain_config(tiny_shard_folder, out, checkpoint_every=1))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL, env=environment)
+        wait_for(lambda process=process: (out / "config.json").exists() or process.poll() is not None)
+        time.sleep(random.SystemRandom().uniform(0.0, 3.0))
+        process.kill()
+        process.wait()
+    subprocess.run(words, cwd=ROOT, check=True, env=environment)
+    assert_same_weights(finished, out)
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def command_words(config: PretrainConfig) -> list[str]:
+    """The command line that resolves to the test's configuration."""
+    words = [sys.executable, "-m", "svdata2vec", "pretrain", "demo"]
+    sections = {"data": config.data, "model": config.model, "target": config.target, "optim": config.optim, "run": config.run,
+                "ema": config.ema}
+    for section, values in sections.items():
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            option = f"--{section}.{field.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words.append(option if value else f"--{section}.no-{field.name.replace('_', '-')}")
+            else:
+                words += [option, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    finished: Path, tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoints").mkdir()
+    for path in Checkpoints(finished, 2).paths():
+        (out / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    newest = Checkpoints(out, 2).paths()[-1]
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    pretrain(pretrain_config(tiny_shard_folder, out))
+    assert f"{newest} is damaged; trying the checkpoint before it" in caplog.text
+    assert_same_weights(finished, out)
+    for path in Checkpoints(out, 2).paths():
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="none of the 2 checkpoints can be read"):
+        Checkpoints(out, 2).load_newest()
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Pretraining.forward
+
+    def poison(run: Pretraining, batch: object, epoch: int) -> object:
+        output = forward(run, batch, epoch)  # type: ignore[arg-type]
+        if run.stepper.step in poisoned:
+            return dataclasses.replace(output, loss=output.loss * float("nan"))
+        return output
+
+    monkeypatch.setattr(Pretraining, "forward", poison)
+    poisoned = {2}
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "one"))
+    records = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    assert records[-1]["skipped_steps"] == 1
+    assert all(torch.isfinite(weight).all() for weight in load_file(tmp_path / "one" / "model.safetensors").values())
+    poisoned = {2, 3, 4}
+    with pytest.raises(NotFiniteError, match="3 steps in a row"):
+        pretrain(pretrain_config(tiny_shard_folder, tmp_path / "many", max_bad_steps=3))
+    rows = json.loads((tmp_path / "many" / "not_finite.json").read_text())
+    assert [row["step"] for row in rows] == [2, 3, 4] and all(len(row["keys"]) == 4 for row in rows)
+
+
+def test_a_failed_save_fails_the_run(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="checkpoints"):
+        pretrain(pretrain_config(tiny_shard_folder, out))
+
+
+def test_accumulated_batches_make_one_step(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=3)
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=4))
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
+    finished: Path, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "recogniser"
+    result = finetune(finetune_config(tiny_shard_folder, out, pretrained=finished, epochs=3))
+    assert result["count"] == 12 and result["labels"] == 12 and len(result["confusion"]) == 5
+    again = evaluate_run(out, device="cpu")
+    assert {name: again[name] for name in ("top1", "top5", "confusion")} == {
+        name: result[name] for name in ("top1", "top5", "confusion")
+    }
+    with pytest.raises(UserError, match="no split 'nope'"):
+        evaluate_run(out, split="nope")
+    with pytest.raises(UserError, match="pretrain run without a classifier"):
+        evaluate_run(finished)
+
+
+def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = finetune_config(tiny_shard_folder, tmp_path / "x", pretrained=finished)
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(UserError, match="weights have another shape"):
+        finetune(wider)
+    with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
+        finetune(dataclasses.replace(config, pretrained=tmp_path))
+
+
+def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path) -> None:
+    shards = ShardSet.open(tiny_shard_folder)
+    rows = labelled_rows(shards, "all", 0.5, seed=1)
+    assert len(rows) == 7 and set(shards.index["label"][rows]) == {0, 1, 2, 3, 4}
+    assert (rows == labelled_rows(shards, "all", 0.5, seed=1)).all()
+    assert any((rows != labelled_rows(shards, "all", 0.5, seed=s)).any() for s in range(2, 6))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_on_the_same_global_batch(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    one = pretrain_config(tiny_shard_folder, tmp_path / "one", batch_size=4)
+    pretrain(one)
+    two = pretrain_config(tiny_shard_folder, tmp_path / "two", batch_size=2, sync_batchnorm=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launcher, *command_words(two)[1:]], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
+    assert spreads[1] == pytest.approx(spreads[0], rel=1e-3)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
