@@ -111,7 +111,7 @@ class VideoEncoder(Encoder):
         self._count = 0
 
     def add(self, frame_HWC: np.ndarray) -> None:
-        frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format=self._pixel_format)
+        frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format=self._pixel_format, threads=1)
         frame.pts = self._count
         self._count += 1
         self._container.mux(self._stream.encode(frame))

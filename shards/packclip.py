@@ -19,9 +19,7 @@ from svdata2vec.shards.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEn
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.sample import ClipMeta
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
-
-# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view.
-OUTSIDE_LIMIT = 0.5
+from svdata2vec.shards.videopose import VideoPose, to_video_pixels
 
 
 @dataclass(frozen=True)
@@ -65,77 +63,66 @@ class PackedClip:
     num_frames: int
 
 
-@dataclass(frozen=True)
-class VideoPose:
-    """A clip's people in pixels of the upright decoded video; no NaN, zero = missing. `box_T4` None: not annotated."""
+class Readers:
+    """Hands out video readers; clips cut out of one video, taken in order, share a single pass over it."""
 
-    pose_MTVC: np.ndarray
-    score_MTV: np.ndarray | None
-    box_T4: np.ndarray | None
-    bad_joints: int
+    def __init__(self) -> None:
+        self._kept: VideoReader | None = None
+
+    def take(self, clip: ClipAnnotation) -> VideoReader:
+        """A reader that stands at or before the clip's start. Whoever takes it closes it or gives it back."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.path == str(clip.video) and kept.position <= clip.start_frame:
+            return kept
+        if kept is not None:
+            kept.close()
+        return VideoReader(clip.video)
+
+    def give_back(self, reader: VideoReader, clip: ClipAnnotation) -> None:
+        """Keep the reader if more clips of its video may follow."""
+        if clip.end_frame is None:
+            reader.close()
+        else:
+            self._kept = reader
+
+    def close(self) -> None:
+        """Close the reader that is kept."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
 
-def pack_clip(clip: ClipAnnotation, num_joints: int, options: ClipOptions, times: Times) -> PackedClip:
+def pack_clip(clip: ClipAnnotation, num_joints: int, options: ClipOptions, times: Times,
+              readers: Readers) -> PackedClip:
     """Pack one clip. Raises UserError with the reason if the clip cannot be packed."""
     with times.step("own"):
         pose = clip.load_pose()
     with times.step("decode"):
-        reader = VideoReader(clip.video)
-    with reader:
-        with times.step("own"):
-            people = None if pose is None else to_video_pixels(clip.key, pose, reader.info, num_joints)
-            square = _square(people, reader.info, options.size)
-        if options.codec == "copy":
-            video, num_frames = _copy(clip, reader, times)
-        else:
-            video, num_frames = _encode(clip, reader, square, options, times)
-        info = reader.info
+        reader = readers.take(clip)
+    try:
+        packed = _pack_from(reader, clip, pose, num_joints, options, times)
+    except BaseException:
+        reader.close()
+        raise
+    readers.give_back(reader, clip)
+    return packed
+
+
+def _pack_from(reader: VideoReader, clip: ClipAnnotation, pose: Pose | None, num_joints: int, options: ClipOptions,
+               times: Times) -> PackedClip:
+    info = reader.info
+    with times.step("own"):
+        people = None if pose is None else to_video_pixels(clip.key, pose, info, num_joints)
+        square = _square(people, info, options.size)
+    if options.codec == "copy":
+        video, num_frames = _copy(clip, reader, times)
+    else:
+        video, num_frames = _encode(clip, reader, square, options, times)
     with times.step("own"):
         _check_count(clip, people, info, num_frames, options.pose_slack)
         side = _side_parts(people, info, num_frames, num_joints)
         meta = _meta(clip, people, info, num_frames, square, options)
         return PackedClip({**video, **side, "json": meta.to_bytes()}, num_frames)
-
-
-def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> VideoPose:
-    """Scale joints and boxes to the video's pixels; NaN, infinite and far-away joints become missing (zero).
-
-    Raises UserError if an array has a wrong shape.
-    """
-    pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
-    if pose_MTVC.ndim != 4 or pose_MTVC.shape[2:] != (num_joints, 2):
-        raise UserError(f"clip {key}: joints have shape {np.shape(pose.pose_MTVC)}, "
-                        f"expected (persons, frames, {num_joints}, 2)")
-    scale = np.array([info.width / (pose.width or info.width), info.height / (pose.height or info.height)], np.float32)
-    pose_MTVC *= scale
-    bad_MTV = ~np.isfinite(pose_MTVC).all(axis=-1)
-    limit = OUTSIDE_LIMIT * max(info.width, info.height)
-    with np.errstate(invalid="ignore"):
-        low, high = -limit, np.array([info.width, info.height]) + limit
-        bad_MTV |= ((pose_MTVC < low) | (pose_MTVC > high)).any(axis=-1)
-    pose_MTVC[bad_MTV] = 0.0
-    score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
-    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
-    return VideoPose(pose_MTVC, score_MTV, box_T4, int(bad_MTV.sum()))
-
-
-def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if np.shape(score_MTV) != shape:
-        raise UserError(f"clip {key}: joint scores have shape {np.shape(score_MTV)}, expected {shape}")
-    return np.nan_to_num(np.asarray(score_MTV, np.float32), posinf=0.0, neginf=0.0).astype(np.float16)
-
-
-def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames: int) -> np.ndarray:
-    box_T4 = np.array(pose.box_T4, np.float32)
-    if box_T4.shape != (num_frames, 4):
-        raise UserError(f"clip {key}: boxes have shape {box_T4.shape}, expected ({num_frames}, 4)")
-    if not pose.video_box:
-        box_T4 *= np.concatenate([scale, scale])
-    edge = np.array([info.width, info.height] * 2, np.float32)
-    box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), 0, edge)
-    empty_T = (box_T4[:, 2] <= box_T4[:, 0]) | (box_T4[:, 3] <= box_T4[:, 1])
-    box_T4[empty_T] = 0.0
-    return box_T4
 
 
 def _square(people: VideoPose | None, info: VideoInfo, size: int) -> tuple[int, int, int]:

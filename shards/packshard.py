@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import cv2
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.manifest import write_atomically
-from svdata2vec.shards.packclip import ClipOptions, Times, pack_clip
+from svdata2vec.shards.packclip import ClipOptions, PackedClip, Readers, Times, pack_clip
 from svdata2vec.shards.tarwriter import TarWriter
 from svdata2vec.shards.video import silence_decoder
 
@@ -91,10 +92,10 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
     rows, skipped = [], []
-    with TarWriter(path) as tar:
+    with TarWriter(path) as tar, closing(Readers()) as readers:
         for clip in task.clips:
             try:
-                packed = _pack_or_refuse(clip, task, times)
+                packed = _pack_or_refuse(clip, task, times, readers)
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
@@ -108,10 +109,10 @@ def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
     return ShardRecord(task.number, sha256, size, rows, skipped)
 
 
-def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times) -> Any:
+def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers: Readers) -> PackedClip:
     """The packed clip; whatever is wrong with the source files becomes a UserError."""
     try:
-        return pack_clip(clip, task.num_joints, task.options, times)
+        return pack_clip(clip, task.num_joints, task.options, times, readers)
     except UserError:
         raise
     except OSError as error:

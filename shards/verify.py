@@ -18,11 +18,11 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.index import INDEX_NAME
 from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest
-from svdata2vec.shards.packclip import OUTSIDE_LIMIT
 from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.shards.verifyvideo import video_faults
 from svdata2vec.shards.video import silence_decoder
+from svdata2vec.shards.videopose import OUTSIDE_LIMIT
 
 SKIPPED_NAME = "skipped.jsonl"
 

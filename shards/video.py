@@ -5,9 +5,9 @@ plain frame numbers), turned upright if the file has a rotation flag.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -52,7 +52,7 @@ def open_bytes(path: str | Path) -> IO[bytes]:
 
 
 class VideoReader:
-    """Decodes one video. Iterate `crops()` once; `info` is there from the start.
+    """Decodes one video, forwards only. `info` is there from the start; `position` is the next frame's number.
 
     Raises UserError naming the file if it has no readable video stream or a damaged frame.
     """
@@ -65,9 +65,11 @@ class VideoReader:
             self._container = self._open_container()
             self._stream = self._container.streams.video[0]
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
-            self._frames = self._decode()
-            self._first: Any = next(self._frames)
-            self.info = self._describe(self._first)
+            decoded = self._decode()
+            first = next(decoded)
+            self.info = self._describe(first)
+            self._frames = self._of_one_size(chain([first], decoded), (first.width, first.height))
+            self.position = 0
         except BaseException:
             self._file.close()
             raise
@@ -114,8 +116,11 @@ class VideoReader:
     def crops(self, x: int, y: int, side: int, start: int = 0, times: StepTimer | None = None) -> Iterator[np.ndarray]:
         """uint8 (side, side, 3) RGB of the frames from `start` on: the square at (x, y) in upright pixels.
 
-        Black outside the picture. The array is reused for the next frame.
+        Black outside the picture. The array is reused for the next frame. `start` must not lie before `position`;
+        whoever stops early can call again for frames further on.
         """
+        if start < self.position:
+            raise ValueError(f"{self.path}: frame {start} was passed, the next one is {self.position}")
         canvas = np.zeros((side, side, 3), np.uint8)
         left, top = max(x, 0), max(y, 0)
         right, bottom = max(min(x + side, self.info.width), left), max(min(y + side, self.info.height), top)
@@ -123,12 +128,13 @@ class VideoReader:
         region = (left, top, right, bottom)
         cutter = _Cutter()
         step = times.step if times else _no_timer
-        frames = islice(self._all_frames(), start, None)
         while True:
             with step("decode"):
-                frame = next(frames, None)
+                frame = self._next()
             if frame is None:
                 return
+            if self.position <= start:
+                continue
             with step("convert"):
                 if target.size:
                     target[:] = self._region(frame, region, cutter)
@@ -136,26 +142,31 @@ class VideoReader:
 
     def count(self) -> int:
         """Number of frames, by decoding all of them."""
-        return sum(1 for _ in self._all_frames())
+        while self._next() is not None:
+            pass
+        return self.position
 
-    def _all_frames(self) -> Iterator[Any]:
-        shape = self._first.width, self._first.height
-        yield self._first
-        self._first = None
-        for number, frame in enumerate(self._frames, start=1):
-            if (frame.width, frame.height) != shape:
-                raise UserError(f"{self.path}: the picture changes from {shape[0]}x{shape[1]} to "
+    def _next(self) -> Any:
+        """The next frame, None at the end."""
+        frame = next(self._frames, None)
+        self.position += frame is not None
+        return frame
+
+    def _of_one_size(self, frames: Iterable[Any], size: tuple[int, int]) -> Iterator[Any]:
+        for number, frame in enumerate(frames):
+            if (frame.width, frame.height) != size:
+                raise UserError(f"{self.path}: the picture changes from {size[0]}x{size[1]} to "
                                 f"{frame.width}x{frame.height} at frame {number}; re-encode it to one size")
             yield frame
 
     def _region(self, frame: Any, region: tuple[int, int, int, int], cutter: "_Cutter") -> np.ndarray:
         left, top, right, bottom = region
         if self.info.rotation:
-            upright = np.rot90(frame.to_ndarray(format="rgb24"), self.info.rotation // 90)
+            upright = np.rot90(_rgb(frame), self.info.rotation // 90)
             return upright[top:bottom, left:right]
         if frame.format.name in _CUTTABLE and not (frame.width | frame.height) & 1:
             return cutter.rgb(frame, region)
-        return frame.to_ndarray(format="rgb24")[top:bottom, left:right]
+        return _rgb(frame)[top:bottom, left:right]
 
     def close(self) -> None:
         """Close the file; further reading is an error."""
@@ -187,8 +198,12 @@ class _Cutter:
             y, x = even_top >> shift, even_left >> shift
             rows, columns = height >> shift, width >> shift
             _rows(target)[:rows, :columns] = _rows(source)[y : y + rows, x : x + columns]
-        rgb = self._frame.to_ndarray(format="rgb24")
-        return rgb[top - even_top : bottom - even_top, left - even_left : right - even_left]
+        return _rgb(self._frame)[top - even_top : bottom - even_top, left - even_left : right - even_left]
+
+
+def _rgb(frame: Any) -> np.ndarray:
+    """uint8 (height, width, 3). One thread: by default the library starts some for every frame, which costs more."""
+    return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def _rows(plane: Any) -> np.ndarray:

@@ -1,27 +1,28 @@
 """Every reader on miniature data in the published format, from files to packed clips."""
 
 import inspect
-import json
 import logging
-import re
+from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
 
+from svdata2vec.shards import packclip
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.packclip import resize_square
 from svdata2vec.shards.read_ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
 from svdata2vec.shards.read_pku import read_pku_skeleton
-from svdata2vec.shards.read_smarthome import CLASSES, VIEW_CLASSES, read_smarthome_json, smarthome_splits
-from svdata2vec.shards.read_smarthome import PUBLISHED as SMARTHOME_PUBLISHED
 from svdata2vec.shards.read_uav import CSV1_TRAIN, CSV2_TRAIN
 from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.shards.sources import SOURCES, open_dataset
 from svdata2vec.shards.tables import lines, numbers
+from svdata2vec.shards.video import VideoReader
 
 OPTIONS = PackOptions(workers=1, size=96)
 FRAMES = 6
@@ -174,89 +175,6 @@ def test_damaged_skeletons_name_the_line(tmp_path: Path, text: str, message: str
         pose_file.read(str(tmp_path / "a.skeleton"), *pose_file.arguments)
 
 
-# ---------------------------------------------------------------------------------------------------- Smarthome
-
-def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:
-    """A skeleton file from lists of (13, 2) LCR-Net joints per frame."""
-    frames = [[{"pose2d": [*joints[:, 0].tolist(), *joints[:, 1].tolist()], "pose3d": [0.1] * 39,
-                **({"cumscore": 1.5} if version == 1 else {})} for joints in persons] for persons in people]
-    return json.dumps({"K": 20 if version == 1 else 5, "njts": 13, "frames": frames})
-
-
-def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, object]:
-    """640x480 videos are replaced by small ones: the joints are in 640x480 all the same."""
-    videos, skeletons = root / "mp4", root / "skeletons"
-    videos.mkdir()
-    skeletons.mkdir()
-    lcr = np.stack([np.linspace(100, 148, 13), np.linspace(200, 320, 13)], axis=1)
-    people = [[lcr + t] for t in range(FRAMES)]
-    people[2] = []
-    if version == 1:
-        people[3] = [lcr + 3, lcr + 50]
-    else:
-        people = people[:-1]  # v1.2 has one pose fewer than the video has frames
-    people[1][0][5] = -1
-    suffix = "" if version == 1 else "_pose3d"
-    for stem in stems:
-        write_video(videos / f"{stem}.mp4", FRAMES)
-        (skeletons / f"{stem}{suffix}.json").write_text(smarthome_json(people, version))
-    return {"videos": videos, "skeletons": skeletons}
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_smarthome(tmp_path: Path, version: int) -> None:
-    stems = ["Cook.Cleandishes_p02_r00_v02_c03", "Usetablet_p03_r01_v00_c01", "Pour.Fromcup_p03_r01_v00_c01"]
-    sources = smarthome_set(tmp_path, stems, version)
-    write_video(Path(str(sources["videos"])) / "Walk_p19_r00_v00_c05.mp4", FRAMES)
-    dataset = open_dataset("smarthome", **sources)
-    assert {entry.key: entry.reason for entry in dataset.skipped} == {
-        "Walk_p19_r00_v00_c05": "no skeleton Walk_p19_r00_v00_c05.json or Walk_p19_r00_v00_c05_pose3d.json"}
-    shards = packed(dataset, tmp_path)
-    assert shards.manifest.splits["cs_test"] == ["Cook-Cleandishes_p02_r00_v02_c03"]
-    assert shards.manifest.splits["cs_train"] == shards.manifest.splits["cv1_train"] == ["Usetablet_p03_r01_v00_c01"]
-    assert not any("Fromcup" in key for keys in shards.manifest.splits.values() for key in keys)
-    sample = clip_of(shards, "Usetablet_p03_r01_v00_c01")
-    assert sample.label == CLASSES.index("Usetablet") == 27
-    assert shards.label_map("cv1_train")[27] == VIEW_CLASSES.index("Usetablet") == 16
-    assert shards.label_map("cv1_train")[0] == -1 and len(shards.split_classes("cv1_train")) == 19
-    scale = np.array([WIDTH / 640, HEIGHT / 480])
-    head, neck = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13]
-    assert np.allclose(head, np.array([148, 320]) * scale, atol=1e-3), "LCR-Net's last joint is the head"
-    assert np.allclose(neck, np.array([142, 305]) * scale, atol=1e-3), "mean of the shoulders"
-    assert not sample.pose_MTVC[0, 2].any(), "nobody found in this frame"
-    assert not sample.pose_MTVC[0, 1, 7].any() and not sample.pose_MTVC[0, 1, 14].any(), "left hip, so mid-hip too"
-    if version == 1:
-        assert sample.pose_MTVC.shape[0] == 2 and sample.pose_MTVC[1, 3].any() and sample.meta.pose_frames is None
-    else:
-        assert sample.meta.pose_frames == FRAMES - 1
-        assert np.array_equal(sample.pose_MTVC[:, -1], sample.pose_MTVC[:, -2]), "the last pose is repeated"
-
-
-def test_smarthome_official_numbers(tmp_path: Path) -> None:
-    assert sum(SMARTHOME_PUBLISHED[f"cs_{part}"] for part in ("train", "val", "test")) == 16115
-    assert len(CLASSES) == 31 and list(CLASSES) == sorted(CLASSES, key=str.lower) and len(VIEW_CLASSES) == 19
-    stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in (2, 3, 19) for c in range(1, 8)]
-    clips = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).clips
-    cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in smarthome_splits(clips).items()}
-    assert cameras["cv1_train"] == [1] and cameras["cv2_train"] == [1, 3, 4, 6, 7]
-    assert cameras["cv1_val"] == cameras["cv2_val"] == [5] and cameras["cv1_test"] == cameras["cv2_test"] == [2]
-    subjects = {name: sorted({int(re.findall(r"_p(\d+)", key)[0]) for key in keys})
-                for name, keys in smarthome_splits(clips).items() if name.startswith("cs")}
-    assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
-
-
-def test_smarthome_faults(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"frames": [[{"pose2d": [1, 2, 3]}]]}')
-    with pytest.raises(UserError, match=r"a\.json, frame 0: pose2d has shape \(3,\), expected 26 numbers"):
-        read_smarthome_json(str(tmp_path / "a.json"))
-    (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(UserError, match=r"b\.json: not a Smarthome skeleton"):
-        read_smarthome_json(str(tmp_path / "b.json"))
-    sources = smarthome_set(tmp_path, ["Dance_p02_r00_v02_c03"], 1)
-    with pytest.raises(UserError, match="unknown activity 'Dance'; expected one of Cook"):
-        open_dataset("smarthome", **sources)
-
-
 # ---------------------------------------------------------------------------------------------------- UAV-Human
 
 def test_uav_human(tmp_path: Path) -> None:
@@ -315,16 +233,35 @@ def test_pku_mmd(tmp_path: Path) -> None:
     assert bytes(first.video[:2000]) != bytes(whole.video[:2000])
 
 
-def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path) -> None:
-    from svdata2vec.shards.video import VideoReader
+def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("pku-mmd", **pku_set(tmp_path))
-    clip = dataset.clips[1]
-    with VideoReader(clip.video) as reader:
-        everything = [frame.copy() for frame in reader.crops(0, 0, 192)]
-    with VideoReader(clip.video) as reader:
-        part = [frame.copy() for frame in reader.crops(0, 0, 192, start=clip.start_frame)]
-    assert len(everything) == 20 and len(part) == 10
-    assert all(np.array_equal(a, b) for a, b in zip(part, everything[10:], strict=True))
+    with VideoReader(dataset.clips[0].video) as reader:
+        frames = [frame.copy() for frame in reader.crops(0, 0, 192)]
+    with VideoReader(dataset.clips[0].video) as reader:
+        first = [frame.copy() for frame in islice(reader.crops(0, 0, 192, start=2), 6)]
+        second = [frame.copy() for frame in reader.crops(0, 0, 192, start=10)]
+        with pytest.raises(ValueError, match="frame 3 was passed, the next one is 20"):
+            next(reader.crops(0, 0, 192, start=3))
+    assert len(frames) == 20 and np.array_equal(first, frames[2:8]) and np.array_equal(second, frames[10:])
+    opened: list[str] = []
+    monkeypatch.setattr(packclip, "VideoReader", lambda path: opened.append(Path(path).name) or VideoReader(path))
+    shards = packed(dataset, tmp_path)
+    assert sorted(opened) == ["0002-L.avi", "0003-M.avi"], "one pass serves both clips of a video"
+    with VideoReader(dataset.clips[0].video) as reader:
+        expected = [resize_square(frame, 96) for frame in reader.crops(*square_of(shards, "0002-L_001"), start=10)]
+    sample = clip_of(shards, "0002-L_001")
+    assert sample.video is not None and sample.offsets is not None
+    for t in range(len(expected)):
+        coded = np.frombuffer(sample.video[sample.offsets[t] : sample.offsets[t + 1]], np.uint8)
+        found = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
+        errors = [np.abs(found.astype(int) - other).mean() for other in expected]
+        assert np.argmin(errors) == t
+
+
+def square_of(shards: ShardSet, key: str) -> tuple[int, int, int]:
+    """The stored square (x, y, side) of a clip."""
+    a = clip_of(shards, key).meta.packed_to_source
+    return round(a[0, 2]), round(a[1, 2]), round(a[0, 0] * shards.manifest.packed_size)
 
 
 @pytest.mark.parametrize(("file", "text", "message"), [

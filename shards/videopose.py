@@ -1,0 +1,66 @@
+"""Brings annotated joints and boxes into the pixels of the decoded video and marks what cannot be true as missing.
+
+M persons, T annotated frames, V joints.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from svdata2vec.shards.annotations import Pose
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.video import VideoInfo
+
+# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view.
+OUTSIDE_LIMIT = 0.5
+
+
+@dataclass(frozen=True)
+class VideoPose:
+    """A clip's people in pixels of the upright decoded video; no NaN, zero = missing. `box_T4` None: not annotated."""
+
+    pose_MTVC: np.ndarray
+    score_MTV: np.ndarray | None
+    box_T4: np.ndarray | None
+    bad_joints: int
+
+
+def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> VideoPose:
+    """Scale joints and boxes to the video's pixels; NaN, infinite and far-away joints become missing (zero).
+
+    Raises UserError if an array has a wrong shape.
+    """
+    pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
+    if pose_MTVC.ndim != 4 or pose_MTVC.shape[2:] != (num_joints, 2):
+        raise UserError(f"clip {key}: joints have shape {np.shape(pose.pose_MTVC)}, "
+                        f"expected (persons, frames, {num_joints}, 2)")
+    scale = np.array([info.width / (pose.width or info.width), info.height / (pose.height or info.height)], np.float32)
+    pose_MTVC *= scale
+    bad_MTV = ~np.isfinite(pose_MTVC).all(axis=-1)
+    limit = OUTSIDE_LIMIT * max(info.width, info.height)
+    with np.errstate(invalid="ignore"):
+        low, high = -limit, np.array([info.width, info.height]) + limit
+        bad_MTV |= ((pose_MTVC < low) | (pose_MTVC > high)).any(axis=-1)
+    pose_MTVC[bad_MTV] = 0.0
+    score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
+    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
+    return VideoPose(pose_MTVC, score_MTV, box_T4, int(bad_MTV.sum()))
+
+
+def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if np.shape(score_MTV) != shape:
+        raise UserError(f"clip {key}: joint scores have shape {np.shape(score_MTV)}, expected {shape}")
+    return np.nan_to_num(np.asarray(score_MTV, np.float32), posinf=0.0, neginf=0.0).astype(np.float16)
+
+
+def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames: int) -> np.ndarray:
+    box_T4 = np.array(pose.box_T4, np.float32)
+    if box_T4.shape != (num_frames, 4):
+        raise UserError(f"clip {key}: boxes have shape {box_T4.shape}, expected ({num_frames}, 4)")
+    if not pose.video_box:
+        box_T4 *= np.concatenate([scale, scale])
+    edge = np.array([info.width, info.height] * 2, np.float32)
+    box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), 0, edge)
+    empty_T = (box_T4[:, 2] <= box_T4[:, 0]) | (box_T4[:, 3] <= box_T4[:, 1])
+    box_T4[empty_T] = 0.0
+    return box_T4

@@ -1,0 +1,101 @@
+"""The Toyota Smarthome reader on miniature data in the published format, from files to packed clips."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shards_data import HEIGHT, WIDTH, write_video
+from test_shards_readers import FRAMES, clip_of, packed
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.read_smarthome import (
+    CLASSES,
+    PUBLISHED,
+    VIEW_CLASSES,
+    read_smarthome_json,
+    smarthome_splits,
+)
+from svdata2vec.shards.sources import open_dataset
+
+
+def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:
+    """A skeleton file from lists of (13, 2) LCR-Net joints per frame."""
+    frames = [[{"pose2d": [*joints[:, 0].tolist(), *joints[:, 1].tolist()], "pose3d": [0.1] * 39,
+                **({"cumscore": 1.5} if version == 1 else {})} for joints in persons] for persons in people]
+    return json.dumps({"K": 20 if version == 1 else 5, "njts": 13, "frames": frames})
+
+
+def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, object]:
+    """640x480 videos are replaced by small ones: the joints are in 640x480 all the same."""
+    videos, skeletons = root / "mp4", root / "skeletons"
+    videos.mkdir()
+    skeletons.mkdir()
+    lcr = np.stack([np.linspace(100, 148, 13), np.linspace(200, 320, 13)], axis=1)
+    people = [[lcr + t] for t in range(FRAMES)]
+    people[2] = []
+    if version == 1:
+        people[3] = [lcr + 3, lcr + 50]
+    else:
+        people = people[:-1]  # v1.2 has one pose fewer than the video has frames
+    people[1][0][5] = -1
+    suffix = "" if version == 1 else "_pose3d"
+    for stem in stems:
+        write_video(videos / f"{stem}.mp4", FRAMES)
+        (skeletons / f"{stem}{suffix}.json").write_text(smarthome_json(people, version))
+    return {"videos": videos, "skeletons": skeletons}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_smarthome(tmp_path: Path, version: int) -> None:
+    stems = ["Cook.Cleandishes_p02_r00_v02_c03", "Usetablet_p03_r01_v00_c01", "Pour.Fromcup_p03_r01_v00_c01"]
+    sources = smarthome_set(tmp_path, stems, version)
+    write_video(Path(str(sources["videos"])) / "Walk_p19_r00_v00_c05.mp4", FRAMES)
+    dataset = open_dataset("smarthome", **sources)
+    assert {entry.key: entry.reason for entry in dataset.skipped} == {
+        "Walk_p19_r00_v00_c05": "no skeleton Walk_p19_r00_v00_c05.json or Walk_p19_r00_v00_c05_pose3d.json"}
+    shards = packed(dataset, tmp_path)
+    assert shards.manifest.splits["cs_test"] == ["Cook-Cleandishes_p02_r00_v02_c03"]
+    assert shards.manifest.splits["cs_train"] == shards.manifest.splits["cv1_train"] == ["Usetablet_p03_r01_v00_c01"]
+    assert not any("Fromcup" in key for keys in shards.manifest.splits.values() for key in keys)
+    sample = clip_of(shards, "Usetablet_p03_r01_v00_c01")
+    assert sample.label == CLASSES.index("Usetablet") == 27
+    assert shards.label_map("cv1_train")[27] == VIEW_CLASSES.index("Usetablet") == 16
+    assert shards.label_map("cv1_train")[0] == -1 and len(shards.split_classes("cv1_train")) == 19
+    scale = np.array([WIDTH / 640, HEIGHT / 480])
+    head, neck = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13]
+    assert np.allclose(head, np.array([148, 320]) * scale, atol=1e-3), "LCR-Net's last joint is the head"
+    assert np.allclose(neck, np.array([142, 305]) * scale, atol=1e-3), "mean of the shoulders"
+    assert not sample.pose_MTVC[0, 2].any(), "nobody found in this frame"
+    assert not sample.pose_MTVC[0, 1, 7].any() and not sample.pose_MTVC[0, 1, 14].any(), "left hip, so mid-hip too"
+    if version == 1:
+        assert sample.pose_MTVC.shape[0] == 2 and sample.pose_MTVC[1, 3].any() and sample.meta.pose_frames is None
+    else:
+        assert sample.meta.pose_frames == FRAMES - 1
+        assert np.array_equal(sample.pose_MTVC[:, -1], sample.pose_MTVC[:, -2]), "the last pose is repeated"
+
+
+def test_smarthome_official_numbers(tmp_path: Path) -> None:
+    assert sum(PUBLISHED[f"cs_{part}"] for part in ("train", "val", "test")) == 16115
+    assert len(CLASSES) == 31 and list(CLASSES) == sorted(CLASSES, key=str.lower) and len(VIEW_CLASSES) == 19
+    stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in (2, 3, 19) for c in range(1, 8)]
+    clips = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).clips
+    cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in smarthome_splits(clips).items()}
+    assert cameras["cv1_train"] == [1] and cameras["cv2_train"] == [1, 3, 4, 6, 7]
+    assert cameras["cv1_val"] == cameras["cv2_val"] == [5] and cameras["cv1_test"] == cameras["cv2_test"] == [2]
+    subjects = {name: sorted({int(re.findall(r"_p(\d+)", key)[0]) for key in keys})
+                for name, keys in smarthome_splits(clips).items() if name.startswith("cs")}
+    assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
+
+
+def test_smarthome_faults(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"frames": [[{"pose2d": [1, 2, 3]}]]}')
+    with pytest.raises(UserError, match=r"a\.json, frame 0: pose2d has shape \(3,\), expected 26 numbers"):
+        read_smarthome_json(str(tmp_path / "a.json"))
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(UserError, match=r"b\.json: not a Smarthome skeleton"):
+        read_smarthome_json(str(tmp_path / "b.json"))
+    sources = smarthome_set(tmp_path, ["Dance_p02_r00_v02_c03"], 1)
+    with pytest.raises(UserError, match="unknown activity 'Dance'; expected one of Cook"):
+        open_dataset("smarthome", **sources)
