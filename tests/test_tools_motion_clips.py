@@ -18,8 +18,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import check_motion_clips as check  # noqa: E402
 import make_motion_clips as make  # noqa: E402
-from motion_figures import CLASSES, JOINT, make_body, perform  # noqa: E402
-from motion_scene import PARTS, PLAIN_GREY, FigurePainter, detect, render  # noqa: E402
+from motion_bodies import JOINT, make_body  # noqa: E402
+from motion_detector import detect  # noqa: E402
+from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render  # noqa: E402
+from motion_figures import CLASSES, perform  # noqa: E402
 
 TINY = make.Options(clips=24, seed=3, min_frames=24, max_frames=28, width=160, height=96)
 
@@ -82,7 +84,7 @@ def test_joints_are_inside_the_picture_or_exactly_zero_with_score_zero(annotatio
         assert (score <= 1).all()
         missing += int(absent.sum())
     share = missing / sum(entry["keypoint_score"].size for entry in annotations)
-    assert 0.0002 < share < 0.1
+    assert 0 < share < 0.1
 
 
 def test_videos_are_h264_at_30_fps_with_the_annotated_number_of_frames(
@@ -328,7 +330,7 @@ def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path
 
 def joint_trial(data: np.ndarray, *, one_frame: bool) -> check.Trial:
     inputs = data.shape[-1]
-    return check.Trial("joints", data, one_frame, 12, False, check.show_joints, lambda: check.JointNet(96, inputs))
+    return check.Trial("joints", data, one_frame, 8, False, check.show_joints, lambda: check.JointNet(96, inputs))
 
 
 def test_check_tells_order_from_pose() -> None:

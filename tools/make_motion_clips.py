@@ -24,8 +24,11 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from motion_figures import CLASSES, FPS, make_body, perform
-from motion_scene import AZIMUTHS, Picture, Scene, detect, make_camera, make_look, make_scene, render
+from motion_bodies import make_body
+from motion_detector import detect
+from motion_drawing import render
+from motion_figures import CLASSES, FPS, perform
+from motion_scene import AZIMUTHS, Picture, Scene, make_camera, make_look, make_scene
 from numpy.typing import NDArray
 
 from svdata2vec.shards.errors import UserError
