@@ -119,20 +119,24 @@ class DaliDecoder:
     def _decode_chunk(self, chunk: list[tuple[int, EncodedClip]], out_BTSS3: Tensor) -> dict[int, str]:
         """One run; if DALI fails, a new pipeline and one run per clip, so that only the guilty ones are lost."""
         try:
-            self._run(chunk, out_BTSS3)
-            return {}
+            output = self._run(chunk)
         except RuntimeError as error:
             self._pipeline = None
             self.rebuilds += 1
             if len(chunk) == 1:
                 return {chunk[0][0]: _short(error)}
+        else:
+            place = self._warp if self.geometry == "opencv" else self._copy
+            place(chunk, output, out_BTSS3)
+            return {}
         log.warning("a run of %d clips failed in DALI; trying them one by one", len(chunk))
         failed: dict[int, str] = {}
         for entry in chunk:
             failed.update(self._decode_chunk([entry], out_BTSS3))
         return failed
 
-    def _run(self, chunk: list[tuple[int, EncodedClip]], out_BTSS3: Tensor) -> None:
+    def _run(self, chunk: list[tuple[int, EncodedClip]]) -> Any:
+        """DALI's output for a chunk. Raises RuntimeError, and then the pipeline is dead, if a clip is damaged."""
         feed: Feed = {}
         for _, clip in chunk:
             for name, values in self._inputs(clip).items():
@@ -141,10 +145,7 @@ class DaliDecoder:
         for name, values in feed.items():
             pipeline.feed_input(name, values)
         (output,) = pipeline.run()
-        if self.geometry == "opencv":
-            self._warp(chunk, output, out_BTSS3)
-        else:
-            self._copy(chunk, output, out_BTSS3)
+        return output
 
     def _built(self, num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:

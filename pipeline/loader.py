@@ -5,6 +5,7 @@ augmentation are pure functions of (seed, epoch, key), so nothing else has to be
 resume is equal bit for bit; with another number of ranks or another batch size no clip is lost or repeated.
 """
 
+import atexit
 import hashlib
 import os
 import time
@@ -45,7 +46,9 @@ class ClipLoader:
     max_bad_rate: share of unusable clips that is tolerated; 0 = none. check_hashes: compare each tar with the manifest.
 
     Iterating gives the rest of the current epoch; the next iteration starts the next epoch. Threads and DALI start with
-    the first iteration, so a loader may be pickled or forked before. `close` (or `with`) ends them.
+    the first iteration. A loader may be pickled, and used again in a child process, forked or spawned (children of
+    multiprocessing; one of a bare os.fork must leave by os._exit, or DALI's exit handler crashes it). `close` (or
+    `with`) ends threads and processes.
 
     Raises UserError for an unknown split and ValueError for arguments that cannot be met.
     """
@@ -85,6 +88,7 @@ class ClipLoader:
         self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
         self.video, self.joints, self.max_bad_rate, self.check_hashes = video, joints, max_bad_rate, check_hashes
         rows = _select(shards.rows(split), limit, split)
+        _check_labels(shards, split, rows)
         self.order = OrderConfig(
             rows=rows, views=1 if train else plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
@@ -200,11 +204,14 @@ class ClipLoader:
     def _run(self) -> "_Running":
         """The background half: made at first use, and again in a forked child, where the parent's threads are not."""
         if self._running is not None and self._running.pid != os.getpid():
-            _LEFT_TO_PARENT.append(self._running)
-            self._running = None
+            self.close()
         if self._running is None:
             self._running = _Running(self._make_producer())
             self._running.finalizer = weakref.finalize(self, self._running.shut_down)
+            self._running.finalizer.atexit = False  # _stop_all does it, in time
+            _RUNNING.add(self._running)
+            atexit.unregister(_stop_all)
+            atexit.register(_stop_all)  # last registered, first called: before DALI's handler destroys its pipelines
         return self._running
 
     def _make_producer(self) -> Producer:
@@ -228,6 +235,7 @@ class ClipLoader:
             self._stop_stream()
 
 
+_RUNNING: "weakref.WeakSet[_Running]" = weakref.WeakSet()
 _LEFT_TO_PARENT: list["_Running"] = []  # a forked child must not destroy what its parent's threads work on
 
 
@@ -256,9 +264,16 @@ class _Running:
         self.reader = self.stream = None
 
     def shut_down(self) -> None:
-        if self.pid == os.getpid():
-            self.stop()
-            self.producer.close()
+        if self.pid != os.getpid():
+            _LEFT_TO_PARENT.append(self)
+            return
+        self.stop()
+        self.producer.close()
+
+
+def _stop_all() -> None:
+    for running in list(_RUNNING):
+        running.shut_down()
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
@@ -291,6 +306,20 @@ def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, spli
     if foreign.size:
         raise ValueError(f"limit names row {foreign[0]}, not in split {split!r}: use rows of shards.rows({split!r})")
     return wanted
+
+
+def _check_labels(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> None:
+    """Raise UserError if a clip has a class that its split does not have: its label would be meaningless."""
+    label_map = shards.label_map(split)
+    label_N = shards.index["label"][rows]
+    valid_N = (label_N >= 0) & (label_N < len(label_map))
+    valid_N[valid_N] = label_map[label_N[valid_N]] >= 0
+    if not valid_N.all():
+        row = rows[np.argmin(valid_N)]
+        raise UserError(
+            f"{shards.root}: clip {shards.index['key'][row].decode()} has label {shards.index['label'][row]}, but split "
+            f"{split!r} has the classes {', '.join(shards.split_classes(split))}; correct the annotations and pack again"
+        )
 
 
 def _fingerprint(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> str:

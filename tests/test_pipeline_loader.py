@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -231,6 +232,15 @@ def test_arguments_are_checked(shards, options, message):
 def test_unknown_split_lists_the_splits(shards):
     with pytest.raises(UserError, match="no split 'xsub'; it has all"):
         ClipLoader(shards, "xsub", PLAN, batch_size=2, train=True)
+
+
+def test_a_label_outside_the_split_is_named(shards, tmp_path):
+    shutil.copytree(shards.root, tmp_path / "copy")
+    index = np.load(tmp_path / "copy" / "index.npy")
+    index["label"][7] = 9
+    np.save(tmp_path / "copy" / "index.npy", index)
+    with pytest.raises(UserError, match="clip clip00007 has label 9, but split 'all' has the classes a, b, c, d, e"):
+        make(ShardSet.open(tmp_path / "copy"))
 
 
 def our_threads() -> list[str]:
