@@ -1,4 +1,4 @@
-"""Runs `test_kernels_triton.py` by Triton's interpreter, in a process of its own.
+"""Runs the tests of the Triton kernels by Triton's interpreter, in a process of its own.
 
 Triton decides at import whether kernels are interpreted or compiled, and `test_kernels_compile.py` needs them compiled.
 """
@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+FILES = ("test_kernels_triton.py", "test_kernels_training_step.py")
 
 
 def test_every_kernel_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not gpu", "--tb=short"]
     done = subprocess.run(
-        [*command, str(TESTS / "test_kernels_triton.py")],
+        [*command, *(str(TESTS / name) for name in FILES)],
         cwd=TESTS.parent,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -26,5 +27,5 @@ def test_every_kernel_under_the_interpreter() -> None:
     summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
     assert done.returncode == 0, summary
     passed = re.search(r"(\d+) passed", summary)
-    assert passed and int(passed[1]) >= 150, f"too few tests ran: {summary}"
+    assert passed and int(passed[1]) >= 250, f"too few tests ran: {summary}"
     assert "skipped" not in summary, summary

@@ -1,7 +1,4 @@
-"""The Triton kernels against the references: on a GPU for real, or in a process with TRITON_INTERPRET=1 on the CPU.
-
-Neither is there in an ordinary process on a machine without a GPU, where these tests are skipped like all `gpu` tests;
-`test_kernels_interpreter.py` then starts the interpreting process, so that they run either way.
+"""The Triton kernels against the references, on a GPU for real or by the interpreter (see kernel_device.py).
 
 Judged by distance: the kernel and the reference are both compared with the reference in float64 (see tolerances.py).
 """
@@ -14,21 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_device import DEVICE, triton_marks
 from tolerances import assert_as_close_as
 from torch import Tensor
 
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
-from svdata2vec.kernels.dispatch import INTERPRETED, Impl
+from svdata2vec.kernels.dispatch import Impl
 
-if INTERPRETED:
-    from interpreter_bf16 import repair
-
-    repair()
-else:
-    pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = triton_marks()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])

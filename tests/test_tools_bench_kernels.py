@@ -1,0 +1,118 @@
+"""The kernels' benchmark: wrong candidates are caught before they are timed, one op runs through, the page is rendered."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import bench_kernels as bench  # noqa: E402
+import kernel_candidates as candidates  # noqa: E402
+import render_kernels as render  # noqa: E402
+
+SCALE = candidates.Scale((2,), 32, (), torch.float32, torch.device("cpu"))
+BUDGET = bench.Budget(0, 1)
+
+
+def test_every_candidate_at_every_case_agrees_with_the_truth() -> None:
+    """All but the compiled ones, whose compilation takes minutes; the benchmark itself verifies those."""
+    for case in candidates.all_cases(SCALE):
+        truth = bench.evaluate(case.truth, bench.exact_inputs(case))
+        names = [name for name in case.candidates if "compile" not in name]
+        assert len(names) >= 2
+        for name in names:
+            error = bench.relative_error(bench.evaluate(case.candidates[name], case.inputs), truth)
+            assert error < 1e-4, f"{case.op} {case.shape} {name}: {error}"
+
+
+@pytest.mark.parametrize("fault", ["value", "gradient", "not a number"])
+def test_a_wrong_candidate_is_not_timed(fault: str) -> None:
+    case = candidates.attention_case(SCALE, 2, 5, 2, 4)
+
+    class DoublesGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return 2 * grad
+
+    def wrong(qkv: torch.Tensor) -> torch.Tensor:
+        if fault == "gradient":
+            return case.truth.run(DoublesGradient.apply(qkv))
+        return case.truth.run(qkv) * (1.1 if fault == "value" else float("nan"))
+
+    case = replace(case, candidates={"wrong": candidates.Candidate(wrong), "right": case.truth})
+    truth = bench.evaluate(case.truth, bench.exact_inputs(case))
+    (row,) = bench.bench_candidate("wrong", case, truth, SCALE, BUDGET)
+    assert (row.status, row.ms) == ("wrong", None)
+    rows = bench.bench_candidate("right", case, truth, SCALE, BUDGET)
+    assert [row.direction for row in rows] == ["forward", "backward", "both"]
+    assert all(row.ms and row.ms_20 and row.ms_80 and row.ms_20 <= row.ms <= row.ms_80 for row in rows)
+
+
+def test_a_backend_that_refuses_a_shape_is_recorded_as_such() -> None:
+    def refuse(qkv: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+
+    case = candidates.attention_case(SCALE, 1, 3, 1, 4)
+    case = replace(case, candidates={"SDPA flash": candidates.Candidate(refuse), "eager": candidates.Candidate(refuse)})
+    (row,) = bench.bench_candidate("SDPA flash", case, [], SCALE, BUDGET)
+    assert row.status == "refused: No available kernel. Aborting execution."
+    with pytest.raises(RuntimeError, match="No available kernel"):
+        bench.bench_candidate("eager", case, [], SCALE, BUDGET)
+
+
+def test_the_command_measures_one_op_and_the_page_shows_it(tmp_path: Path) -> None:
+    out = tmp_path / "kernels_cpu.json"
+    assert bench.main(["--device", "cpu", "--quick", "--ops", "masked_mse", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert {row["candidate"] for row in record["rows"]} == {"op on the CPU", "eager", "torch.compile"}
+    assert all(row["status"] == "ok" and row["device"] == record["device"] for row in record["rows"])
+    assert render.main(["--folder", str(tmp_path)]) == 0
+    page = (tmp_path / "kernels.md").read_text()
+    assert "## On a GPU\n\nNot measured yet" in page
+    assert "they check the benchmark" in page
+    assert page.count("| masked_mse |") == 9
+    assert (tmp_path / "kernels_cpu.png").stat().st_size > 1000
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(SystemExit, match="unknown ops softmax; there are gather_frames, fuse_tokens"):
+        list(candidates.all_cases(SCALE, ["softmax"]))
+
+
+def test_the_page_holds_gpu_timings_against_the_targets(tmp_path: Path) -> None:
+    def row(op: str, candidate: str, direction: str, ms: float, gb_per_s: float | None = None) -> dict[str, Any]:
+        values = {"gb_per_s": gb_per_s, "tflop_per_s": None, "peak_mb": 1.0, "error": 1e-3, "ms_20": ms, "ms_80": ms}
+        return {"op": op, "shape": "S", "candidate": candidate, "status": "ok", "direction": direction, "ms": ms, **values}
+
+    rows = [
+        row("gather_frames", "triton", "forward", 1.0, 850.0),
+        row("gather_frames", "eager", "forward", 5.0, 170.0),
+        row("layer_targets", "triton", "forward", 1.0, 700.0),
+        row("attention", "triton", "both", 1.0),
+        row("attention", "SDPA flash", "both", 1.6),
+        row("attention", "SDPA cudnn", "both", 1.4),
+        row("transformer", "triton", "both", 3.0),
+        row("transformer", "triton + torch.compile", "both", 2.0),
+        row("transformer", "torch.compile", "both", 5.0),
+    ]
+    about = {"device": "a GPU", "torch": "2", "triton": "3", "cuda": "13", "date": "2026-01-01"}
+    ceilings = {"copy_gb_per_s": 1000.0, "matmul_tflop_per_s": 500.0}
+    record = {**about, "warmup_ms": 25, "measure_ms": 100, "ceilings": ceilings, "rows": rows}
+    (tmp_path / "kernels_cuda.json").write_text(json.dumps(record))
+    render.main(["--folder", str(tmp_path)])
+    page = (tmp_path / "kernels.md").read_text()
+    assert "- reached: gather_frames, S, forward: 85% of copy (80%)" in page
+    assert "- **missed**: layer_targets, S, forward: 70% of copy (80%)" in page
+    assert "- **missed**: attention, S: 1.40 x best SDPA (1.5 x)" in page
+    assert "- reached: transformer, S: 2.50 x torch.compile (2.0 x)" in page
+    assert "850 (85%)" in page

@@ -1,0 +1,313 @@
+"""What `bench_kernels.py` measures: each op's inputs at one shape, and every way to compute it that is worth comparing.
+
+B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from svdata2vec.config import ModelConfig, TargetConfig
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.model import Decoder, Encoder
+from svdata2vec.teacher import Teacher
+
+T, KEPT, D, H, L = 40, 13, 256, 8, 8
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute an op; `parameters` are leaves beside the case's inputs (the weights of a network)."""
+
+    run: Function
+    parameters: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    Attributes:
+        inputs: float tensors that the candidates take in this order; those that require a gradient get one.
+        truth: the plain PyTorch implementation, called with float32 inputs.
+        candidates: name -> function of `inputs`; each is verified against the truth, then timed.
+        forward_bytes, backward_bytes: what must be read and written at least, each value once.
+        forward_flops, backward_flops: of the matrix products.
+    """
+
+    op: str
+    shape: str
+    inputs: tuple[Tensor, ...]
+    truth: Candidate
+    candidates: dict[str, Candidate]
+    forward_bytes: int
+    backward_bytes: int = 0
+    forward_flops: int = 0
+    backward_flops: int = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the cases are."""
+
+    batches: tuple[int, ...]
+    side: int
+    sweep: tuple[tuple[int, int], ...]  # (N, E) of the attention sweep, beside the model's own
+    dtype: torch.dtype
+    device: torch.device
+
+
+def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
+    """Every op (or those named) at the model's shapes, then the sweep; made one by one, as memory allows."""
+    makers: dict[str, list[Callable[[int], Case]]] = {
+        "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
+        "fuse_tokens": [lambda b: fuse_case(scale, b)],
+        "restore_tokens": [lambda b: restore_case(scale, b)],
+        "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
+        "layer_targets": [lambda b: targets_case(scale, b)],
+        "masked_mse": [lambda b: loss_case(scale, b)],
+        "transformer": [lambda b: transformer_case(scale, b)],
+    }
+    if unknown := set(ops) - set(makers):
+        raise SystemExit(f"unknown ops {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+    for batch in scale.batches:
+        for op, cases in makers.items():
+            if not ops or op in ops:
+                yield from (make(batch) for make in cases)
+    if not ops or "attention" in ops:
+        yield from (attention_case(scale, scale.batches[-1], n, D // e, e) for n, e in scale.sweep)
+
+
+def implementations(run: Callable[[Impl], Function], device: torch.device) -> dict[str, Candidate]:
+    """The op, the eager reference and the compiled reference."""
+    name, impl = own_op(device)
+    return {
+        name: Candidate(run(impl)),
+        "eager": Candidate(run("torch")),
+        "torch.compile": Candidate(compiled(run("torch"))),
+    }
+
+
+def own_op(device: torch.device) -> tuple[str, Impl]:
+    """What our op is called in the results: on a CPU it runs its reference, with the op's own backward pass."""
+    return ("triton", "triton") if device.type == "cuda" else ("op on the CPU", "auto")
+
+
+def compiled(run: Function) -> Function:
+    """The whole function in one graph, for this shape alone."""
+    return torch.compile(run, fullgraph=True, dynamic=False)
+
+
+def draw_keep(scale: Scale, batch: int) -> Tensor:
+    """(B, K) kept frames in ascending order."""
+    return torch.rand(batch, T, device=scale.device).argsort(1)[:, :KEPT].sort(1).values
+
+
+def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | None = None) -> Tensor:
+    """Normally distributed values on the device."""
+    return torch.randn(shape, device=scale.device, dtype=dtype or scale.dtype).requires_grad_(grad)
+
+
+def gather_case(scale: Scale, batch: int, channels: int) -> Case:
+    side = scale.side
+    video = torch.randint(0, 256, (batch, T, side, side, 3), dtype=torch.uint8, device=scale.device)
+    keep = draw_keep(scale, batch)
+
+    def run(impl: Impl) -> Function:
+        return lambda: K.gather_frames(video, keep, channels=channels, dtype=scale.dtype, impl=impl)
+
+    def exact() -> Tensor:
+        return K.gather_frames(video, keep, channels=channels, dtype=torch.float32, impl="torch")
+
+    near = (keep[:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
+    frames_read = sum(len({t for t in row if 0 <= t < T}) for row in near.tolist())
+    pixels = side * side
+    return Case(
+        op="gather_frames",
+        shape=f"B={batch} {side}x{side} channels={channels}",
+        inputs=(),
+        truth=Candidate(exact),
+        candidates=implementations(run, scale.device),
+        forward_bytes=frames_read * pixels * 3 + batch * KEPT * pixels * channels * scale.dtype.itemsize,
+    )
+
+
+def fuse_case(scale: Scale, batch: int) -> Case:
+    keep = draw_keep(scale, batch)
+    hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
+
+    def run(impl: Impl) -> Function:
+        return lambda video, skeleton, time: K.fuse_tokens(video, skeleton, keep, hidden, time, impl=impl)
+
+    row = D * scale.dtype.itemsize
+    visible = int((~hidden).sum())
+    return Case(
+        op="fuse_tokens",
+        shape=f"B={batch} K={KEPT} T={T} D={D}",
+        inputs=(floats(scale, batch, KEPT, D), floats(scale, batch, T, D), floats(scale, T, D, dtype=torch.float32)),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=(2 * batch * KEPT + visible) * row + T * D * 4,
+        backward_bytes=(2 * batch * KEPT + batch * T) * row + T * D * 4,
+    )
+
+
+def restore_case(scale: Scale, batch: int) -> Case:
+    keep = draw_keep(scale, batch)
+
+    def run(impl: Impl) -> Function:
+        return lambda encoded, mask, time: K.restore_tokens(encoded, mask, keep, time, impl=impl)
+
+    row = D * scale.dtype.itemsize
+    parameters = floats(scale, D, dtype=torch.float32), floats(scale, T, D, dtype=torch.float32)
+    return Case(
+        op="restore_tokens",
+        shape=f"B={batch} K={KEPT} T={T} D={D}",
+        inputs=(floats(scale, batch, KEPT, D), *parameters),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
+        backward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
+    )
+
+
+def attention_case(scale: Scale, batch: int, tokens: int, heads: int, head_dim: int) -> Case:
+    width = heads * head_dim
+
+    def run(impl: Impl) -> Function:
+        return lambda qkv: K.attention(qkv, heads, impl=impl)
+
+    backends = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+    if scale.device.type == "cuda":
+        backends |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    candidates = implementations(run, scale.device)
+    candidates |= {f"SDPA {name}": Candidate(sdpa(backend, heads)) for name, backend in backends.items()}
+    values = batch * tokens * width * scale.dtype.itemsize
+    product = 2 * batch * heads * tokens * tokens * head_dim
+    return Case(
+        op="attention",
+        shape=f"B={batch} N={tokens} H={heads} E={head_dim}",
+        inputs=(floats(scale, batch, tokens, 3 * width),),
+        truth=Candidate(run("torch")),
+        candidates=candidates,
+        forward_bytes=4 * values,
+        backward_bytes=7 * values,
+        forward_flops=2 * product,
+        backward_flops=5 * product,
+    )
+
+
+def sdpa(backend: SDPBackend, heads: int) -> Function:
+    """PyTorch's attention from the same packed projection to the same result, permutes included."""
+
+    def run(qkv_BN3HE: Tensor) -> Tensor:
+        B, N, packed = qkv_BN3HE.shape
+        q, k, v = qkv_BN3HE.view(B, N, 3, heads, packed // 3 // heads).permute(2, 0, 3, 1, 4)
+        with sdpa_kernel(backend):
+            out_BHNE = nn.functional.scaled_dot_product_attention(q, k, v)
+        return out_BHNE.transpose(1, 2).flatten(2)
+
+    return run
+
+
+def targets_case(scale: Scale, batch: int) -> Case:
+    def run(impl: Impl) -> Function:
+        return lambda layers: K.layer_targets(layers, impl=impl)
+
+    values = batch * T * D
+    return Case(
+        op="layer_targets",
+        shape=f"L={L} B={batch} T={T} D={D}",
+        inputs=(floats(scale, L, batch, T, D, grad=False),),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=values * (L * scale.dtype.itemsize + 4),
+    )
+
+
+def loss_case(scale: Scale, batch: int) -> Case:
+    target = floats(scale, batch, T, D, grad=False, dtype=torch.float32)
+    scored = torch.rand(batch, T, device=scale.device) < 37 / 40
+
+    def run(impl: Impl) -> Function:
+        return lambda prediction: K.masked_mse(prediction, target, scored, impl=impl)
+
+    read = int(scored.sum()) * D * (scale.dtype.itemsize + 4)
+    return Case(
+        op="masked_mse",
+        shape=f"B={batch} T={T} D={D}",
+        inputs=(floats(scale, batch, T, D),),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=read,
+        backward_bytes=read + batch * T * D * scale.dtype.itemsize,
+    )
+
+
+class TransformerPart(nn.Module):
+    """Student, teacher, decoder and loss on given tokens: everything but the video encoder."""
+
+    def __init__(self, impl: Impl) -> None:
+        super().__init__()
+        config = ModelConfig(impl=impl)
+        self.impl = impl
+        self.encoder = Encoder(config, T, 17, modality="skeleton")
+        del self.encoder.skeleton_embed  # tokens are given
+        self.decoder = Decoder(config, T)
+        self.teacher = Teacher(self.encoder.blocks)
+
+    def forward(self, video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, hidden_BK: Tensor) -> Tensor:
+        time_TD = self.encoder.temporal_embed[0]
+        tokens_BKD = K.fuse_tokens(video_BKD, skeleton_BTD, keep_BK, hidden_BK, time_TD, impl=self.impl)
+        prediction_BTD = self.decoder(self.encoder.encode(tokens_BKD), keep_BK)
+        target_BTD = self.teacher((skeleton_BTD + time_TD).detach(), TargetConfig(), self.impl)
+        scored_BT = torch.ones(target_BTD.shape[:2], dtype=torch.bool, device=target_BTD.device)
+        return K.masked_mse(prediction_BTD.float(), target_BTD, scored_BT, impl=self.impl)
+
+
+def transformer_case(scale: Scale, batch: int) -> Case:
+    """The whole transformer part, forward and backward, weights included, under autocast as in training."""
+    keep = draw_keep(scale, batch)
+    hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
+    torch_part = TransformerPart("torch").to(scale.device)
+    name, impl = own_op(scale.device)
+    own_part = TransformerPart(impl).to(scale.device)
+    own_part.load_state_dict(copy.deepcopy(torch_part.state_dict()))
+
+    def candidate(part: TransformerPart, compile_it: bool, exact: bool = False) -> Candidate:
+        forward = compiled(part) if compile_it else part
+
+        def step(video: Tensor, skeleton: Tensor) -> Tensor:
+            low = not exact and scale.dtype != torch.float32
+            with torch.autocast(scale.device.type, scale.dtype if low else None, enabled=low):
+                return forward(video, skeleton, keep, hidden)
+
+        return Candidate(step, tuple(p for p in part.parameters() if p.requires_grad))
+
+    def per_block(tokens: int) -> int:
+        """Operations of one block on one sequence: projections, MLP, attention."""
+        return tokens * (2 * 12 * D * D + 4 * tokens * D)
+
+    student, watch, decode = L * per_block(KEPT), L * per_block(T), 3 * per_block(T)
+    return Case(
+        op="transformer",
+        shape=f"B={batch} student + teacher + decoder + loss",
+        inputs=(floats(scale, batch, KEPT, D, dtype=torch.float32), floats(scale, batch, T, D, dtype=torch.float32)),
+        truth=candidate(torch_part, compile_it=False, exact=True),
+        candidates={
+            name: candidate(own_part, compile_it=False),
+            f"{name} + torch.compile": candidate(own_part, compile_it=True),
+            "eager": candidate(torch_part, compile_it=False),
+            "torch.compile": candidate(torch_part, compile_it=True),
+        },
+        forward_bytes=0,
+        forward_flops=batch * (student + watch + decode),
+        backward_flops=2 * batch * (student + decode),
+    )
