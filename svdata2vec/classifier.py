@@ -29,6 +29,17 @@ class Head(nn.Module):
         return self.fc2(self.bn(hidden).relu())
 
 
+class LinearHead(nn.Module):
+    """Mean over time, one Linear: the linear probe."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, features_BTD: Tensor) -> Tensor:
+        return self.fc(features_BTD.mean(dim=1))
+
+
 class Classifier(nn.Module):
     """Encoder and head for one of the modalities "rgb", "skeleton" or "both"."""
 
@@ -39,7 +50,7 @@ class Classifier(nn.Module):
         self.encoder = Encoder(
             config.model, config.data.num_frames, num_joints, modality=config.modality, drop_path=head.drop_path
         )
-        self.head = Head(config.model.width, head.hidden, num_classes, head.dropout)
+        self.head: Head | LinearHead = Head(config.model.width, head.hidden, num_classes, head.dropout)
 
     def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
@@ -69,11 +80,13 @@ def load_encoder(encoder: Encoder, source: Path) -> None:
 
 
 def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
-    """The recogniser of a finished fine-tuning run, in evaluation mode, with its configuration and model card."""
+    """The recogniser of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card."""
     weights, card = load_published(run)
-    if card.get("kind") != "finetune":
-        raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune run")
+    if card.get("kind") not in ("finetune", "probe"):
+        raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune or probe run")
     config = from_dict(FinetuneConfig, card["config"], f"{run}/model.json")
     model = Classifier(config, card["num_joints"], len(card["classes"]))
+    if card["kind"] == "probe":
+        model.head = LinearHead(config.model.width, len(card["classes"]))
     model.load_state_dict(weights)
     return model.eval(), config, card

@@ -72,7 +72,7 @@ def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
     settings = replace(config.run, device=device)
     packed = ShardSet.open(data.shards)
-    if list(packed.manifest.classes) != card["classes"]:
+    if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with running(settings) as runtime:
         persons, modality = config.model.persons, config.modality

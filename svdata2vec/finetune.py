@@ -3,7 +3,6 @@
 B clips, M persons, T frames, V joints, C coordinates, H W picture
 """
 
-import json
 import logging
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svdata2vec.card import complete_card, evaluation_entry, model_card
 from svdata2vec.classifier import Classifier, load_encoder
 from svdata2vec.config import FinetuneConfig, to_json
 from svdata2vec.data import build_loader, labelled_rows, to_device
@@ -21,7 +21,7 @@ from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import EpochBatch, Stepper, finish_run, open_run, read_result, train
+from svdata2vec.stepping import EpochBatch, Stepper, finish_run, is_finished, read_result, train
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ class Finetuning:
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train (or continue) a recogniser, publish it and evaluate it on the test split; returns the metrics."""
     with running(config.run) as runtime:
-        if open_run(config, config.run, runtime):
+        if is_finished(config, config.run):
             return read_result(config.run)
         shards = ShardSet.open(config.data.shards)
-        classes = list(shards.manifest.classes)
+        classes = list(shards.split_classes(config.data.train_split))
         num_joints = len(shards.manifest.layout.joints)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)
         loader_of = partial(
@@ -108,12 +108,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
         with loader_of(train=True, rows=rows) as loader:
             run = Finetuning(config, runtime, loader, num_joints, len(classes))
-            settings = json.loads(to_json(config))
-            train(run, {"kind": "finetune", "num_joints": num_joints, "classes": classes, "config": settings})
+            card = model_card(
+                "finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=len(rows)
+            )
+            train(run, card)
         with loader_of(train=False) as loader:
             predictions = predict_split(run.model, loader, runtime)
         metrics = measure(predictions.scores_nc, predictions.labels_n)
         result = {"split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict()}
+        if runtime.is_main:
+            complete_card(config.run.out, evaluation=evaluation_entry(result))
         finish_run(config.run, runtime, result)
         log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
         return result

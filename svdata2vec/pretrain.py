@@ -3,13 +3,13 @@
 B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from svdata2vec.card import model_card
 from svdata2vec.config import PretrainConfig, to_json
 from svdata2vec.data import build_loader, to_device
 from svdata2vec.kernels.functional import masked_mse
@@ -20,7 +20,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import EpochBatch, Stepper, finish_run, open_run, read_result, train
+from svdata2vec.stepping import EpochBatch, Stepper, finish_run, is_finished, read_result, train
 from svdata2vec.teacher import Teacher, ema_decay
 
 
@@ -136,12 +136,12 @@ class Pretraining:
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train (or continue) a run in `config.run.out` and publish its weights; returns the last record of its log."""
     with running(config.run) as runtime:
-        if open_run(config, config.run, runtime):
+        if is_finished(config, config.run):
             return read_result(config.run)
         shards = ShardSet.open(config.data.shards)
         num_joints = len(shards.manifest.layout.joints)
         with build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True) as loader:
             run = Pretraining(config, runtime, loader, num_joints)
-            result = train(run, {"kind": "pretrain", "num_joints": num_joints, "config": json.loads(to_json(config))})
+            result = train(run, model_card("pretrain", config, num_joints=num_joints, shards=shards))
         finish_run(config.run, runtime, result)
         return result
