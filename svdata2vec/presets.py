@@ -47,9 +47,8 @@ def _pretrain(name: str) -> PretrainConfig:
 
 
 def _finetune(name: str) -> FinetuneConfig:
-    return FinetuneConfig(
-        data=_data(PROTOCOLS[name]), run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16)
-    )
+    data = replace(_data(PROTOCOLS[name]), crop="boxes")  # RGB alone: no joints to crop around
+    return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
 
 
 DEMO_DATA = DataConfig(Path("demo/shards"), num_frames=16, size=64)
@@ -75,7 +74,7 @@ def demo_finetune() -> FinetuneConfig:
     base = FinetuneConfig()
     return replace(
         base,
-        data=DEMO_DATA,
+        data=replace(DEMO_DATA, crop="boxes"),
         model=DEMO_MODEL,
         head=HeadConfig(hidden=256, drop_path=0.1),
         optim=replace(base.optim, lr=1e-3, warmup_epochs=2),

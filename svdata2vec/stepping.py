@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.checkpoint import Checkpoints, publish, write_atomically
-from svdata2vec.config import OptimConfig, RunConfig, to_json
+from svdata2vec.config import FinetuneConfig, OptimConfig, PretrainConfig, RunConfig, to_json
 from svdata2vec.metrics_log import Averages, MetricsLog, StepClock
 from svdata2vec.optim import clip_gradients, set_learning_rate
 from svdata2vec.pipeline.batch import ClipBatch
@@ -160,6 +160,7 @@ class Stepper:
 class TrainingRun(Protocol):
     """What the loop needs of a run."""
 
+    config: PretrainConfig | FinetuneConfig
     stepper: Stepper
     loader: ClipLoader
     runtime: Runtime
@@ -170,27 +171,22 @@ class TrainingRun(Protocol):
     def weights(self) -> dict[str, Tensor]: ...
 
 
-def open_run(config: Any, run: RunConfig, runtime: Runtime) -> bool:
-    """Make the run's folder and write the resolved configuration into it.
+def is_finished(config: Any, run: RunConfig) -> bool:
+    """True if the run's folder holds this very run, finished: there is nothing left to do.
 
-    Returns:
-        True if the folder holds this very run, finished: there is nothing left to do.
+    Raises UserError if it holds a finished run with other settings, or any run where `run.resume` is "never".
     """
     path = run.out / "config.json"
-    text = to_json(config)
-    earlier = path.read_text() if path.is_file() else None
-    finished = (run.out / FINISHED).is_file()
-    if earlier is not None and run.resume == "never":
+    if not path.is_file():
+        return False
+    if run.resume == "never":
         raise UserError(f"{run.out} holds a run already; choose another --run.out, or continue it with --run.resume auto")
-    if earlier is not None and earlier != text:
-        changes = ", ".join(changed_settings(json.loads(earlier), json.loads(text)))
-        if finished:
-            raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another --run.out")
+    changes = ", ".join(changed_settings(json.loads(path.read_text()), json.loads(to_json(config))))
+    finished = (run.out / FINISHED).is_file()
+    if finished and changes:
+        raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another --run.out")
+    if changes:
         log.warning("%s: continuing with other settings: %s", run.out, changes)
-    runtime.barrier()
-    if runtime.is_main:
-        run.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
     if finished:
         log.info("%s is finished already; nothing to do", run.out)
     return finished
@@ -226,6 +222,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         The last record of the log. SIGTERM saves a checkpoint and raises StopRequested.
     """
     stepper, runtime, folder = run.stepper, run.runtime, run.stepper.run.out
+    _begin(folder, run)
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
     state = checkpoints.load_newest()
     if state is not None:
@@ -253,6 +250,14 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         publish(folder, run.weights(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()
     return record
+
+
+def _begin(folder: Path, run: TrainingRun) -> None:
+    """Make the run's folder and write the resolved configuration into it."""
+    if run.runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", to_json(run.config).encode())
+    run.runtime.barrier()
 
 
 def _save(checkpoints: Checkpoints, run: TrainingRun) -> int:

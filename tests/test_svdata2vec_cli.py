@@ -1,0 +1,151 @@
+"""The command line: wrong input ends in one clear line and status 2; help and overrides work."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from shards_data import annotation, write_motion_set, write_pickle, write_video
+from tiny import finetune_config
+
+from svdata2vec.cli import main
+from svdata2vec.config import PretrainConfig, from_dict, to_json
+from svdata2vec.options import parse_preset
+from svdata2vec.presets import FINETUNE, PRETRAIN
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run a command that must fail: status 2, nothing on standard output, one line on standard error."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fly"], "svdata2vec: unknown command 'fly'; choose one of: shard, verify, inspect"),
+        (["pretrain", "ntu61"], "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
+        (["finetune", "ntu61"], "svdata2vec finetune: unknown preset 'ntu61'"),
+        (["pretrain", "demo", "--optim.lrr", "1"], "unknown option '--optim.lrr'; did you mean --optim.lr?"),
+        (["pretrain", "demo", "--optim.lr", "fast"], "Error parsing --optim.lr: could not convert string to float: 'fast'"),
+        (["pretrain", "demo", "--data.size", "100"], "data.size is 100; the video encoder halves the picture five times"),
+        (["pretrain", "demo", "--mask.video-ratio", "0.99"], "mask.video_ratio 0.99 keeps none of data.num_frames 16 frames"),
+        (["pretrain", "demo", "--target.top-layers", "9"], "target.top_layers is 9, model.depth is 4"),
+        (["pretrain", "demo", "--model.stem-width", "8"], "model.stem_width is 8; expected a multiple of 16"),
+        (["finetune", "demo", "--label-fraction", "0"], "label_fraction is 0.0; expected a share above 0"),
+        (["pretrain", "demo", "--run.device", "cuda"], "run.device is cuda, but PyTorch finds no NVIDIA GPU here"),
+        (["shard", "ntu6", "out"], "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
+        (["shard", "pyskl", "out"], "Missing from svdata2vec shard pyskl: --pickle-path"),
+        (["report"], "svdata2vec report: "),
+        (["report", "nowhere"], "nowhere: no config.json; expected the folder of a run"),
+        (["evaluate", "nowhere"], "nowhere: no model.safetensors; expected the folder of a finished run"),
+        (["verify", "nowhere"], "nowhere/manifest.json: does not exist; expected a folder made by `svdata2vec shard`"),
+        (["inspect", "nowhere", "--split", "all"], "nowhere: no such folder; expected one made by `svdata2vec shard`"),
+    ],
+)
+def test_wrong_words(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    if "--run.device" in words and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has the GPU that the message misses")
+    assert message in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_missing_shards(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    words = [command, "demo", "--data.shards", tmp_path / "gone", "--run.out", tmp_path / "run", "--run.device", "cpu"]
+    assert f"{tmp_path / 'gone'}: no such folder; expected one made by `svdata2vec shard`" in refused(capsys, *words)
+
+
+def test_a_split_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_shard_folder: Path) -> None:
+    words = ["pretrain", "demo", "--data.shards", tiny_shard_folder, "--run.out", tmp_path / "run", "--run.device", "cpu"]
+    assert "no split 'xsub_train'; it has all" in refused(capsys, *words)
+    words = ["inspect", tiny_shard_folder, "--split", "val"]
+    assert "no split 'val'; it has all" in refused(capsys, *words)
+
+
+def test_a_split_smaller_than_a_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_shard_folder: Path) -> None:
+    words = ["pretrain", "demo", "--data.shards", tiny_shard_folder, "--data.train-split", "all", "--run.out", tmp_path / "run",
+             "--run.batch-size", "64", "--run.device", "cpu"]
+    assert "split 'all' has 12 clips, fewer than one step of 64 clips" in refused(capsys, *words)
+
+
+def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "a.mp4")
+    path = tmp_path / "x.pkl"
+    words = ["shard", "pyskl", tmp_path / "out", "--videos", videos, "--pickle-path", path]
+    assert f"{path}: no such file; expected the annotation pickle" in refused(capsys, *words)
+    path.write_bytes(b"")
+    assert f"{path}: not a readable pickle" in refused(capsys, *words)
+    path.write_bytes(pickle.dumps({"split": {}, "annotations": []}))
+    assert f"{path}: 'annotations' is empty" in refused(capsys, *words)
+    write_pickle(path, [annotation("a", 0)])
+    words[4] = tmp_path / "no-videos"
+    assert str(tmp_path / "no-videos") in refused(capsys, *words)
+
+
+def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pickle_path, videos = write_motion_set(tmp_path / "set", count=3)
+    shards = tmp_path / "shards"
+    words = ["shard", "pyskl", shards, "--pickle-path", pickle_path, "--videos", videos, "--size", "64", "--workers", "1"]
+    assert main([str(word) for word in words]) == 0
+    assert len(ShardSet.open(shards)) == 3
+    assert main(["verify", str(shards), "--workers", "1"]) == 0
+    assert "no fault found" in capsys.readouterr().out
+    out = tmp_path / "pictures"
+    assert main(["inspect", str(shards), "--split", "train", "--out", str(out), "--num-frames", "4", "--size", "64"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["000-stand.png", "001-walk.png", "002-run.png", "statistics.json"]
+    next(shards.glob("*.tar")).write_bytes(b"damaged")
+    assert main(["verify", str(shards), "--workers", "1"]) == 2
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for command in ("shard", "verify", "inspect", "pretrain", "finetune", "evaluate", "report"):
+        assert f"  {command} " in overview
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "ntu60-xsub", "--help"])
+    assert not ended.value.code
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Learning rate at the end of the run. (default: 0.0005)" in page
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    assert "smarthome-cv2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("table", "command"), [(PRETRAIN, "pretrain"), (FINETUNE, "finetune")])
+def test_every_preset_resolves_and_takes_overrides(table: dict, command: str) -> None:
+    assert {"ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset", "smarthome-cs", "smarthome-cv1", "smarthome-cv2",
+            "demo"} == set(table)
+    for name in table:
+        config = parse_preset(table, [name, "--optim.lr", "0.25", "--data.shards", "elsewhere"], command)
+        assert config.optim.lr == 0.25 and config.data.shards == Path("elsewhere")
+        assert config.optim.weight_decay == table[name]().optim.weight_decay
+
+
+def test_the_default_preset_is_the_papers() -> None:
+    config = PRETRAIN["ntu60-xsub"]()
+    assert (config.data.num_frames, config.data.size, config.run.epochs, config.run.batch_size) == (40, 224, 400, 32)
+    optim, head = config.optim, FINETUNE["ntu60-xsub"]().head
+    assert (optim.lr, optim.min_lr, optim.warmup_epochs, optim.betas) == (1e-3, 5e-4, 20, (0.9, 0.95))
+    assert (config.ema.start, config.ema.end, config.ema.anneal_steps) == (0.999, 0.99999, 50_000)
+    tuned = FINETUNE["ntu60-xsub"]()
+    assert (tuned.optim.lr, tuned.optim.min_lr, tuned.optim.warmup_epochs, tuned.run.epochs) == (3e-4, 1e-5, 5, 100)
+    assert (head.dropout, head.drop_path, head.label_smoothing, head.layer_decay) == (0.3, 0.3, 0.1, 0.8)
+    assert tuned.data.crop == "boxes"
+
+
+def test_configurations_survive_the_way_through_json(tmp_path: Path) -> None:
+
+
+    for config in (PRETRAIN["demo"](), finetune_config(tmp_path, tmp_path, pretrained=tmp_path / "run")):
+        assert from_dict(type(config), json.loads(to_json(config)), "test") == config
+    with pytest.raises(UserError, match=r"x.json: unknown names colour; PretrainConfig has data, ema"):
+        from_dict(PretrainConfig, {"colour": 1}, "x.json")
