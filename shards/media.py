@@ -1,27 +1,40 @@
-"""Finds the video file of every clip in a folder, whatever its extension."""
+"""Finds the video file of every clip in a folder or behind an fsspec URL, whatever its extension."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import fsspec
 
 from svdata2vec.shards.errors import UserError
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v")
 
 
+def files_below(root: str | Path) -> Iterator[str]:
+    """Paths (or URLs, if `root` is one) of all files below a folder; UserError if there is no such folder."""
+    if "://" in str(root):
+        system, path = fsspec.core.url_to_fs(str(root))
+        if not system.isdir(path):
+            raise UserError(f"{root}: no such folder; expected the one with the videos")
+        yield from (system.unstrip_protocol(name) for name in system.find(path))
+        return
+    if not Path(root).is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with the videos")
+    for folder, _, names in os.walk(root, followlinks=True):
+        yield from (str(Path(folder, name)) for name in names)
+
+
 class VideoFolder:
     """The videos below a folder by file name without extension (sub-folders included)."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; expected the one with the videos")
+        self.root = root
         self._by_stem: dict[str, list[str]] = {}
-        for folder, _, names in os.walk(self.root, followlinks=True):
-            for name in names:
-                path = Path(folder, name)
-                if path.suffix.lower() in VIDEO_EXTENSIONS:
-                    self._by_stem.setdefault(path.stem, []).append(str(path))
+        for path in files_below(root):
+            name = PurePosixPath(path)
+            if name.suffix.lower() in VIDEO_EXTENSIONS:
+                self._by_stem.setdefault(name.stem, []).append(path)
         if not self._by_stem:
             raise UserError(f"{self.root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS)} files")
 

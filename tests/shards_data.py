@@ -3,12 +3,18 @@
 M persons, T frames, V joints.
 """
 
+import hashlib
 import pickle
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from svdata2vec.shards.annotations import DataSet
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.sample import Sample
+from svdata2vec.shards.shardset import ShardSet
 
 WIDTH, HEIGHT = 192, 128
 
@@ -95,3 +101,20 @@ def write_motion_set(root: Path, count: int = 6, num_frames: int = 8, scale: flo
     entries = [annotation(name, i % 3, num_frames + i, scale) for i, name in enumerate(names)]
     (root / "classes.txt").write_text("stand\nwalk\nrun\n")
     return write_pickle(root / "motion.pkl", entries), videos
+
+
+def folder_bytes(root: Path) -> dict[str, str]:
+    """File name -> hash, for all files of a folder."""
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def packed(dataset: DataSet, root: Path) -> ShardSet:
+    """Pack small pictures into root/packed and open it."""
+    pack(dataset, root / "packed", PackOptions(workers=1, size=96))
+    return ShardSet.open(root / "packed")
+
+
+def clip_of(shards: ShardSet, key: str) -> Sample:
+    """The clip with this key."""
+    return shards.sample(int(shards.find([key])[0]))

@@ -9,8 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, frame_picture, write_pickle, write_video
-from test_shards_pack import folder_bytes
+from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, write_pickle, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.errors import UserError

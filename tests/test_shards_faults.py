@@ -72,6 +72,19 @@ def test_broken_videos_are_listed_with_their_reason(folder: Path) -> None:
     assert "video frames but 30 poses" in reasons["cut_mkv"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bits_are_noticed(folder: Path, seed: int) -> None:
+    """The decoder conceals what is broken and shows wrong pixels: such a clip must not be packed in silence."""
+    path = write_video(folder / "flipped.mp4", 30, options={"crf": "1"})
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(len(content) // 10, len(content) * 8 // 10, 3):
+        content[place] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+    reason = skipped_reasons(folder, [annotation("flipped", 0, 30)])["flipped"]
+    assert "is damaged" in reason or "cannot be decoded" in reason or "video frames but 30" in reason
+
+
 def test_wrong_extension_is_no_fault(folder: Path) -> None:
     write_video(folder / "a.mkv", FRAMES).rename(folder / "a.mp4")
     path = write_pickle(folder.parent / "set.pkl", [annotation("a", 0, FRAMES)])

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import webdataset
-from shards_data import HEIGHT, WIDTH, block_pose, block_xy, frame_picture, write_motion_set, write_video
+from shards_data import HEIGHT, WIDTH, block_pose, block_xy, folder_bytes, frame_picture, write_motion_set, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, safe_key
 from svdata2vec.shards.errors import UserError
@@ -22,12 +22,6 @@ from svdata2vec.shards.read_pyskl import read_pyskl
 from svdata2vec.shards.shardset import ShardSet
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=4)
-
-
-def folder_bytes(root: Path) -> dict[str, str]:
-    """File name -> hash, for all files of a folder."""
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every reader on miniature data in the published format, from files to packed clips."""
+"""The readers on miniature data in the published formats, from files to packed clips."""
 
 import inspect
 import logging
@@ -6,37 +6,23 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
 from svdata2vec.shards import packclip
-from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.pack import PackOptions, pack
 from svdata2vec.shards.packclip import resize_square
 from svdata2vec.shards.read_ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
 from svdata2vec.shards.read_pku import read_pku_skeleton
 from svdata2vec.shards.read_uav import CSV1_TRAIN, CSV2_TRAIN
-from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.shards.sources import SOURCES, open_dataset
 from svdata2vec.shards.tables import lines, numbers
 from svdata2vec.shards.video import VideoReader
 
-OPTIONS = PackOptions(workers=1, size=96)
 FRAMES = 6
-
-
-def packed(dataset: DataSet, root: Path) -> ShardSet:
-    """Pack into root/packed and open."""
-    pack(dataset, root / "packed", OPTIONS)
-    return ShardSet.open(root / "packed")
-
-
-def clip_of(shards: ShardSet, key: str) -> Sample:
-    """The clip with this key."""
-    return shards.sample(int(shards.find([key])[0]))
 
 
 # ---------------------------------------------------------------------------------------------------- NTU RGB+D
@@ -303,6 +289,19 @@ def test_folder_of_classes(tmp_path: Path) -> None:
         open_dataset("folder", root=root)
     with pytest.raises(UserError, match="no video below this folder"):
         open_dataset("folder", root=tmp_path / "packed")
+
+
+def test_pickle_and_videos_behind_urls(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    write_video(tmp_path / "a.mp4", FRAMES)
+    write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
+    memory.pipe("/bucket/videos/sub/a.mp4", (tmp_path / "a.mp4").read_bytes())
+    memory.pipe("/bucket/set.pkl", (tmp_path / "set.pkl").read_bytes())
+    dataset = open_dataset("pyskl", pickle_path="memory://bucket/set.pkl", videos="memory://bucket/videos")
+    assert str(dataset.clips[0].video) == "memory:///bucket/videos/sub/a.mp4"
+    assert clip_of(packed(dataset, tmp_path), "a").meta.num_frames == FRAMES
+    with pytest.raises(UserError, match="memory://bucket/none: no such folder; expected the one with the videos"):
+        open_dataset("pyskl", pickle_path="memory://bucket/set.pkl", videos="memory://bucket/none")
 
 
 def test_csv_of_videos(tmp_path: Path) -> None:

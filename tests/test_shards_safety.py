@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shards_data import write_motion_set, write_video
-from test_shards_pack import folder_bytes
+from shards_data import folder_bytes, write_motion_set, write_video
 
 from svdata2vec.shards import tarwriter
 from svdata2vec.shards.annotations import DataSet

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, write_video
-from test_shards_readers import FRAMES, clip_of, packed
+from shards_data import HEIGHT, WIDTH, clip_of, packed, write_video
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.read_smarthome import (
@@ -18,6 +17,8 @@ from svdata2vec.shards.read_smarthome import (
     smarthome_splits,
 )
 from svdata2vec.shards.sources import open_dataset
+
+FRAMES = 6
 
 
 def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:

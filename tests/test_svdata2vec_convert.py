@@ -1,0 +1,240 @@
+"""Weights of the authors' network, converted, give its numbers: predictions, targets, loss, logits and gradients."""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from original_network import FinetuneHead, OriginalClassifier, OriginalPretrain, ProbeHead, shake
+from torch import Tensor
+
+from svdata2vec.checkpoint import load_published
+from svdata2vec.classifier import Classifier, load_classifier, load_encoder
+from svdata2vec.cli import main
+from svdata2vec.config import FinetuneConfig, PretrainConfig
+from svdata2vec.convert import convert_file, convert_state_dict, original_name
+from svdata2vec.masking import Masks, draw_masks
+from svdata2vec.model import SVData2Vec
+from svdata2vec.pretrain import forward
+from svdata2vec.shards.errors import UserError
+from svdata2vec.teacher import Teacher
+
+SIZES = {"dim": 32, "depth": 3, "heads": 4, "stem": 16, "frames": 7, "persons": 2, "joints": 17}
+CLASSES = 5
+
+
+def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Masks]:
+    video = torch.randint(0, 256, (batch, SIZES["frames"], 32, 32, 3), dtype=torch.uint8)
+    joints = 32 * torch.rand(batch, SIZES["persons"], SIZES["frames"], SIZES["joints"], 2)
+    joints[0, 1] = 0
+    masks = draw_masks([f"clip{i}" for i in range(batch)], SIZES["frames"], 0.4, 0.5, seed=1, epoch=0)
+    return video, joints, masks
+
+
+def original_pretrain() -> OriginalPretrain:
+    network = shake(OriginalPretrain(decoder_depth=2, **SIZES))
+    assert isinstance(network, OriginalPretrain)
+    return network
+
+
+def original_classifier(head: torch.nn.Module) -> OriginalClassifier:
+    network = shake(OriginalClassifier(head, **SIZES))
+    assert isinstance(network, OriginalClassifier)
+    return network
+
+
+def converted_student(network: OriginalPretrain) -> tuple[SVData2Vec, PretrainConfig]:
+    weights, what = convert_state_dict(network.state_dict(), heads=SIZES["heads"])
+    model = what.build()
+    assert isinstance(model, SVData2Vec) and isinstance(what.config, PretrainConfig)
+    model.load_state_dict(weights)
+    return model, what.config
+
+
+def close(found: Tensor, expected: Tensor, name: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["batch statistics", "running statistics"])
+def test_pretraining_gives_the_originals_numbers_and_gradients(train: bool) -> None:
+    theirs = original_pretrain().train(train)
+    teacher_blocks = shake(copy.deepcopy(theirs.blocks)).eval()
+    model, config = converted_student(theirs)
+    model.train(train)
+    teacher = Teacher(model.encoder.blocks)
+    teacher.blocks.load_state_dict(teacher_blocks.state_dict())
+    video, joints, masks = inputs()
+
+    prediction = theirs.predict(video, joints, masks.keep_BK, masks.skeleton_hidden_BK)
+    target = theirs.targets(joints, teacher_blocks, config.target.top_layers)  # type: ignore[arg-type]
+    loss = theirs.loss(prediction, target, masks.keep_BK, masks.skeleton_hidden_BK)
+    loss.backward()
+    student_output = copy.deepcopy(model)(video, joints, masks)
+    close(student_output.prediction_BTD, prediction, "prediction")
+    close(teacher(student_output.teacher_tokens_BTD, config.target), target, "target")
+
+    output = forward(model, teacher, video, joints, masks, config)
+    close(output.loss, loss, "loss")
+    output.loss.backward()
+    named = dict(theirs.named_parameters())
+    for name, parameter in model.named_parameters():
+        expected = named[str(original_name(name))].grad
+        assert expected is not None and parameter.grad is not None
+        close(parameter.grad, expected.reshape(parameter.shape), name)
+    if train:  # both have seen one batch: the running statistics moved alike
+        buffers = dict(theirs.named_buffers())
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                close(buffer, buffers[str(original_name(name))], name)
+
+
+def test_kept_frames_equal_all_frames_in_evaluation_mode_gradients_included() -> None:
+    model, config = converted_student(original_pretrain())
+    teacher = Teacher(model.encoder.blocks)
+    video, joints, masks = inputs()
+    results: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for model.all_frames in (True, False):
+        model.eval().zero_grad()
+        loss = forward(model, teacher, video, joints, masks, config).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (loss_all, grads_all), (loss_kept, grads_kept) = results
+    close(loss_kept, loss_all, "loss")
+    assert grads_all.keys() == grads_kept.keys()
+    for name, gradient in grads_all.items():
+        close(grads_kept[name], gradient, name)
+
+
+@pytest.mark.parametrize("kind", ["finetune", "probe"])
+@pytest.mark.parametrize("seen", ["rgb", "skeleton", "both"])
+@pytest.mark.parametrize("train", [True, False], ids=["batch statistics", "running statistics"])
+def test_recognisers_give_the_originals_logits(kind: str, seen: Any, train: bool) -> None:
+    head = FinetuneHead(SIZES["dim"], 24, CLASSES) if kind == "finetune" else ProbeHead(SIZES["dim"], CLASSES)
+    theirs = original_classifier(head).train(train)
+    weights, what = convert_state_dict(theirs.state_dict(), heads=SIZES["heads"], modality=seen)
+    assert (what.kind, what.num_classes) == (kind, CLASSES)
+    model = what.build().train(train)
+    model.load_state_dict(weights)
+    for module in model.modules():
+        if hasattr(module, "rate") or isinstance(module, torch.nn.Dropout):
+            module.eval()  # what is random in training is not part of the comparison
+    video, joints, _ = inputs()
+    given = video if seen != "skeleton" else None, joints if seen != "rgb" else None
+    close(model(*given), theirs(*given), "logits")
+
+
+def test_shapes_tell_the_configuration() -> None:
+    _, what = convert_state_dict({f"module.{n}": t for n, t in original_pretrain().state_dict().items()}, heads=4)
+    assert isinstance(what.config, PretrainConfig)
+    model = what.config.model
+    assert (model.width, model.depth, model.decoder_depth, model.heads, model.mlp_ratio) == (32, 3, 2, 4, 4.0)
+    assert (model.stem_width, model.persons, what.num_joints, what.config.data.num_frames) == (16, 2, 17, 7)
+    assert what.config.encode == "all_frames" and what.kind == "pretrain"
+
+
+def test_a_recogniser_without_a_skeleton_embedding_is_rgb() -> None:
+    state = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES)).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("joints_embed")}
+    _, what = convert_state_dict(state, heads=4)
+    assert isinstance(what.config, FinetuneConfig)
+    assert (what.config.modality, what.config.head.hidden, what.num_joints) == ("rgb", 24, 0)
+
+
+def test_unknown_and_missing_names_are_all_listed() -> None:
+    state = original_pretrain().state_dict()
+    del state["blocks.1.attn.qkv.weight"], state["decoder_norm.bias"]
+    state["blocks.0.attn.gate"] = torch.zeros(1)
+    state["pos_embed"] = torch.zeros(1)
+    with pytest.raises(UserError, match=r"2 unknown names: blocks.0.attn.gate, pos_embed; "
+                                        r"2 missing names: blocks.1.attn.qkv.weight, decoder_norm.bias"):
+        convert_state_dict(state, heads=4)
+
+
+def test_weights_of_another_network_are_refused_with_their_names() -> None:
+    with pytest.raises(UserError, match=r"1 unknown names: fc.weight; 4 missing names: blocks.0.mlp.fc1.weight, "):
+        convert_state_dict({"fc.weight": torch.zeros(2, 2)})
+
+
+def test_our_own_weights_are_not_taken_for_the_originals() -> None:
+    weights, _ = convert_state_dict(original_pretrain().state_dict(), heads=4)
+    with pytest.raises(UserError, match="unknown names: decoder.blocks.0"):
+        convert_state_dict(weights, heads=4)
+
+
+def test_shapes_that_do_not_go_together_are_refused() -> None:
+    state = original_pretrain().state_dict()
+    state["decoder_pred.weight"] = torch.zeros(32, 16)
+    with pytest.raises(UserError, match=r"decoder_pred.weight has shape \(32, 16\).*expected 1024 values as \(32, 32\)"):
+        convert_state_dict(state, heads=4)
+    with pytest.raises(UserError, match="not divisible by model.heads 5"):
+        convert_state_dict(original_pretrain().state_dict(), heads=5)
+
+
+def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) -> None:
+    theirs = original_pretrain()
+    state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    args = argparse.Namespace(batch_size=32, yaml="ntu60.yaml")
+    torch.save({"model": state, "optimizer": {}, "epoch": 3, "scaler": {}, "args": args}, tmp_path / "original.pth")
+    assert main(["convert", str(tmp_path / "original.pth"), str(tmp_path / "run"), "--heads", "4"]) == 0
+    weights, card = load_published(tmp_path / "run")
+    assert card["kind"] == "pretrain" and card["num_joints"] == 17 and card["converted_from"] == "original.pth"
+    assert card["preprocessing"]["mean"] == [123.675, 116.28, 103.53] and card["preprocessing"]["num_frames"] == 7
+    model, config = converted_student(theirs)
+    recogniser = Classifier(FinetuneConfig(data=config.data, model=config.model), 17, CLASSES)
+    load_encoder(recogniser.encoder, tmp_path / "run")
+    torch.testing.assert_close(recogniser.encoder.norm.weight, model.encoder.norm.weight)
+    torch.testing.assert_close(weights["decoder.mask_token"], theirs.mask_token.detach())
+    with pytest.raises(UserError, match="run holds a model already"):
+        convert_file(tmp_path / "original.pth", tmp_path / "run", heads=4)
+
+
+class Setting:
+    """An object that a safe loader refuses; unpickling it must not run anything of this class."""
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise AssertionError("code of a stored object ran")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_foreign_objects_in_a_checkpoint_are_left_out_without_running_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, zipped: bool
+) -> None:
+    theirs = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES))
+    content = {"model": theirs.state_dict(), "args": Setting(), "epoch": 1}
+    torch.save(content, tmp_path / "tuned.pth", _use_new_zipfile_serialization=zipped)
+    convert_file(tmp_path / "tuned.pth", tmp_path / "run", heads=4)
+    assert "left out objects that are no tensors" in caplog.text and "test_svdata2vec_convert.Setting" in caplog.text
+    model, config, card = load_classifier(tmp_path / "run")
+    assert config.modality == "both" and card["classes"] == [f"class {i}" for i in range(CLASSES)]
+    video, joints, _ = inputs()
+    close(model(video, joints), theirs.eval()(video, joints), "logits")
+
+
+def test_class_names_come_from_the_data_set(tmp_path: Path, tiny_shard_folder: Path) -> None:
+    torch.save(original_classifier(ProbeHead(SIZES["dim"], 5)).state_dict(), tmp_path / "a.pth")
+    convert_file(tmp_path / "a.pth", tmp_path / "run", heads=4, shards=tiny_shard_folder, split="all")
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert card["classes"] == list("abcde") and card["kind"] == "probe" and card["config"]["data"]["test_split"] == "all"
+    torch.save(original_classifier(ProbeHead(SIZES["dim"], 7)).state_dict(), tmp_path / "b.pth")
+    with pytest.raises(UserError, match="has 5 classes in split all, the checkpoint 7"):
+        convert_file(tmp_path / "b.pth", tmp_path / "other", heads=4, shards=tiny_shard_folder, split="all")
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.pth: no such file"):
+        convert_file(tmp_path / "none.pth", tmp_path / "run")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(UserError, match=r"text.pth cannot be read as a PyTorch checkpoint"):
+        convert_file(tmp_path / "text.pth", tmp_path / "run")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match=r"list.pth holds list; expected a state dict"):
+        convert_file(tmp_path / "list.pth", tmp_path / "run")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
+    with pytest.raises(UserError, match=r"nested.pth: state_dict are no tensors"):
+        convert_file(tmp_path / "nested.pth", tmp_path / "run")
