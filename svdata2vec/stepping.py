@@ -160,11 +160,12 @@ class Stepper:
 class TrainingRun(Protocol):
     """What the loop needs of a run."""
 
-    config: PretrainConfig | FinetuneConfig
     stepper: Stepper
     loader: ClipLoader
     runtime: Runtime
 
+    @property
+    def config(self) -> PretrainConfig | FinetuneConfig: ...
     def step(self, batches: list[EpochBatch]) -> None: ...
     def state(self) -> dict[str, Any]: ...
     def load(self, state: dict[str, Any]) -> None: ...
