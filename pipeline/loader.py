@@ -5,35 +5,26 @@ augmentation are pure functions of (seed, epoch, key), so nothing else has to be
 resume is equal bit for bit; with another number of ranks or another batch size no clip is lost or repeated.
 """
 
-import atexit
 import hashlib
-import os
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from svdata2vec.pipeline.background import Background, DecoderName, make_decoder
 from svdata2vec.pipeline.badclips import BadClips
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.fetch import ClipFetcher
-from svdata2vec.pipeline.frames import FrameDecoder
-from svdata2vec.pipeline.oracle import OracleDecoder
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
-from svdata2vec.pipeline.pyavstage import PyavDecoder
 from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.pipeline.stats import LoaderStats
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
-DecoderName = Literal["dali", "oracle"]
 STATE_VERSION = 1
-DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")
 
 
 class ClipLoader:
@@ -101,7 +92,7 @@ class ClipLoader:
         self.stats = LoaderStats()
         self._epoch = self._position = 0
         self._fingerprint = _fingerprint(shards, split, rows)
-        self._running: _Running | None = None
+        self._background: Background | None = None
 
     @property
     def num_clips(self) -> int:
@@ -137,7 +128,8 @@ class ClipLoader:
             if ready.batch is not None:
                 self.stats.batches += 1
                 yield ready.batch
-        self._stop_if_evaluation()
+        if not self.order.train:
+            self._stop_stream()  # its source has ended; in training the threads are at the next epoch already
         self._epoch, self._position = self._epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -171,9 +163,9 @@ class ClipLoader:
 
     def close(self) -> None:
         """End threads and decoder. The loader may be iterated again and goes on where it was."""
-        if self._running is not None and self._running.finalizer is not None:
-            self._running.finalizer()
-        self._running = None
+        if self._background is not None:
+            self._background.close()
+        self._background = None
 
     def __enter__(self) -> "ClipLoader":
         return self
@@ -182,37 +174,20 @@ class ClipLoader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_running": None}
+        return {**self.__dict__, "_background": None}
 
     def _epoch_is_over(self) -> bool:
         return self._position > 0 and not self.order.steps(self._position)
 
     def _next_ready(self) -> Ready:
         started = time.perf_counter()
-        running = self._run()
-        if running.stream is None:
-            running.start(self._epoch, self._position, self.prefetch)
-        assert running.stream is not None
-        try:
-            ready = next(running.stream)
-        except BaseException:
-            self._stop_stream()
-            raise
+        if self._background is not None and not self._background.is_mine:
+            self.close()  # forked: start again
+        if self._background is None:
+            self._background = Background(self._make_producer(), self)
+        ready = self._background.next_ready(self._epoch, self._position, self.prefetch)
         self.stats.wait_seconds += time.perf_counter() - started
         return ready
-
-    def _run(self) -> "_Running":
-        """The background half: made at first use, and again in a forked child, where the parent's threads are not."""
-        if self._running is not None and self._running.pid != os.getpid():
-            self.close()
-        if self._running is None:
-            self._running = _Running(self._make_producer())
-            self._running.finalizer = weakref.finalize(self, self._running.shut_down)
-            self._running.finalizer.atexit = False  # _stop_all does it, in time
-            _RUNNING.add(self._running)
-            atexit.unregister(_stop_all)
-            atexit.register(_stop_all)  # last registered, first called: before DALI's handler destroys its pipelines
-        return self._running
 
     def _make_producer(self) -> Producer:
         fetcher = ClipFetcher(
@@ -227,71 +202,8 @@ class ClipLoader:
         return Producer(self.order, fetcher, decoder, bad, self.stats, self.device, read_threads)
 
     def _stop_stream(self) -> None:
-        if self._running is not None and self._running.pid == os.getpid():
-            self._running.stop()
-
-    def _stop_if_evaluation(self) -> None:
-        if not self.order.train:
-            self._stop_stream()
-
-
-_RUNNING: "weakref.WeakSet[_Running]" = weakref.WeakSet()
-_LEFT_TO_PARENT: list["_Running"] = []  # a forked child must not destroy what its parent's threads work on
-
-
-class _Running:
-    """Threads and decoder of a loader. Holds no reference to the loader, which may therefore be collected."""
-
-    def __init__(self, producer: Producer) -> None:
-        self.producer = producer
-        self.pid = os.getpid()
-        self.reader: Prefetch[Any] | None = None
-        self.stream: Prefetch[Ready] | None = None
-        self.finalizer: Any = None
-
-    def start(self, epoch: int, position: int, depth: int) -> None:
-        self.reader = Prefetch(self.producer.read(epoch, position), depth, "svdata2vec-read")
-        self.stream = Prefetch(self.producer.decode(self.reader), depth, "svdata2vec-decode")
-
-    def stop(self) -> None:
-        """End the threads, keep the decoder."""
-        for stage in (self.reader, self.stream):
-            if stage is not None:
-                stage.request_stop()
-        for stage in (self.stream, self.reader):
-            if stage is not None:
-                stage.close()
-        self.reader = self.stream = None
-
-    def shut_down(self) -> None:
-        if self.pid != os.getpid():
-            _LEFT_TO_PARENT.append(self)
-            return
-        self.stop()
-        self.producer.close()
-
-
-def _stop_all() -> None:
-    for running in list(_RUNNING):
-        running.shut_down()
-
-
-def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
-    """The decoder for a codec on a device: DALI where it can decode it, PyAV processes for the rest on a CPU.
-
-    DALI is imported only here, and only if it is used.
-    """
-    if name == "oracle":
-        if torch.device(device).type != "cpu":
-            raise ValueError(f"decoder 'oracle' runs on the CPU, not on {device!r}: use 'dali'")
-        return OracleDecoder()
-    if name != "dali":
-        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'oracle'")
-    if torch.device(device).type == "cpu" and codec not in DALI_CPU_CODECS:
-        return PyavDecoder(size, num_threads)
-    from svdata2vec.pipeline.graph import DaliDecoder
-
-    return DaliDecoder(codec, size, device=device, num_threads=num_threads)
+        if self._background is not None and self._background.is_mine:
+            self._background.stop()
 
 
 def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:

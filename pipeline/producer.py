@@ -64,7 +64,9 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
+    """Planned clips of a step and the place it brings the run to."""
+
     epoch: int
     position: int
     clips: list[FetchedClip]
@@ -84,19 +86,19 @@ class Producer:
         self.device, self.read_threads = torch.device(device), read_threads
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, epoch: int, position: int) -> Iterator[_Read]:
+    def read(self, epoch: int, position: int) -> Iterator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
         while True:
             positions = epoch_order(self.order.num_entries, self.order.seed, epoch, shuffle=self.order.train)
             for step in self.order.steps(position):
                 start, stop = self.order.part(step)
                 if start < stop:
-                    yield _Read(epoch, step[1], self._fetch_all(positions[start:stop], epoch))
+                    yield Read(epoch, step[1], self._fetch_all(positions[start:stop], epoch))
             if not self.order.train:
                 return
             epoch, position = epoch + 1, 0
 
-    def decode(self, source: Iterator[_Read]) -> Iterator[Ready]:
+    def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
         """Batches from planned clips."""
         for read in source:
             started = time.perf_counter()
@@ -165,7 +167,7 @@ class Producer:
         self.stats.clips_skipped += 1
         self.bad.record(row, reason, self.stats.clips_read)
 
-    def _batch(self, read: _Read) -> ClipBatch | None:
+    def _batch(self, read: Read) -> ClipBatch | None:
         clips = read.clips
         video = None
         if self.decoder is not None and clips:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pipeline_factory import clip_parts, picture
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.background import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder
-from svdata2vec.pipeline.loader import make_decoder
 from svdata2vec.pipeline.oracle import OracleDecoder, resample
 from svdata2vec.shards.sample import parse_array
 
