@@ -326,7 +326,8 @@ def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -
     trials = []
     for trial in make_trials(clips, epochs):
         trials.append(run_trial(trial, clips, len(classes), seed))
-        print(f"{100 * trials[-1]['accuracy']:5.1f} %  {trial.name} ({trials[-1]['seconds']:.0f} s)", flush=True)
+        last = f"best epoch; last {100 * trials[-1]['last_epoch']:.1f} %" if trial.best_epoch else "last epoch"
+        print(f"{100 * trials[-1]['accuracy']:5.1f} %  {trial.name} ({last}; {trials[-1]['seconds']:.0f} s)", flush=True)
     made_with = json.loads((folder / "motion.json").read_text()) if (folder / "motion.json").exists() else {}
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

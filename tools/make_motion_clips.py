@@ -265,12 +265,12 @@ def write_state(folder: Path, options: Options, *, complete: bool, frames: int =
     write_whole(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
 
 
-def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int:
-    """Make or finish the data set in `folder`; returns how many frames were drawn (0: everything was there)."""
+def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int | None:
+    """Make or finish the data set in `folder`; returns how many frames were drawn, None if it was complete."""
     if workers < 1:
         raise UserError(f"--workers {workers}: expected 1 or more")
     if check_folder(folder, options):
-        return 0
+        return None
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     write_state(folder, options, complete=False)
     specs = clip_specs(options.clips)
@@ -334,12 +334,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: run again with the same options to finish", file=sys.stderr)
         return 130
-    if frames == 0:
+    if frames is None:
         print(f"{folder}: complete with these options, kept as it is")
         return 0
     seconds = time.monotonic() - start
     print(f"{folder}: {options.clips} clips of {len(CLASSES)} classes; drew {frames} frames in {seconds:.1f} s "
-          f"({1000 * seconds / frames:.2f} ms per frame with {workers} workers)")
+          f"({1000 * seconds / max(frames, 1):.2f} ms per frame with {workers} workers)")
     return 0
 
 
