@@ -69,18 +69,23 @@ def _end_with_parent() -> None:
 @contextmanager
 def _cluster_executor(address: str) -> Iterator[tuple[cf.Executor, int]]:
     try:
-        from distributed import Client
+        import distributed
     except ImportError as error:
         raise UserError("--cluster needs dask: pip install 'svdata2vec[cluster]'") from error
     try:
-        client = Client(address, timeout=CONNECT_TIMEOUT)
+        client = distributed.Client(address, timeout=CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
         raise UserError(f"--cluster {address}: no dask scheduler answers there ({error})") from error
+    lost = (distributed.KilledWorker, distributed.comm.CommClosedError)
     with client:
         slots = sum(client.nthreads().values())
         if not slots:
             raise UserError(f"--cluster {address}: the scheduler has no workers; start some: dask worker {address}")
-        yield client.get_executor(pure=False), slots
+        try:
+            yield client.get_executor(pure=False), slots
+        except lost as error:
+            raise UserError(f"--cluster {address}: workers or the scheduler died ({error}); finished shards are kept: run "
+                            "again with --resume") from error
 
 
 def run_tasks(executor: cf.Executor, slots: int, function: Callable[[Task], Result],

@@ -25,16 +25,25 @@ def files_below(root: str | Path) -> Iterator[str]:
         yield from (str(Path(folder, name)) for name in names)
 
 
+def without_extension(name: str) -> str:
+    """The name less a video's extension; other dots are part of the name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
+
+
 class VideoFolder:
-    """The videos below a folder by file name without extension (sub-folders included)."""
+    """The videos below a folder, sub-folders included, by file name or by relative path, both without extension."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = root
         self._by_stem: dict[str, list[str]] = {}
+        self._by_path: dict[str, list[str]] = {}
         for path in files_below(root):
             name = PurePosixPath(path)
             if name.suffix.lower() in VIDEO_EXTENSIONS:
                 self._by_stem.setdefault(name.stem, []).append(path)
+                for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
+                    self._by_path.setdefault(f"{parent}/{name.stem}", []).append(path)
         if not self._by_stem:
             raise UserError(f"{self.root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS)} files")
 
@@ -46,9 +55,12 @@ class VideoFolder:
         return sorted(self._by_stem)
 
     def find(self, *stems: str) -> str | None:
-        """Path of the first of these names that exists, None if there is none. UserError if it exists twice."""
+        """Path of the first of these names that exists, None if there is none. UserError if it exists twice.
+
+        A name may have one or two folders in front (class/name, split/class/name).
+        """
         for stem in stems:
-            paths = self._by_stem.get(stem, [])
+            paths = self._by_path.get(stem) or self._by_stem.get(PurePosixPath(stem).name, [])
             if len(paths) > 1:
                 first, second, *_ = sorted(paths)
                 raise UserError(f"{first} and {second} have the same name; rename or remove one")

@@ -15,7 +15,7 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
-from svdata2vec.shards.media import VideoFolder
+from svdata2vec.shards.media import VideoFolder, without_extension
 from svdata2vec.shards.video import open_bytes
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
                joints: str | None = None, classes: str | Path | Sequence[str] | None = None) -> DataSet:
-    """DataSet from a pickle and the folder with `{frame_dir}.mp4` (or .avi, ...).
+    """DataSet from a pickle and the folder with `{frame_dir}.mp4` (or .avi, ...), which may lie in sub-folders.
+
+    Where file names repeat, frame_dir has the sub-folder in front: `walk/001` for walk/001.mp4.
 
     `joints`: name of the joint layout, needed only where the number of joints fits several or none. `classes`: names in
     order of the labels, or a file with one per line; default: classes.txt beside the pickle, else `class_0` and so on.
@@ -98,10 +100,10 @@ def clip_of(entry: Mapping[str, Any], field: str, folder: VideoFolder) -> ClipAn
         raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
     if keypoint.shape[-1] == 3 and "keypoint_score" not in entry:
         raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
-    stem = PurePosixPath(frame_dir).name
-    video = folder.find(stem, PurePosixPath(stem).stem, stem + "_rgb")
+    name = without_extension(frame_dir)
+    video = folder.find(name, name + "_rgb")
     if video is None:
-        raise UserError(f"no video {stem}.mp4 (or .avi, ...) below {folder.root}")
+        raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
     height, width = entry.get("img_shape") or entry.get("original_shape") or (None, None)
     boxes = entry.get("bboxes")
     return ClipAnnotation(
@@ -124,10 +126,8 @@ def _key_of(entry: Any, field: str) -> str:
 
 
 def _split_key(name: Any) -> str:
-    """The key of a clip that the pickle calls `name`, perhaps with folder and extension."""
-    plain = PurePosixPath(str(name))
-    stem = plain.name
-    return safe_key(plain.stem if plain.suffix.lower() in (".mp4", ".avi", ".mkv", ".webm", ".mov") else stem)
+    """The key of a clip that the pickle calls `name`, perhaps with folders and extension."""
+    return safe_key(without_extension(str(name)))
 
 
 def _layout_of(entry: Mapping[str, Any], joints: str | None, path: str | Path) -> JointLayout:

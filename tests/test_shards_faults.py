@@ -223,9 +223,20 @@ def test_names_with_dots_and_umlauts(folder: Path, tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names])
     pack(read_pyskl(path, folder), tmp_path / "out", OPTIONS)
     shards = ShardSet.open(tmp_path / "out")
-    assert shards.manifest.splits["train"] == ["v1-5_clip", "%C3%9Cbung%20l%C3%A4uft", "dir-name"]
+    assert shards.manifest.splits["train"] == ["v1-5_clip", "%C3%9Cbung%20l%C3%A4uft", "sub%2Fdir-name"]
     assert shards.sample(int(shards.rows("train")[1])).meta.source == "Übung läuft.mp4"
     assert verify(tmp_path / "out") == []
+
+
+def test_same_file_names_in_class_folders(folder: Path, tmp_path: Path) -> None:
+    for name, frames in (("walk/001", FRAMES), ("run/001", FRAMES + 4)):
+        (folder / name).parent.mkdir()
+        write_video(folder / f"{name}.mp4", frames)
+    entries = [annotation("walk/001", 0, FRAMES), annotation("run/001.mp4", 1, FRAMES + 4)]
+    pack(read_pyskl(write_pickle(tmp_path / "set.pkl", entries), folder), tmp_path / "out", OPTIONS)
+    shards = ShardSet.open(tmp_path / "out")
+    assert shards.manifest.splits["train"] == ["walk%2F001", "run%2F001"]
+    assert shards.index["frames"][shards.rows("train")].tolist() == [FRAMES, FRAMES + 4]
 
 
 def data_set(videos: Path, *clips: ClipAnnotation, **changes: object) -> DataSet:

@@ -18,6 +18,7 @@ from shards_data import folder_bytes, write_motion_set, write_video
 from svdata2vec.shards import tarwriter
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.pack import PackOptions, Progress, pack
 from svdata2vec.shards.read_pyskl import read_pyskl
 from svdata2vec.shards.verify import verify
@@ -227,10 +228,23 @@ def test_cannot_write_is_named(dataset: DataSet, tmp_path: Path) -> None:
 
 
 def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        pack(dataset, tmp_path / "out", replace(OPTIONS, cluster=cluster.scheduler_address))
-    assert folder_bytes(tmp_path / "out") == undisturbed
+    import dask
+    import distributed
+    local = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), distributed.LocalCluster(**local) as cluster:
+        address = cluster.scheduler_address
+        pack(dataset, tmp_path / "out", replace(OPTIONS, cluster=address))
+        assert folder_bytes(tmp_path / "out") == undisturbed
+        with pytest.raises(UserError, match=f"--cluster {address}: workers or the scheduler died"), open_executor(
+                1, address) as (executor, slots):
+            assert slots == 2
+            list(run_tasks(executor, slots, os._exit, [1]))
+
+
+def test_dead_worker_process_is_named() -> None:
+    with pytest.raises(UserError, match=r"a worker process died .*; finished shards are kept: run again"), open_executor(
+            2, None) as (executor, slots):
+        list(run_tasks(executor, slots, os._exit, [1]))
 
 
 def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
