@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from svdata2vec.config import Device
+from svdata2vec.model_commands import run_convert, run_embed, run_export, run_predict, run_probe
 from svdata2vec.options import parse, parse_preset
 from svdata2vec.presets import FINETUNE, PRETRAIN
 from svdata2vec.progress import shown_progress
@@ -180,5 +181,10 @@ COMMANDS = {
     "pretrain": Command("self-supervised pretraining on video + skeletons", run_pretrain),
     "finetune": Command("train a recogniser, from a pretraining run or from scratch", run_finetune),
     "evaluate": Command("accuracy and confusion matrix of a recogniser", run_evaluate),
+    "probe": Command("linear probe and nearest neighbours on a pretraining run's features", run_probe),
+    "embed": Command("features of a split, to a file", run_embed),
+    "predict": Command("top classes of a video file", run_predict),
+    "convert": Command("a checkpoint of the authors' code -> a finished run", run_convert),
+    "export": Command("the RGB recogniser for other programs (torch.export, ONNX)", run_export),
     "report": Command("one HTML page about runs", run_report),
 }

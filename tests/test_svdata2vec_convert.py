@@ -160,7 +160,7 @@ def test_weights_of_another_network_are_refused_with_their_names() -> None:
 
 def test_our_own_weights_are_not_taken_for_the_originals() -> None:
     weights, _ = convert_state_dict(original_pretrain().state_dict(), heads=4)
-    with pytest.raises(UserError, match="unknown names: decoder.blocks.0"):
+    with pytest.raises(UserError, match=r"unknown names: decoder\.blocks\.0"):
         convert_state_dict(weights, heads=4)
 
 
@@ -169,7 +169,7 @@ def test_shapes_that_do_not_go_together_are_refused() -> None:
     state["decoder_pred.weight"] = torch.zeros(32, 16)
     with pytest.raises(UserError, match=r"decoder_pred.weight has shape \(32, 16\).*expected 1024 values as \(32, 32\)"):
         convert_state_dict(state, heads=4)
-    with pytest.raises(UserError, match="not divisible by model.heads 5"):
+    with pytest.raises(UserError, match=r"not divisible by model\.heads 5"):
         convert_state_dict(original_pretrain().state_dict(), heads=5)
 
 
