@@ -70,11 +70,12 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
-# A program holds BLOCK_N rows of tokens: `pairs_per_program` whole (clip, head) pairs, one after the other,
-# neighbouring pairs being neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs
-# apart, so that 13 tokens fill the tensor cores' tiles and 40 or 128 tokens need no other kernel. Since every row of
-# scores is complete within the program, the softmax needs no running maximum and the backward pass nothing that the
-# forward pass would have to store; and since each gradient is owned by one program, nothing is added atomically.
+# A program holds BLOCK_N rows of tokens: PAIRS whole (clip, head) pairs, one after the other, neighbouring pairs being
+# neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs apart, so that 13 tokens
+# fill the tensor cores' tiles and 40 or 128 tokens need no other kernel. Since every row of scores is complete within
+# the program, the softmax needs no running maximum and the backward pass nothing that the forward pass would have to
+# store; and since each gradient is owned by one program, nothing is added atomically.
+# The sizes are constants of the kernel: it is compiled for each, and no row's place needs a division at run time.
 # k and v are loaded where they are used, again for each block of queries: that costs L1 hits and saves registers.
 # "tf32x3" concerns float32 alone: three tensor core products that together keep float32's digits.
 
@@ -84,20 +85,21 @@ def _locate_rows(
     row: tl.tensor,
     lengths_ptr: tl.tensor,
     num_pairs: int,
-    num_tokens: int,
-    num_heads: int,
-    pairs_per_program: int,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    PAIRS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """For rows of this program: pair, clip (int64), token, head, whether the row exists, whether its token is real."""
-    pair = tl.program_id(0) * pairs_per_program + row // num_tokens
-    token = row % num_tokens
-    clip = (pair // num_heads).to(tl.int64)
-    exists = (row < pairs_per_program * num_tokens) & (pair < num_pairs)
+    """For rows of this program: which of its pairs; clip, token, head (int64); does the row exist, is its token real."""
+    part = row // N
+    pair = (tl.program_id(0) * PAIRS + part).to(tl.int64)
+    token = (row % N).to(tl.int64)
+    clip = pair // H
+    exists = (row < PAIRS * N) & (pair < num_pairs)
     real = exists
     if HAS_LENGTHS:
         real &= token < tl.load(lengths_ptr + clip, mask=exists, other=0)
-    return pair, clip, token, pair % num_heads, exists, real
+    return part, clip, token, pair % H, exists, real
 
 
 @triton.jit
@@ -115,45 +117,44 @@ def _attention_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     out_ptr: tl.tensor,  # (B, N, H * E) contiguous
     num_pairs: int,  # B * H
-    num_tokens: int,
-    num_heads: int,
-    head_dim: int,
-    pairs_per_program: int,
     qkv_stride_b: int,
     qkv_stride_n: int,
     qkv_stride_c: int,
     scale: float,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    PAIRS: tl.constexpr,  # per program
     HAS_LENGTHS: tl.constexpr,
     BLOCK_M: tl.constexpr,  # query rows at a time
     BLOCK_N: tl.constexpr,  # all rows of the program
     BLOCK_E: tl.constexpr,
 ) -> None:
     """One program computes the output of all its pairs."""
-    e_E = tl.arange(0, BLOCK_E)
-    in_head_1E = (e_E < head_dim)[None, :]
-    width = num_heads * head_dim
-    pair_N, clip_N, token_N, head_N, _, real_N = _locate_rows(
-        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS
+    e_E = tl.arange(0, BLOCK_E).to(tl.int64)
+    in_head_1E = (e_E < E)[None, :]
+    width = H * E
+    part_N, clip_N, token_N, head_N, _, real_N = _locate_rows(
+        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * head_dim * qkv_stride_c
+    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
     at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
     read_NE = real_N[:, None] & in_head_1E
 
     for first in range(0, BLOCK_N, BLOCK_M):
-        pair_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
-            first + tl.arange(0, BLOCK_M),
-            *(lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS),
+        part_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
+            first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * head_dim * qkv_stride_c
+        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
         k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
         q_at_ME = row_at_M[:, None] + e_E[None, :] * qkv_stride_c
         q_ME = tl.load(qkv_ptr + q_at_ME, mask=real_M[:, None] & in_head_1E, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
-        allowed_MN = (pair_M[:, None] == pair_N[None, :]) & real_M[:, None] & real_N[None, :]
+        allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN).to(q_ME.dtype)
         v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
         out_ME = tl.dot(prob_MN, v_NE, input_precision="tf32x3")
-        out_at_M = (clip_M * num_tokens + token_M) * width + head_M * head_dim
+        out_at_M = (clip_M * N + token_M) * width + head_M * E
         out_mask_ME = exists_M[:, None] & in_head_1E
         tl.store(out_ptr + out_at_M[:, None] + e_E[None, :], out_ME.to(out_ptr.dtype.element_ty), mask=out_mask_ME)
 
@@ -165,10 +166,6 @@ def _attention_backward_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     grad_qkv_ptr: tl.tensor,  # (B, N, 3 * H * E) contiguous
     num_pairs: int,  # B * H
-    num_tokens: int,
-    num_heads: int,
-    head_dim: int,
-    pairs_per_program: int,
     grad_stride_b: int,
     grad_stride_n: int,
     grad_stride_c: int,
@@ -176,38 +173,41 @@ def _attention_backward_kernel(
     qkv_stride_n: int,
     qkv_stride_c: int,
     scale: float,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    PAIRS: tl.constexpr,  # per program
     HAS_LENGTHS: tl.constexpr,
     BLOCK_M: tl.constexpr,  # query rows at a time
     BLOCK_N: tl.constexpr,  # all rows of the program
     BLOCK_E: tl.constexpr,
 ) -> None:
     """One program computes q's, k's and v's gradient of all its pairs, from recomputed probabilities."""
-    e_E = tl.arange(0, BLOCK_E)
-    in_head_1E = (e_E < head_dim)[None, :]
-    width = num_heads * head_dim
-    pair_N, clip_N, token_N, head_N, exists_N, real_N = _locate_rows(
-        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS
+    e_E = tl.arange(0, BLOCK_E).to(tl.int64)
+    in_head_1E = (e_E < E)[None, :]
+    width = H * E
+    part_N, clip_N, token_N, head_N, exists_N, real_N = _locate_rows(
+        tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * head_dim * qkv_stride_c
+    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
     at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
     read_NE = real_N[:, None] & in_head_1E
     grad_k_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     grad_v_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
 
     for first in range(0, BLOCK_N, BLOCK_M):
-        pair_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
-            first + tl.arange(0, BLOCK_M),
-            *(lengths_ptr, num_pairs, num_tokens, num_heads, pairs_per_program, HAS_LENGTHS),
+        part_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
+            first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
         read_ME = real_M[:, None] & in_head_1E
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * head_dim * qkv_stride_c
+        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
         q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_stride_c, mask=read_ME, other=0)
-        grad_at_M = clip_M * grad_stride_b + token_M * grad_stride_n + head_M * head_dim * grad_stride_c
+        grad_at_M = clip_M * grad_stride_b + token_M * grad_stride_n + head_M * E * grad_stride_c
         grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_stride_c, mask=read_ME, other=0)
 
         k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
-        allowed_MN = (pair_M[:, None] == pair_N[None, :]) & real_M[:, None] & real_N[None, :]
+        allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN)
         grad_v_NE = tl.dot(tl.trans(prob_MN.to(grad_ME.dtype)), grad_ME, grad_v_NE, input_precision="tf32x3")
         v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
@@ -217,13 +217,13 @@ def _attention_backward_kernel(
         grad_k_NE = tl.dot(tl.trans(grad_score_MN), q_ME, grad_k_NE, input_precision="tf32x3")
         grad_q_ME = tl.dot(grad_score_MN, k_NE, input_precision="tf32x3")
 
-        to_M = (clip_M * num_tokens + token_M) * 3 * width + head_M * head_dim
+        to_M = (clip_M * N + token_M) * 3 * width + head_M * E
         to_mask_ME = exists_M[:, None] & in_head_1E
         tl.store(
             grad_qkv_ptr + to_M[:, None] + e_E[None, :], grad_q_ME.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_ME
         )
 
-    to_N = (clip_N * num_tokens + token_N) * 3 * width + head_N * head_dim
+    to_N = (clip_N * N + token_N) * 3 * width + head_N * E
     to_NE = grad_qkv_ptr + to_N[:, None] + e_E[None, :]
     to_mask_NE = exists_N[:, None] & in_head_1E
     tl.store(to_NE + width, grad_k_NE.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_NE)
@@ -314,10 +314,14 @@ def _launch(
         kernel,
         (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
         *(*inputs, qkv_BN3HE if lengths_B is None else lengths_B.contiguous(), result),
-        *(B * num_heads, N, num_heads, head_dim, pairs_per_program),
+        B * num_heads,
         *first_strides,
         *qkv_BN3HE.stride(),
         scale,
+        N=N,
+        H=num_heads,
+        E=head_dim,
+        PAIRS=pairs_per_program,
         HAS_LENGTHS=lengths_B is not None,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,

@@ -86,9 +86,9 @@ def _fuse_tokens_kernel(
 ) -> None:
     """One program makes BLOCK_R tokens: rows of (B, K) flattened, so that 13 tokens per clip waste no lane."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     row_valid_R, d_valid_D = row_R < num_rows, d_D < width
-    clip_R, kept_R = (row_R // num_kept).to(tl.int64), row_R % num_kept
+    clip_R, kept_R = (row_R // num_kept).to(tl.int64), (row_R % num_kept).to(tl.int64)
 
     frame_R = tl.load(keep_ptr + clip_R * keep_stride_b + kept_R * keep_stride_k, mask=row_valid_R, other=-1)
     hidden_R = tl.load(hidden_ptr + clip_R * hidden_stride_b + kept_R * hidden_stride_k, mask=row_valid_R, other=1)
@@ -142,8 +142,8 @@ def _fuse_tokens_backward_kernel(
 ) -> None:
     """One program serves BLOCK_T frames of a chunk of clips: each frame looks up the token it fed, if any."""
     chunk = tl.program_id(0).to(tl.int64)
-    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
     total_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
 

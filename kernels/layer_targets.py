@@ -41,8 +41,9 @@ def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
     axes = NORMALISED_AXES[kind]
     if not axes:
         return x
-    variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + eps)
+    centred = x - x.mean(axes, keepdim=True)
+    # Not torch.var_mean, which is ten times slower over an inner axis on a CPU.
+    return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
 
 
 # --- kernel ----------------------------------------------------------------------------------------------------------
@@ -65,10 +66,10 @@ def _layer_targets_kernel(
 ) -> None:
     """One program holds all frames of BLOCK_D channels of one clip, so that each layer is read exactly once."""
     clip = tl.program_id(0).to(tl.int64)
-    t_T = tl.arange(0, BLOCK_T)
-    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t_T = tl.arange(0, BLOCK_T).to(tl.int64)
+    d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
-    source_TD = clip * stride_b + (t_T.to(tl.int64) * stride_t)[:, None] + d_D[None, :] * stride_d
+    source_TD = clip * stride_b + (t_T * stride_t)[:, None] + d_D[None, :] * stride_d
     sum_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
     for layer in range(num_layers):
         x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * stride_l + source_TD, mask=valid_TD, other=0)

@@ -67,14 +67,14 @@ def _partial_errors_kernel(
 ) -> None:
     """One program sums BLOCK_R positions over all channels; positions that aren't scored are not read."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    clip_R, t_R = (row_R // num_frames).to(tl.int64), row_R % num_frames
+    clip_R, t_R = (row_R // num_frames).to(tl.int64), (row_R % num_frames).to(tl.int64)
     scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
     scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
     prediction_at_R = clip_R * prediction_stride_b + t_R * prediction_stride_t
     target_at_R = clip_R * target_stride_b + t_R * target_stride_t
     error_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     for first in range(0, width, BLOCK_D):
-        d_D = first + tl.arange(0, BLOCK_D)
+        d_D = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
         read_RD = scored_R[:, None] & (d_D < width)[None, :]
         prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_stride_d
         target_at_RD = target_at_R[:, None] + d_D[None, :] * target_stride_d
@@ -132,8 +132,8 @@ def _masked_mse_backward_kernel(
 ) -> None:
     """One program writes BLOCK_R x BLOCK_D values of the gradient; the factor never leaves the GPU."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    clip_R, t_R = (row_R // num_frames).to(tl.int64), row_R % num_frames
+    d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    clip_R, t_R = (row_R // num_frames).to(tl.int64), (row_R % num_frames).to(tl.int64)
     scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
     scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
     read_RD = scored_R[:, None] & (d_D < width)[None, :]

@@ -69,8 +69,8 @@ def _restore_tokens_kernel(
 ) -> None:
     """One program makes BLOCK_T frames of one clip."""
     clip = tl.program_id(0).to(tl.int64)
-    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
     kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
 
@@ -112,8 +112,8 @@ def _restore_tokens_backward_kernel(
 ) -> None:
     """One program reads BLOCK_T frames of a chunk of clips once, and sends each row where it belongs."""
     chunk = tl.program_id(0).to(tl.int64)
-    t_T = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    d_D = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
     all_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
     masked_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)

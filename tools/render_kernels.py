@@ -107,6 +107,7 @@ def plot(record: dict[str, Any], file: Path) -> None:
         axes.barh(at, [case[name] for case in cases.values() if name in case], height, label=name)
     axes.set_yticks([place + 0.4 for place in range(len(cases))], list(cases), fontsize=7)
     axes.invert_yaxis()
+    axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the eager reference (forward + backward where there is a backward pass)")
     axes.set_title(f"{record['device']}, {record['date']}", fontsize=9)
