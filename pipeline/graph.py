@@ -1,8 +1,9 @@
 """The DALI half of the pipeline, and the only file that imports DALI: encoded bytes in, uint8 frames out, no state.
 
 A graph holds no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (for JPEG only
-the window that is sampled) and OpenCV resamples in threads; on a GPU decoding and resampling are one graph. An error
-invalidates a DALI pipeline, so a failed run rebuilds it and the clips are tried one by one.
+the window that is sampled: 16 instead of 21 ms per clip, the same pixels) and OpenCV resamples in threads; on a GPU
+decoding and resampling are one graph. An error invalidates a DALI pipeline, so a failed run rebuilds it and the clips
+are tried one by one.
 """
 
 import logging

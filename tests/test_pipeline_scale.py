@@ -1,7 +1,5 @@
 """Large and long: a million clips in the index, ten thousand clips through the loader, random clips of every shape."""
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,63 +13,18 @@ from pipeline_factory import clip_parts, shard_set, write_shards
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.index import INDEX_NAME, index_dtype
-from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.manifest import Manifest, ShardEntry
 
-NUM_CLIPS = 1_000_000
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-# Run in a fresh process: start-up of one rank, then walking through an epoch's order.
-PROBE = """
-import json, sys, time
-from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.order import epoch_order
-from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.shardset import ShardSet
-
-def private_mb():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-before, started = private_mb(), time.process_time()
-loader = ClipLoader(ShardSet.open(sys.argv[1]), "train", PlanConfig(), batch_size=32, train=True, rank=1, world_size=4)
-seconds, opened = time.process_time() - started, private_mb()
-for epoch in range(3):
-    order = epoch_order(loader.order.num_entries, 0, epoch, True)
-    rows = [int(loader.order.rows[i]) for i in order[:20000]]
-    keys = [loader.shards.index[row]["key"].decode() for row in rows]
-print(json.dumps({"seconds": seconds, "mb": opened - before, "walked_mb": private_mb() - before,
-                  "batches": loader.batches_per_epoch, "distinct": len(set(keys))}))
-"""
-
-
-def million_clips(root: Path) -> None:
-    """Manifest and index of a million clips in two pairs of splits; the tars are empty files."""
-    keys = [f"S{i // 10000:03d}C001P{i % 97:03d}A{i % 60:03d}n{i:07d}" for i in range(NUM_CLIPS)]
-    components = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json")
-    index = np.zeros(NUM_CLIPS, index_dtype(len(keys[0]), len(components)))
-    index["key"], index["shard"], index["frames"] = keys, np.arange(NUM_CLIPS) // 4096, 100
-    np.save(root / INDEX_NAME, index)
-    shuffled = [keys[i] for i in np.random.default_rng(0).permutation(NUM_CLIPS)]
-    splits = {"train": shuffled[:700_000], "val": shuffled[700_000:], "x": keys[:500_000], "y": keys[500_000:]}
-    shards = [
-        ShardEntry(f"shard-{i:06d}.tar", "0" * 64, 0, min(4096, NUM_CLIPS - 4096 * i)) for i in range(-(-NUM_CLIPS // 4096))
-    ]
-    for shard in shards:
-        (root / shard.name).touch()
-    Manifest(
-        dataset="million", codec="jpeg", packed_size=320, layout=COCO17, classes=("a",), components=components,
-        splits=splits, shards=tuple(shards), fingerprint="million",
-    ).save(root)
+import bench_index
 
 
 def test_a_million_clips_start_in_seconds_and_stay_small(tmp_path):
-    million_clips(tmp_path)
-    result = subprocess.run([sys.executable, "-c", PROBE, str(tmp_path)], capture_output=True, text=True, check=True)
-    figures = json.loads(result.stdout)
-    assert figures["batches"] == 700_000 // 128 and figures["distinct"] == 20_000
-    assert figures["seconds"] < 5 and figures["mb"] < 200
-    assert figures["walked_mb"] < figures["mb"] + 30  # the order of one epoch is alive while it is walked
+    bench_index.write_folder(tmp_path, 1_000_000)
+    figures = bench_index.probe(tmp_path)
+    assert figures["batches"] == 700_000 // 128 and figures["distinct_keys"] == 20_000
+    assert figures["start_seconds"] < 5 and figures["private_mb"] < 200
+    assert figures["private_mb_walked"] < figures["private_mb"] + 30  # the order of one epoch is alive meanwhile
 
 
 def rss_mb() -> float:

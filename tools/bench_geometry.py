@@ -178,7 +178,8 @@ def main() -> None:
         quality = f"{row['psnr_db_to_oracle']:.0f} dB" if "psnr_db_to_oracle" in row else "-"
         print(f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['wall_ms_per_clip']:.1f} | {quality} |")
     if options.out:
-        result = {"cores": os.cpu_count(), "threads": THREADS, "date": time.strftime("%Y-%m-%d"), "forms": rows}
+        machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": THREADS}
+        result = {**machine, "date": time.strftime("%Y-%m-%d"), "forms": rows}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
