@@ -1,0 +1,231 @@
+"""From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic.
+
+N detections in a frame, M persons, T frames, V joints. Boxes are (x1, y1, x2, y2) in pixels of the decoded video.
+Steps: drop unusable and doubled detections, link boxes from frame to frame, join the pieces of a person who was lost for
+a while, keep the persons who are largest for longest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a pose model finds in one frame: `box_N4`, `score_N`, `joints_NV2` (pixels), `joint_score_NV`."""
+
+    box_N4: np.ndarray
+    score_N: np.ndarray
+    joints_NV2: np.ndarray
+    joint_score_NV: np.ndarray
+
+    def __post_init__(self) -> None:
+        count, num_joints = self.joint_score_NV.shape
+        found = (self.box_N4.shape, self.score_N.shape, self.joints_NV2.shape)
+        if found != ((count, 4), (count,), (count, num_joints, 2)):
+            raise ValueError(f"detections have shapes {found}, expected {count} boxes and {count}x{num_joints} joints")
+
+    def __len__(self) -> int:
+        return len(self.score_N)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Detections":
+        """These rows, in this order."""
+        rows = np.asarray(rows, np.int64)
+        return Detections(self.box_N4[rows], self.score_N[rows], self.joints_NV2[rows], self.joint_score_NV[rows])
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """`min_score`: of a detection. `max_gap`, `join_gap`: frames without a detection that a track may bridge where the
+    boxes still overlap, or where only place and size fit. `min_share`: the second person's part of the first one's weight
+    (size times time on screen), below which nobody but the first is kept."""
+
+    min_score: float = 0.3
+    persons: int = 2
+    min_iou: float = 0.3
+    max_gap: int = 15
+    join_gap: int = 90
+    min_share: float = 0.2
+    min_side_px: float = 2.0
+
+
+@dataclass
+class Track:
+    """One person: the frames where they are seen, ascending, and the row of the detection in each."""
+
+    frames: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def add(self, frame: int, row: int) -> None:
+        """Add a sighting in a later frame."""
+        self.frames.append(frame)
+        self.rows.append(row)
+
+
+@dataclass(frozen=True)
+class Persons:
+    """The main persons of a clip, the weightiest first; zeros where a person is not seen. M is 1 if there is nobody.
+
+    `joints_MTV2` and `joint_score_MTV` float32; `box_T5` float32: box around all of them and the best score, per frame.
+    """
+
+    joints_MTV2: np.ndarray
+    joint_score_MTV: np.ndarray
+    box_T5: np.ndarray
+
+
+def find_persons(frames: Sequence[Detections], num_joints: int = 17,
+                 options: TrackingOptions = TrackingOptions()) -> Persons:
+    """The main persons of a clip from its frames' detections (one entry per decoded frame, empty ones included)."""
+    cleaned = [without_doubles(usable(detections, options)) for detections in frames]
+    tracks = join_pieces(link_boxes(cleaned, options), cleaned, options)
+    return _arrays(main_tracks(tracks, cleaned, options), cleaned, num_joints)
+
+
+def inside(detections: Detections, width: int, height: int) -> Detections:
+    """The same with boxes cut off at the picture's border; joints stay where they are."""
+    box_N4 = np.clip(detections.box_N4, 0, np.array([width, height, width, height], np.float32))
+    return Detections(box_N4, detections.score_N, detections.joints_NV2, detections.joint_score_NV)
+
+
+def usable(detections: Detections, options: TrackingOptions) -> Detections:
+    """Detections with finite numbers, a score of at least `min_score` and a box that is not degenerate, best first."""
+    sides_N2 = detections.box_N4[:, 2:] - detections.box_N4[:, :2]
+    finite_N = np.isfinite(detections.box_N4).all(axis=1) & np.isfinite(detections.score_N)
+    finite_N &= np.isfinite(detections.joints_NV2).all(axis=(1, 2)) & np.isfinite(detections.joint_score_NV).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        good_N = finite_N & (detections.score_N >= options.min_score) & (sides_N2 >= options.min_side_px).all(axis=1)
+    rows = np.flatnonzero(good_N)
+    return detections.take(rows[np.argsort(-detections.score_N[rows], kind="stable")])
+
+
+def without_doubles(detections: Detections, same_box: float = 0.9, same_pose: float = 0.1) -> Detections:
+    """Leaves out a detection that repeats a better one. `detections` are sorted, best first.
+
+    Two are the same person if their boxes coincide (IoU >= `same_box`), or if their joints lie on top of each other: mean
+    distance below `same_pose` times the square root of the larger box's area. Boxes that merely overlap much are not
+    enough: people hug.
+    """
+    iou_NN = box_iou(detections.box_N4, detections.box_N4)
+    size_N = np.sqrt(box_area(detections.box_N4))
+    kept: list[int] = []
+    for row in range(len(detections)):
+        distance_K = np.linalg.norm(detections.joints_NV2[kept] - detections.joints_NV2[row], axis=-1).mean(axis=-1)
+        near_K = distance_K < same_pose * np.maximum(size_N[kept], size_N[row])
+        if not (near_K | (iou_NN[row, kept] >= same_box)).any():
+            kept.append(row)
+    return detections.take(kept)
+
+
+def box_area(box_N4: np.ndarray) -> np.ndarray:
+    """(N,) areas."""
+    return (box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])
+
+
+def box_iou(a_N4: np.ndarray, b_K4: np.ndarray) -> np.ndarray:
+    """(N, K) intersection over union of boxes; 0 where both are empty."""
+    low_NK2 = np.maximum(a_N4[:, None, :2], b_K4[None, :, :2])
+    high_NK2 = np.minimum(a_N4[:, None, 2:], b_K4[None, :, 2:])
+    common_NK = np.clip(high_NK2 - low_NK2, 0, None).prod(axis=-1)
+    union_NK = box_area(a_N4)[:, None] + box_area(b_K4)[None] - common_NK
+    return np.divide(common_NK, union_NK, out=np.zeros_like(common_NK), where=union_NK > 0)
+
+
+def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
+    """Tracks: in each frame the pairs (track, detection) of highest IoU first, each used once; a track that found nothing
+    for more than `max_gap` frames ends, a detection without track starts one."""
+    tracks: list[Track] = []
+    alive: list[Track] = []
+    for number, detections in enumerate(frames):
+        alive = [track for track in alive if number - track.frames[-1] <= options.max_gap + 1]
+        last_A4 = np.array([_box(track, -1, frames) for track in alive], np.float64).reshape(-1, 4)
+        iou_AN = box_iou(last_A4, detections.box_N4.astype(np.float64))
+        free = set(range(len(detections)))
+        waiting = set(range(len(alive)))
+        for flat in np.argsort(-iou_AN, axis=None, kind="stable"):
+            index, row = divmod(int(flat), len(detections))
+            if iou_AN[index, row] < options.min_iou:
+                break
+            if index in waiting and row in free:
+                alive[index].add(number, row)
+                waiting.remove(index)
+                free.remove(row)
+        begun = [Track([number], [row]) for row in sorted(free)]
+        tracks += begun
+        alive += begun
+    return tracks
+
+
+def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
+    """Joins a track with the one that continues it: begins within `join_gap` frames after its end, no farther away than
+    a body's longer side, of a similar size (half to double). Nearest pairs first; each end and each start is used once."""
+    candidates: list[tuple[float, int, int]] = []
+    for first, ended in enumerate(tracks):
+        for second, begun in enumerate(tracks):
+            if 0 < begun.frames[0] - ended.frames[-1] <= options.join_gap + 1:
+                distance = _distance(_box(ended, -1, frames), _box(begun, 0, frames))
+                if distance <= 1:
+                    candidates.append((distance, first, second))
+    follower: dict[int, int] = {}
+    following: set[int] = set()
+    for _, first, second in sorted(candidates):
+        if first not in follower and second not in following:
+            follower[first] = second
+            following.add(second)
+    joined = []
+    for start in sorted(set(range(len(tracks))) - following):
+        whole = Track(list(tracks[start].frames), list(tracks[start].rows))
+        while start in follower:
+            start = follower[start]
+            whole.frames += tracks[start].frames
+            whole.rows += tracks[start].rows
+        joined.append(whole)
+    return joined
+
+
+def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
+    return frames[track.frames[at]].box_N4[track.rows[at]]
+
+
+def _distance(a_4: np.ndarray, b_4: np.ndarray) -> float:
+    """Distance of the centres in longer sides of the larger box; infinite if one box is more than twice the other."""
+    sides = [max(box[2] - box[0], box[3] - box[1]) for box in (a_4, b_4)]
+    if max(sides) > 2 * min(sides):
+        return float("inf")
+    between_2 = (a_4[:2] + a_4[2:] - b_4[:2] - b_4[2:]) / 2
+    return float(np.hypot(between_2[0], between_2[1]) / max(sides))
+
+
+def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
+    """Up to `persons` tracks of the largest weight = sum over frames of score times the square root of the box's area."""
+    weights = []
+    for number, track in enumerate(tracks):
+        pairs = zip(track.frames, track.rows, strict=True)
+        weight = sum(float(frames[t].score_N[row]) * _size(frames[t].box_N4[row]) for t, row in pairs)
+        weights.append((-weight, track.frames[0], number))
+    weights.sort()
+    heaviest = -weights[0][0] if weights else 0.0
+    return [tracks[number] for weight, _, number in weights[: options.persons]
+            if -weight >= options.min_share * heaviest]
+
+
+def _size(box_4: np.ndarray) -> float:
+    return float(np.sqrt((box_4[2] - box_4[0]) * (box_4[3] - box_4[1])))
+
+
+def _arrays(tracks: Sequence[Track], frames: Sequence[Detections], num_joints: int) -> Persons:
+    num_frames = len(frames)
+    joints_MTV2 = np.zeros((max(len(tracks), 1), num_frames, num_joints, 2), np.float32)
+    joint_score_MTV = np.zeros(joints_MTV2.shape[:3], np.float32)
+    box_T5 = np.zeros((num_frames, 5), np.float32)
+    for person, track in enumerate(tracks):
+        for t, row in zip(track.frames, track.rows, strict=True):
+            joints_MTV2[person, t] = frames[t].joints_NV2[row]
+            joint_score_MTV[person, t] = frames[t].joint_score_NV[row]
+            box, score = frames[t].box_N4[row], frames[t].score_N[row]
+            if box_T5[t].any():
+                box = np.concatenate([np.minimum(box_T5[t, :2], box[:2]), np.maximum(box_T5[t, 2:4], box[2:])])
+                score = max(box_T5[t, 4], score)
+            box_T5[t] = (*box, score)
+    return Persons(joints_MTV2, joint_score_MTV, box_T5)

@@ -1,0 +1,157 @@
+"""What pose extraction keeps on disk: one small file of detections per finished video, and the annotation pickle at the end.
+
+Pure NumPy. The work folder makes a run resumable: a file is there whole or not at all, and says of which video it is.
+Tracking happens when the pickle is written, so its options can be changed without another pass over the videos.
+M persons, T frames, N detections (of all frames in a row), V joints.
+"""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pose_inputs import Video, VideoList
+from pose_tracking import Detections, Persons
+
+from svdata2vec.shards.errors import UserError
+
+SETTINGS = "settings.json"
+SKIPPED = "skipped.jsonl"
+FLOAT16_LIMIT = 60000.0
+
+
+@dataclass(frozen=True)
+class VideoPoses:
+    """Detections of every frame of a video, and its upright size in pixels."""
+
+    frames: list[Detections]
+    width: int
+    height: int
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write the file under another name, then rename it: nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class WorkFolder:
+    """The folder with the detections of finished videos."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Open or make it. UserError if it was made with other settings (another model, say)."""
+        self.folder = folder
+        file = folder / SETTINGS
+        if file.is_file():
+            before = json.loads(file.read_text())
+            changed = [name for name in settings if before.get(name) != settings[name]]
+            if changed:
+                name = changed[0]
+                raise UserError(f"{folder}: holds results made with {name}={before.get(name)}, now {name}={settings[name]}; "
+                                "name another folder with --work, or delete this one")
+        else:
+            write_atomically(file, json.dumps(settings, indent=1).encode())
+
+    def path(self, video: Video) -> Path:
+        """File of a video's detections."""
+        return self.folder / f"{video.name}.npz"
+
+    def is_finished(self, video: Video) -> bool:
+        """Whether this very video (by size and time of change) has been done."""
+        try:
+            with np.load(self.path(video)) as content:
+                return content["source"].tolist() == _fingerprint(video.path)
+        except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return False
+
+    def save(self, video: Video, poses: VideoPoses) -> None:
+        """Store the detections of a finished video."""
+        buffer = io.BytesIO()
+        frames = poses.frames
+        np.savez_compressed(
+            buffer, source=np.array(_fingerprint(video.path), np.int64), size=np.array([poses.width, poses.height], np.int32),
+            count_T=np.array([len(frame) for frame in frames], np.int32),
+            box_N4=np.concatenate([frame.box_N4 for frame in frames]).astype(np.float32),
+            score_N=np.concatenate([frame.score_N for frame in frames]).astype(np.float32),
+            joints_NV2=np.concatenate([frame.joints_NV2 for frame in frames]).astype(np.float32),
+            joint_score_NV=np.concatenate([frame.joint_score_NV for frame in frames]).astype(np.float32),
+        )
+        write_atomically(self.path(video), buffer.getvalue())
+
+    def load(self, video: Video) -> VideoPoses:
+        """The detections of a finished video."""
+        with np.load(self.path(video)) as content:
+            cuts = np.cumsum(content["count_T"])[:-1]
+            parts = [np.split(content[name], cuts) for name in ("box_N4", "score_N", "joints_NV2", "joint_score_NV")]
+            width, height = content["size"].tolist()
+        return VideoPoses([Detections(*frame) for frame in zip(*parts, strict=True)], width, height)
+
+    def write_skipped(self, reasons: dict[str, str]) -> Path:
+        """List the videos that could not be used: one JSON object per line with `video` and `reason`."""
+        path = self.folder / SKIPPED
+        lines = [json.dumps({"video": video, "reason": reason}, ensure_ascii=False) for video, reason in reasons.items()]
+        write_atomically(path, "".join(line + "\n" for line in lines).encode())
+        return path
+
+
+def _fingerprint(path: str) -> list[int]:
+    """Size in bytes and time of change in ns; zeros for a URL."""
+    if "://" in path:
+        return [0, 0]
+    facts = Path(path).stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def annotation(video: Video, poses: VideoPoses, persons: Persons) -> dict[str, Any]:
+    """One entry of the pickle, in the format of pyskl, with `bboxes` (T, 5) in pixels of the decoded video beside it."""
+    shape = (poses.height, poses.width)
+    return {
+        "frame_dir": video.name, "label": video.label, "img_shape": shape, "original_shape": shape,
+        "total_frames": len(poses.frames),
+        "keypoint": np.clip(persons.joints_MTV2, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16),
+        "keypoint_score": persons.joint_score_MTV.astype(np.float16),
+        "bboxes": persons.box_T5.astype(np.float32),
+    }
+
+
+def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> None:
+    """The annotation pickle of these videos, and classes.txt beside it, both atomically.
+
+    The splits name the videos that have an annotation, in the order of the list.
+    """
+    known = {entry["frame_dir"] for entry in annotations}
+    splits: dict[str, list[str]] = {}
+    for video in videos.videos:
+        if video.name in known:
+            splits.setdefault(video.split, []).append(video.name)
+    content = {"split": splits, "annotations": list(annotations), "made_with": made_with}
+    write_atomically(classes_file(path), "".join(f"{name}\n" for name in videos.classes).encode())
+    write_atomically(path, pickle.dumps(content, protocol=4))
+
+
+def classes_file(path: Path) -> Path:
+    """Where the readers look for the names of the classes."""
+    return path.with_name("classes.txt")
+
+
+def check_output(path: Path, classes: Sequence[str]) -> None:
+    """UserError before the work begins, if the pickle or classes.txt could not be written as they must."""
+    if path.suffix != ".pkl":
+        raise UserError(f"--out {path}: expected a file name that ends in .pkl")
+    names = classes_file(path)
+    if names.is_file() and names.read_text(encoding="utf-8").split("\n") != [*classes, ""]:
+        raise UserError(f"{names}: names other classes than these videos have; choose another folder for --out")
