@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Wrong input. The message is one line: which file or field, what was found, what was expected, what to do."""
+
+
+class WorkerDiedError(UserError):
+    """A process that worked for us is gone without a word: killed, crashed, or out of memory."""

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, WorkerDiedError
 
 CONNECT_TIMEOUT = "15s"
 
@@ -103,8 +103,8 @@ def run_tasks(executor: cf.Executor, slots: int, function: Callable[[Task], Resu
             done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
-        raise UserError("a worker process died (killed, or out of memory); finished shards are kept: run again with "
-                        "--resume and fewer --workers") from error
+        raise WorkerDiedError("a worker process died (killed, or out of memory); finished shards are kept: run again "
+                              "with --resume and fewer --workers") from error
     finally:
         for future in waiting:
             future.cancel()

@@ -3,7 +3,7 @@
 import errno
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import cv2
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.killers import NOTE_SUFFIX
 from svdata2vec.shards.manifest import write_atomically
 from svdata2vec.shards.packclip import ClipOptions, PackedClip, Readers, Times, pack_clip
 from svdata2vec.shards.tarwriter import TarWriter
@@ -21,7 +22,10 @@ PARTS = ".parts"  # folder with one record per finished shard, until the manifes
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Everything a worker needs, in one picklable object. `components`: order of a clip's tar members."""
+    """Everything a worker needs, in one picklable object. `components`: order of a clip's tar members.
+
+    `refused`: clips that must not be touched, and why.
+    """
 
     number: int
     root: str
@@ -29,6 +33,7 @@ class ShardTask:
     num_joints: int
     components: tuple[str, ...]
     options: ClipOptions
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -92,8 +97,10 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
     rows, skipped = [], []
+    note = record_path(Path(task.root), task.number).with_suffix(NOTE_SUFFIX)
     with TarWriter(path) as tar, closing(Readers()) as readers:
         for clip in task.clips:
+            note.write_text(clip.key, encoding="ascii")
             try:
                 packed = _pack_or_refuse(clip, task, times, readers)
             except UserError as error:
@@ -102,6 +109,7 @@ def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
             with times.step("write"):
                 offsets, sizes = tar.add(clip.key, packed.parts, task.components)
             rows.append((clip.key, clip.label, packed.num_frames, offsets, sizes))
+        note.unlink()
         if not rows:
             return ShardRecord(task.number, "", 0, rows, skipped)
         with times.step("write"):
@@ -111,6 +119,8 @@ def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers: Readers) -> PackedClip:
     """The packed clip; whatever is wrong with the source files becomes a UserError."""
+    if clip.key in task.refused:
+        raise UserError(task.refused[clip.key])
     try:
         return pack_clip(clip, task.num_joints, task.options, times, readers)
     except UserError:

@@ -4,6 +4,7 @@ M persons, T frames, V joints.
 """
 
 import hashlib
+import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from svdata2vec.shards.annotations import DataSet
+from svdata2vec.shards.annotations import DataSet, Pose
 from svdata2vec.shards.pack import PackOptions, pack
 from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
@@ -107,6 +108,11 @@ def folder_bytes(root: Path) -> dict[str, str]:
     """File name -> hash, for all files of a folder."""
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def deadly_pose(path: str) -> Pose:
+    """A pose reader that takes its process with it, as a crash in a decoder would."""
+    os._exit(13)
 
 
 def packed(dataset: DataSet, root: Path) -> ShardSet:

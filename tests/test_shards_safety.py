@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shards_data import folder_bytes, write_motion_set, write_video
+from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
 from svdata2vec.shards import tarwriter
-from svdata2vec.shards.annotations import DataSet
+from svdata2vec.shards.annotations import DataSet, PoseFile
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.pack import PackOptions, Progress, pack
@@ -239,6 +239,17 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
                 1, address) as (executor, slots):
             assert slots == 2
             list(run_tasks(executor, slots, os._exit, [1]))
+
+
+def test_a_clip_that_kills_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
+    deadly = [replace(clip, pose_MTVC=None, score_MTV=None, pose_file=PoseFile(deadly_pose, clip.key), num_frames=None)
+              if clip.key.endswith(("A002", "A009")) else clip for clip in dataset.clips]
+    pack(replace(dataset, clips=deadly), tmp_path / "out", replace(OPTIONS, workers=2))
+    found = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["key"][-4:] for entry in found] == ["A002", "A004", "A009"]
+    assert "A009.mp4: kills the process that decodes it (a crash in the decoder, or more memory" in found[2]["reason"]
+    assert found[2]["splits"] == ["train", "val"]
+    assert verify(tmp_path / "out") == []
 
 
 def test_dead_worker_process_is_named() -> None:

@@ -1,5 +1,7 @@
 """The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from svdata2vec.masking import Masks, draw_masks, mask_counts
 from svdata2vec.metrics import measure
 from svdata2vec.model import Encoder, SkeletonEmbedding, SVData2Vec
 from svdata2vec.pretrain import forward, spread
+from svdata2vec.runtime import compile_parts
 from svdata2vec.shards.errors import UserError
 from svdata2vec.teacher import Teacher
 from svdata2vec.transformer import DropPath
@@ -172,6 +175,22 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = forward(model, teacher, video, joints, masks, config).loss.item()
     assert rounded == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("how", ["checkpointed", "compiled"])
+def test_checkpointed_and_compiled_parts_give_the_same_gradients(how: str) -> None:
+    gradients = []
+    for special in (False, True):
+        torch.manual_seed(0)
+        config = dataclasses.replace(MODEL, checkpoint_activations=special and how == "checkpointed")
+        model = SVData2Vec(config, T, 17).eval()  # evaluation mode: BatchNorm must not move between two passes
+        if special and how == "compiled":
+            compile_parts(model)
+        torch.manual_seed(1)
+        model(*inputs()).prediction_BTD.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_metrics_against_a_count_by_hand() -> None:
