@@ -67,6 +67,8 @@ def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, flo
     Raises:
         UserError: the file cannot be decoded, or the box is empty or outside the picture.
     """
+    if not video.is_file():
+        raise UserError(f"{video}: no such file; expected a video")
     with VideoReader(video) as reader:
         info = reader.info
         num_frames = reader.count()

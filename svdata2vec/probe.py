@@ -42,6 +42,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if is_finished(config, config.run()):
             return read_result(config.run())
         trained = open_encoder(config.pretrained, config.modality)
+        _check_input(config, trained)
         trained = replace(trained, encoder=trained.encoder.to(runtime.device))
         shards = ShardSet.open(config.data.shards)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
@@ -61,6 +62,19 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         config.out, 100 * metrics.top1, config.neighbours, 100 * nearest.top1, metrics.count,
     )
     return result
+
+
+def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
+    """Clips must have the run's number of frames; another size of picture is possible, but seldom meant."""
+    wanted, made = config.data, trained.data
+    text = (
+        f"the run was made with {made.num_frames} frames of {made.size} pixels, the probe asks for {wanted.num_frames} "
+        f"frames of {wanted.size}"
+    )
+    if wanted.num_frames != made.num_frames:
+        raise UserError(f"{config.pretrained}: {text}; set --data.num-frames {made.num_frames}")
+    if wanted.size != made.size:
+        log.warning("%s: %s", config.pretrained, text)
 
 
 def _features(

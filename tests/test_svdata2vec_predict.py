@@ -1,0 +1,177 @@
+"""Recognising a video file: the same clip as the loader makes, the same scores, and what it says."""
+
+import dataclasses
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from shards_data import HEIGHT, WIDTH, frame_picture, write_motion_set, write_video
+from tiny import MODEL
+
+from svdata2vec.card import model_card
+from svdata2vec.checkpoint import publish
+from svdata2vec.classifier import Classifier
+from svdata2vec.cli import main
+from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig
+from svdata2vec.model_commands import parse_box
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.predict import predict, read_clip
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.pack import PackOptions, pack
+from svdata2vec.shards.read_pyskl import read_pyskl
+from svdata2vec.shards.shardset import ShardSet
+
+T, SIZE = 6, 64
+DATA = DataConfig(num_frames=T, size=SIZE)
+CLASSES = ["stand", "walk", "run"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published RGB recogniser with random weights."""
+    return publish_recogniser(tmp_path_factory.mktemp("run"), FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16)))
+
+
+def publish_recogniser(folder: Path, config: FinetuneConfig) -> Path:
+    model = Classifier(config, 17, len(CLASSES))
+    publish(folder, model.state_dict(), model_card("finetune", config, num_joints=17, classes=CLASSES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", 15, seed=3)
+
+
+def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path: Path) -> None:
+    annotations, videos = write_motion_set(tmp_path / "source", count=2, num_frames=15)
+    pack(read_pyskl(annotations, videos, name="motion"), tmp_path / "shards", PackOptions(size=192, quality=95, workers=1))
+    shards = ShardSet.open(tmp_path / "shards")
+    with ClipLoader(shards, "val", PlanConfig(num_frames=T, size=SIZE, crop="boxes"), batch_size=1, train=False,
+                    decoder="oracle") as loader:
+        batch = next(iter(loader))
+    assert batch.video_BTHWC is not None
+    key = batch.keys[0]
+    boxes = shards.sample(int(shards.rows("val")[0]), video=False).box_T4
+    box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+    clip = read_clip(videos / f"{key}.mp4", DATA, box)  # type: ignore[arg-type]
+    difference = clip.frames_TSS3.astype(float) - batch.video_BTHWC[0].numpy()
+    assert 10 * np.log10(255**2 / np.square(difference).mean()) > 35
+    shifted = np.roll(clip.frames_TSS3, 1, axis=0).astype(float) - batch.video_BTHWC[0].numpy()
+    assert np.square(shifted).mean() > 4 * np.square(difference).mean(), "the test must notice wrong frames"
+
+
+def test_without_a_box_the_whole_picture_is_seen(video: Path) -> None:
+    clip = read_clip(video, DATA)
+    assert clip.num_frames == 15 and (clip.info.width, clip.info.height) == (WIDTH, HEIGHT)
+    for seen, number in zip(clip.frames_TSS3, clip.plan.frames_T.tolist(), strict=True):
+        expected = cv2.resize(frame_picture(3, number), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        inner = np.abs(seen.astype(float) - expected)[2:-2, 2:-2]
+        assert inner.mean() < 4, f"frame {number}"
+
+
+def test_a_box_is_padded_made_square_and_black_outside(video: Path) -> None:
+    clip = read_clip(video, DATA, (0, 0, 100, 40))  # centre (50, 20), side 110: 35 rows above the picture
+    black = round((55 - 20) / 110 * SIZE)
+    assert clip.frames_TSS3[:, : black - 2].max() < 3
+    assert clip.frames_TSS3[:, black + 2 :, 8:].min() > 15
+
+
+def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
+    plain = write_video(tmp_path / "plain.mp4", 8, seed=1)
+    turned = tmp_path / "plain" / "plain.mp4"  # the same file name: the same frames are sampled
+    turned.parent.mkdir()
+    turned.write_bytes(rotate_flag(plain.read_bytes()))
+    upright = read_clip(turned, DATA)
+    assert (upright.info.width, upright.info.height) == (HEIGHT, WIDTH) and upright.info.rotation
+    flat = read_clip(plain, DATA)
+    assert upright.plan.frames_T.tolist() == flat.plan.frames_T.tolist()
+    expected = np.rot90(flat.frames_TSS3, upright.info.rotation // 90, axes=(1, 2))
+    assert np.abs(upright.frames_TSS3.astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
+
+
+def rotate_flag(content: bytes) -> bytes:
+    """The MP4 with a display matrix of 90 degrees instead of the identity, in its track header."""
+    identity = b"".join(v.to_bytes(4, "big") for v in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
+    quarter = b"".join(v.to_bytes(4, "big") for v in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
+    start = content.index(b"tkhd")
+    place = content.index(identity, start)
+    return content[:place] + quarter + content[place + len(identity) :]
+
+
+def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:
+    result = predict(run, video, box=(50, 30, 110, 90), top=2, picture=tmp_path / "out" / "seen.png", device="cpu")
+    from svdata2vec.classifier import load_classifier
+
+    model, config, _ = load_classifier(run)
+    frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_TSS3)
+    with torch.no_grad():
+        scores = model(frames[None], None).softmax(1)[0]
+    assert [best["name"] for best in result["classes"]] == [CLASSES[i] for i in scores.argsort(descending=True)[:2]]
+    assert [best["probability"] for best in result["classes"]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2])
+    said = "\n".join(result["did"])
+    assert f"decoded 15 frames of {WIDTH}x{HEIGHT}" in said and "took 6 frames" in said
+    assert "the square around the box, 47,27,113,93" in said and "looked for no person" in said
+    picture = cv2.imread(str(tmp_path / "out" / "seen.png"))
+    assert picture.shape[1] == 6 * 3 * SIZE and picture[: 3 * SIZE].std() > 10
+    assert np.ptp(picture[3 * SIZE :]) > 150, "the classes are written below the frames"
+
+
+def test_the_same_file_gives_the_same_answer(run: Path, video: Path) -> None:
+    assert predict(run, video, device="cpu") == predict(run, video, device="cpu")
+
+
+def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> None:
+    result = predict(run, write_video(tmp_path / "short.mp4", 4), device="cpu")
+    assert "the video has fewer: they repeat" in result["did"][1]
+
+
+def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["predict", str(run), str(video), "--box", "50,30,110,90", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("decoded 15 frames") and len(lines) == 4 + len(CLASSES)
+    assert sum(float(line.split("%")[0]) for line in lines[4:]) == pytest.approx(100, abs=0.1)
+
+
+def test_help_says_that_no_person_is_looked_for(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert "No person is looked for" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", ""])
+def test_a_box_of_another_form_is_refused(box: str) -> None:
+    with pytest.raises(UserError, match="expected four numbers x1,y1,x2,y2 in pixels"):
+        parse_box(box)
+
+
+def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
+    for box in ((50, 50, 50, 60), (500, 10, 600, 90), (10, 10, float("nan"), 90)):
+        with pytest.raises(UserError, match=rf"is empty or outside the {WIDTH}x{HEIGHT} picture of .*clip.mp4"):
+            predict(run, video, box=box, device="cpu")
+    with pytest.raises(UserError, match="--top is 0"):
+        predict(run, video, top=0, device="cpu")
+    with pytest.raises(UserError, match=r"none\.mp4: no such file"):
+        predict(run, tmp_path / "none.mp4", device="cpu")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"text\.mp4: cannot be decoded"):
+        predict(run, tmp_path / "text.mp4", device="cpu")
+    skeletons = FinetuneConfig(data=DATA, model=dataclasses.replace(MODEL), head=HeadConfig(hidden=16), modality="skeleton")
+    (tmp_path / "skeletons").mkdir()
+    with pytest.raises(UserError, match="needs skeletons .modality skeleton.; predict takes a run with modality rgb"):
+        predict(publish_recogniser(tmp_path / "skeletons", skeletons), video, device="cpu")
+
+
+def test_audio_only_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(UserError, match=r"sound\.wav: no video stream"):
+        read_clip(path, DATA)

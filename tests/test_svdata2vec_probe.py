@@ -1,0 +1,211 @@
+"""Probes and features of frozen encoders: the mathematics on made-up features, the commands on tiny runs."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import NUM_CLIPS, finetune_config, pretrain_config
+from torch.nn import functional as F
+
+from svdata2vec.checkpoint import load_published
+from svdata2vec.cli import main
+from svdata2vec.config import Modality
+from svdata2vec.evaluate import evaluate_run
+from svdata2vec.features import Features, embed, open_encoder
+from svdata2vec.finetune import finetune
+from svdata2vec.presets import FINETUNE
+from svdata2vec.pretrain import pretrain
+from svdata2vec.probe import fit_linear, knn_scores, probe
+from svdata2vec.probe_config import PROBE, ProbeConfig
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pretraining run of a few steps."""
+    out = tmp_path_factory.mktemp("probe") / "pretrain"
+    pretrain(pretrain_config(tiny_shard_folder, out, epochs=1))
+    return out
+
+
+def probe_config(shards: Path, out: Path, run: Path, **changes: Any) -> ProbeConfig:
+    data = finetune_config(shards, out).data
+    return ProbeConfig(data=data, pretrained=run, out=out, batch_size=5, device="cpu", neighbours=3, **changes)
+
+
+def made_up(count: int, seed: int, classes: int = 3, width: int = 6, noise: float = 0.3) -> Features:
+    """Clusters around one direction per class, far from zero and badly scaled."""
+    rng = np.random.default_rng(seed)
+    centres = np.eye(classes, width) * 2 + 5
+    labels = np.arange(count) % classes
+    features = (centres[labels] + noise * rng.normal(size=(count, width))) * np.array([1, 100, 0.01, 1, 1, 1])[:width]
+    return Features([f"clip{i}" for i in range(count)], features.astype(np.float32), labels)
+
+
+def test_linear_probe_is_the_minimum_of_the_convex_loss() -> None:
+    train, weight_decay = made_up(60, seed=0), 1e-2
+    linear = fit_linear(train, 3, weight_decay, 500)
+    features, labels = torch.from_numpy(train.features_nD).double(), torch.from_numpy(train.labels_n)
+    mean, std = features.mean(0), features.std(0, correction=0)
+    weight = (linear.weight.double() * std).detach().requires_grad_()
+    bias = (linear.bias.double() + linear.weight.double() @ mean).detach().requires_grad_()
+    loss = F.cross_entropy((features - mean) / std @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
+    loss.backward()
+    assert loss.item() < 0.5 * math.log(3)
+    assert weight.grad is not None and weight.grad.abs().max() < 1e-4
+    assert bias.grad is not None and bias.grad.abs().max() < 1e-4
+
+
+def test_linear_probe_recognises_separable_classes() -> None:
+    linear = fit_linear(made_up(60, seed=0), 3, 1e-3, 200)
+    test = made_up(30, seed=1)
+    predicted = linear(torch.from_numpy(test.features_nD)).argmax(1).numpy()
+    assert (predicted == test.labels_n).mean() > 0.9
+
+
+def test_nearest_neighbours_vote_with_the_weight_of_their_cosine() -> None:
+    train = Features(list("abcd"), np.array([[1, 0], [0, 2], [3, 3], [-1, 0]], np.float32), np.array([0, 1, 2, 1]))
+    test = Features(["q"], np.array([[10, 1]], np.float32), np.array([0]))
+    cosines = {0: 10 / math.sqrt(101), 2: 11 / math.sqrt(101) / math.sqrt(2), 1: 1 / math.sqrt(101)}
+    votes = {label: math.exp(cosine / 0.5) for label, cosine in cosines.items()}
+    expected = [votes[label] / sum(votes.values()) for label in range(3)]
+    np.testing.assert_allclose(knn_scores(train, test, 3, 3, 0.5)[0], expected, rtol=1e-5)
+    only_nearest = knn_scores(train, test, 3, 1, 0.5)[0]
+    np.testing.assert_allclose(only_nearest, [1, 0, 0], atol=1e-6)
+
+
+def test_more_neighbours_than_clips_and_equal_cosines_are_no_trouble() -> None:
+    train = Features(list("ab"), np.ones((2, 4), np.float32), np.array([0, 1]))
+    scores = knn_scores(train, train, 2, 20, 0.07)
+    np.testing.assert_allclose(scores, 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("modality", ["rgb", "skeleton", "both"])
+def test_probe_writes_results_and_a_recogniser(
+    pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, modality: Modality
+) -> None:
+    config = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained, modality=modality)
+    result = probe(config)
+    assert json.loads((config.out / "result.json").read_text()) == result
+    assert result["kind"] == "probe" and result["count"] == NUM_CLIPS and result["labels"] == NUM_CLIPS
+    assert 0 <= result["top1"] <= result["top5"] == 1.0  # five classes
+    assert np.array(result["knn"]["confusion"]).sum() == NUM_CLIPS
+    weights, card = load_published(config.out)
+    assert card["kind"] == "probe" and card["modality"] == modality and card["evaluation"]["top1"] == result["top1"]
+    assert weights["head.fc.weight"].shape == (5, 32)
+    before, _ = load_published(pretrained)
+    for name, tensor in weights.items():
+        if name.startswith("encoder."):
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    again = evaluate_run(config.out, device="cpu")
+    assert (again["top1"], again["confusion"]) == (result["top1"], result["confusion"])
+
+
+def test_a_finished_probe_is_not_repeated_and_other_settings_are_refused(
+    pretrained: Path, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    config = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained, modality="skeleton")
+    first = probe(config)
+    written = (config.out / "model.safetensors").stat().st_mtime_ns
+    assert probe(config) == first
+    assert (config.out / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="holds a finished run with other settings .neighbours 3 -> 4"):
+        probe(replace(config, neighbours=4))
+
+
+def test_a_share_of_the_labels_is_a_share_of_the_clips(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = probe_config(tiny_shard_folder, tmp_path / "p", pretrained, modality="skeleton", label_fraction=0.4)
+    result = probe(config)
+    assert result["labels"] == 5 and result["count"] == NUM_CLIPS
+    assert load_published(config.out)[1]["trained_on"]["clips"] == 5
+
+
+def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained)
+    with pytest.raises(UserError, match="give its folder with --from RUN"):
+        probe(replace(config, pretrained=None))
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        probe(replace(config, pretrained=tmp_path))
+    with pytest.raises(UserError, match="the run was made with 6 frames of 32 pixels.*asks for 7 frames of 32"):
+        probe(replace(config, data=replace(config.data, num_frames=7)))
+    with pytest.raises(UserError, match="temperature 0: expected"):
+        replace(config, temperature=0)
+    assert not config.out.exists()
+
+
+def test_every_fine_tuning_preset_has_a_probe() -> None:
+    assert PROBE.keys() == FINETUNE.keys()
+    for name in PROBE:
+        assert PROBE[name]().data == FINETUNE[name]().data
+        assert "probe" in PROBE[name]().out.name
+
+
+def test_probe_command(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["probe", "demo", "--from", str(pretrained), "--out", str(tmp_path / "probe"), "--device", "cpu"]
+    data = ["--data.shards", str(tiny_shard_folder), "--data.train-split", "all", "--data.test-split", "all"]
+    sizes = ["--data.num-frames", "6", "--data.size", "32", "--modality", "skeleton", "--label-fraction", "1"]
+    assert main([*words, *data, *sizes]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["linear"]["count"] == shown["knn"]["count"] == NUM_CLIPS
+
+
+@pytest.mark.parametrize("modality", [None, "both"])
+def test_embed_writes_features_in_the_order_of_the_split(
+    pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, modality: Modality | None
+) -> None:
+    out = tmp_path / "features.npy"
+    options = [] if modality is None else ["--modality", modality]
+    words = ["embed", str(pretrained), "--split", "all", "--out", str(out), "--device", "cpu", "--batch-size", "5"]
+    assert main([*words, *options]) == 0
+    features_nD, index = np.load(out), json.loads(out.with_suffix(".json").read_text())
+    assert features_nD.shape == (NUM_CLIPS, 32) and features_nD.dtype == np.float32
+    shards = ShardSet.open(tiny_shard_folder)
+    assert index["keys"] == list(shards.manifest.splits["all"]) and index["labels"] == [i % 5 for i in range(NUM_CLIPS)]
+    # One clip by itself, straight through the encoder, gives the same vector.
+    alone = embed(pretrained, "all", tmp_path / "alone.npy", modality=modality, batch_size=1, device="cpu")
+    np.testing.assert_allclose(alone.features_nD, features_nD, rtol=1e-4, atol=1e-5)
+    assert features_nD.std(axis=0).max() > 1e-3
+    assert open_encoder(pretrained, modality).modality == (modality or "rgb")
+
+
+def test_embed_names_what_it_cannot_do(
+    pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"features.txt: expected a file name that ends in .npy or .parquet"):
+        embed(pretrained, "all", tmp_path / "features.txt")
+    with pytest.raises(UserError, match="no split 'nothing'; it has all"):
+        embed(pretrained, "nothing", tmp_path / "features.npy", device="cpu")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"writing Parquet needs pyarrow: pip install svdata2vec\[parquet\]"):
+        embed(pretrained, "all", tmp_path / "features.parquet")
+
+
+def test_embed_parquet(pretrained: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    features = embed(pretrained, "all", tmp_path / "features.parquet", modality="skeleton", device="cpu")
+    table = parquet.read_table(tmp_path / "features.parquet")
+    assert table.column("key").to_pylist() == features.keys
+    np.testing.assert_array_equal(np.array(table.column("feature").to_pylist(), np.float32), features.features_nD)
+    assert table.column("class").to_pylist()[:3] == ["a", "b", "c"]
+
+
+def test_a_recogniser_can_be_embedded_and_its_card_tells_its_story(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = replace(finetune_config(tiny_shard_folder, tmp_path / "tune", epochs=1), modality="skeleton")
+    result = finetune(config)
+    card = load_published(tmp_path / "tune")[1]
+    assert card["classes"] == list("abcde") and card["modality"] == "skeleton" and card["version"]
+    assert card["trained_on"]["dataset"] == "factory" and card["trained_on"]["clips"] == NUM_CLIPS
+    assert card["trained_on"]["split"] == "all" and card["trained_on"]["layout"] == "coco17"
+    assert card["preprocessing"]["num_frames"] == 6 and card["preprocessing"]["size"] == 32
+    assert card["preprocessing"]["std"] == [58.395, 57.12, 57.375]
+    assert card["evaluation"] == {name: result[name] for name in ("split", "count", "top1", "top5", "mean_class")}
+    features = embed(tmp_path / "tune", "all", tmp_path / "f.npy", device="cpu")
+    assert features.features_nD.shape == (NUM_CLIPS, 32)
+    with pytest.raises(UserError, match="weights of the encoder are missing: video_encoder"):
+        open_encoder(tmp_path / "tune", "rgb")
