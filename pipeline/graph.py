@@ -143,8 +143,8 @@ class DaliDecoder:
             for name, values in self._inputs(clip).items():
                 feed.setdefault(name, []).extend(values)
         pipeline = self._built(len(feed["data"]))
-        for name, values in feed.items():
-            pipeline.feed_input(name, values)
+        for name, values in feed.items():  # one dense array is fed much faster than a list of small ones
+            pipeline.feed_input(name, values if name in ("data", "frames") else np.stack(values))
         (output,) = pipeline.run()
         return output
 
