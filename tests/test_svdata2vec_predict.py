@@ -1,6 +1,5 @@
 """Recognising a video file: the same clip as the loader makes, the same scores, and what it says."""
 
-import dataclasses
 from pathlib import Path
 
 import av
@@ -33,7 +32,8 @@ CLASSES = ["stand", "walk", "run"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published RGB recogniser with random weights."""
-    return publish_recogniser(tmp_path_factory.mktemp("run"), FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16)))
+    config = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16))
+    return publish_recogniser(tmp_path_factory.mktemp("run"), config)
 
 
 def publish_recogniser(folder: Path, config: FinetuneConfig) -> Path:
@@ -160,9 +160,9 @@ def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"text\.mp4: cannot be decoded"):
         predict(run, tmp_path / "text.mp4", device="cpu")
-    skeletons = FinetuneConfig(data=DATA, model=dataclasses.replace(MODEL), head=HeadConfig(hidden=16), modality="skeleton")
+    skeletons = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16), modality="skeleton")
     (tmp_path / "skeletons").mkdir()
-    with pytest.raises(UserError, match="needs skeletons .modality skeleton.; predict takes a run with modality rgb"):
+    with pytest.raises(UserError, match=r"needs skeletons \(modality skeleton\); predict takes a run with modality rgb"):
         predict(publish_recogniser(tmp_path / "skeletons", skeletons), video, device="cpu")
 
 

@@ -115,7 +115,7 @@ def test_a_finished_probe_is_not_repeated_and_other_settings_are_refused(
     written = (config.out / "model.safetensors").stat().st_mtime_ns
     assert probe(config) == first
     assert (config.out / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="holds a finished run with other settings .neighbours 3 -> 4"):
+    with pytest.raises(UserError, match=r"holds a finished run with other settings \(neighbours 3 -> 4\)"):
         probe(replace(config, neighbours=4))
 
 
@@ -132,7 +132,7 @@ def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path
         probe(replace(config, pretrained=None))
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         probe(replace(config, pretrained=tmp_path))
-    with pytest.raises(UserError, match="the run was made with 6 frames of 32 pixels.*asks for 7 frames of 32"):
+    with pytest.raises(UserError, match=r"the run was made with 6 frames of 32 pixels.*asks for 7 frames of 32"):
         probe(replace(config, data=replace(config.data, num_frames=7)))
     with pytest.raises(UserError, match="temperature 0: expected"):
         replace(config, temperature=0)

@@ -1,0 +1,122 @@
+"""The exported recogniser: the same logits as the network, for any number of clips, without any op of ours in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MODEL
+from torch import Tensor
+
+from svdata2vec.card import model_card
+from svdata2vec.checkpoint import publish
+from svdata2vec.classifier import Classifier, LinearHead, load_classifier
+from svdata2vec.cli import main
+from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig, Modality
+from svdata2vec.export import compare_logits, export, load_recogniser
+from svdata2vec.shards.errors import UserError
+
+DATA = DataConfig(num_frames=6, size=32)
+CLASSES = ["sit", "stand", "walk"]
+
+
+def publish_recogniser(folder: Path, modality: Modality = "rgb", kind: str = "finetune") -> Path:
+    """A run's folder with random weights; BatchNorm has seen some clips, so that its buffers matter."""
+    config = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16), modality=modality)
+    model = Classifier(config, 17, len(CLASSES))
+    if kind == "probe":
+        model.head = LinearHead(MODEL.width, len(CLASSES))
+    if modality == "rgb":
+        for _ in range(3):
+            model(clips(4), None)
+    folder.mkdir(parents=True)
+    publish(folder, model.state_dict(), model_card(kind, config, num_joints=17, classes=CLASSES))
+    return folder
+
+
+def clips(count: int, seed: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 6, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run, file): a recogniser exported by the command."""
+    folder = tmp_path_factory.mktemp("export")
+    run = publish_recogniser(folder / "run")
+    assert main(["export", str(run), str(folder / "out" / "model.pt2")]) == 0
+    return run, folder / "out" / "model.pt2"
+
+
+def test_exported_program_gives_the_networks_logits_for_any_number_of_clips(exported: tuple[Path, Path]) -> None:
+    run, file = exported
+    program = torch.export.load(file)
+    model, _, _ = load_classifier(run)
+    for count in (1, 2, 5):
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(clips(count)), model(clips(count), None), rtol=1e-4, atol=1e-4)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert names and not {name for name in names if "svdata2vec" in name}, "needs the ops of this library"
+
+
+def test_the_card_beside_the_export_says_how_to_use_it(exported: tuple[Path, Path]) -> None:
+    card = json.loads(exported[1].with_suffix(".json").read_text())
+    assert card["classes"] == CLASSES and card["input"]["shape"] == ["B", 6, 32, 32, 3]
+    assert card["output"]["shape"] == ["B", 3] and card["preprocessing"]["size"] == 32
+    assert card["largest_logit_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["finetune", "probe"])
+def test_plain_pytorch_gives_the_logits_of_the_ops(tmp_path: Path, kind: str) -> None:
+    run = publish_recogniser(tmp_path / "run", kind=kind)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_recogniser(run)[0](clips(2)), load_classifier(run)[0](clips(2), None), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_export_is_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
+    model, _, _ = load_recogniser(publish_recogniser(tmp_path / "run"))
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(model(clips(1)), model(clips(3))[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
+def test_a_wrong_export_is_noticed(wrong: float) -> None:
+    logits = torch.randn(2, 3)
+    assert compare_logits(Path("model.pt2"), logits + 1e-6, logits) < 1e-5
+    with pytest.raises(RuntimeError, match=r"model\.pt2: logits differ from the network's by"):
+        compare_logits(Path("model.pt2"), logits + wrong, logits)
+
+
+def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = publish_recogniser(tmp_path / "run")
+    card = export(run, tmp_path / "model.onnx")
+    assert card["largest_logit_difference"] < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    model, _, _ = load_classifier(run)
+    for count in (1, 5):
+        logits = torch.from_numpy(session.run(None, {"video_BTHWC": clips(count).numpy()})[0])
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(clips(count), None), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = publish_recogniser(tmp_path / "run")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install svdata2vec\[export\]; or write .pt2"):
+        export(run, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "model.json").exists()
+
+
+def test_wrong_requests_are_named(tmp_path: Path) -> None:
+    run = publish_recogniser(tmp_path / "run")
+    with pytest.raises(UserError, match=r"model\.pth: expected a file name that ends in \.pt2"):
+        export(run, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        export(tmp_path, tmp_path / "model.pt2")
+    both = publish_recogniser(tmp_path / "both", "both")
+    with pytest.raises(UserError, match=r"needs skeletons \(modality both\); export takes a run with modality rgb"):
+        export(both, tmp_path / "model.pt2")
