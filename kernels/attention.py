@@ -84,7 +84,7 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
 def _locate_rows(
     row: tl.tensor,
     lengths_ptr: tl.tensor,
-    num_pairs: int,
+    num_pairs: tl.tensor,
     N: tl.constexpr,
     H: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -116,10 +116,10 @@ def _attention_kernel(
     qkv_ptr: tl.tensor,  # (B, N, 3 * H * E)
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     out_ptr: tl.tensor,  # (B, N, H * E) contiguous
-    num_pairs: int,  # B * H
-    qkv_stride_b: int,
-    qkv_stride_n: int,
-    qkv_stride_c: int,
+    num_pairs: tl.tensor,  # B * H
+    qkv_stride_b: tl.tensor,
+    qkv_stride_n: tl.tensor,
+    qkv_stride_c: tl.tensor,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,
@@ -165,13 +165,13 @@ def _attention_backward_kernel(
     qkv_ptr: tl.tensor,  # (B, N, 3 * H * E)
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     grad_qkv_ptr: tl.tensor,  # (B, N, 3 * H * E) contiguous
-    num_pairs: int,  # B * H
-    grad_stride_b: int,
-    grad_stride_n: int,
-    grad_stride_c: int,
-    qkv_stride_b: int,
-    qkv_stride_n: int,
-    qkv_stride_c: int,
+    num_pairs: tl.tensor,  # B * H
+    grad_stride_b: tl.tensor,
+    grad_stride_n: tl.tensor,
+    grad_stride_c: tl.tensor,
+    qkv_stride_b: tl.tensor,
+    qkv_stride_n: tl.tensor,
+    qkv_stride_c: tl.tensor,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,

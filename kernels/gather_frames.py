@@ -56,13 +56,13 @@ def _gather_frames_kernel(
     video_ptr: tl.tensor,  # (B, T, H*W*3) uint8
     keep_ptr: tl.tensor,  # (B, K) int64
     out_ptr: tl.tensor,  # (B*K, H*W, CHANNELS)
-    num_frames: int,
-    num_kept: int,
-    num_pixels: int,
-    video_stride_b: int,
-    video_stride_t: int,
-    keep_stride_b: int,
-    keep_stride_k: int,
+    num_frames: tl.tensor,
+    num_kept: tl.tensor,
+    num_pixels: tl.tensor,
+    video_stride_b: tl.tensor,
+    video_stride_t: tl.tensor,
+    keep_stride_b: tl.tensor,
+    keep_stride_k: tl.tensor,
     mean_0: float,
     mean_1: float,
     mean_2: float,

@@ -7,8 +7,8 @@ import triton.language as tl
 @triton.jit
 def token_of_frame(
     keep_ptr: tl.tensor,  # (K,) int64: frames that one clip keeps
-    stride_k: int,
-    num_kept: int,
+    stride_k: tl.tensor,
+    num_kept: tl.tensor,
     frame_T: tl.tensor,
     BLOCK_K: tl.constexpr,  # power of two, at least num_kept
 ) -> tl.tensor:

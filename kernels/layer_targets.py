@@ -53,13 +53,13 @@ def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
 def _layer_targets_kernel(
     layers_ptr: tl.tensor,  # (L, B, T, D)
     target_ptr: tl.tensor,  # (B, T, D) contiguous, float32
-    num_layers: int,
-    num_frames: int,
-    width: int,
-    stride_l: int,
-    stride_b: int,
-    stride_t: int,
-    stride_d: int,
+    num_layers: tl.tensor,
+    num_frames: tl.tensor,
+    width: tl.tensor,
+    stride_l: tl.tensor,
+    stride_b: tl.tensor,
+    stride_t: tl.tensor,
+    stride_d: tl.tensor,
     eps: float,
     BLOCK_T: tl.constexpr,  # all frames of a clip
     BLOCK_D: tl.constexpr,

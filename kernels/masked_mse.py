@@ -51,17 +51,17 @@ def _partial_errors_kernel(
     scored_ptr: tl.tensor,  # (B, T) bool
     error_ptr: tl.tensor,  # (programs,) float32: sum of squared errors
     count_ptr: tl.tensor,  # (programs,) int32: scored positions
-    num_rows: int,  # B * T
-    num_frames: int,
-    width: int,
-    prediction_stride_b: int,
-    prediction_stride_t: int,
-    prediction_stride_d: int,
-    target_stride_b: int,
-    target_stride_t: int,
-    target_stride_d: int,
-    scored_stride_b: int,
-    scored_stride_t: int,
+    num_rows: tl.tensor,  # B * T
+    num_frames: tl.tensor,
+    width: tl.tensor,
+    prediction_stride_b: tl.tensor,
+    prediction_stride_t: tl.tensor,
+    prediction_stride_d: tl.tensor,
+    target_stride_b: tl.tensor,
+    target_stride_t: tl.tensor,
+    target_stride_d: tl.tensor,
+    scored_stride_b: tl.tensor,
+    scored_stride_t: tl.tensor,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
@@ -92,8 +92,8 @@ def _finish_kernel(
     count_ptr: tl.tensor,  # (parts,) int32
     loss_ptr: tl.tensor,  # () float32
     scored_ptr: tl.tensor,  # () int64
-    num_parts: int,
-    width: int,
+    num_parts: tl.tensor,
+    width: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """One program adds all parts in a fixed order."""
@@ -116,17 +116,17 @@ def _masked_mse_backward_kernel(
     target_ptr: tl.tensor,  # (B, T, D)
     scored_ptr: tl.tensor,  # (B, T) bool
     grad_prediction_ptr: tl.tensor,  # (B, T, D) contiguous
-    num_rows: int,  # B * T
-    num_frames: int,
-    width: int,
-    prediction_stride_b: int,
-    prediction_stride_t: int,
-    prediction_stride_d: int,
-    target_stride_b: int,
-    target_stride_t: int,
-    target_stride_d: int,
-    scored_stride_b: int,
-    scored_stride_t: int,
+    num_rows: tl.tensor,  # B * T
+    num_frames: tl.tensor,
+    width: tl.tensor,
+    prediction_stride_b: tl.tensor,
+    prediction_stride_t: tl.tensor,
+    prediction_stride_d: tl.tensor,
+    target_stride_b: tl.tensor,
+    target_stride_t: tl.tensor,
+    target_stride_d: tl.tensor,
+    scored_stride_b: tl.tensor,
+    scored_stride_t: tl.tensor,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:

@@ -16,6 +16,7 @@ from triton.runtime import driver
 
 from svdata2vec.kernels import launch
 
+
 @dataclass(frozen=True)
 class Launch:
     """One recorded start of a kernel, as its launcher would have done it on a GPU."""
@@ -37,6 +38,7 @@ class Usage:
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    wide: bool  # some access to memory moves 16 bytes per thread
 
 
 @contextmanager
@@ -81,11 +83,12 @@ def compile_for(recorded: Launch, capability: int) -> Usage:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_active", AbsentGpu(capability))
         compiled = recorded.kernel.warmup(*recorded.arguments, grid=(1,), **recorded.constants, **options)
-    return _usage(compiled.asm["cubin"], compiled.metadata.shared)
+    registers, stack, shared = _resources(compiled.asm["cubin"])
+    return Usage(registers, stack, shared + compiled.metadata.shared, "global.v4.b32" in compiled.asm["ptx"])
 
 
-def _usage(cubin: bytes, dynamic_shared: int) -> Usage:
-    """Read the resources out of the machine code with the cuobjdump that comes with Triton."""
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack, static shared memory, read by the cuobjdump that comes with Triton."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -94,4 +97,4 @@ def _usage(cubin: bytes, dynamic_shared: int) -> Usage:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     assert found, f"cuobjdump -res-usage has changed its format: {text}"
     registers, stack, shared, local = map(int, found.groups())
-    return Usage(registers, stack + local, shared + dynamic_shared)
+    return registers, stack + local, shared

@@ -5,6 +5,7 @@ would be launched. ptxas must find registers for everything (no spill) and share
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -34,13 +35,14 @@ def fresh_compilation(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
 
 
-def check(call: Callable[[], object], capability: int, num_kernels: int, stack_bytes: int = 0) -> None:
+def check(call: Callable[[], object], capability: int, num_kernels: int, stack_bytes: int = 0, wide: bool = True) -> None:
     """Compile all launches of `call` and hold their resources against the limits."""
     launches = record(call)
     assert len(launches) == num_kernels
     for recorded in launches:
         usage = compile_for(recorded, capability)
         assert usage.spilled_bytes <= stack_bytes, f"{recorded.name} spills on sm_{capability}: {usage}"
+        assert usage.wide or not wide, f"{recorded.name} reads and writes in small pieces: was a stride not constant?"
         assert usage.shared_bytes <= SHARED_LIMIT[capability], f"{recorded.name} on sm_{capability}: {usage}"
 
 
@@ -54,7 +56,8 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> None:
     video, keep = empty(2, T, 224, 224, 3, dtype=torch.uint8), empty(2, KEPT, dtype=torch.int64)
     ones = [1.0, 1.0, 1.0]
-    check(lambda: gather_frames.launch_gather_frames(video, keep, ones, ones, 5, channels, dtype), capability, 1)
+    call = partial(gather_frames.launch_gather_frames, video, keep, ones, ones, 5, channels, dtype)
+    check(call, capability, 1, wide=channels == 16)
 
 
 @architectures
@@ -113,3 +116,40 @@ def test_attention_in_float32(capability: int, num_tokens: int) -> None:
 @architectures
 def test_attention_in_float16_of_ragged_clips(capability: int) -> None:
     check(attention_passes(40, 8, torch.float16, empty(B, dtype=torch.int64)), capability, 2)
+
+
+def launch_everything(B: int, T: int, K: int, D: int, strided: bool) -> None:
+    """Every launcher once at sizes of its own; `strided` gives every float input a last stride of 2."""
+
+    def floats(*shape: int) -> Tensor:
+        tensor = empty(*shape[:-1], shape[-1] * (2 if strided else 1), dtype=torch.bfloat16)
+        return tensor[..., ::2] if strided else tensor
+
+    keep, hidden = empty(B, K, dtype=torch.int64), empty(B, K, dtype=torch.bool)
+    scored, target = empty(B, T, dtype=torch.bool), floats(B, T, D)
+    video, ones = empty(B, T, 1, 1, 3, dtype=torch.uint8), [1.0, 1.0, 1.0]
+    grad, count = empty(dtype=torch.float32), empty(dtype=torch.int64)
+    gather_frames.launch_gather_frames(video, keep, ones, ones, 1, 3, torch.float32)
+    fuse_tokens.launch_fuse_tokens(floats(B, K, D), floats(B, T, D), keep, hidden, floats(T, D))
+    fuse_tokens.launch_fuse_tokens_backward(floats(B, K, D), keep, hidden, T, torch.bfloat16, torch.bfloat16)
+    restore_tokens.launch_restore_tokens(floats(B, K, D), floats(D), keep, floats(T, D))
+    restore_tokens.launch_restore_tokens_backward(floats(B, T, D), keep, torch.bfloat16, torch.bfloat16)
+    layer_targets.launch_layer_targets(floats(1, B, T, D), 1e-5)
+    masked_mse.launch_masked_mse(floats(B, T, D), target, scored)
+    masked_mse.launch_masked_mse_backward(grad, count, floats(B, T, D), target, scored)
+    attention.launch_attention(floats(B, T, 3 * D), 1, 0.2, empty(B, dtype=torch.int64))
+    attention.launch_attention_backward(floats(B, T, D), floats(B, T, 3 * D), 1, 0.2, None)
+
+
+@pytest.mark.parametrize(("sizes", "strided"), [((1, 1, 1, 1), False), ((2, 3, 1, 5), True)], ids=["ones", "strided"])
+def test_sizes_of_one_and_strides_of_two(sizes: tuple[int, int, int, int], strided: bool) -> None:
+    """Triton makes a constant of every size and stride that is 1: other code paths than with ordinary sizes."""
+    check(lambda: launch_everything(*sizes, strided), 90, 11, wide=False)
+
+
+def test_strides_beyond_32_bits() -> None:
+    """Two clips 2**31 + 64 bytes apart: the stride has to arrive in 64 bits."""
+    frame = 4 * 5 * 3
+    video = empty(2**31 + 64 + 3 * frame, dtype=torch.uint8).as_strided((2, 3, 4, 5, 3), (2**31 + 64, frame, 15, 3, 1))
+    keep, ones = empty(2, 2, dtype=torch.int64), [1.0, 1.0, 1.0]
+    check(lambda: gather_frames.launch_gather_frames(video, keep, ones, ones, 5, 16, torch.float32), 90, 1)
