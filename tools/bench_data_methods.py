@@ -30,9 +30,12 @@ DecodeFrames = Callable[[bytes | str, np.ndarray], list[np.ndarray]]
 # ---- ours ---------------------------------------------------------------------------------------------------------
 
 
-def ours(shards: ShardSet, num_clips: int) -> Iterator[int]:
+def ours(
+    shards: ShardSet, num_clips: int, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS
+) -> Iterator[int]:
     """Read, plan, decode, geometry: what training gets."""
-    with ClipLoader(shards, "all", PLAN, batch_size=BATCH, train=True, num_threads=WORKERS) as loader:
+    options = {"batch_size": batch_size, "device": device, "num_threads": threads}
+    with ClipLoader(shards, "all", PLAN, train=True, last_batch="partial", **options) as loader:  # type: ignore[arg-type]
         done = 0
         while done < num_clips:
             for batch in loader:
