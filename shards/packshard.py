@@ -97,10 +97,8 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
     rows, skipped = [], []
-    note = record_path(Path(task.root), task.number).with_suffix(NOTE_SUFFIX)
     with TarWriter(path) as tar, closing(Readers()) as readers:
         for clip in task.clips:
-            note.write_text(clip.key, encoding="ascii")
             try:
                 packed = _pack_or_refuse(clip, task, times, readers)
             except UserError as error:
@@ -109,7 +107,6 @@ def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
             with times.step("write"):
                 offsets, sizes = tar.add(clip.key, packed.parts, task.components)
             rows.append((clip.key, clip.label, packed.num_frames, offsets, sizes))
-        note.unlink()
         if not rows:
             return ShardRecord(task.number, "", 0, rows, skipped)
         with times.step("write"):
@@ -121,6 +118,8 @@ def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers
     """The packed clip; whatever is wrong with the source files becomes a UserError."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
+    note = record_path(Path(task.root), task.number).with_suffix(NOTE_SUFFIX)
+    note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
     try:
         return pack_clip(clip, task.num_joints, task.options, times, readers)
     except UserError:
@@ -129,6 +128,8 @@ def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers
         raise UserError(f"{clip.video}: cannot be read ({error.strerror or error})") from error
     except (ValueError, cv2.error, MemoryError) as error:
         raise UserError(f"{clip.video}: {type(error).__name__}: {error}") from error
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def write_error(root: Path, error: OSError) -> UserError:

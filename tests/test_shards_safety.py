@@ -243,12 +243,12 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
 
 def test_a_clip_that_kills_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
     deadly = [replace(clip, pose_MTVC=None, score_MTV=None, pose_file=PoseFile(deadly_pose, clip.key), num_frames=None)
-              if clip.key.endswith(("A002", "A009")) else clip for clip in dataset.clips]
+              if clip.key.endswith("A009") else clip for clip in dataset.clips]
     pack(replace(dataset, clips=deadly), tmp_path / "out", replace(OPTIONS, workers=2))
     found = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
-    assert [entry["key"][-4:] for entry in found] == ["A002", "A004", "A009"]
-    assert "A009.mp4: kills the process that decodes it (a crash in the decoder, or more memory" in found[2]["reason"]
-    assert found[2]["splits"] == ["train", "val"]
+    assert [entry["key"][-4:] for entry in found] == ["A004", "A009"]
+    assert "A009.mp4: kills the process that decodes it (a crash in the decoder, or more memory" in found[1]["reason"]
+    assert found[1]["splits"] == ["train", "val"]
     assert verify(tmp_path / "out") == []
 
 
@@ -265,11 +265,11 @@ def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Packing 50 clips needs hardly more memory than packing 5: nothing is kept per clip."""
+    """Packing 30 clips needs hardly more memory than packing 3: nothing is kept per clip."""
     videos = tmp_path / "videos"
     (videos / "walk").mkdir(parents=True)
-    first = write_video(videos / "walk" / "v00.mp4", 8, width=640, height=480)
-    for i in range(1, 50):
+    first = write_video(videos / "walk" / "v00.mp4", 6, width=640, height=480)
+    for i in range(1, 30):
         (videos / "walk" / f"v{i:02d}.mp4").hardlink_to(first)
     script = (
         "import json, resource, sys\n"
@@ -278,13 +278,13 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         "from svdata2vec.shards.read_videos import read_video_folder\n"
         "whole = read_video_folder(sys.argv[1])\n"
         "peaks = []\n"
-        "for count in (5, 50):\n"
+        "for count in (3, 30):\n"
         "    keys = [clip.key for clip in whole.clips[:count]]\n"
         "    part = replace(whole, clips=whole.clips[:count], splits={'train': keys})\n"
-        "    pack(part, f'{sys.argv[2]}/{count}', PackOptions(workers=1, clips_per_shard=25))\n"
+        "    pack(part, f'{sys.argv[2]}/{count}', PackOptions(workers=1, clips_per_shard=15))\n"
         "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         "print(json.dumps(peaks))\n")
     result = subprocess.run([sys.executable, "-c", script, str(videos), str(tmp_path)], check=True,
                             stdout=subprocess.PIPE)
     few_mib, many_mib = json.loads(result.stdout)
-    assert many_mib - few_mib < 8, f"{few_mib:.0f} MiB for 5 clips, {many_mib:.0f} for 50"
+    assert many_mib - few_mib < 8, f"{few_mib:.0f} MiB for 3 clips, {many_mib:.0f} for 30"
