@@ -20,6 +20,8 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.pack import PackOptions, Progress, pack
 from svdata2vec.shards.read_pyskl import read_pyskl
 from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.stats import set_statistics
+from svdata2vec.shards.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=4)
 
@@ -145,6 +147,9 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
     assert sample.score_MTV is None
     scale = WIDTH / 96
     assert sample.meta.packed_to_source.tolist() == [[scale, 0, 0], [0, scale, (HEIGHT - WIDTH) / 2]]
+    assert verify(tmp_path / "out") == []
+    figures = set_statistics(ShardSet.open(tmp_path / "out"))
+    assert figures.persons_per_clip == {0: 1} and figures.empty_frames == 1.0 and figures.box_height_px.median == HEIGHT
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -84,6 +84,9 @@ def test_ntu_official_numbers() -> None:
         for protocol in (first, second):
             assert sum(n for name, n in PUBLISHED[classes].items() if name.startswith(protocol)) == total
             assert sum(n for name, n in PUBLISHED_VIDEOS[classes].items() if name.startswith(protocol)) == videos
+        # The missing list, divided by our rules, explains every difference between videos and skeletons.
+        missing = {name: len(keys) for name, keys in ntu_splits(missing_names(classes), classes).items()}
+        assert missing == {name: PUBLISHED_VIDEOS[classes][name] - PUBLISHED[classes][name] for name in missing}
     splits = ntu_splits(["S002C001P001R001A120", "S003C001P106R001A061"], 120)
     assert splits == {"xsub_train": ["S002C001P001R001A120"], "xsub_val": ["S003C001P106R001A061"],
                       "xset_train": ["S002C001P001R001A120"], "xset_val": ["S003C001P106R001A061"]}
