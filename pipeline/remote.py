@@ -21,6 +21,7 @@ from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest, write_atomically
 from svdata2vec.shards.shardset import ShardSet
 
 log = logging.getLogger(__name__)
+_WARNED: set[str] = set()  # stores without ranges that were reported
 
 DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
@@ -137,6 +138,11 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
                 raise UserError(f"{url}/{name}: cannot be read ({type(error).__name__}: {error})") from error
             log.warning("%s/%s: %s; trying again in %.1f s", url, name, error, wait_seconds)
             time.sleep(wait_seconds)
+    if start is not None and stop is not None and len(content) >= stop > stop - start:
+        if url not in _WARNED:
+            log.warning("%s: the server sends whole files for ranges; open with whole_shards=True", url)
+            _WARNED.add(url)
+        return content[start:stop]
     if stop is not None and len(content) != stop - (start or 0):
         raise UserError(f"{url}/{name}: ends after byte {(start or 0) + len(content)}, {stop} expected; copy it again")
     return content

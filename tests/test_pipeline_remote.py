@@ -115,6 +115,16 @@ def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
     assert len(batches(remote, video=False)) == 3
 
 
+def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch, caplog):
+    store = fsspec.filesystem("memory")
+    whole = store.cat_file
+    monkeypatch.setattr(type(store), "cat_file", lambda self, path, start=None, end=None: whole(path))
+    remote = RemoteShardSet.open_url(url, cache=tmp_path)
+    for first, second in zip(batches(local), batches(remote), strict=True):
+        assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
+    assert "sends whole files for ranges" in caplog.text
+
+
 def test_range_cache_is_least_recently_used(tmp_path):
     cache = RangeCache(tmp_path, 250)
     for name in "ab":
