@@ -93,16 +93,17 @@ def write_contact_sheets(
     """
     shards = ShardSet.open(root)
     rows = shards.rows(split)
-    labels = shards.index["label"][rows]
+    labels = shards.label_map(split)[shards.index["label"][rows]]
+    classes = shards.split_classes(split)
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for label, name in enumerate(shards.manifest.classes):
+    for label, name in enumerate(classes):
         chosen = rows[labels == label][:clips]
         if not len(chosen):
             continue
         plan = PlanConfig(num_frames=num_frames, size=size)
         with ClipLoader(shards, split, plan, batch_size=len(chosen), train=train, limit=chosen) as loader:
-            picture = contact_sheet(next(iter(loader)), shards.manifest.layout, tuple(shards.manifest.classes), clips)
+            picture = contact_sheet(next(iter(loader)), shards.manifest.layout, classes, clips)
         file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
         (out / f"{label:03d}-{file_name}.png").write_bytes(to_png(picture))
         count += 1

@@ -24,6 +24,7 @@ from svdata2vec.config import FinetuneConfig, PretrainConfig, from_dict, to_json
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.data import build_loader
 from svdata2vec.metrics_log import read_metrics
+from svdata2vec.probe_config import ProbeConfig
 from svdata2vec.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
@@ -48,7 +49,7 @@ class Run:
 
     name: str
     kind: str
-    config: PretrainConfig | FinetuneConfig
+    config: PretrainConfig | FinetuneConfig | ProbeConfig
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
 
@@ -85,21 +86,22 @@ def read_run(folder: Path) -> Run:
     """Configuration, metrics and result of a run's folder."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain or finetune)")
+        raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain, finetune or probe)")
     values = json.loads(path.read_text())
-    kind = "finetune" if "label_fraction" in values else "pretrain"
-    config: PretrainConfig | FinetuneConfig
-    if kind == "finetune":
-        config = from_dict(FinetuneConfig, values, str(path))
+    config: PretrainConfig | FinetuneConfig | ProbeConfig
+    if "neighbours" in values:
+        kind, config = "probe", from_dict(ProbeConfig, values, str(path))
+    elif "label_fraction" in values:
+        kind, config = "finetune", from_dict(FinetuneConfig, values, str(path))
     else:
-        config = from_dict(PretrainConfig, values, str(path))
+        kind, config = "pretrain", from_dict(PretrainConfig, values, str(path))
     result = folder / "result.json"
     return Run(
         folder.name,
         kind,
         config,
         read_metrics(folder / "metrics.jsonl"),
-        json.loads(result.read_text()) if kind == "finetune" and result.is_file() else None,
+        json.loads(result.read_text()) if kind != "pretrain" and result.is_file() else None,
     )
 
 
@@ -131,12 +133,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _results(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        if run.result is None or not isinstance(run.config, FinetuneConfig):
+        if run.result is None or isinstance(run.config, PretrainConfig):
             continue
-        result = run.result
+        result, probing = run.result, isinstance(run.config, ProbeConfig)
         start = f"pretrained ({run.config.pretrained.name})" if run.config.pretrained else "scratch"
-        shares = [f"{100 * result[name]:.1f} %" for name in ("top1", "top5", "mean_class")]
-        rows.append([run.name, run.config.modality, start, str(result["labels"]), *shares, str(result["count"])])
+        found = [(f"{start}, linear probe" if probing else start, result)]
+        if probing:
+            found.append((f"{start}, {result['knn']['neighbours']} nearest neighbours", result["knn"]))
+        for how, figures in found:
+            shares = [f"{100 * figures[name]:.1f} %" for name in ("top1", "top5", "mean_class")]
+            rows.append([run.name, run.config.modality, how, str(result["labels"]), *shares, str(result["count"])])
     if not rows:
         return ""
     classes = next(len(run.result["classes"]) for run in runs if run.result)
@@ -219,8 +225,10 @@ def _confusion(run: Run) -> str:
 
 
 def _inputs(runs: Sequence[Run]) -> str:
-    run = next((run for run in runs if run.kind == "pretrain"), runs[0])
+    run = min(runs, key=lambda run: ("pretrain", "finetune", "probe").index(run.kind))
     data = run.config.data
+    if isinstance(run.config, ProbeConfig):
+        return ""  # nothing is trained on augmented clips
     try:
         shards = ShardSet.open(data.shards)
     except UserError as error:
@@ -228,7 +236,7 @@ def _inputs(runs: Sequence[Run]) -> str:
     runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
     with build_loader(shards, data, run.config.run, runtime, run.config.model.persons, train=True) as loader:
         batch = next(iter(loader))
-    picture = contact_sheet(batch, shards.manifest.layout, tuple(shards.manifest.classes))
+    picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
     caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
     return _section("Inputs", _image(to_png(picture), caption))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import NUM_CLIPS, finetune_config, pretrain_config
+from tiny import NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
 
 from svdata2vec.checkpoint import load_published
@@ -22,6 +22,7 @@ from svdata2vec.presets import FINETUNE
 from svdata2vec.pretrain import pretrain
 from svdata2vec.probe import fit_linear, knn_scores, probe
 from svdata2vec.probe_config import PROBE, ProbeConfig
+from svdata2vec.report import write_report
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
@@ -209,3 +210,32 @@ def test_a_recogniser_can_be_embedded_and_its_card_tells_its_story(tiny_shard_fo
     assert features.features_nD.shape == (NUM_CLIPS, 32)
     with pytest.raises(UserError, match="weights of the encoder are missing: video_encoder"):
         open_encoder(tmp_path / "tune", "rgb")
+
+
+def test_the_report_shows_both_probes(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = probe_config(tiny_shard_folder, tmp_path / "probed", pretrained, modality="skeleton")
+    result = probe(config)
+    write_report([pretrained, config.out], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for how, figures in (("linear probe", result), ("3 nearest neighbours", result["knn"])):
+        cells = [f"pretrained (pretrain), {how}", str(NUM_CLIPS), *(f"{100 * figures[n]:.1f} %" for n in ("top1", "top5"))]
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    write_report([config.out], tmp_path / "alone.html")
+    assert "Confusion: probed" in (tmp_path / "alone.html").read_text()
+
+
+def test_outputs_are_named_by_the_classes_of_the_split(pretrained: Path, tmp_path: Path) -> None:
+    """A split may have fewer classes than the data set, or others in their order: labels follow the split's own list."""
+    root = tiny_shards(tmp_path / "shards")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["split_classes"] = {"all": list("edcba")}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    result = probe(probe_config(root, tmp_path / "probed", pretrained, modality="skeleton"))
+    assert result["classes"] == list("edcba")
+    stored = ShardSet.open(root).index["label"]
+    per_class = np.bincount(4 - stored, minlength=5)
+    np.testing.assert_array_equal(np.array(result["confusion"]).sum(1), per_class)
+    assert evaluate_run(tmp_path / "probed", device="cpu")["confusion"] == result["confusion"]
+    tuned = replace(finetune_config(root, tmp_path / "tuned", epochs=1), modality="skeleton")
+    np.testing.assert_array_equal(np.array(finetune(tuned)["confusion"]).sum(1), per_class)
+    assert load_published(tmp_path / "tuned")[1]["classes"] == list("edcba")
