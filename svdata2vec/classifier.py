@@ -1,4 +1,4 @@
-"""The recogniser: the encoder that pretraining leaves, and a head (algorithm.md 5).
+"""The recogniser: the encoder that pretraining leaves, and a head (README, "The method in numbers").
 
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """

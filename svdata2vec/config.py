@@ -62,7 +62,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths and depths of the networks (algorithm.md 2)."""
+    """Widths and depths of the networks (README, "The method in numbers")."""
 
     width: int = 256
     """Token width (D)."""
@@ -80,6 +80,8 @@ class ModelConfig:
     """Persons per clip: more are cut, fewer are filled with zeros (M)."""
     coordinates: int = 2
     """Coordinates per joint (C)."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"
     """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
 
@@ -98,7 +100,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What the student does not see (algorithm.md 3)."""
+    """What the student does not see (README, "The method in numbers")."""
 
     video_ratio: float = 0.66
     """Share of the frames hidden from the student altogether."""
@@ -114,7 +116,7 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """How the teacher's layers become targets (algorithm.md 4)."""
+    """How the teacher's layers become targets (README, "The method in numbers")."""
 
     top_layers: int = 8
     """Number of top blocks whose outputs are averaged."""
@@ -130,7 +132,7 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Decay of the teacher (algorithm.md 4)."""
+    """Decay of the teacher (README, "The method in numbers")."""
 
     start: float = 0.999
     """Decay at step 0."""
@@ -151,7 +153,7 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (algorithm.md 5)."""
+    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (README, "The method in numbers")."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -189,6 +191,8 @@ class RunConfig:
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """Compile the transformer blocks and the stages of the video encoder (torch.compile; needs a C++ compiler on a CPU)."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
     log_every: int = 50
@@ -236,7 +240,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier on top of the encoder and what regularises fine-tuning (algorithm.md 5)."""
+    """The classifier on top of the encoder and what regularises fine-tuning (README, "The method in numbers")."""
 
     hidden: int = 2048
     """Width of the head's hidden layer."""
@@ -248,6 +252,11 @@ class HeadConfig:
     """Label smoothing of the cross-entropy."""
     layer_decay: float = 0.8
     """Factor on the learning rate from block to block, from the top down (1.0 = none; training from scratch uses 1.0)."""
+    mixup: float = 0.0
+    """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
+
+    def __post_init__(self) -> None:
+        _check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from svdata2vec.card import complete_card, evaluation_entry, model_card
 from svdata2vec.classifier import Classifier, load_encoder
@@ -17,6 +16,7 @@ from svdata2vec.config import FinetuneConfig, to_json
 from svdata2vec.data import build_loader, labelled_rows, to_device
 from svdata2vec.evaluate import predict_split
 from svdata2vec.metrics import measure
+from svdata2vec.mixup import draw_mixture
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, running, unwrap
@@ -45,7 +45,7 @@ class Finetuning:
         if config.pretrained is not None:
             load_encoder(model.encoder, config.pretrained)
         self.config, self.runtime, self.loader = config, runtime, loader
-        self.network = runtime.wrap(model, config.run.sync_batchnorm)
+        self.network = runtime.wrap(model, config.run)
         layer_decay = config.head.layer_decay if config.pretrained is not None else 1.0
         self.optimizer = build_optimizer(
             self.model.named_parameters(), config.optim, depth=config.model.depth, layer_decay=layer_decay
@@ -65,9 +65,10 @@ class Finetuning:
         self.network.train()
         for _, batch in batches:
             video_BTHWC, joints_BMTVC, label_B = to_device(batch, self.runtime.device)
+            mixture = draw_mixture(self.config.head.mixup, len(label_B), label_B.device)
             with self.runtime.autocast():
-                logits_BC = self.network(video_BTHWC, joints_BMTVC).float()
-                loss = F.cross_entropy(logits_BC, label_B, label_smoothing=self.config.head.label_smoothing)
+                logits_BC = self.network(mixture.blend(video_BTHWC), mixture.blend(joints_BMTVC)).float()
+                loss = mixture.loss(logits_BC, label_B, self.config.head.label_smoothing)
             stepper.clock.mark("forward")
             stepper.backward(loss, self.network, last=batch is batches[-1][1])
             stepper.note({"loss": loss, "accuracy": (logits_BC.argmax(1) == label_B).float().mean()})

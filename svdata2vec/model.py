@@ -1,4 +1,4 @@
-"""SV-data2vec: the student, and the encoder that pretraining leaves to the recogniser (algorithm.md 2 to 4).
+"""SV-data2vec: the student, and the encoder that pretraining leaves to the recogniser (the paper, section 3).
 
 B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width, L blocks
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svdata2vec.config import ModelConfig
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
 from svdata2vec.masking import Masks
-from svdata2vec.transformer import Block, initialise_transformer
+from svdata2vec.transformer import Block, initialise_transformer, run_part
 from svdata2vec.video_encoder import VideoEncoder
 
 
@@ -52,10 +52,13 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if modality != "skeleton":
-            self.video_encoder = VideoEncoder(config.width, config.stem_width, config.impl)
+            self.video_encoder = VideoEncoder(
+                config.width, config.stem_width, config.impl, checkpoint=config.checkpoint_activations
+            )
             self.video_encoder.proj.apply(initialise_transformer)
         if modality != "rgb":
             self.skeleton_embed = SkeletonEmbedding(config.persons, num_joints, config.coordinates, config.width)
+        self.checkpoint = config.checkpoint_activations
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
@@ -66,11 +69,11 @@ class Encoder(nn.Module):
 
     def encode(self, tokens_BND: Tensor) -> Tensor:
         for block in self.blocks:
-            tokens_BND = block(tokens_BND)
+            tokens_BND = run_part(block, tokens_BND, checkpoint=self.checkpoint)
         return self.norm(tokens_BND)
 
     def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
-        """Features (B, T, D) of unmasked input; with both modalities their tokens are averaged (algorithm.md 5)."""
+        """Features (B, T, D) of unmasked input; with both modalities their tokens are averaged."""
         tokens = []
         if video_BTHWC is not None:
             tokens.append(self.video_encoder(video_BTHWC))
@@ -129,7 +132,7 @@ class SVData2Vec(nn.Module):
         num_frames: T, sampled frames per clip.
         num_joints: V of the joint layout.
         all_frames: encode every frame and select tokens afterwards, as the original does, so that BatchNorm sees the
-            statistics of all frames. False (default) encodes the kept frames only (algorithm.md 6).
+            statistics of all frames. False (default) encodes the kept frames only (README, "The method in numbers").
         teacher_input: "skeleton", or "both" for the mean of both modalities' tokens (needs `all_frames`).
     """
 

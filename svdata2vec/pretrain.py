@@ -36,7 +36,7 @@ class StepOutput:
 def forward(
     student: nn.Module, teacher: Teacher, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks, config: PretrainConfig
 ) -> StepOutput:
-    """Masked prediction of the teacher's latents (algorithm.md 3 and 4).
+    """Masked prediction of the teacher's latents (the paper, section 3).
 
     The student sees K video tokens, some with their skeleton; the teacher sees the whole skeleton; the loss is taken where
     the skeleton is hidden from the student.
@@ -74,7 +74,7 @@ class Pretraining:
         )
         self.config, self.runtime, self.loader = config, runtime, loader
         self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
-        self.student = runtime.wrap(model, config.run.sync_batchnorm)
+        self.student = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optim)
         self.stepper = Stepper(config.optim, config.run, runtime, self.optimizer, loader.batches_per_epoch)
 

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.config import RunConfig
 from svdata2vec.shards.errors import UserError
+from svdata2vec.transformer import Block
+from svdata2vec.video_encoder import BasicBlock
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
 STOP_POLL_STEPS = 10  # with several processes, steps between two agreements on whether to stop
@@ -53,12 +55,16 @@ class Runtime:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def wrap(self, model: nn.Module, sync_batchnorm: bool) -> nn.Module:
-        """The model on its device, with gradients averaged over all processes."""
+    def wrap(self, model: nn.Module, config: RunConfig) -> nn.Module:
+        """The model on its device, laid out and compiled as configured, with gradients averaged over all processes."""
         model = model.to(self.device)
+        if self.device.type == "cuda":
+            use_channels_last(model)
+        if config.compile:
+            compile_parts(model)
         if self.world_size == 1:
             return model
-        if sync_batchnorm:
+        if config.sync_batchnorm:
             model = convert_sync_batchnorm(model)
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -136,6 +142,20 @@ class StopSignal:
         if step % STOP_POLL_STEPS:
             return False
         return bool(runtime.sum(torch.tensor([float(self.received)])).item())
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of all 2-D convolutions channels-last, as the GPU's tensor cores want them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the repeated parts in place (`torch.compile`); names of parameters stay."""
+    for module in model.modules():
+        if isinstance(module, Block | BasicBlock):
+            module.compile(backend=backend)
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

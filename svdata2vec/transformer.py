@@ -4,6 +4,7 @@ B clips, N tokens, D width
 """
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from svdata2vec.kernels.dispatch import Impl
@@ -75,8 +76,15 @@ class Block(nn.Module):
         return x_BND + self.drop_path(mlp_BND), mlp_BND
 
 
+def run_part(part: nn.Module, x: Tensor, *, checkpoint: bool) -> Tensor:
+    """`part(x)`; with `checkpoint` its activations are not kept but computed again for the gradient."""
+    if checkpoint and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+    return part(x)
+
+
 def initialise_transformer(module: nn.Module) -> None:
-    """Linear: Xavier-uniform weight, zero bias; LayerNorm: one and zero (algorithm.md 2). For `Module.apply`."""
+    """Linear: Xavier-uniform weight, zero bias; LayerNorm: one and zero. For `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

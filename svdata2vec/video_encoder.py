@@ -1,4 +1,4 @@
-"""The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk (algorithm.md 2 and 6).
+"""The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk (README, "The method in numbers").
 
 The stem is the Conv3d of the paper. For kept frames it runs, with the same weight, as a Conv2d over their gathered
 five-frame windows, which is the same sum: nothing but the wanted frames is encoded.
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import gather_frames
+from svdata2vec.transformer import run_part
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
 IMAGE_STD = (58.395, 57.12, 57.375)
@@ -74,12 +75,14 @@ class VideoEncoder(nn.Module):
     Args:
         width: token width D.
         stem_width: channels of the stem and first stage (64 in the paper); later stages double it.
+        checkpoint: compute the stages' activations again for the gradient instead of keeping them.
         impl: implementation of the frame gathering ("auto", "triton" or "torch").
     """
 
-    def __init__(self, width: int, stem_width: int = 64, impl: Impl = "auto") -> None:
+    def __init__(self, width: int, stem_width: int = 64, impl: Impl = "auto", *, checkpoint: bool = False) -> None:
         super().__init__()
         self.impl = impl
+        self.checkpoint = checkpoint
         self.stem = Stem(stem_width)
         self.stages = nn.ModuleList()
         channels = stem_width
@@ -98,7 +101,7 @@ class VideoEncoder(nn.Module):
         self._initialise_trunk()
 
     def _initialise_trunk(self) -> None:
-        """2-D convolutions: normal(0, sqrt(2 / (k*k*out))); the 3-D stem keeps PyTorch's default (algorithm.md 2)."""
+        """2-D convolutions: normal(0, sqrt(2 / (k*k*out))); the 3-D stem keeps PyTorch's default."""
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -123,7 +126,7 @@ class VideoEncoder(nn.Module):
                 gather_frames(video_BTHWC, keep_BK, IMAGE_MEAN, IMAGE_STD, dtype=dtype, impl=self.impl)
             )
         for stage in self.stages:
-            x_FCHW = stage(x_FCHW)
+            x_FCHW = run_part(stage, x_FCHW, checkpoint=self.checkpoint)
         features_FC = x_FCHW.mean(dim=(2, 3))
         return self.proj(features_FC).unflatten(0, (video_BTHWC.shape[0], -1))
 

@@ -23,4 +23,5 @@ run finetune demo --data.shards "$demo/shards" --run.out "$demo/pretrained" --fr
 say "writing the report"
 run report "$demo/pretrain" "$demo/scratch" "$demo/pretrained" --out "$demo/report.html"
 say "done"
-"$python" tools/summary.py "$demo/scratch" "$demo/pretrained"
+echo "report: $demo/report.html"
+"$python" tools/summary.py "$demo"
