@@ -142,6 +142,7 @@ class PoseModel:
             config.model.test_cfg.update(input_size=(side, side), score_thr=min_score, nms_pre=1000)
             next(step for step in pipeline if step.type == "BottomupResize").input_size = (side, side)
         config.model.backbone.init_cfg = None  # else mmengine fetches weights that the checkpoint replaces
+        torch.manual_seed(0)  # some layers draw weights when they are built: see draw_weights
         self.model = init_model(config, None, str(self.device))
         self._prepare = Compose(pipeline)
 
@@ -152,9 +153,6 @@ class PoseModel:
         MMLogger.get_current_instance().setLevel("ERROR")  # it names every array otherwise
         torch.manual_seed(seed)
         self.model.init_weights()
-        for module in self.model.modules():  # those that mmengine leaves as they were when built
-            if isinstance(module, torch.nn.Linear):
-                module.reset_parameters()
 
     def prepare(self, frame_bgr: np.ndarray, box_N4: np.ndarray | None = None) -> list[dict[str, Any]]:
         """The model's inputs for one frame, uint8 (height, width, 3): one, or one per box of a top-down model."""
@@ -274,13 +272,22 @@ def _known_globals() -> Iterator[None]:
     """What mmengine's checkpoints hold beside weights: HistoryBuffer, made of NumPy arrays."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
+    kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_statistic, "builtins.getattr"), (_statistic, "getattr")]
     kinds += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
     for name in ("_reconstruct", "scalar"):
         function = getattr(np._core.multiarray, name)
         kinds += [(function, f"numpy.core.multiarray.{name}"), (function, f"numpy._core.multiarray.{name}")]
     with torch.serialization.safe_globals(kinds):
         yield
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """In place of `getattr`, by which a HistoryBuffer's pickle names its four methods; unrestricted it leads anywhere."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if (owner is not HistoryBuffer and type(owner) is not HistoryBuffer) or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r})")
+    return getattr(owner, name)
 
 
 def fetch(url: str) -> Path:
