@@ -23,10 +23,12 @@ VIDEO_NAME = re.compile(r"[AB]?\d+-[LMR]")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080
 
 # The colour camera of a Kinect v2 as seen from its skeleton's origin (the depth camera): nominal focal length and
-# centre in pixels of 1920x1080, and the 52 mm between the lenses. The files have no calibration; good to some pixels.
+# horizontal centre in pixels of 1920x1080; the distance of the lenses and the vertical centre (the cameras are tilted
+# against each other) fit the joints of NTU RGB+D, whose files have both metres and colour pixels, to 2 pixels. These
+# files have no calibration: expect some pixels from sensor to sensor.
 FOCAL_PX = 1081.37
-CENTER_PX = (959.5, 539.5)
-LENS_OFFSET_M = 0.052
+CENTER_PX = (959.5, 569.0)
+LENS_OFFSET_M = 0.0507
 
 VIEWS = {"L": 1, "M": 2, "R": 3}
 

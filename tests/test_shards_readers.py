@@ -213,13 +213,21 @@ def test_pku_mmd(tmp_path: Path) -> None:
     assert (shards.manifest.classes[sample.label], sample.meta.num_frames, sample.meta.camera) == ("writing", 10, 2)
     assert shards.manifest.classes[33] == "standing up" and len(shards.manifest.classes) == 51
     pose = read_pku_skeleton(str(tmp_path / "skeleton" / "0003-M.txt"), 10, 20)
-    spine_x = 959.5 + 1081.37 * (-0.2 + 0.1 + 0.052) / 2.0
-    assert np.allclose(pose.pose_MTVC[0, 0, 0], [spine_x, 539.5 - 1081.37 * 0.4], atol=0.01)
+    spine_x = 959.5 + 1081.37 * (-0.2 + 0.1 + 0.0507) / 2.0
+    assert np.allclose(pose.pose_MTVC[0, 0, 0], [spine_x, 569.0 - 1081.37 * 0.4], atol=0.01)
     assert not pose.pose_MTVC[1].any(), "the second person is absent"
     first = clip_of(shards, "0002-L_000")
     whole = clip_of(shards, "0002-L_001")
     assert first.meta.num_frames == 6 and first.video is not None and whole.video is not None
     assert bytes(first.video[:2000]) != bytes(whole.video[:2000])
+
+
+def test_pku_projection_fits_a_real_sensor(tmp_path: Path) -> None:
+    """The first two joints of NTU's S001C001P001R001A001, which gives metres and colour pixels of the same sensor."""
+    metres = [0.2181153, 0.1725972, 3.785547, 0.2323292, 0.4326636, 3.714767]
+    (tmp_path / "a.txt").write_text(" ".join(map(str, [*metres, *[0] * 144])) + "\n")
+    joints = read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1).pose_MTVC[0, 0, :2]
+    assert np.abs(joints - [[1036.233, 519.1677], [1041.918, 444.3235]]).max() < 2
 
 
 def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
