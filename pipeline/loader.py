@@ -209,7 +209,7 @@ class ClipLoader:
 def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:
     if limit is None:
         return rows
-    if isinstance(limit, int):
+    if isinstance(limit, (int, np.integer)):
         if limit < 1:
             raise ValueError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
         return rows[:limit]
