@@ -1,7 +1,7 @@
 """Pose extraction through the real code of mmpose, with random weights, in the environment that tools/pose_env.sh makes.
 
 What runs inside that environment is in pose_env_cases.py. The environment is made here if it is missing: about half a
-minute on a quiet machine, once.
+minute, once. Alone: bash tools/pose_env.sh && bash tools/test.sh tests/test_tools_extract_poses.py
 """
 
 import json

@@ -427,7 +427,7 @@ def test_working_ahead_stops_when_nobody_reads_on() -> None:
 
     items = extract_poses.ahead(endless(), depth=2)
     assert next(items) == 0
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     count = len(made)
     time.sleep(0.2)
     assert len(made) == count <= 5

@@ -18,7 +18,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,10 +156,9 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
             for prepared in steps:
                 frames += [inside(found, width, height) for found in model.predict(prepared)]
                 report(len(prepared))
-    beyond = max(given, default=-1) if given else -1
-    if beyond >= len(frames) or (given and min(given) < 0):
-        wrong = beyond if beyond >= len(frames) else min(given or {0: None})
-        raise UserError(f"{video.path}: has {len(frames)} frames, but there are boxes for frame {wrong}")
+    wrong = [number for number in given or {} if not 0 <= number < len(frames)]
+    if wrong:
+        raise UserError(f"{video.path}: has {len(frames)} frames, but there are boxes for frame {wrong[0]}")
     return VideoPoses(frames, width, height)
 
 
@@ -178,7 +177,7 @@ def _prepared(reader: VideoReader, model: Any, given: dict[int, np.ndarray] | No
         yield batch
 
 
-def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
     """The same items, made by a thread that is at most `depth` ahead. Its exceptions are raised here."""
     buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()

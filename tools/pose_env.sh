@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
+exec 9< tools/pose_env.sh
+if command -v flock > /dev/null; then flock 9; fi # two at once would build into one another
 if [ -x .venv/bin/python ]; then
     python="$(pwd)/.venv/bin/python"
 else
@@ -19,7 +21,8 @@ packages=(
     json_tricks==3.17.3 munkres==3.0.0 scipy==1.17.1 addict==2.4.0 yapf==0.43.0 platformdirs==4.14.7 termcolor==3.3.0
 )
 stamp=.venv-pose/installed
-wanted="$(cksum < tools/pose_env.sh) $("$python" -c 'import numpy, sys, torch; print(sys.version_info[:2], torch.__version__, numpy.__version__)') $(pwd)"
+versions='import sys; from importlib.metadata import version as v; print(sys.version_info[:2], v("torch"), v("numpy"))'
+wanted="$(cksum < tools/pose_env.sh) $("$python" -c "$versions") $(pwd)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
@@ -30,7 +33,10 @@ own=.venv-pose/bin/python
 pip=("$own" -m pip install --quiet --disable-pip-version-check --no-deps)
 layer=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 target=$("$own" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-"${pip[@]}" --upgrade "${packages[@]}"
+if ! "${pip[@]}" --upgrade "${packages[@]}"; then
+    echo "mmpose and its libraries could not be installed (see above): this needs PyPI or a mirror of it, once" >&2
+    exit 2
+fi
 echo "import site; site.addsitedir('$layer')" > "$target/layer_over_main.pth"
 if ! "${pip[@]}" --no-binary xtcocotools --no-build-isolation xtcocotools==1.14.3; then
     echo "xtcocotools could not be built: it needs a C compiler and Python's headers (Debian: build-essential python3-dev)" >&2

@@ -5,6 +5,7 @@ RTMO finds boxes and joints of all persons in one pass; HRNet-w32 finds the join
 """
 
 import contextlib
+import importlib
 import pickle
 import re
 import sys
@@ -275,7 +276,7 @@ def _known_globals() -> Iterator[None]:
     kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_statistic, "builtins.getattr"), (_statistic, "getattr")]
     kinds += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
     for name in ("_reconstruct", "scalar"):
-        function = getattr(np._core.multiarray, name)
+        function = getattr(importlib.import_module("numpy._core.multiarray"), name)
         kinds += [(function, f"numpy.core.multiarray.{name}"), (function, f"numpy._core.multiarray.{name}")]
     with torch.serialization.safe_globals(kinds):
         yield
