@@ -9,6 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -68,7 +69,15 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
 
 
 def _open(root: Path) -> ShardSet:
-    """The set without the checks of ShardSet.open: here they become findings."""
+    """The set without the checks of ShardSet.open: here they become findings. The tars are mapped anew."""
+    stamps = tuple(path.stat().st_mtime_ns for path in (root / MANIFEST_NAME, root / INDEX_NAME) if path.is_file())
+    manifest, index = _load(root, stamps)
+    return ShardSet(root, manifest, index)
+
+
+@lru_cache(maxsize=1)
+def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
+    """Manifest and index; a process that checks many shards reads them once."""
     manifest = Manifest.load(root)
     try:
         index = np.load(root / INDEX_NAME, allow_pickle=False)
@@ -77,7 +86,7 @@ def _open(root: Path) -> ShardSet:
         raise UserError(f"{root / INDEX_NAME}: not a readable index ({error}); pack again") from error
     if shape[1:] != (len(manifest.components),):
         raise UserError(f"{root / INDEX_NAME}: {shape[1:]} components, the manifest has {len(manifest.components)}")
-    return ShardSet(root, manifest, index)
+    return manifest, index
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
