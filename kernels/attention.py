@@ -23,10 +23,11 @@ from svdata2vec.kernels.launch import launch
 
 
 def attention_reference(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
-    """Plain PyTorch: products in the input's dtype, softmax in at least float32."""
-    q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BN3HE, num_heads)
-    prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B).to(qkv_BN3HE.dtype)
-    return _merge_heads(prob_BHNN @ v_BHNE)
+    """Plain PyTorch: products in the input's dtype, also inside an autocast region; softmax in at least float32."""
+    with torch.autocast(qkv_BN3HE.device.type, enabled=False):
+        q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BN3HE, num_heads)
+        prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B).to(qkv_BN3HE.dtype)
+        return _merge_heads(prob_BHNN @ v_BHNE)
 
 
 def attention_backward_reference(

@@ -11,14 +11,15 @@ started with TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Tr
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 import triton
 from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch"]
-Function = TypeVar("Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Triton reads the variable when a kernel is defined, so the answer can't change after import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -58,9 +59,16 @@ def announce(op: str, what: str) -> None:
         _log.info("%s: %s", op, what)
 
 
-def on_cpu(reference: Function, launcher: Function) -> Function:
+def on_cpu(reference: Callable[P, R], launcher: Callable[P, R]) -> Callable[P, R]:
     """The function behind an op on CPU tensors: its reference, or its launcher where kernels are interpreted."""
-    return launcher if INTERPRETED else reference
+    if INTERPRETED:
+        return launcher
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False):  # the precision of the arguments, as the kernels compute
+            return reference(*args, **kwargs)
+
+    return run
 
 
 def refuse_double_backward(backward_op: Any, op: str) -> None:

@@ -85,9 +85,9 @@ def _layer_targets_kernel(
 
 # --- launcher --------------------------------------------------------------------------------------------------------
 
-# Values per program: 64 (40 frames rounded up) x 64 channels are 32 per thread in four warps, twice in registers, and
-# a row of 64 bfloat16 is one 128-byte line. 512 programs at batch 128 and width 256.
-TARGET_TILE_VALUES = 4096
+# Values per program: 64 (40 frames rounded up) x 32 channels are 16 per thread in four warps, held about four times over
+# in registers; a row of 32 bfloat16 is two whole sectors of 32 bytes. 1024 programs at batch 128 and width 256.
+TARGET_TILE_VALUES = 2048
 MAX_FRAMES = 1024
 
 
@@ -102,7 +102,7 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
         raise ValueError(f"layer_targets: {T} frames; the Triton kernel takes up to {MAX_FRAMES}; use impl='torch'")
     target_BTD = layers_LBTD.new_empty((B, T, D), dtype=torch.float32)
     frames = triton.next_power_of_2(max(T, 1))
-    channels = min(max(TARGET_TILE_VALUES // frames, 8), triton.next_power_of_2(D), 64)
+    channels = min(max(TARGET_TILE_VALUES // frames, 8), triton.next_power_of_2(D), 32)
     launch(
         _layer_targets_kernel,
         (B, triton.cdiv(D, channels)) if T else (0,),

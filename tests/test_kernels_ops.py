@@ -156,6 +156,22 @@ def test_a_second_derivative_is_refused_by_the_op_and_given_by_the_reference(nam
     assert torch.isfinite(second).all()
 
 
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_autocast_does_not_reach_into_the_ops(impl: Any) -> None:
+    """A result has the precision of its input, and its gradient too, whatever region the call stands in."""
+    qkv, tokens = leaf(B, T, 3 * D), leaf(B, KEPT, D)
+
+    def run(enabled: bool) -> list[Tensor]:
+        skeleton, time = torch.ones(B, T, D, requires_grad=True), torch.ones(T, D, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = K.attention(qkv, 2, impl=impl)
+            student = K.fuse_tokens(tokens, skeleton, keep(), hidden(), time, impl=impl)
+        loss = out.square().sum() + student.square().sum()
+        return [out, student, *torch.autograd.grad(loss, [qkv, tokens, skeleton, time])]
+
+    torch.testing.assert_close(run(enabled=True), run(enabled=False), rtol=1e-6, atol=1e-6)
+
+
 def fuse(**changes: Tensor) -> Tensor:
     tensors = {
         "video_BKD": leaf(B, KEPT, D),
