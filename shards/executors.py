@@ -35,7 +35,8 @@ class InlineExecutor(cf.Executor):
 def open_executor(workers: int, cluster: str | None) -> Iterator[tuple[cf.Executor, int]]:
     """An executor and the number of tasks it works on at a time.
 
-    `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786.
+    `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
+    package and must see sources and output under the same paths.
     """
     if cluster is not None:
         with _cluster_executor(cluster) as opened:

@@ -31,11 +31,14 @@ def _acquire(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise UserError(f"{path.parent}: {owner} is packing into this folder; wait for it or choose another "
                             "folder") from error
+        except OSError:  # a file system without locks: say so rather than work without
+            os.close(descriptor)
+            raise
         # The holder before us may have removed the file between our open and our lock: then lock the new one.
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
