@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards_data import HEIGHT, WIDTH, block_xy, write_video
+from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.pack import PackOptions, pack
@@ -273,6 +273,25 @@ def test_every_frame_has_its_pose_and_the_packer_takes_the_pickle(videos: Path, 
         assert sample.label == entry["label"]
         assert np.array_equal(sample.pose_MTVC, entry["keypoint"].astype(np.float32))
         assert np.array_equal(sample.box_T4, entry["bboxes"][:, :4])
+
+
+def test_the_model_gets_whole_frames_blue_first(videos: Path, tmp_path: Path, model: BlockModel,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenCV would read them, which is what mmpose expects."""
+    frames: list[np.ndarray] = []
+    monkeypatch.setattr(model, "prepare", lambda frame, boxes: [frames.append(frame) or frame])
+    assert run(videos / "walk" / "a.mp4", "--out", tmp_path / "x.pkl") == 0
+    assert len(frames) == 8
+    for t, frame in enumerate(frames):
+        assert frame.shape == (HEIGHT, WIDTH, 3) and frame.dtype == np.uint8 and frame.flags.c_contiguous
+        wanted = frame_picture(0, t)[..., ::-1].astype(int)
+        assert np.abs(frame - wanted).mean() < 4 < np.abs(frame - wanted[..., ::-1]).mean()
+
+
+def test_the_wrong_environment_is_named(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """This one has no mmpose."""
+    assert run(videos, "--out", tmp_path / "x.pkl", "--random-weights", "--device", "cpu") == 2
+    assert "mmpose cannot be imported" in (error := capsys.readouterr().err) and "run tools/pose_env.sh" in error
 
 
 def test_a_second_run_does_only_what_is_new(videos: Path, tmp_path: Path, model: BlockModel,

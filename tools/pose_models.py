@@ -73,12 +73,12 @@ def import_mmpose() -> Any:
     mmpose imports mmcv.ops (deformable convolutions) and two names of mmdet.utils (an alias and a training-only function)
     for models that are not used here.
     """
-    import_torchvision()
-    for name in ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils"):
-        sys.modules.setdefault(name, _RaisingModule(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            import_torchvision()
+            for name in ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils"):
+                sys.modules.setdefault(name, _RaisingModule(name))
             import mmpose
         except ImportError as error:
             raise UserError(f"mmpose cannot be imported ({error}); run tools/pose_env.sh and then "
@@ -298,6 +298,7 @@ def fetch(url: str) -> Path:
     if target.is_file():
         return target
     hash_start = re.search(r"-([0-9a-f]{8})_\d{8}\.pth$", name)
+    print(f"fetching {url} into {target.parent} (once)", flush=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_start.group(1) if hash_start else None, progress=False)
