@@ -63,7 +63,7 @@ class VideoReader:
         try:
             self._refuse_empty()
             self._container = self._open_container()
-            self._stream = self._container.streams.video[0]
+            self._stream = self._container.streams.best("video")  # not a cover picture
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
             decoded = self._decode()
             first = next(decoded)

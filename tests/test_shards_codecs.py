@@ -169,6 +169,25 @@ def test_cutting_equals_converting_everything(tmp_path: Path, codec: str, pixel_
             assert np.array_equal(cut, padded[400 + y : 400 + y + side, 400 + x : 400 + x + side])
 
 
+def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.mp4", 5)
+    with av.open(str(video), mode="r") as source, av.open(str(tmp_path / "cover.mp4"), "w") as target:
+        cover = target.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        film = target.add_stream_from_template(source.streams.video[0])
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        target.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        target.mux(cover.encode())
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = film
+                target.mux(packet)
+    with VideoReader(tmp_path / "cover.mp4") as reader:
+        assert (reader.info.width, reader.info.height) == (WIDTH, HEIGHT)
+        assert reader.count() == 5
+
+
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     small = write_video(tmp_path / "a.ts", 3, container_options={})
     large = write_video(tmp_path / "b.ts", 3, width=256, height=192)
