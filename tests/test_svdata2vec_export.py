@@ -1,6 +1,7 @@
 """The exported recogniser: the same logits as the network, for any number of clips, without any op of ours in it."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = publish_recogniser(tmp_path / "run")
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install svdata2vec\[export\]; or write .pt2"):
         export(run, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "model.json").exists()

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from svdata2vec.probe_config import PROBE, ProbeConfig
 from svdata2vec.report import write_report
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +180,16 @@ def test_embed_writes_features_in_the_order_of_the_split(
     assert open_encoder(pretrained, modality).modality == (modality or "rgb")
 
 
+def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["embed", str(pretrained), "--split", "all", "--out", str(tmp_path / "two.npy"), "--batch-size", "5"]
+    command = [*launcher, "-m", "svdata2vec", *words, "--modality", "skeleton", "--device", "cpu"]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one = embed(pretrained, "all", tmp_path / "one.npy", modality="skeleton", device="cpu")
+    np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.features_nD, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+
+
 def test_embed_names_what_it_cannot_do(
     pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +197,7 @@ def test_embed_names_what_it_cannot_do(
         embed(pretrained, "all", tmp_path / "features.txt")
     with pytest.raises(UserError, match="no split 'nothing'; it has all"):
         embed(pretrained, "nothing", tmp_path / "features.npy", device="cpu")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"writing Parquet needs pyarrow: pip install svdata2vec\[parquet\]"):
         embed(pretrained, "all", tmp_path / "features.parquet")
 
