@@ -169,12 +169,11 @@ def test_cutting_equals_converting_everything(tmp_path: Path, codec: str, pixel_
             assert np.array_equal(cut, padded[400 + y : 400 + y + side, 400 + x : 400 + x + side])
 
 
-def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
+def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mp4", 5)
-    with av.open(str(video), mode="r") as source, av.open(str(tmp_path / "cover.mp4"), "w") as target:
+    with av.open(str(video), mode="r") as source, av.open(str(tmp_path / "cover.mkv"), "w") as target:
         cover = target.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
         film = target.add_stream_from_template(source.streams.video[0])
         picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
         target.mux(cover.encode(picture.reformat(format="yuvj420p")))
@@ -183,7 +182,7 @@ def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
             if packet.size:
                 packet.stream = film
                 target.mux(packet)
-    with VideoReader(tmp_path / "cover.mp4") as reader:
+    with VideoReader(tmp_path / "cover.mkv") as reader:
         assert (reader.info.width, reader.info.height) == (WIDTH, HEIGHT)
         assert reader.count() == 5
 
