@@ -53,6 +53,7 @@ def model_card(
             "std": list(IMAGE_STD),
             "joints": f"pixels of the {data.size} x {data.size} crop, zero = missing",
             "persons": config.model.persons,
+            "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",
         },
         "config": json.loads(to_json(config)),
     }
@@ -65,16 +66,24 @@ def model_card(
             "split": data.train_split,
             "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
         }
+    if isinstance(config, FinetuneConfig) and config.pretrained is not None:
+        card["pretrained_on"] = read_card(config.pretrained).get("trained_on")
     return card
+
+
+def read_card(run: Path) -> dict[str, Any]:
+    """The card of a finished run, given its folder or its `model.safetensors`."""
+    folder = run.parent if run.name == "model.safetensors" else run
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no model.json; expected the folder of a finished run")
+    return json.loads(path.read_text())
 
 
 def complete_card(folder: Path, **entries: Any) -> None:
     """Add entries, such as the figures of an evaluation, to the card of published weights."""
-    path = folder / "model.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no model.json; expected the folder of a finished run")
-    card = json.loads(path.read_text())
-    write_atomically(path, json.dumps({**card, **entries}, indent=2).encode())
+    card = {**read_card(folder), **entries}
+    write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
 
 
 def evaluation_entry(result: dict[str, Any]) -> dict[str, Any]:

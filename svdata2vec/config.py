@@ -43,6 +43,8 @@ class DataConfig:
     """Side of the square crop that the model sees, in pixels."""
     crop: Literal["joints", "boxes"] = "joints"
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
+    frame_draw: Literal["fixed", "original"] = "fixed"
+    """Frames of an evaluation: drawn once and for all by the clip's name, or number for number as the authors' code does."""
     decoder: Literal["dali", "oracle"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: int = 2

@@ -184,13 +184,14 @@ def describe_network(
             raise UserError(f"{name} has shape {tuple(original[name].shape)}; expected {dimensions} dimensions")
     num_joints = original[_SKELETON].shape[3] if _SKELETON in needed else 0
     model = _model_config(original, heads, coordinates)
-    data = DataConfig(num_frames=original["temp_embed"].shape[1])
+    data = DataConfig(num_frames=original["temp_embed"].shape[1], frame_draw="original")
     if kind == "pretrain":
         target = TargetConfig(top_layers=min(TargetConfig().top_layers, model.depth))
         return Network(kind, PretrainConfig(data=data, model=model, target=target, encode="all_frames"), num_joints, 0)
     seen: Modality = "both" if _STEM in needed and _SKELETON in needed else "rgb" if _STEM in needed else "skeleton"
     hidden = original["head.fc1.weight"].shape[0] if kind == "finetune" else HeadConfig().hidden
     classes = original["head.fc2.weight" if kind == "finetune" else "head.fc.weight"].shape[0]
+    data = replace(data, crop="boxes" if seen == "rgb" else "joints")  # as the authors' code crops for each of them
     config = FinetuneConfig(data=data, model=model, head=HeadConfig(hidden=hidden), modality=seen)
     return Network(kind, config, num_joints, classes)
 

@@ -12,7 +12,9 @@ from svdata2vec.shards.shardset import ShardSet
 
 
 def plan_config(data: DataConfig, persons: int) -> PlanConfig:
-    return PlanConfig(num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop)
+    return PlanConfig(
+        num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop, frame_draw=data.frame_draw
+    )
 
 
 def build_loader(

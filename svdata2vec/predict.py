@@ -4,7 +4,7 @@ T sampled frames, F frames of the video, S side of the crop
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from svdata2vec.checkpoint import write_atomically
 from svdata2vec.classifier import load_classifier
 from svdata2vec.config import DataConfig, Device
 from svdata2vec.contact_sheet import to_png
+from svdata2vec.data import plan_config
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.oracle import resample
-from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, make_plan
+from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo, VideoReader
@@ -76,7 +77,7 @@ def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, flo
     if box is not None:
         _check_box(box, info, video)
         box_F4[:] = box
-    config = PlanConfig(num_frames=data.num_frames, size=data.size, crop="boxes")
+    config = plan_config(replace(data, crop="boxes"), persons=1)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
     plan = make_plan(
         _Size(num_frames, info.width, info.height), nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, key=video.stem

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from original_network import FinetuneHead, OriginalClassifier, OriginalPretrain, ProbeHead, shake
@@ -16,10 +17,15 @@ from svdata2vec.classifier import Classifier, load_classifier, load_encoder
 from svdata2vec.cli import main
 from svdata2vec.config import FinetuneConfig, PretrainConfig
 from svdata2vec.convert import convert_file, convert_state_dict, original_name
+from svdata2vec.evaluate import evaluate_run
+from svdata2vec.features import embed
 from svdata2vec.masking import Masks, draw_masks
 from svdata2vec.model import SVData2Vec
+from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.pretrain import forward
+from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.teacher import Teacher
 
 SIZES = {"dim": 32, "depth": 3, "heads": 4, "stem": 16, "frames": 7, "persons": 2, "joints": 17}
@@ -141,6 +147,7 @@ def test_a_recogniser_without_a_skeleton_embedding_is_rgb() -> None:
     _, what = convert_state_dict(state, heads=4)
     assert isinstance(what.config, FinetuneConfig)
     assert (what.config.modality, what.config.head.hidden, what.num_joints) == ("rgb", 24, 0)
+    assert (what.config.data.crop, what.config.data.frame_draw) == ("boxes", "original")
 
 
 def test_unknown_and_missing_names_are_all_listed() -> None:
@@ -238,3 +245,34 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
     with pytest.raises(UserError, match=r"nested.pth: state_dict are no tensors"):
         convert_file(tmp_path / "nested.pth", tmp_path / "run")
+
+
+def test_a_converted_recogniser_is_evaluated_on_the_originals_frames(tmp_path: Path, tiny_shard_folder: Path) -> None:
+    theirs = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "tuned.pth")
+    convert_file(
+        tmp_path / "tuned.pth", tmp_path / "run", heads=4, size=32, shards=tiny_shard_folder, split="all", modality="skeleton"
+    )
+    seen = embed(tmp_path / "run", "all", tmp_path / "seen.npy", device="cpu").features_nD
+    result = evaluate_run(tmp_path / "run", device="cpu")
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    features: list[Tensor] = []
+    theirs.head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].mean(1)))
+    shards = ShardSet.open(tiny_shard_folder)
+    for row in shards.rows("all").tolist():
+        sample = shards.sample(row, video=False)
+        frames = draw_frames_original(SIZES["frames"], sample.meta.num_frames)
+        joints = in_the_crop(sample.pose_MTVC[:, frames], sample.meta.width, sample.meta.height)
+        confusion[sample.label, int(theirs(None, joints).argmax())] += 1
+    close(torch.from_numpy(seen), torch.cat(features), "features")
+    assert result["confusion"] == confusion.tolist()
+
+
+def in_the_crop(pose_MTVC: np.ndarray, width: int, height: int) -> Tensor:
+    """Joints (1, 2, T, V, 2) in the pixels of a 32 px crop around them, by hand."""
+    x1, y1, x2, y2 = crop_square(joint_box(pose_MTVC), width, height)
+    moved = (pose_MTVC - (x1, y1)) * 32 / np.array([x2 - x1, y2 - y1])
+    moved[(pose_MTVC == 0).all(-1)] = 0
+    joints = torch.zeros(1, 2, *pose_MTVC.shape[1:])
+    joints[0, : len(moved)] = torch.from_numpy(moved)
+    return joints

@@ -104,6 +104,7 @@ def test_probe_writes_results_and_a_recogniser(
     assert np.array(result["knn"]["confusion"]).sum() == NUM_CLIPS
     weights, card = load_published(config.out)
     assert card["kind"] == "probe" and card["modality"] == modality and card["evaluation"]["top1"] == result["top1"]
+    assert card["pretrained_on"]["dataset"] == "factory" and card["pretrained_on"]["clips"] == NUM_CLIPS
     assert weights["head.fc.weight"].shape == (5, 32)
     before, _ = load_published(pretrained)
     for name, tensor in weights.items():
