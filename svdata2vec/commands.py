@@ -148,6 +148,16 @@ def run_evaluate(words: list[str]) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
+def run_bench(words: list[str]) -> None:
+    """Benchmarks by stage: `data`."""
+    if not words or words[0] != "data":
+        found = f"unknown stage {words[0]!r}" if words else "no stage"
+        raise UserError(f"{found}; choose one of: data (the loader against other ways of loading)")
+    from svdata2vec.bench_data import BenchDataOptions, bench_data
+
+    bench_data(parse(BenchDataOptions, words[1:], "svdata2vec bench data"))
+
+
 @dataclass(frozen=True)
 class ReportOptions:
     """One HTML file about one or several runs; opens without a network."""
@@ -186,5 +196,6 @@ COMMANDS = {
     "predict": Command("top classes of a video file", run_predict),
     "convert": Command("a checkpoint of the authors' code -> a finished run", run_convert),
     "export": Command("the RGB recogniser for other programs (torch.export, ONNX)", run_export),
+    "bench": Command("how fast the stages are", run_bench),
     "report": Command("one HTML page about runs", run_report),
 }

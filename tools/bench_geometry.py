@@ -118,7 +118,7 @@ def encoded_batch(root: Path) -> list[EncodedClip]:
 
 
 def _cpu_seconds() -> float:
-    from bench_data import tree_usage
+    from svdata2vec.bench_data import tree_usage
 
     return tree_usage()[0]
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    from bench_data_sources import CODECS, make_sources, packed
+    from svdata2vec.bench_data_sources import CODECS, make_sources, packed
 
     dataset = make_sources(options.folder / "source", 12)
     for codec in CODECS:

@@ -84,6 +84,7 @@ def write_source_tars_once(dataset: DataSet, folder: Path, num_tars: int = 2) ->
             continue
         with tarfile.open(name, "w") as tar:
             for clip in list(dataset.clips)[number::num_tars]:
+                assert clip.pose_MTVC is not None
                 joints = io.BytesIO()
                 np.save(joints, clip.pose_MTVC)
                 for extension, content in (("mp4", Path(clip.video).read_bytes()), ("pose.npy", joints.getvalue())):

@@ -86,7 +86,7 @@ def ours_decode(shards: ShardSet, num_clips: int) -> Iterator[int]:
 def decode_pyav(video: bytes | str, frames_T: np.ndarray) -> list[np.ndarray]:
     """The wanted frames of a whole picture, by PyAV on one thread."""
     wanted = set(frames_T.tolist())
-    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video) as container:
+    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video, "r") as container:
         container.streams.video[0].thread_count = 1
         found = {
             number: frame.to_ndarray(format="rgb24")
@@ -122,7 +122,7 @@ def original_chain(
     flip = train and generator.random() < 0.5
     out = np.empty((len(pictures), 224, 224, 3), np.uint8)
     for t, picture in enumerate(pictures):
-        square = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+        square: np.ndarray = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
         left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
         square[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
         if window is not None:

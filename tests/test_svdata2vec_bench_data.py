@@ -3,16 +3,12 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-import bench_data
-import bench_data_methods as methods
-
+from svdata2vec import bench_data
+from svdata2vec import bench_data_methods as methods
 from svdata2vec.pipeline.plan import PlanConfig
 
 

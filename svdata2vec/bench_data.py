@@ -1,6 +1,6 @@
 """Loader benchmark: ours three ways (read, + decode, + geometry) against what a user would do instead, same clips.
 
-    python tools/bench_data.py --out tools/results/bench_data.json         # table, JSON and plot, about four minutes
+    svdata2vec bench data --out bench_data.json         # table, JSON and plot, about four minutes
 
 100-frame clips of 960x540 H.264, 40 frames sampled, 224x224 crops, two threads or two workers for everybody, one thread
 per decoder. Every (method, round) is a fresh process; methods take turns; medians over rounds. Outputs are compared
@@ -8,9 +8,9 @@ before anything is timed. decord and torchcodec take part if they are installed.
 CPU time per clip is the figure to read.
 """
 
-import argparse
 import importlib.util
 import json
+import logging
 import os
 import platform
 import statistics
@@ -19,21 +19,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import bench_data_methods as methods
-from bench_data_sources import CODECS, make_sources, packed, write_source_tars_once
-
+from svdata2vec import bench_data_methods as methods
+from svdata2vec.bench_data_sources import CODECS, make_sources, packed, write_source_tars_once
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
+
+log = logging.getLogger(__name__)
 
 WARM_UP_CLIPS = 16
 BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that nobody runs dry before the clock stops
@@ -152,12 +153,12 @@ def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in table}
     for _ in range(rounds):
         for name in table:
-            command = [sys.executable, __file__, "--folder", str(folder), "--clips", str(num_clips),
+            command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(folder), "--clips", str(num_clips),
                        "--sources", str(num_sources), "--method", name]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             runs[name].append(json.loads(result.stdout.splitlines()[-1]))
-            print(f"{name}: {runs[name][-1]}", file=sys.stderr, flush=True)
+            log.info("%s: %s", name, runs[name][-1])
     rows = {name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in runs.items()}
     for row in rows.values():
         row["frames_per_s"] = row["clips_per_s"] * 40
@@ -208,26 +209,36 @@ def plot(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file; a plot is written beside it")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "svdata2vec-bench-data")
-    parser.add_argument("--sources", type=int, default=12, help="source clips")
-    parser.add_argument("--clips", type=int, default=40, help="clips timed per method and round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--method", help="time this method alone, in this process, and print JSON")
-    options = parser.parse_args()
-    if options.method:
-        print(json.dumps(measure(method_table(options.folder, options.sources)[options.method], options.clips)))
+@dataclass(frozen=True)
+class BenchDataOptions:
+    """The loader three ways against what one would do instead: clips/s, CPU time, memory; on clips that it makes."""
+
+    out: Path | None = None
+    """JSON file to write; a plot is written beside it."""
+    folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
+    """Where the source clips and shards are made, and found again."""
+    sources: int = 12
+    """Source clips to make."""
+    clips: int = 40
+    """Clips timed per method and round."""
+    rounds: int = 3
+    """Rounds; the methods take turns in each, medians are reported."""
+    method: str | None = None
+    """Time this method alone, in this process, and print JSON."""
+
+
+def bench_data(options: BenchDataOptions) -> None:
+    """Run the benchmark; the table goes to standard output."""
+    if options.method is not None:
+        table = method_table(options.folder, options.sources)
+        if options.method not in table:
+            raise UserError(f"unknown method {options.method!r}; choose one of: {', '.join(table)}")
+        sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
         sys.stdout.flush()
         os._exit(0)  # workers may still prefetch; nothing is left to be saved
     result = run(options.folder, options.sources, options.clips, options.rounds)
-    print(as_table(result))
-    if options.out:
+    sys.stdout.write(as_table(result) + "\n")
+    if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, options.out.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,64 @@
+"""The README says what the result files say, and its commands have the options they name."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from svdata2vec import commands, model_commands
+from svdata2vec.options import parse, parse_preset
+from svdata2vec.presets import FINETUNE, PRETRAIN
+from svdata2vec.probe_config import PROBE
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+LINES = [line.split(" #")[0].strip() for line in SHELL.splitlines() if line.strip() and not line.startswith("#")]
+COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
+PRESETS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
+OPTIONS = {
+    "verify": commands.VerifyOptions, "inspect": commands.InspectOptions, "evaluate": commands.EvaluateOptions,
+    "report": commands.ReportOptions, "embed": model_commands.EmbedOptions, "predict": model_commands.PredictOptions,
+    "convert": model_commands.ConvertOptions, "export": model_commands.ExportOptions,
+}
+
+
+def test_tables_are_what_the_files_say() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "render_results.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line: str) -> None:
+    words = shlex.split(line)
+    words = words[words.index("svdata2vec") + 1 :]
+    command, rest = words[0], words[1:]
+    assert command in commands.COMMANDS
+    if command in PRESETS:
+        parse_preset(PRESETS[command], rest, command)
+    elif command == "shard":
+        assert rest[0] in commands.SOURCES
+        parse(commands._shard_options(rest[0]), rest[1:], f"svdata2vec shard {rest[0]}")
+    elif command in OPTIONS:
+        parse(OPTIONS[command], rest, f"svdata2vec {command}")
+    else:
+        pytest.fail(f"README uses {command}, which this test does not know how to parse")
+
+
+def test_files_that_are_named_exist() -> None:
+    named = set(re.findall(r"`((?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./]+\.(?:py|sh|json|md))`", README))
+    assert len(named) > 8
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert missing == []
+
+
+def test_the_first_two_commands_exist_and_parse() -> None:
+    first = [shlex.split(line, comments=True) for line in LINES[:2]]
+    assert first == [["bash", "tools/demo.sh"], ["bash", "tools/test.sh"]]
+    for script in ("tools/demo.sh", "tools/test.sh", "tools/environment.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", str(ROOT / script)], check=True)

@@ -1,0 +1,150 @@
+"""Write the README's result tables from the committed files in tools/results/.
+
+    python tools/render_results.py           # rewrites README.md between its markers
+    python tools/render_results.py --check   # exit status 1 if README.md does not say what the files say
+
+A figure without a file stays empty. Sections are marked `<!-- results:NAME -->` ... `<!-- /results -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+Record = dict[str, Any]
+
+
+def read(name: str) -> Record | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left, the others to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def demo() -> str:
+    """Accuracy of the demo on a CPU and, where measured, on a GPU."""
+    runs = {name: read(name) for name in ("demo", "demo_gpu")}
+    rows = [
+        ["chance", *(percent(1 / run["classes"]) if run else "" for run in runs.values())],
+        ["RGB from scratch", *(percent(run["top1_scratch"]) if run else "" for run in runs.values())],
+        ["RGB after pretraining", *(percent(run["top1_pretrained"]) if run else "" for run in runs.values())],
+        ["pretraining, clips/s", *(f"{run['pretrain_clips_per_second']:.0f}" if run else "" for run in runs.values())],
+    ]
+    text = table(["`bash tools/demo.sh`, top-1", "CPU", "GPU"], rows)
+    if runs["demo"]:
+        run = runs["demo"]
+        loss, spread = run["pretrain_loss_first_last"], run["target_std_first_last"]
+        text += (
+            f"\n{run['classes']} classes of motion, {run['test_clips']} test clips of unseen subjects, "
+            f"{run['labelled_clips']} labelled clips, one seed; pretraining loss {loss[0]:.2f} -> {loss[1]:.2f}, "
+            f"target spread {spread[0]:.2f} -> {spread[1]:.2f}. "
+            f"{run['machine']}, torch {run['versions']['torch']}, {run['date']}.\n"
+        )
+    return text + motion_check()
+
+
+def motion_check() -> str:
+    """What the synthetic data set gives away without motion."""
+    record = read("motion_clips_check")
+    if record is None:
+        return ""
+    rows = [[trial["name"], percent(trial["accuracy"])] for trial in record["trials"]]
+    rows.append(["chance", percent(record["chance"])])
+    return (
+        "\nThe demo's data set asks for motion. The same small classifier on (`tools/check_motion_clips.py`, "
+        f"{record['date']}):\n\n" + table(["input", "top-1"], rows)
+    )
+
+
+def encodings() -> str:
+    """Cost and fidelity of each encoding of the shards."""
+    packing, loading = read("packing_real_h264"), read("bench_data")
+    if packing is None:
+        return ""
+    methods = loading["methods"] if loading else {}
+    rows = []
+    for row in packing["rows"]:
+        codec = row["codec"]
+        name = f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else "")
+        main_row = codec != "jpeg" or (row["quality"], row["chroma"]) == (90, "444")
+        method = methods.get(f"ours, {codec}") if main_row else None
+        rows.append([
+            "`copy` (full frame)" if codec == "copy" else name,
+            f"{100 * row['kib_per_frame'] / 1024:.2f}",
+            f"{row['psnr_db_mean']:.1f}",
+            f"{row['frames_per_cpu_second']:.0f}",
+            f"{method['cpu_ms_per_clip']:.0f}" if method else "",
+        ])
+    header = ["encoding (320 px)", "MiB per 100 frames", "PSNR of the crop, dB", "packed frames per CPU second",
+              "loading, CPU ms per clip of 40 frames"]
+    text = table(header, rows)
+    return text + (
+        f"\n`jpeg` is the default: it loads fastest without a GPU. `vp9` and `h264` take a tenth of the bytes. Packed from "
+        f"real H.264 ({packing['source']}), loaded from synthetic 540p clips; {packing['machine']['date']}.\n"
+    )
+
+
+def loader() -> str:
+    """Loading the same clips in other ways, in one run."""
+    record = read("bench_data")
+    if record is None:
+        return ""
+    base = record["methods"].get("original style, decord") or record["methods"]["original style, pyav"]
+    rows = []
+    for name, row in record["methods"].items():
+        cost = row["cpu_ms_per_clip"]
+        rows.append([name, f"{row['clips_per_s']:.1f}", f"{cost:.0f}", f"{base['cpu_ms_per_clip'] / cost:.1f}x"])
+    header = ["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"]
+    machine = record["machine"]
+    where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['cpu']}), shared with other work: read the ratios"
+    return table(header, rows) + (
+        f"\nThe same source clips (960x540 H.264), {record['frames_sampled']} frames each, median of {record['rounds']} rounds "
+        f"in one run; {where}; {record['date']}. `svdata2vec bench data --out FILE` repeats it.\n"
+    )
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"demo": demo, "encodings": encodings, "loader": loader}
+
+
+def render(text: str) -> str:
+    """The README with every marked section made anew; an unknown section name is an error."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in SECTIONS:
+            raise SystemExit(f"README.md: unknown results section {name!r}; expected one of {', '.join(SECTIONS)}")
+        return match.group(1) + SECTIONS[name]() + match.group(3)
+
+    return MARKED.sub(fill, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; say whether README.md is up to date")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = render(before)
+    if options.check and before != after:
+        sys.exit("README.md does not say what tools/results/ says; run: python tools/render_results.py")
+    if not options.check:
+        readme.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
