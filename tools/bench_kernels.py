@@ -11,6 +11,7 @@ matrix product. Writes tools/results/kernels_<device>.json; `render_kernels.py` 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -239,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cuda": torch.version.cuda,
     }
     budgets = {"warmup_ms": budget.warmup_ms, "measure_ms": budget.measure_ms}
+    machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
     best = ceilings(device, scale.dtype, budget)
     print(f"{about['device']}: copy {best['copy_gb_per_s']:.1f} GB/s, product {best['matmul_tflop_per_s']:.3f} TFLOP/s")
     # A compiled backward pass may otherwise reuse its inputs' memory, and then runs only once: it couldn't be repeated.
@@ -246,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = bench(scale, budget, options.ops)
     out = options.out or Path(__file__).parent / "results" / f"kernels_{kind}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = {**about, **budgets, "kind": kind, "ceilings": best, "rows": [{**asdict(row), **about} for row in rows]}
+    record = {**about, **budgets, **machine, "kind": kind, "ceilings": best, "rows": [{**asdict(row), **about} for row in rows]}
     out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {out}")
     return int(any(row.status == "wrong" for row in rows))

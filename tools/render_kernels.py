@@ -136,7 +136,8 @@ def section(kind: str, folder: Path) -> str:
     if kind == "cpu":
         parts.append(
             "Triton doesn't run on a CPU: \"op on the CPU\" is the *reference* behind the op, with the op's own backward "
-            "pass and the cost of calling it. These lines say nothing about the kernels; they check the benchmark."
+            "pass and the cost of calling it. These lines say nothing about the kernels; they check the benchmark. Other "
+            f"work disturbs them: load average {record['load_average']} on {record['processors']} processor(s) at the start."
         )
     else:
         parts.append(f"### Targets\n\n{targets(record)}")
