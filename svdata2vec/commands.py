@@ -131,7 +131,7 @@ class EvaluateOptions:
 
     run: tyro.conf.Positional[Path]
     """Folder of the fine-tuning run."""
-    shards: Path | None = None
+    shards: str | None = None
     """Folder of shards; default: the run's own."""
     split: str | None = None
     """Split to evaluate; default: the run's test split."""

@@ -31,8 +31,8 @@ def _check(condition: bool, message: str) -> None:
 class DataConfig:
     """Where clips come from and what the model sees of them."""
 
-    shards: Path = Path("data/shards")
-    """Folder of packed shards (made by `svdata2vec shard`)."""
+    shards: str = "data/shards"
+    """Folder of packed shards (made by `svdata2vec shard`), or its URL (s3://, gs://, https://: extra `remote`)."""
     train_split: str = "xsub_train"
     """Split to train on, as named in the shards' manifest."""
     test_split: str = "xsub_val"

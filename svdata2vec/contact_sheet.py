@@ -10,8 +10,8 @@ import numpy as np
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.shards.layouts import JointLayout
-from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.shards.stats import set_statistics
 
 PERSON_COLOURS = ((255, 214, 0), (0, 229, 255))  # RGB, first and second person
@@ -91,7 +91,7 @@ def write_contact_sheets(
     Returns:
         The number of pictures.
     """
-    shards = ShardSet.open(root)
+    shards = open_shards(root)
     rows = shards.rows(split)
     labels = shards.label_map(split)[shards.index["label"][rows]]
     classes = shards.split_classes(split)

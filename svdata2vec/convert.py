@@ -30,6 +30,7 @@ from svdata2vec.config import (
 )
 from svdata2vec.model import SVData2Vec
 from svdata2vec.original_file import read_original, without_module
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
@@ -227,7 +228,7 @@ def convert_file(
     coordinates: int = 2,
     modality: Modality | None = None,
     size: int = 224,
-    shards: Path | None = None,
+    shards: str | None = None,
     split: str | None = None,
 ) -> Network:
     """Write a checkpoint of the authors' code as the folder of a finished run, for `finetune`, `probe` or `evaluate`.
@@ -249,7 +250,7 @@ def convert_file(
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(checkpoint)) else f"{checkpoint}: {text}") from error
-    packed = ShardSet.open(shards) if shards is not None else None
+    packed = open_shards(shards) if shards is not None else None
     data = replace(network.config.data, size=size, test_split=split or network.config.data.test_split)
     data = replace(data, shards=shards) if shards is not None else data
     config = replace(network.config, data=data, run=RunConfig(out=out))

@@ -14,9 +14,9 @@ from svdata2vec.config import Device
 from svdata2vec.data import build_loader, to_device
 from svdata2vec.metrics import measure
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Pre
     )
 
 
-def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
+def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
     """Evaluate a finished fine-tuning run.
 
     Args:
@@ -71,7 +71,7 @@ def evaluate_run(run: Path, shards: Path | None = None, split: str | None = None
     model, config, card = load_classifier(run)
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
     settings = replace(config.run, device=device)
-    packed = ShardSet.open(data.shards)
+    packed = open_shards(data.shards)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with running(settings) as runtime:

@@ -60,7 +60,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
 
     Args:
         run: folder of a finetune or probe run with modality rgb.
-        out: file to write; .pt2 (torch.export) or .onnx. Its card is written beside it, with the ending .json.
+        out: file to write; .pt2 (torch.export) or .onnx. Its card is written beside it, as OUT.json.
 
     Returns:
         The card: classes, preprocessing, input and output, and the largest difference of logits.
@@ -85,7 +85,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     }
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
-    write_atomically(out.with_suffix(".json"), json.dumps(description, indent=2).encode())
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
     return description
 
 
@@ -106,7 +106,9 @@ def _require_onnx(out: Path) -> None:
 
 def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:
     """Write ONNX; its logits by ONNX Runtime, or None (said in the log) where that is not installed."""
-    onnx_program = torch.onnx.export(program, dynamo=True, input_names=["video_BTHWC"], output_names=["logits"])
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
+    )
     assert onnx_program is not None
     onnx_program.save(out)
     try:

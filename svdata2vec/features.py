@@ -19,9 +19,9 @@ from svdata2vec.config import DataConfig, Device, Modality, ModelConfig, RunConf
 from svdata2vec.data import build_loader, to_device
 from svdata2vec.model import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def embed(
     split: str,
     out: Path,
     *,
-    shards: Path | None = None,
+    shards: str | None = None,
     modality: Modality | None = None,
     batch_size: int = 32,
     device: Device = "auto",
 ) -> Features:
-    """Write the features of a split to `out`: .npy (with clip names and labels in a .json beside it) or .parquet.
+    """Write the features of a split to `out`: .npy (with clip names and labels beside it, in OUT.json) or .parquet.
 
     Args:
         run: folder of a finished run.
@@ -114,7 +114,7 @@ def embed(
     trained = open_encoder(run, modality)
     data = replace(trained.data, shards=shards or trained.data.shards, test_split=split)
     settings = RunConfig(batch_size=batch_size, device=device)
-    packed = ShardSet.open(data.shards)
+    packed = open_shards(data.shards)
     with running(settings) as runtime:
         encoder = trained.encoder.to(runtime.device)
         persons = trained.model.persons
@@ -138,7 +138,7 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
     with out.open("wb") as file:
         np.save(file, features.features_nD.astype(np.float32, copy=False))
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes)}
-    write_atomically(out.with_suffix(".json"), json.dumps(index, indent=1).encode())
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
 
 
 def _require_pyarrow(out: Path) -> tuple[Any, Any]:

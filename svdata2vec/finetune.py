@@ -19,8 +19,8 @@ from svdata2vec.metrics import measure
 from svdata2vec.mixup import draw_mixture
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running, unwrap
-from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.stepping import EpochBatch, Stepper, finish_run, is_finished, read_result, train
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config, config.run):
             return read_result(config.run)
-        shards = ShardSet.open(config.data.shards)
+        shards = open_shards(config.data.shards)
         classes = list(shards.split_classes(config.data.train_split))
         num_joints = len(shards.manifest.layout.joints)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)

@@ -35,7 +35,7 @@ class ConvertOptions:
     """What a recogniser sees; default: all that it has an embedding for."""
     size: int = 224
     """Side of the crop that the network was trained on, in pixels."""
-    shards: Path | None = None
+    shards: str | None = None
     """Packed data set to take the class names from; without it classes are called by their numbers."""
     split: str | None = None
     """Split of it to evaluate on."""
@@ -69,8 +69,8 @@ class EmbedOptions:
     split: str
     """Split to take."""
     out: Path
-    """File to write: .npy (names and labels in a .json beside it), or .parquet (needs the extra `parquet`)."""
-    shards: Path | None = None
+    """File to write: .npy (names and labels beside it, in OUT.json), or .parquet (needs the extra `parquet`)."""
+    shards: str | None = None
     """Folder of shards; default: the run's own."""
     modality: Modality | None = None
     """What the encoder sees; default: rgb after pretraining, else what the recogniser sees."""
@@ -147,7 +147,7 @@ class ExportOptions:
     run: tyro.conf.Positional[Path]
     """Folder of a finetune or probe run with modality rgb."""
     out: tyro.conf.Positional[Path]
-    """File to write: .pt2 (torch.export) or .onnx (needs the extra `export`); its card lies beside it as .json."""
+    """File to write: .pt2 (torch.export) or .onnx (needs the extra `export`); its card lies beside it as OUT.json."""
 
 
 def run_export(words: list[str]) -> None:

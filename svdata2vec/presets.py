@@ -39,7 +39,7 @@ PROTOCOLS = {
 
 
 def _data(protocol: Protocol) -> DataConfig:
-    return DataConfig(Path(protocol.shards), protocol.train_split, protocol.test_split)
+    return DataConfig(protocol.shards, protocol.train_split, protocol.test_split)
 
 
 def _pretrain(name: str) -> PretrainConfig:
@@ -51,7 +51,7 @@ def _finetune(name: str) -> FinetuneConfig:
     return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
 
 
-DEMO_DATA = DataConfig(Path("demo/shards"), num_frames=16, size=64)
+DEMO_DATA = DataConfig("demo/shards", num_frames=16, size=64)
 DEMO_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
 
 

@@ -24,10 +24,10 @@ from svdata2vec.config import FinetuneConfig, PretrainConfig, from_dict, to_json
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.data import build_loader
 from svdata2vec.metrics_log import read_metrics
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.probe_config import ProbeConfig
 from svdata2vec.runtime import Runtime
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _inputs(runs: Sequence[Run]) -> str:
     if isinstance(run.config, ProbeConfig):
         return ""  # nothing is trained on augmented clips
     try:
-        shards = ShardSet.open(data.shards)
+        shards = open_shards(data.shards)
     except UserError as error:
         return _section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
     runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)

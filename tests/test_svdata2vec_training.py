@@ -239,3 +239,10 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(tiny_shard_folder
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_training_from_a_url_is_training_from_the_folder(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=f"file://{tiny_shard_folder}"))
+    pretrain(config)
+    assert_same_weights(finished, tmp_path / "run")

@@ -28,7 +28,7 @@ def tiny_shards(root: Path) -> Path:
 
 
 def data_config(shards: Path) -> DataConfig:
-    return DataConfig(shards, "all", "all", num_frames=6, size=32, threads=1, prefetch=1)
+    return DataConfig(str(shards), "all", "all", num_frames=6, size=32, threads=1, prefetch=1)
 
 
 def run_config(out: Path, **changes: Any) -> RunConfig:
