@@ -45,8 +45,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(run, file): a recogniser exported by the command."""
     folder = tmp_path_factory.mktemp("export")
     run = publish_recogniser(folder / "run")
-    assert main(["export", str(run), str(folder / "out" / "model.pt2")]) == 0
-    return run, folder / "out" / "model.pt2"
+    assert main(["export", str(run), str(run / "model.pt2")]) == 0
+    return run, run / "model.pt2"
 
 
 def test_exported_program_gives_the_networks_logits_for_any_number_of_clips(exported: tuple[Path, Path]) -> None:
@@ -61,7 +61,7 @@ def test_exported_program_gives_the_networks_logits_for_any_number_of_clips(expo
 
 
 def test_the_card_beside_the_export_says_how_to_use_it(exported: tuple[Path, Path]) -> None:
-    card = json.loads(exported[1].with_suffix(".json").read_text())
+    card = json.loads(exported[1].with_name("model.pt2.json").read_text())
     assert card["classes"] == CLASSES and card["input"]["shape"] == ["B", 6, 32, 32, 3]
     assert card["output"]["shape"] == ["B", 3] and card["preprocessing"]["size"] == 32
     assert card["largest_logit_difference"] < 1e-4
@@ -109,7 +109,7 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install svdata2vec\[export\]; or write .pt2"):
         export(run, tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "model.json").exists()
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "model.onnx.json").exists()
 
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_embed_writes_features_in_the_order_of_the_split(
     options = [] if modality is None else ["--modality", modality]
     words = ["embed", str(pretrained), "--split", "all", "--out", str(out), "--device", "cpu", "--batch-size", "5"]
     assert main([*words, *options]) == 0
-    features_nD, index = np.load(out), json.loads(out.with_suffix(".json").read_text())
+    features_nD, index = np.load(out), json.loads(out.with_name("features.npy.json").read_text())
     assert features_nD.shape == (NUM_CLIPS, 32) and features_nD.dtype == np.float32
     shards = ShardSet.open(tiny_shard_folder)
     assert index["keys"] == list(shards.manifest.splits["all"]) and index["labels"] == [i % 5 for i in range(NUM_CLIPS)]
@@ -188,7 +188,7 @@ def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Pat
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     one = embed(pretrained, "all", tmp_path / "one.npy", modality="skeleton", device="cpu")
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.features_nD, rtol=1e-4, atol=1e-5)
-    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+    assert (tmp_path / "two.npy.json").read_text() == (tmp_path / "one.npy.json").read_text()
 
 
 def test_embed_names_what_it_cannot_do(
