@@ -88,19 +88,20 @@ def test_gather_frames_of_a_slice_of_a_longer_clip() -> None:
 
 
 def test_gather_frames_reads_beyond_two_gibibytes() -> None:
-    """Clips 2**31 + 64 bytes apart: an offset in 32 bits would wrap. Only a few pages are ever touched."""
-    frame = 4 * 5 * 3
-    base = torch.empty(2**31 + 64 + 3 * frame, dtype=torch.uint8, device=DEVICE)
-    video = base.as_strided((2, 3, 4, 5, 3), (2**31 + 64, frame, 15, 3, 1))
+    """Clips 2**30 + 64 bytes apart: the stride fits in 32 bits, the third clip's offset doesn't. Few pages are touched."""
+    frame, apart = 4 * 5 * 3, 2**30 + 64
+    base = torch.empty(2 * apart + 3 * frame, dtype=torch.uint8, device=DEVICE)
+    video = base.as_strided((3, 3, 4, 5, 3), (apart, frame, 15, 3, 1))
     video.copy_(torch.randint(0, 256, video.shape, dtype=torch.uint8))
-    keep = torch.tensor([[0, 2], [1, 2]]).to(DEVICE)
+    keep = torch.tensor([[0, 2], [1, 2], [0, 1]]).to(DEVICE)
     got = K.gather_frames(video, keep, impl="triton")
     torch.testing.assert_close(got, K.gather_frames(video.contiguous(), keep, impl="torch"), rtol=0, atol=0)
 
 
 def test_attention_reads_beyond_two_giga_elements() -> None:
-    base = torch.empty(2**31 + 64 + 5 * 48, dtype=torch.float16, device=DEVICE)
-    qkv = base.as_strided((2, 5, 48), (2**31 + 64, 48, 1))
+    apart = 2**30 + 64
+    base = torch.empty(2 * apart + 5 * 48, dtype=torch.float16, device=DEVICE)
+    qkv = base.as_strided((3, 5, 48), (apart, 48, 1))
     qkv.copy_(torch.randn(qkv.shape))
     got, want = K.attention(qkv, 1, impl="triton"), K.attention(qkv.contiguous(), 1, impl="triton")
     torch.testing.assert_close(got, want, rtol=0, atol=0)
