@@ -170,10 +170,11 @@ def _plot(runs: Sequence[Run], fields: Sequence[tuple[str, str]]) -> Figure | No
     figure = Figure(figsize=(4.6 * min(len(fields), 2), 3.2 * -(-len(fields) // 2)), layout="constrained")
     for number, (name, title) in enumerate(fields):
         axes = figure.add_subplot(-(-len(fields) // 2), min(len(fields), 2), number + 1)
-        for run in runs:
+        for colour, run in enumerate(runs):
             epochs, values = run.series(name)
             if epochs:
-                axes.plot(epochs, values, label=run.name, marker="." if len(epochs) < 30 else None)
+                axes.plot(epochs, values, label=run.name, color=f"C{colour % 10}", marker="." if len(epochs) < 30 else None)
+        axes.set_ylim(bottom=0)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.grid(alpha=0.3)

@@ -181,11 +181,11 @@ def is_finished(config: Any, run: RunConfig) -> bool:
     if not path.is_file():
         return False
     if run.resume == "never":
-        raise UserError(f"{run.out} holds a run already; choose another --run.out, or continue it with --run.resume auto")
+        raise UserError(f"{run.out} holds a run already; choose another folder, or continue it with --run.resume auto")
     changes = ", ".join(changed_settings(json.loads(path.read_text()), json.loads(to_json(config))))
     finished = (run.out / FINISHED).is_file()
     if finished and changes:
-        raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another --run.out")
+        raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
     if changes:
         log.warning("%s: continuing with other settings: %s", run.out, changes)
     if finished:

@@ -19,6 +19,7 @@ from svdata2vec.transformer import run_part
 IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
 IMAGE_STD = (58.395, 57.12, 57.375)
 STEM_KERNEL = (5, 7, 7)
+WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the gathering kernel and the tensor cores
 
 
 class BasicBlock(nn.Module):
@@ -60,8 +61,12 @@ class Stem(nn.Module):
         return self._finish(x_BCTHW.transpose(1, 2).flatten(0, 1))
 
     def forward_windows(self, windows_FCHW: Tensor) -> Tensor:
-        """Normalised five-frame windows (F, 15, H, W), channel = colour * 5 + frame -> (F, C, H/4, W/4)."""
+        """Normalised five-frame windows (F, 15 or more, H, W), channel = colour * 5 + frame -> (F, C, H/4, W/4).
+
+        Channels beyond 15 are filling (see `WINDOW_CHANNELS_GPU`) and meet zero weights.
+        """
         weight_2d = self.conv.weight.flatten(1, 2)  # (C, 3, 5, 7, 7) -> (C, 15, 7, 7)
+        weight_2d = F.pad(weight_2d, (0, 0, 0, 0, 0, windows_FCHW.shape[1] - weight_2d.shape[1]))
         weight_2d = weight_2d.contiguous(memory_format=torch.channels_last)
         return self._finish(F.conv2d(windows_FCHW, weight_2d, stride=2, padding=3))
 
@@ -122,9 +127,11 @@ class VideoEncoder(nn.Module):
             normalised_BTHWC = ((video_BTHWC - self.mean) / self.std).to(dtype)
             x_FCHW = self.stem.forward_all(normalised_BTHWC.permute(0, 4, 1, 2, 3))
         else:
-            x_FCHW = self.stem.forward_windows(
-                gather_frames(video_BTHWC, keep_BK, IMAGE_MEAN, IMAGE_STD, dtype=dtype, impl=self.impl)
+            channels = WINDOW_CHANNELS_GPU if video_BTHWC.is_cuda else None
+            windows_FCHW = gather_frames(
+                video_BTHWC, keep_BK, IMAGE_MEAN, IMAGE_STD, dtype=dtype, channels=channels, impl=self.impl
             )
+            x_FCHW = self.stem.forward_windows(windows_FCHW)
         for stage in self.stages:
             x_FCHW = run_part(stage, x_FCHW, checkpoint=self.checkpoint)
         features_FC = x_FCHW.mean(dim=(2, 3))

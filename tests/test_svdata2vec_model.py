@@ -50,6 +50,13 @@ def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
     torch.testing.assert_close(kept_BKD, expected_BKD, rtol=1e-4, atol=1e-4)
 
 
+def test_filling_channels_change_nothing() -> None:
+    stem = VideoEncoder(width=32, stem_width=16).eval().stem
+    windows_FCHW = torch.randn(2, 15, SIZE, SIZE)
+    filled_FCHW = torch.cat([windows_FCHW, torch.zeros(2, 1, SIZE, SIZE)], dim=1)
+    torch.testing.assert_close(stem.forward_windows(filled_FCHW), stem.forward_windows(windows_FCHW))
+
+
 def test_both_ways_of_encoding_give_the_same_gradients() -> None:
     video, joints, masks = inputs()
     gradients = []

@@ -13,7 +13,7 @@ run() { "$python" -m svdata2vec "$@"; }
 say "making 600 short clips of moving figures"
 "$python" tools/make_motion_clips.py "$demo/clips" --clips 600 --seed 0
 say "packing shards"
-run shard pyskl "$demo/shards" --pickle-path "$demo/clips/motion.pkl" --videos "$demo/clips/videos" --size 96
+run shard pyskl "$demo/shards" --pickle-path "$demo/clips/motion.pkl" --videos "$demo/clips/videos" --size 96 --resume
 say "pretraining on video + skeletons"
 run pretrain demo --data.shards "$demo/shards" --run.out "$demo/pretrain"
 say "fine-tuning on RGB, from scratch"
