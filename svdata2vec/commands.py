@@ -82,14 +82,16 @@ def run_verify(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Pictures of what the model sees, per class: crops, joints, flips; and a page of figures about the data set."""
+    """Pictures of what the model sees, per class or clip: crops, boxes, joints, flips; and a page of figures."""
 
-    shards: tyro.conf.Positional[Path]
-    """Folder of the shards."""
+    shards: tyro.conf.Positional[str]
+    """Folder of the shards, or its URL."""
     split: str
     """Split to look at."""
     out: Path = Path("inspect")
-    """Folder for the pictures and statistics.json."""
+    """Folder for index.html, the pictures and statistics.json."""
+    keys: tuple[str, ...] = ()
+    """Show these clips instead of some of each class."""
     train: bool = True
     """Show training crops (random crop and flip) instead of evaluation crops."""
     num_frames: int = 40
@@ -102,13 +104,14 @@ class InspectOptions:
 
 def run_inspect(words: list[str]) -> None:
     options = parse(InspectOptions, words, "svdata2vec inspect")
-    from svdata2vec.contact_sheet import write_contact_sheets
+    from svdata2vec.inspection import inspect_shards
+    from svdata2vec.pipeline.plan import PlanConfig
 
-    count = write_contact_sheets(
-        options.shards, options.split, options.out,
-        train=options.train, num_frames=options.num_frames, size=options.size, clips=options.clips,
+    plan = PlanConfig(num_frames=options.num_frames, size=options.size)
+    count = inspect_shards(
+        options.shards, options.split, options.out, plan, train=options.train, clips=options.clips, keys=options.keys
     )
-    sys.stdout.write(f"{options.out}: {count} pictures and statistics.json\n")
+    sys.stdout.write(f"{options.out / 'index.html'}: {count} pictures and the data set's figures\n")
 
 
 def run_pretrain(words: list[str]) -> None:

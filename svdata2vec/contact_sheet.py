@@ -1,18 +1,10 @@
 """Pictures of what the model sees: sampled frames after crop, flip and resize, with the joints it gets."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
 import cv2
 import numpy as np
 
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.shards.layouts import JointLayout
-from svdata2vec.shards.stats import set_statistics
 
 PERSON_COLOURS = ((255, 214, 0), (0, 229, 255))  # RGB, first and second person
 LABEL_HEIGHT = 18
@@ -43,18 +35,22 @@ def contact_sheet(
     for clip in range(min(clips, video.shape[0])):
         tiles = [draw_frame(video[clip, t], joints[clip, :, t], layout, scale) for t in columns]
         strip = np.concatenate(tiles, axis=1)
-        text = f"{batch.keys[clip]}  {classes[int(batch.label_B[clip])]}"
+        persons = int(joints[clip].any(axis=(1, 2, 3)).sum())
+        text = f"{batch.keys[clip]}  {classes[int(batch.label_B[clip])]}  persons: {persons}"
         rows += [_caption(text, strip.shape[1]), strip]
     return np.concatenate(rows)
 
 
 def draw_frame(frame_HWC: np.ndarray, joints_MVC: np.ndarray, layout: JointLayout, scale: int) -> np.ndarray:
-    """The frame enlarged by `scale`, with every person's skeleton; missing joints (zeros) are left out."""
+    """The frame enlarged by `scale`, with every person's box and skeleton; missing joints (zeros) are left out."""
     picture = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     for person, joints_VC in enumerate(joints_MVC):
         colour = PERSON_COLOURS[person % len(PERSON_COLOURS)]
         present = joints_VC.any(axis=1)
         points = np.round(joints_VC * scale - 0.5).astype(int)
+        if present.any():
+            corners = points[present].min(axis=0), points[present].max(axis=0)
+            cv2.rectangle(picture, corners[0].tolist(), corners[1].tolist(), colour, 1)
         for a, b in layout.edges:
             if present[a] and present[b]:
                 cv2.line(picture, points[a].tolist(), points[b].tolist(), colour, 1, cv2.LINE_AA)
@@ -72,41 +68,3 @@ def _caption(text: str, width: int) -> np.ndarray:
 def to_png(picture: np.ndarray) -> bytes:
     """PNG file content of an RGB picture."""
     return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-
-
-def write_contact_sheets(
-    root: Path, split: str, out: Path, *, train: bool, num_frames: int, size: int, clips: int
-) -> int:
-    """One PNG per class of a split into `out`, and the data set's figures in `statistics.json`.
-
-    Args:
-        root: folder of shards.
-        split: which clips.
-        out: folder to write to; made if needed.
-        train: training crops (random crop and flip) instead of evaluation crops.
-        num_frames: frames sampled from a clip.
-        size: side of the crop in pixels.
-        clips: clips per class.
-
-    Returns:
-        The number of pictures.
-    """
-    shards = open_shards(root)
-    rows = shards.rows(split)
-    labels = shards.label_map(split)[shards.index["label"][rows]]
-    classes = shards.split_classes(split)
-    out.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for label, name in enumerate(classes):
-        chosen = rows[labels == label][:clips]
-        if not len(chosen):
-            continue
-        plan = PlanConfig(num_frames=num_frames, size=size)
-        with ClipLoader(shards, split, plan, batch_size=len(chosen), train=train, limit=chosen) as loader:
-            picture = contact_sheet(next(iter(loader)), shards.manifest.layout, classes, clips)
-        file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
-        (out / f"{label:03d}-{file_name}.png").write_bytes(to_png(picture))
-        count += 1
-    statistics = json.dumps(asdict(set_statistics(shards)), indent=2)
-    (out / "statistics.json").write_text(statistics)
-    return count

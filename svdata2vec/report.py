@@ -3,9 +3,7 @@
 Everything is inside the file (pictures as data URIs), so it opens anywhere, without a network.
 """
 
-import base64
 import html
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from svdata2vec.checkpoint import write_atomically
 from svdata2vec.config import FinetuneConfig, PretrainConfig, from_dict, to_json
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.data import build_loader
+from svdata2vec.html_page import figure_image, image, page, section, table
 from svdata2vec.metrics_log import read_metrics
 from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.probe_config import ProbeConfig
@@ -34,13 +33,6 @@ log = logging.getLogger(__name__)
 matplotlib.use("Agg")
 
 TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "optimizer": "#7f8c8d"}
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #d5dbe3; } img { max-width: 100%; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e8ee; text-align: right; }
-td:first-child, th:first-child { text-align: left; } pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; }
-figcaption, .note { color: #5b6775; font-size: .9rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -66,20 +58,15 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     sections = [
         _results(runs),
-        _section("Training curves", _figure(_curves(runs), "Loss and accuracy by epoch") + _spread_section(runs)),
-        _section("Where the time went", _figure(_times(runs), "Seconds per clip by part of the training step")),
+        section("Training curves", figure_image(_curves(runs), "Loss and accuracy by epoch") + _spread_section(runs)),
+        section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
         *(_confusion(run) for run in runs if run.result),
         _inputs(runs),
-        _section("Settings", "".join(_settings(run) for run in runs)),
+        section("Settings", "".join(_settings(run) for run in runs)),
     ]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>svdata2vec report</title>'
-        f"<style>{STYLE}</style></head><body><h1>svdata2vec report</h1>"
-        f'<p class="note">svdata2vec {__version__}, PyTorch {torch.__version__}; '
-        f"runs: {html.escape(', '.join(run.name for run in runs))}</p>{''.join(sections)}</body></html>"
-    )
+    note = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
+    write_atomically(out, page("svdata2vec report", note, sections).encode())
 
 
 def read_run(folder: Path) -> Run:
@@ -105,31 +92,6 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _section(title: str, body: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
-
-
-def _figure(figure: Figure | None, caption: str) -> str:
-    if figure is None:
-        return ""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return _image(buffer.getvalue(), caption)
-
-
-def _image(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
 def _results(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
@@ -149,7 +111,7 @@ def _results(runs: Sequence[Run]) -> str:
     by_luck = [f"{100 * min(guesses, classes) / classes:.1f} %" for guesses in (1, 5, 1)]
     rows.append(["chance", "", "", "", *by_luck, ""])
     header = ["run", "input", "start", "labelled clips", "top-1", "top-5", "mean per class", "test clips"]
-    return _section("Results", _table(header, rows))
+    return section("Results", table(header, rows))
 
 
 def _curves(runs: Sequence[Run]) -> Figure | None:
@@ -161,7 +123,8 @@ def _spread_section(runs: Sequence[Run]) -> str:
     pretraining = [run for run in runs if run.kind == "pretrain"]
     fields = [("target_std", "target spread"), ("prediction_std", "prediction spread")] if pretraining else []
     figure = _plot(pretraining, fields)
-    return _figure(figure, "Standard deviation of targets and predictions over the batch: a collapse would send both to zero")
+    caption = "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"
+    return figure_image(figure, caption)
 
 
 def _plot(runs: Sequence[Run], fields: Sequence[tuple[str, str]]) -> Figure | None:
@@ -222,7 +185,7 @@ def _confusion(run: Run) -> str:
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    return _section(f"Confusion: {run.name}", _figure(figure, f"Test clips of {run.name} by true and predicted class"))
+    return section(f"Confusion: {run.name}", figure_image(figure, f"Test clips of {run.name} by true and predicted class"))
 
 
 def _inputs(runs: Sequence[Run]) -> str:
@@ -233,13 +196,13 @@ def _inputs(runs: Sequence[Run]) -> str:
     try:
         shards = open_shards(data.shards)
     except UserError as error:
-        return _section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
+        return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
     runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
     with build_loader(shards, data, run.config.run, runtime, run.config.model.persons, train=True) as loader:
         batch = next(iter(loader))
     picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
     caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
-    return _section("Inputs", _image(to_png(picture), caption))
+    return section("Inputs", image(to_png(picture), caption))
 
 
 def _settings(run: Run) -> str:

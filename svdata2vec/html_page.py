@@ -1,0 +1,51 @@
+"""Pieces of a page that is one file: pictures are inside as data URIs, so it opens anywhere, without a network."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #d5dbe3; } img { max-width: 100%; }
+table { border-collapse: collapse; } td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e8ee; text-align: right; }
+td:first-child, th:first-child { text-align: left; } pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; }
+figcaption, .note { color: #5b6775; font-size: .9rem; }
+"""
+
+
+def page(title: str, note: str, sections: Sequence[str]) -> str:
+    """The whole document; empty sections leave nothing behind."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f'<p class="note">{html.escape(note)}</p>{"".join(sections)}</body></html>'
+    )
+
+
+def section(title: str, body: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+
+
+def figure_image(figure: Figure | None, caption: str) -> str:
+    """A matplotlib figure as a picture; nothing for None."""
+    if figure is None:
+        return ""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return image(buffer.getvalue(), caption)
+
+
+def image(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
