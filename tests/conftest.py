@@ -1,7 +1,8 @@
-"""Shared test set-up: one thread per process, reproducible random numbers, the policy for tests that need a GPU."""
+"""Shared test set-up: one thread per process, reproducible random numbers, what is skipped on which machine."""
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,16 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests on a machine without one, unless REQUIRE_GPU=1 forbids the skip."""
-    if torch.cuda.is_available() or os.environ.get("REQUIRE_GPU") == "1":
-        return
-    skip = pytest.mark.skip(reason="needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)")
+    """Skip what this machine cannot do; REQUIRE_GPU=1 forbids the skip of `gpu` tests."""
+    reasons = {}
+    if not torch.cuda.is_available() and os.environ.get("REQUIRE_GPU") != "1":
+        reasons["gpu"] = "needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)"
+    if shutil.which("g++") is None or " " in torch.__file__:
+        reasons["inductor"] = "PyTorch's compiler needs g++, and its own libraries in a path without a space"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for name, reason in reasons.items():
+            if name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,9 @@ def step_tensors() -> tuple[dict[str, Tensor], list[Tensor]]:
     return {**leaves, **fixed}, list(leaves.values())
 
 
-@pytest.mark.parametrize(("impl", "backend"), [("auto", "inductor"), ("torch", "aot_eager")])
+@pytest.mark.parametrize(
+    ("impl", "backend"), [pytest.param("auto", "inductor", marks=pytest.mark.inductor), ("torch", "aot_eager")]
+)
 def test_a_step_compiles_without_a_graph_break(impl: str, backend: str) -> None:
     tensors, leaves = step_tensors()
     want = whole_step(tensors, impl)

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import pickle
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_plain_webdataset_reads_our_tars(local):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         names = [shard.name for shard in local.manifest.shards]
         program = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1]).read())"
-        fetch = f"{sys.executable} -c '{program}'"
+        fetch = f"{shlex.quote(sys.executable)} -c '{program}'"
         for urls in (
             [str(Path(local.root) / name) for name in names],
             [f"pipe:{fetch} http://127.0.0.1:{server.server_port}/{name}" for name in names],

@@ -70,6 +70,7 @@ def test_a_backend_that_refuses_a_shape_is_recorded_as_such() -> None:
         bench.bench_candidate("eager", case, [], SCALE, BUDGET)
 
 
+@pytest.mark.inductor
 def test_the_command_measures_one_op_and_the_page_shows_it(tmp_path: Path) -> None:
     out = tmp_path / "kernels_cpu.json"
     assert bench.main(["--device", "cpu", "--quick", "--ops", "masked_mse", "--out", str(out)]) == 0
