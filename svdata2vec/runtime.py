@@ -58,8 +58,7 @@ class Runtime:
     def wrap(self, model: nn.Module, config: RunConfig) -> nn.Module:
         """The model on its device, laid out and compiled as configured, with gradients averaged over all processes."""
         model = model.to(self.device)
-        if self.device.type == "cuda":
-            use_channels_last(model)
+        use_channels_last(model)
         if config.compile:
             compile_parts(model)
         if self.world_size == 1:
@@ -145,7 +144,7 @@ class StopSignal:
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Lay out the weights of all 2-D convolutions channels-last, as the GPU's tensor cores want them."""
+    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

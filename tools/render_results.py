@@ -118,7 +118,24 @@ def loader() -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"demo": demo, "encodings": encodings, "loader": loader}
+def training_step() -> str:
+    """One pretraining step at the paper's sizes: ours against the authors' way."""
+    records = {name: read(f"training_step_{name}") for name in ("cpu", "gpu")}
+    rows = []
+    for side in ("all frames", "kept frames", "kept frames, bf16"):
+        cells = [[f"{run['median_seconds'][side]:.2f} s", f"{run['speedups'][side]:.1f}x"] if run else ["", ""]
+                 for run in records.values()]
+        rows.append([side, *cells[0], *cells[1]])
+    text = table(["one pretraining step, 40 frames of 224 px", "CPU", "", "GPU", ""], rows)
+    run = records["cpu"]
+    return text + (
+        f"\nBatch {run['batch']}, median of {run['rounds']} steps, the sides in turn in one process; {run['machine']}, "
+        f"torch {run['versions']['torch']}, {run['date']}. `python tools/bench_training_step.py --out FILE` repeats it.\n"
+        if run else ""
+    )
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"demo": demo, "training_step": training_step, "encodings": encodings, "loader": loader}
 
 
 def render(text: str) -> str:
