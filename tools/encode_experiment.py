@@ -23,7 +23,7 @@ from svdata2vec.presets import demo_finetune, demo_pretrain
 from svdata2vec.pretrain import pretrain
 
 matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 WAYS = ("kept_frames", "all_frames")
 

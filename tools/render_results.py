@@ -135,7 +135,9 @@ def training_step() -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"demo": demo, "training_step": training_step, "encodings": encodings, "loader": loader}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "demo": demo, "training_step": training_step, "encodings": encodings, "loader": loader,
+}
 
 
 def render(text: str) -> str:
