@@ -15,9 +15,10 @@ import fsspec
 import numpy as np
 
 from svdata2vec.pipeline.rangecache import RangeCache
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.index import INDEX_NAME, load_index
-from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest, write_atomically
+from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest
 from svdata2vec.shards.shardset import ShardSet
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from svdata2vec.shards.annotations import ClipAnnotation
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.manifest import write_atomically
 from svdata2vec.shards.packclip import ClipOptions, Readers, Times, pack_clip
 from svdata2vec.shards.video import silence_decoder
 

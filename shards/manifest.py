@@ -2,13 +2,12 @@
 
 import importlib.metadata
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 
@@ -107,18 +106,3 @@ def program_version() -> str:
         return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
     except importlib.metadata.PackageNotFoundError:
         return "svdata2vec (not installed)"
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses, not even one that outlived a killed run."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: readers see the old file or the whole new one."""
-    temporary = temporary_name(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

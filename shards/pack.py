@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.annotations import DataSet, Skipped
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.index import INDEX_NAME, build_index
 from svdata2vec.shards.killers import find_killers, load_refused
 from svdata2vec.shards.lock import folder_lock
-from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, program_version, write_atomically
+from svdata2vec.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, program_version
 from svdata2vec.shards.packclip import Times
 from svdata2vec.shards.packplan import (
     PackOptions,

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.encode import CODEC_QUALITY, JPEG_CHROMA, OFFSETS
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.manifest import program_version, write_atomically
+from svdata2vec.shards.manifest import program_version
 from svdata2vec.shards.packclip import ClipOptions, container_component
 from svdata2vec.shards.packshard import PARTS, ShardTask
 from svdata2vec.shards.shardset import VIDEO_COMPONENTS

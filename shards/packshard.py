@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.killers import NOTE_SUFFIX
-from svdata2vec.shards.manifest import write_atomically
 from svdata2vec.shards.packclip import ClipOptions, PackedClip, Readers, Times, pack_clip
 from svdata2vec.shards.tarwriter import TarWriter
 from svdata2vec.shards.video import silence_decoder

@@ -8,9 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from svdata2vec.shards.atomic import temporary_name
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.index import MAX_COMPONENT_BYTES
-from svdata2vec.shards.manifest import temporary_name
 
 
 class _HashingFile:

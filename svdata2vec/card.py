@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.config import FinetuneConfig, PretrainConfig, to_json
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.video_encoder import IMAGE_MEAN, IMAGE_STD

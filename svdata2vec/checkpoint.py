@@ -5,7 +5,6 @@ A checkpoint is one file, written beside its final name and renamed; the newest 
 
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,12 @@ import torch
 from torch import Tensor
 
 from svdata2vec import __version__
+from svdata2vec.shards.atomic import atomic_file, write_atomically
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Checkpoints:
@@ -45,16 +35,13 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step`, then remove the oldest beyond `keep`. A failed save raises."""
+        """Write the checkpoint of `step`, then remove the oldest beyond `keep`, and torn ones. A failed save raises."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}.pt"
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with atomic_file(path) as file:
             torch.save({**state, "step": step, "version": __version__}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        for old in self.paths()[: -self.keep]:
+        left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
+        for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
             old.unlink()
         return path
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.card import model_card
-from svdata2vec.checkpoint import publish, write_atomically
+from svdata2vec.checkpoint import publish
 from svdata2vec.classifier import Classifier, LinearHead
 from svdata2vec.config import (
     DataConfig,
@@ -31,6 +31,7 @@ from svdata2vec.config import (
 from svdata2vec.model import SVData2Vec
 from svdata2vec.original_file import read_original, without_module
 from svdata2vec.pipeline.remote import open_shards
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.classifier import Classifier, load_classifier
 from svdata2vec.config import FinetuneConfig
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.transformer import Attention
 from svdata2vec.video_encoder import VideoEncoder

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from svdata2vec.checkpoint import load_published, write_atomically
+from svdata2vec.checkpoint import load_published
 from svdata2vec.classifier import load_encoder
 from svdata2vec.config import DataConfig, Device, Modality, ModelConfig, RunConfig, from_dict
 from svdata2vec.data import build_loader, to_device
@@ -21,6 +21,7 @@ from svdata2vec.model import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 

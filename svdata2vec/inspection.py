@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec import __version__
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.html_page import image, page, section, table
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.remote import open_shards
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.shards.stats import SetStatistics, Spread, set_statistics

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.classifier import load_classifier
 from svdata2vec.config import DataConfig, Device
 from svdata2vec.contact_sheet import to_png
@@ -21,6 +20,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.oracle import resample
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.runtime import pick_device
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo, VideoReader
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.card import evaluation_entry, model_card
-from svdata2vec.checkpoint import publish, write_atomically
+from svdata2vec.checkpoint import publish
 from svdata2vec.config import FinetuneConfig, to_json
 from svdata2vec.data import build_loader, labelled_rows
 from svdata2vec.features import Features, TrainedEncoder, extract, open_encoder
@@ -22,6 +22,7 @@ from svdata2vec.metrics import Metrics, measure
 from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.probe_config import ProbeConfig
 from svdata2vec.runtime import Runtime, running
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 from svdata2vec.stepping import finish_run, is_finished, read_result

@@ -17,7 +17,6 @@ import torch
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
-from svdata2vec.checkpoint import write_atomically
 from svdata2vec.config import FinetuneConfig, PretrainConfig, from_dict, to_json
 from svdata2vec.contact_sheet import contact_sheet, to_png
 from svdata2vec.data import build_loader
@@ -26,6 +25,7 @@ from svdata2vec.metrics_log import read_metrics
 from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.probe_config import ProbeConfig
 from svdata2vec.runtime import Runtime
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)

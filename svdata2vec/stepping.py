@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.checkpoint import Checkpoints, publish, write_atomically
+from svdata2vec.checkpoint import Checkpoints, publish
 from svdata2vec.config import FinetuneConfig, OptimConfig, PretrainConfig, RunConfig, to_json
 from svdata2vec.metrics_log import Averages, MetricsLog, StepClock
 from svdata2vec.optim import clip_gradients, set_learning_rate
@@ -21,6 +21,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runtime import Runtime, StopRequested, StopSignal, seed_step
 from svdata2vec.schedules import learning_rate
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -146,8 +146,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     for path in Checkpoints(finished, 2).paths():
         (out / "checkpoints" / path.name).write_bytes(path.read_bytes())
     newest = Checkpoints(out, 2).paths()[-1]
+    (out / "checkpoints" / "step-000000007.pt.0123.tmp").write_bytes(b"left by a killed run")
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     pretrain(pretrain_config(tiny_shard_folder, out))
+    assert not list((out / "checkpoints").glob("*.tmp"))
     assert f"{newest} is damaged; trying the checkpoint before it" in caplog.text
     assert_same_weights(finished, out)
     for path in Checkpoints(out, 2).paths():

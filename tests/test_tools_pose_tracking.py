@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.pack import PackOptions, pack
 from svdata2vec.shards.read_pyskl import read_pyskl
@@ -29,7 +30,7 @@ import extract_poses
 from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos
 from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_doubles
-from pose_work import WorkFolder, write_atomically
+from pose_work import WorkFolder
 
 
 def seen(joints_TV2: np.ndarray) -> list[int]:

@@ -31,6 +31,7 @@ from motion_figures import CLASSES, FPS, perform
 from motion_scene import AZIMUTHS, Picture, Scene, make_camera, make_look, make_scene
 from numpy.typing import NDArray
 
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 VERSION = 3  # raise it whenever the same options give other bytes
@@ -253,16 +254,9 @@ def check_folder(folder: Path, options: Options) -> bool:
     return complete and all(name.exists() for name in names)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half written."""
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
 def write_state(folder: Path, options: Options, *, complete: bool, frames: int = 0) -> None:
     state = {**settings(options), "classes": list(CLASSES), "complete": complete, "frames": frames}
-    write_whole(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
+    write_atomically(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
 
 
 def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int | None:
@@ -281,8 +275,8 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
         drawn += frames
         progress.add(frames)
     content = {"split": splits(specs), "annotations": [annotations[spec.index] for spec in specs]}
-    write_whole(folder / "motion.pkl", pickle.dumps(content, protocol=4))
-    write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
+    write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
+    write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
     total = sum(entry["total_frames"] for entry in annotations.values())
     write_state(folder, options, complete=True, frames=total)
     return drawn

@@ -7,7 +7,6 @@ M persons, T frames, N detections (of all frames in a row), V joints.
 
 import io
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from pose_inputs import Video, VideoList
 from pose_tracking import Detections, Persons
 
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 SETTINGS = "settings.json"
@@ -33,20 +33,6 @@ class VideoPoses:
     frames: list[Detections]
     width: int
     height: int
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write the file under another name, then rename it: nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class WorkFolder:
@@ -64,6 +50,7 @@ class WorkFolder:
                 raise UserError(f"{folder}: holds results made with {name}={before.get(name)}, now {name}={settings[name]}; "
                                 "name another folder with --work, or delete this one")
         else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(settings, indent=1).encode())
 
     def path(self, video: Video) -> Path:
@@ -139,6 +126,7 @@ def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, 
         if video.name in known:
             splits.setdefault(video.split, []).append(video.name)
     content = {"split": splits, "annotations": list(annotations), "made_with": made_with}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(classes_file(path), "".join(f"{name}\n" for name in videos.classes).encode())
     write_atomically(path, pickle.dumps(content, protocol=4))
 

@@ -1,0 +1,33 @@
+"""Files that are whole or absent: written under another name, flushed to the disk, renamed."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses, not even one that outlived a killed run."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; when the block ends, readers see it whole under `path`. If it fails, nothing is left behind."""
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content`: readers see the old file or the whole new one."""
+    with atomic_file(path) as file:
+        file.write(content)
