@@ -77,6 +77,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write `model.safetensors` and, after it, its description `model.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
     write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())

@@ -279,6 +279,8 @@ class FinetuneConfig:
     """What the recogniser sees."""
     label_fraction: float = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
+    eval_every: int = 0
+    """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
 
     def __post_init__(self) -> None:
         _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")

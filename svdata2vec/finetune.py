@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from svdata2vec.card import complete_card, evaluation_entry, model_card
+from svdata2vec.checkpoint import publish
 from svdata2vec.classifier import Classifier, load_encoder
 from svdata2vec.config import FinetuneConfig, to_json
 from svdata2vec.data import build_loader, labelled_rows, to_device
 from svdata2vec.evaluate import predict_split
-from svdata2vec.metrics import measure
+from svdata2vec.metrics import Metrics, measure
 from svdata2vec.mixup import draw_mixture
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
@@ -33,18 +34,24 @@ class Finetuning:
         config: the resolved configuration.
         runtime: this process and its device.
         loader: training clips.
-        num_joints: V of the shards' joint layout.
-        num_classes: classes of the data set.
+        test_loader: test clips.
+        card: the run's model card.
     """
 
     def __init__(
-        self, config: FinetuneConfig, runtime: Runtime, loader: ClipLoader, num_joints: int, num_classes: int
+        self,
+        config: FinetuneConfig,
+        runtime: Runtime,
+        loader: ClipLoader,
+        test_loader: ClipLoader,
+        card: dict[str, Any],
     ) -> None:
         torch.manual_seed(config.run.seed)
-        model = Classifier(config, num_joints, num_classes)
+        model = Classifier(config, card["num_joints"], len(card["classes"]))
         if config.pretrained is not None:
             load_encoder(model.encoder, config.pretrained)
-        self.config, self.runtime, self.loader = config, runtime, loader
+        self.config, self.runtime, self.loader, self.test_loader = config, runtime, loader, test_loader
+        self.card, self.best_top1 = card, -1.0
         self.network = runtime.wrap(model, config.run)
         layer_decay = config.head.layer_decay if config.pretrained is not None else 1.0
         self.optimizer = build_optimizer(
@@ -75,11 +82,29 @@ class Finetuning:
         stepper.update([key for _, batch in batches for key in batch.keys])
         stepper.end({})
 
+    def evaluate(self) -> Metrics:
+        """Accuracy on the test clips."""
+        predictions = predict_split(self.model, self.test_loader, self.runtime)
+        return measure(predictions.scores_nc, predictions.labels_n)
+
+    def epoch_end(self, epoch: int) -> dict[str, float]:
+        """Every `eval_every` epochs: evaluate, and publish the network in `best` if it is the best so far."""
+        if not self.config.eval_every or epoch % self.config.eval_every:
+            return {}
+        metrics = self.evaluate()
+        if metrics.top1 > self.best_top1:
+            self.best_top1 = metrics.top1
+            if self.runtime.is_main:
+                figures = evaluation_entry({"split": self.config.data.test_split, **metrics.to_dict()})
+                publish(self.config.run.out / "best", self.weights(), {**self.card, "epoch": epoch, "evaluation": figures})
+        return {"test_top1": metrics.top1, "best_test_top1": self.best_top1}
+
     def state(self) -> dict[str, Any]:
         return {
             "kind": "finetune",
             "config": to_json(self.config),
             "model": self.model.state_dict(),
+            "best_top1": self.best_top1,
             "optimizer": self.optimizer.state_dict(),
             "stepper": self.stepper.state_dict(),
             "loader": self.loader.state_dict(),
@@ -87,6 +112,7 @@ class Finetuning:
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        self.best_top1 = state["best_top1"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.stepper.load_state_dict(state["stepper"])
         self.loader.load_state_dict(state["loader"])
@@ -107,15 +133,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         loader_of = partial(
             build_loader, shards, config.data, config.run, runtime, config.model.persons, modality=config.modality
         )
-        with loader_of(train=True, rows=rows) as loader:
-            run = Finetuning(config, runtime, loader, num_joints, len(classes))
-            card = model_card(
-                "finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=len(rows)
-            )
+        card = model_card(
+            "finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=len(rows)
+        )
+        with loader_of(train=True, rows=rows) as loader, loader_of(train=False) as test_loader:
+            run = Finetuning(config, runtime, loader, test_loader, card)
             train(run, card)
-        with loader_of(train=False) as loader:
-            predictions = predict_split(run.model, loader, runtime)
-        metrics = measure(predictions.scores_nc, predictions.labels_n)
+            metrics = run.evaluate()
         result = {"split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict()}
         if runtime.is_main:
             complete_card(config.run.out, evaluation=evaluation_entry(result))

@@ -128,6 +128,10 @@ class Pretraining:
         self.stepper.load_state_dict(state["stepper"])
         self.loader.load_state_dict(state["loader"])
 
+    def epoch_end(self, epoch: int) -> dict[str, float]:
+        """Nothing to measure without labels."""
+        return {}
+
     def weights(self) -> dict[str, Tensor]:
         """What fine-tuning and probing take from this run, under the encoder's names, and the rest of the student."""
         return self.model.state_dict()

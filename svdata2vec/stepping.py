@@ -171,6 +171,7 @@ class TrainingRun(Protocol):
     def state(self) -> dict[str, Any]: ...
     def load(self, state: dict[str, Any]) -> None: ...
     def weights(self) -> dict[str, Tensor]: ...
+    def epoch_end(self, epoch: int) -> dict[str, float]: ...
 
 
 def is_finished(config: Any, run: RunConfig) -> bool:
@@ -230,7 +231,6 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     if state is not None:
         run.load(state)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
-    saved_at = stepper.step if state is not None else -1
     stream = epoch_batches(run.loader)
     record: dict[str, float] = {}
     started = time.perf_counter()
@@ -239,14 +239,16 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         while stepper.step < stepper.total_steps:
             run.step([next(stream) for _ in range(stepper.optim.accumulate)])
             done = stepper.step == stepper.total_steps
+            if stepper.step % stepper.steps_per_epoch == 0:
+                stepper.values.update(run.epoch_end(stepper.step // stepper.steps_per_epoch))
             if done or stepper.step % stepper.run.log_every == 0:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
             stopping = stop.agreed(runtime, stepper.step)
             if done or stopping or stepper.step % stepper.run.checkpoint_every == 0:
-                saved_at = _save(checkpoints, run)
+                _save(checkpoints, run)
             if stopping and not done:
-                log.warning("asked to stop: saved step %d in %s; start again to continue", saved_at, checkpoints.folder)
+                log.warning("asked to stop: saved step %d in %s; start again to go on", stepper.step, checkpoints.folder)
                 raise StopRequested
     if runtime.is_main:
         publish(folder, run.weights(), {**card, "step": stepper.step, "metrics": record})
@@ -262,12 +264,11 @@ def _begin(folder: Path, run: TrainingRun) -> None:
     run.runtime.barrier()
 
 
-def _save(checkpoints: Checkpoints, run: TrainingRun) -> int:
+def _save(checkpoints: Checkpoints, run: TrainingRun) -> None:
     state = run.state()
     if run.runtime.is_main:
         checkpoints.save(run.stepper.step, state)
     run.runtime.barrier()
-    return run.stepper.step
 
 
 def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:

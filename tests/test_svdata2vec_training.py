@@ -217,7 +217,7 @@ def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_fold
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(UserError, match="weights have another shape"):
         finetune(wider)
-    with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
+    with pytest.raises(UserError, match=r"no model.json; expected the folder of a finished run"):
         finetune(dataclasses.replace(config, pretrained=tmp_path))
 
 
@@ -248,3 +248,12 @@ def test_training_from_a_url_is_training_from_the_folder(finished: Path, tiny_sh
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=f"file://{tiny_shard_folder}"))
     pretrain(config)
     assert_same_weights(finished, tmp_path / "run")
+
+
+def test_the_best_network_of_a_run_is_kept_and_can_be_evaluated(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=4), eval_every=1)
+    finetune(config)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    found = [record["test_top1"] for record in records if "test_top1" in record]
+    assert records[-1]["best_test_top1"] == max(found)
+    assert evaluate_run(tmp_path / "run" / "best", device="cpu")["top1"] == max(found)
