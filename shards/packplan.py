@@ -24,25 +24,30 @@ SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How to pack. `quality` None = the codec's own default: JPEG quality, CRF, or qscale (mjpeg).
-
-    `chroma`: "444", or "420" for smaller JPEGs with halved colour resolution (video codecs always have that).
-    `gop`: frames between key frames of a video codec, 0 = one key frame per clip. `size`: side of the stored square.
-    `seed` orders the clips. `pose_slack`: poses that may be missing or too many at a clip's end. `workers`: processes
-    on this machine; `cluster`: address of a dask scheduler instead. `resume`: go on with an unfinished folder.
-    """
+    """How to pack: encoding, picture size, order, processes."""
 
     codec: str = "jpeg"
+    """Encoding of the pictures: jpeg (random access, the default), vp9, h264, hevc, mjpeg, or copy (original stream)."""
     quality: int | None = None
+    """JPEG quality, CRF, or qscale (mjpeg); None = the codec's own default."""
     chroma: str = "444"
+    """Colour resolution of JPEGs: 444, or 420 for smaller files (video codecs always have 420)."""
     gop: int = 0
+    """Frames between two key frames of a video codec; 0 = one key frame per clip."""
     size: int = 320
+    """Side of the stored square, in pixels; a multiple of 32."""
     clips_per_shard: int = 128
+    """Clips in one tar."""
     seed: int = 0
+    """Seed of the global shuffle."""
     pose_slack: int = 2
+    """Poses that may be missing or too many at a clip's end."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that decode and encode on this machine."""
     cluster: str | None = None
+    """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
     resume: bool = False
+    """Go on with an unfinished folder; a finished one of the same data and options is kept."""
 
     def __post_init__(self) -> None:
         if self.codec not in CODEC_QUALITY:

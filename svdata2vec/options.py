@@ -59,7 +59,7 @@ def option_names(options: Any, prefix: str = "") -> list[str]:
 def parse_preset(table: Mapping[str, Any], words: list[str], command: str) -> Any:
     """`PRESET [overrides]` -> the preset's configuration with its overrides."""
     if not words or words[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name:14s} {describe(name)}" for name in table)
+        rows = "\n".join(f"  {name:15s} {describe(name)}" for name in table)
         sys.stdout.write(
             f"usage: svdata2vec {command} PRESET [overrides]\n\npresets:\n{rows}\n\n"
             f"svdata2vec {command} PRESET --help explains every setting, with its unit and the preset's default.\n"

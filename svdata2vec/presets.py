@@ -35,6 +35,10 @@ PROTOCOLS = {
     "smarthome-cs": Protocol("data/smarthome", "cs_train", "cs_test", "Toyota Smarthome, cross-subject (31 classes)"),
     "smarthome-cv1": Protocol("data/smarthome", "cv1_train", "cv1_test", "Toyota Smarthome, cross-view 1 (19 classes)"),
     "smarthome-cv2": Protocol("data/smarthome", "cv2_train", "cv2_test", "Toyota Smarthome, cross-view 2 (19 classes)"),
+    "uav-human-csv1": Protocol("data/uav-human", "csv1_train", "csv1_test", "UAV-Human, cross-subject 1 (155 classes)"),
+    "uav-human-csv2": Protocol("data/uav-human", "csv2_train", "csv2_test", "UAV-Human, cross-subject 2 (155 classes)"),
+    "pku-mmd-xsub": Protocol("data/pku-mmd", "xsub_train", "xsub_val", "PKU-MMD, cross-subject (51 classes)"),
+    "pku-mmd-xview": Protocol("data/pku-mmd", "xview_train", "xview_val", "PKU-MMD, cross-view (51 classes)"),
 }
 
 
