@@ -130,7 +130,7 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("table", "command"), [(PRETRAIN, "pretrain"), (FINETUNE, "finetune")])
 def test_every_preset_resolves_and_takes_overrides(table: dict, command: str) -> None:
-    wanted = "ntu60-xsub ntu60-xview ntu120-xsub ntu120-xset smarthome-cs smarthome-cv1 smarthome-cv2 demo".split()
+    wanted = ["ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset", "smarthome-cs", "smarthome-cv1", "smarthome-cv2", "demo"]
     assert set(wanted) <= set(table)
     for name in table:
         config = parse_preset(table, [name, "--optim.lr", "0.25", "--data.shards", "elsewhere"], command)
