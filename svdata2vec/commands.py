@@ -47,11 +47,10 @@ def _shard_options(kind: str) -> type:
         for name, parameter in SOURCES[kind].options.items()
     ]
     required = [entry for entry in reader if len(entry) == 2]
+    place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to make.")]
     packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
-    made = make_dataclass(
-        "Shard",
-        [("out", tyro.conf.Positional[Path]), *required, *(entry for entry in reader if len(entry) == 3), packing],
-    )
+    optional = [entry for entry in reader if len(entry) == 3]
+    made = make_dataclass("Shard", [("out", place), *required, *optional, packing])
     made.__doc__ = f"{SOURCES[kind].about}.\n\n{SOURCES[kind].read.__doc__}"
     return made
 
