@@ -1,7 +1,7 @@
 """PyAV in worker processes, for what DALI cannot decode without a GPU: H.264, HEVC, and original files of any codec.
 
-Processes, because PyAV holds the interpreter lock between frames: 40 of 100 H.264 frames at 320 px gave 23.6 clips/s in
-two processes against 15.9 in two threads, and 19.7 against 3.2 beside a busy interpreter. T frames, S output size.
+Processes, because PyAV holds the interpreter lock between frames: threads wait for each other, and for the training
+loop. T frames, S output size.
 """
 
 import contextlib

@@ -71,6 +71,35 @@ def motion_check() -> str:
     )
 
 
+def encode_experiment() -> str:
+    """Whether encoding the kept frames only changes what is learnt."""
+    record = read("encode_experiment")
+    if record is None:
+        return ""
+    seeds = record["seeds"]
+    header = ["", *(f"seed {found['seed']}" for found in seeds), "mean"]
+    rows = [
+        [f"RGB top-1, {start.replace('_', ' ')}", *(percent(found["top1"][start]) for found in seeds),
+         percent(record["mean_top1"][start])]
+        for start in ("scratch", "kept_frames", "all_frames")
+    ]
+    rows += [
+        [f"pretraining loss at the end, {way.replace('_', ' ')}", *(f"{found['loss'][way][-1][1]:.3f}" for found in seeds),
+         f"{record['mean_final_loss'][way]:.3f}"]
+        for way in ("kept_frames", "all_frames")
+    ]
+
+    def verdict(name: str) -> str:
+        return "no larger" if record[f"{name}_within_seed_spread"] else "larger"
+
+    return table(header, rows) + (
+        f"\n{len(seeds)} seeds, {record['epochs']} epochs of the demo's pretraining, {record['precision']}: the difference "
+        f"between the two ways is {verdict('top1')} than between seeds in accuracy, and {verdict('final_loss')} in loss "
+        f"({record['date']}; curves in `tools/results/encode_experiment.png`). "
+        "More seeds and longer runs: `tools/encode_experiment.py`.\n"
+    )
+
+
 def encodings() -> str:
     """Cost and fidelity of each encoding of the shards."""
     packing, loading = read("packing_real_h264"), read("bench_data")
@@ -136,7 +165,8 @@ def training_step() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "demo": demo, "training_step": training_step, "encodings": encodings, "loader": loader,
+    "demo": demo, "training_step": training_step, "encode_experiment": encode_experiment,
+    "encodings": encodings, "loader": loader,
 }
 
 
