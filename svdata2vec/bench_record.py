@@ -8,6 +8,7 @@ from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
 VERSION = 1
+SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = ("codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model")
 
@@ -30,7 +31,7 @@ SCHEMA: dict[str, Any] = {
     "mfu": float, "mfu_model": float, "train_share_of_model": float, "data_wait_share": float,
     "waterfall_ms_per_clip": {"step": dict, "beside": dict},
     "peak_memory_bytes": {"gpu": dict, "process": int},
-    "verdict": {"bound": str, "text": str},
+    "verdict": {"bound": str, "text": str}, "doubts": list,
 }
 
 
@@ -94,7 +95,22 @@ def as_table(record: dict[str, Any]) -> str:
             f"against the original's way: model {base['model_speedup']:.1f}x, train {base['train_speedup']:.1f}x "
             f"(losses of the same weights differ by {base['loss_difference']:.1e})"
         )
-    return "\n".join([*lines, "", record["verdict"]["text"], ""])
+    return "\n".join([*lines, "", record["verdict"]["text"], *record["doubts"], ""])
+
+
+def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
+    found = [
+        f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
+        for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
+    ]
+    slower = min(stages["data"]["q80"], stages["model"]["q80"])
+    if stages["train"]["q20"] > slower:
+        found.append(
+            f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
+            "the machine changed its speed meanwhile: measure again"
+        )
+    return found
 
 
 def _closing(record: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ import torch
 from svdata2vec import __version__
 from svdata2vec.bench_counts import clip_bytes, forward_macs, step_bytes, step_flops, step_layers
 from svdata2vec.bench_limits import copy_bytes_per_second, matmul_flops_per_second, storage_bytes_per_second
-from svdata2vec.bench_record import FORMAT, VERSION, as_table
+from svdata2vec.bench_record import FORMAT, VERSION, as_table, doubts
 from svdata2vec.bench_stages import Timing, open_stages, time_stages
 from svdata2vec.bench_verdict import Rates, Surroundings, as_dict, judge
 from svdata2vec.config import PretrainConfig
@@ -43,7 +43,7 @@ class BenchConfig(PretrainConfig):
     """JSON file to write; a plot is written beside it."""
     rounds: int = 5
     """Rounds; the stages take turns in each, medians over rounds are reported."""
-    seconds: float = 3.0
+    seconds: float = 2.0
     """Seconds per stage and round, warm-up not counted."""
     baseline: Literal["none", "original-style"] = "none"
     """Also measure, in the same run, training as the authors' code does it: all frames encoded, fp32, a wait in each step."""
@@ -119,6 +119,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         "waterfall_ms_per_clip": waterfall(timings),
         "peak_memory_bytes": peak_memory(timings),
         "verdict": as_dict(judge(rates, wait, config, where)),
+        "doubts": doubts({name: timing.as_dict() for name, timing in timings.items()}),
         "baseline": compare_baseline(timings, difference),
     }
 

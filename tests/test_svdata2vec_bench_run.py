@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdata2vec import bench_stages, cli
 from svdata2vec.bench_counts import forward_macs, gradient_bytes, step_bytes, step_flops, step_layers
-from svdata2vec.bench_record import as_table, compare, faults, load_record
+from svdata2vec.bench_record import as_table, compare, doubts, faults, load_record
 from svdata2vec.bench_run import BenchConfig, bench_config, bench_run, roofline
 from svdata2vec.bench_verdict import Rates, Surroundings, judge
 from svdata2vec.config import DataConfig, ModelConfig, PretrainConfig
@@ -176,6 +176,18 @@ def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsy
         (tmp_path / f"{name}.json").write_text(json.dumps(one))
     assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     assert capsys.readouterr().out == compare(record, other)
+
+
+def test_figures_that_cannot_be_trusted_are_named() -> None:
+    def row(low: float, middle: float, high: float) -> dict[str, Any]:
+        return {"q20": low, "clips_per_s": middle, "q80": high}
+
+    quiet = {"data": row(99, 100, 101), "model": row(49, 50, 51), "train": row(47, 48, 50)}
+    assert doubts(quiet) == []
+    (spread,) = doubts({**quiet, "model": row(30, 50, 54)})
+    assert "the rounds of model go from 30.0 to 54.0" in spread
+    (changed,) = doubts({**quiet, "train": row(70, 72, 73)})
+    assert "train (72.0 clips/s) is faster than its slower half (51.0)" in changed
 
 
 def test_limits_come_from_counts_and_ceilings() -> None:
