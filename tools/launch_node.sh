@@ -17,6 +17,8 @@ command=(pretrain ntu60-xsub --data.shards data/ntu60 --run.out runs/pretrain-nt
 # -----------------------------------------------------------------------------------------------------------------------
 
 threads=$(($(nproc) / gpus))
+# Else the processes of a restart may find the addresses of the dead ones in torchrun's store, and not each other.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$python" -m torch.distributed.run \
     --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-id svdata2vec --rdzv-endpoint "$head" \
