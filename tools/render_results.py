@@ -138,12 +138,13 @@ def scaling() -> str:
     storage_header = ["encoding (320 px)", "MiB per 100 frames", "per node, at the least, GB/s", "per node, whole clips, GB/s"]
     rate, step_ms = f"{given['clips_per_second']:,.0f}", 1e3 * given["batch"] / given["clips_per_second"]
     return table(header, rows) + (
-        f"\nNot measured: computed by `tools/scaling_model.py` from assumptions. One GPU trains {rate} clips/s (the goal for one "
-        f"H200), {given['batch']} clips per step ({step_ms:.0f} ms). Gradients, {record['gradient_bytes'] / 1e6:.1f} MB in float32, "
-        f"are summed within nodes of {given['gpus_per_node']} ({given['node_gb_per_s']:.0f} GB/s per GPU), then between nodes "
-        f"({given['network_gb_per_s']:.0f} GB/s per node, {given['latency_us']:.0f} µs per message), beside the backward pass "
-        f"({percent(given['backward_share'])} of the step). BatchNorm's buffers ({record['buffer_bytes'] / 1e3:.0f} kB) are "
-        f"broadcast before it. Each doubling of the nodes costs {percent(given['straggler'])} of a step for whoever is late.\n\n"
+        f"\nNot measured: computed by `tools/scaling_model.py` from assumptions. One GPU trains {rate} clips/s (the goal for "
+        f"one H200), {given['batch']} clips per step ({step_ms:.0f} ms). Gradients, {record['gradient_bytes'] / 1e6:.1f} MB in "
+        f"float32, are summed within nodes of {given['gpus_per_node']} ({given['node_gb_per_s']:.0f} GB/s per GPU), then "
+        f"between nodes ({given['network_gb_per_s']:.0f} GB/s per node, {given['latency_us']:.0f} µs per message), beside "
+        f"the backward pass ({percent(given['backward_share'])} of the step). BatchNorm's buffers "
+        f"({record['buffer_bytes'] / 1e3:.0f} kB) are broadcast before it. Each doubling of the nodes costs "
+        f"{percent(given['straggler'])} of a step for whoever is late.\n\n"
     ) + table(storage_header, stored) + (
         f"\nStorage for {given['gpus_per_node']} GPUs at that rate, clips of {given['clip_frames']} frames. At the least: of "
         f"local `jpeg` shards the {given['sampled_frames']} sampled frames alone are touched; of a video codec, or from a URL, "
