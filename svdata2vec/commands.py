@@ -150,14 +150,51 @@ def run_evaluate(words: list[str]) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """Two records of `svdata2vec bench run --out`, side by side."""
+
+    first: tyro.conf.Positional[Path]
+    """The one that the other is set against."""
+    second: tyro.conf.Positional[Path]
+    """The other."""
+
+
 def run_bench(words: list[str]) -> None:
-    """Benchmarks by stage: `data`."""
-    if not words or words[0] != "data":
-        found = f"unknown stage {words[0]!r}" if words else "no stage"
-        raise UserError(f"{found}; choose one of: data (the loader against other ways of loading)")
+    """Benchmarks: `run PRESET`, `compare A B`, `data`."""
+    kinds = {"run": _bench_run, "compare": _bench_compare, "data": _bench_data}
+    if words and words[0] in ("-h", "--help"):
+        sys.stdout.write(
+            "usage: svdata2vec bench run PRESET [overrides]   every stage of a pretraining run, and what bounds it\n"
+            "       svdata2vec bench compare A.json B.json    two records of `bench run --out`\n"
+            "       svdata2vec bench data                     the loader against other ways of loading\n"
+        )
+        raise SystemExit(0)
+    if not words or words[0] not in kinds:
+        found = f"unknown benchmark {words[0]!r}" if words else "no benchmark named"
+        raise UserError(f"{found}; choose one of: run PRESET (every stage of a pretraining run), compare A.json B.json, "
+                        "data (the loader against other ways of loading)")
+    kinds[words[0]](words[1:])
+
+
+def _bench_run(words: list[str]) -> None:
+    from svdata2vec.bench_run import bench_config, bench_run
+
+    table = {name: (lambda make=make: bench_config(make())) for name, make in PRETRAIN.items()}
+    bench_run(parse_preset(table, words, "bench run"))
+
+
+def _bench_compare(words: list[str]) -> None:
+    from svdata2vec.bench_record import compare, load_record
+
+    options = parse(CompareOptions, words, "svdata2vec bench compare")
+    sys.stdout.write(compare(load_record(options.first), load_record(options.second)))
+
+
+def _bench_data(words: list[str]) -> None:
     from svdata2vec.bench_data import BenchDataOptions, bench_data
 
-    bench_data(parse(BenchDataOptions, words[1:], "svdata2vec bench data"))
+    bench_data(parse(BenchDataOptions, words, "svdata2vec bench data"))
 
 
 @dataclass(frozen=True)
@@ -198,6 +235,6 @@ COMMANDS = {
     "predict": Command("top classes of a video file", run_predict),
     "convert": Command("a checkpoint of the authors' code -> a finished run", run_convert),
     "export": Command("the RGB recogniser for other programs (torch.export, ONNX)", run_export),
-    "bench": Command("how fast the stages are", run_bench),
+    "bench": Command("how fast a run's stages are, and what bounds it", run_bench),
     "report": Command("one HTML page about runs", run_report),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from svdata2vec import commands, model_commands
+from svdata2vec.bench_run import bench_config
 from svdata2vec.options import parse, parse_preset
 from svdata2vec.presets import FINETUNE, PRETRAIN
 from svdata2vec.probe_config import PROBE
@@ -44,6 +45,10 @@ def test_commands_parse(line: str) -> None:
     elif command == "shard":
         assert rest[0] in commands.SOURCES
         parse(commands._shard_options(rest[0]), rest[1:], f"svdata2vec shard {rest[0]}")
+    elif (command, rest[0]) == ("bench", "run"):
+        parse_preset({name: (lambda make=make: bench_config(make())) for name, make in PRETRAIN.items()}, rest[1:], "bench run")
+    elif (command, rest[0]) == ("bench", "compare"):
+        parse(commands.CompareOptions, rest[1:], "svdata2vec bench compare")
     elif command in OPTIONS:
         parse(OPTIONS[command], rest, f"svdata2vec {command}")
     else:
@@ -51,7 +56,7 @@ def test_commands_parse(line: str) -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    named = set(re.findall(r"`((?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./]+\.(?:py|sh|json|md))`", README))
+    named = set(re.findall(r"`((?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./]+\.(?:py|sh|sbatch|json|md))`", README))
     assert len(named) > 8
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert missing == []

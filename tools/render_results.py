@@ -164,9 +164,43 @@ def training_step() -> str:
     )
 
 
+def scaling() -> str:
+    """Expected efficiency on many GPUs, and what their storage must deliver: a model on paper."""
+    record = read("scaling")
+    if record is None:
+        return ""
+    given = record["assumptions"]
+    rows = [
+        [str(run["gpus"]), f"{run['sent_bytes'] / 1e6:.0f}", f"{1e3 * run['communication_seconds']:.1f}",
+         f"{1e3 * run['waiting_seconds']:.1f}", percent(run["efficiency"]), f"{run['clips_per_second']:,.0f}"]
+        for run in record["runs"]
+    ]
+    header = ["GPUs", "MB sent per GPU and step", "communication, ms", "waited for, ms", "efficiency", "clips/s"]
+    stored = [
+        [f"`{row['codec']}` q{row['quality']}", f"{row['mib_per_100_frames']:.2f}", f"{row['least_gb_per_s']:.1f}",
+         f"{row['whole_clips_gb_per_s']:.1f}"]
+        for row in record["storage"]
+    ]
+    storage_header = ["encoding (320 px)", "MiB per 100 frames", "per node, at the least, GB/s", "per node, whole clips, GB/s"]
+    rate, step_ms = f"{given['clips_per_second']:,.0f}", 1e3 * given["batch"] / given["clips_per_second"]
+    return table(header, rows) + (
+        f"\nNot measured: computed by `tools/scaling_model.py` from assumptions. One GPU trains {rate} clips/s (the goal for "
+        f"one H200), {given['batch']} clips per step ({step_ms:.0f} ms). Gradients, {record['gradient_bytes'] / 1e6:.1f} MB in "
+        f"float32, are summed within nodes of {given['gpus_per_node']} ({given['node_gb_per_s']:.0f} GB/s per GPU), then "
+        f"between nodes ({given['network_gb_per_s']:.0f} GB/s per node, {given['latency_us']:.0f} µs per message), beside "
+        f"the backward pass ({percent(given['backward_share'])} of the step). BatchNorm's buffers "
+        f"({record['buffer_bytes'] / 1e3:.0f} kB) are broadcast before it. Each doubling of the nodes costs "
+        f"{percent(given['straggler'])} of a step for whoever is late.\n\n"
+    ) + table(storage_header, stored) + (
+        f"\nStorage for {given['gpus_per_node']} GPUs at that rate, clips of {given['clip_frames']} frames. At the least: of "
+        f"local `jpeg` shards the {given['sampled_frames']} sampled frames alone are touched; of a video codec, or from a URL, "
+        "whole clips are read. What fits into a node's memory or local disk crosses the network once and not in every epoch.\n"
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo, "training_step": training_step, "encode_experiment": encode_experiment,
-    "encodings": encodings, "loader": loader,
+    "encodings": encodings, "loader": loader, "scaling": scaling,
 }
 
 

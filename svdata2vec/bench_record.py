@@ -1,0 +1,148 @@
+"""Records of `svdata2vec bench run`: their schema, their table, and the comparison of two."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.shards.errors import UserError
+
+FORMAT = "svdata2vec-bench"
+VERSION = 1
+SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
+STAGES = ("read", "decode", "data", "model", "train")
+COMPARED = ("codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model")
+
+# Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
+_NUMBER = (int, float)
+SCHEMA: dict[str, Any] = {
+    "format": str, "version": int, "date": str,
+    "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
+    "setting": {
+        "dataset": str, "codec": str, "batch_size": int, "precision": str, "encode": str, "num_frames": int, "size": int,
+        "threads": int, "rounds": int, "seconds": _NUMBER, "model": dict,
+    },
+    "stages": {name: {"clips_per_s": float, "q20": float, "q80": float, "rounds": list} for name in STAGES},
+    "counts": {
+        "forward_macs_per_clip": int, "flops_per_clip": int, "step_bytes_per_clip": _NUMBER,
+        "stored_bytes_per_clip": _NUMBER, "decoded_bytes_per_clip": int,
+    },
+    "ceilings": {"copy_bytes_per_s": float, "matmul_fp32_flops_per_s": float, "matmul_bf16_flops_per_s": float},
+    "roofline": {name: {"limited_by": str} for name in STAGES},
+    "mfu": float, "mfu_model": float, "train_share_of_model": float, "data_wait_share": float,
+    "waterfall_ms_per_clip": {"step": dict, "beside": dict},
+    "peak_memory_bytes": {"gpu": dict, "process": int},
+    "verdict": {"bound": str, "text": str}, "doubts": list,
+}
+
+
+def faults(record: Any, schema: dict[str, Any] = SCHEMA, prefix: str = "") -> list[str]:
+    """What a record lacks or has in another type, one line each; empty if it is sound."""
+    if not isinstance(record, dict):
+        return [f"{prefix or 'the file'} is {type(record).__name__}, expected an object"]
+    found: list[str] = []
+    for name, kind in schema.items():
+        if name not in record:
+            found.append(f"no {prefix}{name}")
+        elif isinstance(kind, dict):
+            found += faults(record[name], kind, f"{prefix}{name}.")
+        elif not isinstance(record[name], kind):
+            found.append(f"{prefix}{name} is {type(record[name]).__name__}")
+    return found
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """Read and check a record; UserError names the file and what is wrong with it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected one written by `svdata2vec bench run PRESET --out FILE`")
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); expected a file of `svdata2vec bench run --out`") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"{path}: not a record of `svdata2vec bench run`; expected the format {FORMAT!r}")
+    if record.get("version") != VERSION:
+        raise UserError(f"{path}: version {record.get('version')}, this program reads {VERSION}; measure again")
+    wrong = faults(record)
+    if wrong:
+        raise UserError(f"{path}: damaged record: {', '.join(wrong[:3])}; measure again")
+    return record
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The record for a terminal."""
+    where, setting = record["machine"], record["setting"]
+    lines = [
+        f"{where['device']} ({where['cores']} cores, load {where['load_average']:.1f}), torch {where['versions']['torch']}; "
+        f"batch {setting['batch_size']}, {setting['num_frames']} frames of {setting['size']} px, {setting['precision']}, "
+        f"{setting['codec']} shards",
+        "",
+        f"{'stage':16s}{'clips/s':>10s}{'20-80 %':>20s}{'limit':>10s}{'reached':>9s}  limited by",
+    ]
+    for name, row in record["stages"].items():
+        roof = record["roofline"].get(name, {})
+        limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
+        spread = f"{row['q20']:.1f} to {row['q80']:.1f}"
+        lines.append(
+            f"{name:16s}{row['clips_per_s']:10.1f}{spread:>20s}{'' if limit is None else f'{limit:.1f}':>10s}"
+            f"{'' if reached is None else f'{100 * reached:.3g} %':>9s}  {roof.get('limited_by', '')}".rstrip()
+        )
+    step = record["waterfall_ms_per_clip"]["step"]
+    lines += ["", "a clip's step, ms: " + ", ".join(f"{name} {value:.2f}" for name, value in step.items())]
+    lines.append(_closing(record))
+    if record.get("baseline"):
+        base = record["baseline"]
+        lines.append(
+            f"against the original's way: model {base['model_speedup']:.1f}x, train {base['train_speedup']:.1f}x "
+            f"(losses of the same weights differ by {base['loss_difference']:.1e})"
+        )
+    return "\n".join([*lines, "", record["verdict"]["text"], *record["doubts"], ""])
+
+
+def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
+    found = [
+        f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
+        for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
+    ]
+    slower = min(stages["data"]["q80"], stages["model"]["q80"])
+    if stages["train"]["q20"] > slower:
+        found.append(
+            f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
+            "the machine changed its speed meanwhile: measure again"
+        )
+    return found
+
+
+def _closing(record: dict[str, Any]) -> str:
+    gpu = max(record["peak_memory_bytes"]["gpu"].values(), default=0)
+    memory = f"GPU {gpu / 2**30:.2f} GiB, " if gpu else ""
+    return (
+        f"train is {100 * record['train_share_of_model']:.0f} % of model, data wait {100 * record['data_wait_share']:.1f} %, "
+        f"MFU {100 * record['mfu']:.1f} % (model alone {100 * record['mfu_model']:.1f} %), peak memory {memory}"
+        f"process {record['peak_memory_bytes']['process'] / 2**30:.2f} GiB"
+    )
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Two records side by side; says where they measured different things, and which differences are within the spread."""
+    lines = []
+    if first["machine"]["device"] != second["machine"]["device"] or first["machine"]["cores"] != second["machine"]["cores"]:
+        lines.append("different machines: " + " | ".join(f"{r['machine']['device']}, {r['machine']['cores']} cores"
+                                                          for r in (first, second)))
+    for name in COMPARED:
+        a, b = first["setting"].get(name), second["setting"].get(name)
+        if a != b:
+            lines.append(f"different settings: {name} {a} | {b}")
+    lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
+    for name, a in first["stages"].items():
+        b = second["stages"].get(name)
+        if b is None:
+            continue
+        same = a["q20"] <= b["q80"] and b["q20"] <= a["q80"]
+        note = "  within the spread" if same else ""
+        before, after = a["clips_per_s"], b["clips_per_s"]
+        lines.append(f"{name:16s}{before:12.1f}{after:12.1f}{after / before:8.2f}{note}")
+    for label, key in (("data wait", "data_wait_share"), ("MFU", "mfu")):
+        lines.append(f"{label:16s}{100 * first[key]:10.1f} %{100 * second[key]:10.1f} %")
+    lines += ["", f"A: {first['verdict']['text']}", f"B: {second['verdict']['text']}", ""]
+    return "\n".join(lines)

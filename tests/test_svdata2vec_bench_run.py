@@ -1,0 +1,284 @@
+"""The benchmark counts right, measures what it says, and its verdict names the part that is slow."""
+
+import copy
+import dataclasses
+import json
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import pretrain_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from svdata2vec import bench_stages, cli
+from svdata2vec.bench_counts import forward_macs, gradient_bytes, step_bytes, step_flops, step_layers
+from svdata2vec.bench_record import as_table, compare, doubts, faults, load_record
+from svdata2vec.bench_run import BenchConfig, bench_config, bench_run, roofline
+from svdata2vec.bench_verdict import Rates, Surroundings, judge
+from svdata2vec.config import DataConfig, ModelConfig, PretrainConfig
+from svdata2vec.masking import draw_masks
+from svdata2vec.model import SVData2Vec
+from svdata2vec.pipeline.fetch import ClipFetcher
+from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pretrain import Pretraining
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.teacher import Teacher
+
+STUDENT = ("video", "skeleton", "encoder", "decoder")
+DEFAULT = PretrainConfig()
+ALL_FRAMES = dataclasses.replace(DEFAULT, encode="all_frames")
+
+
+def small_bench(shards: Path, tmp_path: Path, **changes: Any) -> BenchConfig:
+    base = bench_config(pretrain_config(shards, tmp_path / "run"))
+    return dataclasses.replace(base, **{"rounds": 2, "seconds": 0.1, **changes})
+
+
+@pytest.fixture(scope="module")
+def record(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A whole benchmark on tiny shards, the original's way included; written to disk and read again."""
+    folder = tmp_path_factory.mktemp("bench")
+    out = folder / "results" / "bench.json"
+    bench_run(small_bench(tiny_shard_folder, folder, out=out, baseline="original-style"))
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert not (folder / "run").exists()
+    return load_record(out)
+
+
+# ---- counts ---------------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_of_the_default_preset_by_hand() -> None:
+    stem = 112 * 112 * 64 * (3 * 5 * 7 * 7)
+    first = 4 * 56 * 56 * 64 * (9 * 64)
+    stages = ((28, 128), (14, 256), (7, 512))
+    later = sum(side * side * wide * (9 * wide // 2 + 3 * 9 * wide + wide // 2) for side, wide in stages)
+    frame = stem + first + later + 512 * 256
+    block = 12 * 256 * 256
+    encoder = 8 * (13 * block + 2 * 13 * 13 * 256)
+    decoder = 3 * (40 * block + 2 * 40 * 40 * 256) + (13 + 40) * 256 * 256
+    skeleton = 40 * (2 * 2 * 17) * 256
+    for config, frames, stated in ((DEFAULT, 13, 29.8), (ALL_FRAMES, 40, 91.6)):
+        counted = forward_macs(step_layers(config, 17), STUDENT)
+        assert counted == frames * frame + encoder + decoder + skeleton
+        assert counted / 1e9 == pytest.approx(stated, abs=0.1)
+
+
+def test_flop_of_a_step_by_hand() -> None:
+    layers = step_layers(DEFAULT, 17)
+    student, teacher = forward_macs(layers, STUDENT), forward_macs(layers, ["teacher"])
+    without_input_gradient = 13 * 112 * 112 * 64 * 735 + 40 * 68 * 256
+    assert step_flops(layers) == 2 * (3 * student - without_input_gradient + teacher)
+    assert teacher == 8 * (40 * 12 * 256 * 256 + 2 * 40 * 40 * 256)
+
+
+@pytest.mark.parametrize("encode", ["kept_frames", "all_frames"])
+def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
+    """Forward and backward of student and teacher, counted by PyTorch from the calls themselves."""
+    model = ModelConfig(width=32, depth=3, decoder_depth=2, heads=2, stem_width=16, impl="torch")
+    config = PretrainConfig(
+        data=DataConfig(num_frames=10, size=64), model=model, encode=encode,
+        target=dataclasses.replace(DEFAULT.target, top_layers=3),
+    )
+    student = SVData2Vec(model, 10, 17, all_frames=encode == "all_frames")
+    teacher = Teacher(student.encoder.blocks)
+    masks = draw_masks(["a"], 10, config.mask.video_ratio, config.mask.skeleton_ratio, 0, 0)
+    with FlopCounterMode(display=False) as forward:
+        output = student(torch.zeros(1, 10, 64, 64, 3, dtype=torch.uint8), torch.rand(1, 2, 10, 17, 2), masks)
+    with FlopCounterMode(display=False) as backward:
+        output.prediction_BTD.sum().backward()
+    with FlopCounterMode(display=False) as teaching:
+        teacher(output.teacher_tokens_BTD, config.target, "torch")
+    layers = step_layers(config, 17)
+    assert forward.get_total_flops() == 2 * forward_macs(layers, STUDENT)
+    assert teaching.get_total_flops() == 2 * forward_macs(layers, ["teacher"])
+    whole = sum(counter.get_total_flops() for counter in (forward, backward, teaching))
+    assert whole == pytest.approx(step_flops(layers), rel=0.01)
+
+
+def test_bytes_of_a_step() -> None:
+    layers = step_layers(DEFAULT, 17)
+    big = dataclasses.replace(DEFAULT, run=dataclasses.replace(DEFAULT.run, batch_size=64))
+    weights = 4 * sum(layer.weights * (4 if layer.part == "teacher" else 10) for layer in layers)
+    assert step_bytes(layers, DEFAULT, 2) - step_bytes(layers, big, 2) == pytest.approx(weights / 32 - weights / 64)
+    clip = 40 * 224 * 224 * 3
+    activations = step_bytes(layers, DEFAULT, 2) - weights / 32 - clip
+    assert step_bytes(layers, DEFAULT, 4) - weights / 32 - clip == pytest.approx(2 * activations)
+    parameters = sum(p.numel() for p in SVData2Vec(DEFAULT.model, 40, 17).parameters())
+    assert gradient_bytes(layers) / 4 == pytest.approx(parameters, rel=0.005)  # biases, norms, embeddings are left out
+
+
+def test_stored_bytes_are_those_of_the_files(record: dict[str, Any], tiny_shard_folder: Path) -> None:
+    members = []
+    for path in sorted(tiny_shard_folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members += [member.size for member in tar.getmembers()]
+    clips = len(ShardSet.open(tiny_shard_folder))
+    assert record["counts"]["stored_bytes_per_clip"] == pytest.approx(sum(members) / clips)
+    assert record["counts"]["decoded_bytes_per_clip"] == 6 * 32 * 32 * 3
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+
+def test_the_record_is_consistent(record: dict[str, Any]) -> None:
+    rates = {name: row["clips_per_s"] for name, row in record["stages"].items()}
+    assert all(row["q20"] <= row["clips_per_s"] <= row["q80"] and len(row["rounds"]) == 2 for row in record["stages"].values())
+    assert record["roofline"]["train"]["limit_clips_per_s"] == pytest.approx(min(rates["data"], rates["model"]))
+    assert record["train_share_of_model"] == pytest.approx(rates["train"] / rates["model"])
+    assert 0 < record["mfu"] < 1 and 0 <= record["data_wait_share"] < 1
+    step = record["waterfall_ms_per_clip"]["step"]
+    assert sum(step.values()) == pytest.approx(1e3 / rates["train"], rel=0.5)
+    assert record["baseline"]["loss_difference"] < 1e-4
+    assert record["baseline"]["model_speedup"] == pytest.approx(rates["model"] / rates["original model"])
+    table = as_table(record)
+    for name in (*rates, "MFU", record["verdict"]["text"]):
+        assert name in table
+
+
+def test_records_are_checked(record: dict[str, Any], tmp_path: Path) -> None:
+    assert faults(record) == []
+    broken = copy.deepcopy(record)
+    del broken["stages"]["train"]["q80"]
+    broken["mfu"] = "high"
+    assert faults(broken) == ["no stages.train.q80", "mfu is str"]
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match="no such file; expected one written by"):
+        load_record(path)
+    for content, message in (
+        ("{", "not JSON"), ("[]", "not a record"), (json.dumps({**record, "format": "other"}), "not a record"),
+        (json.dumps({**record, "version": 99}), "version 99, this program reads 1"),
+        (json.dumps(broken), r"damaged record: no stages.train.q80, mfu is str"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_record(path)
+
+
+def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = copy.deepcopy(record)
+    other["stages"]["train"] = {name: 2 * record["stages"]["train"][name] for name in ("clips_per_s", "q20", "q80")}
+    other["stages"]["train"]["rounds"] = []
+    other["setting"]["batch_size"] = 99
+    other["machine"]["device"] = "another GPU"
+    lines = compare(record, other).splitlines()
+    assert lines[0].startswith("different machines: cpu") and "another GPU" in lines[0]
+    assert lines[1] == "different settings: batch_size 4 | 99"
+    (train,) = (line for line in lines if line.startswith("train "))
+    assert train.split()[-1] == "2.00"
+    (model,) = (line for line in lines if line.startswith("model "))
+    assert model.endswith("1.00  within the spread")
+    for name, one in (("a", record), ("b", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert capsys.readouterr().out == compare(record, other)
+
+
+def test_figures_that_cannot_be_trusted_are_named() -> None:
+    def row(low: float, middle: float, high: float) -> dict[str, Any]:
+        return {"q20": low, "clips_per_s": middle, "q80": high}
+
+    quiet = {"data": row(99, 100, 101), "model": row(49, 50, 51), "train": row(47, 48, 50)}
+    assert doubts(quiet) == []
+    (spread,) = doubts({**quiet, "model": row(30, 50, 54)})
+    assert "the rounds of model go from 30.0 to 54.0" in spread
+    (changed,) = doubts({**quiet, "train": row(70, 72, 73)})
+    assert "train (72.0 clips/s) is faster than its slower half (51.0)" in changed
+
+
+def test_limits_come_from_counts_and_ceilings() -> None:
+    counts = {"flops_per_clip": 100.0, "step_bytes_per_clip": 10.0, "stored_bytes_per_clip": 5.0, "decoded_bytes_per_clip": 2}
+    ceilings = {"matmul_flops_per_s": 1000.0, "copy_bytes_per_s": 200.0, "storage_bytes_per_s": 500.0}
+    found = roofline(Rates(read=50, decode=25, data=20, model=5, train=4), counts, ceilings)
+    limits = {name: (row["limit_clips_per_s"], row["limited_by"], row["efficiency"]) for name, row in found.items()}
+    assert limits == {
+        "read": (100, "tars read in order", 0.5), "decode": (50, "frames copied once", 0.5), "data": (25, "decode alone", 0.8),
+        "model": (10, "matrix products", 0.5), "train": (5, "model alone", 0.8),
+    }
+    slow_memory = roofline(Rates(50, 25, 20, 5, 4), counts, {**ceilings, "copy_bytes_per_s": 80.0, "storage_bytes_per_s": None})
+    assert slow_memory["model"]["limited_by"] == "memory traffic" and slow_memory["model"]["limit_clips_per_s"] == 8
+    assert slow_memory["read"]["limit_clips_per_s"] is None and slow_memory["read"]["efficiency"] is None
+
+
+# ---- the verdict ----------------------------------------------------------------------------------------------------
+
+CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg", False)
+
+
+@pytest.mark.parametrize(
+    ("rates", "where", "bound", "advice"),
+    [
+        (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory, or pack as vp9"),
+        (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
+        (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.compile"),
+        (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
+        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "raise --data.prefetch"),
+    ],
+)
+def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Surroundings, bound: str, advice: str) -> None:
+    verdict = judge(rates, 0.5, DEFAULT, where)
+    assert verdict.bound == bound
+    assert verdict.text.startswith(f"{bound}-bound: train {rates.train:.1f}") and advice in verdict.text
+
+
+@pytest.mark.parametrize("slow", ["read", "decode", "model"])
+def test_the_verdict_is_right_where_a_part_is_slowed_down(
+    slow: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = {"read": (ClipFetcher, "fetch"), "decode": (DaliDecoder, "decode"), "model": (Pretraining, "forward")}[slow]
+    work = getattr(owner, name)
+    pause = 0.05 if slow == "read" else 0.2  # per clip, or per batch of four
+
+    def slowed(*arguments: Any) -> Any:
+        time.sleep(pause)
+        return work(*arguments)
+
+    monkeypatch.setattr(owner, name, slowed)
+    record = bench_run(small_bench(tiny_shard_folder, tmp_path, rounds=1, seconds=0.5))
+    assert record["verdict"]["bound"] == slow, record["verdict"]["text"]
+    rates = {name: row["clips_per_s"] for name, row in record["stages"].items()}
+    assert 8 < rates[slow] < 20.1 and rates["train"] < 1.3 * rates[slow]
+    assert (record["data_wait_share"] > 0.5) == (slow != "model")
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_data_set_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "run", "demo", "--data.shards", str(tmp_path / "none")]) == 2
+    message = capsys.readouterr().err
+    assert "none: no such folder" in message and "`bash tools/demo.sh` makes the demo's shards" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no benchmark named; choose one of: run PRESET"),
+        (["fly"], "unknown benchmark 'fly'"),
+        (["run", "nope"], "unknown preset 'nope'"),
+        (["run", "demo", "--round", "3"], "did you mean --rounds"),
+        (["run", "demo", "--rounds", "0"], "rounds is 0"),
+        (["run", "demo", "--optim.accumulate", "2"], "optim.accumulate"),
+    ],
+)
+def test_wrong_words_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_networks_that_disagree_are_not_timed(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Pretraining.forward
+
+    def wrong(run: Pretraining, batch: Any, epoch: int) -> Any:
+        output = forward(run, batch, epoch)
+        return dataclasses.replace(output, loss=output.loss * (1.5 if run.config.encode == "all_frames" else 1.0))
+
+    monkeypatch.setattr(Pretraining, "forward", wrong)
+    monkeypatch.setattr(bench_stages, "time_stages", lambda *_: pytest.fail("timed"))
+    with pytest.raises(UserError, match="the same weights give the loss"):
+        bench_run(small_bench(tiny_shard_folder, tmp_path, baseline="original-style"))

@@ -1,0 +1,148 @@
+"""A worker that dies under torchrun: all start again from the newest checkpoint, and no clip is lost or seen twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svdata2vec.metrics_log import read_metrics
+
+ROOT = Path(__file__).parent.parent
+NUM_CLIPS, EPOCHS, STEPS = 12, 2, 6  # two processes of two clips: three steps per epoch
+
+# What each process runs. It notes the clips of every finished step; in the first attempt process 1 is killed in
+# step 4, one step after the newest checkpoint's successor.
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tiny import pretrain_config
+from svdata2vec.pretrain import Pretraining, pretrain
+
+shards, out, rank, attempt = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+step = Pretraining.step
+
+def noted(run, batches):
+    if os.environ.get("KILL") and (rank, attempt, run.stepper.step) == ("1", "0", 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(run, batches)
+    row = {"attempt": int(attempt), "step": run.stepper.step, "keys": [key for _, batch in batches for key in batch.keys]}
+    with (out.parent / f"{out.name}-rank{rank}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + chr(10))
+
+Pretraining.step = noted
+pretrain(pretrain_config(shards, out, batch_size=2))
+"""
+
+
+def launch(folder: Path, shards: Path, name: str, *, kill: bool) -> subprocess.CompletedProcess[str]:
+    worker = folder / "worker.py"
+    worker.write_text(WORKER)
+    words = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "--monitor-interval", "0.2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KILL": "1" if kill else "",
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    program = [str(worker), str(shards), str(folder / name), str(ROOT / "tests")]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *program], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=150,
+    )
+
+
+def notes(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for rank in (0, 1) for line in (folder / f"{name}-rank{rank}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    for name, kill in (("whole", False), ("killed", True)):
+        done = launch(tmp_path, tiny_shard_folder, name, kill=kill)
+        assert done.returncode == 0, done.stderr[-2000:]
+    rows = notes(tmp_path, "killed")
+    assert {row["attempt"] for row in rows} == {0, 1}
+    assert min(row["step"] for row in rows if row["attempt"] == 1) == 3  # from the checkpoint of step 2, not from the start
+    assert max(row["step"] for row in rows if row["attempt"] == 0) == 3  # a step beyond it is done again
+    counted = [row for row in rows if row["attempt"] == 1 or row["step"] <= 2]  # what the weights have seen
+    per_step = NUM_CLIPS * EPOCHS // STEPS
+    for epoch in range(EPOCHS):
+        steps = range(1 + epoch * STEPS // EPOCHS, 1 + (epoch + 1) * STEPS // EPOCHS)
+        seen = [key for row in counted if row["step"] in steps for key in row["keys"]]
+        assert len(seen) == len(set(seen)) == NUM_CLIPS == per_step * len(steps)
+    records = read_metrics(tmp_path / "killed" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+# ---- the launch files -------------------------------------------------------------------------------------------------
+
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $* [own store: ${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-0}]" >> "$CALLS"
+[ "$(basename "$0")" = scontrol ] && [ "$1" = show ] && printf 'node7\\nnode8\\n'
+if [ "$(basename "$0")" = srun ] && [ -n "${STOPS:-}" ]; then
+    trap 'exit 75' TERM
+    kill -TERM "$PPID"
+    while :; do sleep 0.05; done
+fi
+exit 0
+"""
+
+
+def run_with_stubs(script: str, folder: Path, **variables: str) -> tuple[int, list[str]]:
+    """Run a launch file with a scheduler that only notes what it was asked for."""
+    for name in ("srun", "scontrol", "python"):
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    calls = folder / "calls"
+    path = f"{folder}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CALLS": str(calls), "PYTHON": str(folder / "python")}
+    done = subprocess.run(["bash", str(ROOT / "tools" / script)], cwd=folder, env={**environment, **variables}, timeout=30)
+    return done.returncode, calls.read_text().splitlines()
+
+
+SLURM = {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2",
+         "SLURM_JOB_ID": "123"}
+
+
+def test_the_slurm_file_starts_one_torchrun_per_node(tmp_path: Path) -> None:
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM)
+    assert status == 0 and calls[0].startswith("scontrol show hostnames node[7-8] ") and len(calls) == 2
+    assert calls[1].startswith("srun --kill-on-bad-exit=1 ")
+    for words in ("--nnodes 2 --nproc-per-node 8 --max-restarts 3", "--rdzv-endpoint node7:29500", "--rdzv-id 123",
+                  "-m svdata2vec pretrain ntu60-xsub ", "--data.threads 8", "[own store: 1]"):
+        assert words in calls[1]
+
+
+def test_a_slurm_job_that_is_asked_to_stop_saves_and_queues_again(tmp_path: Path) -> None:
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, STOPS="1")
+    assert status == 75 and calls[-1].startswith("scontrol requeue 123 ")
+
+
+def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:
+    status, calls = run_with_stubs("launch_node.sh", tmp_path, NODES="3", HEAD_NODE="first", GPUS="2")
+    (call,) = calls
+    assert status == 0 and "--nnodes 3 --nproc-per-node 2 --max-restarts 3" in call and "--rdzv-endpoint first:29500" in call
+    assert call.endswith("[own store: 1]")
+
+
+@pytest.mark.parametrize("script", ["pretrain.sbatch", "launch_node.sh"])
+def test_launch_files_are_edited_in_two_places_and_parse(script: str) -> None:
+    path = ROOT / "tools" / script
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert [line.split(":")[0] for line in path.read_text().splitlines() if line.startswith("# ---- edit")] == [
+        "# ---- edit 1", "# ---- edit 2"]
+
+
+def test_the_command_of_the_launch_files_parses() -> None:
+    from svdata2vec.options import parse_preset
+    from svdata2vec.presets import PRETRAIN
+
+    for script in ("pretrain.sbatch", "launch_node.sh"):
+        (line,) = (line for line in (ROOT / "tools" / script).read_text().splitlines() if line.startswith("command=("))
+        words = line[len("command=(") : -1].split()
+        assert words[0] == "pretrain"
+        assert parse_preset(PRETRAIN, [*words[1:], "--data.threads", "8"], "pretrain").data.threads == 8

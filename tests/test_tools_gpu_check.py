@@ -1,0 +1,185 @@
+"""`tools/gpu_check.sh`: parts that pass, fail, crash, hang or cannot run; and whether the parts see faults, on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import gpu_check  # noqa: E402
+import gpu_check_parts as parts  # noqa: E402
+from gpu_check import FAILED, NOT_RUN, PASSED, NotRun, Outcome, Part  # noqa: E402
+
+
+def pass_with_figures(word: str) -> dict[str, Any]:
+    return {"said": word, "rate": 12.345678, "rows": [1, 2]}
+
+
+def refuse() -> dict[str, Any]:
+    raise NotRun("no NVDEC on this card")
+
+
+def break_down() -> dict[str, Any]:
+    raise ValueError("off by\n  one")
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "status", "note"),
+    [
+        (Part("a", "x", (), ("hello",)), pass_with_figures, PASSED, "said hello, rate 12.35"),
+        (Part("b", "x", ()), refuse, NOT_RUN, "no NVDEC on this card"),
+        (Part("c", "x", ()), break_down, FAILED, "ValueError: off by one"),
+        (Part("d", "x", ("json", "no_such_thing", "no_such.inner")), break_down, NOT_RUN,
+         "not installed: no_such_thing, no_such.inner"),
+    ],
+)
+def test_what_becomes_of_a_part(part: Part, function: Callable[..., dict[str, Any]], status: str, note: str) -> None:
+    outcome = gpu_check.run_here(part, lambda name: function)
+    assert (outcome.name, outcome.status, outcome.note) == (part.name, status, note)
+
+
+PROGRAMS = {
+    "crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV: no message"),
+    "error": ("import sys; print('bad luck', file=sys.stderr); sys.exit(7)", "ended with 7: bad luck"),
+    "silence": ("print('all is well')", "ended with 0: no message"),
+    "hang": ("import time; time.sleep(60)", "no end after 1 s"),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_part_that_does_not_answer_has_failed(kind: str) -> None:
+    program, note = PROGRAMS[kind]
+    outcome = gpu_check.run_apart(Part("x", "x", limit_s=1 if kind == "hang" else 30), [sys.executable, "-c", program])
+    assert (outcome.status, outcome.note) == (FAILED, note)
+
+
+def test_an_answer_comes_through_beside_other_output() -> None:
+    answer = gpu_check.ANSWER + json.dumps({"name": "x", "status": PASSED, "note": "n", "figures": {"a": 1}, "seconds": 2.0})
+    outcome = gpu_check.run_apart(Part("x", "x"), [sys.executable, "-c", f"print('noise'); print({answer!r})"])
+    assert outcome == Outcome("x", PASSED, "n", {"a": 1}, 2.0)
+
+
+def test_the_table_and_the_status_never_call_a_part_passed_that_did_not_run() -> None:
+    good, bad, absent = Outcome("one", PASSED, "fine"), Outcome("two", FAILED, "broke"), Outcome("three", NOT_RUN, "no DALI")
+    text = gpu_check.table([good, bad, absent], {"gpu": "Some GPU", "cores": 8, "versions": {"python": "3.12"}})
+    lines = text.splitlines()
+    assert lines[0] == "Some GPU; 8 CPU cores" and lines[1] == "python 3.12"
+    assert lines[3].split()[:2] == ["one", "passed"] and lines[4].split()[:2] == ["two", "failed"]
+    assert lines[5] == "three  not run: no DALI"
+    assert lines[-1] == "1 passed, 1 failed, 1 not run"
+    assert [gpu_check.exit_status(some) for some in ([good], [good, absent], [good, absent, bad], [])] == [0, 4, 1, 4]
+
+
+def test_every_part_has_its_function() -> None:
+    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 15
+    assert all(callable(getattr(parts, part.function)) for part in gpu_check.PARTS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / "gpu_check.sh"), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert done.returncode == gpu_check.EXIT_NO_GPU == 3
+    assert done.stderr.startswith("no GPU to check: PyTorch ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the part would run")
+def test_a_part_in_its_own_process_fails_without_a_gpu() -> None:
+    part = next(part for part in gpu_check.PARTS if part.name == "kernel fuse_tokens")
+    outcome = gpu_check.run_apart(part, [sys.executable, str(ROOT / "tools" / "gpu_check.py")])
+    assert outcome.status == FAILED and outcome.note
+
+
+# ---- the parts themselves: right on a CPU, and not blind --------------------------------------------------------------
+
+
+def test_the_machine_check_works() -> None:
+    assert parts.check_driver("cpu") == {}
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "vp9"])
+def test_decoding_is_compared_with_the_oracle(codec: str) -> None:
+    assert parts.check_decoding(codec, "cpu")["psnr_db"] > 35
+
+
+@pytest.mark.parametrize("fault", ["neighbour", "blur", "refusal"])
+def test_wrong_frames_are_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from svdata2vec.pipeline.graph import DaliDecoder
+
+    decode = DaliDecoder.decode
+
+    def faulty(self: Any, clips: Any, out: torch.Tensor) -> dict[int, str]:
+        failed = decode(self, clips, out)
+        if fault == "neighbour":
+            out[0, 3] = out[0, 4].clone()
+        elif fault == "blur":
+            out //= 2
+        return {0: "no"} if fault == "refusal" else failed
+
+    monkeypatch.setattr(DaliDecoder, "decode", faulty)
+    message = {"neighbour": "frame 31 was wanted; what came is most like frame 30", "blur": r"PSNR|most like",
+               "refusal": "DALI cannot decode it: no"}
+    with pytest.raises(parts.CheckError, match=message[fault]):
+        parts.check_decoding("jpeg", "cpu")
+
+
+@pytest.mark.parametrize("op", gpu_check.KERNELS)
+def test_kernels_are_compared_with_their_references(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = parts.check_kernel(op, "cpu", "auto")
+    assert 0 <= figures["error_float32"] < 1e-4 and 0 <= figures["error_bfloat16"] < 0.05
+    from svdata2vec.kernels import functional
+
+    real = getattr(functional, op)
+
+    def wrong(*arguments: Any, impl: str, **options: Any) -> torch.Tensor:
+        value = real(*arguments, impl="torch", **options)
+        return value * 1.02 if impl == "auto" else value
+
+    monkeypatch.setattr(functional, op, wrong)
+    with pytest.raises(parts.CheckError, match="is off by"):
+        parts.check_kernel(op, "cpu", "auto")
+
+
+def test_a_training_step_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = parts.check_training_step("cpu")
+    assert figures == {"loss_difference": 0.0, "gradient_difference": 0.0}
+    loss, made = parts.Step.loss, []
+
+    def second_is_wrong(self: parts.Step) -> torch.Tensor:
+        made.append(self)
+        return loss(self) * (1.0 if self is made[0] else 1.01)
+
+    monkeypatch.setattr(parts.Step, "loss", second_is_wrong)
+    with pytest.raises(parts.CheckError, match=r"the loss is .*, on the CPU"):
+        parts.check_training_step("cpu")
+
+
+def test_the_step_is_timed_both_ways() -> None:
+    figures = parts.measure_step("cpu", clips=2, repetitions=2, config=parts.small_config())
+    assert figures["ours_clips_per_s"] > 0 and figures["original_style_clips_per_s"] > 0
+    assert figures["speedup"] == pytest.approx(figures["ours_clips_per_s"] / figures["original_style_clips_per_s"])
+
+
+def test_a_step_works_without_the_command_line_library() -> None:
+    program = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tools')!r}]\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in ('tyro', 'nvidia.dali') else find(name, *rest)\n"
+        "import gpu_check_parts as parts\n"
+        "loss = parts.Step('cpu', parts.small_config(), 2).run().item()\n"
+        "print(loss > 0 and not hasattr(sys.modules['tyro'], '__file__') and 'tensorboard' not in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

@@ -1,0 +1,224 @@
+"""What to run first on a machine with an NVIDIA GPU: driver, decoding, kernels, one training step, speed.
+
+    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; about five minutes
+
+Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose program is not
+installed says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1 something failed; 2 wrong
+options; 3 no usable GPU; 4 nothing failed, but parts were not run.
+
+Only Python's standard library is needed to start it.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT, VERSION = "svdata2vec-gpu-check", 1
+ROOT = Path(__file__).resolve().parent.parent
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+EXIT_FAILED, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 3, 4
+ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
+LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
+             "webdataset", "tyro", "fsspec", "tensorboard")
+
+CODECS = ("jpeg", "vp9", "h264", "hevc", "mjpeg")
+KERNELS = ("gather_frames", "fuse_tokens", "restore_tokens", "attention", "layer_targets", "masked_mse")
+CONFIGURATION = ("torch", "triton", "numpy")
+
+
+class NotRun(Exception):  # noqa: N818 - not an error: the part says that it cannot be checked here
+    """This part cannot be checked here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the table: what it needs, and where its function is (in gpu_check_parts.py)."""
+
+    name: str
+    function: str
+    needs: tuple[str, ...] = ("torch",)
+    arguments: tuple[str, ...] = ()
+    limit_s: int = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part went; `figures` holds what it measured."""
+
+    name: str
+    status: str
+    note: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+PARTS = (
+    Part("driver", "check_driver"),
+    *(Part(f"decode {codec}", "check_decoding", ("torch", "numpy", "cv2", "av", "nvidia.dali"), (codec,)) for codec in CODECS),
+    *(Part(f"kernel {op}", "check_kernel", CONFIGURATION, (op,)) for op in KERNELS),
+    Part("training step", "check_training_step", CONFIGURATION),
+    Part("step speed", "measure_step", CONFIGURATION),
+    Part(
+        "bench", "run_bench",
+        ("torch", "triton", "numpy", "cv2", "av", "nvidia.dali", "tyro", "fsspec", "tensorboard", "matplotlib"),
+        limit_s=900,
+    ),
+)
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """Those of the modules that are not installed."""
+
+    def absent(name: str) -> bool:
+        try:
+            return importlib.util.find_spec(name) is None
+        except ModuleNotFoundError:  # the package around it
+            return True
+
+    return [name for name in names if absent(name)]
+
+
+def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -> Outcome:
+    """Run a part in this process. What it raises becomes its outcome."""
+    lacking = missing(part.needs)
+    if lacking:
+        return Outcome(part.name, NOT_RUN, f"not installed: {', '.join(lacking)}")
+    started = time.perf_counter()
+    try:
+        figures = load(part.function)(*part.arguments)
+    except NotRun as reason:
+        return Outcome(part.name, NOT_RUN, str(reason), seconds=time.perf_counter() - started)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it belongs into the table
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)
+    note = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in figures.items() if not isinstance(value, dict | list))
+    return Outcome(part.name, PASSED, note, figures, time.perf_counter() - started)
+
+
+def run_apart(part: Part, command: Sequence[str]) -> Outcome:
+    """Run a part in a process of its own; a crash, a hang or silence is a failure."""
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [*command, "--part", part.name], capture_output=True, text=True, timeout=part.limit_s, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(part.name, FAILED, f"no end after {part.limit_s} s", seconds=time.perf_counter() - started)
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(ANSWER) and done.returncode == 0:
+            return Outcome(**json.loads(line[len(ANSWER):]))
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    how = f"ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
+    return Outcome(part.name, FAILED, f"{how}: {lines[-1][:300] if lines else 'no message'}",
+                   seconds=time.perf_counter() - started)
+
+
+def gpu_problem() -> str | None:
+    """Why there is no GPU to check, or None."""
+    if missing(["torch"]):
+        return f"PyTorch is not installed for {sys.executable}; run `bash tools/test.sh` once, or set PYTHON"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is built without CUDA; install a CUDA build to use a GPU"
+    return (
+        f"PyTorch {torch.__version__} finds no NVIDIA GPU here (nvidia-smi says: {nvidia_smi() or 'nothing'}); "
+        "check the driver and CUDA_VISIBLE_DEVICES"
+    )
+
+
+def nvidia_smi() -> str:
+    """Name, driver and memory of every GPU, as the driver's own tool says; empty without one."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return "; ".join(done.stdout.split("\n")).strip("; ") if done.returncode == 0 else ""
+
+
+def machine() -> dict[str, Any]:
+    """What the results belong to."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"gpu": nvidia_smi(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
+
+
+def table(outcomes: Sequence[Outcome], where: dict[str, Any]) -> str:
+    """For people: the machine, a line per part, the sum."""
+    versions = " ".join(f"{name} {version}" for name, version in where["versions"].items())
+    lines = [f"{where['gpu'] or 'no GPU'}; {where['cores']} CPU cores", versions, ""]
+    wide = max((len(outcome.name) for outcome in outcomes), default=0) + 2
+    for outcome in outcomes:
+        if outcome.status == NOT_RUN:
+            lines.append(f"{outcome.name:{wide}s}not run: {outcome.note}")
+        else:
+            lines.append(f"{outcome.name:{wide}s}{outcome.status:8s}{outcome.seconds:7.1f} s  {outcome.note}".rstrip())
+    counts = [f"{sum(outcome.status == status for outcome in outcomes)} {status}" for status in (PASSED, FAILED, NOT_RUN)]
+    return "\n".join([*lines, "", ", ".join(counts), ""])
+
+
+def exit_status(outcomes: Sequence[Outcome]) -> int:
+    """0 only if every part passed."""
+    found = {outcome.status for outcome in outcomes}
+    if FAILED in found:
+        return EXIT_FAILED
+    return EXIT_INCOMPLETE if NOT_RUN in found or not found else 0
+
+
+def load_part(function: str) -> Callable[..., dict[str, Any]]:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    return getattr(importlib.import_module("gpu_check_parts"), function)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [part.name for part in PARTS]
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for gpu_check.json and gpu_check.txt")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of: {', '.join(names)}")
+    parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    by_name = {part.name: part for part in PARTS}
+    if options.part:
+        print(ANSWER + json.dumps(asdict(run_here(by_name[options.part], load_part))), flush=True)
+        return 0
+    problem = gpu_problem()
+    if problem:
+        print(f"no GPU to check: {problem}", file=sys.stderr)
+        return EXIT_NO_GPU
+    outcomes = []
+    for name in options.only or names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        outcomes.append(run_apart(by_name[name], [sys.executable, str(Path(__file__).resolve())]))
+    where = machine()
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
+              "parts": [asdict(outcome) for outcome in outcomes]}
+    (options.out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = table(outcomes, where)
+    (options.out / "gpu_check.txt").write_text(text)
+    print(text, end="")
+    return exit_status(outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The parts of `gpu_check.py`: each function checks one thing on a device and returns what it measured, or raises.
+
+B clips, T frames, K kept frames, D width, H heads, L layers
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MIN_PSNR_DB = 33.0  # GPU decoders differ from the CPU's by a grey level or two
+PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
+STEP_CLIPS = 32
+Figures = dict[str, Any]
+
+
+class CheckError(AssertionError):
+    """What was computed is not what it should be."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckError(message)
+
+
+# ---- driver ---------------------------------------------------------------------------------------------------------
+
+
+def check_driver(device: str = "cuda") -> Figures:
+    """The GPU multiplies, convolves and copies back what the CPU computes."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    error = ((a.to(device) @ b.to(device)).cpu() - a @ b).abs().max().item()
+    require(error < 1e-2, f"a float32 matrix product is off by {error:.3g}, expected less than 0.01")
+    picture, weight = torch.randn(2, 15, 32, 32, generator=generator), torch.randn(16, 15, 7, 7, generator=generator)
+    found, expected = nn.functional.conv2d(picture.to(device), weight.to(device)).cpu(), nn.functional.conv2d(picture, weight)
+    error = (found - expected).abs().max().item()
+    require(error < 1e-2, f"a float32 convolution is off by {error:.3g}, expected less than 0.01")
+    if device == "cpu":
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name, "memory_gib": properties.total_memory / 2**30,
+        "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda,
+    }
+
+
+# ---- decoding -------------------------------------------------------------------------------------------------------
+
+
+def check_decoding(codec: str, device: str = "cuda") -> Figures:
+    """DALI gives the wanted frames, in order, cropped and mirrored as the oracle does, and no neighbour instead."""
+    from svdata2vec.pipeline.graph import DaliDecoder
+    from svdata2vec.pipeline.oracle import OracleDecoder
+
+    frames = [59, 0, 1, 31, 30, 2, 0, 45]
+    clip = encoded_clip(codec, 60, frames)
+    whole = replace(clip, frames_T=encoded_frames(range(60)))
+    out = torch.zeros((1, len(frames), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    decoder = DaliDecoder(codec, SIZE, device=device)
+    try:
+        failed = decoder.decode([clip], out)
+    finally:
+        decoder.close()
+    require(not failed, f"DALI cannot decode it: {failed.get(0)}")
+    expected = torch.zeros((1, 60, SIZE, SIZE, 3), dtype=torch.uint8)
+    OracleDecoder().decode([whole], expected)
+    worst = float("inf")
+    for found, wanted in zip(out[0].cpu(), frames, strict=True):
+        scores = [psnr(found, other) for other in expected[0]]
+        best = max(range(60), key=scores.__getitem__)
+        require(best == wanted, f"frame {wanted} was wanted; what came is most like frame {best}")
+        worst = min(worst, scores[wanted])
+    require(worst >= MIN_PSNR_DB, f"PSNR against the oracle {worst:.1f} dB, expected {MIN_PSNR_DB} dB or more")
+    return {"psnr_db": worst}
+
+
+def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
+    """A still scene over which a bright bar moves, packed in a codec, with a mirrored window that leaves the picture."""
+    import io
+
+    import cv2
+    import numpy as np
+
+    from svdata2vec.pipeline import affine
+    from svdata2vec.pipeline.frames import EncodedClip
+    from svdata2vec.shards.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
+
+    coarse = np.random.default_rng(0).integers(0, 200, (16, 16, 3), dtype=np.uint8)
+    scene = cv2.resize(coarse, (PACKED, PACKED), interpolation=cv2.INTER_CUBIC)
+    encoder: Encoder = JpegEncoder(90, "444")
+    if codec != "jpeg":
+        encoder = VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, PACKED, 30.0)
+    for number in range(num_frames):
+        picture = scene.copy()
+        picture[:, 3 * number : 3 * number + 8] = 255
+        encoder.add(picture)
+    parts = encoder.finish()
+    offsets = np.load(io.BytesIO(parts.pop("offsets.npy"))) if codec == "jpeg" else None
+    (video,) = parts.values()
+    window = affine.compose(affine.window_map((-20, 10, 230, 250), SIZE), affine.mirror_map(SIZE))
+    return EncodedClip("clip", np.frombuffer(video, np.uint8), offsets, encoded_frames(frames), window, PACKED, PACKED)
+
+
+def encoded_frames(frames: Any) -> Any:
+    import numpy as np
+
+    return np.array(list(frames), np.int64)
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    error = (first.double() - second.double()).square().mean().clamp_min(1e-9)
+    return float(10 * torch.log10(255**2 / error))
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------------
+
+
+def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:
+    """Value and gradients of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
+    figures: Figures = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        run, inputs = kernel_case(op, dtype, device)
+        truth = value_and_gradients(run, [tensor.double() for tensor in inputs], "torch")
+        reference = value_and_gradients(run, inputs, "torch")
+        found = value_and_gradients(run, inputs, impl)
+        worst = 0.0
+        for number, (got, plain, exact) in enumerate(zip(found, reference, truth, strict=True)):
+            what = "the value" if number == 0 else f"the gradient of input {number - 1}"
+            worst = max(worst, compare(got, plain, exact, f"{what} in {dtype}"))
+        figures[f"error_{str(dtype).removeprefix('torch.')}"] = worst
+    return figures
+
+
+def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
+    """Largest error relative to the truth's largest value; at most twice plain PyTorch's and a few roundings."""
+    require(got.shape == exact.shape and bool(torch.isfinite(got).all()), f"{what} has holes or another shape")
+    scale = max(exact.abs().max().item(), 1e-12)
+    error, usual = ((x.double() - exact.double()).abs().max().item() for x in (got, plain))
+    steps = 16 if got.dtype == torch.float32 else 1
+    allowed = 2 * usual + steps * torch.finfo(got.dtype).eps * scale
+    require(error <= allowed, f"{what} is off by {error:.3g}, expected {allowed:.3g} or less (plain PyTorch: {usual:.3g})")
+    return error / scale
+
+
+def value_and_gradients(run: Callable[..., Tensor], inputs: list[Tensor], impl: str) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    value = run(*leaves, impl=impl)
+    if not value.requires_grad:
+        return [value]
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(value.shape, generator=generator).bfloat16().to(value)
+    return [value.detach(), *torch.autograd.grad(value, leaves, weight)]
+
+
+def kernel_case(op: str, dtype: torch.dtype, device: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The op as a function of its float inputs and `impl`, at the model's shapes with two clips."""
+    from svdata2vec.kernels import functional as K
+
+    generator = torch.Generator().manual_seed(0)
+    B, T, K_, D, L = 2, 40, 13, 256, 8
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    keep = torch.rand(B, T, generator=generator).argsort(1)[:, :K_].sort(1).values.to(device)
+    hidden = (torch.rand(B, K_, generator=generator) < 0.75).to(device)
+    scored = (torch.rand(B, T, generator=generator) < 0.9).to(device)
+    if op == "gather_frames":
+        video = torch.randint(0, 256, (B, T, 64, 64, 3), dtype=torch.uint8, generator=generator).to(device)
+        return lambda impl: K.gather_frames(video, keep, dtype=dtype, impl=impl), []
+    if op == "fuse_tokens":
+        inputs = [draw(B, K_, D), draw(B, T, D), draw(T, D)]
+        return lambda v, s, t, impl: K.fuse_tokens(v, s, keep, hidden, t, impl=impl), inputs
+    if op == "restore_tokens":
+        return lambda e, m, t, impl: K.restore_tokens(e, m, keep, t, impl=impl), [draw(B, K_, D), draw(D), draw(T, D)]
+    if op == "attention":
+        return lambda qkv, impl: K.attention(qkv, 8, impl=impl), [draw(B, T, 3 * D)]
+    if op == "layer_targets":
+        return lambda layers, impl: K.layer_targets(layers.detach(), impl=impl), [draw(L, B, T, D)]
+    if op == "masked_mse":
+        target = draw(B, T, D)
+        return lambda p, impl: K.masked_mse(p, target.to(p.dtype), scored, impl=impl), [draw(B, T, D)]
+    raise ValueError(f"unknown op {op!r}")
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def without_command_line() -> None:
+    """Let configurations be imported where tyro, which only reads the command line for them, is not installed."""
+    if importlib.util.find_spec("tyro") is None:
+        stand_in = types.ModuleType("tyro")
+        stand_in.conf = types.SimpleNamespace(arg=lambda **_: None)  # type: ignore[attr-defined]
+        sys.modules["tyro"] = stand_in
+
+
+class Step:
+    """Student, teacher and AdamW on a device, and one batch of random clips; the same on every device."""
+
+    def __init__(self, device: str, config: Any, clips: int, *, bf16: bool = False) -> None:
+        without_command_line()
+        from svdata2vec.masking import draw_masks
+        from svdata2vec.model import SVData2Vec
+        from svdata2vec.teacher import Teacher
+
+        torch.manual_seed(0)
+        data, mask = config.data, config.mask
+        model = SVData2Vec(config.model, data.num_frames, 17, all_frames=config.encode == "all_frames")
+        self.teacher = Teacher(model.encoder.blocks).to(device)
+        self.student = model.to(device)
+        if device != "cpu":
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        generator = torch.Generator().manual_seed(0)
+        shape = (clips, data.num_frames, data.size, data.size, 3)
+        self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        joints = torch.rand(clips, config.model.persons, data.num_frames, 17, 2, generator=generator)
+        self.joints = (data.size * joints).to(device)
+        keys = [f"clip{number}" for number in range(clips)]
+        self.masks = draw_masks(keys, data.num_frames, mask.video_ratio, mask.skeleton_ratio, 0, 0).to(torch.device(device))
+        self.device, self.config, self.bf16 = device, config, bf16
+
+    def loss(self) -> Tensor:
+        from svdata2vec.kernels.functional import masked_mse
+
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+            output = self.student(self.video, self.joints, self.masks)
+            target = self.teacher(output.teacher_tokens_BTD, self.config.target, self.config.model.impl)
+            return masked_mse(output.prediction_BTD.float(), target, self.masks.scored_BT, impl=self.config.model.impl)
+
+    def run(self) -> Tensor:
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.teacher.update(self.student.encoder.blocks, 0.999)
+        return loss.detach()
+
+
+def small_config() -> Any:
+    without_command_line()
+    from svdata2vec.config import DataConfig, ModelConfig, PretrainConfig, TargetConfig
+
+    model = ModelConfig(width=64, depth=3, decoder_depth=2, heads=4, stem_width=16)
+    return PretrainConfig(data=DataConfig(num_frames=12, size=64), model=model, target=TargetConfig(top_layers=3))
+
+
+def check_training_step(device: str = "cuda") -> Figures:
+    """Loss and gradients of a step with equal weights and data, on the device against the CPU, in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    config = small_config()
+    here, there = Step("cpu", config, 3), Step(device, config, 3)
+    losses, gradients = [], []
+    for step in (here, there):
+        loss = step.loss()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad.cpu() for name, p in step.student.named_parameters() if p.grad is not None})
+    difference = abs(losses[1] - losses[0]) / abs(losses[0])
+    require(difference < 1e-3, f"the loss is {losses[1]:.6g}, on the CPU {losses[0]:.6g}")
+    require(gradients[0].keys() == gradients[1].keys(), "other parameters have a gradient than on the CPU")
+    worst = 0.0
+    for name, expected in gradients[0].items():
+        error = ((gradients[1][name] - expected).norm() / expected.norm().clamp_min(1e-8)).item()
+        require(error < 2e-2, f"the gradient of {name} differs by {100 * error:.2g} %, expected less than 2 %")
+        worst = max(worst, error)
+    before = losses[1]
+    after = [there.run().item() for _ in range(20)][-1]
+    require(after < before, f"20 steps on one batch do not lower the loss: {before:.4g} -> {after:.4g}")
+    return {"loss_difference": difference, "gradient_difference": worst}
+
+
+def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:
+    """Clips per second of the default preset's step on a batch in memory: ours, and all frames in float32."""
+    without_command_line()
+    from svdata2vec.config import PretrainConfig
+
+    base = config or PretrainConfig()
+    ways = {"ours": (base, device != "cpu"),
+            "original_style": (replace(base, encode="all_frames", model=replace(base.model, impl="torch")), False)}
+    figures: Figures = {"batch": clips}
+    for name, (settings, bf16) in ways.items():
+        step = Step(device, settings, clips, bf16=bf16)
+        for _ in range(3):
+            step.run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(repetitions):
+            started = time.perf_counter()
+            loss = step.run()
+            if name == "original_style":
+                loss.item()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        figures[f"{name}_clips_per_s"] = clips / sorted(times)[len(times) // 2]
+        if device != "cpu":
+            figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        del step
+    figures["speedup"] = figures["ours_clips_per_s"] / figures["original_style_clips_per_s"]
+    return figures
+
+
+def run_bench(preset: str = "ntu60-xsub", sources: int = 48, *more: str) -> Figures:
+    """`svdata2vec bench run` on clips that it makes (960x540, packed as jpeg)."""
+    import json
+
+    from svdata2vec.bench_data_sources import make_sources, packed
+
+    with tempfile.TemporaryDirectory() as folder:
+        packed(Path(folder), make_sources(Path(folder) / "source", sources), "jpeg")
+        out = Path(folder) / "bench.json"
+        words = ["--data.shards", f"{folder}/packed-jpeg", "--data.train-split", "all", "--out", str(out)]
+        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, "--baseline", "original-style", *more]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        require(done.returncode == 0, f"svdata2vec bench run ended with {done.returncode}: {done.stderr[-300:]}")
+        record = json.loads(out.read_text())
+    rates = {f"{name.replace(' ', '_')}_clips_per_s": row["clips_per_s"] for name, row in record["stages"].items()}
+    return {**rates, "mfu": record["mfu"], "data_wait_share": record["data_wait_share"], "verdict": record["verdict"]["text"],
+            "record": record}
