@@ -11,11 +11,12 @@ import pytest
 from pipeline_factory import shard_set
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.shardset import ShardSet
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
 loader = ClipLoader(ShardSet.open(sys.argv[1]), "all", PlanConfig(num_frames=4, size=32), batch_size=2, train=True)
 batches = iter(loader)
 print(len(next(batches)), flush=True)
