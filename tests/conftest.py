@@ -11,7 +11,11 @@ import pytest
 import torch
 from tiny import tiny_shards
 
-torch.set_num_threads(1)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One thread for every test and fixture: what is compared bit for bit must be summed in one order."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

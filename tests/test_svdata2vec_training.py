@@ -101,7 +101,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
 
 @pytest.mark.slow
 def test_kill_at_a_random_moment_loses_nothing(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    """Against a run in a process of its own: what other tests load into this one may change its floating point."""
+    """Against an undisturbed run that is a process of its own too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, out = tmp_path / "whole", tmp_path / "run"
     words = {path: command_words(pretrain_config(tiny_shard_folder, path, checkpoint_every=1)) for path in (whole, out)}
