@@ -95,6 +95,7 @@ class DaliDecoder:
         self._pool: ThreadPoolExecutor | None = None
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
+        """Fill `out_BTSS3` (B, T, size, size, 3) uint8; returns clip number -> reason of those that could not be decoded."""
         failed: dict[int, str] = {}
         good: list[tuple[int, EncodedClip]] = []
         for i, clip in enumerate(clips):

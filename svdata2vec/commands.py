@@ -68,6 +68,7 @@ class VerifyOptions:
 
 
 def run_verify(words: list[str]) -> None:
+    """Print every fault that is found; any is an error."""
     options = parse(VerifyOptions, words, "svdata2vec verify")
     from svdata2vec.shards.verify import verify
 
@@ -102,6 +103,7 @@ class InspectOptions:
 
 
 def run_inspect(words: list[str]) -> None:
+    """Write pictures, statistics and the page that shows both."""
     options = parse(InspectOptions, words, "svdata2vec inspect")
     from svdata2vec.inspection import inspect_shards
     from svdata2vec.pipeline.plan import PlanConfig

@@ -100,6 +100,7 @@ class Finetuning:
         return {"test_top1": metrics.top1, "best_test_top1": self.best_top1}
 
     def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; `load` takes it back."""
         return {
             "kind": "finetune",
             "config": to_json(self.config),

@@ -155,6 +155,13 @@ class SVData2Vec(nn.Module):
         self.impl = config.impl
 
     def forward(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
+        """Predict the teacher's latents of all frames from what the masks leave (paper, section 3).
+
+        Args:
+            video_BTHWC: (B, T, H, W, 3) uint8 RGB.
+            joints_BMTVC: (B, M, T, V, C) float32, pixels of the same crop, zero = missing.
+            masks: what the student sees.
+        """
         encoder = self.encoder
         skeleton_BTD = encoder.skeleton_embed(joints_BMTVC)
         if self.all_frames:

@@ -111,6 +111,7 @@ class Pretraining:
             return forward(self.student, self.teacher, video_BTHWC, joints_BMTVC, masks, self.config)
 
     def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; `load` takes it back."""
         return {
             "kind": "pretrain",
             "config": to_json(self.config),
