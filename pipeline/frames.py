@@ -13,8 +13,6 @@ from torch import Tensor
 
 from svdata2vec.pipeline.affine import Affine
 
-CLIP_BROKEN = "damaged video"
-
 
 @dataclass(frozen=True)
 class EncodedClip:

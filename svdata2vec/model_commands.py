@@ -114,6 +114,7 @@ class PredictOptions:
 
 
 def run_predict(words: list[str]) -> None:
+    """Print the top classes of a video file, and what was done to get them."""
     options = parse(PredictOptions, words, "svdata2vec predict")
     from svdata2vec.predict import predict
 
