@@ -147,7 +147,7 @@ def use_channels_last(model: nn.Module) -> None:
     """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            module.weight.data = module.weight.data.clone(memory_format=torch.channels_last)  # strides of 1x1 too
 
 
 def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
