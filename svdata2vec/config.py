@@ -128,8 +128,9 @@ class TargetConfig:
     """Normalisation of the average."""
     feed_forward: bool = False
     """Take the blocks' MLP outputs instead of the blocks' outputs."""
-    teacher_input: Literal["skeleton", "both"] = "skeleton"
-    """What the teacher reads: all skeleton tokens, or the mean of both modalities' tokens (needs encode=all_frames)."""
+    teacher_input: Literal["skeleton", "rgb", "both"] = "skeleton"
+    """What the teacher reads: all skeleton tokens, all video tokens, or the mean of both (the last two need
+    encode=all_frames)."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class PretrainConfig:
         )
         _check(
             self.target.teacher_input == "skeleton" or self.encode == "all_frames",
-            "target.teacher_input=both reads the video tokens of all frames; set encode=all_frames",
+            f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
         )
 
 

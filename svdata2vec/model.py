@@ -133,7 +133,7 @@ class SVData2Vec(nn.Module):
         num_joints: V of the joint layout.
         all_frames: encode every frame and select tokens afterwards, as the original does, so that BatchNorm sees the
             statistics of all frames. False (default) encodes the kept frames only (README, "The method in numbers").
-        teacher_input: "skeleton", or "both" for the mean of both modalities' tokens (needs `all_frames`).
+        teacher_input: "skeleton"; "rgb" for the video tokens, "both" for the mean of the two (these need `all_frames`).
     """
 
     def __init__(
@@ -146,8 +146,10 @@ class SVData2Vec(nn.Module):
         teacher_input: str = "skeleton",
     ) -> None:
         super().__init__()
-        if teacher_input == "both" and not all_frames:
-            raise ValueError("target.teacher_input=both reads the video tokens of all frames; set encode=all_frames")
+        if teacher_input != "skeleton" and not all_frames:
+            raise ValueError(
+                f"target.teacher_input={teacher_input} reads the video tokens of all frames; set encode=all_frames"
+            )
         self.encoder = Encoder(config, num_frames, num_joints)
         self.decoder = Decoder(config, num_frames)
         self.all_frames = all_frames
@@ -179,6 +181,8 @@ class SVData2Vec(nn.Module):
         )
         prediction_BTD = self.decoder(encoder.encode(tokens_BKD), masks.keep_BK)
         teacher_tokens_BTD = skeleton_BTD.detach()
-        if self.teacher_input == "both":
+        if self.teacher_input == "rgb":
+            teacher_tokens_BTD = video_BTD.detach().float()
+        elif self.teacher_input == "both":
             teacher_tokens_BTD = (teacher_tokens_BTD + video_BTD.detach()) / 2
         return StudentOutput(prediction_BTD, teacher_tokens_BTD + encoder.temporal_embed.detach())

@@ -1,6 +1,7 @@
 """The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -157,12 +158,17 @@ def test_drop_path_keeps_the_mean_and_drops_whole_clips() -> None:
     assert drop.eval()(x_BND) is x_BND
 
 
-def test_a_video_target_needs_all_frames() -> None:
-    with pytest.raises(UserError, match="set encode=all_frames"):
-        PretrainConfig(target=TargetConfig(teacher_input="both"))
-    model = SVData2Vec(MODEL, T, 17, all_frames=True, teacher_input="both").eval()
+@pytest.mark.parametrize("teacher_input", ["rgb", "both"])
+def test_a_video_target_needs_all_frames(teacher_input: Literal["rgb", "both"]) -> None:
+    with pytest.raises(UserError, match=f"{teacher_input} reads the video tokens of all frames; set encode=all_frames"):
+        PretrainConfig(target=TargetConfig(teacher_input=teacher_input))
+    with pytest.raises(ValueError, match="set encode=all_frames"):
+        SVData2Vec(MODEL, T, 17, teacher_input=teacher_input)
+    model = SVData2Vec(MODEL, T, 17, all_frames=True, teacher_input=teacher_input).eval()
     video, joints, masks = inputs()
-    tokens = (model.encoder.video_encoder(video) + model.encoder.skeleton_embed(joints)) / 2
+    tokens = model.encoder.video_encoder(video)
+    if teacher_input == "both":
+        tokens = (tokens + model.encoder.skeleton_embed(joints)) / 2
     expected = tokens + model.encoder.temporal_embed
     torch.testing.assert_close(model(video, joints, masks).teacher_tokens_BTD, expected.detach())
 
