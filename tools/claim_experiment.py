@@ -7,8 +7,9 @@
 
 For every seed three recognisers are fine-tuned on RGB with 5 %, 20 % and all of the labels, each for the same number of
 steps: from scratch, after pretraining on the skeletons' latents (SV-data2vec), and after pretraining on the latents of RGB
-(the ablation: another input for the teacher, which needs the video tokens of all frames). The frozen encoders are probed too, and beside them one whose weights
-never moved. Writes every accuracy as JSON, and a plot beside it. Finished runs in `--work` are reused.
+(the ablation: another input for the teacher, which needs the video tokens of all frames). The frozen encoders are probed
+too, and beside them one whose weights never moved. Writes every accuracy as JSON, and a plot beside it. Finished runs in
+`--work` are reused.
 """
 
 import argparse
@@ -109,8 +110,8 @@ def run_all(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     seeds = range(options.seeds)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        # slowest first, so that no process idles at the end
-        pretraining = [pool.submit(run_pretraining, options, kind, seed) for kind in ("rgb", "skeleton", "untrained") for seed in seeds]
+        slowest_first = ("rgb", "skeleton", "untrained")  # so that no process idles at the end
+        pretraining = [pool.submit(run_pretraining, options, kind, seed) for kind in slowest_first for seed in seeds]
         found = {"pretraining": [future.result() for future in pretraining]}
         probes = [pool.submit(run_probe, options, kind, seed) for kind in PROBED for seed in seeds]
         tunings = [
