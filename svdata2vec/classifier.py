@@ -12,6 +12,7 @@ from svdata2vec.checkpoint import load_published
 from svdata2vec.config import FinetuneConfig, from_dict
 from svdata2vec.model import Encoder
 from svdata2vec.shards.errors import UserError
+from svdata2vec.transformer import initialise_transformer
 
 
 class Head(nn.Module):
@@ -51,6 +52,7 @@ class Classifier(nn.Module):
             config.model, config.data.num_frames, num_joints, modality=config.modality, drop_path=head.drop_path
         )
         self.head: Head | LinearHead = Head(config.model.width, head.hidden, num_classes, head.dropout)
+        self.head.apply(initialise_transformer)
 
     def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
