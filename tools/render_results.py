@@ -100,6 +100,39 @@ def encode_experiment() -> str:
     )
 
 
+def claim() -> str:
+    """Recognisers from RGB alone: from scratch, after pretraining, and its ablation; probes of the frozen encoders."""
+    record = read("claim")
+    if record is None:
+        return ""
+    seeds, compared = record["seeds"], record["comparison"]
+
+    def cell(row: Record, start: str) -> str:
+        low, high = row["range_top1"][start]
+        return f"{percent(row['mean_top1'][start])} ({100 * low:.1f} to {100 * high:.1f})"
+
+    tuned = [
+        [f"{row['labels']} ({100 * row['fraction']:.0f} %)", *(cell(row, start) for start in ("scratch", "rgb", "skeleton")),
+         f"{row['seeds_above_scratch']['skeleton']} of {seeds}"]
+        for row in compared["fractions"]
+    ]
+    probed = [
+        [name, *(percent(compared["probes"][kind][probe]) for kind in ("untrained", "rgb", "skeleton"))]
+        for name, probe in (("linear probe", "linear_top1"), ("nearest neighbours", "knn_top1"))
+    ]
+    return (
+        table(["labelled clips", "from scratch", "after pretraining, RGB targets", "after pretraining, skeleton targets",
+               "seeds where the last beats scratch"], tuned)
+        + "\n"
+        + table(["frozen RGB features, all labels", "untrained", "RGB targets", "skeleton targets"], probed)
+        + f"\nTop-1 on {record['clips']['xsub_val']} clips of unseen subjects, mean (lowest to highest) of {seeds} seeds; "
+        f"chance {percent(1 / record['classes'])}. The demo's network, {record['clips']['xsub_train']} clips, "
+        f"{record['epochs']} epochs of pretraining, at least {record['steps']} steps of fine-tuning on RGB for every cell, "
+        f"{record['precision']}. {record['machine']}, torch {record['versions']['torch']}, {record['date']}; "
+        "`tools/claim_experiment.py` repeats it, plot in `tools/results/claim.png`.\n"
+    )
+
+
 def encodings() -> str:
     """Cost and fidelity of each encoding of the shards."""
     packing, loading = read("packing_real_h264"), read("bench_data")
@@ -199,7 +232,7 @@ def scaling() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "demo": demo, "training_step": training_step, "encode_experiment": encode_experiment,
+    "demo": demo, "claim": claim, "training_step": training_step, "encode_experiment": encode_experiment,
     "encodings": encodings, "loader": loader, "scaling": scaling,
 }
 
