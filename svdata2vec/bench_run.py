@@ -78,7 +78,7 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     return record
 
 
-def open_preset_shards(config: BenchConfig) -> ShardSet:
+def open_preset_shards(config: PretrainConfig) -> ShardSet:
     """The preset's shards; where there are none, the error says how to get some."""
     try:
         return open_shards(config.data.shards)
@@ -108,7 +108,8 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     where = Surroundings(device.type, os.cpu_count() or 1, shards.manifest.codec, runtime.bf16)
     return {
         "format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(device), "setting": setting(config, runtime, shards),
+        "machine": machine(device),
+        "setting": {**setting(config, runtime, shards), "rounds": config.rounds, "seconds": config.seconds},
         "stages": {name: timing.as_dict() for name, timing in timings.items()},
         "counts": counts, "ceilings": ceilings,
         "roofline": roofline(rates, counts, ceilings),
@@ -197,16 +198,15 @@ def compare_baseline(timings: dict[str, Timing], difference: float | None) -> di
     }
 
 
-def setting(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str, Any]:
+def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[str, Any]:
     """What was measured: everything that a comparison must know."""
-    data = asdict(config)
     return {
         "shards": config.data.shards, "dataset": shards.manifest.dataset, "codec": shards.manifest.codec,
         "packed_size": shards.manifest.packed_size, "split": config.data.train_split,
         "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "prefetch": config.data.prefetch, "decoder": config.data.decoder,
-        "compile": config.run.compile, "rounds": config.rounds, "seconds": config.seconds, "model": data["model"],
+        "compile": config.run.compile, "model": asdict(config.model),
     }
 
 
