@@ -92,6 +92,7 @@ class DaliDecoder:
         self.rebuilds = 0
         cv2.setNumThreads(1)  # else OpenCV's own threads fight with this object's
         self._pipeline: Any = None
+        self._fed: dict[str, Any] = {}  # not copied by DALI, whose GPU may read it after `run` has returned
         self._pool: ThreadPoolExecutor | None = None
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
@@ -110,6 +111,7 @@ class DaliDecoder:
 
     def close(self) -> None:
         self._pipeline = None
+        self._fed = {}
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -144,8 +146,10 @@ class DaliDecoder:
             for name, values in self._inputs(clip).items():
                 feed.setdefault(name, []).extend(values)
         pipeline = self._built(len(feed["data"]))
-        for name, values in feed.items():  # one dense array is fed much faster than a list of small ones
-            pipeline.feed_input(name, values if name in ("data", "frames") else np.stack(values))
+        # one dense array is fed much faster than a list of small ones
+        self._fed = {name: values if name in ("data", "frames") else np.stack(values) for name, values in feed.items()}
+        for name, fed in self._fed.items():
+            pipeline.feed_input(name, fed)
         (output,) = pipeline.run()
         return output
 

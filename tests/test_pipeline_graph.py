@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_factory import clip_parts, picture
 
-from svdata2vec.pipeline import affine
+from svdata2vec.pipeline import affine, graph
 from svdata2vec.pipeline.background import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder
@@ -211,3 +211,14 @@ def test_geometry_is_checked():
         DaliDecoder("jpeg", SIZE, device="cuda", geometry="opencv")
     with pytest.raises(ValueError, match="decoder is 'magic'"):
         make_decoder("magic", "jpeg", SIZE, "cpu", 1)
+
+
+@pytest.mark.parametrize("geometry", ["warp", "resize"])
+@pytest.mark.parametrize("codec", ["jpeg", "video"])
+def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) -> None:
+    """Operators, argument names and devices are checked when a graph is written down, which needs no GPU."""
+    build = graph._jpeg_graph if codec == "jpeg" else graph._video_graph
+    written = build(geometry, SIZE, "mixed", batch_size=2, num_threads=1, device_id=None).serialize()
+    decoder = b"decoders__Image" if codec == "jpeg" else b"decoders__Video"
+    assert decoder in written and (b"WarpAffine" if geometry == "warp" else b"Resize") in written
+    assert b"mixed" in written and b"gpu" in written
