@@ -8,7 +8,8 @@ or device, for an `impl` that can't run here, and for values outside their range
 The Triton kernels accumulate in float32 and are deterministic: there are no atomic additions. Strides are free unless a
 docstring demands otherwise.
 
-B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers.
+B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; in `batch_norm_prelu` F maps, C
+channels, H W picture; in `bias_gelu` H hidden width.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from svdata2vec.kernels.add_layer_norm import add_layer_norm_op, add_layer_norm_reference
 from svdata2vec.kernels.attention import attention_op, attention_reference
+from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_op, batch_norm_prelu_reference
+from svdata2vec.kernels.bias_gelu import bias_gelu_op, bias_gelu_reference
 from svdata2vec.kernels.checks import (
     FLOATS,
     require_dtype,
@@ -37,7 +41,17 @@ from svdata2vec.kernels.layer_targets import (
 from svdata2vec.kernels.masked_mse import masked_mse_op, masked_mse_reference
 from svdata2vec.kernels.restore_tokens import restore_tokens_op, restore_tokens_reference
 
-__all__ = ["attention", "fuse_tokens", "gather_frames", "layer_targets", "masked_mse", "restore_tokens"]
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "batch_norm_prelu",
+    "bias_gelu",
+    "fuse_tokens",
+    "gather_frames",
+    "layer_targets",
+    "masked_mse",
+    "restore_tokens",
+]
 
 # The mean and standard deviation of ImageNet on the scale 0 to 255, in the order R, G, B.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -255,6 +269,131 @@ def masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor, *,
         return masked_mse_reference(prediction_BTD, target_BTD, scored_BT)
     loss, _ = masked_mse_op(prediction_BTD, target_BTD.detach(), scored_BT)
     return loss
+
+
+def add_layer_norm(
+    x_BND: Tensor,
+    branch_BND: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float = 1e-5,
+    *,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """A residual sum and its LayerNorm: `total = x + branch`, and `LayerNorm(total)` over the channels.
+
+    Args:
+        x_BND, branch_BND: the terms; they may differ in dtype.
+        weight_D, bias_D: of the LayerNorm; float32 parameters serve activations of any dtype.
+        eps: added to the biased variance.
+        dtype: of the normalised result: what its reader computes in (default: that of the sum).
+
+    Returns:
+        The sum, in the terms' common dtype, and its norm; both (B, N, D). Gradients reach both terms, weight and bias. The
+        Triton kernel takes D <= 8192.
+    """
+    require_shape("x_BND", x_BND, B=None, N=None, D=None)
+    B, N, D = x_BND.shape
+    require_shape("branch_BND", branch_BND, B=B, N=N, D=D)
+    parameters = {"weight_D": weight_D, "bias_D": bias_D}
+    for name, tensor in parameters.items():
+        require_shape(name, tensor, D=D)
+    for name, tensor in {"x_BND": x_BND, "branch_BND": branch_BND, **parameters}.items():
+        require_dtype(name, tensor, FLOATS)
+    require_same_device("x_BND", x_BND, branch_BND=branch_BND, **parameters)
+    if D == 0:
+        raise ValueError("x_BND has no channel; a LayerNorm needs at least one")
+    dtype = torch.promote_types(x_BND.dtype, branch_BND.dtype) if dtype is None else dtype
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
+    if not use_op("add_layer_norm", impl, x_BND):
+        return add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
+    total_BND, normed_BND, _, _ = add_layer_norm_op(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
+    return total_BND, normed_BND
+
+
+def bias_gelu(x_BNH: Tensor, bias_H: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """GELU(x + bias), exact (by the error function): what follows an MLP's first matrix product.
+
+    Args:
+        x_BNH: the product without its bias.
+        bias_H: may differ in dtype.
+
+    Returns:
+        (B, N, H) in the dtype of `x_BNH`. Gradients reach the product and the bias; only the product is kept for them.
+    """
+    require_shape("x_BNH", x_BNH, B=None, N=None, H=None)
+    require_shape("bias_H", bias_H, H=x_BNH.shape[2])
+    require_dtype("x_BNH", x_BNH, FLOATS)
+    require_dtype("bias_H", bias_H, FLOATS)
+    require_same_device("x_BNH", x_BNH, bias_H=bias_H)
+    return (bias_gelu_op if use_op("bias_gelu", impl, x_BNH) else bias_gelu_reference)(x_BNH, bias_H)
+
+
+def batch_norm_prelu(
+    x_FCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    running_mean_C: Tensor,
+    running_variance_C: Tensor,
+    *,
+    shortcut_FCHW: Tensor | None = None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    impl: Impl = "auto",
+) -> Tensor:
+    """PReLU(BatchNorm(x) + shortcut) of channels-last maps, with the statistics of this process's batch alone.
+
+    Args:
+        x_FCHW: feature maps in channels-last memory.
+        weight_C, bias_C: of the BatchNorm; float32 parameters serve maps of any dtype.
+        slope_C: of the PReLU where its argument isn't positive.
+        running_mean_C, running_variance_C: the statistics in evaluation; in training they are updated in place, as
+            `nn.BatchNorm2d` does: `running += momentum * (batch - running)`, with the unbiased variance.
+        shortcut_FCHW: added between the two; channels-last; may differ in dtype.
+        training: normalise by the batch's mean and biased variance, at least two values per channel.
+        eps: added to the variance.
+
+    Returns:
+        (F, C, H, W) in channels-last memory, in the common dtype of x and shortcut. Gradients reach x, the shortcut, weight,
+        bias and slope.
+    """
+    require_shape("x_FCHW", x_FCHW, F=None, C=None, H=None, W=None)
+    F, C, H, W = x_FCHW.shape
+    maps = {"x_FCHW": x_FCHW}
+    if shortcut_FCHW is not None:
+        require_shape("shortcut_FCHW", shortcut_FCHW, F=F, C=C, H=H, W=W)
+        maps["shortcut_FCHW"] = shortcut_FCHW
+    vectors = {"weight_C": weight_C, "bias_C": bias_C, "slope_C": slope_C}
+    vectors |= {"running_mean_C": running_mean_C, "running_variance_C": running_variance_C}
+    for name, tensor in vectors.items():
+        require_shape(name, tensor, C=C)
+    for name, tensor in {**maps, **vectors}.items():
+        require_dtype(name, tensor, FLOATS)
+    require_same_device("x_FCHW", x_FCHW, shortcut_FCHW=shortcut_FCHW, **vectors)
+    for name, tensor in maps.items():
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}; expected channels-last memory; "
+                "call .contiguous(memory_format=torch.channels_last) where the map is made"
+            )
+    if training and F * H * W < 2:
+        raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; training needs at least two values per channel")
+    run = batch_norm_prelu_op if use_op("batch_norm_prelu", impl, x_FCHW) else batch_norm_prelu_reference
+    mean_C, variance_C = (None if training else running_C for running_C in (running_mean_C, running_variance_C))
+    out_FCHW, mean_C, variance_C = run(x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps)
+    if training:
+        _update_running(running_mean_C, mean_C, momentum)
+        _update_running(running_variance_C, variance_C * (F * H * W / (F * H * W - 1)), momentum)
+    return out_FCHW
+
+
+@torch.no_grad()
+def _update_running(running_C: Tensor, batch_C: Tensor, momentum: float) -> None:
+    running_C.lerp_(batch_C.detach().to(running_C.dtype), momentum)
 
 
 def _require_keep(

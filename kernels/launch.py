@@ -59,3 +59,10 @@ def clip_chunks(num_clips: int) -> tuple[int, int]:
     """(chunks, clips per chunk) for sums over a batch."""
     clips_per_chunk = max(triton.cdiv(num_clips, MAX_CHUNKS), 1)
     return triton.cdiv(num_clips, clips_per_chunk), clips_per_chunk
+
+
+def row_chunks(num_rows: int, tile_rows: int, max_chunks: int) -> tuple[int, int]:
+    """(chunks, rows per chunk) for sums over rows that are read in tiles: each chunk but the last is whole tiles."""
+    tiles_per_chunk = max(triton.cdiv(triton.cdiv(num_rows, tile_rows), max_chunks), 1)
+    rows_per_chunk = tiles_per_chunk * tile_rows
+    return triton.cdiv(num_rows, rows_per_chunk), rows_per_chunk

@@ -86,6 +86,9 @@ class ModelConfig:
     """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"
     """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
+    fused_blocks: bool = False
+    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each; on a GPU, measure first:
+    `tools/bench_kernels.py`."""
 
     def __post_init__(self) -> None:
         _check(

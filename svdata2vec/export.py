@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdata2vec.block_steps import BlockSteps
 from svdata2vec.classifier import Classifier, load_classifier
 from svdata2vec.config import FinetuneConfig
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.transformer import Attention
-from svdata2vec.video_encoder import VideoEncoder
+from svdata2vec.transformer import Attention, Block, Mlp
+from svdata2vec.video_encoder import BasicBlock, Stem, VideoEncoder
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
 EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported program
@@ -43,6 +44,8 @@ def load_recogniser(run: Path) -> tuple[RgbRecogniser, FinetuneConfig, dict[str,
     for module in model.modules():
         if isinstance(module, Attention | VideoEncoder):
             module.impl = "torch"
+        if isinstance(module, Block | Mlp | BasicBlock | Stem):
+            module.steps = BlockSteps()
     return RgbRecogniser(model).eval(), config, card
 
 

@@ -53,7 +53,11 @@ class Encoder(nn.Module):
         super().__init__()
         if modality != "skeleton":
             self.video_encoder = VideoEncoder(
-                config.width, config.stem_width, config.impl, checkpoint=config.checkpoint_activations
+                config.width,
+                config.stem_width,
+                config.impl,
+                checkpoint=config.checkpoint_activations,
+                fused=config.fused_blocks,
             )
             self.video_encoder.proj.apply(initialise_transformer)
         if modality != "rgb":
@@ -62,7 +66,8 @@ class Encoder(nn.Module):
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, rate, config.impl) for rate in rates
+            Block(config.width, config.heads, config.mlp_ratio, rate, config.impl, fused=config.fused_blocks)
+            for rate in rates
         )
         self.norm = nn.LayerNorm(config.width)
         self.blocks.apply(initialise_transformer)
@@ -94,7 +99,8 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.width), std=0.02))
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, impl=config.impl) for _ in range(config.decoder_depth)
+            Block(config.width, config.heads, config.mlp_ratio, impl=config.impl, fused=config.fused_blocks)
+            for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(config.width)
         self.pred = nn.Linear(config.width, config.width)

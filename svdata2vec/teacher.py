@@ -29,15 +29,17 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, tokens_BTD: Tensor, target: TargetConfig, impl: Impl = "auto") -> Tensor:
         """Targets (B, T, D) in float32: normalised outputs of the top blocks, averaged."""
-        layers = []
+        layers_LBTD = tokens_BTD.new_empty((target.top_layers, *tokens_BTD.shape))
         first = len(self.blocks) - target.top_layers
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            tokens_BTD, mlp_BTD = block.forward_with_mlp(tokens_BTD)
-            if number >= first:
-                layers.append(mlp_BTD if target.feed_forward else tokens_BTD)
+            layer_BTD = layers_LBTD[number - first] if number >= first else None
+            # A block's sum is written where the targets read it; its MLP's output has to be copied there.
+            tokens_BTD, mlp_BTD = block.forward_with_mlp(tokens_BTD, None if target.feed_forward else layer_BTD)
+            if target.feed_forward and layer_BTD is not None:
+                layer_BTD.copy_(mlp_BTD)
         return layer_targets(
-            torch.stack(layers),
+            layers_LBTD,
             normalise_layer=target.normalise_layer,
             normalise_average=target.normalise_average,
             impl=impl,

@@ -7,6 +7,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from svdata2vec.block_steps import BlockSteps, block_steps
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import attention
 
@@ -30,13 +31,14 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU, Linear."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, steps: BlockSteps) -> None:
         super().__init__()
+        self.steps = steps
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x_BND)))
+        return self.fc2(self.steps.linear_gelu(self.fc1, x_BND))
 
 
 class DropPath(nn.Module):
@@ -54,26 +56,37 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `fused` runs the steps between the products as one kernel each."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, impl: Impl = "auto"
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        impl: Impl = "auto",
+        *,
+        fused: bool = False,
     ) -> None:
         super().__init__()
+        self.steps = block_steps(fused, impl)
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, num_heads, impl)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio), self.steps)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         return self.forward_with_mlp(x_BND)[0]
 
-    def forward_with_mlp(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output and, beside it, its MLP branch (a target option of the paper's code)."""
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
-        mlp_BND = self.mlp(self.norm2(x_BND))
-        return x_BND + self.drop_path(mlp_BND), mlp_BND
+    def forward_with_mlp(self, x_BND: Tensor, out_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The block's output and, beside it, its MLP branch (a target option of the paper's code).
+
+        Without a gradient the output can be written straight into `out_BND`.
+        """
+        x_BND, normed_BND = self.steps.add_norm(self.norm2, x_BND, self.drop_path(self.attn(self.norm1(x_BND))))
+        mlp_BND = self.mlp(normed_BND)
+        return torch.add(x_BND, self.drop_path(mlp_BND), out=out_BND), mlp_BND
 
 
 def run_part(part: nn.Module, x: Tensor, *, checkpoint: bool) -> Tensor:

@@ -1,0 +1,336 @@
+"""add_layer_norm: the residual sum of a pre-norm block and its LayerNorm, in one pass over memory.
+
+    total[b, n]  = x[b, n] + branch[b, n]
+    normed[b, n] = (total[b, n] - mean) / sqrt(variance + eps) * weight + bias      over the channels of total[b, n]
+
+The result `normed` is written in the dtype of whoever reads it: under autocast the plain LayerNorm writes float32, which
+the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
+
+B clips, N tokens, D width; R rows of (B, N) flattened.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks
+
+# --- reference ------------------------------------------------------------------------------------------------------
+
+
+def add_layer_norm_reference(
+    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch: statistics in at least float32; the sum in its arguments' common dtype, the norm in `dtype`."""
+    total_BND = x_BND + branch_BND
+    exact = torch.promote_types(total_BND.dtype, torch.float32)
+    normed_BND = torch.nn.functional.layer_norm(
+        total_BND.to(exact), weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps
+    )
+    return total_BND, normed_BND.to(dtype)
+
+
+def add_layer_norm_backward_reference(
+    grad_total_BND: Tensor | None,
+    grad_normed_BND: Tensor,
+    total_BND: Tensor,
+    mean_R: Tensor,
+    rstd_R: Tensor,
+    weight_D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the sum (thus of `x` and of `branch`), and of weight and bias (2, D) in at least float32."""
+    exact = mean_R.dtype
+    shape_BN1 = (*total_BND.shape[:2], 1)
+    centre_BND = (total_BND.to(exact) - mean_R.view(shape_BN1)) * rstd_R.view(shape_BN1)
+    grad_BND = grad_normed_BND.to(exact)
+    scaled_BND = grad_BND * weight_D.to(exact)
+    along_BN1 = (scaled_BND * centre_BND).mean(-1, keepdim=True)
+    result_BND = (scaled_BND - scaled_BND.mean(-1, keepdim=True) - centre_BND * along_BN1) * rstd_R.view(shape_BN1)
+    if grad_total_BND is not None:
+        result_BND = result_BND + grad_total_BND.to(exact)
+    grads_2D = torch.stack([(grad_BND * centre_BND).sum((0, 1)), grad_BND.sum((0, 1))])
+    return result_BND.to(total_BND.dtype).contiguous(), grads_2D
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _add_layer_norm_kernel(
+    x_ptr: tl.tensor,  # (B, N, D)
+    branch_ptr: tl.tensor,  # (B, N, D)
+    weight_ptr: tl.tensor,  # (D,) contiguous
+    bias_ptr: tl.tensor,  # (D,) contiguous
+    total_ptr: tl.tensor,  # (B, N, D) contiguous
+    normed_ptr: tl.tensor,  # (B, N, D) contiguous
+    mean_ptr: tl.tensor,  # (R,) float32
+    rstd_ptr: tl.tensor,  # (R,) float32
+    num_rows: tl.tensor,  # B * N
+    num_tokens: tl.tensor,
+    width: tl.tensor,
+    x_stride_b: tl.tensor,
+    x_stride_n: tl.tensor,
+    x_stride_d: tl.tensor,
+    branch_stride_b: tl.tensor,
+    branch_stride_n: tl.tensor,
+    branch_stride_d: tl.tensor,
+    eps: float,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # all channels
+) -> None:
+    """One program holds BLOCK_R whole tokens, so that the sum is written once and not read again."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d_D = tl.arange(0, BLOCK_D).to(tl.int64)
+    clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+    valid_RD = (row_R < num_rows)[:, None] & (d_D < width)[None, :]
+    x_at_RD = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + d_D[None, :] * x_stride_d
+    branch_at_RD = (clip_R * branch_stride_b + token_R * branch_stride_n)[:, None] + d_D[None, :] * branch_stride_d
+    x_RD = tl.load(x_ptr + x_at_RD, mask=valid_RD, other=0).to(tl.float32)
+    branch_RD = tl.load(branch_ptr + branch_at_RD, mask=valid_RD, other=0).to(tl.float32)
+
+    rounded_RD = (x_RD + branch_RD).to(total_ptr.dtype.element_ty)
+    total_RD = rounded_RD.to(tl.float32)
+    mean_R = tl.sum(total_RD, axis=1) / width
+    centred_RD = tl.where(valid_RD, total_RD - mean_R[:, None], 0.0)
+    rstd_R = tl.rsqrt(tl.sum(centred_RD * centred_RD, axis=1) / width + eps)
+    weight_D = tl.load(weight_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
+    bias_D = tl.load(bias_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
+    normed_RD = centred_RD * rstd_R[:, None] * weight_D[None, :] + bias_D[None, :]
+
+    at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
+    tl.store(total_ptr + at_RD, rounded_RD, mask=valid_RD)
+    tl.store(normed_ptr + at_RD, normed_RD.to(normed_ptr.dtype.element_ty), mask=valid_RD)
+    tl.store(mean_ptr + row_R, mean_R, mask=row_R < num_rows)
+    tl.store(rstd_ptr + row_R, rstd_R, mask=row_R < num_rows)
+
+
+@triton.jit
+def _add_layer_norm_backward_kernel(
+    grad_total_ptr: tl.tensor,  # (B, N, D); not read unless HAS_GRAD_TOTAL
+    grad_normed_ptr: tl.tensor,  # (B, N, D)
+    total_ptr: tl.tensor,  # (B, N, D) contiguous
+    mean_ptr: tl.tensor,  # (R,) float32
+    rstd_ptr: tl.tensor,  # (R,) float32
+    weight_ptr: tl.tensor,  # (D,) contiguous
+    grad_ptr: tl.tensor,  # (B, N, D) contiguous: gradient of the sum
+    partial_ptr: tl.tensor,  # (chunks, 2, D) float32: weight and bias gradient of each chunk of rows
+    num_rows: tl.tensor,  # B * N
+    num_tokens: tl.tensor,
+    width: tl.tensor,
+    rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
+    grad_total_stride_b: tl.tensor,
+    grad_total_stride_n: tl.tensor,
+    grad_total_stride_d: tl.tensor,
+    grad_normed_stride_b: tl.tensor,
+    grad_normed_stride_n: tl.tensor,
+    grad_normed_stride_d: tl.tensor,
+    HAS_GRAD_TOTAL: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # all channels
+) -> None:
+    """One program walks through a chunk of tokens and keeps the sums of weight's and bias's gradients in registers."""
+    chunk = tl.program_id(0)
+    d_D = tl.arange(0, BLOCK_D).to(tl.int64)
+    weight_D = tl.load(weight_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
+    grad_weight_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    grad_bias_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    first = chunk * rows_per_chunk
+    for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
+        row_R = row + tl.arange(0, BLOCK_R)
+        clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+        valid_RD = (row_R < num_rows)[:, None] & (d_D < width)[None, :]
+        at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
+        normed_at_R = clip_R * grad_normed_stride_b + token_R * grad_normed_stride_n
+        normed_at_RD = normed_at_R[:, None] + d_D[None, :] * grad_normed_stride_d
+        grad_RD = tl.load(grad_normed_ptr + normed_at_RD, mask=valid_RD, other=0).to(tl.float32)
+        total_RD = tl.load(total_ptr + at_RD, mask=valid_RD, other=0).to(tl.float32)
+        mean_R = tl.load(mean_ptr + row_R, mask=row_R < num_rows, other=0)
+        rstd_R = tl.load(rstd_ptr + row_R, mask=row_R < num_rows, other=0)
+
+        centre_RD = tl.where(valid_RD, (total_RD - mean_R[:, None]) * rstd_R[:, None], 0.0)
+        grad_weight_RD += grad_RD * centre_RD
+        grad_bias_RD += grad_RD
+        scaled_RD = grad_RD * weight_D[None, :]
+        mean_scaled_R = tl.sum(scaled_RD, axis=1) / width
+        along_R = tl.sum(scaled_RD * centre_RD, axis=1) / width
+        result_RD = (scaled_RD - mean_scaled_R[:, None] - centre_RD * along_R[:, None]) * rstd_R[:, None]
+        if HAS_GRAD_TOTAL:
+            total_at_R = clip_R * grad_total_stride_b + token_R * grad_total_stride_n
+            total_at_RD = total_at_R[:, None] + d_D[None, :] * grad_total_stride_d
+            result_RD += tl.load(grad_total_ptr + total_at_RD, mask=valid_RD, other=0).to(tl.float32)
+        tl.store(grad_ptr + at_RD, result_RD.to(grad_ptr.dtype.element_ty), mask=valid_RD)
+
+    partial_D = partial_ptr + chunk.to(tl.int64) * 2 * width + d_D
+    tl.store(partial_D, tl.sum(grad_weight_RD, axis=0), mask=d_D < width)
+    tl.store(partial_D + width, tl.sum(grad_bias_RD, axis=0), mask=d_D < width)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+MAX_WIDTH = 8192
+# One program per SM of an H100 (132): the partial sums of 128 chunks at width 256 are a quarter of a megabyte, a tenth of
+# the activation of 5,120 tokens.
+MAX_ROW_CHUNKS = 128
+
+
+def _tile(width: int) -> tuple[int, int, int]:
+    """(rows, channels, warps) of a tile of whole rows."""
+    if width > MAX_WIDTH:
+        raise ValueError(f"add_layer_norm: {width} channels; the Triton kernel takes up to {MAX_WIDTH}; use impl='torch'")
+    channels = triton.next_power_of_2(max(width, 1))
+    return max(TILE_VALUES // channels, 1), channels, 4 if channels <= TILE_VALUES else 8
+
+
+def launch_add_layer_norm(
+    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Start the Triton kernel; arguments as in the reference. Mean and 1 / deviation of each row come along.
+
+    Raises:
+        ValueError: a token has more channels than one program can hold.
+    """
+    B, N, D = x_BND.shape
+    rows, channels, num_warps = _tile(D)
+    total_BND = x_BND.new_empty((B, N, D), dtype=torch.promote_types(x_BND.dtype, branch_BND.dtype))
+    normed_BND = x_BND.new_empty((B, N, D), dtype=dtype)
+    mean_R, rstd_R = (x_BND.new_empty((B * N,), dtype=torch.float32) for _ in range(2))
+    launch(
+        _add_layer_norm_kernel,
+        (triton.cdiv(B * N, rows),),
+        *(x_BND, branch_BND, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
+        *(B * N, N, D),
+        *x_BND.stride(),
+        *branch_BND.stride(),
+        eps,
+        BLOCK_R=rows,
+        BLOCK_D=channels,
+        num_warps=num_warps,
+    )
+    return total_BND, normed_BND, mean_R, rstd_R
+
+
+def launch_add_layer_norm_backward(
+    grad_total_BND: Tensor | None,
+    grad_normed_BND: Tensor,
+    total_BND: Tensor,
+    mean_R: Tensor,
+    rstd_R: Tensor,
+    weight_D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Start the Triton kernel; the sum over chunks of rows is a second, fixed-order pass over at most 128 slices."""
+    B, N, D = total_BND.shape
+    rows, channels, num_warps = _tile(D)
+    chunks, rows_per_chunk = row_chunks(B * N, rows, MAX_ROW_CHUNKS)
+    grad_BND = total_BND.new_empty((B, N, D))
+    partial_C2D = total_BND.new_empty((chunks, 2, D), dtype=torch.float32)
+    skipped = grad_normed_BND if grad_total_BND is None else grad_total_BND
+    launch(
+        _add_layer_norm_backward_kernel,
+        (chunks,),
+        *(skipped, grad_normed_BND, total_BND, mean_R, rstd_R, weight_D.contiguous(), grad_BND, partial_C2D),
+        *(B * N, N, D, rows_per_chunk),
+        *skipped.stride(),
+        *grad_normed_BND.stride(),
+        HAS_GRAD_TOTAL=grad_total_BND is not None,
+        BLOCK_R=rows,
+        BLOCK_D=channels,
+        num_warps=num_warps,
+    )
+    return grad_BND, partial_C2D.sum(0)
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("svdata2vec::add_layer_norm", mutates_args=(), device_types="cpu")
+def add_layer_norm_op(
+    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `functional.add_layer_norm`; mean and 1 / deviation of each row come along for the backward pass."""
+    run = on_cpu(_reference_with_statistics, launch_add_layer_norm)
+    return run(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
+
+
+def _reference_with_statistics(
+    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total_BND, normed_BND = add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
+    total_RD = total_BND.to(torch.promote_types(total_BND.dtype, torch.float32)).flatten(0, 1)
+    variance_R, mean_R = torch.var_mean(total_RD, -1, correction=0)
+    return total_BND.contiguous(), normed_BND.contiguous(), mean_R, torch.rsqrt(variance_R + eps)
+
+
+@torch.library.custom_op("svdata2vec::add_layer_norm_backward", mutates_args=(), device_types="cpu")
+def add_layer_norm_backward_op(
+    grad_total_BND: Tensor | None,
+    grad_normed_BND: Tensor,
+    total_BND: Tensor,
+    mean_R: Tensor,
+    rstd_R: Tensor,
+    weight_D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `add_layer_norm` with respect to the sum, and to weight and bias as two rows."""
+    run = on_cpu(add_layer_norm_backward_reference, launch_add_layer_norm_backward)
+    return run(grad_total_BND, grad_normed_BND, total_BND, mean_R, rstd_R, weight_D)
+
+
+add_layer_norm_op.register_kernel("cuda")(launch_add_layer_norm)
+add_layer_norm_backward_op.register_kernel("cuda")(launch_add_layer_norm_backward)
+
+
+@add_layer_norm_op.register_fake
+def _(
+    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, N, D = x_BND.shape
+    total = torch.promote_types(x_BND.dtype, branch_BND.dtype)
+    exact = torch.promote_types(total, torch.float32)
+    return (
+        x_BND.new_empty((B, N, D), dtype=total),
+        x_BND.new_empty((B, N, D), dtype=dtype),
+        x_BND.new_empty((B * N,), dtype=exact),
+        x_BND.new_empty((B * N,), dtype=exact),
+    )
+
+
+@add_layer_norm_backward_op.register_fake
+def _(
+    grad_total_BND: Tensor | None,
+    grad_normed_BND: Tensor,
+    total_BND: Tensor,
+    mean_R: Tensor,
+    rstd_R: Tensor,
+    weight_D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return total_BND.new_empty(total_BND.shape), mean_R.new_empty((2, *weight_D.shape))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x_BND, branch_BND, weight_D, bias_D, _, _ = inputs
+    total_BND, _, mean_R, rstd_R = output
+    ctx.save_for_backward(total_BND, mean_R, rstd_R, weight_D)
+    ctx.dtypes = x_BND.dtype, branch_BND.dtype, weight_D.dtype, bias_D.dtype
+    ctx.mark_non_differentiable(mean_R, rstd_R)
+    ctx.set_materialize_grads(False)  # no tensors of zeros for results that nobody used
+
+
+def _backward(
+    ctx: Any, grad_total_BND: Tensor | None, grad_normed_BND: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x_dtype, branch_dtype, weight_dtype, bias_dtype = ctx.dtypes
+    grad_BND, grad_weight_D, grad_bias_D = grad_total_BND, None, None
+    if grad_normed_BND is not None:
+        grad_BND, grads_2D = add_layer_norm_backward_op(grad_total_BND, grad_normed_BND, *ctx.saved_tensors)
+        grad_weight_D, grad_bias_D = grads_2D[0].to(weight_dtype), grads_2D[1].to(bias_dtype)
+    if grad_BND is None:
+        return (None,) * 6
+    # One gradient for both terms of a sum; a copy only where their dtypes differ.
+    return grad_BND.to(x_dtype), grad_BND.to(branch_dtype), grad_weight_D, grad_bias_D, None, None
+
+
+add_layer_norm_op.register_autograd(_backward, setup_context=_save)
+refuse_double_backward(add_layer_norm_backward_op, "add_layer_norm")

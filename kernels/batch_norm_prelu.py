@@ -1,0 +1,441 @@
+"""batch_norm_prelu: BatchNorm, an optional shortcut, and PReLU per channel, of channels-last feature maps.
+
+    z[m, c]   = (x[m, c] - mean[c]) / sqrt(variance[c] + eps) * weight[c] + bias[c] + shortcut[m, c]
+    out[m, c] = z where z > 0, else slope[c] * z
+
+In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
+given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
+
+F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from svdata2vec.kernels.batch_statistics import channel_chunks, launch_batch_statistics
+from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
+from svdata2vec.kernels.launch import channel_tile, launch
+
+# --- reference ------------------------------------------------------------------------------------------------------
+
+
+def batch_norm_prelu_reference(
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor | None,
+    variance_C: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain PyTorch in at least float32, rounded once; returns mean and variance too, the batch's if none are given."""
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    x = x_FCHW.to(exact)
+    if mean_C is None or variance_C is None:
+        mean_C = x.mean((0, 2, 3))
+        variance_C = (x - _per_channel(mean_C)).square().mean((0, 2, 3))
+    z = (x - _per_channel(mean_C)) * _per_channel(torch.rsqrt(variance_C.to(exact) + eps) * weight_C)
+    z = z + _per_channel(bias_C)
+    if shortcut_FCHW is not None:
+        z = z + shortcut_FCHW.to(exact)
+    out_FCHW = torch.where(z > 0, z, z * _per_channel(slope_C.to(exact)))
+    return out_FCHW.to(_result_dtype(x_FCHW, shortcut_FCHW)), mean_C, variance_C
+
+
+def batch_norm_prelu_backward_reference(
+    grad_FCHW: Tensor,
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and of the shortcut (empty without one), and of weight, bias and slope (3, C)."""
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    rstd_C = torch.rsqrt(variance_C.to(exact) + eps)
+    centre = (x_FCHW.to(exact) - _per_channel(mean_C)) * _per_channel(rstd_C)
+    z = centre * _per_channel(weight_C) + _per_channel(bias_C)
+    if shortcut_FCHW is not None:
+        z = z + shortcut_FCHW.to(exact)
+    grad = grad_FCHW.to(exact)
+    grad_z = torch.where(z > 0, grad, grad * _per_channel(slope_C.to(exact)))
+    grads_3C = torch.stack([(grad_z * centre).sum((0, 2, 3)), grad_z.sum((0, 2, 3)), (grad * z.clamp(max=0)).sum((0, 2, 3))])
+    through = grad_z
+    if training:
+        along_C, mean_grad_C = grads_3C[0] / _num_rows(x_FCHW), grads_3C[1] / _num_rows(x_FCHW)
+        through = grad_z - _per_channel(mean_grad_C) - centre * _per_channel(along_C)
+    grad_x = through * _per_channel(rstd_C * weight_C)
+    grad_shortcut = grad.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
+    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut.to(_shortcut_dtype(x_FCHW, shortcut_FCHW)), grads_3C
+
+
+def _per_channel(vector_C: Tensor) -> Tensor:
+    return vector_C[:, None, None]
+
+
+def _num_rows(x_FCHW: Tensor) -> int:
+    return x_FCHW.shape[0] * x_FCHW.shape[2] * x_FCHW.shape[3]
+
+
+def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
+    return x_FCHW.dtype if shortcut_FCHW is None else torch.promote_types(x_FCHW.dtype, shortcut_FCHW.dtype)
+
+
+def _shortcut_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
+    return x_FCHW.dtype if shortcut_FCHW is None else shortcut_FCHW.dtype
+
+
+def _channels_last(x_FCHW: Tensor) -> Tensor:
+    """A copy with the strides of a channels-last map, also where an axis of size 1 would allow others."""
+    return x_FCHW.clone(memory_format=torch.channels_last)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+# A map is a matrix of M rows: channels-last memory needs no division to find a row's place. Rows are counted in 64 bits.
+
+
+@triton.jit
+def _load_channels(ptr: tl.tensor, c_C: tl.tensor, num_channels: tl.tensor) -> tl.tensor:
+    """(1, BLOCK_C) values of a vector over channels, in float32."""
+    return tl.load(ptr + c_C, mask=c_C < num_channels, other=0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _apply_kernel(
+    x_ptr: tl.tensor,  # (M, C)
+    shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
+    weight_ptr: tl.tensor,  # (C,), as the four below
+    bias_ptr: tl.tensor,
+    slope_ptr: tl.tensor,
+    mean_ptr: tl.tensor,
+    variance_ptr: tl.tensor,
+    out_ptr: tl.tensor,  # (M, C)
+    num_rows: tl.tensor,
+    num_channels: tl.tensor,
+    eps: float,
+    HAS_SHORTCUT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """One program makes BLOCK_R x BLOCK_C values of the result."""
+    row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
+    at_RC = row_R[:, None] * num_channels + c_C[None, :]
+    rstd_1C = tl.rsqrt(_load_channels(variance_ptr, c_C, num_channels) + eps)
+    x_RC = tl.load(x_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+    z_RC = (x_RC - _load_channels(mean_ptr, c_C, num_channels)) * (rstd_1C * _load_channels(weight_ptr, c_C, num_channels))
+    z_RC += _load_channels(bias_ptr, c_C, num_channels)
+    if HAS_SHORTCUT:
+        z_RC += tl.load(shortcut_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+    out_RC = tl.where(z_RC > 0, z_RC, z_RC * _load_channels(slope_ptr, c_C, num_channels))
+    tl.store(out_ptr + at_RC, out_RC.to(out_ptr.dtype.element_ty), mask=valid_RC)
+
+
+@triton.jit
+def _backward_sums_kernel(
+    grad_ptr: tl.tensor,  # (M, C): gradient of the result
+    x_ptr: tl.tensor,  # (M, C)
+    shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
+    weight_ptr: tl.tensor,  # (C,), as the four below
+    bias_ptr: tl.tensor,
+    slope_ptr: tl.tensor,
+    mean_ptr: tl.tensor,
+    variance_ptr: tl.tensor,
+    grad_shortcut_ptr: tl.tensor,  # (M, C), which is also the gradient of z; not written unless HAS_SHORTCUT
+    partial_ptr: tl.tensor,  # (G, 3, C) float32: weight's, bias's and slope's gradient of each chunk of rows
+    num_rows: tl.tensor,
+    num_channels: tl.tensor,
+    rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
+    eps: float,
+    HAS_SHORTCUT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """One program walks through a chunk of rows of BLOCK_C channels and keeps three sums."""
+    chunk = tl.program_id(0).to(tl.int64)
+    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rstd_1C = tl.rsqrt(_load_channels(variance_ptr, c_C, num_channels) + eps)
+    mean_1C, weight_1C = _load_channels(mean_ptr, c_C, num_channels), _load_channels(weight_ptr, c_C, num_channels)
+    bias_1C, slope_1C = _load_channels(bias_ptr, c_C, num_channels), _load_channels(slope_ptr, c_C, num_channels)
+    grad_weight_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    grad_bias_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    grad_slope_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    first = chunk * rows_per_chunk
+    for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
+        row_R = row + tl.arange(0, BLOCK_R)
+        valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
+        at_RC = row_R[:, None] * num_channels + c_C[None, :]
+        grad_RC = tl.load(grad_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+        centre_RC = (tl.load(x_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32) - mean_1C) * rstd_1C
+        z_RC = centre_RC * weight_1C + bias_1C
+        if HAS_SHORTCUT:
+            z_RC += tl.load(shortcut_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+        grad_z_RC = tl.where(z_RC > 0, grad_RC, grad_RC * slope_1C)
+        if HAS_SHORTCUT:
+            tl.store(grad_shortcut_ptr + at_RC, grad_z_RC.to(grad_shortcut_ptr.dtype.element_ty), mask=valid_RC)
+        grad_weight_RC += grad_z_RC * centre_RC  # all three zero where the mask has read no gradient
+        grad_bias_RC += grad_z_RC
+        grad_slope_RC += grad_RC * tl.minimum(z_RC, 0.0)
+    at_C = partial_ptr + chunk * 3 * num_channels + c_C
+    tl.store(at_C, tl.sum(grad_weight_RC, axis=0), mask=c_C < num_channels)
+    tl.store(at_C + num_channels, tl.sum(grad_bias_RC, axis=0), mask=c_C < num_channels)
+    tl.store(at_C + 2 * num_channels, tl.sum(grad_slope_RC, axis=0), mask=c_C < num_channels)
+
+
+@triton.jit
+def _backward_input_kernel(
+    grad_ptr: tl.tensor,  # (M, C): gradient of z with HAS_SHORTCUT, else of the result
+    x_ptr: tl.tensor,  # (M, C)
+    weight_ptr: tl.tensor,  # (C,), as the four below
+    bias_ptr: tl.tensor,
+    slope_ptr: tl.tensor,
+    mean_ptr: tl.tensor,
+    variance_ptr: tl.tensor,
+    sums_ptr: tl.tensor,  # (3, C) float32: gradients of weight, bias and slope
+    grad_x_ptr: tl.tensor,  # (M, C)
+    num_rows: tl.tensor,
+    num_channels: tl.tensor,
+    eps: float,
+    TRAINING: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """One program makes BLOCK_R x BLOCK_C values of x's gradient; in training it also passes through mean and variance."""
+    row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
+    at_RC = row_R[:, None] * num_channels + c_C[None, :]
+    rstd_1C = tl.rsqrt(_load_channels(variance_ptr, c_C, num_channels) + eps)
+    weight_1C = _load_channels(weight_ptr, c_C, num_channels)
+    grad_RC = tl.load(grad_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+    if TRAINING or not HAS_SHORTCUT:
+        x_RC = tl.load(x_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)
+        centre_RC = (x_RC - _load_channels(mean_ptr, c_C, num_channels)) * rstd_1C
+    if not HAS_SHORTCUT:
+        z_RC = centre_RC * weight_1C + _load_channels(bias_ptr, c_C, num_channels)
+        grad_RC = tl.where(z_RC > 0, grad_RC, grad_RC * _load_channels(slope_ptr, c_C, num_channels))
+    if TRAINING:
+        along_1C = _load_channels(sums_ptr, c_C, num_channels) / num_rows
+        mean_grad_1C = _load_channels(sums_ptr + num_channels, c_C, num_channels) / num_rows
+        grad_RC = grad_RC - mean_grad_1C - centre_RC * along_1C
+    grad_x_RC = grad_RC * (rstd_1C * weight_1C)
+    tl.store(grad_x_ptr + at_RC, grad_x_RC.to(grad_x_ptr.dtype.element_ty), mask=valid_RC)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def _empty_map(x_FCHW: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x_FCHW.shape, dtype=dtype, device=x_FCHW.device, memory_format=torch.channels_last)
+
+
+def launch_batch_norm_prelu(
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor | None,
+    variance_C: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given."""
+    saved = launch_batch_statistics(x_FCHW) if mean_C is None or variance_C is None else _no_statistics(x_FCHW)
+    mean_C, variance_C = (mean_C, variance_C) if mean_C is not None and variance_C is not None else saved
+    num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
+    rows, channels = channel_tile(num_channels)
+    out_FCHW = _empty_map(x_FCHW, _result_dtype(x_FCHW, shortcut_FCHW))
+    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    launch(
+        _apply_kernel,
+        (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
+        *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors, out_FCHW),
+        *(num_rows, num_channels, eps),
+        HAS_SHORTCUT=shortcut_FCHW is not None,
+        BLOCK_R=rows,
+        BLOCK_C=channels,
+        num_warps=4,
+    )
+    return out_FCHW, *saved
+
+
+def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
+
+
+def launch_batch_norm_prelu_backward(
+    grad_FCHW: Tensor,
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start the Triton kernels: three sums over rows (and the shortcut's gradient), then the gradient of x.
+
+    A gradient that isn't channels-last (what pooling over the picture sends back is an expansion) is copied first.
+    """
+    grad_FCHW = grad_FCHW.contiguous(memory_format=torch.channels_last)
+    num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
+    chunks, rows_per_chunk, rows, channels = channel_chunks(num_rows, num_channels)
+    has_shortcut = shortcut_FCHW is not None
+    grad_x_FCHW = _empty_map(x_FCHW, x_FCHW.dtype)
+    grad_shortcut_FCHW = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _empty_map(x_FCHW, shortcut_FCHW.dtype)
+    partial_G3C = x_FCHW.new_empty((chunks, 3, num_channels), dtype=torch.float32)
+    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    launch(
+        _backward_sums_kernel,
+        (chunks, triton.cdiv(num_channels, channels)),
+        *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors),
+        *(grad_shortcut_FCHW, partial_G3C, num_rows, num_channels, rows_per_chunk, eps),
+        HAS_SHORTCUT=has_shortcut,
+        BLOCK_R=rows,
+        BLOCK_C=channels,
+        num_warps=4,
+    )
+    grads_3C = partial_G3C.sum(0)  # a fixed order over at most 1024 slices
+    launch(
+        _backward_input_kernel,
+        (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
+        *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, *vectors, grads_3C, grad_x_FCHW),
+        *(num_rows, num_channels, eps),
+        TRAINING=training,
+        HAS_SHORTCUT=has_shortcut,
+        BLOCK_R=rows,
+        BLOCK_C=channels,
+        num_warps=4,
+    )
+    return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("svdata2vec::batch_norm_prelu", mutates_args=(), device_types="cpu")
+def batch_norm_prelu_op(
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor | None,
+    variance_C: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `functional.batch_norm_prelu`; the batch's mean and variance come along, empty where they were given."""
+    run = on_cpu(_channels_last_reference, launch_batch_norm_prelu)
+    return run(x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps)
+
+
+def _channels_last_reference(
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor | None,
+    variance_C: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps
+    out_FCHW, *statistics = batch_norm_prelu_reference(*arguments)
+    saved = statistics if mean_C is None or variance_C is None else _no_statistics(x_FCHW)
+    return _channels_last(out_FCHW), *saved
+
+
+@torch.library.custom_op("svdata2vec::batch_norm_prelu_backward", mutates_args=(), device_types="cpu")
+def batch_norm_prelu_backward_op(
+    grad_FCHW: Tensor,
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `batch_norm_prelu` with respect to x, the shortcut, and weight, bias and slope as three rows."""
+    run = on_cpu(batch_norm_prelu_backward_reference, launch_batch_norm_prelu_backward)
+    return run(grad_FCHW, x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps, training)
+
+
+batch_norm_prelu_op.register_kernel("cuda")(launch_batch_norm_prelu)
+batch_norm_prelu_backward_op.register_kernel("cuda")(launch_batch_norm_prelu_backward)
+
+
+@batch_norm_prelu_op.register_fake
+def _(
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor | None,
+    variance_C: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    num_channels = x_FCHW.shape[1] if mean_C is None or variance_C is None else 0
+    out_FCHW = _empty_map(x_FCHW, _result_dtype(x_FCHW, shortcut_FCHW))
+    return out_FCHW, x_FCHW.new_empty((num_channels,), dtype=exact), x_FCHW.new_empty((num_channels,), dtype=exact)
+
+
+@batch_norm_prelu_backward_op.register_fake
+def _(
+    grad_FCHW: Tensor,
+    x_FCHW: Tensor,
+    shortcut_FCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _empty_map(x_FCHW, shortcut_FCHW.dtype)
+    return _empty_map(x_FCHW, x_FCHW.dtype), grad_shortcut, x_FCHW.new_empty((3, x_FCHW.shape[1]), dtype=exact)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, mean_C, variance_C, ctx.eps = inputs
+    ctx.training = mean_C is None
+    statistics = output[1:] if ctx.training else (mean_C, variance_C)
+    ctx.save_for_backward(*tensors, *statistics)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no tensors of zeros for the statistics
+
+
+def _backward(ctx: Any, grad_FCHW: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_FCHW is None:
+        return (None,) * 8
+    x_FCHW, shortcut_FCHW, *vectors = ctx.saved_tensors
+    grad_x_FCHW, grad_shortcut_FCHW, grads_3C = batch_norm_prelu_backward_op(
+        grad_FCHW, x_FCHW, shortcut_FCHW, *vectors, ctx.eps, ctx.training
+    )
+    parameters = [grad.to(vector.dtype) for grad, vector in zip(grads_3C, vectors, strict=False)]
+    return grad_x_FCHW, None if shortcut_FCHW is None else grad_shortcut_FCHW, *parameters, None, None, None
+
+
+batch_norm_prelu_op.register_autograd(_backward, setup_context=_save)
+refuse_double_backward(batch_norm_prelu_backward_op, "batch_norm_prelu")
