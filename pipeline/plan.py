@@ -21,10 +21,15 @@ from svdata2vec.shards.layouts import JointLayout
 
 
 class PictureSize(Protocol):
-    """What a plan must know of a clip (`shards.ClipMeta` has it): frames, and the source picture's size in pixels."""
+    """What a plan must know of a clip (`shards.ClipMeta` has it): frames, and the source picture's size in pixels.
+
+    pose_frames: frames of the annotation, where they are not the video's.
+    """
 
     @property
     def num_frames(self) -> int: ...
+    @property
+    def pose_frames(self) -> int | None: ...
     @property
     def width(self) -> int: ...
     @property
@@ -45,7 +50,7 @@ class PlanConfig:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)    # width / height, log-uniform
     attempts: int = 10                              # then the centre square
     flip_probability: float = 0.5
-    frame_draw: Literal["fixed", "original"] = "fixed"  # evaluation: own generator | the frames of the authors' code
+    frame_draw: Literal["fixed", "original"] = "fixed"  # evaluation: own generator | what the authors' code shows
     frame_seed: int = 255                           # evaluation, "fixed"
 
     views: int = 1                                  # evaluation: frame draws per clip
@@ -95,6 +100,7 @@ class ClipPlan:
 
     frames_T: int64 frame numbers of the clip. output_to_source (2, 3): output pixels -> source pixels, centre of pixel
     (i, j) = (j + 0.5, i + 0.5). flip: the map mirrors, so left and right joints change names. size: output pixels.
+    each_coordinate: a zero x or y is missing by itself, as in the authors' code; else a joint is, if both are zero.
     """
 
     frames_T: NDArray[np.int64]
@@ -102,6 +108,7 @@ class ClipPlan:
     flip: bool
     size: int
     augment: PixelAugment | None = None
+    each_coordinate: bool = False
 
 
 def make_plan(
@@ -118,26 +125,29 @@ def make_plan(
 ) -> ClipPlan:
     """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, key, view).
 
-    `pose_MFVC` are source pixels with (0, 0) = missing. Evaluation: crop, resize. Raises ValueError for a clip without
-    frames or with a pose of another length.
+    `pose_MFVC` are source pixels with (0, 0) = missing. Evaluation: crop, resize; with frame_draw "original" number for
+    number as the authors' code: its frames (drawn out of as many as the annotation has), its rule that any zero is
+    missing. Raises ValueError for a clip without frames or with a pose of another length.
     """
     if pose_MFVC.ndim != 4 or pose_MFVC.shape[1] != meta.num_frames:
         raise ValueError(
             f"clip {key}: pose of shape {pose_MFVC.shape} for {meta.num_frames} frames: expected (persons, frames, "
             "joints, 2); run `svdata2vec verify` on the shards"
         )
+    original = not train and config.frame_draw == "original"
     if train:
         generator = keyed_generator("train", seed, epoch, key, view)
         first, length = draw_temporal_window(generator, meta.num_frames, config.temporal_crop)
         frames_T = first + draw_frames(generator, config.num_frames, length)
-    elif config.frame_draw == "original":
-        frames_T = draw_frames_original(config.num_frames, meta.num_frames)
+    elif original:
+        annotated = meta.pose_frames or meta.num_frames
+        frames_T = draw_frames_original(config.num_frames, min(annotated, meta.num_frames))
     else:
         generator = keyed_generator("evaluate", config.frame_seed, key, view)
         frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
-    crop = _crop(meta, pose_MFVC, box_F4, frames_T, config)
+    crop = _crop(meta, pose_MFVC, box_F4, frames_T, config, original)
     if not train:
-        return ClipPlan(frames_T, affine.window_map(crop, config.size), False, config.size)
+        return ClipPlan(frames_T, affine.window_map(crop, config.size), False, config.size, each_coordinate=original)
     window = draw_resized_crop(generator, config.resized, config)
     flip = bool(generator.random() < config.flip_probability)
     inner = affine.window_map(window, config.size)
@@ -153,8 +163,12 @@ def _crop(
     box_F4: NDArray[np.floating],
     frames_T: NDArray[np.int64],
     config: PlanConfig,
+    original: bool,
 ) -> tuple[int, int, int, int]:
-    box = joint_box(pose_MFVC[:, frames_T]) if config.crop == "joints" else union_box(box_F4)
+    if config.crop == "joints":
+        box = joint_box(pose_MFVC[:, frames_T], each_coordinate=original)
+    else:
+        box = union_box(box_F4, each_coordinate=original)
     x1, y1, x2, y2 = crop_square(box, meta.width, meta.height, config.padding)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
@@ -193,8 +207,8 @@ def apply_to_joints(
     if plan.flip:
         pose_MTVC = pose_MTVC[:, :, layout.flip_V]
     moved_MTVC = affine.apply(affine.invert(plan.output_to_source), pose_MTVC)
-    missing_MTV = (pose_MTVC == 0).all(axis=-1)
-    moved_MTVC[missing_MTV] = 0.0
+    zero_MTVC = pose_MTVC == 0
+    moved_MTVC[zero_MTVC if plan.each_coordinate else zero_MTVC.all(axis=-1)] = 0.0
     joints_MTVC = np.zeros((persons, *pose_MTVC.shape[1:]), dtype=np.float32)
     joints_MTVC[: len(pose_MTVC)] = moved_MTVC
     return joints_MTVC

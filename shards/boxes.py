@@ -18,13 +18,28 @@ def present_joints(joints_MTVC: np.ndarray) -> np.ndarray:
     return (joints_MTVC[..., :2] != 0).any(axis=-1)
 
 
-def joint_box(joints_MTVC: np.ndarray) -> Box | None:
-    """Smallest box around all non-missing joints of all persons and frames; None if there is none."""
+def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box | None:
+    """Smallest box around all non-missing joints of all persons and frames; None if there is none.
+
+    `each_coordinate`: as the paper's code, which takes any zero for missing, also the x of a joint on the left edge.
+    """
+    if each_coordinate:
+        return _nonzero_box(joints_MTVC[..., :2].reshape(-1, 2), joints_MTVC[..., :2].reshape(-1, 2))
     xy_N2 = joints_MTVC[..., :2][present_joints(joints_MTVC)]
     if xy_N2.size == 0:
         return None
     (x1, y1), (x2, y2) = xy_N2.min(axis=0), xy_N2.max(axis=0)
     return float(x1), float(y1), float(x2), float(y2)
+
+
+def _nonzero_box(low_N2: np.ndarray, high_N2: np.ndarray) -> Box | None:
+    """Box of the smallest `low` and the largest `high` value of each axis among those that are not zero."""
+    low_x, low_y, high_x, high_y = (
+        values[values != 0] for values in (low_N2[:, 0], low_N2[:, 1], high_N2[:, 0], high_N2[:, 1])
+    )
+    if not (low_x.size and low_y.size and high_x.size and high_y.size):
+        return None
+    return float(low_x.min()), float(low_y.min()), float(high_x.max()), float(high_y.max())
 
 
 def person_boxes(joints_MTVC: np.ndarray) -> np.ndarray:
@@ -39,8 +54,13 @@ def person_boxes(joints_MTVC: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(box_T4), box_T4, 0.0).astype(np.float32)
 
 
-def union_box(box_T4: np.ndarray) -> Box | None:
-    """Smallest box around all boxes that are not all zero; None if there is none."""
+def union_box(box_T4: np.ndarray, *, each_coordinate: bool = False) -> Box | None:
+    """Smallest box around all boxes that are not all zero; None if there is none.
+
+    `each_coordinate`: as the paper's code, which leaves out every coordinate that is zero, also a box's left edge at 0.
+    """
+    if each_coordinate:
+        return _nonzero_box(box_T4[:, :2], box_T4[:, 2:])
     used_N4 = box_T4[(box_T4 != 0).any(axis=1)]
     if used_N4.size == 0:
         return None
@@ -53,13 +73,17 @@ def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) 
 
     No box, or one narrower or lower than 10 px: the whole picture (0, 0, width, height), which is not a square.
     Else the box padded around its centre, its shorter side grown to the longer one, edges truncated toward zero
-    (so the sides may differ by one pixel), as the paper's code does it.
+    (so the sides may differ by one pixel), as the paper's code does it. Computed in its precision, float32: there
+    100 - 50 * 1.1 is 45, in float64 a little less, and truncation would make that 44.
     """
-    if box is None or box[2] - box[0] < MIN_BOX_PX or box[3] - box[1] < MIN_BOX_PX:
+    if box is None:
         return 0, 0, width, height
-    x1, y1, x2, y2 = box
-    half = max((x2 - x1) / 2, (y2 - y1) / 2) * (1 + padding)
-    center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
+    x1, y1, x2, y2 = (np.float32(edge) for edge in box)
+    if x2 - x1 < MIN_BOX_PX or y2 - y1 < MIN_BOX_PX:
+        return 0, 0, width, height
+    two, grown = np.float32(2), np.float32(1 + padding)
+    half = max((x2 - x1) / two * grown, (y2 - y1) / two * grown)
+    center_x, center_y = (x1 + x2) / two, (y1 + y2) / two
     return int(center_x - half), int(center_y - half), int(center_x + half), int(center_y + half)
 
 

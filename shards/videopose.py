@@ -11,7 +11,8 @@ from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
 
-# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view.
+# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
+# boxes end there.
 OUTSIDE_LIMIT = 0.5
 
 
@@ -59,8 +60,10 @@ def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames:
         raise UserError(f"clip {key}: boxes have shape {box_T4.shape}, expected ({num_frames}, 4)")
     if not pose.video_box:
         box_T4 *= np.concatenate([scale, scale])
-    edge = np.array([info.width, info.height] * 2, np.float32)
-    box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), 0, edge)
+    # A box may leave the picture, as its person does: its crop is black there. Cut off, it would be another crop.
+    limit = OUTSIDE_LIMIT * max(info.width, info.height)
+    high = np.array([info.width, info.height] * 2, np.float32) + limit
+    box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), -limit, high)
     empty_T = (box_T4[:, 2] <= box_T4[:, 0]) | (box_T4[:, 3] <= box_T4[:, 1])
     box_T4[empty_T] = 0.0
     return box_T4

@@ -54,6 +54,7 @@ class _Size:
     num_frames: int
     width: int
     height: int
+    pose_frames: int | None = None
 
 
 def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, float] | None = None) -> Clip:

@@ -20,6 +20,7 @@ class Meta:
     num_frames: int
     width: int = 320
     height: int = 240
+    pose_frames: int | None = None
 
 
 CONFIG = PlanConfig(num_frames=8, size=56)

@@ -171,10 +171,12 @@ def test_clip_without_anyone_keeps_the_whole_picture(folder: Path) -> None:
 def test_boxes_of_the_annotation_are_in_video_pixels(folder: Path) -> None:
     boxes = np.array([[10, 20, 110, 120, 0.9]] * FRAMES, np.float32)
     boxes[2] = 0
+    boxes[3] = -30, 20, 1e6, 120, 0.9  # leaves the picture, on the right further than can be true
     entries = [annotation("good", 0, FRAMES, scale=2.0, bboxes=list(boxes))]
     pack(read_pyskl(write_pickle(folder.parent / "set.pkl", entries), folder), folder.parent / "out", OPTIONS)
     sample = ShardSet.open(folder.parent / "out").sample(0)
     assert sample.box_T4[1].tolist() == [10, 20, 110, 120] and not sample.box_T4[2].any()
+    assert sample.box_T4[3].tolist() == [-30, 20, 1.5 * WIDTH, 120]
     a = sample.meta.packed_to_source
     assert a[0, 2] <= 0 and a[0, 2] + 96 * a[0, 0] >= 118, "the stored square holds the boxes too"
 

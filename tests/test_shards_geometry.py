@@ -69,6 +69,15 @@ def test_boxes_ignore_missing_joints() -> None:
     assert union_box(np.zeros((3, 4))) is None
 
 
+def test_each_coordinate_may_be_missing_by_itself_as_in_the_papers_code() -> None:
+    joints_MTVC = np.array([[[[0, 7], [30, 5], [12, 0], [0, 0]]]], np.float32)
+    assert joint_box(joints_MTVC) == (0, 0, 30, 7) and joint_box(joints_MTVC, each_coordinate=True) == (12, 5, 30, 7)
+    boxes_T4 = np.array([[0, 2, 9, 4], [3, 1, 5, 3]], np.float32)
+    assert union_box(boxes_T4) == (0, 1, 9, 4) and union_box(boxes_T4, each_coordinate=True) == (3, 1, 9, 4)
+    assert union_box(boxes_T4[:1], each_coordinate=True) is None
+    assert joint_box(joints_MTVC[..., :1, :], each_coordinate=True) is None
+
+
 @pytest.mark.parametrize(("box", "expected"), [
     (None, (0, 0, 640, 480)),
     ((100, 100, 109.9, 200), (0, 0, 640, 480)),      # narrower than 10 px
@@ -76,6 +85,7 @@ def test_boxes_ignore_missing_joints() -> None:
     ((100, 100, 201, 303), (38, 89, 262, 313)),      # height decides: half = 111.65
     ((100, 200, 303, 250), (89, 113, 313, 336)),     # width decides
     ((0, 0, 101, 101), (-5, -5, 106, 106)),          # -5.05 and 106.05 truncated toward zero
+    ((50, 60, 150, 80), (45, 15, 155, 125)),         # 100 - 50 * 1.1 is 45, in float64 a little less
 ])
 def test_crop_square_follows_the_paper(box: tuple[float, ...] | None, expected: tuple[int, ...]) -> None:
     assert crop_square(box, 640, 480) == expected
