@@ -84,10 +84,10 @@ class ClipLoader:
             rows=rows, views=1 if train else plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
         )
-        if not self.order.steps(0):
+        if not self.order.steps(0) or (train and not self.batches_per_epoch):
             raise UserError(
                 f"split {split!r} has {len(rows)} clips, fewer than one step of {batch_size} clips on {world_size} "
-                "ranks; use a smaller batch, or last_batch='partial'"
+                "ranks; use a smaller batch, or last_batch='partial', which needs one clip per rank"
             )
         self.stats = LoaderStats()
         self._epoch = self._position = 0

@@ -11,7 +11,8 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
     """{frame number: (H, W, 3) RGB} of the wanted frames (any order, repeats allowed), one codec thread.
 
     Decodes from the start up to the last wanted frame; colours are converted for wanted frames only. Raises ValueError
-    when the bytes are no video, are damaged, or end before the last wanted frame.
+    when the bytes are no video, are damaged, or end before the last wanted frame. (The decoder conceals damage and marks
+    the frame; the frames after it show it too, unmarked.)
     """
     wanted = set(frames_T.tolist())
     found: dict[int, NDArray[np.uint8]] = {}
@@ -19,6 +20,8 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
         with av.open(io.BytesIO(video.data), "r") as container:
             container.streams.video[0].thread_count = 1
             for number, frame in enumerate(container.decode(video=0)):
+                if frame.is_corrupt:
+                    raise ValueError(f"frame {number} of the video is damaged")
                 if number in wanted:
                     found[number] = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
                     if len(found) == len(wanted):

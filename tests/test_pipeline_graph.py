@@ -190,6 +190,19 @@ def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
 
 
+def test_concealed_damage_in_h264_is_found():
+    """FFmpeg paints over what it cannot decode and goes on: such a clip must not pass for a good one."""
+    clip = encoded("h264", 30, [0, 3, 29], affine.scale_and_shift(2, 2, 0, 0))
+    reasons = []
+    for place in range(40, 61, 2):
+        video = clip.video.copy()
+        start = len(video) * place // 100
+        video[start : start + 40] ^= 0x55
+        reasons.append(decode(OracleDecoder(), [with_video(clip, video)])[1].get(0, ""))
+    assert sum("frame " in reason and "is damaged" in reason for reason in reasons) >= 3
+    assert sum(not reason for reason in reasons) <= 2
+
+
 def test_a_killed_decoder_process_is_replaced():
     decoder = make_decoder("dali", "h264", SIZE, "cpu", 1)
     clips = [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]

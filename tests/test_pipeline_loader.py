@@ -217,6 +217,7 @@ def test_limit_takes_a_number_or_rows(shards):
     ("options", "message"),
     [
         ({"batch_size": 24}, "has 23 clips, fewer than one step of 24 clips on 1 ranks"),
+        ({"limit": 3, "last_batch": "partial", "world_size": 4}, "has 3 clips.*needs one clip per rank"),
         ({"batch_size": 0}, "expected 1 or more"),
         ({"video": False, "joints": False}, "a batch would be empty"),
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
