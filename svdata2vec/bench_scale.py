@@ -25,6 +25,7 @@ import torch
 
 from svdata2vec.bench_run import open_preset_shards
 from svdata2vec.bench_scale_worker import ScaleConfig, expected_keys
+from svdata2vec.bench_workers import read_answer, worker_environment
 from svdata2vec.config import PretrainConfig, to_json
 from svdata2vec.runtime import pick_device
 from svdata2vec.shards.errors import UserError
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
-ROOT = Path(__file__).parent.parent  # what holds this package
+BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
 
 _NUMBER = (int, float)
 SCHEMA: dict[str, Any] = {
@@ -70,6 +71,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     check_clips_suffice(config, len(shards.rows(config.data.train_split)))
     cores = len(os.sched_getaffinity(0))
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // config.processes[-1]))
+    load = os.getloadavg()[0]
     measured = [launch(config, count, threads) for count in config.processes]
     rows = [
         world_row(found["reports"], partial(expected_keys, shards, config, count))
@@ -78,8 +80,9 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     setting = {**measured[0]["setting"], "steps": config.steps, "warm_up": config.warm_up, "rounds": config.rounds}
     record: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {**measured[0]["machine"], "usable_cores": cores}, "setting": setting, "worlds": with_efficiency(rows),
-        "notes": notes(config.processes, cores, threads, config.data.threads) if gpus is None else [],
+        "machine": {**measured[0]["machine"], "usable_cores": cores, "load_average": load},
+        "setting": setting, "worlds": with_efficiency(rows),
+        "notes": notes(config.processes, cores, threads, config.data.threads, load, gpus is None),
         "wrong": [sentence for row in rows for sentence in wrong(row)],
     }
     sys.stdout.write(as_table(record))
@@ -123,18 +126,13 @@ def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
         job.write_text(to_json(config))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         words = [*launcher, "-m", "svdata2vec.bench_scale_worker", str(job), str(out)]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        environment = worker_environment(threads)
         with said.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
             try:
                 status = process.wait()
             finally:
                 process.terminate()  # torchrun ends its workers; nothing happens where it has ended
-        if out.with_suffix(".error").is_file():
-            raise UserError(out.with_suffix(".error").read_text())
-        if status or not out.is_file():
-            raise RuntimeError(f"bench scale: {count} processes ended with status {status}:\n{said.read_text()[-4000:]}")
-        return json.loads(out.read_text())
+        return read_answer(out, status, said, f"bench scale: {count} processes")
 
 
 def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:
@@ -210,8 +208,18 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "efficiency": row["clips_per_s"] / row["processes"] / base} for row in rows]
 
 
-def notes(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
-    """What the columns of a CPU's record do not say, in words; empty where every process has its own cores."""
+def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, load: float, on_cpu: bool) -> list[str]:
+    """What the columns do not say, in words; empty on a quiet machine where every process has its own cores (or GPU).
+
+    load: processes that others ran when the benchmark began. threads, decoding: of each process.
+    """
+    said = []
+    if load > BUSY * cores:
+        said.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
+    return said + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
+
+
+def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
     crowded = [str(count) for count in processes if count > cores]
     tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
     said = []

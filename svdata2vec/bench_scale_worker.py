@@ -11,7 +11,6 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from svdata2vec.bench_limits import synchronise
 from svdata2vec.bench_run import machine, setting
 from svdata2vec.bench_stages import NEVER_ENDING
+from svdata2vec.bench_workers import refused
 from svdata2vec.config import PretrainConfig, from_dict
 from svdata2vec.data import build_loader
 from svdata2vec.pipeline.batch import ClipBatch
@@ -234,18 +234,8 @@ def gather(runtime: Runtime, report: RankReport) -> list[dict[str, Any]]:
     return reports
 
 
-@contextlib.contextmanager
-def refused(path: Path) -> Generator[None]:
-    """Write a UserError's sentence where the starting process finds it."""
-    try:
-        yield
-    except UserError as error:
-        path.write_text(str(error))
-        raise SystemExit(2) from error
-
-
 def main(job: Path, out: Path) -> None:
-    with refused(out.with_suffix(".error")):
+    with refused(out):
         config = from_dict(ScaleConfig, json.loads(job.read_text()), str(job))
         with running(config.run) as runtime:
             shards = open_shards(config.data.shards)

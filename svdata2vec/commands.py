@@ -163,20 +163,25 @@ class CompareOptions:
 
 
 def run_bench(words: list[str]) -> None:
-    """Benchmarks: `run PRESET`, `compare A B`, `scale PRESET`, `data`."""
-    kinds = {"run": _bench_run, "compare": _bench_compare, "scale": _bench_scale, "data": _bench_data}
+    """Benchmarks: `run PRESET`, `compare A B`, `scale PRESET`, `batch PRESET`, `data`."""
+    kinds = {
+        "run": _bench_run, "compare": _bench_compare, "scale": _bench_scale, "batch": _bench_batch, "data": _bench_data,
+    }
     if words and words[0] in ("-h", "--help"):
         sys.stdout.write(
             "usage: svdata2vec bench run PRESET [overrides]   every stage of a pretraining run, and what bounds it\n"
             "       svdata2vec bench compare A.json B.json    two records of `bench run --out`\n"
             "       svdata2vec bench scale PRESET [overrides] more and more processes on this machine, the same batch each\n"
+            "       svdata2vec bench batch PRESET [overrides] the batch size that is fast enough, and the largest that fits\n"
             "       svdata2vec bench data                     the loader against other ways of loading\n"
         )
         raise SystemExit(0)
     if not words or words[0] not in kinds:
         found = f"unknown benchmark {words[0]!r}" if words else "no benchmark named"
-        raise UserError(f"{found}; choose one of: run PRESET (every stage of a pretraining run), compare A.json B.json, "
-                        "scale PRESET (more and more processes), data (the loader against other ways of loading)")
+        raise UserError(
+            f"{found}; choose one of: run PRESET (every stage of a pretraining run), compare A.json B.json, scale PRESET (more "
+            "and more processes), batch PRESET (which batch size), data (the loader against other ways of loading)"
+        )
     kinds[words[0]](words[1:])
 
 
@@ -199,6 +204,13 @@ def _bench_scale(words: list[str]) -> None:
 
     table = {name: (lambda make=make: scale_config(make())) for name, make in PRETRAIN.items()}
     bench_scale(parse_preset(table, words, "bench scale"))
+
+
+def _bench_batch(words: list[str]) -> None:
+    from svdata2vec.bench_batch import batch_config, bench_batch
+
+    table = {name: (lambda make=make: batch_config(make())) for name, make in PRETRAIN.items()}
+    bench_batch(parse_preset(table, words, "bench batch"))
 
 
 def _bench_data(words: list[str]) -> None:

@@ -200,8 +200,11 @@ def test_ticks_are_durations() -> None:
 
 
 def test_what_shared_cores_mean_is_said() -> None:
-    assert scale.notes([1, 2, 4], cores=64, threads=1, decoding=2) == []
-    crowded, tight = scale.notes([1, 2, 4], cores=2, threads=1, decoding=2)
+    assert scale.notes([1, 2, 4], cores=64, threads=1, decoding=2, load=3.0, on_cpu=True) == []
+    assert scale.notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=False) == []
+    (busy,) = scale.notes([1, 2, 4], cores=64, threads=1, decoding=2, load=30.0, on_cpu=True)
+    assert busy == "doubtful: the machine was busy before the first step (load 30.0 on 64 cores); measure again"
+    crowded, tight = scale.notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=True)
     assert crowded.startswith("4 processes share 2 cores: clips/s, step time and efficiency say nothing about speed there")
     assert tight.startswith("2 processes of 1 computing and 2 decoding threads each on 2 cores")
 

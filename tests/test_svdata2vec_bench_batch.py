@@ -1,0 +1,249 @@
+"""The batch-size finder: its search, its extrapolation of memory, its watch over a process, and a real search on a CPU."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import pretrain_config
+
+from svdata2vec import bench_batch as batch
+from svdata2vec import bench_batch_worker as worker
+from svdata2vec import cli
+from svdata2vec.bench_batch_search import (
+    GPU_STEP,
+    Trial,
+    bytes_per_clip,
+    expected_peak,
+    granularity,
+    recommend,
+    search,
+)
+from svdata2vec.bench_record import faults
+from svdata2vec.shards.errors import UserError
+
+# ---- the search -----------------------------------------------------------------------------------------------------
+
+
+@given(limit=st.integers(1, 3000), largest=st.integers(1, 4096), gpu=st.booleans())
+def test_the_search_finds_a_planted_limit(limit: int, largest: int, gpu: bool) -> None:
+    tried: list[int] = []
+
+    def step(size: int) -> Trial:
+        known = max([one for one in tried if one <= limit], default=0)
+        assert size <= max(2 * known, GPU_STEP if gpu else 1) and size <= largest
+        tried.append(size)
+        return Trial(size, size <= limit, size)
+
+    trials = search(step, GPU_STEP if gpu else 1, largest, gpu)
+    assert [trial.size for trial in trials] == tried and len(set(tried)) == len(tried) <= 26
+    found = recommend(trials)
+    if found is None:
+        assert limit < 1 or not [size for size in tried if size <= limit]
+        return
+    ceiling = min(limit, largest)
+    assert found.largest <= ceiling < found.largest + granularity(found.largest, gpu) + (0 if limit < largest else 1)
+    if limit >= largest:
+        assert found.largest == largest
+
+
+def test_the_sizes_of_a_search() -> None:
+    def sizes(limit: int, gpu: bool, largest: int = 4096) -> list[int]:
+        return [trial.size for trial in search(lambda n: Trial(n, n <= limit, n), GPU_STEP if gpu else 1, largest, gpu)]
+
+    assert sizes(100, gpu=True) == [8, 16, 32, 64, 128, 96, 112, 104]
+    assert sizes(5, gpu=False) == [1, 2, 4, 8, 6, 5]
+    assert sizes(100, gpu=False) == [1, 2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100]
+    assert sizes(5, gpu=True) == [8, 4, 6, 5]
+    assert sizes(1000, gpu=True, largest=24) == [8, 16, 24]
+
+
+@given(
+    constant=st.integers(0, 10**9), per_clip=st.integers(1, 10**8), base=st.floats(0, 1), limit=st.integers(10**6, 10**11)
+)
+def test_no_size_beyond_the_limit_is_run(constant: int, per_clip: int, base: float, limit: int) -> None:
+    """A machine whose memory is a constant and so much per clip: only the very first size may be found out by running it."""
+    trials: list[Trial] = []
+
+    def step(size: int) -> Trial:
+        expected, true = expected_peak(trials, size), constant + per_clip * size
+        assert expected is None or expected >= true - 1
+        if expected is not None and expected > limit:
+            trials.append(Trial(size, False, expected, ran=False))
+        else:
+            assert true <= limit or not trials
+            trials.append(Trial(size, true <= limit, true, int(base * constant)))
+        return trials[-1]
+
+    search(step, 1, 512, gpu=False)
+    sizes = [trial.size for trial in trials if trial.fits]
+    if len(sizes) > 1:
+        assert bytes_per_clip(trials) == pytest.approx(per_clip)
+    if sizes and max(sizes) < 512 and len(sizes) > 4:  # ... and not too careful: a tenth of the gap between known sizes
+        assert constant + per_clip * 1.25 * max(sizes) > limit
+
+
+def test_expected_memory_by_hand() -> None:
+    one, two = Trial(4, True, 1000, 600), Trial(8, True, 1200, 600)
+    assert expected_peak([], 4) is None and expected_peak([Trial(4, False, 9)], 4) is None
+    assert expected_peak([one], 8) == 600 + 400 * 2
+    assert expected_peak([one, two], 16) == 1200 + int(1.1 * 50 * 8)
+    assert expected_peak([one, Trial(8, True, 990, 600)], 16) == 990  # never less than a smaller size took
+    assert expected_peak([one, two, Trial(12, False, 10**6, ran=False)], 10) == 1200 + int(1.1 * 50 * 2)
+    assert bytes_per_clip([one, two]) == 50 and bytes_per_clip([one]) is None
+
+
+def test_the_smallest_batch_near_the_best_rate_is_recommended() -> None:
+    rates = {8: 500.0, 16: 800.0, 32: 975.0, 64: 1000.0, 96: 990.0}
+    trials = [Trial(size, True, size, clips_per_s=rate) for size, rate in rates.items()]
+    found = recommend([*trials[::-1], Trial(128, False, 1)])
+    assert found is not None and (found.recommended, found.fastest, found.largest) == (32, 64, 96)
+    slower = recommend([dataclasses.replace(trial, clips_per_s=960.0) if trial.size == 32 else trial for trial in trials])
+    assert slower is not None and slower.recommended == 64
+    assert recommend([Trial(8, False, 1)]) is None
+
+
+# ---- the watch ------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_takes_too_much_is_ended() -> None:
+    program = "import time; taken = [bytearray(2**20) for _ in range(400) if not time.sleep(0.002)]; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    started = time.monotonic()
+    ended, peak = batch.watch(process.poll, lambda: batch.resident_bytes(process.pid), 150 * 2**20, process.kill)
+    assert ended and process.wait() == -9 and time.monotonic() - started < 30
+    assert 150 * 2**20 < peak < 300 * 2**20
+    assert batch.resident_bytes(process.pid) == 0
+
+
+def test_a_process_within_the_limit_is_waited_for() -> None:
+    answers = iter([None, None, 0])
+    memory = iter([5, 3])
+    assert batch.watch(lambda: next(answers), lambda: next(memory), 5, lambda: pytest.fail("ended")) == (False, 5)
+
+
+def test_memory_that_may_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
+    assert batch.available_bytes(tmp_path) == 64 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("1000\n")
+    assert batch.available_bytes(tmp_path) == 64 * 1024
+    (group / "memory.max").write_text("31000\n")
+    assert batch.available_bytes(tmp_path) == 30000
+    assert 0 < batch.available_bytes() < 2**50
+
+
+def test_errors_about_memory_are_told_from_others() -> None:
+    assert worker.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and worker.is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert worker.is_out_of_memory(caught.value)
+    assert not worker.is_out_of_memory(RuntimeError("shapes differ"))
+
+
+# ---- a real search --------------------------------------------------------------------------------------------------
+
+
+def small_batch(shards: Path, folder: Path, **changes: Any) -> worker.BatchConfig:
+    base = batch.batch_config(pretrain_config(shards, folder / "run"))
+    return dataclasses.replace(base, **{"rounds": 1, "seconds": 0.05, **changes})
+
+
+@pytest.fixture(scope="module")
+def record(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two sizes on tiny shards, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("batch")
+    config = small_batch(tiny_shard_folder, folder, out=folder / "results" / "batch.json", largest=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(batch, "search", lambda step, *_: [step(size) for size in (1, 32)])
+        batch.bench_batch(config)
+    assert not (folder / "run").exists()
+    return json.loads((folder / "results" / "batch.json").read_text())
+
+
+def test_the_record_is_consistent(record: dict[str, Any]) -> None:
+    assert faults(record, batch.SCHEMA) == [] and "batch_size" not in record["setting"]
+    small, large = record["trials"]
+    assert small["fits"] and large["fits"] and (small["size"], large["size"]) == (1, 32)
+    assert 2**27 < small["base_bytes"] < small["peak_bytes"] < large["peak_bytes"] < record["limit_bytes"]
+    # At the least, a clip's frames and the stem's output of its two kept frames, forward and gradient.
+    assert record["bytes_per_clip"] > 6 * 32 * 32 * 3 + 2 * 2 * 16 * 16 * 16 * 4
+    assert record["loader_bytes_per_clip"] == 2 * 6 * 32 * 32 * 3
+    table = batch.as_table(record)
+    assert f"take --run.batch-size {record['recommended']}: " in table and "a clip more takes" in table
+    assert "the preset's learning rate was chosen for 4 clips" in table
+
+
+def test_a_planted_limit_stops_before_it_is_reached(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]
+) -> None:
+    """64 MiB per clip, and room for eleven and a half more than one: sizes beyond twelve are not even tried."""
+    small, _ = record["trials"]
+    per_clip = 64 * 2**20
+    limit = small["peak_bytes"] + per_clip * 23 // 2
+    where = {"limit_bytes": None, "machine": record["machine"], "setting": {**record["setting"], "batch_size": 1}}
+    ran = []
+
+    def run_size(config: Any, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any], int]:
+        ran.append(size)
+        peak = small["peak_bytes"] + per_clip * (size - 1)
+        assert limit_bytes is not None and limit_bytes == pytest.approx(limit, abs=1) and peak < limit_bytes
+        return {**where, "fits": True, "base_bytes": small["base_bytes"], "peak_bytes": peak, "timing": small["timing"]}, 0
+
+    monkeypatch.setattr(batch, "run_size", run_size)
+    found = batch.bench_batch(small_batch(tiny_shard_folder, tmp_path, memory_limit_gib=limit / 2**30))
+    assert ran == [1, 2, 4, 8, 12] and found["largest"] == 12 and found["bytes_per_clip"] == pytest.approx(per_clip)
+    refused = [row for row in found["trials"] if not row["fits"]]
+    assert refused and all(row["reason"] == "not run: expected to exceed the limit" and not row["ran"] for row in refused)
+
+
+def test_a_size_that_exceeds_the_limit_while_it_runs_is_ended(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "save_clips", lambda config, shards, path: path.write_bytes(b""))
+    config = small_batch(tiny_shard_folder, tmp_path, memory_limit_gib=0.08)  # PyTorch alone takes more
+    with pytest.raises(UserError, match=r"a batch of 1 takes 0\.\d+ GiB, the limit is 0\.08 GiB; free some memory"):
+        batch.bench_batch(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nope"], "unknown preset 'nope'"),
+        (["demo", "--memory-share", "1.5"], "memory_share is 1.5"),
+        (["demo", "--largest", "0"], "largest is 0"),
+        (["demo", "--optim.accumulate", "2"], "optim.accumulate"),
+        (["demo", "--data.shards", "nowhere"], "`bash tools/demo.sh` makes the demo's shards"),
+    ],
+)
+def test_wrong_words_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "batch", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_torchrun_and_broken_workers_are_errors(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_batch(tiny_shard_folder, tmp_path)
+    (tmp_path / "clips.pt").write_bytes(b"not clips")
+    with pytest.raises(RuntimeError, match="batch size 2 ended with status 1"):
+        batch.run_size(config, 2, tmp_path / "clips.pt", None)
+    unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))
+    with pytest.raises(UserError, match="'none'"):
+        batch.run_size(unknown, 2, tmp_path / "clips.pt", None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        batch.bench_batch(config)
+    assert "RANK" not in os.environ
