@@ -61,6 +61,7 @@ NAMES = (
 _COUNTER = "num_batches_tracked"  # of BatchNorm: old checkpoints lack it, and nothing here reads it
 _SKELETON = "joints_embed.proj.weight"
 _STEM = "feature_extractor_video.resnet.frontend3D.0.weight"
+_PROBE_NORM_EPS = 1e-6  # of the BatchNorm without weights that the authors' linear probe puts before its Linear
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,13 @@ class Network:
         """A network of this shape with new weights; `load_state_dict` gives it the converted ones."""
         if isinstance(self.config, PretrainConfig):
             config = self.config
-            return SVData2Vec(config.model, config.data.num_frames, self.num_joints, all_frames=config.encode == "all_frames")
+            return SVData2Vec(
+                config.model,
+                config.data.num_frames,
+                self.num_joints,
+                all_frames=config.encode == "all_frames",
+                teacher_input=config.target.teacher_input,
+            )
         model = Classifier(self.config, self.num_joints, self.num_classes)
         if self.kind == "probe":
             model.head = LinearHead(self.config.model.width, self.num_classes)
@@ -107,7 +114,7 @@ def convert_state_dict(
     Raises:
         UserError: names that are unknown or missing (all are listed), or shapes that do not go together.
     """
-    original = {without_module(name): tensor for name, tensor in original.items()}
+    original = _fold_probe_norm({without_module(name): tensor for name, tensor in original.items()})
     if modality == "rgb":
         original = {name: tensor for name, tensor in original.items() if not name.startswith("joints_embed.")}
     if modality == "skeleton":
@@ -120,15 +127,10 @@ def convert_state_dict(
         [name for name in original if name not in expected],
         [name for name in expected if name not in original and not name.endswith(_COUNTER)],
     )
-    weights: dict[str, Tensor] = {}
-    for theirs, ours in expected.items():
-        tensor = original.get(theirs, torch.zeros((), dtype=torch.int64))
-        weights[ours] = _reshape(theirs, tensor)
-        if weights[ours].shape != wanted[ours].shape:
-            raise UserError(
-                f"{theirs} has shape {tuple(tensor.shape)}, which does not go with the other weights: "
-                f"expected {wanted[ours].numel()} values as {tuple(wanted[ours].shape)}"
-            )
+    weights = {
+        ours: _reshape(theirs, original.get(theirs, torch.zeros((), dtype=torch.int64))) for theirs, ours in expected.items()
+    }
+    _refuse_shapes(expected, original, weights, wanted)
     return weights, network
 
 
@@ -137,6 +139,37 @@ def _reshape(name: str, tensor: Tensor) -> Tensor:
     if name == _SKELETON:
         tensor = tensor.flatten(1)  # (D, M*C, 1, V) of a convolution -> features ordered person, coordinate, joint
     return tensor.clone().contiguous()
+
+
+def _refuse_shapes(
+    expected: Mapping[str, str], original: Mapping[str, Tensor], weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """List every weight whose shape does not go with the sizes that the others tell."""
+    wrong = [
+        f"{theirs} {tuple(original[theirs].shape)} instead of {tuple(wanted[ours].shape)}"
+        for theirs, ours in sorted(expected.items())
+        if weights[ours].shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
+
+
+def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' linear probe saves (BatchNorm without weights, Linear) as `head.fc`: one Linear with the same logits.
+
+    The features under it are frozen, so its running statistics are constants.
+    """
+    norm, linear = "head.fc.0.", "head.fc.1."
+    if not any(name.startswith((norm, linear)) for name in original):
+        return original
+    parts = [f"{norm}running_mean", f"{norm}running_var", f"{linear}weight", f"{linear}bias"]
+    _refuse_names([], [name for name in parts if name not in original])
+    mean_D, var_D, weight_cD, bias_c = (original[name].double() for name in parts)
+    folded = {name: tensor for name, tensor in original.items() if not name.startswith((norm, linear))}
+    scaled_cD = weight_cD * torch.rsqrt(var_D + _PROBE_NORM_EPS)
+    folded["head.fc.weight"] = scaled_cD.float()
+    folded["head.fc.bias"] = (bias_c - scaled_cD @ mean_D).float()
+    return folded
 
 
 def our_name(name: str) -> str | None:
@@ -225,7 +258,7 @@ def convert_file(
     checkpoint: Path,
     out: Path,
     *,
-    heads: int = 8,
+    heads: int | None = None,
     coordinates: int = 2,
     modality: Modality | None = None,
     size: int = 224,
@@ -237,7 +270,8 @@ def convert_file(
     Args:
         checkpoint: the file.
         out: folder to make.
-        heads, coordinates, modality: see `convert_state_dict`.
+        heads: attention heads; default: those that the file names, else the paper's 8, said in the log.
+        coordinates, modality: see `convert_state_dict`.
         size: side of the crop that the network was trained on, in pixels.
         shards: packed data set to take the class names from; without it classes are called by their numbers.
         split: its split to evaluate on; default: the split that `DataConfig` names.
@@ -245,9 +279,12 @@ def convert_file(
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a model already; choose another folder")
     try:
+        file = read_original(checkpoint)
         weights, network = convert_state_dict(
-            read_original(checkpoint), heads=heads, coordinates=coordinates, modality=modality
+            file.weights, heads=file.heads(checkpoint, heads), coordinates=coordinates, modality=modality
         )
+        if isinstance(network.config, PretrainConfig):
+            network = replace(network, config=replace(network.config, target=file.target(network.config.target)))
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(checkpoint)) else f"{checkpoint}: {text}") from error

@@ -27,8 +27,8 @@ class ConvertOptions:
     """File of the authors' code: {'model': ...} or a bare state dict. No code stored in it is run."""
     out: tyro.conf.Positional[Path]
     """Folder to make."""
-    heads: int = 8
-    """Attention heads (no shape tells them)."""
+    heads: int | None = None
+    """Attention heads (no shape tells them); default: as many as the file says, else the paper's 8."""
     coordinates: int = 2
     """Coordinates per joint."""
     modality: Modality | None = None

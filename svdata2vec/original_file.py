@@ -10,6 +10,7 @@ import collections
 import logging
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svdata2vec.config import TargetConfig
 from svdata2vec.shards.errors import UserError
+
+PAPERS_HEADS = 8
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ _TENSOR_PARTS = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch", "Size"): torch.Size,
+    ("argparse", "Namespace"): argparse.Namespace,
 }
 
 
@@ -54,8 +59,59 @@ class _StandIn:
         return id(self)
 
 
-def read_original(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, on the CPU, without the "module." that DistributedDataParallel puts before names.
+@dataclass(frozen=True)
+class OriginalFile:
+    """What a checkpoint holds.
+
+    Attributes:
+        weights: its state dict on the CPU, without the "module." that DistributedDataParallel puts before names.
+        settings: the `model_args` of the run that wrote it; empty where the file does not say.
+    """
+
+    weights: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def heads(self, path: Path, given: int | None) -> int:
+        """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
+        if not self.settings.get("block_norm_first", True):
+            raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
+        stored = self.settings.get("num_heads")
+        if given is not None or not isinstance(stored, int):
+            heads = PAPERS_HEADS if given is None else given
+            if given is None:
+                log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, heads)
+            elif isinstance(stored, int) and stored != given:
+                log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
+            return heads
+        return stored
+
+    def target(self, default: TargetConfig) -> TargetConfig:
+        """How the run made its targets, as far as the file says."""
+        said = self.settings
+        changes: dict[str, Any] = {}
+        if "instance_norm_target_layer" in said:
+            changes["normalise_layer"] = _only(said, {k: f"{k}_norm_target_layer" for k in ("instance", "layer", "batch")})
+        if "instance_norm_targets" in said:
+            changes["normalise_average"] = _only(said, {k: f"{k}_norm_targets" for k in ("instance", "layer")})
+        if "target_ffn" in said:
+            changes["feed_forward"] = bool(said["target_ffn"])
+        if "target_both" in said:
+            changes["teacher_input"] = "both" if said["target_both"] else "skeleton"
+        if "num_layers_for_target" in said:
+            changes["top_layers"] = said["num_layers_for_target"]
+        return replace(default, **changes)
+
+
+def _only(settings: dict[str, Any], switches: dict[str, str]) -> str:
+    """The normalisation whose switch is on, or "none"."""
+    chosen = [kind for kind, switch in switches.items() if settings.get(switch)]
+    if len(chosen) > 1:
+        raise UserError(f"its model_args switch on {', '.join(switches[k] for k in chosen)}; this network does one of them")
+    return chosen[0] if chosen else "none"
+
+
+def read_original(path: Path) -> OriginalFile:
+    """The weights of a checkpoint, and the settings of their network as far as the file has them.
 
     Raises:
         UserError: no such file, no PyTorch checkpoint, or one without a state dict.
@@ -63,7 +119,10 @@ def read_original(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint of the authors' code")
     content = _read(path)
+    settings: Any = {}
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        arguments = content.get("args")
+        settings = (arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})).get("model_args")
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds {type(content).__name__}; expected a state dict, or a dict with one under 'model'")
@@ -72,7 +131,8 @@ def read_original(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: {', '.join(sorted(wrong)[:8])} are no tensors; expected a state dict, or a dict with one under 'model'"
         )
-    return {without_module(name): tensor for name, tensor in content.items()}
+    weights = {without_module(name): tensor for name, tensor in content.items()}
+    return OriginalFile(weights, dict(settings) if isinstance(settings, Mapping) else {})
 
 
 def without_module(name: str) -> str:

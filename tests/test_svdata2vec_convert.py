@@ -15,7 +15,7 @@ from torch import Tensor
 from svdata2vec.checkpoint import load_published
 from svdata2vec.classifier import Classifier, load_classifier, load_encoder
 from svdata2vec.cli import main
-from svdata2vec.config import FinetuneConfig, PretrainConfig
+from svdata2vec.config import FinetuneConfig, PretrainConfig, TargetConfig
 from svdata2vec.convert import convert_file, convert_state_dict, original_name
 from svdata2vec.evaluate import evaluate_run
 from svdata2vec.features import embed
@@ -174,7 +174,9 @@ def test_our_own_weights_are_not_taken_for_the_originals() -> None:
 def test_shapes_that_do_not_go_together_are_refused() -> None:
     state = original_pretrain().state_dict()
     state["decoder_pred.weight"] = torch.zeros(32, 16)
-    with pytest.raises(UserError, match=r"decoder_pred.weight has shape \(32, 16\).*expected 1024 values as \(32, 32\)"):
+    state["blocks.2.norm1.bias"] = torch.zeros(31)
+    with pytest.raises(UserError, match=r"2 weights have a shape .* blocks.2.norm1.bias \(31,\) instead of \(32,\), "
+                                        r"decoder_pred.weight \(32, 16\) instead of \(32, 32\)$"):
         convert_state_dict(state, heads=4)
     with pytest.raises(UserError, match=r"not divisible by model\.heads 5"):
         convert_state_dict(original_pretrain().state_dict(), heads=5)
@@ -196,6 +198,56 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
     torch.testing.assert_close(weights["decoder.mask_token"], theirs.mask_token.detach())
     with pytest.raises(UserError, match="run holds a model already"):
         convert_file(tmp_path / "original.pth", tmp_path / "run", heads=4)
+
+
+def test_the_batchnorm_of_the_authors_linear_probe_becomes_part_of_its_linear() -> None:
+    """They save it as `head.fc`, a BatchNorm without weights (eps 1e-6) and the Linear."""
+    head = ProbeHead(SIZES["dim"], CLASSES)
+    theirs = original_classifier(head)
+    norm = torch.nn.BatchNorm1d(SIZES["dim"], affine=False, eps=1e-6)
+    norm.running_mean, norm.running_var = torch.randn(SIZES["dim"]), 0.1 + torch.rand(SIZES["dim"])
+    head.fc = torch.nn.Sequential(norm, head.fc)  # type: ignore[assignment]
+    weights, what = convert_state_dict(theirs.state_dict(), heads=4)
+    assert (what.kind, what.num_classes) == ("probe", CLASSES)
+    model = what.build().eval()
+    model.load_state_dict(weights)
+    video, joints, _ = inputs()
+    close(model(video, joints), theirs.eval()(video, joints), "logits")
+    state = theirs.state_dict()
+    del state["head.fc.0.running_var"]
+    with pytest.raises(UserError, match=r"1 missing names: head.fc.0.running_var$"):
+        convert_state_dict(state, heads=4)
+
+
+def test_the_file_tells_what_no_shape_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = original_pretrain().state_dict()
+    said = {
+        "num_heads": 4, "num_layers_for_target": 2, "instance_norm_target_layer": False, "layer_norm_target_layer": False,
+        "batch_norm_target_layer": True, "instance_norm_targets": False, "layer_norm_targets": True, "target_ffn": True,
+        "target_both": True, "block_norm_first": True,
+    }
+
+    def converted(name: str, heads: int | None = None, **changes: Any) -> PretrainConfig:
+        args = argparse.Namespace(model_args={**said, **changes}, output_dir=Path("of/another/machine"))
+        torch.save({"model": state, "args": args}, tmp_path / f"{name}.pth")
+        config = convert_file(tmp_path / f"{name}.pth", tmp_path / name, heads=heads).config
+        assert isinstance(config, PretrainConfig)
+        return config
+
+    config = converted("full")
+    assert config.model.heads == 4
+    assert config.target == TargetConfig(2, "batch", "layer", True, "both")
+    assert "attention heads" not in caplog.text
+    assert converted("plain", batch_norm_target_layer=False).target.normalise_layer == "none"
+    assert converted("asked", heads=8).model.heads == 8
+    assert "says that it has 4 attention heads: took 8, as asked" in caplog.text
+    with pytest.raises(UserError, match=r"post.pth: its model_args say block_norm_first: False"):
+        converted("post", block_norm_first=False)
+    with pytest.raises(UserError, match=r"switch on layer_norm_target_layer, batch_norm_target_layer; this network does one"):
+        converted("two", layer_norm_target_layer=True)
+    torch.save(state, tmp_path / "bare.pth")
+    convert_file(tmp_path / "bare.pth", tmp_path / "bare")
+    assert "bare.pth does not say how many attention heads it has: took 8; --heads sets others" in caplog.text
 
 
 class Setting:
