@@ -231,7 +231,92 @@ def scaling() -> str:
     )
 
 
+def bench_run() -> str:
+    """Every stage of a pretraining run against its limit; a GPU's columns are empty until someone measures there."""
+    runs = {name: read(f"bench_run_{name}") for name in ("cpu", "gpu", "demo_cpu")}
+    stages = dict.fromkeys(stage for run in runs.values() if run for stage in run["stages"])
+    rows = [
+        [stage.replace("original", "the original's way:"), *_rate_and_limit(runs["cpu"], stage),
+         *_rate_and_limit(runs["gpu"], stage), _rate_and_limit(runs["demo_cpu"], stage)[0]]
+        for stage in stages
+    ]
+    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "`demo` preset, CPU"]
+    labels = {"cpu": "CPU", "gpu": "GPU", "demo_cpu": "`demo` preset, CPU"}
+    said = [f"\n{labels[name]}: {_bench_words(run)}\n" for name, run in runs.items() if run]
+    return table(header, rows) + "".join(said)
+
+
+def _rate_and_limit(run: Record | None, stage: str) -> list[str]:
+    """Cells of a stage: clips/s, its limit, the share of it that is reached."""
+    if run is None or stage not in run["stages"]:
+        return ["", "", ""]
+    roof = run["roofline"].get(stage, {})
+    limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
+    return [_rate(run["stages"][stage]["clips_per_s"]), _rate(limit), "" if reached is None else f"{100 * reached:.3g} %"]
+
+
+def _rate(clips_per_s: float | None) -> str:
+    if clips_per_s is None:
+        return ""
+    return f"{clips_per_s:,.0f}" if clips_per_s >= 100 else f"{clips_per_s:.1f}" if clips_per_s >= 10 else f"{clips_per_s:.2f}"
+
+
+def _bench_words(run: Record) -> str:
+    """Setting, verdict, speed-up, shares and machine of a record of `bench run`."""
+    setting, machine, base = run["setting"], run["machine"], run.get("baseline")
+    faster = (
+        f" Against the original's way (all frames, float32, a wait in each step) the model is {base['model_speedup']:.1f} and "
+        f"training {base['train_speedup']:.1f} times as fast." if base else ""
+    )
+    return (
+        f"{setting['num_frames']} frames of {setting['size']} px, batch {setting['batch_size']}, {setting['precision']}, "
+        f"`{setting['codec']}` shards. {_sentence(run['verdict']['text'])}{faster} Data wait "
+        f"{percent(run['data_wait_share'])}, MFU {percent(run['mfu'])} of a large matrix product. {_device(machine)}, torch "
+        f"{machine['versions']['torch']}, {run['date'][:10]}.{''.join(f' {_sentence(doubt)}' for doubt in run['doubts'])}"
+    )
+
+
+def _device(machine: Record) -> str:
+    return f"{machine['cores']} CPU cores ({machine['cpu']})" if machine["device"] == "cpu" else machine["device"]
+
+
+def _sentence(text: str) -> str:
+    """A remark of a record as a sentence."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def scaling_measured() -> str:
+    """Weak scaling with real processes: what the exchange costs, and whether they did one training."""
+    record = read("scaling_measured")
+    if record is None:
+        return ""
+    machine, setting, last = record["machine"], record["setting"], record["worlds"][-1]
+    header = ["processes", "clips/s", "efficiency", "all-reduced per step, MB", "calls", "added to a step", "data wait",
+              "weights equal", "clips seen once"]
+    return table(header, [_world_cells(row, machine) for row in record["worlds"]]) + (
+        f"\n{setting['batch_size']} clips per process and step ({setting['num_frames']} frames of {setting['size']} px, "
+        f"{setting['precision']}), {last['backend']}, real shards and training steps; gradients: "
+        f"{last['gradient_bytes'] / 1e6:.2f} MB. Added to a step: its median with the exchange of gradients minus without, in "
+        f"the same processes. {_device(machine)}, torch {machine['versions']['torch']}, {record['date'][:10]}."
+        f"{''.join(f' {_sentence(note)}' for note in record['notes'])}\n"
+    )
+
+
+def _world_cells(row: Record, machine: Record) -> list[str]:
+    """A number of processes; no speed where they share cores."""
+    shared = machine["device"] == "cpu" and row["processes"] > machine["usable_cores"]
+    found, exchange = row["checks"], row["exchange_ms"]
+    return [
+        str(row["processes"]), "" if shared else _rate(row["clips_per_s"]), "" if shared else percent(row["efficiency"]),
+        f"{row['allreduce_bytes_per_step'] / 1e6:.2f}", str(row["allreduces_per_step"]),
+        f"{exchange['added']:.1f} ms ({percent(exchange['added'] / exchange['synced'])})" if row["processes"] > 1 else "",
+        percent(row["data_wait_share"]), "yes" if found["student_equal"] and found["teacher_equal"] else "NO",
+        f"{found['clips'] - found['lost'] - found['twice']} of {found['clips']}",
+    ]
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
+    "bench_run": bench_run, "scaling_measured": scaling_measured,
     "demo": demo, "claim": claim, "training_step": training_step, "encode_experiment": encode_experiment,
     "encodings": encodings, "loader": loader, "scaling": scaling,
 }
