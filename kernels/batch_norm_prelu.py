@@ -173,7 +173,7 @@ def _backward_sums_kernel(
     grad_slope_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     first = chunk * rows_per_chunk
     for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
-        row_R = row + tl.arange(0, BLOCK_R)
+        row_R = row + tl.arange(0, BLOCK_R).to(tl.int64)
         valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
         at_RC = row_R[:, None] * num_channels + c_C[None, :]
         grad_RC = tl.load(grad_ptr + at_RC, mask=valid_RC, other=0).to(tl.float32)

@@ -105,6 +105,54 @@ def masked_mse_truth(prediction: Tensor, target: Tensor, scored: Tensor) -> Tens
     return torch.stack(errors).mean() if errors else (prediction * 0).sum()
 
 
+def add_layer_norm_truth(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Two (B, N, D); differentiable."""
+    total = x + branch
+    tokens = []
+    for token in total.flatten(0, 1):
+        mean = token.sum() / len(token)
+        variance = ((token - mean) ** 2).sum() / len(token)
+        tokens.append((token - mean) / (variance + eps).sqrt() * weight + bias)
+    return total, torch.stack(tokens).view(x.shape)
+
+
+def bias_gelu_truth(x: Tensor, bias: Tensor) -> Tensor:
+    """(B, N, H); differentiable; the normal distribution from torch.special."""
+    columns = [(x[..., h] + bias[h]) * torch.special.ndtr(x[..., h] + bias[h]) for h in range(len(bias))]
+    return torch.stack(columns, dim=-1)
+
+
+def batch_norm_prelu_truth(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor,
+    statistics: tuple[Tensor, Tensor] | None,
+    shortcut: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(F, C, H, W), and per channel the mean and the unbiased variance; differentiable."""
+    planes, means, variances = [], [], []
+    for c in range(x.shape[1]):
+        values = x[:, c]
+        mean = values.sum() / values.numel() if statistics is None else statistics[0][c]
+        squares = ((values - mean) ** 2).sum()
+        variance = squares / values.numel() if statistics is None else statistics[1][c]
+        z = (values - mean) / (variance + eps).sqrt() * weight[c] + bias[c]
+        z = z if shortcut is None else z + shortcut[:, c]
+        planes.append(z.clamp(min=0) + slope[c] * z.clamp(max=0))
+        means.append(mean)
+        variances.append(squares / max(values.numel() - 1, 1))
+    return torch.stack(planes, dim=1), torch.stack(means).detach(), torch.stack(variances).detach()
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The same map in channels-last memory."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def default_scale(head_dim: int) -> float:
     """The usual scale of attention scores."""
     return 1.0 / math.sqrt(head_dim)

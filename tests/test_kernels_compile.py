@@ -12,7 +12,17 @@ import torch
 from kernel_compiler import compile_for, record
 from torch import Tensor
 
-from svdata2vec.kernels import attention, fuse_tokens, gather_frames, layer_targets, masked_mse, restore_tokens
+from svdata2vec.kernels import (
+    add_layer_norm,
+    attention,
+    batch_norm_prelu,
+    bias_gelu,
+    fuse_tokens,
+    gather_frames,
+    layer_targets,
+    masked_mse,
+    restore_tokens,
+)
 from svdata2vec.kernels.dispatch import INTERPRETED
 
 # Compute capability -> shared memory that one block may have, in bytes (CUDA C++ programming guide, "Technical
@@ -90,6 +100,53 @@ def test_targets_and_loss(capability: int, dtype: torch.dtype) -> None:
     check(launch_all, capability, 4)
 
 
+def launch_norm(B: int, N: int, D: int, dtype: torch.dtype) -> None:
+    """Residual sum and LayerNorm, both passes, with float32 parameters."""
+    tokens, vector, rows = empty(B, N, D, dtype=dtype), empty(D, dtype=torch.float32), empty(B * N, dtype=torch.float32)
+    add_layer_norm.launch_add_layer_norm(tokens, tokens, vector, vector, 1e-5, dtype)
+    add_layer_norm.launch_add_layer_norm_backward(tokens, tokens, tokens, rows, rows, vector)
+
+
+def launch_epilogue(B: int, N: int, H: int, dtype: torch.dtype) -> None:
+    """Bias and GELU, both passes."""
+    hidden, vector = empty(B, N, H, dtype=dtype), empty(H, dtype=torch.float32)
+    bias_gelu.launch_bias_gelu(hidden, vector)
+    bias_gelu.launch_bias_gelu_backward(hidden, hidden, vector)
+
+
+def launch_batch_norm(shape: tuple[int, ...], dtype: torch.dtype, shortcut: bool, training: bool = True) -> None:
+    """BatchNorm with PReLU, both passes: five kernels in training, three in evaluation."""
+    maps = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    added = maps if shortcut else None
+    vectors = [empty(shape[1], dtype=torch.float32) for _ in range(5)]
+    given = (None, None) if training else vectors[3:]
+    batch_norm_prelu.launch_batch_norm_prelu(maps, added, *vectors[:3], *given, 1e-5)
+    batch_norm_prelu.launch_batch_norm_prelu_backward(maps, maps, added, *vectors, 1e-5, training)
+
+
+@architectures
+@dtypes
+def test_fused_steps(capability: int, dtype: torch.dtype) -> None:
+    def launch_all() -> None:
+        launch_norm(B, T, D, dtype)
+        launch_epilogue(B, T, 4 * D, dtype)
+        for shortcut in (False, True):
+            launch_batch_norm((2, 64, 28, 28), dtype, shortcut)
+
+    check(launch_all, capability, 14)
+
+
+def test_batch_norm_of_many_channels_and_in_evaluation() -> None:
+    check(lambda: launch_batch_norm((2, 512, 7, 7), torch.bfloat16, shortcut=True), 90, 5)
+    check(lambda: launch_batch_norm((2, 64, 28, 28), torch.bfloat16, shortcut=True, training=False), 90, 3)
+
+
+@pytest.mark.parametrize("width", [2048, add_layer_norm.MAX_WIDTH])
+def test_add_layer_norm_of_wide_tokens(width: int) -> None:
+    """More channels than a tile has values: whole rows in eight warps."""
+    check(lambda: launch_norm(2, 3, width, torch.bfloat16), 90, 2)
+
+
 def attention_passes(num_tokens: int, num_heads: int, dtype: torch.dtype, lengths: Tensor | None) -> Callable[[], None]:
     qkv, grad = empty(B, num_tokens, 3 * D, dtype=dtype), empty(B, num_tokens, D, dtype=dtype)
 
@@ -139,12 +196,18 @@ def launch_everything(B: int, T: int, K: int, D: int, strided: bool) -> None:
     masked_mse.launch_masked_mse_backward(grad, count, floats(B, T, D), target, scored)
     attention.launch_attention(floats(B, T, 3 * D), 1, 0.2, empty(B, dtype=torch.int64))
     attention.launch_attention_backward(floats(B, T, D), floats(B, T, 3 * D), 1, 0.2, None)
+    vector, rows = floats(D), empty(B * T, dtype=torch.float32)
+    add_layer_norm.launch_add_layer_norm(floats(B, T, D), floats(B, T, D), vector, vector, 1e-5, torch.bfloat16)
+    add_layer_norm.launch_add_layer_norm_backward(None, floats(B, T, D), target.contiguous(), rows, rows, vector)
+    bias_gelu.launch_bias_gelu(floats(B, T, D), vector)
+    bias_gelu.launch_bias_gelu_backward(floats(B, T, D), floats(B, T, D), vector)
+    launch_batch_norm((B, D, T, K), torch.bfloat16, shortcut=strided)
 
 
 @pytest.mark.parametrize(("sizes", "strided"), [((1, 1, 1, 1), False), ((2, 3, 1, 5), True)], ids=["ones", "strided"])
 def test_sizes_of_one_and_strides_of_two(sizes: tuple[int, int, int, int], strided: bool) -> None:
     """Triton makes a constant of every size and stride that is 1: other code paths than with ordinary sizes."""
-    check(lambda: launch_everything(*sizes, strided), 90, 11, wide=False)
+    check(lambda: launch_everything(*sizes, strided), 90, 20, wide=False)
 
 
 def test_strides_beyond_32_bits() -> None:

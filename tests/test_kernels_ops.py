@@ -10,7 +10,10 @@ from torch import Tensor
 
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
+from svdata2vec.kernels.add_layer_norm import add_layer_norm_backward_op, add_layer_norm_op, launch_add_layer_norm
 from svdata2vec.kernels.attention import attention_backward_op, attention_op, launch_attention
+from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_backward_op, batch_norm_prelu_op
+from svdata2vec.kernels.bias_gelu import bias_gelu_backward_op, bias_gelu_op
 from svdata2vec.kernels.dispatch import INTERPRETED
 from svdata2vec.kernels.fuse_tokens import fuse_tokens_backward_op, fuse_tokens_op
 from svdata2vec.kernels.gather_frames import gather_frames_op
@@ -39,6 +42,14 @@ def scored() -> Tensor:
 
 def video() -> Tensor:
     return torch.randint(0, 256, (B, T, 4, 6, 3), dtype=torch.uint8)
+
+
+def maps(dtype: torch.dtype = torch.float32) -> Tensor:
+    return cases.channels_last(torch.randn(B, D, 3, 2, dtype=dtype)).requires_grad_()
+
+
+def vectors(count: int) -> list[Tensor]:
+    return [torch.rand(D) + 0.5 for _ in range(count)]
 
 
 RUNS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
@@ -75,6 +86,28 @@ RUNS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
         masked_mse_backward_op,
         lambda: (torch.tensor(1.0), torch.tensor(6), torch.randn(B, D, T).mT, torch.randn(B, T, D), scored()),
     ),
+    "add_layer_norm": (
+        add_layer_norm_op,
+        lambda: (leaf(B, T, D), leaf(B, D, T).mT.bfloat16(), leaf(D), leaf(D), 1e-5, torch.bfloat16),
+    ),
+    "add_layer_norm_backward": (
+        add_layer_norm_backward_op,
+        lambda: (torch.randn(B, D, T).mT, *torch.randn(2, B, T, D), *torch.rand(2, B * T), torch.rand(D)),
+    ),
+    "bias_gelu": (bias_gelu_op, lambda: (leaf(B, D, T).mT, leaf(D))),
+    "bias_gelu_backward": (
+        bias_gelu_backward_op,
+        lambda: (torch.randn(B, D, T).mT.bfloat16(), torch.randn(B, T, D).bfloat16(), torch.randn(D)),
+    ),
+    "batch_norm_prelu": (batch_norm_prelu_op, lambda: (maps(), None, leaf(D), leaf(D), leaf(D), None, None, 1e-5)),
+    "batch_norm_prelu in evaluation with a shortcut": (
+        batch_norm_prelu_op,
+        lambda: (maps(torch.bfloat16), maps(), leaf(D), leaf(D), leaf(D), *vectors(2), 1e-5),
+    ),
+    "batch_norm_prelu_backward": (
+        batch_norm_prelu_backward_op,
+        lambda: (torch.randn(B, D, 3, 2), maps().detach(), None, *vectors(5), 1e-5, True),
+    ),
 }
 
 
@@ -89,9 +122,13 @@ def test_opcheck(name: str) -> None:
 def whole_step(tensors: dict[str, Tensor], impl: Any = "auto") -> Tensor:
     """Every op once, from pixels to loss."""
     windows = K.gather_frames(tensors["video"], tensors["keep"], impl=impl)
+    batch_norm = [tensors[name] for name in ("scale", "shift", "slope", "running_mean", "running_variance")]
+    windows = K.batch_norm_prelu(windows, *batch_norm, shortcut_FCHW=windows, training=True, impl=impl)
     tokens = windows.mean((2, 3)).view(B, KEPT, 15) @ tensors["project"]
     tokens = K.fuse_tokens(tokens, tensors["skeleton"], tensors["keep"], tensors["hidden"], tensors["temporal"], impl=impl)
-    tokens = tokens + K.attention(tokens @ tensors["qkv"], 2, impl=impl)
+    attended = K.attention(tokens @ tensors["qkv"], 2, impl=impl)
+    tokens, normed = K.add_layer_norm(tokens, attended, tensors["mask"], tensors["bias"], impl=impl)
+    tokens = tokens + K.bias_gelu(normed, tensors["bias"], impl=impl)
     full = K.restore_tokens(tokens, tensors["mask"], tensors["keep"], tensors["temporal"], impl=impl)
     target = K.layer_targets(torch.stack([tensors["skeleton"], full]), impl=impl)
     return K.masked_mse(full, target, tensors["scored"], impl=impl)
@@ -104,8 +141,11 @@ def step_tensors() -> tuple[dict[str, Tensor], list[Tensor]]:
         "temporal": leaf(T, D),
         "qkv": leaf(D, 3 * D),
         "mask": leaf(D),
+        "bias": leaf(D),
+        **{name: leaf(15) for name in ("scale", "shift", "slope")},
     }
     fixed = {"video": video(), "keep": keep(), "hidden": hidden(), "scored": scored()}
+    fixed |= {"running_mean": torch.zeros(15), "running_variance": torch.ones(15)}
     return {**leaves, **fixed}, list(leaves.values())
 
 
@@ -143,7 +183,20 @@ DIFFERENTIABLE: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
         (x := leaf(B, T, D)),
         K.masked_mse(x, torch.randn(B, T, D), scored(), impl=impl),
     ),
+    "add_layer_norm": lambda impl: (
+        (x := leaf(B, T, D)),
+        K.add_layer_norm(x, leaf(B, T, D), leaf(D), leaf(D), impl=impl)[1].square().sum(),
+    ),
+    "bias_gelu": lambda impl: ((x := leaf(B, T, D)), K.bias_gelu(x, leaf(D), impl=impl).square().sum()),
+    "batch_norm_prelu": lambda impl: ((x := maps()), normalise(x, impl=impl).square().sum()),
 }
+
+
+def normalise(x: Tensor, **changes: Any) -> Tensor:
+    """`batch_norm_prelu` of a map with whatever a test wants different."""
+    parameters = dict(zip(("weight_C", "bias_C", "slope_C"), (leaf(D), leaf(D), leaf(D)), strict=True))
+    running = {"running_mean_C": torch.zeros(D), "running_variance_C": torch.ones(D)}
+    return K.batch_norm_prelu(**{"x_FCHW": x, **parameters, **running, "training": True, **changes})
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
@@ -244,9 +297,53 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"target_BTD has shape \(2, 5\); expected \(B=2, T=5, D=4\)",
     ),
     "scored": (lambda: K.masked_mse(leaf(B, T, D), leaf(B, T, D), scored().float()), r"scored_BT has dtype torch.float32"),
+    "branch": (
+        lambda: K.add_layer_norm(leaf(B, T, D), leaf(B, T, D + 1), leaf(D), leaf(D)),
+        r"branch_BND has shape \(2, 5, 5\); expected \(B=2, N=5, D=4\)",
+    ),
+    "norm's weight": (
+        lambda: K.add_layer_norm(leaf(B, T, D), leaf(B, T, D), leaf(D).long(), leaf(D)),
+        r"weight_D has dtype torch.int64; expected torch.float16 or",
+    ),
+    "norm's device": (
+        lambda: K.add_layer_norm(leaf(B, T, D), leaf(B, T, D), leaf(D), torch.empty(D, device="meta")),
+        r"bias_D is on meta but x_BND is on cpu; move one of them",
+    ),
+    "no channel": (lambda: K.add_layer_norm(leaf(1, 1, 0), leaf(1, 1, 0), leaf(0), leaf(0)), r"x_BND has no channel"),
+    "norm's dtype": (
+        lambda: K.add_layer_norm(leaf(B, T, D), leaf(B, T, D), leaf(D), leaf(D), dtype=torch.int32),
+        r"dtype is torch.int32; expected a floating point dtype",
+    ),
+    "MLP's bias": (lambda: K.bias_gelu(leaf(B, T, D), leaf(D + 1)), r"bias_H has shape \(5,\); expected \(H=4\)"),
+    "MLP's product": (lambda: K.bias_gelu(leaf(B, D), leaf(D)), r"x_BNH has shape \(2, 4\); expected \(B, N, H\)"),
+    "shortcut's shape": (
+        lambda: normalise(maps(), shortcut_FCHW=maps()[:1]),
+        r"shortcut_FCHW has shape \(1, 4, 3, 2\); expected \(F=2, C=4, H=3, W=2\)",
+    ),
+    "map's layout": (
+        lambda: normalise(torch.randn(B, D, 3, 2)),
+        r"x_FCHW has strides \(24, 6, 2, 1\); expected channels-last memory; call .contiguous\(memory_format",
+    ),
+    "shortcut's layout": (
+        lambda: normalise(maps(), shortcut_FCHW=torch.randn(B, D, 3, 2)),
+        r"shortcut_FCHW has strides .*; expected channels-last memory",
+    ),
+    "slope": (lambda: normalise(maps(), slope_C=leaf(1)), r"slope_C has shape \(1,\); expected \(C=4\)"),
+    "statistics": (
+        lambda: normalise(maps(), running_mean_C=torch.zeros(D, dtype=torch.int64)),
+        r"running_mean_C has dtype torch.int64",
+    ),
+    "one value per channel": (
+        lambda: normalise(maps()[:1, :, :1, :1]),
+        r"x_FCHW has shape \(1, 4, 1, 1\); training needs at least two values per channel",
+    ),
     # What only the Triton side demands is checked by the launchers, before anything is started.
     "too many tokens": (lambda: launch_attention(leaf(1, 129, 48), 1, 1.0, None), r"129 tokens and heads of 16; .* 128 tokens"),
     "too wide heads": (lambda: launch_attention(leaf(1, 5, 390), 1, 1.0, None), r"heads of 130; .* heads of up to 64"),
+    "too wide": (
+        lambda: launch_add_layer_norm(leaf(1, 1, 8193), leaf(1, 1, 8193), leaf(8193), leaf(8193), 1e-5, torch.float32),
+        r"add_layer_norm: 8193 channels; the Triton kernel takes up to 8192; use impl='torch'",
+    ),
     "too many frames": (lambda: launch_layer_targets(torch.randn(1, 1, 1025, 1), 1e-5), r"1025 frames; .* up to 1024"),
     "float64": (
         lambda: launch.launch(None, (1,), torch.zeros(1, dtype=torch.float64), num_warps=1),
@@ -274,3 +371,7 @@ def test_a_truth_of_float64_passes_the_op_without_loss() -> None:
     kept = cases.draw_keep(1, 4, 2)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 2, 2), (2,), (4, 2))]
     assert torch.autograd.gradcheck(lambda x, mask, time: K.restore_tokens(x, mask, kept, time), tensors)
+    shapes = ((1, 2, 3), (1, 2, 3), (3,), (3,))
+    x, branch, weight, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    assert torch.autograd.gradcheck(K.add_layer_norm, (x, branch, weight, bias))
+    assert torch.autograd.gradcheck(K.bias_gelu, (x, bias))

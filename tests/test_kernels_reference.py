@@ -166,6 +166,79 @@ def test_any_mask_survives_fuse_and_restore(data: st.DataObject, num_clips: int,
     assert_same_with_gradients(through, truth, leaves)
 
 
+@both
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 1, 2), (3, 1, 7)])
+def test_add_layer_norm_equals_the_loop(impl: Impl, shape: tuple[int, int, int]) -> None:
+    assert_same_with_gradients(
+        lambda *leaves: torch.stack(K.add_layer_norm(*leaves, impl=impl)),
+        lambda *leaves: torch.stack(cases.add_layer_norm_truth(*leaves, 1e-5)),
+        [leaf(*shape), leaf(*shape), leaf(shape[2]), leaf(shape[2])],
+    )
+
+
+@both
+def test_bias_gelu_equals_the_loop(impl: Impl) -> None:
+    leaves = [leaf(2, 3, 5), leaf(5)]
+    assert_same_with_gradients(lambda *x: K.bias_gelu(*x, impl=impl), cases.bias_gelu_truth, leaves)
+
+
+@both
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (5, 1, 1, 1), (1, 4, 1, 3)])
+def test_batch_norm_prelu_equals_the_loop(impl: Impl, training: bool, shortcut: bool, shape: tuple[int, ...]) -> None:
+    C = shape[1]
+    mean, variance = torch.randn(C, dtype=torch.float64), torch.rand(C, dtype=torch.float64) + 0.5
+    running = mean.clone(), variance.clone()
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *more: Tensor) -> Tensor:
+        maps = [cases.channels_last(x), *(cases.channels_last(added) for added in more)]
+        return K.batch_norm_prelu(
+            maps[0], weight, bias, slope, *running, shortcut_FCHW=maps[1] if more else None, training=training, impl=impl
+        )
+
+    def truth(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *more: Tensor) -> Tensor:
+        statistics = None if training else (mean, variance)
+        return cases.batch_norm_prelu_truth(x, weight, bias, slope, statistics, more[0] if more else None, 1e-5)[0]
+
+    leaves = [leaf(*shape), leaf(C), leaf(C), leaf(C), *([leaf(*shape)] if shortcut else [])]
+    assert_same_with_gradients(run, truth, leaves)
+    _, batch_mean, batch_variance = cases.batch_norm_prelu_truth(leaves[0], *leaves[1:4], None, None, 1e-5)
+    want = (mean.lerp(batch_mean, 0.1), variance.lerp(batch_variance, 0.1)) if training else (mean, variance)
+    for got, expected in zip(running, want, strict=True):
+        assert_exact(got, expected, "running statistic")
+
+
+@both
+@pytest.mark.parametrize("training", [False, True])
+def test_fused_steps_equal_the_modules_of_pytorch(impl: Impl, training: bool) -> None:
+    """Value, gradients and buffers of `LayerNorm`, `gelu(Linear)` and `BatchNorm2d` with `PReLU`, in float32."""
+    norm, batch_norm, prelu = torch.nn.LayerNorm(6), torch.nn.BatchNorm2d(6).train(training), torch.nn.PReLU(6)
+    linear = torch.nn.Linear(6, 6)
+    mean, variance = batch_norm.running_mean.clone(), batch_norm.running_var.clone()  # type: ignore[union-attr]
+    x, branch = torch.randn(2, 5, 6, requires_grad=True), torch.randn(2, 5, 6, requires_grad=True)
+    maps = cases.channels_last(torch.randn(3, 6, 4, 5) + 2).requires_grad_()
+
+    def fused() -> list[Tensor]:
+        total, normed = K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps, impl=impl)
+        hidden = K.bias_gelu(torch.nn.functional.linear(normed, linear.weight), linear.bias, impl=impl)
+        weights = batch_norm.weight, batch_norm.bias, prelu.weight
+        out = K.batch_norm_prelu(maps, *weights, mean, variance, shortcut_FCHW=maps, training=training, impl=impl)
+        return [total, hidden, out]
+
+    def plain() -> list[Tensor]:
+        total = x + branch
+        return [total, torch.nn.functional.gelu(linear(norm(total))), prelu(batch_norm(maps) + maps)]
+
+    leaves = [x, branch, maps, *(p for module in (norm, linear, batch_norm, prelu) for p in module.parameters())]
+    results = [fused(), plain()]
+    weights = [torch.randn_like(tensor) for tensor in results[0]]
+    grads = [torch.autograd.grad(result, leaves, weights) for result in results]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close([mean, variance], [batch_norm.running_mean, batch_norm.running_var], rtol=1e-6, atol=1e-6)
+
+
 def test_auto_is_the_op_and_torch_is_plain(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_announced", set())
     qkv = torch.randn(1, 2, 6, requires_grad=True)

@@ -3,7 +3,6 @@
 Judged by distance: the kernel and the reference are both compared with the reference in float64 (see tolerances.py).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import kernel_cases as cases
@@ -11,8 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_compare import all_dtypes, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
-from tolerances import assert_as_close_as
 from torch import Tensor
 
 from svdata2vec.kernels import functional as K
@@ -20,40 +19,6 @@ from svdata2vec.kernels import launch
 from svdata2vec.kernels.dispatch import Impl
 
 pytestmark = triton_marks()
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])
-
-# Given the float inputs and `impl`, one op's result.
-Run = Callable[..., Tensor]
-
-
-def assert_op(run: Run, inputs: list[Tensor], layout: str = "contiguous") -> None:
-    """Value and every gradient of `run(*inputs, impl=...)`, Triton against the reference, in the inputs' dtypes."""
-
-    def evaluate(impl: Impl, tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        value = run(*leaves, impl=impl)
-        if not value.requires_grad:
-            return value, []
-        # A strided gradient comes back just as well: what follows an op in a model may be a slice or an expansion.
-        weight = weight.to(value)
-        weight = cases.strided(weight) if layout == "strided" and weight.ndim else weight
-        return value, list(torch.autograd.grad(value, leaves, weight))
-
-    given_inputs = [tensor.to(DEVICE) for tensor in inputs]
-    if layout == "strided":
-        given_inputs = [cases.strided(tensor) for tensor in given_inputs]
-    sample = run(*given_inputs, impl="torch")
-    # Rounded to the result's dtype for the truth as well, so that its rounding doesn't count as a kernel's error.
-    weight = torch.randn(sample.shape).to(DEVICE, sample.dtype)
-    got, got_grads = evaluate("triton", given_inputs, weight)
-    reference, reference_grads = evaluate("torch", given_inputs, weight)
-    truth, truth_grads = evaluate("torch", [tensor.double() for tensor in given_inputs], weight)
-    assert_as_close_as(got, reference, truth, "value")
-    assert len(got_grads) == len(reference_grads) == len(truth_grads)
-    for number, triple in enumerate(zip(got_grads, reference_grads, truth_grads, strict=True)):
-        assert_as_close_as(*triple, f"gradient of input {number}")
 
 
 @all_dtypes
@@ -283,9 +248,13 @@ def _step(inputs: dict[str, Any], impl: Impl) -> list[Tensor]:
 def _loss(leaves: dict[str, Tensor], inputs: dict[str, Any], impl: Impl) -> Tensor:
     keep, hidden = inputs["keep"], inputs["hidden"]
     windows = K.gather_frames(inputs["video"], keep, impl=impl)
+    batch_norm = [leaves[name] for name in ("scale", "shift", "slope")]
+    windows = K.batch_norm_prelu(windows, *batch_norm, *inputs["running"], shortcut_FCHW=windows, training=True, impl=impl)
     video = windows.mean((2, 3)).view(*keep.shape, 15) @ leaves["project"]
     student = K.fuse_tokens(video, leaves["skeleton"], keep, hidden, leaves["temporal"], impl=impl)
-    student = student + K.attention(student @ leaves["qkv"], 2, impl=impl)
+    attended = K.attention(student @ leaves["qkv"], 2, impl=impl)
+    student, normed = K.add_layer_norm(student, attended, leaves["mask"], leaves["bias"], impl=impl)
+    student = student + K.bias_gelu(normed, leaves["bias"], impl=impl)
     full = K.restore_tokens(student, leaves["mask"], keep, leaves["temporal"], impl=impl)
     prediction = full + K.attention(full @ leaves["qkv"], 2, impl=impl)
     target = K.layer_targets(inputs["layers"], impl=impl)
@@ -294,7 +263,8 @@ def _loss(leaves: dict[str, Tensor], inputs: dict[str, Any], impl: Impl) -> Tens
 
 def _step_inputs() -> dict[str, Any]:
     B, T, kept, D = 3, 9, 4, 24
-    shapes = {"project": (15, D), "skeleton": (B, T, D), "temporal": (T, D), "mask": (D,), "qkv": (D, 3 * D)}
+    shapes = {"project": (15, D), "skeleton": (B, T, D), "temporal": (T, D), "mask": (D,), "qkv": (D, 3 * D), "bias": (D,)}
+    shapes |= dict.fromkeys(("scale", "shift", "slope"), (15,))
     return {
         "leaves": {name: 0.2 * torch.randn(shape).to(DEVICE) for name, shape in shapes.items()},
         "video": torch.randint(0, 256, (B, T, 6, 5, 3), dtype=torch.uint8).to(DEVICE),
@@ -302,6 +272,7 @@ def _step_inputs() -> dict[str, Any]:
         "hidden": (torch.rand(B, kept) < 0.7).to(DEVICE),
         "layers": torch.randn(2, B, T, D).to(DEVICE),
         "scored": (torch.rand(B, T) < 0.8).to(DEVICE),
+        "running": (torch.zeros(15).to(DEVICE), torch.ones(15).to(DEVICE)),
     }
 
 

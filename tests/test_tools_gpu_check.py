@@ -79,7 +79,7 @@ def test_the_table_and_the_status_never_call_a_part_passed_that_did_not_run() ->
 
 
 def test_every_part_has_its_function() -> None:
-    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 15
+    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 18
     assert all(callable(getattr(parts, part.function)) for part in gpu_check.PARTS)
 
 
@@ -142,9 +142,11 @@ def test_kernels_are_compared_with_their_references(op: str, monkeypatch: pytest
 
     real = getattr(functional, op)
 
-    def wrong(*arguments: Any, impl: str, **options: Any) -> torch.Tensor:
+    def wrong(*arguments: Any, impl: str, **options: Any) -> Any:
         value = real(*arguments, impl="torch", **options)
-        return value * 1.02 if impl == "auto" else value
+        if impl == "auto":
+            return tuple(1.02 * part for part in value) if isinstance(value, tuple) else 1.02 * value
+        return value
 
     monkeypatch.setattr(functional, op, wrong)
     with pytest.raises(parts.CheckError, match="is off by"):
@@ -167,6 +169,8 @@ def test_a_training_step_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_step_is_timed_both_ways() -> None:
     figures = parts.measure_step("cpu", clips=2, repetitions=2, config=parts.small_config())
+    ratio = figures["fused_blocks_clips_per_s"] / figures["ours_clips_per_s"]
+    assert ratio > 0 and figures["fused_blocks_speedup"] == pytest.approx(ratio)
     assert figures["ours_clips_per_s"] > 0 and figures["original_style_clips_per_s"] > 0
     assert figures["speedup"] == pytest.approx(figures["ours_clips_per_s"] / figures["original_style_clips_per_s"])
 

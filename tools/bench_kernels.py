@@ -28,8 +28,8 @@ import triton
 from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
 
-# Largest error relative to the largest value of the truth. bfloat16 has 8 bits and the transformer part 11 blocks in a
-# row; a wrong index or a missing term is off by the order of the values themselves.
+# Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
+# bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.
 ERROR_LIMIT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -50,7 +50,7 @@ class Row:
     dtype: str
     candidate: str
     status: str
-    error: float | None = None  # against the float32 truth, relative to its largest value; worst of value and gradients
+    error: float | None = None  # against the float32 truth, relative (see ERROR_LIMIT); worst of values and gradients
     direction: str | None = None  # "forward", "backward", "both"
     ms: float | None = None
     ms_20: float | None = None
@@ -92,19 +92,29 @@ def ceilings(device: torch.device, dtype: torch.dtype, budget: Budget) -> dict[s
 
 
 def evaluate(candidate: Candidate, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Value and the gradient of every leaf, in float32."""
+    """Values and the gradient of every leaf, in float32."""
     leaves = [tensor for tensor in (*inputs, *candidate.parameters) if tensor.requires_grad]
+    values = results_of(candidate, inputs)
+    generator = torch.Generator(values[0].device).manual_seed(0)
+    weights = [torch.randn(v.shape, generator=generator, device=v.device).to(v.dtype) for v in values]
+    grads = torch.autograd.grad(values, leaves, weights) if leaves else ()
+    return [tensor.detach().float() for tensor in (*values, *grads)]
+
+
+def results_of(candidate: Candidate, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The candidate's result or results."""
     value = candidate.run(*inputs)
-    generator = torch.Generator(value.device).manual_seed(0)
-    weight = torch.randn(value.shape, generator=generator, device=value.device).to(value.dtype)
-    grads = torch.autograd.grad(value, leaves, weight) if leaves else ()
-    return [tensor.detach().float() for tensor in (value, *grads)]
+    return (value,) if isinstance(value, Tensor) else value
 
 
-def relative_error(got: list[Tensor], truth: list[Tensor]) -> float:
-    """Largest difference of any tensor, relative to the largest value of its truth."""
+def relative_error(got: list[Tensor], truth: list[Tensor], smooth: bool = True) -> float:
+    """Difference of the worst tensor relative to its truth: of the largest values, or of the root mean squares."""
+
+    def size(tensor: Tensor) -> Tensor:
+        return tensor.abs().max() if smooth else tensor.square().mean().sqrt()
+
     errors = [
-        ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+        (size(ours - theirs) / size(theirs).clamp(min=1e-12)).item()
         for ours, theirs in zip(got, truth, strict=True)
         if theirs.numel()
     ]
@@ -133,20 +143,20 @@ def directions(candidate: Candidate, case: Case) -> dict[str, tuple[Callable[[],
     leaves = [tensor for tensor in (*case.inputs, *candidate.parameters) if tensor.requires_grad]
     if not leaves:
         return {"forward": (lambda: candidate.run(*case.inputs), case.forward_bytes, case.forward_flops)}
-    value = candidate.run(*case.inputs)
-    weight = torch.randn_like(value)
+    values = results_of(candidate, case.inputs)
+    weights = [torch.randn_like(value) for value in values]
 
     def forward() -> None:
         with torch.no_grad():
             candidate.run(*case.inputs)
 
     def both() -> None:
-        torch.autograd.grad(candidate.run(*case.inputs), leaves, weight)
+        torch.autograd.grad(results_of(candidate, case.inputs), leaves, weights)
 
     return {
         "forward": (forward, case.forward_bytes, case.forward_flops),
         "backward": (
-            lambda: torch.autograd.grad(value, leaves, weight, retain_graph=True),
+            lambda: torch.autograd.grad(values, leaves, weights, retain_graph=True),
             case.backward_bytes,
             case.backward_flops,
         ),
@@ -159,7 +169,7 @@ def bench_candidate(name: str, case: Case, truth: list[Tensor], scale: Scale, bu
     candidate = case.candidates[name]
     about = {"op": case.op, "shape": case.shape, "dtype": str(scale.dtype).removeprefix("torch."), "candidate": name}
     try:
-        error = relative_error(evaluate(candidate, case.inputs), truth)
+        error = relative_error(evaluate(candidate, case.inputs), truth, case.smooth)
     except RuntimeError as refusal:  # a backend of SDPA that doesn't take this shape says so this way
         if not name.startswith("SDPA"):
             raise
@@ -216,7 +226,18 @@ def choose_scale(device: torch.device, quick: bool) -> Scale:
     if device.type == "cuda":
         sweep = tuple((n, e) for n in (13, 40, 64, 128) for e in (16, 32, 64))
         return Scale((32,) if quick else (32, 128), 224, () if quick else sweep, torch.bfloat16, device)
-    return Scale((2,), 56, () if quick else ((16, 64), (128, 32)), torch.float32, device)
+    return Scale((2,), 56, () if quick else ((16, 64), (128, 32)), torch.float32, device, stem_width=16)
+
+
+def other_rows(out: Path, ops: list[str], about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a file's other ops, if only some are measured again on the same device with the same versions."""
+    if not ops or not out.exists():
+        return []
+    record = json.loads(out.read_text())
+    differing = [name for name, value in about.items() if name != "date" and record[name] != value]
+    if differing:
+        raise SystemExit(f"{out} was made with another {' and '.join(differing)}; measure all ops, or take another --out")
+    return [row for row in record["rows"] if row["op"] not in ops]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, help="JSON file (default: tools/results/kernels_<device>.json)")
-    parser.add_argument("--ops", nargs="*", default=[], help="only these ops")
+    parser.add_argument("--ops", nargs="*", default=[], help="only these ops; the file's other rows stay")
     parser.add_argument("--quick", action="store_true", help="one batch size, no sweep, short timings")
     options = parser.parse_args(arguments)
     kind = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -239,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
     }
+    out = options.out or Path(__file__).parent / "results" / f"kernels_{kind}.json"
+    kept = other_rows(out, options.ops, about)
     budgets = {"warmup_ms": budget.warmup_ms, "measure_ms": budget.measure_ms}
     machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
     best = ceilings(device, scale.dtype, budget)
@@ -246,9 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     # A compiled backward pass may otherwise reuse its inputs' memory, and then runs only once: it couldn't be repeated.
     with torch._functorch.config.patch(donated_buffer=False):
         rows = bench(scale, budget, options.ops)
-    out = options.out or Path(__file__).parent / "results" / f"kernels_{kind}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = {**about, **budgets, **machine, "kind": kind, "ceilings": best, "rows": [{**asdict(row), **about} for row in rows]}
+    record = {**about, **budgets, **machine, "kind": kind, "ceilings": best}
+    record["rows"] = [*kept, *({**asdict(row), **about} for row in rows)]
     out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {out}")
     return int(any(row.status == "wrong" for row in rows))

@@ -1,25 +1,32 @@
 """What `bench_kernels.py` measures: each op's inputs at one shape, and every way to compute it that is worth comparing.
 
-B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers.
+B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from kernel_passes import STEPS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from svdata2vec.block_steps import BlockSteps, block_steps
 from svdata2vec.config import ModelConfig, TargetConfig
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.model import Decoder, Encoder
+from svdata2vec.runtime import compile_parts, use_channels_last
 from svdata2vec.teacher import Teacher
+from svdata2vec.video_encoder import VideoEncoder
 
 T, KEPT, D, H, L = 40, 13, 256, 8, 8
 
-Function = Callable[..., Tensor]
+GMAC_PER_FRAME = 29.8 / KEPT  # of the video encoder at 224 x 224, forward
+
+Function = Callable[..., Any]  # one tensor, or several
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Case:
         candidates: name -> function of `inputs`; each is verified against the truth, then timed.
         forward_bytes, backward_bytes: what must be read and written at least, each value once.
         forward_flops, backward_flops: of the matrix products.
+        smooth: False where the gradient jumps (PReLU at zero): single values may then fall on either side, and the error is
+            the root mean square instead of the largest.
     """
 
     op: str
@@ -51,6 +60,7 @@ class Case:
     backward_bytes: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class Scale:
     sweep: tuple[tuple[int, int], ...]  # (N, E) of the attention sweep, beside the model's own
     dtype: torch.dtype
     device: torch.device
+    stem_width: int = 64
+
+    def autocast(self, exact: bool = False) -> torch.autocast:
+        """As in training; not at all for a float32 truth."""
+        low = self.dtype != torch.float32 and not exact
+        return torch.autocast(self.device.type, self.dtype if low else None, enabled=low)
 
 
 def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
@@ -73,7 +89,15 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
         "layer_targets": [lambda b: targets_case(scale, b)],
         "masked_mse": [lambda b: loss_case(scale, b)],
+        "add_layer_norm": [lambda b, n=n: norm_case(scale, b, n) for n in (KEPT, T)],
+        "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
+        "batch_norm_prelu": [
+            lambda b: batch_norm_case(scale, b, 1, shortcut=False),
+            lambda b: batch_norm_case(scale, b, 1, shortcut=True),
+            lambda b: batch_norm_case(scale, b, 8, shortcut=True),
+        ],
         "transformer": [lambda b: transformer_case(scale, b)],
+        "video encoder": [lambda b: video_encoder_case(scale, b)],
     }
     if unknown := set(ops) - set(makers):
         raise SystemExit(f"unknown ops {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
@@ -251,12 +275,92 @@ def loss_case(scale: Scale, batch: int) -> Case:
     )
 
 
+def step_candidates(
+    scale: Scale, run: Callable[[BlockSteps], Function], parameters: Sequence[Tensor]
+) -> tuple[Candidate, dict[str, Candidate]]:
+    """Truth and candidates of a step between two products, under autocast: one op, module by module, and that compiled."""
+    name, impl = own_op(scale.device)
+
+    def within(function: Function, exact: bool = False) -> Candidate:
+        def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+            with scale.autocast(exact):
+                return function(*inputs)
+
+        return Candidate(call, tuple(parameters))
+
+    plain = run(BlockSteps())
+    fused = within(run(block_steps(True, impl)))
+    return within(plain, exact=True), {name: fused, "eager": within(plain), "torch.compile": within(compiled(plain))}
+
+
+def norm_case(scale: Scale, batch: int, tokens: int) -> Case:
+    """Residual sum and LayerNorm in a block."""
+    norm = nn.LayerNorm(D, device=scale.device)
+    # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
+    truth, candidates = step_candidates(
+        scale,
+        lambda steps: lambda x, branch: read_by_product(steps.add_norm(norm, x, branch), scale),
+        list(norm.parameters()),
+    )
+    return step_case(
+        scale, "add_layer_norm", f"B={batch} N={tokens} D={D}", truth, candidates,
+        (floats(scale, batch, tokens, D), floats(scale, batch, tokens, D)),
+    )
+
+
+def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
+    """What a matrix product under autocast does to its argument before it multiplies."""
+    total_BND, normed_BND = results
+    return total_BND, normed_BND.to(scale.dtype) if torch.is_autocast_enabled(scale.device.type) else normed_BND
+
+
+def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
+    """The first product of an MLP with its bias and GELU, since the bias is part of the product module by module."""
+    linear = nn.Linear(D, 4 * D, device=scale.device)
+    truth, candidates = step_candidates(
+        scale, lambda steps: lambda x: steps.linear_gelu(linear, x), list(linear.parameters())
+    )
+    product = 2 * batch * tokens * D * 4 * D
+    case = step_case(
+        scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", truth, candidates,
+        (floats(scale, batch, tokens, D),),
+    )
+    # The step's own bytes are a part of what is timed here, hence no rate of bytes.
+    return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
+
+
+def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) -> Case:
+    """BatchNorm, shortcut and PReLU of a stage of the trunk (`widening` 1, 2, 4 or 8) in training."""
+    channels, side = scale.stem_width * widening, scale.side // 4 // widening
+    norm, prelu = nn.BatchNorm2d(channels, device=scale.device), nn.PReLU(channels, device=scale.device)
+    shape = (batch * KEPT, channels, side, side)
+    maps = [
+        floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2 if shortcut else 1)
+    ]
+    truth, candidates = step_candidates(
+        scale, lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x), [*norm.parameters(), *prelu.parameters()]
+    )
+    name = "batch_norm_prelu with shortcut" if shortcut else "batch_norm_prelu"
+    size = f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}"
+    return replace(step_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
+
+
+def step_case(
+    scale: Scale, step: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
+) -> Case:
+    """A case whose bytes are the fused passes of kernel_passes.py over its (first, and like) input."""
+    one = inputs[0].numel() * scale.dtype.itemsize
+    passes = STEPS[step].fused
+    return Case(step, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
+
+
 class TransformerPart(nn.Module):
     """Student, teacher, decoder and loss on given tokens: everything but the video encoder."""
 
-    def __init__(self, impl: Impl) -> None:
+    def __init__(self, impl: Impl, fused: bool = False) -> None:
         super().__init__()
-        config = ModelConfig(impl=impl)
+        config = ModelConfig(impl=impl, fused_blocks=fused)
         self.impl = impl
         self.encoder = Encoder(config, T, 17, modality="skeleton")
         del self.encoder.skeleton_embed  # tokens are given
@@ -278,15 +382,15 @@ def transformer_case(scale: Scale, batch: int) -> Case:
     hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
     torch_part = TransformerPart("torch").to(scale.device)
     name, impl = own_op(scale.device)
-    own_part = TransformerPart(impl).to(scale.device)
-    own_part.load_state_dict(copy.deepcopy(torch_part.state_dict()))
+    own_part, fused_part = (TransformerPart(impl, fused).to(scale.device) for fused in (False, True))
+    for part in (own_part, fused_part):
+        part.load_state_dict(copy.deepcopy(torch_part.state_dict()))
 
     def candidate(part: TransformerPart, compile_it: bool, exact: bool = False) -> Candidate:
         forward = compiled(part) if compile_it else part
 
         def step(video: Tensor, skeleton: Tensor) -> Tensor:
-            low = not exact and scale.dtype != torch.float32
-            with torch.autocast(scale.device.type, scale.dtype if low else None, enabled=low):
+            with scale.autocast(exact):
                 return forward(video, skeleton, keep, hidden)
 
         return Candidate(step, tuple(p for p in part.parameters() if p.requires_grad))
@@ -304,10 +408,51 @@ def transformer_case(scale: Scale, batch: int) -> Case:
         candidates={
             name: candidate(own_part, compile_it=False),
             f"{name} + torch.compile": candidate(own_part, compile_it=True),
+            f"{name}, fused blocks": candidate(fused_part, compile_it=False),
+            f"{name}, fused blocks + torch.compile": candidate(fused_part, compile_it=True),
             "eager": candidate(torch_part, compile_it=False),
             "torch.compile": candidate(torch_part, compile_it=True),
         },
         forward_bytes=0,
         forward_flops=batch * (student + watch + decode),
         backward_flops=2 * batch * (student + decode),
+    )
+
+
+def video_encoder_case(scale: Scale, batch: int) -> Case:
+    """The video encoder on kept frames in training, forward and backward, laid out and compiled as a run does it."""
+    keep = draw_keep(scale, batch)
+    video = torch.randint(0, 256, (batch, T, scale.side, scale.side, 3), dtype=torch.uint8, device=scale.device)
+    name, impl = own_op(scale.device)
+    state = VideoEncoder(D, scale.stem_width).state_dict()
+
+    def candidate(fused: bool, compile_it: bool, exact: bool = False) -> Candidate:
+        part = VideoEncoder(D, scale.stem_width, impl, fused=fused).to(scale.device)
+        part.load_state_dict(state)
+        use_channels_last(part)
+        if compile_it:
+            compile_parts(part)
+
+        def run() -> Tensor:
+            with scale.autocast(exact):
+                return part(video, keep)
+
+        return Candidate(run, tuple(part.parameters()))
+
+    operations = int(2e9 * GMAC_PER_FRAME * batch * KEPT * (scale.side / 224) ** 2 * (scale.stem_width / 64) ** 2)
+    return Case(
+        op="video encoder",
+        shape=f"B={batch} K={KEPT} {scale.side}x{scale.side} stem={scale.stem_width}",
+        inputs=(),
+        truth=candidate(fused=False, compile_it=False, exact=True),
+        candidates={
+            f"{name}, fused blocks": candidate(fused=True, compile_it=False),
+            f"{name}, fused blocks + torch.compile": candidate(fused=True, compile_it=True),
+            "eager": candidate(fused=False, compile_it=False),
+            "torch.compile": candidate(fused=False, compile_it=True),
+        },
+        forward_bytes=0,
+        forward_flops=operations,
+        backward_flops=2 * operations,
+        smooth=False,
     )

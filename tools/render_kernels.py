@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from kernel_passes import STEPS, trunk_gigabytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -25,6 +26,11 @@ COPY_TARGETS = ("gather_frames", "fuse_tokens", "restore_tokens", "layer_targets
 COPY_SHARE = 0.8
 ATTENTION_SPEEDUP = 1.5
 TRANSFORMER_SPEEDUP = 2.0
+
+# Block-level fusions (`model.fused_blocks`): worth turning on where they beat torch.compile of the modules.
+FUSED_STEPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
+FUSED_PARTS = ("transformer", "video encoder")
+FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM = 128, 13, 224, 64  # for which bytes are counted on paper
 
 Row = dict[str, Any]
 
@@ -89,7 +95,65 @@ def targets(record: dict[str, Any]) -> str:
         gain = rows["torch.compile"]["ms"] / ours
         wanted = f"({TRANSFORMER_SPEEDUP} x)"
         lines.append((gain >= TRANSFORMER_SPEEDUP, f"transformer, {shape}: {gain:.2f} x torch.compile {wanted}"))
+    lines += fusion_gains(record)
     return "\n".join(f"- {'reached' if reached else '**missed**'}: {line}" for reached, line in lines)
+
+
+def fusion_gains(record: dict[str, Any]) -> list[tuple[bool, str]]:
+    """Each fused step against the compiled modules; each whole part, best way with fused blocks against best without."""
+    lines = []
+    for op in FUSED_STEPS:
+        for shape, rows in timed(record, op, "both").items():
+            if "triton" in rows and "torch.compile" in rows:
+                gain = rows["torch.compile"]["ms"] / rows["triton"]["ms"]
+                lines.append((gain > 1, f"{op}, {shape}: {gain:.2f} x torch.compile (more than 1 x)"))
+    for op in FUSED_PARTS:
+        for shape, rows in timed(record, op, "both").items():
+            ways = {fused: [row["ms"] for name, row in rows.items() if ("fused" in name) == fused] for fused in (True, False)}
+            if ways[True] and ways[False]:
+                gain = min(ways[False]) / min(ways[True])
+                lines.append((gain > 1, f"{op}, {shape}: fused blocks {gain:.2f} x the best way without (more than 1 x)"))
+    return lines
+
+
+def fusions() -> str:
+    """What was tried beyond the six ops of the masked core, and what it should save on paper."""
+    lines = ["| step | forward: modules, fused | backward: modules, fused | kept: modules, fused | how it is counted |",
+             "|---|---|---|---|---|"]
+    for name, step in STEPS.items():
+        counts = [f"{getattr(step.modules, kind)}, {getattr(step.fused, kind)}" for kind in ("forward", "backward", "kept")]
+        lines.append(f"| {name} | {' | '.join(counts)} | {step.why} |")
+    before, after = trunk_gigabytes(FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM)
+    table = "\n".join(lines)
+    return f"""## Block-level fusions: what was tried, what is off, and why
+
+Three more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
+(residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product) and `batch_norm_prelu` (BatchNorm,
+shortcut and PReLU of the video encoder, with its running statistics). `model.fused_blocks` puts all of them into the
+network; parameters and checkpoints stay. **They are off by default, because they have not been measured on a GPU.**
+`torch.compile` fuses most of the same steps, so that fewer passes than module by module prove nothing. Turn them on where
+the lines about them under "Targets", which the command above makes on a GPU, say more than 1 x. A synchronised BatchNorm
+keeps the plain way.
+
+Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
+training; "kept" is what the backward pass needs:
+
+{table}
+
+All BatchNorm steps of the video encoder together move {before:.0f} GB in a training step of {FUSED_BATCH} clips module by
+module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16). The convolutions' own
+traffic is the same either way.
+
+Not built, and why:
+
+- A block's last sum with the next block's first norm: 8 passes in a block's forward pass instead of 13. Blocks would no
+  longer be units that are compiled, checkpointed and read by the teacher one by one.
+- GELU inside the product itself: cuBLASLt's epilogue computes the tanh approximation, which isn't the paper's function.
+- A convolution with its BatchNorm: in training the statistics need the whole map first.
+
+The teacher's blocks write their sums straight into the tensor that `layer_targets` reads: 2 passes less per layer than
+stacking copies, always on.
+"""
 
 
 def plot(record: dict[str, Any], file: Path) -> None:
@@ -150,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the JSON files are and the page goes")
     folder = parser.parse_args(arguments).folder
     pages = "\n".join(section(kind, folder) for kind in ("cuda", "cpu"))
-    page = f"# Benchmark of the kernels\n\nMade by `{COMMAND}` from the JSON files beside it.\n\n{pages}"
+    page = f"# Benchmark of the kernels\n\nMade by `{COMMAND}` from the JSON files beside it.\n\n{fusions()}\n{pages}"
     (folder / "kernels.md").write_text(page)
     print(f"wrote {folder / 'kernels.md'}")
     return 0

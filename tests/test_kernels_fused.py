@@ -1,0 +1,230 @@
+"""The fused steps of the blocks, Triton against the references, on a GPU for real or by the interpreter."""
+
+import kernel_cases as cases
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_compare import all_dtypes, assert_op, layouts
+from kernel_device import DEVICE, triton_marks
+from torch import Tensor
+
+from svdata2vec.kernels import add_layer_norm, batch_statistics, bias_gelu, launch
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels.batch_norm_prelu import _apply_kernel
+from svdata2vec.kernels.batch_statistics import _statistics_kernel
+from svdata2vec.kernels.dispatch import Impl
+
+pytestmark = triton_marks()
+
+ROWS = [
+    pytest.param((3, 5, 37), id="odd and prime"),
+    pytest.param((1, 1, 1), id="one"),
+    pytest.param((2, 13, 256), id="the model's"),
+    pytest.param((2, 3, 300), id="wide"),
+    pytest.param((0, 4, 8), id="no clip"),
+    pytest.param((2, 0, 8), id="no token"),
+]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large tensors do in small ones: many tiles, several to a chunk, several chunks, a merge of several steps."""
+    shrink_tiles(monkeypatch)
+
+
+def shrink_tiles(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(launch, "TILE_VALUES", 64)
+    patch.setattr(launch, "TILE_CHANNELS", 8)
+    patch.setattr(add_layer_norm, "TILE_VALUES", 64)
+    for module in (add_layer_norm, bias_gelu):
+        patch.setattr(module, "MAX_ROW_CHUNKS", 3)
+    patch.setattr(batch_statistics, "MAX_SUMMING_PROGRAMS", 6)
+    patch.setattr(batch_statistics, "MERGED_CHUNKS", 2)
+
+
+def check_add_layer_norm(shape: tuple[int, int, int], dtype: torch.dtype, layout: str = "contiguous") -> None:
+    D = shape[2]
+    assert_op(
+        lambda x, branch, weight, bias, impl: torch.stack(K.add_layer_norm(x, branch, weight, bias, impl=impl)),
+        # A mean far from zero: the variance must not be computed as a difference of large numbers.
+        [torch.randn(shape).to(dtype) + 3, torch.randn(shape).to(dtype), torch.randn(D).to(dtype), torch.randn(D).to(dtype)],
+        layout,
+    )
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize("shape", ROWS)
+def test_add_layer_norm(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
+    if shape == (1, 1, 1):
+        shape = (1, 1, 2)  # of a single channel the norm is the bias, and every gradient exactly zero
+    check_add_layer_norm(shape, dtype, layout)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_add_layer_norm_in_many_tiles() -> None:
+    check_add_layer_norm((5, 7, 19), torch.float32)
+
+
+@pytest.mark.parametrize("used", [0, 1], ids=["the sum", "the norm"])
+def test_add_layer_norm_of_which_one_result_is_used(used: int) -> None:
+    assert_op(
+        lambda x, branch, weight, bias, impl: (
+            K.add_layer_norm(x, branch, weight, bias, impl=impl)[used] + 0 * (weight.sum() + bias.sum())
+        ),
+        [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8), torch.randn(8)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_add_layer_norm_under_autocast_writes_what_the_next_product_reads(dtype: torch.dtype) -> None:
+    """A float32 stream, a half precision branch, float32 parameters: the plain norm's values, rounded once."""
+    x, branch = torch.randn(2, 5, 24).to(DEVICE), torch.randn(2, 5, 24).to(DEVICE, dtype)
+    norm = torch.nn.LayerNorm(24).to(DEVICE)
+    torch.nn.init.normal_(norm.weight)
+    leaves = [x.requires_grad_(), branch.requires_grad_(), norm.weight, norm.bias]
+    total, normed = K.add_layer_norm(*leaves, dtype=dtype, impl="triton")
+    assert (total.dtype, normed.dtype) == (torch.float32, dtype)
+    plain = x + branch
+    want = norm(plain)
+    torch.testing.assert_close(total, plain, rtol=0, atol=0)
+    torch.testing.assert_close(normed.float(), want, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    weight = torch.randn_like(normed)
+    got_grads = torch.autograd.grad([normed, total], leaves, [weight, torch.ones_like(total)])
+    want_grads = torch.autograd.grad([want, plain], leaves, [weight.float(), torch.ones_like(total)])
+    assert [grad.dtype for grad in got_grads] == [leaf.dtype for leaf in leaves]
+    for got, expected in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(got.dtype).eps, atol=2e-5)
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize("shape", ROWS)
+def test_bias_gelu(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
+    inputs = [2 * torch.randn(shape).to(dtype), torch.randn(shape[2]).to(dtype)]
+    assert_op(lambda x, bias, impl: K.bias_gelu(x, bias, impl=impl), inputs, layout)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_bias_gelu_in_many_tiles() -> None:
+    assert_op(lambda x, bias, impl: K.bias_gelu(x, bias, impl=impl), [torch.randn(5, 7, 19), torch.randn(19)])
+
+
+def test_bias_gelu_far_from_zero_is_the_identity_or_nothing() -> None:
+    x = torch.tensor([-60.0, -12.0, 12.0, 60.0], device=DEVICE).view(1, 1, 4).requires_grad_()
+    out = K.bias_gelu(x, torch.zeros(4, device=DEVICE), impl="triton")
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(out, x.detach().clamp(min=0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(grad, (x.detach() > 0).float(), rtol=0, atol=1e-6)
+
+
+def check_batch_norm(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, training: bool, shortcut: bool, layout: str = "contiguous"
+) -> None:
+    C = shape[1]
+    running = [torch.randn(C).to(DEVICE), torch.rand(C).to(DEVICE) + 0.5]
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *more: Tensor, impl: Impl) -> Tensor:
+        statistics = [tensor.to(torch.promote_types(x.dtype, torch.float32)) for tensor in running]
+        added = cases.channels_last(more[0]) if more else None
+        return K.batch_norm_prelu(
+            cases.channels_last(x), weight, bias, slope, *statistics, shortcut_FCHW=added, training=training, impl=impl
+        )
+
+    maps = [(2 * torch.randn(shape) + 3).to(dtype), *([torch.randn(shape).to(dtype)] if shortcut else [])]
+    vectors = [torch.randn(C).to(dtype) for _ in range(3)]  # slopes of both signs
+    assert_op(run, [maps[0], *vectors, *maps[1:]], layout)
+
+
+MAPS = [
+    pytest.param((3, 5, 4, 7), True, False, id="odd and prime"),
+    pytest.param((3, 5, 4, 7), True, True, id="odd and prime, shortcut"),
+    pytest.param((2, 3, 1, 2), True, True, id="four values"),
+    pytest.param((2, 300, 3, 2), True, False, id="wide"),
+    pytest.param((2, 7, 3, 2), False, True, id="evaluation, shortcut"),
+    pytest.param((1, 1, 1, 1), False, False, id="evaluation of one value"),
+    pytest.param((0, 5, 2, 3), False, True, id="evaluation of no map"),
+]
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize(("shape", "training", "shortcut"), MAPS)
+def test_batch_norm_prelu(
+    dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], training: bool, shortcut: bool
+) -> None:
+    check_batch_norm(shape, dtype, training, shortcut, layout)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 11), st.integers(1, 5), st.integers(1, 5)),
+    training=st.booleans(),
+    shortcut=st.booleans(),
+)
+def test_batch_norm_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], training: bool, shortcut: bool) -> None:
+    F, C, H, W = sizes
+    # Two values are normalised to +1 and -1 whatever they are: their gradient is a difference of equal numbers.
+    enough = F * H * W > 3
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_tiles(patch)
+        check_batch_norm((F, C, H, W), torch.float32, training and enough, shortcut)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+def test_running_statistics_are_those_of_the_module(momentum: float) -> None:
+    norm, prelu = torch.nn.BatchNorm2d(11, momentum=momentum).to(DEVICE), torch.nn.PReLU(11).to(DEVICE)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
+    for _ in range(3):
+        x = cases.channels_last(3 * torch.randn(2, 11, 5, 3) - 4).to(DEVICE)
+        got = K.batch_norm_prelu(
+            x, norm.weight, norm.bias, prelu.weight, mean, variance, training=True, momentum=momentum, impl="triton"
+        )
+        torch.testing.assert_close(got, prelu(norm(x)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close([mean, variance], [norm.running_mean, norm.running_var], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_variance_survives_a_mean_far_from_zero() -> None:
+    """Values of 4096 +- 1: the difference of the mean square and the squared mean has no digit left in float32."""
+    values = 4096 + torch.randn(6, 9, 5, 7, dtype=torch.float64)
+    x = cases.channels_last(values.float()).to(DEVICE)
+    want = x.double().var((0, 2, 3), correction=0)
+    naive = x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()
+    assert ((naive.double() - want).abs() / want).max() > 0.1
+    mean, variance = batch_statistics.launch_batch_statistics(x)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), want, rtol=1e-3, atol=0)
+
+
+def test_rows_are_found_beyond_two_giga_elements() -> None:
+    """Clips 2**30 + 64 values apart: the stride fits in 32 bits, the third clip's offset doesn't. Few pages are touched."""
+    apart = 2**30 + 64
+    x = torch.empty(2 * apart + 5 * 48, dtype=torch.float16, device=DEVICE).as_strided((3, 5, 48), (apart, 48, 1))
+    x.copy_(torch.randn(x.shape))
+    ones, zeros = torch.ones(48, device=DEVICE), torch.zeros(48, device=DEVICE)
+    for tensors in zip(
+        (*K.add_layer_norm(x, x, ones, zeros, impl="triton"), K.bias_gelu(x, ones, impl="triton")),
+        (*K.add_layer_norm(x, x, ones, zeros, impl="torch"), K.bias_gelu(x, ones, impl="torch")),
+        strict=True,
+    ):
+        torch.testing.assert_close(*tensors, rtol=1e-3, atol=2e-3)
+
+
+def test_rows_of_a_map_are_found_beyond_two_giga_elements() -> None:
+    """One program on three rows of 2**30 + 64 channels, of which it serves the first eight."""
+    apart = 2**30 + 64
+    x, out = (torch.empty(2 * apart + 8, dtype=torch.float16, device=DEVICE) for _ in range(2))
+    values = [tensor.as_strided((3, 8), (apart, 1)) for tensor in (x, out)]
+    values[0].copy_(torch.randn(3, 8))
+    vectors = [torch.rand(8, device=DEVICE) + 0.5 for _ in range(5)]
+    tiles = {"BLOCK_R": 4, "BLOCK_C": 8, "num_warps": 4}
+    launch.launch(_apply_kernel, (1, 1), x, x, *vectors, out, 3, apart, 0.0, HAS_SHORTCUT=False, **tiles)
+    weight, bias, slope, mean, variance = vectors
+    z = (values[0].float() - mean) / variance.sqrt() * weight + bias
+    torch.testing.assert_close(values[1].float(), torch.where(z > 0, z, slope * z), rtol=1e-3, atol=1e-3)
+    found = [torch.empty(8, device=DEVICE) for _ in range(2)]
+    launch.launch(_statistics_kernel, (1, 1), x, *found, 3, apart, 4, **tiles)
+    torch.testing.assert_close(found[0], values[0].float().mean(0), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,172 @@
+"""`model.fused_blocks`: the same network with fewer passes over memory. Parameters, results and statistics stay."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MODEL
+from torch import Tensor, nn
+
+from svdata2vec import block_steps
+from svdata2vec.block_steps import BlockSteps, FusedSteps
+from svdata2vec.card import model_card
+from svdata2vec.checkpoint import publish
+from svdata2vec.classifier import Classifier
+from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig, PretrainConfig, TargetConfig
+from svdata2vec.export import load_recogniser
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.functional import layer_targets
+from svdata2vec.masking import draw_masks
+from svdata2vec.model import SVData2Vec
+from svdata2vec.pretrain import forward
+from svdata2vec.runtime import compile_parts, convert_sync_batchnorm
+from svdata2vec.teacher import Teacher
+from svdata2vec.video_encoder import BasicBlock
+
+T, SIZE = 6, 32
+FUSED = dataclasses.replace(MODEL, fused_blocks=True)
+
+
+def step(
+    fused: bool, impl: Impl = "auto", *, all_frames: bool = False, training: bool = True, compiled: bool = False,
+    checkpointed: bool = False,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, gradients and buffers of one step of the same student on the same clips."""
+    torch.manual_seed(0)
+    changes = {"fused_blocks": fused, "impl": impl, "checkpoint_activations": checkpointed}
+    config = PretrainConfig(model=dataclasses.replace(MODEL, **changes), target=TargetConfig(top_layers=2))
+    model = SVData2Vec(config.model, T, 17, all_frames=all_frames).train(training)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms, biases and slopes that differ from channel to channel
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    teacher = Teacher(model.encoder.blocks)
+    if compiled:
+        compile_parts(model, backend="aot_eager")
+    video = torch.randint(0, 256, (3, T, SIZE, SIZE, 3), dtype=torch.uint8)
+    masks = draw_masks(["a", "b", "c"], T, 0.5, 0.5, seed=1, epoch=0)
+    loss = forward(model, teacher, video, SIZE * torch.rand(3, 2, T, 17, 2), masks, config).loss
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return loss.detach(), grads, dict(model.named_buffers())
+
+
+def assert_same_step(got: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]], want: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got[2], want[2], rtol=1e-5, atol=1e-6)
+    assert got[1].keys() == want[1].keys() and len(got[1]) > 80  # type: ignore[attr-defined]
+    for name, grad in got[1].items():
+        expected = want[1][name]
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4 * scale + 1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("all_frames", [False, True], ids=["kept frames", "all frames"])
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_loss_gradients_and_running_statistics_stay(training: bool, all_frames: bool, impl: Impl) -> None:
+    plain = step(False, impl, all_frames=all_frames, training=training)
+    assert_same_step(step(True, impl, all_frames=all_frames, training=training), plain)
+    counted = plain[2]["encoder.video_encoder.stem.bn.num_batches_tracked"].item()
+    assert counted == int(training)
+
+
+def test_compiled_blocks_stay_the_same() -> None:
+    assert_same_step(step(True, compiled=True), step(False))
+
+
+def test_checkpointed_blocks_stay_the_same() -> None:
+    assert_same_step(step(True, checkpointed=True, training=False), step(False, training=False))
+
+
+def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One per BatchNorm with a PReLU behind it (stem, and two in each of eight blocks), per MLP, per sum before a norm."""
+    counts: dict[str, int] = {}
+    for name in ("add_layer_norm", "bias_gelu", "batch_norm_prelu"):
+        real = getattr(block_steps, name)
+
+        def counted(*arguments: object, real: object = real, name: str = name, **options: object) -> object:
+            counts[name] = counts.get(name, 0) + 1
+            return real(*arguments, **options)  # type: ignore[operator]
+
+        monkeypatch.setattr(block_steps, name, counted)
+    step(False)
+    assert counts == {}
+    step(True)
+    blocks = 2 * MODEL.depth + MODEL.decoder_depth  # student, teacher, decoder
+    assert counts == {"add_layer_norm": blocks, "bias_gelu": blocks, "batch_norm_prelu": 17}
+
+
+def test_parameters_and_buffers_keep_their_names() -> None:
+    plain, fused = SVData2Vec(MODEL, T, 17), SVData2Vec(FUSED, T, 17)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    fused.load_state_dict(plain.state_dict())
+    assert len(list(fused.modules())) == len(list(plain.modules()))
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    exact = step(False, training=False)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = step(True, training=False)[0].item()
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+def test_a_synchronised_batch_norm_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its statistics are those of all processes, which one kernel on one GPU can't know."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        plain = BasicBlock(16, 32, 2, BlockSteps())
+        fused = copy.deepcopy(plain)
+        fused.steps = FusedSteps("auto")
+        x_FCHW = torch.randn(4, 16, 6, 6)
+        want = plain(x_FCHW)
+        torch.testing.assert_close(fused(x_FCHW), want, rtol=1e-4, atol=1e-5)
+        monkeypatch.setattr(block_steps, "batch_norm_prelu", None)
+        with pytest.raises(TypeError):
+            fused(x_FCHW)
+        synchronised = convert_sync_batchnorm(copy.deepcopy(fused))
+        torch.testing.assert_close(synchronised(x_FCHW), want, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_cumulative_average_of_statistics_takes_the_plain_way() -> None:
+    norm, prelu = nn.BatchNorm2d(3, momentum=None), nn.PReLU(3)
+    twin = copy.deepcopy(norm)
+    for _ in range(2):
+        x_FCHW = torch.randn(2, 3, 4, 4)
+        torch.testing.assert_close(FusedSteps("auto").norm_prelu(norm, prelu, x_FCHW), prelu(twin(x_FCHW)))
+    torch.testing.assert_close(dict(norm.named_buffers()), dict(twin.named_buffers()))
+
+
+def test_an_exported_recogniser_holds_no_fused_step(tmp_path: Path) -> None:
+    config = FinetuneConfig(data=DataConfig(num_frames=T, size=SIZE), model=FUSED, head=HeadConfig(hidden=16), modality="rgb")
+    model = Classifier(config, 17, 2).eval()
+    assert any(isinstance(getattr(module, "steps", None), FusedSteps) for module in model.modules())
+    publish(tmp_path, model.state_dict(), model_card("finetune", config, num_joints=17, classes=["sit", "stand"]))
+    recogniser, _, _ = load_recogniser(tmp_path)
+    assert not any(isinstance(getattr(module, "steps", None), FusedSteps) for module in recogniser.modules())
+    video = torch.randint(0, 256, (2, T, SIZE, SIZE, 3), dtype=torch.uint8)
+    torch.testing.assert_close(recogniser(video), model(video, None), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("feed_forward", [False, True], ids=["blocks", "MLPs"])
+@pytest.mark.parametrize("top_layers", [1, 2, 3])
+@pytest.mark.parametrize("fused", [False, True])
+def test_targets_are_those_of_stacked_layers(fused: bool, top_layers: int, feed_forward: bool, autocast: bool) -> None:
+    """The teacher's blocks write into one tensor; not a bit differs from gathering copies of their results."""
+    config = dataclasses.replace(MODEL, depth=3, fused_blocks=fused)
+    teacher = Teacher(SVData2Vec(config, T, 17).encoder.blocks)
+    given_BTD = torch.randn(3, T, MODEL.width)
+    target = TargetConfig(top_layers=top_layers, feed_forward=feed_forward)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = teacher(given_BTD, target)
+        tokens_BTD, layers = given_BTD, []
+        for block in teacher.blocks:
+            tokens_BTD, mlp_BTD = block.forward_with_mlp(tokens_BTD)  # type: ignore[operator]
+            layers.append(mlp_BTD if feed_forward else tokens_BTD)
+        want = layer_targets(torch.stack(layers[-top_layers:]))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)

@@ -1,0 +1,75 @@
+"""Passes over memory of the fused steps, counted on paper: what a block moves with and without them.
+
+One pass is one activation read or written in the compute dtype (bfloat16 in training on a GPU); a float32 tensor between
+two steps is two passes. Vectors over channels and the partial sums of reductions are too small to count.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of the forward and of the backward pass, and activations kept from one for the other."""
+
+    forward: int
+    backward: int
+    kept: int
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, module by module (`modules`) and as one op (`fused`); `why` spells both counts out."""
+
+    modules: Passes
+    fused: Passes
+    why: str
+
+
+# Module by module means under autocast, as training runs it: LayerNorm writes float32 there, which the next product casts.
+STEPS: dict[str, Step] = {
+    "add_layer_norm": Step(
+        Passes(9, 13, 2),
+        Passes(4, 4, 2),
+        "modules: sum 3, norm 1 + 2 (float32), cast 2 + 1; back: cast 3, norm 4, its parameters 3, sum of gradients 3. "
+        "Fused: two terms in, sum and norm out; back: two gradients and the sum in, one gradient out.",
+    ),
+    "bias_gelu": Step(
+        Passes(2, 4, 1),
+        Passes(2, 3, 1),
+        "modules: the product adds its bias by itself, GELU 2; back: GELU 3, the bias's sum 1. Fused: the bias's sum is free.",
+    ),
+    "batch_norm_prelu": Step(
+        Passes(5, 10, 2),
+        Passes(3, 5, 1),
+        "modules: statistics 1, norm 2, PReLU 2; back: PReLU 4 (it writes a whole map for the slope's gradient), that map's "
+        "sum 1, norm 2 + 3. Fused: statistics 1, the rest 2; back: sums 2, gradient 3. What the PReLU reads isn't kept.",
+    ),
+    "batch_norm_prelu with shortcut": Step(
+        Passes(8, 10, 2),
+        Passes(4, 7, 2),
+        "as above and a sum of 3. Fused: the shortcut is one more map to read; back: the sums also write the shortcut's "
+        "gradient. The shortcut is kept in place of the sum: where it is the block's own input, that is kept anyway.",
+    ),
+}
+
+
+def map_values(batch: int, kept_frames: int, side: int, stem_width: int) -> dict[str, int]:
+    """Values of all feature maps that go through each kind of BatchNorm step of the video encoder, once each."""
+    frames = batch * kept_frames
+    plain, with_shortcut = frames * stem_width * (side // 2) ** 2, 0  # the stem
+    for stage in range(4):
+        values = frames * stem_width * 2**stage * (side // 4 // 2**stage) ** 2
+        plain, with_shortcut = plain + 2 * values, with_shortcut + 2 * values  # two blocks of two convolutions
+    return {"batch_norm_prelu": plain, "batch_norm_prelu with shortcut": with_shortcut}
+
+
+def trunk_gigabytes(batch: int, kept_frames: int, side: int, stem_width: int) -> tuple[float, float]:
+    """Gigabytes that all BatchNorm steps of a training step move in bfloat16: module by module, and fused."""
+    values = map_values(batch, kept_frames, side, stem_width)
+    modules = sum(STEPS[name].modules.total * count for name, count in values.items())
+    fused = sum(STEPS[name].fused.total * count for name, count in values.items())
+    return 2 * modules / 1e9, 2 * fused / 1e9
