@@ -81,12 +81,14 @@ def test_claim_is_plotted_and_rendered(tmp_path: Path, monkeypatch: pytest.Monke
 def test_ways_of_encoding_are_compared_against_the_spread_of_seeds(other: float, within: bool) -> None:
     seeds = [
         {"top1": {"scratch": 0.1, "kept_frames": 0.25 + 0.02 * seed, "all_frames": other + 0.02 * seed},
+         "probe_top1": {"kept_frames": 0.5 + 0.01 * seed, "all_frames": 0.6},
          "loss": {way: [[1, 1.0], [2, 0.9 + 0.01 * seed]] for way in encode.WAYS}}
         for seed in (0, 1, 2)
     ]
     compared = encode.compare(seeds)
     assert compared["top1_within_seed_spread"] is within and compared["final_loss_within_seed_spread"] is True
     assert compared["top1_seed_spread"] == pytest.approx(0.04)
+    assert compared["probe_top1_within_seed_spread"] is False and compared["mean_probe_top1"]["kept_frames"] == 0.51
 
 
 def test_every_rendered_section_has_a_place_in_the_readme() -> None:
