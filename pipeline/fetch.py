@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
-from svdata2vec.pipeline.plan import PlanConfig, apply_to_joints, make_plan
+from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
 from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
 
 
@@ -55,25 +56,33 @@ class ClipFetcher:
         """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
         if self.check_hashes:
             self._check_hash(int(self.shards.index[row]["shard"]))
+        by_frame = self.video and self.shards.reads_frames and self.shards.manifest.codec == "jpeg"
         try:
-            sample = self.shards.sample(row, video=self.video)
+            sample = self.shards.sample(row, video=self.video and not by_frame)
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
                 train=self.train, seed=self.seed, epoch=epoch, key=sample.key, view=view,
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
-            encoded = None
-            if sample.video is not None:
-                encoded = EncodedClip(
-                    sample.key, np.frombuffer(sample.video, np.uint8), sample.offsets, plan.frames_T,
-                    affine.compose(affine.invert(sample.meta.packed_to_source), plan.output_to_source),
-                    sample.meta.packed_width, sample.meta.packed_height,
-                )
+            encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
         except (OSError, ValueError) as error:
             self._check_shard(int(self.shards.index[row]["shard"]), error)
             raise BadClipError(str(error)) from error
         label = int(self.label_map[sample.label]) if 0 <= sample.label < len(self.label_map) else -1
         return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
+
+    def _encoded(self, row: int, sample: Sample, plan: ClipPlan, by_frame: bool) -> EncodedClip:
+        """The clip's video, or of concatenated JPEGs those that the plan names, with the map into its pictures."""
+        meta = sample.meta
+        output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
+        size = meta.packed_width, meta.packed_height
+        if by_frame:
+            numbers_K, frames_T = np.unique(plan.frames_T, return_inverse=True)
+            video, offsets = self.shards.read_frames(row, numbers_K)
+            return EncodedClip(sample.key, video, offsets, frames_T, output_to_packed, *size, numbers_K)
+        assert sample.video is not None
+        video = np.frombuffer(sample.video, np.uint8)
+        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size)
 
     def _path(self, shard: int) -> Path:
         return Path(self.shards.root) / self.shards.manifest.shards[shard].name

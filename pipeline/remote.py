@@ -40,6 +40,7 @@ class RemoteShardSet(ShardSet):
     """A `ShardSet` behind a URL. Pickles as its URL and cache; safe to read from threads."""
 
     read_threads = READ_THREADS
+    reads_frames = False  # one request for the whole clip is faster than several
 
     def __init__(
         self, url: str, filesystem: Any, path: str, manifest: Manifest, index: np.ndarray, options: dict[str, Any]

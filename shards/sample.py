@@ -120,7 +120,7 @@ def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | N
     if video_component is not None:
         video = memoryview(parts[video_component])
         if video_component == "jpegs":
-            offsets = _parse_offsets(key, parts["offsets.npy"], len(video), meta.num_frames)
+            offsets = parse_offsets(key, parts["offsets.npy"], len(video), meta.num_frames)
     return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta)
 
 
@@ -138,7 +138,8 @@ def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.nd
         raise UserError(f"clip {key}: joints or boxes are not finite")
 
 
-def _parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -> np.ndarray:
+def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -> np.ndarray:
+    """The table of a clip's JPEGs, int64 (F + 1,); UserError if it does not divide `blob_bytes` into `num_frames`."""
     offsets = parse_array(content, f"clip {key}, offsets.npy")
     if offsets.shape != (num_frames + 1,) or offsets.dtype != np.int64:
         raise UserError(f"clip {key}: offsets.npy is {offsets.dtype} {offsets.shape}, expected int64 "

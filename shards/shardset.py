@@ -1,6 +1,11 @@
-"""Random access to packed shards: memory-mapped tars, the index, parsed samples. Nothing is scanned."""
+"""Random access to packed shards: reads within tars, the index, parsed samples. Nothing is scanned.
 
-import mmap
+Tars are read by `pread`, not mapped: a mapped file that becomes shorter, on a network drive say, ends the process with
+a bus error.
+"""
+
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +17,36 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.index import load_index
 from svdata2vec.shards.keylist import KeyList
 from svdata2vec.shards.manifest import Manifest
-from svdata2vec.shards.sample import Sample, parse_sample
+from svdata2vec.shards.sample import Sample, parse_offsets, parse_sample
 
+MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
 VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")
 _SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 
+class _Tar:
+    """An open tar, closed with its last reference: threads may still read what the set no longer keeps."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
 class ShardSet:
-    """A folder of shards. Cheap to open and to pickle; tars are mapped when first read. Safe to read from threads."""
+    """A folder of shards. Cheap to open and to pickle; tars are opened when first read. Safe to read from threads."""
+
+    reads_frames = True  # `read_frames` costs less than reading the clip's whole video
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray) -> None:
         self.root = root
         splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
         self.manifest = replace(manifest, splits=splits)
         self.index = index
-        self._maps: dict[int, memoryview] = {}
+        self._tars: dict[int, _Tar] = {}
         self._column = {name: i for i, name in enumerate(manifest.components)}
         self._order: np.ndarray | None = None
 
@@ -96,19 +116,45 @@ class ShardSet:
         return next(name for name in self.manifest.components if name in VIDEO_COMPONENTS)
 
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
-        """The raw components of one clip (views into the mapped tar); empty where the clip has none."""
+        """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
         entry = self.index[row]
-        tar = self._map(int(entry["shard"]))
-        parts = {}
+        spans = self._spans(entry, components)
+        used = [(offset, offset + size) for offset, size in spans if size]
+        if not used:
+            return {name: memoryview(b"") for name in components}
+        origin = min(low for low, _ in used)
+        content = memoryview(self._pread(entry, origin, max(high for _, high in used) - origin))
+        return {
+            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
+            for name, (offset, size) in zip(components, spans, strict=True)
+        }
+
+    def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """JPEGs of some frames (int64, ascending) of a clip of codec jpeg: uint8 bytes and their int64 (K + 1,) offsets.
+
+        Only these frames are read. UserError names clip and shard when they cannot be.
+        """
+        entry = self.index[row]
+        (start, size), offsets_part = self._spans(entry, ("jpegs", "offsets.npy"))
+        try:
+            table = self._pread(entry, *offsets_part)
+            offsets = parse_offsets(entry["key"].decode(), table, size, int(entry["frames"]))
+        except UserError as error:
+            raise UserError(f"{self.root / self._shard_name(entry)}: {error}") from error
+        lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
+        first_R = np.flatnonzero(np.concatenate([[True], lows_K[1:] != highs_K[:-1]]))  # neighbours are read at once
+        last_R = np.concatenate([first_R[1:], [len(frames_K)]]) - 1
+        runs = zip((start + lows_K[first_R]).tolist(), (highs_K[last_R] - lows_K[first_R]).tolist(), strict=True)
+        content = b"".join(self._pread(entry, low, length) for low, length in runs)
+        return np.frombuffer(content, np.uint8), np.concatenate([[0], np.cumsum(highs_K - lows_K)]).astype(np.int64)
+
+    def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
+        """(offset in the tar, bytes) of each component."""
         for name in components:
             if name not in self._column:
                 raise UserError(f"{self.root}: no component {name!r}; it has {', '.join(self.manifest.components)}")
-            offset, size = int(entry["offset"][self._column[name]]), int(entry["size"][self._column[name]])
-            if offset + size > len(tar):
-                raise UserError(f"{self.root}: the index leads outside {self._shard_name(entry)}; run "
-                                "`svdata2vec verify`")
-            parts[name] = tar[offset : offset + size]
-        return parts
+        columns = [self._column[name] for name in components]
+        return [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
 
     def sample(self, row: int, *, video: bool = True) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard. `video=False` does not touch the pixels."""
@@ -127,8 +173,24 @@ class ShardSet:
     def _shard_name(self, entry: np.void) -> str:
         return self.manifest.shards[int(entry["shard"])].name
 
-    def _map(self, shard: int) -> memoryview:
-        if shard not in self._maps:
-            with (self.root / self.manifest.shards[shard].name).open("rb") as file:
-                self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return self._maps[shard]
+    def _pread(self, entry: np.void, offset: int, size: int) -> bytes:
+        """Bytes of the clip's tar; UserError if it has fewer than the index says."""
+        parts, missing = [], size
+        tar = self._open(int(entry["shard"]))
+        while missing:  # the kernel gives at most 2 GiB at once
+            part = os.pread(tar.descriptor, missing, offset + size - missing)
+            if not part:
+                raise UserError(f"{self.root / self._shard_name(entry)}: ends before byte {offset + size}, where clip "
+                                f"{entry['key'].decode()} should end; run `svdata2vec verify`, or copy the shard again")
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _open(self, shard: int) -> _Tar:
+        # No lock: a child forked while another thread holds it would wait for ever.
+        tar = self._tars.pop(shard, None) or _Tar(self.root / self.manifest.shards[shard].name)
+        self._tars[shard] = tar
+        if len(self._tars) > MAX_OPEN_TARS:
+            with contextlib.suppress(RuntimeError, StopIteration):  # another thread was here in between
+                self._tars.pop(next(iter(self._tars)), None)
+        return tar

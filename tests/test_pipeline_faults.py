@@ -1,6 +1,7 @@
 """Planted damage in tars: skipped, replaced in the same way every time, counted, logged; too much ends the run."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,44 @@ def test_an_error_outside_the_clips_reaches_the_training_loop(shards, monkeypatc
     monkeypatch.setattr("svdata2vec.pipeline.fetch.make_plan", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         run(shards)
+
+
+def test_a_tar_truncated_while_it_is_read_ends_in_one_clear_error(shards):
+    """Not in a bus error of the whole process, as with mapped files."""
+    with ClipLoader(shards, "all", PLAN, batch_size=2, train=True, prefetch=1) as loader:
+        next(iter(loader))
+        assert shards._tars  # open in this very process
+        for shard in shards.manifest.shards:
+            os.truncate(Path(shards.root) / shard.name, 3000)
+        with pytest.raises(UserError, match=r"shard-00000\d.tar: 3000 bytes, expected \d+ bytes; copy it again"):
+            for _ in range(3):
+                list(loader)
+    with pytest.raises(UserError, match=r"shard-000000.tar: ends before byte \d+, where clip clip00002 should end"):
+        shards.sample(2)
+
+
+def test_only_the_frames_of_the_plan_are_read(shards, monkeypatch):
+    amounts: list[int] = []
+    read = os.pread
+    monkeypatch.setattr("svdata2vec.shards.shardset.os.pread", lambda *a: amounts.append(a[1]) or read(*a))
+    column = shards.manifest.components.index("jpegs")
+    run(shards, last_batch="partial")
+    frames = shards.index["frames"].astype(int)
+    assert sum(amounts) < 0.5 * 2 * shards.index["size"].sum()  # at most two epochs are prefetched, 4 of 20 frames each
+    rows = (shards.read_frames(3, np.array(wanted)) for wanted in ([0, 1, 2, 7, 9, 10, frames[3] - 1], [5], range(frames[3])))
+    whole = shards.sample(3)
+    assert len(whole.video) == shards.index["size"][3, column]
+    for (content, offsets), wanted in zip(rows, ([0, 1, 2, 7, 9, 10, frames[3] - 1], [5], range(frames[3])), strict=True):
+        parts = [bytes(whole.video[whole.offsets[f] : whole.offsets[f + 1]]) for f in wanted]
+        assert content.tobytes() == b"".join(parts)
+        assert offsets.tolist() == np.cumsum([0, *map(len, parts)]).tolist()
+
+
+def test_more_tars_than_are_kept_open(shards, monkeypatch):
+    monkeypatch.setattr("svdata2vec.shards.shardset.MAX_OPEN_TARS", 2)
+    clean, _ = run(shards)
+    assert keys_of(clean) and len(shards._tars) == 2
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for row in [0, 4, 8] * 50:
+        shards.sample(row)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
