@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec import __version__
+from svdata2vec.failures import SaveFailedError
 from svdata2vec.shards.atomic import atomic_file, write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -35,11 +36,19 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step`, then remove the oldest beyond `keep`, and torn ones. A failed save raises."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the checkpoint of `step`, then remove the oldest beyond `keep`, and torn ones.
+
+        Raises:
+            SaveFailedError: the file system refused; the checkpoints before it are still there.
+        """
         path = self.folder / f"step-{step:09d}.pt"
-        with atomic_file(path) as file:
-            torch.save({**state, "step": step, "version": __version__}, file)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                torch.save({**state, "step": step, "version": __version__}, file)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0]
+            raise SaveFailedError(f"{path} could not be written ({reason}); the run stops, older ones are kept") from error
         left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
         for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
             old.unlink()

@@ -1,4 +1,4 @@
-"""The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2."""
+"""The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2, a failed run in one and 1."""
 
 import logging
 import sys
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from svdata2vec import __version__
 from svdata2vec.commands import COMMANDS
+from svdata2vec.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,15 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[words[0]].run(words[1:])
     except UserError as error:
         return _refuse(f"svdata2vec {words[0]}", str(error))
+    except (RunFailedError, OSError) as error:
+        log.debug("what led to it", exc_info=error)
+        return _refuse(f"svdata2vec {words[0]}", str(error), status=1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
 
 
-def _refuse(command: str, message: str) -> int:
+def _refuse(command: str, message: str, status: int = 2) -> int:
     sys.stderr.write(f"{command}: {' '.join(message.split())}\n")
-    return 2
+    return status
 
 
 def usage() -> str:

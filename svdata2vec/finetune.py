@@ -57,7 +57,9 @@ class Finetuning:
         self.optimizer = build_optimizer(
             self.model.named_parameters(), config.optim, depth=config.model.depth, layer_decay=layer_decay
         )
-        self.stepper = Stepper(config.optim, config.run, runtime, self.optimizer, loader.batches_per_epoch)
+        self.stepper = Stepper(
+            config.optim, config.run, runtime, self.network, self.optimizer, loader.batches_per_epoch
+        )
 
     @property
     def model(self) -> Classifier:

@@ -98,21 +98,23 @@ class StepClock:
 
 
 class Averages:
-    """Means of device scalars over a log interval; read once per interval."""
+    """Means of device scalars over a log interval; read once per interval. What is not finite is left out."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, Tensor] = {}  # (sum, count) of the finite values
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            total, count = self._sums.get(name, (torch.zeros((), device=value.device), 0))
-            self._sums[name] = (total + value.detach().float(), count + 1)
+            value = value.detach().float()
+            finite = torch.isfinite(value)
+            entry = torch.stack([torch.where(finite, value, 0.0), finite.float()])
+            self._sums[name] = self._sums[name] + entry if name in self._sums else entry
 
     def take(self) -> dict[str, float]:
-        """Means since the last call (one wait for the device)."""
+        """Means since the last call (one wait for the device); a value that was never finite is absent."""
         if not self._sums:
             return {}
-        means = torch.stack([total / count for total, count in self._sums.values()]).tolist()
-        named = dict(zip(self._sums, means, strict=True))
+        sums = torch.stack(list(self._sums.values())).tolist()
+        named = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
         self._sums = {}
         return named

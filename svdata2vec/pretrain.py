@@ -76,7 +76,9 @@ class Pretraining:
         self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
         self.student = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optim)
-        self.stepper = Stepper(config.optim, config.run, runtime, self.optimizer, loader.batches_per_epoch)
+        self.stepper = Stepper(
+            config.optim, config.run, runtime, self.student, self.optimizer, loader.batches_per_epoch
+        )
 
     @property
     def model(self) -> SVData2Vec:

@@ -5,7 +5,7 @@ import math
 from svdata2vec.config import OptimConfig
 
 
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: float, epochs: int) -> float:
     """Linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end."""
     epoch = step / steps_per_epoch
     if epoch < config.warmup_epochs:

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.checkpoint import Checkpoints, publish
 from svdata2vec.config import FinetuneConfig, OptimConfig, PretrainConfig, RunConfig, to_json
-from svdata2vec.metrics_log import Averages, MetricsLog, StepClock
+from svdata2vec.failures import RunFailedError
+from svdata2vec.metrics_log import Averages, MetricsLog, StepClock, read_metrics
 from svdata2vec.optim import clip_gradients, set_learning_rate
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -30,19 +31,20 @@ FINISHED = "result.json"
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunFailedError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 class FiniteGuard:
     """Counts optimizer steps that were skipped because their gradient was not finite.
 
-    The skip itself happens on the device; on a GPU the flags are read once per log interval.
+    The skip itself happens on the device; on a GPU the flags are read once per log interval. All processes see the same
+    flags; each writes down the clips that it had itself.
     """
 
-    def __init__(self, largest_run: int, folder: Path | None) -> None:
+    def __init__(self, largest_run: int, folder: Path, rank: int = 0) -> None:
         self.largest_run = largest_run
-        self.folder = folder
+        self.path = folder / (f"not_finite-rank{rank}.json" if rank else "not_finite.json")
         self.skipped = 0
         self._in_a_row: list[tuple[int, list[str]]] = []
         self._pending: list[tuple[int, list[str], Tensor]] = []
@@ -67,13 +69,38 @@ class FiniteGuard:
         self._pending = []
 
     def _give_up(self) -> None:
-        where = ""
-        if self.folder is not None:
-            path = self.folder / "not_finite.json"
-            rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
-            write_atomically(path, json.dumps(rows, indent=2).encode())
-            where = f"; their clips are listed in {path}"
-        raise NotFiniteError(f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite{where}")
+        rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
+        write_atomically(self.path, json.dumps(rows, indent=2).encode())
+        raise NotFiniteError(
+            f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite; "
+            f"their clips are listed in {self.path}"
+        )
+
+
+class Statistics:
+    """BatchNorm's running statistics as they were before a step, to put them back if the step is skipped."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._live = [
+            statistic
+            for module in network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
+        self._before = torch.zeros(0)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        if self._live:
+            self._before = torch.cat(self._live)
+
+    @torch.no_grad()
+    def put_back_if(self, bad: Tensor) -> None:
+        """Without waiting for the device to know whether `bad`."""
+        if self._live:
+            values = torch.where(bad, self._before, torch.cat(self._live))
+            torch._foreach_copy_(self._live, values.split([len(statistic) for statistic in self._live]))
 
 
 class Stepper:
@@ -83,25 +110,39 @@ class Stepper:
     """
 
     def __init__(
-        self, optim: OptimConfig, run: RunConfig, runtime: Runtime, optimizer: torch.optim.Optimizer, batches_per_epoch: int
+        self,
+        optim: OptimConfig,
+        run: RunConfig,
+        runtime: Runtime,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches_per_epoch: int,
     ) -> None:
         self.optim, self.run, self.runtime, self.optimizer = optim, run, runtime, optimizer
+        self.batches_per_epoch = batches_per_epoch
         self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
         self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
         self.step = 0
         self.clips_in_interval = 0
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
-        self.guard = FiniteGuard(run.max_bad_steps, run.out if runtime.is_main else None)
+        self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
+        self.statistics = Statistics(network)
         self.values: dict[str, float] = {}
 
     def begin(self) -> None:
         """Set the step's learning rate and random state. Call when its batches are there."""
         self.clock.mark("data")
-        lr = learning_rate(self.optim, self.step, self.steps_per_epoch, self.run.epochs)
+        lr = learning_rate(self.optim, self.step, self.batches_per_epoch / self.optim.accumulate, self.run.epochs)
         set_learning_rate(self.optimizer, lr)
         self.values["lr"] = lr
+        self.statistics.keep()
         seed_step(self.run.seed, self.step, self.runtime.rank)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole passes over the training split."""
+        return self.step * self.optim.accumulate // self.batches_per_epoch
 
     def backward(self, loss: Tensor, model: nn.Module, *, last: bool) -> None:
         """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
@@ -120,6 +161,7 @@ class Stepper:
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused AdamW leaves its step out
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.put_back_if(bad)
         self.guard.add(self.step, keys, bad)
         self.averages.add({"grad_norm": norm})
         self.clips_in_interval += len(keys)
@@ -136,7 +178,7 @@ class Stepper:
         total = seconds.pop("total")
         rate = self.clips_in_interval * self.runtime.world_size / total
         record = {
-            "epoch": self.step / self.steps_per_epoch,
+            "epoch": self.step * self.optim.accumulate / self.batches_per_epoch,
             **self.averages.take(),
             **self.values,
             "clips_per_second": rate,
@@ -151,6 +193,7 @@ class Stepper:
         return record
 
     def state_dict(self) -> dict[str, Any]:
+        self.guard.read()
         return {"step": self.step, "skipped": self.guard.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,7 +227,10 @@ def is_finished(config: Any, run: RunConfig) -> bool:
         return False
     if run.resume == "never":
         raise UserError(f"{run.out} holds a run already; choose another folder, or continue it with --run.resume auto")
-    changes = ", ".join(changed_settings(json.loads(path.read_text()), json.loads(to_json(config))))
+    old, new = json.loads(path.read_text()), json.loads(to_json(config))
+    if kind_of(old) != kind_of(new):
+        raise UserError(f"{run.out} holds a {kind_of(old)} run, this is a {kind_of(new)} run; choose another folder")
+    changes = ", ".join(changed_settings(old, new))
     finished = (run.out / FINISHED).is_file()
     if finished and changes:
         raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
@@ -193,6 +239,11 @@ def is_finished(config: Any, run: RunConfig) -> bool:
     if finished:
         log.info("%s is finished already; nothing to do", run.out)
     return finished
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """ "pretrain", "finetune" or "probe": what the settings in a `config.json` are of."""
+    return "probe" if "neighbours" in config else "finetune" if "label_fraction" in config else "pretrain"
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -225,22 +276,24 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         The last record of the log. SIGTERM saves a checkpoint and raises StopRequested.
     """
     stepper, runtime, folder = run.stepper, run.runtime, run.stepper.run.out
-    _begin(folder, run)
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
     state = checkpoints.load_newest()
     if state is not None:
-        run.load(state)
+        _take_up(run, state)
+    _begin(folder, run)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
-    record: dict[str, float] = {}
+    record: dict[str, float] = next(iter(read_metrics(folder / "metrics.jsonl")[-1:]), {})
+    epochs_done = stepper.epochs_done
     started = time.perf_counter()
     stepper.clock.reset()
     with StopSignal() as stop, contextlib.closing(stream), contextlib.closing(metrics):
         while stepper.step < stepper.total_steps:
             run.step([next(stream) for _ in range(stepper.optim.accumulate)])
             done = stepper.step == stepper.total_steps
-            if stepper.step % stepper.steps_per_epoch == 0:
-                stepper.values.update(run.epoch_end(stepper.step // stepper.steps_per_epoch))
+            if done or stepper.epochs_done > epochs_done:
+                epochs_done = stepper.run.epochs if done else stepper.epochs_done
+                stepper.values.update(run.epoch_end(epochs_done))
             if done or stepper.step % stepper.run.log_every == 0:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
@@ -254,6 +307,20 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         publish(folder, run.weights(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()
     return record
+
+
+def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
+    """Load a checkpoint; one of a network or data set of other settings is an error that says in what they differ."""
+    try:
+        run.load(state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        changes = ", ".join(changed_settings(json.loads(state["config"]), json.loads(to_json(run.config))))
+        if not changes:
+            raise
+        raise UserError(
+            f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
+            f"the settings that the run began with ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _begin(folder: Path, run: TrainingRun) -> None:

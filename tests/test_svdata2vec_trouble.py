@@ -1,0 +1,155 @@
+"""Runs in trouble: numbers that are not finite, disks that are full, folders of other runs, ends at bad moments."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import finetune_config, pretrain_config
+
+from svdata2vec.checkpoint import Checkpoints
+from svdata2vec.cli import main
+from svdata2vec.config import OptimConfig
+from svdata2vec.failures import SaveFailedError
+from svdata2vec.finetune import Finetuning, finetune
+from svdata2vec.metrics_log import Averages, read_metrics
+from svdata2vec.pretrain import Pretraining, pretrain
+from svdata2vec.schedules import learning_rate
+from svdata2vec.shards.errors import UserError
+from svdata2vec.stepping import FiniteGuard, NotFiniteError, Statistics
+
+
+def test_a_skipped_step_leaves_the_statistics_and_the_log_clean(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not finite inside the network reaches BatchNorm's running statistics before any gradient is known."""
+    step = Finetuning.step
+    seen: list[list[torch.Tensor]] = []
+
+    def poison(run: Finetuning, batches: Any) -> None:
+        bn = run.model.head.bn  # type: ignore[union-attr]
+        conv = run.model.encoder.video_encoder.stem.conv
+        before = [bn.running_mean.clone(), run.model.encoder.video_encoder.stem.bn.running_var.clone()]
+        hook = conv.register_forward_hook(lambda *_: _[-1] * float("inf") if run.stepper.step == 1 else None)
+        step(run, batches)
+        hook.remove()
+        seen.append([*before, bn.running_mean.clone(), run.model.encoder.video_encoder.stem.bn.running_var.clone()])
+
+    monkeypatch.setattr(Finetuning, "step", poison)
+    finetune(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=2, log_every=2))
+    for number, (mean, var, mean_after, var_after) in enumerate(seen):
+        assert torch.equal(mean, mean_after) == torch.equal(var, var_after) == (number == 1)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values() if tensor.is_floating_point())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [record["skipped_steps"] for record in records] == [1, 1, 1] and all(record["loss"] > 0 for record in records)
+
+
+def test_statistics_are_put_back_only_after_a_bad_step() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    statistics = Statistics(network)
+    for bad in (False, True):
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        statistics.keep()
+        network(torch.randn(4, 3, 2, 2) / (0.0 if bad else 1.0))
+        statistics.put_back_if(torch.tensor(bad))
+        for name in ("0.running_mean", "0.running_var", "2.running_mean", "2.running_var"):
+            assert torch.equal(network.get_buffer(name), before[name]) == bad
+
+
+def test_averages_leave_out_what_is_not_finite() -> None:
+    averages = Averages()
+    for value in (1.0, float("nan"), 3.0, float("inf")):
+        averages.add({"loss": torch.tensor(value), "bad": torch.tensor(float("nan"))})
+    assert averages.take() == {"loss": 2.0}
+    averages.add({"loss": torch.tensor(5.0)})
+    assert averages.take() == {"loss": 5.0}
+
+
+def test_every_process_writes_down_its_own_clips(tmp_path: Path) -> None:
+    for rank, name in ((0, "not_finite.json"), (3, "not_finite-rank3.json")):
+        guard = FiniteGuard(2, tmp_path, rank)
+        guard.add(7, [f"a{rank}"], torch.tensor(True))
+        with pytest.raises(NotFiniteError, match=rf"2 steps in a row .* listed in .*{name}"):
+            guard.add(8, [f"b{rank}"], torch.tensor(True))
+        rows = [{"step": 7, "keys": [f"a{rank}"]}, {"step": 8, "keys": [f"b{rank}"]}]
+        assert json.loads((tmp_path / name).read_text()) == rows
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")])
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_saved(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    save, saved = torch.save, []
+
+    def fill(*args: Any) -> None:
+        if saved:
+            raise error
+        saved.append(save(*args))
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(SaveFailedError, match=r"000000004.pt could not be written \(.*(No space|failed writing).*older ones"):
+        pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002.pt"]
+    assert Checkpoints(tmp_path / "run", 2).load_newest() is not None
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["pretrain", "demo", "--data.shards", str(tiny_shard_folder), "--data.train-split", "all", "--run.batch-size", "4"]
+    assert main([*words, "--run.device", "cpu", "--run.out", str(tmp_path / "file" / "run")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Not a directory" in said and "file/run" in said
+
+
+def test_the_folder_of_another_kind_of_run_is_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1))
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(UserError, match="holds a pretrain run, this is a finetune run; choose another folder"):
+        finetune(finetune_config(tiny_shard_folder, tmp_path / "run"))
+
+
+def test_an_unfinished_run_of_another_network_is_refused_and_left_alone(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    pretrain(config)
+    (tmp_path / "run" / "result.json").unlink()
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(UserError, match=r"does not fit these settings \(model.width 32 -> 64\); choose another folder"):
+        pretrain(wider)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    reseeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=5))
+    with pytest.raises(UserError, match=r"run.seed 0 -> 5"):
+        pretrain(reseeded)
+
+
+def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    result = pretrain(config)
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for name in ("result.json", "model.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    again = pretrain(config)
+    assert again["loss"] == result["loss"] and again["epoch"] == 2.0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches per epoch, two per step: four steps end at epochs 2/3, 4/3, 2 and 8/3 of three."""
+    ended: list[int] = []
+    monkeypatch.setattr(Pretraining, "epoch_end", lambda run, epoch: ended.append(epoch) or {})
+    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=2)
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=3))
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == pytest.approx([2 / 3, 4 / 3, 2, 8 / 3])
+    rates = [learning_rate(optim, batch, steps_per_epoch=3, epochs=3) for batch in (0, 2, 4, 6)]  # by batches
+    assert [record["lr"] for record in records] == pytest.approx(rates)
+    assert ended == [1, 2, 3]
