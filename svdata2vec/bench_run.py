@@ -1,6 +1,6 @@
 """`svdata2vec bench run PRESET`: how fast each stage of pretraining is on this machine, what bounds it, what to change.
 
-    svdata2vec bench run demo --out bench.json       # table; JSON, and a plot beside it
+    svdata2vec bench run demo --out bench.json       # table; JSON, a plot and a page beside it
 
 Stages: read (storage, parsing, plans), decode (clips in memory), data (the loader), model (the training step on a batch in
 memory), train (everything). Limits are counted from shapes and measured on the same device (`bench_counts.py`,
@@ -40,7 +40,7 @@ class BenchConfig(PretrainConfig):
     """A pretraining preset, and how to measure it. Nothing of the run itself is written."""
 
     out: Path | None = None
-    """JSON file to write; a plot is written beside it."""
+    """JSON file to write; a plot (.png) and a page (.html) are written beside it."""
     rounds: int = 5
     """Rounds; the stages take turns in each, medians over rounds are reported."""
     seconds: float = 2.0
@@ -70,11 +70,13 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
         record = measure(config, runtime, shards)
     sys.stdout.write(as_table(record))
     if config.out is not None:
+        from svdata2vec.bench_page import write_page
         from svdata2vec.bench_plot import plot
 
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(record, indent=1) + "\n")
         plot(record, config.out.with_suffix(".png"))
+        write_page(record, config.out.with_suffix(".html"))
     return record
 
 

@@ -160,6 +160,8 @@ class CompareOptions:
     """The one that the other is set against."""
     second: tyro.conf.Positional[Path]
     """The other."""
+    out: Path | None = None
+    """HTML page to write: both, with their pictures."""
 
 
 def run_bench(words: list[str]) -> None:
@@ -193,10 +195,15 @@ def _bench_run(words: list[str]) -> None:
 
 
 def _bench_compare(words: list[str]) -> None:
+    from svdata2vec.bench_page import write_comparison
     from svdata2vec.bench_record import compare, load_record
 
     options = parse(CompareOptions, words, "svdata2vec bench compare")
-    sys.stdout.write(compare(load_record(options.first), load_record(options.second)))
+    first, second = load_record(options.first), load_record(options.second)
+    sys.stdout.write(compare(first, second))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison(first, second, options.out)
 
 
 def _bench_scale(words: list[str]) -> None:

@@ -45,6 +45,7 @@ def record(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = folder / "results" / "bench.json"
     bench_run(small_bench(tiny_shard_folder, folder, out=out, baseline="original-style"))
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert out.with_suffix(".html").read_text().startswith("<!doctype html>")
     assert not (folder / "run").exists()
     return load_record(out)
 
@@ -229,20 +230,25 @@ def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Sur
 def test_the_verdict_is_right_where_a_part_is_slowed_down(
     slow: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The planted pause must outweigh everything else, on a busy machine too: there it is tried again, four times as long."""
     owner, name = {"read": (ClipFetcher, "fetch"), "decode": (DaliDecoder, "decode"), "model": (Pretraining, "forward")}[slow]
     work = getattr(owner, name)
-    pause = 0.05 if slow == "read" else 0.2  # per clip, or per batch of four
+    for seconds_per_clip in (0.05, 0.2):
+        pause = seconds_per_clip * (1 if slow == "read" else 4)  # per clip, or per batch of four
 
-    def slowed(*arguments: Any) -> Any:
-        time.sleep(pause)
-        return work(*arguments)
+        def slowed(*arguments: Any, pause: float = pause) -> Any:
+            time.sleep(pause)
+            return work(*arguments)
 
-    monkeypatch.setattr(owner, name, slowed)
-    record = bench_run(small_bench(tiny_shard_folder, tmp_path, rounds=1, seconds=0.5))
+        monkeypatch.setattr(owner, name, slowed)
+        record = bench_run(small_bench(tiny_shard_folder, tmp_path, rounds=1, seconds=0.5))
+        rates = {name: row["clips_per_s"] for name, row in record["stages"].items()}
+        assert rates[slow] <= 1.01 / seconds_per_clip and rates["train"] < 1.3 / seconds_per_clip
+        waits = record["data_wait_share"] > 0.5
+        if rates[slow] > 0.6 / seconds_per_clip and record["verdict"]["bound"] == slow and waits == (slow != "model"):
+            break
     assert record["verdict"]["bound"] == slow, record["verdict"]["text"]
-    rates = {name: row["clips_per_s"] for name, row in record["stages"].items()}
-    assert 8 < rates[slow] < 20.1 and rates["train"] < 1.3 * rates[slow]
-    assert (record["data_wait_share"] > 0.5) == (slow != "model")
+    assert waits == (slow != "model")
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
