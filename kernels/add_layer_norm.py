@@ -5,6 +5,7 @@
 
 The result `normed` is written in the dtype of whoever reads it: under autocast the plain LayerNorm writes float32, which
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
+Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """
@@ -23,10 +24,10 @@ from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks
 
 
 def add_layer_norm_reference(
-    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: statistics in at least float32; the sum in its arguments' common dtype, the norm in `dtype`."""
-    total_BND = x_BND + branch_BND
+    total_BND = x_BND if branch_BND is None else x_BND + branch_BND
     exact = torch.promote_types(total_BND.dtype, torch.float32)
     normed_BND = torch.nn.functional.layer_norm(
         total_BND.to(exact), weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps
@@ -62,10 +63,10 @@ def add_layer_norm_backward_reference(
 @triton.jit
 def _add_layer_norm_kernel(
     x_ptr: tl.tensor,  # (B, N, D)
-    branch_ptr: tl.tensor,  # (B, N, D)
+    branch_ptr: tl.tensor,  # (B, N, D); not read unless HAS_BRANCH
     weight_ptr: tl.tensor,  # (D,) contiguous
     bias_ptr: tl.tensor,  # (D,) contiguous
-    total_ptr: tl.tensor,  # (B, N, D) contiguous
+    total_ptr: tl.tensor,  # (B, N, D) contiguous; not written unless HAS_BRANCH
     normed_ptr: tl.tensor,  # (B, N, D) contiguous
     mean_ptr: tl.tensor,  # (R,) float32
     rstd_ptr: tl.tensor,  # (R,) float32
@@ -79,6 +80,7 @@ def _add_layer_norm_kernel(
     branch_stride_n: tl.tensor,
     branch_stride_d: tl.tensor,
     eps: float,
+    HAS_BRANCH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # all channels
 ) -> None:
@@ -88,12 +90,16 @@ def _add_layer_norm_kernel(
     clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
     valid_RD = (row_R < num_rows)[:, None] & (d_D < width)[None, :]
     x_at_RD = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + d_D[None, :] * x_stride_d
-    branch_at_RD = (clip_R * branch_stride_b + token_R * branch_stride_n)[:, None] + d_D[None, :] * branch_stride_d
-    x_RD = tl.load(x_ptr + x_at_RD, mask=valid_RD, other=0).to(tl.float32)
-    branch_RD = tl.load(branch_ptr + branch_at_RD, mask=valid_RD, other=0).to(tl.float32)
+    at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
+    total_RD = tl.load(x_ptr + x_at_RD, mask=valid_RD, other=0).to(tl.float32)
+    if HAS_BRANCH:
+        branch_at_R = clip_R * branch_stride_b + token_R * branch_stride_n
+        branch_at_RD = branch_at_R[:, None] + d_D[None, :] * branch_stride_d
+        total_RD += tl.load(branch_ptr + branch_at_RD, mask=valid_RD, other=0).to(tl.float32)
+        rounded_RD = total_RD.to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + at_RD, rounded_RD, mask=valid_RD)
+        total_RD = rounded_RD.to(tl.float32)
 
-    rounded_RD = (x_RD + branch_RD).to(total_ptr.dtype.element_ty)
-    total_RD = rounded_RD.to(tl.float32)
     mean_R = tl.sum(total_RD, axis=1) / width
     centred_RD = tl.where(valid_RD, total_RD - mean_R[:, None], 0.0)
     rstd_R = tl.rsqrt(tl.sum(centred_RD * centred_RD, axis=1) / width + eps)
@@ -101,8 +107,6 @@ def _add_layer_norm_kernel(
     bias_D = tl.load(bias_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
     normed_RD = centred_RD * rstd_R[:, None] * weight_D[None, :] + bias_D[None, :]
 
-    at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
-    tl.store(total_ptr + at_RD, rounded_RD, mask=valid_RD)
     tl.store(normed_ptr + at_RD, normed_RD.to(normed_ptr.dtype.element_ty), mask=valid_RD)
     tl.store(mean_ptr + row_R, mean_R, mask=row_R < num_rows)
     tl.store(rstd_ptr + row_R, rstd_R, mask=row_R < num_rows)
@@ -112,7 +116,7 @@ def _add_layer_norm_kernel(
 def _add_layer_norm_backward_kernel(
     grad_total_ptr: tl.tensor,  # (B, N, D); not read unless HAS_GRAD_TOTAL
     grad_normed_ptr: tl.tensor,  # (B, N, D)
-    total_ptr: tl.tensor,  # (B, N, D) contiguous
+    total_ptr: tl.tensor,  # (B, N, D)
     mean_ptr: tl.tensor,  # (R,) float32
     rstd_ptr: tl.tensor,  # (R,) float32
     weight_ptr: tl.tensor,  # (D,) contiguous
@@ -128,6 +132,9 @@ def _add_layer_norm_backward_kernel(
     grad_normed_stride_b: tl.tensor,
     grad_normed_stride_n: tl.tensor,
     grad_normed_stride_d: tl.tensor,
+    total_stride_b: tl.tensor,
+    total_stride_n: tl.tensor,
+    total_stride_d: tl.tensor,
     HAS_GRAD_TOTAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # all channels
@@ -147,7 +154,9 @@ def _add_layer_norm_backward_kernel(
         normed_at_R = clip_R * grad_normed_stride_b + token_R * grad_normed_stride_n
         normed_at_RD = normed_at_R[:, None] + d_D[None, :] * grad_normed_stride_d
         grad_RD = tl.load(grad_normed_ptr + normed_at_RD, mask=valid_RD, other=0).to(tl.float32)
-        total_RD = tl.load(total_ptr + at_RD, mask=valid_RD, other=0).to(tl.float32)
+        total_at_R = clip_R * total_stride_b + token_R * total_stride_n
+        total_at_RD = total_at_R[:, None] + d_D[None, :] * total_stride_d
+        total_RD = tl.load(total_ptr + total_at_RD, mask=valid_RD, other=0).to(tl.float32)
         mean_R = tl.load(mean_ptr + row_R, mask=row_R < num_rows, other=0)
         rstd_R = tl.load(rstd_ptr + row_R, mask=row_R < num_rows, other=0)
 
@@ -159,9 +168,9 @@ def _add_layer_norm_backward_kernel(
         along_R = tl.sum(scaled_RD * centre_RD, axis=1) / width
         result_RD = (scaled_RD - mean_scaled_R[:, None] - centre_RD * along_R[:, None]) * rstd_R[:, None]
         if HAS_GRAD_TOTAL:
-            total_at_R = clip_R * grad_total_stride_b + token_R * grad_total_stride_n
-            total_at_RD = total_at_R[:, None] + d_D[None, :] * grad_total_stride_d
-            result_RD += tl.load(grad_total_ptr + total_at_RD, mask=valid_RD, other=0).to(tl.float32)
+            direct_at_R = clip_R * grad_total_stride_b + token_R * grad_total_stride_n
+            direct_at_RD = direct_at_R[:, None] + d_D[None, :] * grad_total_stride_d
+            result_RD += tl.load(grad_total_ptr + direct_at_RD, mask=valid_RD, other=0).to(tl.float32)
         tl.store(grad_ptr + at_RD, result_RD.to(grad_ptr.dtype.element_ty), mask=valid_RD)
 
     partial_D = partial_ptr + chunk.to(tl.int64) * 2 * width + d_D
@@ -186,7 +195,7 @@ def _tile(width: int) -> tuple[int, int, int]:
 
 
 def launch_add_layer_norm(
-    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Start the Triton kernel; arguments as in the reference. Mean and 1 / deviation of each row come along.
 
@@ -195,22 +204,30 @@ def launch_add_layer_norm(
     """
     B, N, D = x_BND.shape
     rows, channels, num_warps = _tile(D)
-    total_BND = x_BND.new_empty((B, N, D), dtype=torch.promote_types(x_BND.dtype, branch_BND.dtype))
-    normed_BND = x_BND.new_empty((B, N, D), dtype=dtype)
+    total_BND, normed_BND = _empty_total(x_BND, branch_BND), x_BND.new_empty((B, N, D), dtype=dtype)
+    branch = x_BND if branch_BND is None else branch_BND
     mean_R, rstd_R = (x_BND.new_empty((B * N,), dtype=torch.float32) for _ in range(2))
     launch(
         _add_layer_norm_kernel,
         (triton.cdiv(B * N, rows),),
-        *(x_BND, branch_BND, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
+        *(x_BND, branch, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
         *(B * N, N, D),
         *x_BND.stride(),
-        *branch_BND.stride(),
+        *branch.stride(),
         eps,
+        HAS_BRANCH=branch_BND is not None,
         BLOCK_R=rows,
         BLOCK_D=channels,
         num_warps=num_warps,
     )
     return total_BND, normed_BND, mean_R, rstd_R
+
+
+def _empty_total(x_BND: Tensor, branch_BND: Tensor | None) -> Tensor:
+    """Room for the sum; none where there is nothing to add."""
+    if branch_BND is None:
+        return x_BND.new_empty((0,))
+    return x_BND.new_empty(x_BND.shape, dtype=torch.promote_types(x_BND.dtype, branch_BND.dtype))
 
 
 def launch_add_layer_norm_backward(
@@ -235,6 +252,7 @@ def launch_add_layer_norm_backward(
         *(B * N, N, D, rows_per_chunk),
         *skipped.stride(),
         *grad_normed_BND.stride(),
+        *total_BND.stride(),
         HAS_GRAD_TOTAL=grad_total_BND is not None,
         BLOCK_R=rows,
         BLOCK_D=channels,
@@ -248,20 +266,21 @@ def launch_add_layer_norm_backward(
 
 @torch.library.custom_op("svdata2vec::add_layer_norm", mutates_args=(), device_types="cpu")
 def add_layer_norm_op(
-    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `functional.add_layer_norm`; mean and 1 / deviation of each row come along for the backward pass."""
+    """See `functional.add_layer_norm`; mean and 1 / deviation of each row come along. Without a branch the sum is empty."""
     run = on_cpu(_reference_with_statistics, launch_add_layer_norm)
     return run(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
 
 
 def _reference_with_statistics(
-    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total_BND, normed_BND = add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
     total_RD = total_BND.to(torch.promote_types(total_BND.dtype, torch.float32)).flatten(0, 1)
     variance_R, mean_R = torch.var_mean(total_RD, -1, correction=0)
-    return total_BND.contiguous(), normed_BND.contiguous(), mean_R, torch.rsqrt(variance_R + eps)
+    written = _empty_total(x_BND, branch_BND) if branch_BND is None else total_BND.contiguous()
+    return written, normed_BND.contiguous(), mean_R, torch.rsqrt(variance_R + eps)
 
 
 @torch.library.custom_op("svdata2vec::add_layer_norm_backward", mutates_args=(), device_types="cpu")
@@ -284,13 +303,13 @@ add_layer_norm_backward_op.register_kernel("cuda")(launch_add_layer_norm_backwar
 
 @add_layer_norm_op.register_fake
 def _(
-    x_BND: Tensor, branch_BND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
+    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, N, D = x_BND.shape
-    total = torch.promote_types(x_BND.dtype, branch_BND.dtype)
-    exact = torch.promote_types(total, torch.float32)
+    total_BND = _empty_total(x_BND, branch_BND)
+    exact = torch.promote_types(total_BND.dtype, torch.float32)
     return (
-        x_BND.new_empty((B, N, D), dtype=total),
+        total_BND,
         x_BND.new_empty((B, N, D), dtype=dtype),
         x_BND.new_empty((B * N,), dtype=exact),
         x_BND.new_empty((B * N,), dtype=exact),
@@ -312,8 +331,9 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x_BND, branch_BND, weight_D, bias_D, _, _ = inputs
     total_BND, _, mean_R, rstd_R = output
-    ctx.save_for_backward(total_BND, mean_R, rstd_R, weight_D)
-    ctx.dtypes = x_BND.dtype, branch_BND.dtype, weight_D.dtype, bias_D.dtype
+    ctx.has_branch = branch_BND is not None
+    ctx.save_for_backward(total_BND if ctx.has_branch else x_BND, mean_R, rstd_R, weight_D)
+    ctx.dtypes = x_BND.dtype, branch_BND.dtype if ctx.has_branch else x_BND.dtype, weight_D.dtype, bias_D.dtype
     ctx.mark_non_differentiable(mean_R, rstd_R)
     ctx.set_materialize_grads(False)  # no tensors of zeros for results that nobody used
 
@@ -322,6 +342,7 @@ def _backward(
     ctx: Any, grad_total_BND: Tensor | None, grad_normed_BND: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x_dtype, branch_dtype, weight_dtype, bias_dtype = ctx.dtypes
+    grad_total_BND = grad_total_BND if ctx.has_branch else None  # of an empty tensor, which a compiled graph may fill
     grad_BND, grad_weight_D, grad_bias_D = grad_total_BND, None, None
     if grad_normed_BND is not None:
         grad_BND, grads_2D = add_layer_norm_backward_op(grad_total_BND, grad_normed_BND, *ctx.saved_tensors)
@@ -329,7 +350,8 @@ def _backward(
     if grad_BND is None:
         return (None,) * 6
     # One gradient for both terms of a sum; a copy only where their dtypes differ.
-    return grad_BND.to(x_dtype), grad_BND.to(branch_dtype), grad_weight_D, grad_bias_D, None, None
+    grad_branch_BND = grad_BND.to(branch_dtype) if ctx.has_branch else None
+    return grad_BND.to(x_dtype), grad_branch_BND, grad_weight_D, grad_bias_D, None, None
 
 
 add_layer_norm_op.register_autograd(_backward, setup_context=_save)

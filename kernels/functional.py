@@ -273,7 +273,7 @@ def masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor, *,
 
 def add_layer_norm(
     x_BND: Tensor,
-    branch_BND: Tensor,
+    branch_BND: Tensor | None,
     weight_D: Tensor,
     bias_D: Tensor,
     eps: float = 1e-5,
@@ -284,7 +284,7 @@ def add_layer_norm(
     """A residual sum and its LayerNorm: `total = x + branch`, and `LayerNorm(total)` over the channels.
 
     Args:
-        x_BND, branch_BND: the terms; they may differ in dtype.
+        x_BND, branch_BND: the terms; they may differ in dtype. Without a branch the sum is x itself.
         weight_D, bias_D: of the LayerNorm; float32 parameters serve activations of any dtype.
         eps: added to the biased variance.
         dtype: of the normalised result: what its reader computes in (default: that of the sum).
@@ -295,22 +295,25 @@ def add_layer_norm(
     """
     require_shape("x_BND", x_BND, B=None, N=None, D=None)
     B, N, D = x_BND.shape
-    require_shape("branch_BND", branch_BND, B=B, N=N, D=D)
-    parameters = {"weight_D": weight_D, "bias_D": bias_D}
-    for name, tensor in parameters.items():
-        require_shape(name, tensor, D=D)
-    for name, tensor in {"x_BND": x_BND, "branch_BND": branch_BND, **parameters}.items():
+    tensors = {"x_BND": x_BND, "weight_D": weight_D, "bias_D": bias_D}
+    require_shape("weight_D", weight_D, D=D)
+    require_shape("bias_D", bias_D, D=D)
+    if branch_BND is not None:
+        require_shape("branch_BND", branch_BND, B=B, N=N, D=D)
+        tensors["branch_BND"] = branch_BND
+    for name, tensor in tensors.items():
         require_dtype(name, tensor, FLOATS)
-    require_same_device("x_BND", x_BND, branch_BND=branch_BND, **parameters)
+        require_same_device("x_BND", x_BND, **{name: tensor})
     if D == 0:
         raise ValueError("x_BND has no channel; a LayerNorm needs at least one")
-    dtype = torch.promote_types(x_BND.dtype, branch_BND.dtype) if dtype is None else dtype
+    if dtype is None:
+        dtype = x_BND.dtype if branch_BND is None else torch.promote_types(x_BND.dtype, branch_BND.dtype)
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
     if not use_op("add_layer_norm", impl, x_BND):
         return add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
     total_BND, normed_BND, _, _ = add_layer_norm_op(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
-    return total_BND, normed_BND
+    return x_BND if branch_BND is None else total_BND, normed_BND
 
 
 def bias_gelu(x_BNH: Tensor, bias_H: Tensor, *, impl: Impl = "auto") -> Tensor:

@@ -18,9 +18,9 @@ from svdata2vec.kernels.functional import add_layer_norm, batch_norm_prelu, bias
 class BlockSteps:
     """The steps as modules of PyTorch run them."""
 
-    def add_norm(self, norm: nn.LayerNorm, x_BND: Tensor, branch_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual sum, and its LayerNorm."""
-        x_BND = x_BND + branch_BND
+    def add_norm(self, norm: nn.LayerNorm, x_BND: Tensor, branch_BND: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual sum, and its LayerNorm (of x alone without a branch)."""
+        x_BND = x_BND if branch_BND is None else x_BND + branch_BND
         return x_BND, norm(x_BND)
 
     def linear_gelu(self, linear: nn.Linear, x_BND: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class FusedSteps(BlockSteps):
 
     impl: Impl
 
-    def add_norm(self, norm: nn.LayerNorm, x_BND: Tensor, branch_BND: Tensor) -> tuple[Tensor, Tensor]:
+    def add_norm(self, norm: nn.LayerNorm, x_BND: Tensor, branch_BND: Tensor | None) -> tuple[Tensor, Tensor]:
         # The norm's only reader is a matrix product: write what that reads, instead of float32 under autocast.
         device = x_BND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -84,7 +84,8 @@ class Block(nn.Module):
 
         Without a gradient the output can be written straight into `out_BND`.
         """
-        x_BND, normed_BND = self.steps.add_norm(self.norm2, x_BND, self.drop_path(self.attn(self.norm1(x_BND))))
+        x_BND, normed_BND = self.steps.add_norm(self.norm1, x_BND, None)
+        x_BND, normed_BND = self.steps.add_norm(self.norm2, x_BND, self.drop_path(self.attn(normed_BND)))
         mlp_BND = self.mlp(normed_BND)
         return torch.add(x_BND, self.drop_path(mlp_BND), out=out_BND), mlp_BND
 

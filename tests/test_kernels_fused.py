@@ -67,6 +67,17 @@ def test_add_layer_norm_in_many_tiles() -> None:
     check_add_layer_norm((5, 7, 19), torch.float32)
 
 
+@all_dtypes
+@layouts
+def test_add_layer_norm_without_a_branch_is_the_layer_norm(dtype: torch.dtype, layout: str) -> None:
+    def run(x: Tensor, weight: Tensor, bias: Tensor, impl: Impl) -> Tensor:
+        total, normed = K.add_layer_norm(x, None, weight, bias, impl=impl)
+        assert total is x
+        return normed
+
+    assert_op(run, [torch.randn(3, 5, 37).to(dtype) + 3, torch.randn(37).to(dtype), torch.randn(37).to(dtype)], layout)
+
+
 @pytest.mark.parametrize("used", [0, 1], ids=["the sum", "the norm"])
 def test_add_layer_norm_of_which_one_result_is_used(used: int) -> None:
     assert_op(

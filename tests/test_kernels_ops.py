@@ -90,6 +90,10 @@ RUNS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
         add_layer_norm_op,
         lambda: (leaf(B, T, D), leaf(B, D, T).mT.bfloat16(), leaf(D), leaf(D), 1e-5, torch.bfloat16),
     ),
+    "add_layer_norm without a branch": (
+        add_layer_norm_op,
+        lambda: (leaf(B, D, T).mT, None, leaf(D), leaf(D), 1e-5, torch.float32),
+    ),
     "add_layer_norm_backward": (
         add_layer_norm_backward_op,
         lambda: (torch.randn(B, D, T).mT, *torch.randn(2, B, T, D), *torch.rand(2, B * T), torch.rand(D)),
@@ -126,7 +130,8 @@ def whole_step(tensors: dict[str, Tensor], impl: Any = "auto") -> Tensor:
     windows = K.batch_norm_prelu(windows, *batch_norm, shortcut_FCHW=windows, training=True, impl=impl)
     tokens = windows.mean((2, 3)).view(B, KEPT, 15) @ tensors["project"]
     tokens = K.fuse_tokens(tokens, tensors["skeleton"], tensors["keep"], tensors["hidden"], tensors["temporal"], impl=impl)
-    attended = K.attention(tokens @ tensors["qkv"], 2, impl=impl)
+    _, normed = K.add_layer_norm(tokens, None, tensors["mask"], tensors["bias"], impl=impl)
+    attended = K.attention(normed @ tensors["qkv"], 2, impl=impl)
     tokens, normed = K.add_layer_norm(tokens, attended, tensors["mask"], tensors["bias"], impl=impl)
     tokens = tokens + K.bias_gelu(normed, tensors["bias"], impl=impl)
     full = K.restore_tokens(tokens, tensors["mask"], tensors["keep"], tensors["temporal"], impl=impl)

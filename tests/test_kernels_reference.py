@@ -177,6 +177,15 @@ def test_add_layer_norm_equals_the_loop(impl: Impl, shape: tuple[int, int, int])
 
 
 @both
+def test_add_layer_norm_without_a_branch_equals_the_loop(impl: Impl) -> None:
+    assert_same_with_gradients(
+        lambda x, *parameters: K.add_layer_norm(x, None, *parameters, impl=impl)[1],
+        lambda x, *parameters: cases.add_layer_norm_truth(x, torch.zeros_like(x), *parameters, 1e-5)[1],
+        [leaf(2, 3, 5), leaf(5), leaf(5)],
+    )
+
+
+@both
 def test_bias_gelu_equals_the_loop(impl: Impl) -> None:
     leaves = [leaf(2, 3, 5), leaf(5)]
     assert_same_with_gradients(lambda *x: K.bias_gelu(*x, impl=impl), cases.bias_gelu_truth, leaves)

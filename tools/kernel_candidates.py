@@ -89,7 +89,11 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
         "layer_targets": [lambda b: targets_case(scale, b)],
         "masked_mse": [lambda b: loss_case(scale, b)],
-        "add_layer_norm": [lambda b, n=n: norm_case(scale, b, n) for n in (KEPT, T)],
+        "add_layer_norm": [
+            lambda b: norm_case(scale, b, KEPT),
+            lambda b: norm_case(scale, b, T),
+            lambda b: norm_case(scale, b, T, branch=False),
+        ],
         "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
         "batch_norm_prelu": [
             lambda b: batch_norm_case(scale, b, 1, shortcut=False),
@@ -293,19 +297,19 @@ def step_candidates(
     return within(plain, exact=True), {name: fused, "eager": within(plain), "torch.compile": within(compiled(plain))}
 
 
-def norm_case(scale: Scale, batch: int, tokens: int) -> Case:
-    """Residual sum and LayerNorm in a block."""
+def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> Case:
+    """Residual sum and LayerNorm in a block; without a branch the norm before the attention."""
     norm = nn.LayerNorm(D, device=scale.device)
     # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
     truth, candidates = step_candidates(
         scale,
-        lambda steps: lambda x, branch: read_by_product(steps.add_norm(norm, x, branch), scale),
+        lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
         list(norm.parameters()),
     )
-    return step_case(
-        scale, "add_layer_norm", f"B={batch} N={tokens} D={D}", truth, candidates,
-        (floats(scale, batch, tokens, D), floats(scale, batch, tokens, D)),
-    )
+    name = "add_layer_norm" if branch else "add_layer_norm without branch"
+    shape = f"B={batch} N={tokens} D={D}{'' if branch else ' without branch'}"
+    inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
+    return replace(step_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
 
 
 def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:

@@ -29,13 +29,20 @@ class Step:
     why: str
 
 
-# Module by module means under autocast, as training runs it: LayerNorm writes float32 there, which the next product casts.
+# Module by module means under autocast on a GPU, as training runs it: there LayerNorm reads and writes float32, with a cast
+# before it and one behind it.
 STEPS: dict[str, Step] = {
+    "add_layer_norm without branch": Step(
+        Passes(10, 16, 3),
+        Passes(2, 3, 2),
+        "modules: cast 3, norm 4 (float32), cast 3; back: cast 3, norm 6, its parameters 4, cast 3. Fused: x in, norm out; "
+        "back: gradient and x in, gradient out.",
+    ),
     "add_layer_norm": Step(
-        Passes(9, 13, 2),
+        Passes(13, 19, 3),
         Passes(4, 4, 2),
-        "modules: sum 3, norm 1 + 2 (float32), cast 2 + 1; back: cast 3, norm 4, its parameters 3, sum of gradients 3. "
-        "Fused: two terms in, sum and norm out; back: two gradients and the sum in, one gradient out.",
+        "as above and a sum of 3; back: as above and a sum of gradients of 3. Fused: two terms in, sum and norm out; back: two "
+        "gradients and the sum in, one gradient out.",
     ),
     "bias_gelu": Step(
         Passes(2, 4, 1),

@@ -140,14 +140,15 @@ training; "kept" is what the backward pass needs:
 
 {table}
 
-All BatchNorm steps of the video encoder together move {before:.0f} GB in a training step of {FUSED_BATCH} clips module by
-module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16). The convolutions' own
-traffic is the same either way.
+All BatchNorms with a PReLU of the video encoder together move {before:.0f} GB in a training step of {FUSED_BATCH} clips
+module by module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16). What the
+convolutions move is the same either way.
 
 Not built, and why:
 
-- A block's last sum with the next block's first norm: 8 passes in a block's forward pass instead of 13. Blocks would no
-  longer be units that are compiled, checkpointed and read by the teacher one by one.
+- A block's last sum with the next block's first norm: 8 passes for the norms and sums of a block's forward pass instead of
+  9 (and of 26 module by module). Blocks would no longer be units that are compiled, checkpointed and read by the teacher
+  one by one.
 - GELU inside the product itself: cuBLASLt's epilogue computes the tanh approximation, which isn't the paper's function.
 - A convolution with its BatchNorm: in training the statistics need the whole map first.
 
