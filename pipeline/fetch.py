@@ -15,6 +15,7 @@ from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
 from svdata2vec.pipeline.remote import RemoteShardSet
+from svdata2vec.pipeline.tarfetch import TarError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.sample import Sample
 from svdata2vec.shards.shardset import ShardSet
@@ -65,6 +66,8 @@ class ClipFetcher:
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
+        except TarError:
+            raise
         except (OSError, ValueError) as error:
             self._check_shard(int(self.shards.index[row]["shard"]), error)
             raise BadClipError(str(error)) from error

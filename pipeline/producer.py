@@ -19,8 +19,10 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
 from svdata2vec.pipeline.frames import FrameDecoder
 from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
+from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.pipeline.stats import LoaderStats
 
+STEPS_AHEAD = 8  # whose tars a remote set may fetch already
 MAX_REPLACEMENTS = 20  # bad clips in a row for one place
 
 
@@ -90,13 +92,22 @@ class Producer:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
         while True:
             positions = epoch_order(self.order.num_entries, self.order.seed, epoch, shuffle=self.order.train)
-            for step in self.order.steps(position):
+            steps = self.order.steps(position)
+            for number, step in enumerate(steps):
                 start, stop = self.order.part(step)
                 if start < stop:
+                    self._announce(positions, steps[number : number + STEPS_AHEAD])
                     yield Read(epoch, step[1], self._fetch_all(positions[start:stop], epoch))
             if not self.order.train:
                 return
             epoch, position = epoch + 1, 0
+
+    def _announce(self, positions: NDArray[np.int64], steps: Sequence[tuple[int, int]]) -> None:
+        """Tell a remote set what will be read in these steps."""
+        shards = self.fetcher.shards
+        if isinstance(shards, RemoteShardSet):
+            parts = [positions[slice(*self.order.part(step))] for step in steps]
+            shards.will_need(self.order.rows[np.concatenate(parts) // self.order.views])
 
     def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
         """Batches from planned clips."""

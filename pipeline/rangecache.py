@@ -1,4 +1,4 @@
-"""A folder of cached byte ranges, bounded in size, least recently used out first. Safe for threads and processes."""
+"""A folder of cached bytes, bounded in size, least recently used out first. Safe for threads and processes."""
 
 import contextlib
 import mmap
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 _STALE_SECONDS = 3600
+_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks what the others have added
 
 
 class RangeCache:
     """Keeps at most `max_bytes` in `folder` (but always the newest entry). Entries survive the process.
 
-    Several processes may share a folder: files appear whole by renaming, and a reader of a file that another process
-    evicts keeps its mapping. Each process counts what it knows of, so the bound holds per process.
+    Several processes may share a folder and its bound: files appear whole by renaming, a reader of a file that another
+    process evicts keeps its mapping, and each looks at the folder before it has added a 64th of the bound unseen.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -25,45 +26,72 @@ class RangeCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.max_bytes = folder, max_bytes
         self.hits = self.misses = 0
+        self.num_bytes = 0  # in the folder, as far as this process knows
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self.num_bytes = 0  # on disk, as far as this process knows
-        found = [(path, path.stat()) for path in folder.iterdir()]
-        for path, stat in sorted(found, key=lambda entry: entry[1].st_mtime_ns):
-            if path.suffix != ".tmp":
-                self._add(path.name, stat.st_size)
-            elif time.time() - stat.st_mtime > _STALE_SECONDS:  # left by a process that was killed
-                path.unlink(missing_ok=True)
+        self._unseen_bytes = 0
+        self._look()
         self._evict()
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> memoryview:
         """The `size` bytes called `name`, fetched if they are not there. Whatever `fetch` raises is passed on."""
-        path = self.folder / name
         with contextlib.suppress(FileNotFoundError, ValueError):
-            if path.stat().st_size == size:
-                content = _map(path)
-                self._touch(name, size)
+            if self.has(name, size):
+                content = _map(self.folder / name)
                 self.hits += 1
                 return content
         content = memoryview(fetch())
-        self.misses += 1
-        temporary = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
-        self._touch(name, size)
+        self.add(name, lambda path: path.write_bytes(content))
         return content
 
-    def _touch(self, name: str, size: int) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.folder / name)
+    def has(self, name: str, size: int) -> bool:
+        """Whether a whole entry is there; it counts as used now."""
+        try:
+            there = (self.folder / name).stat().st_size == size
+        except FileNotFoundError:
+            return False
+        if there:
+            with self._lock, contextlib.suppress(FileNotFoundError):
+                os.utime(self.folder / name)
+                self._note(name, size)
+        return there
+
+    def add(self, name: str, write: Callable[[Path], object]) -> None:
+        """An entry whose file `write` makes at the path it is given. What it raises is passed on, nothing is kept."""
+        path = self.folder / name
+        temporary = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            write(temporary)
+            size = temporary.stat().st_size
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         with self._lock:
-            self._add(name, size)
+            self.misses += 1
+            self._note(name, size)
+            self._unseen_bytes += size
+            if self._unseen_bytes > self.max_bytes * _UNSEEN_SHARE:
+                self._look()
             self._evict()
 
-    def _add(self, name: str, size: int) -> None:
+    def _note(self, name: str, size: int) -> None:
         self.num_bytes += size - self._sizes.get(name, 0)
         self._sizes[name] = size
         self._sizes.move_to_end(name)
+
+    def _look(self) -> None:
+        """What lies in the folder, by whomever, the least recently used first."""
+        found = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                stat = entry.stat()
+                if not entry.name.endswith((".tmp", ".lock")):
+                    found.append((stat.st_mtime_ns, entry.name, stat.st_size))
+                elif entry.name.endswith(".tmp") and time.time() - stat.st_mtime > _STALE_SECONDS:
+                    Path(entry.path).unlink()  # left by a process that was killed
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))
+        self.num_bytes, self._unseen_bytes = sum(self._sizes.values()), 0
 
     def _evict(self) -> None:
         while self.num_bytes > self.max_bytes and len(self._sizes) > 1:

@@ -2,10 +2,13 @@
 
 import functools
 import http.server
+import multiprocessing
 import pickle
 import shlex
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -44,15 +47,15 @@ def batches(shards: ShardSet, **options) -> list:
         return list(loader)
 
 
-@pytest.mark.parametrize("whole_shards", [False, True])
-def test_remote_batches_equal_local_ones(local, url, tmp_path, whole_shards):
-    remote = RemoteShardSet.open_url(url, cache=tmp_path, whole_shards=whole_shards)
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_remote_batches_equal_local_ones(local, url, tmp_path, fetch):
+    remote = RemoteShardSet.open_url(url, cache=tmp_path, fetch=fetch)
     for first, second in zip(batches(local), batches(remote), strict=True):
         assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
     assert remote.cache.misses > 0
     missed = remote.cache.misses
     list(batches(pickle.loads(pickle.dumps(remote))))  # a new object, the same folder: nothing is fetched again
-    again = RemoteShardSet.open_url(url, cache=tmp_path, whole_shards=whole_shards)
+    again = RemoteShardSet.open_url(url, cache=tmp_path, fetch=fetch)
     batches(again)
     assert again.cache.misses == 0 and again.cache.hits > 0 and remote.cache.misses == missed
 
@@ -92,8 +95,132 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
     content = bytearray(store.cat_file("/bucket/shard-000000.tar"))
     content[5000] ^= 255
     store.pipe_file("/bucket/shard-000000.tar", bytes(content))
-    with pytest.raises(ValueError, match="sha256 differs"):
-        batches(RemoteShardSet.open_url(url, cache=tmp_path, whole_shards=True), max_bad_rate=0.0)
+    with pytest.raises(UserError, match=r"memory://bucket/shard-000000.tar: sha256 differs from the manifest"):
+        batches(RemoteShardSet.open_url(url, cache=tmp_path, fetch="shards"))
+    assert not list(tmp_path.rglob("*000000.tar")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_tars_are_fetched_once_and_ahead_of_their_use(local, url, tmp_path, monkeypatch):
+    """A step waits for its own tars; those of later steps come in the background, one download for all readers."""
+    store = type(fsspec.filesystem("memory"))
+    fetched, whole = [], store.get_file
+
+    def slow(self, path, target, **options):
+        fetched.append(path.rsplit("/", 1)[-1])
+        time.sleep(0.1)
+        return whole(self, path, target, **options)
+
+    monkeypatch.setattr(store, "get_file", slow)
+    remote = RemoteShardSet.open_url(url, cache=tmp_path, fetch="shards")
+    remote.will_need(np.arange(12))
+    deadline = time.monotonic() + 20
+    while remote.cache.misses < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(fetched) == [shard.name for shard in local.manifest.shards]
+    assert len(batches(remote)) == 3 and len(fetched) == 3
+    remote = RemoteShardSet.open_url(url, cache=tmp_path / "other", fetch="shards")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda row: remote.sample(row), [0, 1, 2, 3] * 4))
+    assert len(fetched) == 4
+
+
+def test_the_bound_holds_for_whole_tars(local, url, tmp_path):
+    largest = max(shard.bytes for shard in local.manifest.shards)
+    remote = RemoteShardSet.open_url(url, cache=tmp_path, fetch="shards", cache_bytes=2 * largest)
+    for first, second in zip(batches(local), batches(remote), strict=True):
+        assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
+    deadline = time.monotonic() + 20
+    while [t for t in threading.enumerate() if t.name.startswith("svdata2vec-tar")] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sum(path.stat().st_size for path in remote.cache.folder.glob("*.tar")) <= 2 * largest
+
+
+def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
+    """Processes that share a folder see what the others add."""
+    one, two = RangeCache(tmp_path, 1000), RangeCache(tmp_path, 1000)
+    for i in range(20):
+        for cache, name in ((one, "a"), (two, "b")):
+            cache.get(f"{name}{i}", 100, lambda: b"x" * 100)
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
+    with pytest.raises(OSError, match="no space"):
+        one.add("c", lambda path: (path.write_bytes(b"half"), exec("raise OSError('no space')")))
+    assert not (tmp_path / "c").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+class _Ranged(http.server.BaseHTTPRequestHandler):
+    """Serves a folder with ranges; `cut` = send only half of every tar."""
+
+    folder: Path
+    cut = False
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, span = path.read_bytes(), self.headers.get("Range")
+        if span:
+            low, high = span.removeprefix("bytes=").split("-")
+            content = content[int(low) : int(high) + 1]
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if self.cut and path.suffix == ".tar" else content)
+
+    def log_message(self, *_: object) -> None:
+        """No lines among the test's output."""
+
+
+@pytest.fixture
+def http_url(local, monkeypatch):
+    monkeypatch.setattr("svdata2vec.pipeline.remote.RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(_Ranged, "cut", False)
+    _Ranged.folder = Path(local.root)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetch):
+    remote = RemoteShardSet.open_url(http_url, cache=tmp_path / "good", fetch=fetch)
+    for first, second in zip(batches(local), batches(remote), strict=True):
+        assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
+    broken = RemoteShardSet.open_url(http_url, cache=tmp_path / "broken", fetch=fetch)
+    monkeypatch.setattr(_Ranged, "cut", True)
+    with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
+        batches(broken, max_bad_rate=0.0)
+    assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
+
+
+def _keys_of(loader: ClipLoader, out: "multiprocessing.Queue") -> None:
+    with loader:
+        out.put([batch.keys for batch in loader])
+
+
+@pytest.mark.parametrize(("method", "fetch"), [("fork", "clips"), ("fork", "shards")])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_remote_loader_works_in_a_child_process(http_url, tmp_path, method, fetch):
+    """Connections, locks and threads of the parent are none of the child's."""
+    remote = RemoteShardSet.open_url(http_url, cache=tmp_path, fetch=fetch)
+    context = multiprocessing.get_context(method)
+    with ClipLoader(remote, "all", PLAN, batch_size=4, train=True) as loader:
+        expected = [batch.keys for batch in loader]
+        loader.set_epoch(0)
+        remote.cache.folder.rename(tmp_path / "away")  # the child must fetch, too
+        remote.cache.folder.mkdir()
+        out = context.Queue()
+        child = context.Process(target=_keys_of, args=(loader, out))
+        child.start()
+        assert out.get(timeout=60) == expected
+        child.join(30)
+        assert child.exitcode == 0
 
 
 def test_open_shards_takes_folders_too(local):
