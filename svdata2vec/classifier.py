@@ -67,7 +67,10 @@ def load_encoder(encoder: Encoder, source: Path) -> None:
     wanted = encoder.state_dict()
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise UserError(f"{source}: {len(missing)} weights of the encoder are missing: {', '.join(missing[:8])}")
+        raise UserError(
+            f"{source}: {len(missing)} weights of the encoder are missing: {', '.join(missing[:8])}; use the model.* settings "
+            "and a modality that the run was made with (its config.json)"
+        )
     wrong = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in wanted
@@ -75,8 +78,8 @@ def load_encoder(encoder: Encoder, source: Path) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{source}: {len(wrong)} weights have another shape: {', '.join(wrong[:4])}; "
-            "use the model.* and data.num_frames settings that the run was made with (its config.json)"
+            f"{source}: {len(wrong)} weights have another shape: {', '.join(wrong[:4])}; use the model.* and data.num_frames "
+            "settings that the run was made with (its config.json), and shards of its joint layout if skeletons are read"
         )
     encoder.load_state_dict({name: found[name] for name in wanted})
 

@@ -1,5 +1,9 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
+from pathlib import Path
+
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -7,14 +11,27 @@ from svdata2vec.config import DataConfig, Modality, RunConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 
 
-def plan_config(data: DataConfig, persons: int) -> PlanConfig:
-    return PlanConfig(
-        num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop, frame_draw=data.frame_draw
-    )
+def open_data(data: DataConfig) -> ShardSet:
+    """The shards of a configuration: a folder, or a URL with its cache."""
+    return open_shards(data.shards, fetch=data.remote_fetch, cache_bytes=int(data.remote_cache_gb * 1e9))
+
+
+def plan_config(data: DataConfig, persons: int, views: int = 1) -> PlanConfig:
+    """What a clip looks like to the model. Raises UserError for augmentation out of its range."""
+    try:
+        return PlanConfig(
+            num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop, frame_draw=data.frame_draw,
+            views=views, **dataclasses.asdict(data.augment),
+        )
+    except ValueError as error:
+        raise UserError(str(error).replace("plan.", "data.augment.")) from error
 
 
 def build_loader(
@@ -27,18 +44,20 @@ def build_loader(
     train: bool,
     modality: Modality = "both",
     rows: np.ndarray | None = None,
+    views: int = 1,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
     Args:
         modality: what the batches hold.
         rows: index rows to take instead of the whole split.
+        views: frame draws per clip of the test split; whoever asks for several averages what comes of them.
     """
     split = data.train_split if train else data.test_split
     return ClipLoader(
         shards,
         split,
-        plan_config(data, persons),
+        plan_config(data, persons, views),
         batch_size=run.batch_size,
         train=train,
         seed=run.seed,
@@ -52,7 +71,18 @@ def build_loader(
         joints=modality != "rgb",
         limit=rows,
         last_batch="drop" if train else "partial",
+        check_hashes=data.check_hashes,
     )
+
+
+def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality) -> None:
+    """Refuse shards whose skeletons are not those that a finished run reads (`num_joints`, from its card)."""
+    layout = shards.manifest.layout
+    if modality != "rgb" and len(layout.joints) != num_joints:
+        raise UserError(
+            f"{shards.root} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {num_joints}; "
+            "give shards of the run's joint layout"
+        )
 
 
 def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:

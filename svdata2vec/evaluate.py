@@ -11,7 +11,7 @@ from torch import nn
 
 from svdata2vec.classifier import load_classifier
 from svdata2vec.config import Device
-from svdata2vec.data import build_loader, to_device
+from svdata2vec.data import build_loader, require_joints, to_device
 from svdata2vec.metrics import measure
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.remote import open_shards
@@ -72,6 +72,7 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
     settings = replace(config.run, device=device)
     packed = open_shards(data.shards)
+    require_joints(packed, run, card["num_joints"], config.modality)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with running(settings) as runtime:

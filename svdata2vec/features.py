@@ -16,7 +16,7 @@ import torch.distributed as dist
 from svdata2vec.checkpoint import load_published
 from svdata2vec.classifier import load_encoder
 from svdata2vec.config import DataConfig, Device, Modality, ModelConfig, RunConfig, from_dict
-from svdata2vec.data import build_loader, to_device
+from svdata2vec.data import build_loader, require_joints, to_device
 from svdata2vec.model import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.remote import open_shards
@@ -116,6 +116,7 @@ def embed(
     data = replace(trained.data, shards=shards or trained.data.shards, test_split=split)
     settings = RunConfig(batch_size=batch_size, device=device)
     packed = open_shards(data.shards)
+    require_joints(packed, run, trained.card["num_joints"], trained.modality)
     with running(settings) as runtime:
         encoder = trained.encoder.to(runtime.device)
         persons = trained.model.persons

@@ -85,7 +85,8 @@ class Finetuning:
         stepper.end({})
 
     def evaluate(self) -> Metrics:
-        """Accuracy on the test clips."""
+        """Accuracy on the test clips, of the network that the first process publishes."""
+        self.runtime.share_buffers(self.model)
         predictions = predict_split(self.model, self.test_loader, self.runtime)
         return measure(predictions.scores_nc, predictions.labels_n)
 

@@ -38,6 +38,19 @@ class Masks:
         if self.scored_BT.dtype != torch.bool or self.skeleton_hidden_BK.dtype != torch.bool:
             raise ValueError("skeleton_hidden_BK and scored_BT must be bool (True = hidden, True = scored)")
 
+    @classmethod
+    def given(cls, keep_BK: Tensor, skeleton_hidden_BK: Tensor, num_frames: int) -> "Masks":
+        """Masks from chosen frames in any order; what is scored follows from them.
+
+        Args:
+            keep_BK: (B, K) int64, frames whose video token the student sees, each once.
+            skeleton_hidden_BK: (B, K) bool, True = the frame at this place of `keep_BK` shows its video only.
+            num_frames: T.
+        """
+        keep_BK, order_BK = keep_BK.sort(dim=1)
+        hidden_BK = skeleton_hidden_BK.gather(1, order_BK)
+        return cls(keep_BK, hidden_BK, scored_frames(keep_BK, hidden_BK, num_frames))
+
     def to(self, device: torch.device) -> "Masks":
         return Masks(*(x.to(device, non_blocking=True) for x in (self.keep_BK, self.skeleton_hidden_BK, self.scored_BT)))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from svdata2vec.card import evaluation_entry, model_card
 from svdata2vec.checkpoint import publish
 from svdata2vec.config import FinetuneConfig, to_json
-from svdata2vec.data import build_loader, labelled_rows
+from svdata2vec.data import build_loader, labelled_rows, require_joints
 from svdata2vec.features import Features, TrainedEncoder, extract, open_encoder
 from svdata2vec.metrics import Metrics, measure
 from svdata2vec.pipeline.remote import open_shards
@@ -47,6 +47,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         _check_input(config, trained)
         trained = replace(trained, encoder=trained.encoder.to(runtime.device))
         shards = open_shards(config.data.shards)
+        require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
         train = _features(config, trained, shards, config.data.train_split, rows, runtime)
         test = _features(config, trained, shards, config.data.test_split, None, runtime)

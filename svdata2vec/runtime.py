@@ -77,6 +77,16 @@ class Runtime:
             dist.all_reduce(values)
         return values.cpu()
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of the first one: those that checkpoints and published weights hold.
+
+        Each process updates BatchNorm's running statistics by its own batches, and DistributedDataParallel spreads those of
+        the first one only when the next training step begins.
+        """
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
