@@ -61,10 +61,10 @@ class BatchConfig(PretrainConfig):
             raise UserError("optim.accumulate: a benchmark's step takes one batch; leave it at 1")
 
 
-def repeated(clips: dict[str, Any], size: int) -> ClipBatch:
-    """`size` clips: those of the file, over and over."""
-    index = torch.arange(size) % len(clips["keys"])
-    video, joints, label = (clips[name][index] for name in ("video", "joints", "label"))
+def repeated(clips: dict[str, Any], size: int, device: torch.device) -> ClipBatch:
+    """`size` clips on the device: those of the file, over and over."""
+    index = torch.arange(size, device=device) % len(clips["keys"])
+    video, joints, label = (clips[name].to(device)[index] for name in ("video", "joints", "label"))
     return ClipBatch(video, joints, label, tuple(clips["keys"][number] for number in index.tolist()))
 
 
@@ -100,7 +100,7 @@ def measure_size(config: BatchConfig, size: int, clips: Path) -> dict[str, Any]:
         try:
             training = build(config, runtime, shards)
             base = memory_bytes(runtime.device, peak=False)
-            stage = ModelStage(training, repeated(torch.load(clips), size).to(runtime.device))
+            stage = ModelStage(training, repeated(torch.load(clips), size, runtime.device))
             for number in range(config.rounds):
                 time_round(stage, timing, runtime.device, config.seconds, 0 if number else WARM_UP)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

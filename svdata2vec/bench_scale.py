@@ -51,6 +51,7 @@ WORLD_SCHEMA: dict[str, Any] = {
     "step_ms": {"median": float, "q20": float, "q80": float}, "data_wait_share": float,
     "gradient_bytes": int, "allreduce_bytes_per_step": int, "allreduces_per_step": int, "broadcast_bytes_per_step": int,
     "exchange_ms": {"synced": float, "alone": float, "added": _NUMBER},
+    "exchange_cpu_ms": {"synced": float, "alone": float, "added": _NUMBER},
     "checks": {"steps": list, "student_equal": bool, "teacher_equal": bool, "epochs": int, "clips": int, "twice": int,
                "lost": int, "foreign": int, "skipped": int},
 }
@@ -140,10 +141,6 @@ def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]
     count, first = len(reports), reports[0]
     timed = len(first["step_seconds"])
     wall = max(report["wall_seconds"] for report in reports)
-    synced, alone = (
-        1e3 * statistics.median(second for report in reports for second in report[name])
-        for name in ("synced_seconds", "alone_seconds")
-    )
     return {
         "processes": count, "backend": first["backend"], "timed_steps": timed,
         "clips_per_s": count * first["clips_per_step"] * timed / wall,
@@ -151,9 +148,18 @@ def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]
         "data_wait_share": sum(report["data_wait_seconds"] / report["wall_seconds"] for report in reports) / count,
         "gradient_bytes": first["gradient_bytes"], "allreduce_bytes_per_step": sum(first["allreduce_bytes"]),
         "allreduces_per_step": len(first["allreduce_bytes"]), "broadcast_bytes_per_step": first["broadcast_bytes"],
-        "exchange_ms": {"synced": synced, "alone": alone, "added": synced - alone if count > 1 else 0},
+        "exchange_ms": exchange(reports, "seconds"), "exchange_cpu_ms": exchange(reports, "cpu"),
         "checks": checks(reports, expected),
     }
+
+
+def exchange(reports: list[dict[str, Any]], kind: str) -> dict[str, float]:
+    """Milliseconds per step (of the clock, or of CPU time) with and without the exchange of gradients, medians."""
+    synced, alone = (
+        1e3 * statistics.median(second for report in reports for second in report[f"{turn}_{kind}"])
+        for turn in ("synced", "alone")
+    )
+    return {"synced": synced, "alone": alone, "added": synced - alone if len(reports) > 1 else 0}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -226,7 +232,7 @@ def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: 
     if crowded:
         said.append(
             f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
-            "speed there; bytes and correctness hold, and the exchange adds more to a step than on cores of one's own"
+            "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
         )
     if tight:
         said.append(
@@ -245,16 +251,16 @@ def as_table(record: dict[str, Any]) -> str:
         f"frames of {setting['size']} px, {setting['precision']}",
         "",
         f"{'processes':>9s}{'clips/s':>10s}{'efficiency':>12s}{'step, ms':>10s}{'20-80 %':>18s}{'data wait':>11s}"
-        f"{'all-reduced, MB':>17s}{'calls':>7s}{'exchange adds, ms':>19s}",
+        f"{'all-reduced, MB':>17s}{'calls':>7s}{'exchange adds, ms':>19s}{'CPU ms':>8s}",
     ]
     for row in record["worlds"]:
-        step, exchange = row["step_ms"], row["exchange_ms"]
+        step, clock = row["step_ms"], row["exchange_ms"]
         spread = f"{step['q20']:.1f} to {step['q80']:.1f}"
-        added = f"{exchange['added']:.1f} ({100 * exchange['added'] / exchange['synced']:.1f} %)"
+        added = f"{clock['added']:.1f} ({100 * clock['added'] / clock['synced']:.1f} %)"
         lines.append(
             f"{row['processes']:9d}{row['clips_per_s']:10.1f}{100 * row['efficiency']:10.1f} %{step['median']:10.1f}"
             f"{spread:>18s}{100 * row['data_wait_share']:9.1f} %{row['allreduce_bytes_per_step'] / 1e6:17.2f}"
-            f"{row['allreduces_per_step']:7d}{added:>19s}"
+            f"{row['allreduces_per_step']:7d}{added:>19s}{row['exchange_cpu_ms']['added']:8.1f}"
         )
     lines.append("")
     for row in record["worlds"]:

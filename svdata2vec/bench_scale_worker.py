@@ -72,7 +72,8 @@ class RankReport:
     steps: optimizer steps of training. seen: (epoch, key) of every clip that it trained on. step_seconds: of each timed
     step, loader included; wall_seconds: of all of them; data_wait_seconds: the part of it in which it waited for clips.
     student, teacher: digests of the weights after training. synced_seconds, alone_seconds: of each step on a batch in
-    memory, with and without the exchange of gradients. allreduce_bytes: size of each bucket of gradients that one step
+    memory, with and without the exchange of gradients; synced_cpu, alone_cpu: CPU seconds per step of each round, of all
+    threads (they hold where others use the machine, too). allreduce_bytes: size of each bucket of gradients that one step
     exchanged. broadcast_bytes: buffers that a step sends from process 0.
     """
 
@@ -89,6 +90,8 @@ class RankReport:
     teacher: str = ""
     synced_seconds: list[float] = field(default_factory=list)
     alone_seconds: list[float] = field(default_factory=list)
+    synced_cpu: list[float] = field(default_factory=list)
+    alone_cpu: list[float] = field(default_factory=list)
     allreduce_bytes: list[int] = field(default_factory=list)
     broadcast_bytes: int = 0
     gradient_bytes: int = 0
@@ -174,16 +177,23 @@ def time_exchange(training: Pretraining, batch: ClipBatch, config: ScaleConfig, 
     The first step of each turn is not timed: whether buffers are broadcast depends on the step before.
     """
     steps = max(2, config.steps // config.rounds)
-    turns = ((report.synced_seconds, contextlib.nullcontext), (report.alone_seconds, no_exchange(training.student)))
+    turns = (
+        (report.synced_seconds, report.synced_cpu, contextlib.nullcontext),
+        (report.alone_seconds, report.alone_cpu, no_exchange(training.student)),
+    )
     for _ in range(config.rounds):
-        for times, turn in turns:
+        for seconds, cpu_seconds, turn in turns:
             training.runtime.barrier()
             ticks = Ticks(training.runtime.device)
             with turn():
-                for _ in range(steps + 1):
+                training.step([(0, batch)])
+                ticks.tick()
+                started = time.process_time()
+                for _ in range(steps):
                     training.step([(0, batch)])
                     ticks.tick()
-            times += ticks.seconds()
+            seconds += ticks.seconds()
+            cpu_seconds.append((time.process_time() - started) / steps)
             training.stepper.take_record()
 
 

@@ -152,6 +152,14 @@ def test_errors_about_memory_are_told_from_others() -> None:
     assert not worker.is_out_of_memory(RuntimeError("shapes differ"))
 
 
+def test_few_clips_are_repeated_to_any_size() -> None:
+    clips = {"video": torch.arange(2 * 3, dtype=torch.uint8).reshape(2, 1, 1, 1, 3), "joints": torch.rand(2, 2, 1, 17, 2),
+             "label": torch.tensor([5, 6]), "keys": ("a", "b")}
+    made = worker.repeated(clips, 5, torch.device("cpu"))
+    assert made.keys == ("a", "b", "a", "b", "a") and made.label_B.tolist() == [5, 6, 5, 6, 5]
+    assert made.video_BTHWC is not None and made.video_BTHWC[:, 0, 0, 0, 0].tolist() == [0, 3, 0, 3, 0]
+
+
 # ---- a real search --------------------------------------------------------------------------------------------------
 
 

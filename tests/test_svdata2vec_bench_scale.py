@@ -97,6 +97,7 @@ def test_the_record_is_consistent(record: dict[str, Any]) -> None:
         # The wall clock over all steps, against the median of one.
         assert 1e3 * BATCH * row["processes"] / row["clips_per_s"] == pytest.approx(row["step_ms"]["median"], rel=0.8)
     exchange = two["exchange_ms"]
+    assert two["exchange_cpu_ms"]["alone"] > 0
     assert exchange["added"] == pytest.approx(exchange["synced"] - exchange["alone"]) and exchange["alone"] > 0
     assert record["machine"]["torch_threads"] == 1 and record["setting"]["batch_size"] == BATCH
     table = scale.as_table(record)
@@ -110,7 +111,8 @@ def report(rank: int, keys: list[str], **changes: Any) -> dict[str, Any]:
     base = {
         "rank": rank, "backend": "gloo", "clips_per_step": 2, "steps": 2, "seen": [(0, key) for key in keys], "skipped": 0,
         "step_seconds": [0.1, 0.3], "wall_seconds": 0.5, "data_wait_seconds": 0.1, "student": "s", "teacher": "t",
-        "synced_seconds": [0.2, 0.2], "alone_seconds": [0.15, 0.15], "allreduce_bytes": [60, 40], "broadcast_bytes": 8,
+        "synced_seconds": [0.2, 0.2], "alone_seconds": [0.15, 0.15], "synced_cpu": [0.3], "alone_cpu": [0.27],
+        "allreduce_bytes": [60, 40], "broadcast_bytes": 8,
         "gradient_bytes": 100,
     }
     return {**base, **changes}
@@ -129,6 +131,8 @@ def test_figures_of_a_row_by_hand() -> None:
     assert row["clips_per_s"] == pytest.approx(2 * 2 * 2 / 0.8)  # the slowest process counts
     assert row["step_ms"]["median"] == pytest.approx(200)
     assert row["exchange_ms"] == {"synced": pytest.approx(200), "alone": pytest.approx(150), "added": pytest.approx(50)}
+    assert row["exchange_cpu_ms"] == {"synced": pytest.approx(300), "alone": pytest.approx(270), "added": pytest.approx(30)}
+    assert scale.world_row([SOUND[0]], lambda epoch: ["a", "b"])["exchange_ms"]["added"] == 0  # one process exchanges nothing
     assert row["data_wait_share"] == pytest.approx((0.1 / 0.5 + 0.1 / 0.8) / 2)
     assert row["allreduce_bytes_per_step"] == 100 and row["allreduces_per_step"] == 2
     assert scale.wrong(row) == []

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from svdata2vec import commands, model_commands
+from svdata2vec.bench_batch import batch_config
 from svdata2vec.bench_run import bench_config
+from svdata2vec.bench_scale import scale_config
 from svdata2vec.options import parse, parse_preset
 from svdata2vec.presets import FINETUNE, PRETRAIN
 from svdata2vec.probe_config import PROBE
@@ -20,6 +22,7 @@ SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("
 LINES = [line.split(" #")[0].strip() for line in SHELL.splitlines() if line.strip() and not line.startswith("#")]
 COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
 PRESETS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
+BENCHES = {"run": bench_config, "scale": scale_config, "batch": batch_config}
 OPTIONS = {
     "verify": commands.VerifyOptions, "inspect": commands.InspectOptions, "evaluate": commands.EvaluateOptions,
     "report": commands.ReportOptions, "embed": model_commands.EmbedOptions, "predict": model_commands.PredictOptions,
@@ -45,8 +48,10 @@ def test_commands_parse(line: str) -> None:
     elif command == "shard":
         assert rest[0] in commands.SOURCES
         parse(commands._shard_options(rest[0]), rest[1:], f"svdata2vec shard {rest[0]}")
-    elif (command, rest[0]) == ("bench", "run"):
-        parse_preset({name: (lambda make=make: bench_config(make())) for name, make in PRETRAIN.items()}, rest[1:], "bench run")
+    elif command == "bench" and rest[0] in BENCHES:
+        configured = BENCHES[rest[0]]
+        table = {name: (lambda make=make: configured(make())) for name, make in PRETRAIN.items()}
+        parse_preset(table, rest[1:], f"bench {rest[0]}")
     elif (command, rest[0]) == ("bench", "compare"):
         parse(commands.CompareOptions, rest[1:], "svdata2vec bench compare")
     elif command in OPTIONS:

@@ -291,9 +291,10 @@ def scaling_measured() -> str:
     if record is None:
         return ""
     machine, setting, last = record["machine"], record["setting"], record["worlds"][-1]
-    header = ["processes", "clips/s", "efficiency", "all-reduced per step, MB", "calls", "added to a step", "data wait",
-              "weights equal", "clips seen once"]
-    return table(header, [_world_cells(row, machine) for row in record["worlds"]]) + (
+    header = ["processes", "clips/s", "efficiency", "all-reduced per step, MB", "calls", "added to a step", "CPU time of it",
+              "data wait", "weights equal", "clips seen once"]
+    busy = any(note.startswith("doubtful") for note in record["notes"])
+    return table(header, [_world_cells(row, machine, busy) for row in record["worlds"]]) + (
         f"\n{setting['batch_size']} clips per process and step ({setting['num_frames']} frames of {setting['size']} px, "
         f"{setting['precision']}), {last['backend']}, real shards and training steps; gradients: "
         f"{last['gradient_bytes'] / 1e6:.2f} MB. Added to a step: its median with the exchange of gradients minus without, in "
@@ -302,14 +303,17 @@ def scaling_measured() -> str:
     )
 
 
-def _world_cells(row: Record, machine: Record) -> list[str]:
-    """A number of processes; no speed where they share cores."""
-    shared = machine["device"] == "cpu" and row["processes"] > machine["usable_cores"]
-    found, exchange = row["checks"], row["exchange_ms"]
+def _world_cells(row: Record, machine: Record, busy: bool) -> list[str]:
+    """A number of processes; no speed where they share cores, neither speed nor time where others used the machine."""
+    shared = busy or (machine["device"] == "cpu" and row["processes"] > machine["usable_cores"])
+    found = row["checks"]
+    clock, cpu = (
+        f"{part['added']:.1f} ms ({percent(part['added'] / part['synced'])})" if row["processes"] > 1 else ""
+        for part in (row["exchange_ms"], row["exchange_cpu_ms"])
+    )
     return [
         str(row["processes"]), "" if shared else _rate(row["clips_per_s"]), "" if shared else percent(row["efficiency"]),
-        f"{row['allreduce_bytes_per_step'] / 1e6:.2f}", str(row["allreduces_per_step"]),
-        f"{exchange['added']:.1f} ms ({percent(exchange['added'] / exchange['synced'])})" if row["processes"] > 1 else "",
+        f"{row['allreduce_bytes_per_step'] / 1e6:.2f}", str(row["allreduces_per_step"]), "" if busy else clock, cpu,
         percent(row["data_wait_share"]), "yes" if found["student_equal"] and found["teacher_equal"] else "NO",
         f"{found['clips'] - found['lost'] - found['twice']} of {found['clips']}",
     ]
