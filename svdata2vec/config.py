@@ -28,6 +28,26 @@ def _check(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation beyond the paper's, all off by default; drawn once per clip and applied to all its frames."""
+
+    temporal_crop: tuple[float, float] = (1.0, 1.0)
+    """Share of the clip that frames are drawn from, from .. to."""
+    brightness: float = 0.0
+    """Largest change of brightness: its factor is drawn from 1 - b .. 1 + b."""
+    contrast: float = 0.0
+    """Largest change of contrast."""
+    saturation: float = 0.0
+    """Largest change of saturation."""
+    hue: float = 0.0
+    """Largest turn of the colour wheel; 0.5 = half a turn."""
+    erase_probability: float = 0.0
+    """How often a rectangle of the picture is blackened."""
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    """Share of the picture that is blackened, from .. to."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where clips come from and what the model sees of them."""
 
@@ -51,6 +71,16 @@ class DataConfig:
     """Decoding threads per process."""
     prefetch: int = 2
     """Batches prepared ahead of the training step."""
+    views: int = 1
+    """Frame draws per clip of an evaluation, whose scores are averaged."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Training augmentation beyond the paper's."""
+    check_hashes: bool = False
+    """Compare every tar with the manifest's hash when it is first read (local shards)."""
+    remote_fetch: Literal["clips", "shards"] = "clips"
+    """Of shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
+    remote_cache_gb: float = 32.0
+    """What the cache of shards behind a URL may take on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
         _check(self.num_frames >= 1, f"data.num_frames is {self.num_frames}; at least 1 frame is needed")
@@ -60,6 +90,12 @@ class DataConfig:
         )
         _check(self.threads >= 1, f"data.threads is {self.threads}; at least 1 is needed")
         _check(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; at least 1 is needed")
+        _check(self.views >= 1, f"data.views is {self.views}; at least 1 is needed")
+        _check(
+            self.views == 1 or self.frame_draw == "fixed",
+            f"data.views is {self.views} with data.frame_draw original, which has one view; set data.frame_draw fixed",
+        )
+        _check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
-from pathlib import Path
-
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shardset import ShardSet
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from svdata2vec.classifier import load_classifier
 from svdata2vec.config import Device
-from svdata2vec.data import build_loader, require_joints, to_device
+from svdata2vec.data import build_loader, open_data, require_joints, to_device
 from svdata2vec.metrics import measure
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
 
@@ -30,7 +29,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
-    """Softmax scores of every clip of the loader's split; all processes get the whole."""
+    """Softmax scores of every clip of the loader's split, the mean over its views; all processes get the whole."""
     model.eval()
     keys: list[str] = []
     scores, labels = [], []
@@ -49,11 +48,23 @@ def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Pre
     filled = [part for part in parts if part is not None]
     if not filled:
         raise UserError(f"split {loader.split} has no clip to evaluate")
-    return Predictions(
+    whole = Predictions(
         [key for part in filled for key in part[0]],
         np.concatenate([part[1] for part in filled]),
         np.concatenate([part[2] for part in filled]),
     )
+    return _mean_of_views(whole) if loader.plan.views > 1 else whole
+
+
+def _mean_of_views(views: Predictions) -> Predictions:
+    """One entry per clip: the mean of the scores of its views, in the order in which clips came first."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(views.keys))}
+    clip_n = np.array([number[key] for key in views.keys])
+    scores_nc = np.zeros((len(number), views.scores_nc.shape[1]), views.scores_nc.dtype)
+    np.add.at(scores_nc, clip_n, views.scores_nc)
+    labels_n = np.empty(len(number), views.labels_n.dtype)
+    labels_n[clip_n] = views.labels_n
+    return Predictions(list(number), scores_nc / np.bincount(clip_n)[:, None].astype(scores_nc.dtype), labels_n)
 
 
 def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
@@ -71,13 +82,13 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     model, config, card = load_classifier(run)
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
     settings = replace(config.run, device=device)
-    packed = open_shards(data.shards)
+    packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with running(settings) as runtime:
         persons, modality = config.model.persons, config.modality
-        with build_loader(packed, data, settings, runtime, persons, train=False, modality=modality) as loader:
+        with build_loader(packed, data, settings, runtime, persons, train=False, modality=modality, views=data.views) as loader:
             predictions = predict_split(model.to(runtime.device), loader, runtime)
     metrics = measure(predictions.scores_nc, predictions.labels_n)
     return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}

@@ -16,10 +16,9 @@ import torch.distributed as dist
 from svdata2vec.checkpoint import load_published
 from svdata2vec.classifier import load_encoder
 from svdata2vec.config import DataConfig, Device, Modality, ModelConfig, RunConfig, from_dict
-from svdata2vec.data import build_loader, require_joints, to_device
+from svdata2vec.data import build_loader, open_data, require_joints, to_device
 from svdata2vec.model import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -115,7 +114,7 @@ def embed(
     trained = open_encoder(run, modality)
     data = replace(trained.data, shards=shards or trained.data.shards, test_split=split)
     settings = RunConfig(batch_size=batch_size, device=device)
-    packed = open_shards(data.shards)
+    packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality)
     with running(settings) as runtime:
         encoder = trained.encoder.to(runtime.device)

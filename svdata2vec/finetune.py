@@ -14,13 +14,12 @@ from svdata2vec.card import complete_card, evaluation_entry, model_card
 from svdata2vec.checkpoint import publish
 from svdata2vec.classifier import Classifier, load_encoder
 from svdata2vec.config import FinetuneConfig, to_json
-from svdata2vec.data import build_loader, labelled_rows, to_device
+from svdata2vec.data import build_loader, labelled_rows, open_data, to_device
 from svdata2vec.evaluate import predict_split
 from svdata2vec.metrics import Metrics, measure
 from svdata2vec.mixup import draw_mixture
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.stepping import EpochBatch, Stepper, finish_run, is_finished, read_result, train
 
@@ -130,7 +129,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config, config.run):
             return read_result(config.run)
-        shards = open_shards(config.data.shards)
+        shards = open_data(config.data)
         classes = list(shards.split_classes(config.data.train_split))
         num_joints = len(shards.manifest.layout.joints)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)
@@ -140,7 +139,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         card = model_card(
             "finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=len(rows)
         )
-        with loader_of(train=True, rows=rows) as loader, loader_of(train=False) as test_loader:
+        with loader_of(train=True, rows=rows) as loader, loader_of(train=False, views=config.data.views) as test_loader:
             run = Finetuning(config, runtime, loader, test_loader, card)
             train(run, card)
             metrics = run.evaluate()

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from svdata2vec.card import model_card
 from svdata2vec.config import PretrainConfig, to_json
-from svdata2vec.data import build_loader, to_device
+from svdata2vec.data import build_loader, open_data, to_device
 from svdata2vec.kernels.functional import masked_mse
 from svdata2vec.masking import Masks, draw_masks
 from svdata2vec.model import SVData2Vec
 from svdata2vec.optim import build_optimizer
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.runtime import Runtime, running, unwrap
 from svdata2vec.stepping import EpochBatch, Stepper, finish_run, is_finished, read_result, train
 from svdata2vec.teacher import Teacher, ema_decay
@@ -145,7 +144,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config, config.run):
             return read_result(config.run)
-        shards = open_shards(config.data.shards)
+        shards = open_data(config.data)
         num_joints = len(shards.manifest.layout.joints)
         with build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True) as loader:
             run = Pretraining(config, runtime, loader, num_joints)

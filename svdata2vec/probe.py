@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from svdata2vec.card import evaluation_entry, model_card
 from svdata2vec.checkpoint import publish
 from svdata2vec.config import FinetuneConfig, to_json
-from svdata2vec.data import build_loader, labelled_rows, require_joints
+from svdata2vec.data import build_loader, labelled_rows, open_data, require_joints
 from svdata2vec.features import Features, TrainedEncoder, extract, open_encoder
 from svdata2vec.metrics import Metrics, measure
-from svdata2vec.pipeline.remote import open_shards
 from svdata2vec.probe_config import ProbeConfig
 from svdata2vec.runtime import Runtime, running
 from svdata2vec.shards.atomic import write_atomically
@@ -46,7 +45,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         trained = open_encoder(config.pretrained, config.modality)
         _check_input(config, trained)
         trained = replace(trained, encoder=trained.encoder.to(runtime.device))
-        shards = open_shards(config.data.shards)
+        shards = open_data(config.data)
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
         train = _features(config, trained, shards, config.data.train_split, rows, runtime)
