@@ -75,10 +75,13 @@ def test_a_backend_that_refuses_a_shape_is_recorded_as_such() -> None:
 
 
 @pytest.mark.inductor
-def test_the_command_measures_one_op_and_the_page_shows_it(tmp_path: Path) -> None:
+def test_the_command_measures_one_op_and_the_page_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"op": "attention", "shape": "S", "candidate": "eager", "status": "refused: measured earlier", "direction": None}
     out = tmp_path / "kernels_cpu.json"
+    monkeypatch.setattr(bench, "earlier_record", lambda *_: {"rows": [{"op": "masked_mse"}, other]})
     assert bench.main(["--device", "cpu", "--quick", "--ops", "masked_mse", "--out", str(out)]) == 0
     record = json.loads(out.read_text())
+    assert record["rows"].pop(0) == other, "rows of other ops stay, those of the same op go"
     assert {row["candidate"] for row in record["rows"]} == {"op on the CPU", "eager", "torch.compile"}
     assert all(row["status"] == "ok" and row["device"] == record["device"] for row in record["rows"])
     assert render.main(["--folder", str(tmp_path)]) == 0
@@ -89,15 +92,15 @@ def test_the_command_measures_one_op_and_the_page_shows_it(tmp_path: Path) -> No
     assert (tmp_path / "kernels_cpu.png").stat().st_size > 1000
 
 
-def test_rows_of_other_ops_stay_unless_they_are_of_another_machine(tmp_path: Path) -> None:
+def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
     out, about = tmp_path / "kernels_cpu.json", {"device": "CPU: a", "torch": "2", "date": "2026-01-02"}
-    assert bench.other_rows(out, ["attention"], about) == []
-    rows = [{"op": "attention", "ms": 1.0}, {"op": "masked_mse", "ms": 2.0}]
-    out.write_text(json.dumps({**about, "date": "2026-01-01", "rows": rows}))
-    assert bench.other_rows(out, ["attention"], about) == rows[1:]
-    assert bench.other_rows(out, [], about) == [], "all are measured again"
+    assert bench.earlier_record(out, ["attention"], about) == {}
+    record = {**about, "date": "2026-01-01", "rows": [{"op": "attention", "ms": 1.0}]}
+    out.write_text(json.dumps(record))
+    assert bench.earlier_record(out, ["attention"], about) == record
+    assert bench.earlier_record(out, [], about) == {}, "all are measured again"
     with pytest.raises(SystemExit, match="was made with another torch; measure all ops, or take another --out"):
-        bench.other_rows(out, ["attention"], {**about, "torch": "3"})
+        bench.earlier_record(out, ["attention"], {**about, "torch": "3"})
 
 
 def test_an_unknown_op_is_refused() -> None:

@@ -229,15 +229,15 @@ def choose_scale(device: torch.device, quick: bool) -> Scale:
     return Scale((2,), 56, () if quick else ((16, 64), (128, 32)), torch.float32, device, stem_width=16)
 
 
-def other_rows(out: Path, ops: list[str], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a file's other ops, if only some are measured again on the same device with the same versions."""
+def earlier_record(out: Path, ops: list[str], about: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds, if only some ops are measured again on the same device with the same versions; else nothing."""
     if not ops or not out.exists():
-        return []
-    record = json.loads(out.read_text())
+        return {}
+    record: dict[str, Any] = json.loads(out.read_text())
     differing = [name for name, value in about.items() if name != "date" and record[name] != value]
     if differing:
         raise SystemExit(f"{out} was made with another {' and '.join(differing)}; measure all ops, or take another --out")
-    return [row for row in record["rows"] if row["op"] not in ops]
+    return record
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,17 +261,18 @@ def main(arguments: list[str] | None = None) -> int:
         "cuda": torch.version.cuda,
     }
     out = options.out or Path(__file__).parent / "results" / f"kernels_{kind}.json"
-    kept = other_rows(out, options.ops, about)
+    earlier = earlier_record(out, options.ops, about)
     budgets = {"warmup_ms": budget.warmup_ms, "measure_ms": budget.measure_ms}
     machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
-    best = ceilings(device, scale.dtype, budget)
+    best = earlier.get("ceilings") or ceilings(device, scale.dtype, budget)
     print(f"{about['device']}: copy {best['copy_gb_per_s']:.1f} GB/s, product {best['matmul_tflop_per_s']:.3f} TFLOP/s")
     # A compiled backward pass may otherwise reuse its inputs' memory, and then runs only once: it couldn't be repeated.
     with torch._functorch.config.patch(donated_buffer=False):
         rows = bench(scale, budget, options.ops)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {**about, **budgets, **machine, "kind": kind, "ceilings": best}
-    record["rows"] = [*kept, *({**asdict(row), **about} for row in rows)]
+    others = [row for row in earlier.get("rows", []) if row["op"] not in options.ops]
+    record["rows"] = [*others, *({**asdict(row), **about} for row in rows)]
     out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {out}")
     return int(any(row.status == "wrong" for row in rows))
