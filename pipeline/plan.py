@@ -168,7 +168,9 @@ def _crop(
     if config.crop == "joints":
         box = joint_box(pose_MFVC[:, frames_T], each_coordinate=original)
     else:
-        box = union_box(box_F4, each_coordinate=original)
+        # A left or upper edge that is 0 throughout is there all the same: the authors' code shows the whole picture then,
+        # of which a packed clip has only the part around its people.
+        box = union_box(box_F4, each_coordinate=original) or union_box(box_F4)
     x1, y1, x2, y2 = crop_square(box, meta.width, meta.height, config.padding)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 

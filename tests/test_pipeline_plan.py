@@ -119,6 +119,18 @@ def test_stored_boxes_decide_in_rgb_only_mode():
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
 
 
+def test_boxes_that_touch_the_left_edge_in_original_mode():
+    """Zeros do not count, as in the authors' code, unless there is nothing else."""
+    pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
+    boxes[:4], boxes[4:] = (0, 20, 60, 100), (20, 20, 100, 100)
+    config = replace(CONFIG, crop="boxes", frame_draw="original")
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    np.testing.assert_allclose(plan.output_to_source[:, 2], (16, 16))  # 20..100 around 60: half side 44
+    boxes[4:] = boxes[0]
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    np.testing.assert_allclose(plan.output_to_source[:, 2], (-14, 16))  # 0..60 around 30, as high as 80
+
+
 def test_training_map_is_the_chain_of_the_method_step_by_step():
     """Follow points through crop, resize to 64, window, resize to 56 and mirror; the one map must lead back."""
     pose, points = pose_of(30, 2, 1), np.random.default_rng(0).uniform(0, 300, (50, 2))
