@@ -48,7 +48,11 @@ def planted() -> dict[str, list[dict[str, Any]]]:
         {"kind": kind, "seed": seed, "linear_top1": 0.2 + 0.1 * seed, "knn_top1": 0.1}
         for kind in claim.PROBED for seed in (0, 1)
     ]
-    return {"finetuning": tuned, "probes": probes}
+    pretraining = [
+        {"kind": kind, "seed": seed, "loss_first_last": [1.5, 0.2 + 0.1 * seed], "target_std": 0.9}
+        for kind in claim.PROBED for seed in (0, 1)
+    ]
+    return {"finetuning": tuned, "probes": probes, "pretraining": pretraining}
 
 
 def test_claim_is_compared_per_share_of_labels() -> None:
@@ -74,7 +78,7 @@ def test_claim_is_plotted_and_rendered(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(render_results, "RESULTS", tmp_path)
     text = render_results.claim()
     assert "| 36 (5 %) | 10.5 % (10.0 to 11.0) | 15.5 % (15.0 to 16.0) | 30.5 % (30.0 to 31.0) | 2 of 2 |" in text
-    assert "chance 8.3 %" in text
+    assert "chance 8.3 %" in text and "a loss of 0.25 and a spread of the targets over clips of 0.90" in text
 
 
 @pytest.mark.parametrize(("other", "within"), [(0.27, True), (0.4, False)])
