@@ -163,11 +163,12 @@ def _describe(clip: Clip, box: tuple[float, float, float, float] | None, device:
     (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
     turned = f", turned by {info.rotation} degrees" if info.rotation else ""
     region = "the whole picture (no box given)" if box is None else f"the square around the box, {x1:g},{y1:g},{x2:g},{y2:g}"
+    unseen = "; looked for no person: give one with --box" if box is None else ""
     few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
     return [
         f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}",
         f"took {len(plan.frames_T)} frames spread over the video{few}, the same in every run",
-        f"cropped {region}, resized to {plan.size}x{plan.size}; looked for no person: give one with --box",
+        f"cropped {region}, resized to {plan.size}x{plan.size}{unseen}",
         f"recognised on {device}",
     ]
 

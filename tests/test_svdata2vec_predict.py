@@ -115,7 +115,7 @@ def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Pat
     assert [best["probability"] for best in result["classes"]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2])
     said = "\n".join(result["did"])
     assert f"decoded 15 frames of {WIDTH}x{HEIGHT}" in said and "took 6 frames" in said
-    assert "the square around the box, 47,27,113,93" in said and "looked for no person" in said
+    assert "the square around the box, 47,27,113,93" in said and "looked for no person" not in said
     picture = cv2.imread(str(tmp_path / "out" / "seen.png"))
     assert picture.shape[1] == 6 * 3 * SIZE and picture[: 3 * SIZE].std() > 10
     assert np.ptp(picture[3 * SIZE :]) > 150, "the classes are written below the frames"
@@ -128,6 +128,7 @@ def test_the_same_file_gives_the_same_answer(run: Path, video: Path) -> None:
 def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> None:
     result = predict(run, write_video(tmp_path / "short.mp4", 4), device="cpu")
     assert "the video has fewer: they repeat" in result["did"][1]
+    assert "the whole picture (no box given)" in result["did"][2] and "looked for no person" in result["did"][2]
 
 
 def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:
