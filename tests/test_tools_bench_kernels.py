@@ -62,6 +62,25 @@ def test_a_wrong_candidate_is_not_timed(fault: str) -> None:
     assert all(row.ms and row.ms_20 and row.ms_80 and row.ms_20 <= row.ms <= row.ms_80 for row in rows)
 
 
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_bfloat16_is_judged_by_the_plain_modules_where_gradients_jump(shortcut: bool) -> None:
+    """A sum of bfloat16 may fall on the other side of zero: a whole gradient off, in one value of hundreds."""
+    scale = replace(SCALE, dtype=torch.bfloat16)
+    case = candidates.batch_norm_case(scale, 2, 1, shortcut=shortcut)
+    truth = bench.evaluate(case.truth, bench.exact_inputs(case))
+    assert bench.ERROR_LIMIT[torch.bfloat16] <= bench.error_limit(case, truth, scale) < 0.5
+    assert bench.error_limit(replace(case, candidates={"eager": zero(case)}), truth, scale) == pytest.approx(2, rel=1e-3)
+    assert [row.status for row in bench.bench_candidate("op on the CPU", case, truth, scale, BUDGET)] == ["ok"] * 3
+    case.candidates["wrong"] = zero(case)
+    assert bench.bench_candidate("wrong", case, truth, scale, BUDGET)[0].status == "wrong"
+
+
+def zero(case: candidates.Case) -> candidates.Candidate:
+    """Zero, with gradients of zero."""
+    run = case.candidates["op on the CPU"].run
+    return replace(case.truth, run=lambda *inputs: 0 * run(*inputs))
+
+
 def test_a_backend_that_refuses_a_shape_is_recorded_as_such() -> None:
     def refuse(qkv: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("No available kernel. Aborting execution.\nmore")

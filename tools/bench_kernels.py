@@ -164,6 +164,18 @@ def directions(candidate: Candidate, case: Case) -> dict[str, tuple[Callable[[],
     }
 
 
+def error_limit(case: Case, truth: list[Tensor], scale: Scale) -> float:
+    """What a candidate may be off by: the table's figure, or twice what the plain modules in the same dtype are off by.
+
+    The second is for the video encoder: 17 BatchNorms and PReLUs in a row turn bfloat16's roundings into gradients that
+    differ by tens of per cent, whoever computes them.
+    """
+    if case.smooth or scale.dtype == torch.float32:
+        return ERROR_LIMIT[scale.dtype]
+    plain = evaluate(case.candidates["eager"], case.inputs)
+    return max(ERROR_LIMIT[scale.dtype], 2 * relative_error(plain, truth, case.smooth))
+
+
 def bench_candidate(name: str, case: Case, truth: list[Tensor], scale: Scale, budget: Budget) -> list[Row]:
     """Verify one candidate, then time it."""
     candidate = case.candidates[name]
@@ -174,7 +186,7 @@ def bench_candidate(name: str, case: Case, truth: list[Tensor], scale: Scale, bu
         if not name.startswith("SDPA"):
             raise
         return [Row(**about, status=f"refused: {str(refusal).splitlines()[0]}")]
-    if not error <= ERROR_LIMIT[scale.dtype]:
+    if not error <= error_limit(case, truth, scale):
         return [Row(**about, status="wrong", error=error)]
     memory = peak_mb(candidate, case, scale.device)
     rows = []
