@@ -94,9 +94,8 @@ def run_embed(words: list[str]) -> None:
 class PredictOptions:
     """Recognise the action in a video file (RGB alone).
 
-    The frames are sampled as evaluation does. No person is looked for: give a person box with --box, or the whole picture
-    is taken; tools/extract_poses.py finds persons, in an environment of its own. Networks that were trained on person
-    crops do badly on whole pictures.
+    The frames are sampled as evaluation does. The clip is cropped around the box that is given, around the persons of a
+    file of poses, or else around what moves in the video, which takes a camera that stands still.
     """
 
     run: tyro.conf.Positional[Path]
@@ -105,6 +104,10 @@ class PredictOptions:
     """Video file."""
     box: str | None = None
     """Person box x1,y1,x2,y2 in pixels of the picture; it is padded by a tenth and made square."""
+    poses: Path | None = None
+    """Instead of a box: annotation pickle with this video in it, in which tools/extract_poses.py has found the persons."""
+    whole_picture: bool = False
+    """Look for nobody and take the whole picture. Networks that were trained on person crops do badly on it."""
     top: int = 5
     """Classes to name."""
     picture: Path | None = None
@@ -119,7 +122,8 @@ def run_predict(words: list[str]) -> None:
     from svdata2vec.predict import predict
 
     result = predict(
-        options.run, options.video, box=parse_box(options.box), top=options.top, picture=options.picture, device=options.device
+        options.run, options.video, box=parse_box(options.box), poses=options.poses, whole_picture=options.whole_picture,
+        top=options.top, picture=options.picture, device=options.device,
     )
     for line in result["did"]:
         sys.stdout.write(f"{line}\n")

@@ -16,6 +16,7 @@ from svdata2vec.classifier import load_classifier
 from svdata2vec.config import DataConfig, Device
 from svdata2vec.contact_sheet import to_png
 from svdata2vec.data import plan_config
+from svdata2vec.persons import Box, Persons, moving_region, persons_of_poses
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.oracle import resample
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
@@ -57,7 +58,7 @@ class _Size:
     pose_frames: int | None = None
 
 
-def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, float] | None = None) -> Clip:
+def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
     """Sample and crop a video file as evaluation does: fixed frames per file name, square crop, bilinear resize.
 
     Args:
@@ -67,16 +68,13 @@ def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, flo
             the whole picture.
 
     Raises:
-        UserError: the file cannot be decoded, or the box is empty or outside the picture.
+        UserError: the file cannot be decoded.
     """
-    if not video.is_file():
-        raise UserError(f"{video}: no such file; expected a video")
     with VideoReader(video) as reader:
         info = reader.info
         num_frames = reader.count()
     box_F4 = np.zeros((num_frames, 4), np.float32)
     if box is not None:
-        _check_box(box, info, video)
         box_F4[:] = box
     config = plan_config(replace(data, crop="boxes"), persons=1)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
@@ -86,7 +84,23 @@ def read_clip(video: Path, data: DataConfig, box: tuple[float, float, float, flo
     return Clip(_read_frames(video, plan), plan, num_frames, info)
 
 
-def _check_box(box: tuple[float, float, float, float], info: VideoInfo, video: Path) -> None:
+def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture: bool) -> Persons:
+    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves."""
+    if sum((box is not None, poses is not None, whole_picture)) > 1:
+        raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
+    if not video.is_file():
+        raise UserError(f"{video}: no such file; expected a video")
+    with VideoReader(video) as reader:
+        info = reader.info
+    if box is not None:
+        _check_box(box, info, video)
+        return Persons(box, "the box that was given")
+    if whole_picture:
+        return Persons(None, "looked for nobody")
+    return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
+
+
+def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
     x1, y1, x2, y2 = box
     inside = x1 < info.width and y1 < info.height and x2 > 0 and y2 > 0
     if not (np.isfinite(box).all() and x1 < x2 and y1 < y2 and inside):
@@ -118,7 +132,9 @@ def predict(
     run: Path,
     video: Path,
     *,
-    box: tuple[float, float, float, float] | None = None,
+    box: Box | None = None,
+    poses: Path | None = None,
+    whole_picture: bool = False,
     top: int = 5,
     picture: Path | None = None,
     device: Device = "auto",
@@ -128,7 +144,9 @@ def predict(
     Args:
         run: folder of a finetune or probe run with modality rgb.
         video: video file.
-        box: person box, see `read_clip`.
+        box: person box (x1, y1, x2, y2) in pixels of the upright picture.
+        poses: instead of a box, annotation pickle of tools/extract_poses.py with this video in it.
+        whole_picture: look for nobody. Else, without box and poses, the clip is cropped around what moves.
         top: classes to name.
         picture: PNG to write: sampled frames and the top classes.
         device: "auto", "cpu" or "cuda".
@@ -141,7 +159,8 @@ def predict(
         raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
     if top < 1:
         raise UserError(f"--top is {top}; expected at least 1 class")
-    clip = read_clip(video, config.data, box)
+    persons = find_persons(video, box, poses, whole_picture)
+    clip = read_clip(video, config.data, persons.box)
     where = pick_device(device)
     with torch.no_grad():
         logits_C = model.to(where)(torch.from_numpy(clip.frames_TSS3)[None].to(where), None)[0].float()
@@ -150,7 +169,7 @@ def predict(
         {"name": card["classes"][number], "probability": probability}
         for number, probability in zip(number_C[:top].tolist(), probability_C[:top].tolist(), strict=True)
     ]
-    did = _describe(clip, box, str(where))
+    did = _describe(clip, persons, str(where))
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(picture, to_png(draw(clip, [f"{100 * b['probability']:5.1f} %  {b['name']}" for b in best])))
@@ -158,17 +177,18 @@ def predict(
     return {"video": str(video), "classes": best, "did": did}
 
 
-def _describe(clip: Clip, box: tuple[float, float, float, float] | None, device: str) -> list[str]:
+def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
     info, plan = clip.info, clip.plan
     (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
     turned = f", turned by {info.rotation} degrees" if info.rotation else ""
-    region = "the whole picture (no box given)" if box is None else f"the square around the box, {x1:g},{y1:g},{x2:g},{y2:g}"
-    unseen = "; looked for no person: give one with --box" if box is None else ""
+    region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
+    if persons.box is None:
+        region = f"the whole picture ({persons.how}; --box or --poses say where the persons are)"
     few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
     return [
         f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}",
         f"took {len(plan.frames_T)} frames spread over the video{few}, the same in every run",
-        f"cropped {region}, resized to {plan.size}x{plan.size}{unseen}",
+        f"cropped {region}, resized to {plan.size}x{plan.size}",
         f"recognised on {device}",
     ]
 

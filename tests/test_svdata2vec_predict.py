@@ -115,7 +115,7 @@ def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Pat
     assert [best["probability"] for best in result["classes"]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2])
     said = "\n".join(result["did"])
     assert f"decoded 15 frames of {WIDTH}x{HEIGHT}" in said and "took 6 frames" in said
-    assert "the square around the box, 47,27,113,93" in said and "looked for no person" not in said
+    assert "the square around the box that was given, 47,27,113,93" in said
     picture = cv2.imread(str(tmp_path / "out" / "seen.png"))
     assert picture.shape[1] == 6 * 3 * SIZE and picture[: 3 * SIZE].std() > 10
     assert np.ptp(picture[3 * SIZE :]) > 150, "the classes are written below the frames"
@@ -128,7 +128,8 @@ def test_the_same_file_gives_the_same_answer(run: Path, video: Path) -> None:
 def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> None:
     result = predict(run, write_video(tmp_path / "short.mp4", 4), device="cpu")
     assert "the video has fewer: they repeat" in result["did"][1]
-    assert "the whole picture (no box given)" in result["did"][2] and "looked for no person" in result["did"][2]
+    result = predict(run, tmp_path / "short.mp4", whole_picture=True, device="cpu")
+    assert "the whole picture (looked for nobody; --box or --poses say where the persons are)" in result["did"][2]
 
 
 def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:
@@ -138,10 +139,16 @@ def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.Captu
     assert sum(float(line.split("%")[0]) for line in lines[4:]) == pytest.approx(100, abs=0.1)
 
 
-def test_help_says_that_no_person_is_looked_for(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        main(["predict", "--help"])
-    assert "No person is looked for" in " ".join(capsys.readouterr().out.split())
+def test_without_a_box_the_clip_is_cropped_around_what_moves(run: Path, video: Path) -> None:
+    said = predict(run, video, device="cpu")["did"][2]
+    assert said.startswith("cropped the square around what moves, ")
+    x1, y1, x2, y2 = (float(value) for value in said.split(", ")[1].split(","))
+    assert x1 < 62 and x2 > 96 and y1 < 42 and y2 > 78 and x2 - x1 < 60, "the block walks from x = 60 to 98, y = 40 to 80"
+
+
+def test_ways_of_finding_persons_exclude_each_other(run: Path, video: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        predict(run, video, box=(50, 30, 110, 90), whole_picture=True, device="cpu")
 
 
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", ""])

@@ -1,0 +1,103 @@
+"""Where the persons of a video are: the moving region of planted videos, and the joints of a pose file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from shards_data import HEIGHT, WIDTH, annotation, write_pickle, write_video
+
+from svdata2vec.persons import Persons, moving_region, persons_of_poses
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.video import VideoReader
+
+WIDE, HIGH, NUM_FRAMES = 640, 360, 40
+
+
+def texture(height: int = HIGH, width: int = 2 * WIDE) -> np.ndarray:
+    """A still scene with edges, wider than the picture."""
+    generator = np.random.default_rng(0)
+    return np.kron(generator.integers(40, 200, (height // 20, width // 20, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+
+
+def film(path: Path, pictures: Iterator[np.ndarray]) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "18", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = WIDE, HIGH, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def walkers(starts: list[tuple[int, int]], noise: float) -> Iterator[np.ndarray]:
+    """Figures of 60 x 140 px that walk 4 px per frame to the right, before a still scene seen by a noisy sensor."""
+    generator, scene = np.random.default_rng(1), texture()[:, :WIDE]
+    for number in range(NUM_FRAMES):
+        picture = scene.astype(np.float32)
+        for x, y in starts:
+            picture[y : y + 140, x + 4 * number : x + 4 * number + 60] = (250, 30, 120)
+        yield (picture + generator.normal(0, noise, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
+def found(path: Path) -> Persons:
+    with VideoReader(path) as reader:
+        info = reader.info
+    return moving_region(path, info)
+
+
+@pytest.mark.parametrize("noise", [0.0, 12.0])
+@pytest.mark.parametrize("starts", [[(100, 150)], [(30, 40), (300, 200)]], ids=["one", "two"])
+def test_the_region_holds_everybody_who_walks(tmp_path: Path, starts: list[tuple[int, int]], noise: float) -> None:
+    box = found(film(tmp_path / "walk.mp4", walkers(starts, noise))).box
+    last = 4 * (NUM_FRAMES - 1) + 60
+    expected = (
+        min(x for x, _ in starts), min(y for _, y in starts), max(x for x, _ in starts) + last, max(y for _, y in starts) + 140
+    )
+    assert box == pytest.approx(expected, abs=10), "within two of the small pictures' pixels, and a bit of blur"
+
+
+def test_a_still_video_has_nobody(tmp_path: Path) -> None:
+    persons = found(film(tmp_path / "still.mp4", walkers([], noise=12.0)))
+    assert persons.box is None and persons.how == "nothing moves"
+
+
+def test_a_camera_that_pans_is_no_person(tmp_path: Path) -> None:
+    scene = texture()
+    pans = (np.ascontiguousarray(scene[:, 8 * number : 8 * number + WIDE]) for number in range(NUM_FRAMES))
+    persons = found(film(tmp_path / "pan.mp4", pans))
+    assert persons.box is None and "of the picture moves, the camera too" in persons.how
+
+
+def test_one_frame_is_enough_to_say_nothing(tmp_path: Path) -> None:
+    assert found(write_video(tmp_path / "one.mp4", 1)).box is None
+
+
+def test_long_videos_are_thinned_out_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svdata2vec.persons.MAX_FRAMES", 8)
+    box = found(film(tmp_path / "walk.mp4", walkers([(100, 150)], 0.0))).box
+    assert box is not None and box[0] < 110 and box[2] > 100 + 60 + 4 * (NUM_FRAMES - 9)
+
+
+def test_poses_give_the_union_of_all_joints_in_pixels_of_the_video(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", 8)
+    poses = write_pickle(tmp_path / "poses.pkl", [annotation("walk/clip", 0, scale=0.5), annotation("other", 0)])
+    with VideoReader(video) as reader:
+        info = reader.info
+    assert (info.width, info.height) == (WIDTH, HEIGHT)
+    persons = persons_of_poses(poses, video, info)
+    assert persons.box == pytest.approx((60 + 2.4, 40 + 4, 67 + 21.6, 40 + 36), abs=0.3)
+    assert persons.how == f"the persons in {poses}"
+    nobody = annotation("clip", 0) | {"keypoint": np.zeros((1, 8, 17, 2), np.float16)}
+    assert persons_of_poses(write_pickle(tmp_path / "empty.pkl", [nobody]), video, info).box is None
+
+
+@pytest.mark.parametrize(("names", "count"), [(["other"], 0), (["a/clip", "b/clip"], 2)])
+def test_poses_must_name_the_video_once(tmp_path: Path, names: list[str], count: int) -> None:
+    video = write_video(tmp_path / "clip.mp4", 8)
+    poses = write_pickle(tmp_path / "poses.pkl", [annotation(name, 0) for name in names])
+    with VideoReader(video) as reader:
+        info = reader.info
+    with pytest.raises(UserError, match=f"has {count} annotations of clip, expected one; run tools/extract_poses.py"):
+        persons_of_poses(poses, video, info)
