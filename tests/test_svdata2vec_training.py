@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,17 +127,20 @@ def wait_for(condition: object, seconds: float = 60.0) -> None:
 
 def command_words(config: PretrainConfig) -> list[str]:
     """The command line that resolves to the test's configuration."""
-    words = [sys.executable, "-m", "svdata2vec", "pretrain", "demo"]
-    sections = {"data": config.data, "model": config.model, "target": config.target, "optim": config.optim, "run": config.run,
-                "ema": config.ema}
-    for section, values in sections.items():
-        for field in dataclasses.fields(values):
-            value = getattr(values, field.name)
-            option = f"--{section}.{field.name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words.append(option if value else f"--{section}.no-{field.name.replace('_', '-')}")
-            else:
-                words += [option, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return [sys.executable, "-m", "svdata2vec", "pretrain", "demo", *options_of(config)]
+
+
+def options_of(values: Any, section: str = "--") -> list[str]:
+    """Every setting of a configuration as options, sections within sections too."""
+    words = []
+    for field in dataclasses.fields(values):
+        value, name = getattr(values, field.name), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            words += options_of(value, f"{section}{name}.")
+        elif isinstance(value, bool):
+            words.append(f"{section}{name}" if value else f"{section}no-{name}")
+        else:
+            words += [f"{section}{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words
 
 
