@@ -84,6 +84,11 @@ def encode_experiment() -> str:
         for start in ("scratch", "kept_frames", "all_frames")
     ]
     rows += [
+        [f"linear probe top-1, {way.replace('_', ' ')}", *(percent(found["probe_top1"][way]) for found in seeds),
+         percent(record["mean_probe_top1"][way])]
+        for way in ("kept_frames", "all_frames")
+    ]
+    rows += [
         [f"pretraining loss at the end, {way.replace('_', ' ')}", *(f"{found['loss'][way][-1][1]:.3f}" for found in seeds),
          f"{record['mean_final_loss'][way]:.3f}"]
         for way in ("kept_frames", "all_frames")
@@ -94,7 +99,8 @@ def encode_experiment() -> str:
 
     return table(header, rows) + (
         f"\n{len(seeds)} seeds, {record['epochs']} epochs of the demo's pretraining, {record['precision']}: the difference "
-        f"between the two ways is {verdict('top1')} than between seeds in accuracy, and {verdict('final_loss')} in loss "
+        f"between the two ways is {verdict('top1')} than between seeds in accuracy, {verdict('probe_top1')} in the probe's, "
+        f"and {verdict('final_loss')} in loss "
         f"({record['date']}; curves in `tools/results/encode_experiment.png`). "
         "More seeds and longer runs: `tools/encode_experiment.py`.\n"
     )
