@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ class DecodeOnly(DaliDecoder):
 
     def _warp(self, *_: object) -> None:
         """No geometry."""
+
+
+class RunPerClip(DaliDecoder):
+    """The default form, but every clip is a run of its own instead of a few clips' pictures being one batch."""
+
+    def _clips_per_run(self, clips: Sequence[EncodedClip]) -> int:
+        return 1
 
 
 class WholePictures(DaliDecoder):
@@ -98,6 +105,7 @@ FORMS: dict[str, tuple[str, Callable[[], Any], bool]] = {
     "jpeg: DALI decodes the sampled window, no geometry": ("jpeg", lambda: DecodeOnly("jpeg", SIZE), False),
     "jpeg: DALI decodes whole pictures, no geometry": ("jpeg", lambda: WholePicturesOnly("jpeg", SIZE), False),
     "jpeg: DALI window + OpenCV warp (default)": ("jpeg", lambda: DaliDecoder("jpeg", SIZE), True),
+    "jpeg: DALI window + OpenCV warp, a run per clip": ("jpeg", lambda: RunPerClip("jpeg", SIZE), True),
     "jpeg: DALI whole + OpenCV warp": ("jpeg", lambda: WholePictures("jpeg", SIZE), True),
     "jpeg: OpenCV decode + OpenCV warp": ("jpeg", OpencvOnly, True),
     "jpeg: DALI slice + resize from a window": ("jpeg", lambda: DaliDecoder("jpeg", SIZE, geometry="resize"), True),
