@@ -74,7 +74,8 @@ class VideoCodec:
 VIDEO_CODECS = {
     "vp9": VideoCodec("libvpx-vp9", "yuv420p", "crf", 24, (
         ("b", "0"), ("deadline", "good"), ("cpu-used", "4"), ("row-mt", "0"), ("tile-columns", "0"))),
-    "h264": VideoCodec("libx264", "yuv420p", "crf", 18, (("preset", "medium"),)),
+    # x264's macroblock tree gives other bytes from call to call (its AVX-512 code; not without assembler)
+    "h264": VideoCodec("libx264", "yuv420p", "crf", 18, (("preset", "medium"), ("mbtree", "0"))),
     "hevc": VideoCodec("libx265", "yuv420p", "crf", 18, (
         ("preset", "fast"), ("x265-params", "log-level=error:pools=none:frame-threads=1:info=0"))),
     "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3),

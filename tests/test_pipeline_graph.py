@@ -206,7 +206,7 @@ def test_concealed_damage_in_h264_is_found():
         reasons.append(failed.get(0, ""))
         missed += not failed and not np.array_equal(frames, clean)  # the encoder's own notes may change without harm
     assert sum("frame " in reason and "is damaged" in reason for reason in reasons) >= 3
-    assert missed <= len(reasons) // 3
+    assert missed <= 2
 
 
 def test_a_killed_decoder_process_is_replaced():

@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from pipeline_factory import clip_parts
 from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, write_pickle, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
@@ -228,3 +229,9 @@ def test_large_people_are_shrunk_with_an_exact_map(tmp_path: Path) -> None:
     a = shards.sample(0).meta.packed_to_source
     assert a[0, 0] > 3
     assert np.abs(a[:, :2] @ center + a[:, 2] - [304, 204]).max() < 0.5, "well under a source pixel"
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "vp9", "h264", "hevc", "mjpeg"])
+def test_equal_pictures_give_equal_bytes_in_every_call(codec: str) -> None:
+    calls = [clip_parts("clip", 12, codec=codec, size=320, seed=30) for _ in range(5)]
+    assert all(parts == calls[0] for parts in calls[1:])
