@@ -2,7 +2,7 @@
 
 Launch constants in this folder are reasoned from the sizes named beside them (an SM of an H100/H200 has 64 Ki
 registers and 227 KiB of shared memory; a warp should read whole 128-byte lines), not yet measured;
-`tools/bench_kernels.py` is the place to try others.
+`tools/bench/bench_kernels.py` is the place to try others.
 
 Integer arguments of the kernels are annotated `tl.tensor`, which is what they are inside. Triton takes an annotation
 `int` for a type: it would pass them in 32 bits, and would no longer make a constant of a stride that is 1.

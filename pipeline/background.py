@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from svdata2vec.pipeline.frames import FrameDecoder
-from svdata2vec.pipeline.oracle import OracleDecoder
 from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.pipeline.producer import Producer, Read, Ready
 from svdata2vec.pipeline.pyavstage import PyavDecoder
+from svdata2vec.pipeline.reference import OracleDecoder
 
 DecoderName = Literal["dali", "oracle"]
 DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")

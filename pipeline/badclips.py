@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
-from svdata2vec.pipeline.remote import RemoteShardSet
-from svdata2vec.pipeline.tarfetch import TarError
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.sample import Sample
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.remote import RemoteShardSet
+from svdata2vec.shards.reading.sample import Sample
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.tarfetch import TarError
 
 
 class BadClipError(ValueError):

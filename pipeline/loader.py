@@ -19,10 +19,10 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
-from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.pipeline.stats import LoaderStats
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.remote import RemoteShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1
 

@@ -19,8 +19,8 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
 from svdata2vec.pipeline.frames import FrameDecoder
 from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
-from svdata2vec.pipeline.remote import RemoteShardSet
 from svdata2vec.pipeline.stats import LoaderStats
+from svdata2vec.shards.reading.remote import RemoteShardSet
 
 STEPS_AHEAD = 8  # whose tars a remote set may fetch already
 MAX_REPLACEMENTS = 20  # bad clips in a row for one place

@@ -2,6 +2,6 @@
 
 import sys
 
-from svdata2vec.cli import main
+from svdata2vec.cli.main import main
 
 sys.exit(main())

@@ -12,12 +12,12 @@ from kernel_device import DEVICE, triton_marks
 from tiny import MODEL
 from torch import Tensor
 
-from svdata2vec.config import PretrainConfig, TargetConfig
+from svdata2vec.config.schema import PretrainConfig, TargetConfig
 from svdata2vec.kernels.dispatch import Impl
-from svdata2vec.masking import draw_masks
-from svdata2vec.model import SVData2Vec
-from svdata2vec.pretrain import forward
-from svdata2vec.teacher import Teacher
+from svdata2vec.model.masking import draw_masks
+from svdata2vec.model.student import SVData2Vec
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.training.pretrain import forward
 
 pytestmark = triton_marks()
 NUM_CLIPS, NUM_FRAMES, NUM_JOINTS, SIDE = 3, 10, 17, 32

@@ -12,7 +12,7 @@ from pipeline_factory import shard_set
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=4, size=32)
 ALL = {f"clip{i:05d}" for i in range(12)}
@@ -164,7 +164,7 @@ def test_a_tar_truncated_while_it_is_read_ends_in_one_clear_error(shards):
 def test_only_the_frames_of_the_plan_are_read(shards, monkeypatch):
     amounts: list[int] = []
     read = os.pread
-    monkeypatch.setattr("svdata2vec.shards.shardset.os.pread", lambda *a: amounts.append(a[1]) or read(*a))
+    monkeypatch.setattr("svdata2vec.shards.reading.shardset.os.pread", lambda *a: amounts.append(a[1]) or read(*a))
     column = shards.manifest.components.index("jpegs")
     run(shards, last_batch="partial")
     frames = shards.index["frames"].astype(int)
@@ -179,7 +179,7 @@ def test_only_the_frames_of_the_plan_are_read(shards, monkeypatch):
 
 
 def test_more_tars_than_are_kept_open(shards, monkeypatch):
-    monkeypatch.setattr("svdata2vec.shards.shardset.MAX_OPEN_TARS", 2)
+    monkeypatch.setattr("svdata2vec.shards.reading.shardset.MAX_OPEN_TARS", 2)
     clean, _ = run(shards)
     assert keys_of(clean) and len(shards._tars) == 2
     before = len(list(Path("/proc/self/fd").iterdir()))

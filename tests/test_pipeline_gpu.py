@@ -8,9 +8,9 @@ from pipeline_factory import clip_parts, shard_set
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.oracle import OracleDecoder
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.sample import parse_array
+from svdata2vec.pipeline.reference import OracleDecoder
+from svdata2vec.shards.reading.sample import parse_array
 
 pytestmark = pytest.mark.gpu
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px

@@ -11,8 +11,8 @@ from svdata2vec.pipeline import affine, graph
 from svdata2vec.pipeline.background import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder
-from svdata2vec.pipeline.oracle import OracleDecoder, resample
-from svdata2vec.shards.sample import parse_array
+from svdata2vec.pipeline.reference import OracleDecoder, resample
+from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
 

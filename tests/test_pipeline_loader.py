@@ -17,7 +17,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=6, size=32)
 

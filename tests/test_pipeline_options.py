@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny import tiny_shards
 
-from svdata2vec.config import AugmentConfig, DataConfig, RunConfig, from_dict, to_json
-from svdata2vec.data import build_loader, open_data, plan_config
-from svdata2vec.evaluate import predict_split
-from svdata2vec.options import parse_preset
+from svdata2vec.cli.options import parse_preset
+from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.config.schema import AugmentConfig, DataConfig, RunConfig, from_dict, to_json
+from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.remote import RemoteShardSet
-from svdata2vec.presets import PRETRAIN
-from svdata2vec.runtime import Runtime
+from svdata2vec.runs.data import build_loader, open_data, plan_config
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.remote import RemoteShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 DATA = DataConfig("unused", "all", "all", num_frames=4, size=32)
 HERE = Runtime(torch.device("cpu"), 0, 1, bf16=False)
@@ -62,7 +62,7 @@ def test_scores_are_the_mean_of_the_views(tiny_shard_folder):
 
 
 def test_remote_options_reach_the_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("svdata2vec.pipeline.remote.DEFAULT_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.DEFAULT_CACHE", tmp_path / "cache")
     folder, store = tiny_shards(tmp_path / "shards"), fsspec.filesystem("memory")
     for path in Path(folder).iterdir():
         store.pipe_file(f"/options/{path.name}", path.read_bytes())

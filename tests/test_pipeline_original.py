@@ -15,8 +15,8 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.shardset import ShardSet
 
 WIDTH, HEIGHT = 480, 270
 

@@ -19,10 +19,10 @@ from pipeline_factory import shard_set
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.rangecache import RangeCache
-from svdata2vec.pipeline.remote import RemoteShardSet, open_shards
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.rangecache import RangeCache
+from svdata2vec.shards.reading.remote import RemoteShardSet, open_shards
+from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=4, size=32)
 
@@ -178,7 +178,7 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def http_url(local, monkeypatch):
-    monkeypatch.setattr("svdata2vec.pipeline.remote.RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(_Ranged, "cut", False)
     _Ranged.folder = Path(local.root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
@@ -228,7 +228,7 @@ def test_open_shards_takes_folders_too(local):
 
 
 def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("svdata2vec.pipeline.remote.RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     store = fsspec.filesystem("memory")
     whole, calls = store.cat_file, []
 

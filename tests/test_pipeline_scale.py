@@ -1,9 +1,9 @@
 """Large and long: a million clips in the index, ten thousand clips through the loader, random clips of every shape."""
 
-import sys
 import tempfile
 from pathlib import Path
 
+import bench_index
 import numpy as np
 import pytest
 import torch
@@ -13,10 +13,6 @@ from pipeline_factory import clip_parts, shard_set, write_shards
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-import bench_index
 
 
 def test_a_million_clips_start_in_seconds_and_stay_small(tmp_path):

@@ -14,7 +14,7 @@ PROGRAM = """
 import signal, sys, time
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
 loader = ClipLoader(ShardSet.open(sys.argv[1]), "all", PlanConfig(num_frames=4, size=32), batch_size=2, train=True)

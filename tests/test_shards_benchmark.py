@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from shards_data import write_video
 
-from svdata2vec.shards.pack import PackOptions
+from svdata2vec.shards.packing.pack import PackOptions
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "bench_packing.py"
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "bench" / "bench_packing.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    """tools/bench_packing.py as a module."""
+    """tools/bench/bench_packing.py as a module."""
     spec = importlib.util.spec_from_file_location("bench_packing", TOOL)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -12,10 +12,10 @@ from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, wri
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.shards.verify import verify
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96)
 FRAMES = 6

@@ -17,11 +17,11 @@ from shards_data import HEIGHT, WIDTH, block_pose, block_xy, folder_bytes, frame
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.pack import PackOptions, Progress, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.shards.stats import set_statistics
-from svdata2vec.shards.verify import verify
+from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.stats import set_statistics
+from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=4)
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
-from svdata2vec.shards import packclip
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packclip import resize_square
-from svdata2vec.shards.read_ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
-from svdata2vec.shards.read_pku import read_pku_skeleton
-from svdata2vec.shards.read_uav import CSV1_TRAIN, CSV2_TRAIN
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.shards.sources import SOURCES, open_dataset
-from svdata2vec.shards.tables import lines, numbers
+from svdata2vec.shards.packing import clip as packclip
+from svdata2vec.shards.packing.clip import resize_square
+from svdata2vec.shards.readers.ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
+from svdata2vec.shards.readers.pku import read_pku_skeleton
+from svdata2vec.shards.readers.sources import SOURCES, open_dataset
+from svdata2vec.shards.readers.tables import lines, numbers
+from svdata2vec.shards.readers.uav_human import CSV1_TRAIN, CSV2_TRAIN
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.video import VideoReader
 
 FRAMES = 6

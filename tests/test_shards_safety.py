@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
-from svdata2vec.shards import tarwriter
 from svdata2vec.shards.annotations import DataSet, PoseFile
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
-from svdata2vec.shards.pack import PackOptions, Progress, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.verify import verify
+from svdata2vec.shards.packing import tarwriter
+from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=2)
 RESUME = replace(OPTIONS, resume=True)
 
 PACK_SCRIPT = """
 import sys
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
 if __name__ == "__main__":
     pickle_path, videos, out, workers = sys.argv[1:]
     options = PackOptions(workers=int(workers), size=96, clips_per_shard=2, resume=True)
@@ -274,8 +274,8 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     script = (
         "import json, resource, sys\n"
         "from dataclasses import replace\n"
-        "from svdata2vec.shards.pack import PackOptions, pack\n"
-        "from svdata2vec.shards.read_videos import read_video_folder\n"
+        "from svdata2vec.shards.packing.pack import PackOptions, pack\n"
+        "from svdata2vec.shards.readers.videos import read_video_folder\n"
         "whole = read_video_folder(sys.argv[1])\n"
         "peaks = []\n"
         "for count in (3, 30):\n"

@@ -9,14 +9,14 @@ import pytest
 from shards_data import HEIGHT, WIDTH, clip_of, packed, write_video
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.read_smarthome import (
+from svdata2vec.shards.readers.smarthome import (
     CLASSES,
     PUBLISHED,
     VIEW_CLASSES,
     read_smarthome_json,
     smarthome_splits,
 )
-from svdata2vec.shards.sources import open_dataset
+from svdata2vec.shards.readers.sources import open_dataset
 
 FRAMES = 6
 

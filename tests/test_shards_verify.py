@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from shards_data import write_motion_set
 
-from svdata2vec.shards.encode import npy_bytes
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.manifest import Manifest
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.shards.stats import set_statistics
-from svdata2vec.shards.tarwriter import TarWriter
-from svdata2vec.shards.verify import verify
+from svdata2vec.shards.packing.encode import npy_bytes
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.packing.tarwriter import TarWriter
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.manifest import Manifest
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.stats import set_statistics
+from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=3)
 

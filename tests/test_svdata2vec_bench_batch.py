@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import pretrain_config
 
-from svdata2vec import bench_batch as batch
-from svdata2vec import bench_batch_worker as worker
-from svdata2vec import cli
-from svdata2vec.bench_batch_search import (
+from svdata2vec.bench import batch
+from svdata2vec.bench import batch_worker as worker
+from svdata2vec.bench.batch_search import (
     GPU_STEP,
     Trial,
     bytes_per_clip,
@@ -27,7 +26,8 @@ from svdata2vec.bench_batch_search import (
     recommend,
     search,
 )
-from svdata2vec.bench_record import faults
+from svdata2vec.bench.record import faults
+from svdata2vec.cli.main import main as cli
 from svdata2vec.shards.errors import UserError
 
 # ---- the search -----------------------------------------------------------------------------------------------------

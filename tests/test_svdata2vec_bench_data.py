@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from svdata2vec import bench_data
-from svdata2vec import bench_data_methods as methods
+from svdata2vec.bench import data as bench_data
+from svdata2vec.bench import data_methods as methods
 from svdata2vec.pipeline.plan import PlanConfig
 
 

@@ -13,20 +13,21 @@ import torch
 from tiny import pretrain_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdata2vec import bench_stages, cli
-from svdata2vec.bench_counts import forward_macs, gradient_bytes, step_bytes, step_flops, step_layers
-from svdata2vec.bench_record import as_table, compare, doubts, faults, load_record
-from svdata2vec.bench_run import BenchConfig, bench_config, bench_run, roofline
-from svdata2vec.bench_verdict import Rates, Surroundings, judge
-from svdata2vec.config import DataConfig, ModelConfig, PretrainConfig
-from svdata2vec.masking import draw_masks
-from svdata2vec.model import SVData2Vec
+from svdata2vec.bench import stages as bench_stages
+from svdata2vec.bench.counts import forward_macs, gradient_bytes, step_bytes, step_flops, step_layers
+from svdata2vec.bench.record import as_table, compare, doubts, faults, load_record
+from svdata2vec.bench.run import BenchConfig, bench_config, bench_run, roofline
+from svdata2vec.bench.verdict import Rates, Surroundings, judge
+from svdata2vec.cli.main import main as cli
+from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
+from svdata2vec.model.masking import draw_masks
+from svdata2vec.model.student import SVData2Vec
+from svdata2vec.model.teacher import Teacher
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.graph import DaliDecoder
-from svdata2vec.pretrain import Pretraining
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.teacher import Teacher
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.pretrain import Pretraining
 
 STUDENT = ("video", "skeleton", "encoder", "decoder")
 DEFAULT = PretrainConfig()

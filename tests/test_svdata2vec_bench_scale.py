@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import pretrain_config
 
-from svdata2vec import bench_scale as scale
-from svdata2vec import cli
-from svdata2vec.bench_record import faults
-from svdata2vec.bench_scale_worker import ScaleConfig, Ticks, digest, expected_keys
-from svdata2vec.model import SVData2Vec
-from svdata2vec.pipeline.remote import open_shards
+from svdata2vec.bench import scale
+from svdata2vec.bench.record import faults
+from svdata2vec.bench.scale_worker import ScaleConfig, Ticks, digest, expected_keys
+from svdata2vec.cli.main import main as cli
+from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
 
 BATCH = 2
 

@@ -8,12 +8,12 @@ import pytest
 from shards_data import annotation, write_motion_set, write_pickle, write_video
 from tiny import finetune_config
 
-from svdata2vec.cli import main
-from svdata2vec.config import PretrainConfig, from_dict, to_json
-from svdata2vec.options import parse_preset
-from svdata2vec.presets import FINETUNE, PRETRAIN
+from svdata2vec.cli.main import main
+from svdata2vec.cli.options import parse_preset
+from svdata2vec.config.presets import FINETUNE, PRETRAIN
+from svdata2vec.config.schema import PretrainConfig, from_dict, to_json
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -12,21 +12,21 @@ import torch
 from original_network import FinetuneHead, OriginalClassifier, OriginalPretrain, ProbeHead, shake
 from torch import Tensor
 
-from svdata2vec.checkpoint import load_published
-from svdata2vec.classifier import Classifier, load_classifier, load_encoder
-from svdata2vec.cli import main
-from svdata2vec.config import FinetuneConfig, PretrainConfig, TargetConfig
-from svdata2vec.convert import convert_file, convert_state_dict, original_name
-from svdata2vec.evaluate import evaluate_run
-from svdata2vec.features import embed
-from svdata2vec.masking import Masks, draw_masks
-from svdata2vec.model import SVData2Vec
+from svdata2vec.cli.main import main
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, TargetConfig
+from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.evaluation.features import embed
+from svdata2vec.model.classifier import Classifier, load_classifier, load_encoder
+from svdata2vec.model.masking import Masks, draw_masks
+from svdata2vec.model.student import SVData2Vec
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.original.convert import convert_file, convert_state_dict, original_name
 from svdata2vec.pipeline.sampling import draw_frames_original
-from svdata2vec.pretrain import forward
+from svdata2vec.runs.checkpoint import load_published
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.teacher import Teacher
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.pretrain import forward
 
 SIZES = {"dim": 32, "depth": 3, "heads": 4, "stem": 16, "frames": 7, "persons": 2, "joints": 17}
 CLASSES = 5

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from svdata2vec.metrics_log import read_metrics
+from svdata2vec.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "tools" / "cluster"
 NUM_CLIPS, EPOCHS, STEPS = 12, 2, 6  # two processes of two clips: three steps per epoch
 
 # What each process runs. It notes the clips of every finished step; in the first attempt process 1 is killed in
@@ -22,7 +23,7 @@ import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from tiny import pretrain_config
-from svdata2vec.pretrain import Pretraining, pretrain
+from svdata2vec.training.pretrain import Pretraining, pretrain
 
 shards, out, rank, attempt = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
 step = Pretraining.step
@@ -46,7 +47,7 @@ def launch(folder: Path, shards: Path, name: str, *, kill: bool) -> subprocess.C
     words = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "--monitor-interval", "0.2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KILL": "1" if kill else "",
                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    program = [str(worker), str(shards), str(folder / name), str(ROOT / "tests")]
+    program = [str(worker), str(shards), str(folder / name), str(ROOT / "tests" / "helpers")]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, *program], cwd=ROOT, env=environment,
         capture_output=True, text=True, timeout=150,
@@ -100,7 +101,8 @@ def run_with_stubs(script: str, folder: Path, **variables: str) -> tuple[int, li
     calls = folder / "calls"
     path = f"{folder}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CALLS": str(calls), "PYTHON": str(folder / "python")}
-    done = subprocess.run(["bash", str(ROOT / "tools" / script)], cwd=folder, env={**environment, **variables}, timeout=30)
+    command = ["bash", str(CLUSTER / script)]
+    done = subprocess.run(command, cwd=folder, env={**environment, **variables}, timeout=30)
     return done.returncode, calls.read_text().splitlines()
 
 
@@ -131,18 +133,18 @@ def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["pretrain.sbatch", "launch_node.sh"])
 def test_launch_files_are_edited_in_two_places_and_parse(script: str) -> None:
-    path = ROOT / "tools" / script
+    path = CLUSTER / script
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert [line.split(":")[0] for line in path.read_text().splitlines() if line.startswith("# ---- edit")] == [
         "# ---- edit 1", "# ---- edit 2"]
 
 
 def test_the_command_of_the_launch_files_parses() -> None:
-    from svdata2vec.options import parse_preset
-    from svdata2vec.presets import PRETRAIN
+    from svdata2vec.cli.options import parse_preset
+    from svdata2vec.config.presets import PRETRAIN
 
     for script in ("pretrain.sbatch", "launch_node.sh"):
-        (line,) = (line for line in (ROOT / "tools" / script).read_text().splitlines() if line.startswith("command=("))
+        (line,) = (line for line in (CLUSTER / script).read_text().splitlines() if line.startswith("command=("))
         words = line[len("command=(") : -1].split()
         assert words[0] == "pretrain"
         assert parse_preset(PRETRAIN, [*words[1:], "--data.threads", "8"], "pretrain").data.threads == 8

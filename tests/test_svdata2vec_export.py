@@ -9,12 +9,12 @@ import torch
 from tiny import MODEL
 from torch import Tensor
 
-from svdata2vec.card import model_card
-from svdata2vec.checkpoint import publish
-from svdata2vec.classifier import Classifier, LinearHead, load_classifier
-from svdata2vec.cli import main
-from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig, Modality
-from svdata2vec.export import compare_logits, export, load_recogniser
+from svdata2vec.cli.main import main
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Modality
+from svdata2vec.evaluation.export import compare_logits, export, load_recogniser
+from svdata2vec.model.classifier import Classifier, LinearHead, load_classifier
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.checkpoint import publish
 from svdata2vec.shards.errors import UserError
 
 DATA = DataConfig(num_frames=6, size=32)

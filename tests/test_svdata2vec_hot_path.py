@@ -11,23 +11,23 @@ from tiny import MODEL, finetune_config
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from svdata2vec.classifier import Classifier
-from svdata2vec.config import DataConfig, EmaConfig, PretrainConfig, TargetConfig
-from svdata2vec.data import require_joints
-from svdata2vec.evaluate import evaluate_run
-from svdata2vec.finetune import Finetuning, finetune
+from svdata2vec.config.schema import DataConfig, EmaConfig, PretrainConfig, TargetConfig
+from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.kernels import functional
-from svdata2vec.masking import Masks, draw_masks
-from svdata2vec.metrics_log import Averages
-from svdata2vec.mixup import draw_mixture
-from svdata2vec.model import SVData2Vec
-from svdata2vec.optim import build_optimizer, clip_gradients, set_learning_rate
-from svdata2vec.pretrain import forward
-from svdata2vec.runtime import Runtime, use_channels_last
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.masking import Masks, draw_masks
+from svdata2vec.model.student import SVData2Vec
+from svdata2vec.model.teacher import Teacher, ema_decay
+from svdata2vec.runs.data import require_joints
+from svdata2vec.runs.metrics_log import Averages
+from svdata2vec.runs.runtime import Runtime, use_channels_last
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import Statistics
-from svdata2vec.teacher import Teacher, ema_decay
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.loop import Statistics
+from svdata2vec.training.mixup import draw_mixture
+from svdata2vec.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from svdata2vec.training.pretrain import forward
 
 CONFIG = PretrainConfig(data=DataConfig(num_frames=8, size=32), model=MODEL, target=TargetConfig(top_layers=2))
 CLIPS, FRAMES, JOINTS = 3, 8, 17

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.classifier import Classifier
-from svdata2vec.config import FinetuneConfig, PretrainConfig
-from svdata2vec.model import SVData2Vec
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.student import SVData2Vec
 
 JOINTS = 17
 

@@ -8,11 +8,11 @@ import torch
 from tiny import finetune_config
 from torch.nn import functional as F
 
-from svdata2vec.checkpoint import load_published
-from svdata2vec.config import HeadConfig
-from svdata2vec.finetune import finetune
-from svdata2vec.mixup import Mixture, draw_mixture
+from svdata2vec.config.schema import HeadConfig
+from svdata2vec.runs.checkpoint import load_published
 from svdata2vec.shards.errors import UserError
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.mixup import Mixture, draw_mixture
 
 CPU = torch.device("cpu")
 

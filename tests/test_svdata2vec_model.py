@@ -9,16 +9,16 @@ import torch
 from tiny import MODEL
 from torch import Tensor
 
-from svdata2vec.config import ModelConfig, PretrainConfig, TargetConfig
-from svdata2vec.masking import Masks, draw_masks, mask_counts
-from svdata2vec.metrics import measure
-from svdata2vec.model import Encoder, SkeletonEmbedding, SVData2Vec
-from svdata2vec.pretrain import forward, spread
-from svdata2vec.runtime import compile_parts
+from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
+from svdata2vec.evaluation.metrics import measure
+from svdata2vec.model.masking import Masks, draw_masks, mask_counts
+from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.model.transformer import DropPath
+from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.runs.runtime import compile_parts
 from svdata2vec.shards.errors import UserError
-from svdata2vec.teacher import Teacher
-from svdata2vec.transformer import DropPath
-from svdata2vec.video_encoder import VideoEncoder
+from svdata2vec.training.pretrain import forward, spread
 
 T, SIZE = 6, 32
 

@@ -9,21 +9,20 @@ import torch
 from tiny import MODEL
 from torch import Tensor, nn
 
-from svdata2vec import block_steps
-from svdata2vec.block_steps import BlockSteps, FusedSteps
-from svdata2vec.card import model_card
-from svdata2vec.checkpoint import publish
-from svdata2vec.classifier import Classifier
-from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig, PretrainConfig, TargetConfig
-from svdata2vec.export import load_recogniser
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, PretrainConfig, TargetConfig
+from svdata2vec.evaluation.export import load_recogniser
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
-from svdata2vec.masking import draw_masks
-from svdata2vec.model import SVData2Vec
-from svdata2vec.pretrain import forward
-from svdata2vec.runtime import compile_parts, convert_sync_batchnorm
-from svdata2vec.teacher import Teacher
-from svdata2vec.video_encoder import BasicBlock
+from svdata2vec.model.block_steps import BlockSteps, FusedSteps
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.masking import draw_masks
+from svdata2vec.model.student import SVData2Vec, block_steps
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.model.video_encoder import BasicBlock
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.checkpoint import publish
+from svdata2vec.runs.runtime import compile_parts, convert_sync_batchnorm
+from svdata2vec.training.pretrain import forward
 
 T, SIZE = 6, 32
 FUSED = dataclasses.replace(MODEL, fused_blocks=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, annotation, write_pickle, write_video
 
-from svdata2vec.persons import Persons, moving_region, persons_of_poses
+from svdata2vec.evaluation.persons import Persons, moving_region, persons_of_poses
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoReader
 
@@ -75,7 +75,7 @@ def test_one_frame_is_enough_to_say_nothing(tmp_path: Path) -> None:
 
 
 def test_long_videos_are_thinned_out_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdata2vec.persons.MAX_FRAMES", 8)
+    monkeypatch.setattr("svdata2vec.evaluation.persons.MAX_FRAMES", 8)
     box = found(film(tmp_path / "walk.mp4", walkers([(100, 150)], 0.0))).box
     assert box is not None and box[0] < 110 and box[2] > 100 + 60 + 4 * (NUM_FRAMES - 9)
 
@@ -99,5 +99,5 @@ def test_poses_must_name_the_video_once(tmp_path: Path, names: list[str], count:
     poses = write_pickle(tmp_path / "poses.pkl", [annotation(name, 0) for name in names])
     with VideoReader(video) as reader:
         info = reader.info
-    with pytest.raises(UserError, match=f"has {count} annotations of clip, expected one; run tools/extract_poses.py"):
+    with pytest.raises(UserError, match=f"has {count} annotations of clip, expected one; run tools/pose/extract_poses.py"):
         persons_of_poses(poses, video, info)

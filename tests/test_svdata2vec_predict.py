@@ -10,19 +10,19 @@ import torch
 from shards_data import HEIGHT, WIDTH, frame_picture, write_motion_set, write_video
 from tiny import MODEL
 
-from svdata2vec.card import model_card
-from svdata2vec.checkpoint import publish
-from svdata2vec.classifier import Classifier
-from svdata2vec.cli import main
-from svdata2vec.config import DataConfig, FinetuneConfig, HeadConfig
-from svdata2vec.model_commands import parse_box
+from svdata2vec.cli.main import main
+from svdata2vec.cli.run_commands import parse_box
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
+from svdata2vec.evaluation.predict import predict, read_clip
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.predict import predict, read_clip
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.checkpoint import publish
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.shardset import ShardSet
 
 T, SIZE = 6, 64
 DATA = DataConfig(num_frames=T, size=SIZE)
@@ -105,7 +105,7 @@ def rotate_flag(content: bytes) -> bytes:
 
 def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:
     result = predict(run, video, box=(50, 30, 110, 90), top=2, picture=tmp_path / "out" / "seen.png", device="cpu")
-    from svdata2vec.classifier import load_classifier
+    from svdata2vec.model.classifier import load_classifier
 
     model, config, _ = load_classifier(run)
     frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_TSS3)

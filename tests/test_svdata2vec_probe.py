@@ -15,19 +15,19 @@ import torch
 from tiny import NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
 
-from svdata2vec.checkpoint import load_published
-from svdata2vec.cli import main
-from svdata2vec.config import Modality
-from svdata2vec.evaluate import evaluate_run
-from svdata2vec.features import Features, embed, open_encoder
-from svdata2vec.finetune import finetune
-from svdata2vec.presets import FINETUNE
-from svdata2vec.pretrain import pretrain
-from svdata2vec.probe import fit_linear, knn_scores, probe
-from svdata2vec.probe_config import PROBE, ProbeConfig
-from svdata2vec.report import write_report
+from svdata2vec.cli.main import main
+from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.probe import PROBE, ProbeConfig
+from svdata2vec.config.schema import Modality
+from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.evaluation.features import Features, embed, open_encoder
+from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
+from svdata2vec.reports.report import write_report
+from svdata2vec.runs.checkpoint import load_published
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.pretrain import pretrain
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tiny import finetune_config, pretrain_config
 
-from svdata2vec.contact_sheet import contact_sheet, draw_frame
-from svdata2vec.finetune import finetune
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pretrain import pretrain
-from svdata2vec.report import write_report
+from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
+from svdata2vec.reports.report import write_report
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.pretrain import pretrain
 
 
 class Page(HTMLParser):

@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 
-from svdata2vec.checkpoint import Checkpoints
-from svdata2vec.config import OptimConfig, PretrainConfig
-from svdata2vec.data import labelled_rows
-from svdata2vec.evaluate import evaluate_run
-from svdata2vec.failures import SaveFailedError
-from svdata2vec.finetune import finetune
-from svdata2vec.metrics_log import read_metrics
-from svdata2vec.pretrain import Pretraining, pretrain
-from svdata2vec.runtime import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.config.schema import OptimConfig, PretrainConfig
+from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.runtime import REQUEUE_EXIT_CODE, StopRequested
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.stepping import NotFiniteError
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.loop import NotFiniteError
+from svdata2vec.training.pretrain import Pretraining, pretrain
 
 ROOT = Path(__file__).parent.parent
 

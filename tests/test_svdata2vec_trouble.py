@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 
-from svdata2vec.checkpoint import Checkpoints
-from svdata2vec.cli import main
-from svdata2vec.config import OptimConfig
-from svdata2vec.failures import SaveFailedError
-from svdata2vec.finetune import Finetuning, finetune
-from svdata2vec.metrics_log import Averages, read_metrics
-from svdata2vec.pretrain import Pretraining, pretrain
-from svdata2vec.schedules import learning_rate
+from svdata2vec.cli.main import main
+from svdata2vec.config.schema import OptimConfig
+from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.metrics_log import Averages, read_metrics
 from svdata2vec.shards.errors import UserError
-from svdata2vec.stepping import FiniteGuard, NotFiniteError, Statistics
+from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.loop import FiniteGuard, NotFiniteError, Statistics
+from svdata2vec.training.pretrain import Pretraining, pretrain
+from svdata2vec.training.schedules import learning_rate
 
 
 def test_a_skipped_step_leaves_the_statistics_and_the_log_clean(

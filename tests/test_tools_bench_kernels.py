@@ -1,24 +1,21 @@
 """The kernels' benchmark: wrong candidates are caught before they are timed, one op runs through, the page is rendered."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_kernels as bench
+import kernel_candidates as candidates
+import kernel_passes
 import pytest
+import render_kernels as render
 import torch
 
+from svdata2vec.model.block_steps import BlockSteps
+from svdata2vec.model.video_encoder import VideoEncoder
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import bench_kernels as bench  # noqa: E402
-import kernel_candidates as candidates  # noqa: E402
-import kernel_passes  # noqa: E402
-import render_kernels as render  # noqa: E402
-
-from svdata2vec.block_steps import BlockSteps  # noqa: E402
-from svdata2vec.video_encoder import VideoEncoder  # noqa: E402
 
 SCALE = candidates.Scale((2,), 32, (), torch.float32, torch.device("cpu"), stem_width=16)
 BUDGET = bench.Budget(0, 1)

@@ -3,19 +3,16 @@
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import claim_experiment as claim
+import encode_experiment as encode
 import pytest
+import render_results
+from test_tools_readme import README
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import claim_experiment as claim  # noqa: E402
-import encode_experiment as encode  # noqa: E402
-import render_results  # noqa: E402
-from test_tools_readme import README  # noqa: E402
 
 OPTIONS = argparse.Namespace(
     work=Path("work"), shards=Path("shards"), epochs=24, steps=270, precision="fp32", seeds=2, jobs=1

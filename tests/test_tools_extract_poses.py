@@ -1,7 +1,7 @@
-"""Pose extraction through the real code of mmpose, with random weights, in the environment that tools/pose_env.sh makes.
+"""Pose extraction through the real code of mmpose, with random weights, in the environment that tools/pose/pose_env.sh makes.
 
 What runs inside that environment is in pose_env_cases.py. The environment is made here if it is missing: about half a
-minute, once. Alone: bash tools/pose_env.sh && bash tools/test.sh tests/test_tools_extract_poses.py
+minute, once. Alone: bash tools/pose/pose_env.sh && bash tools/test.sh tests/test_tools_extract_poses.py
 """
 
 import json
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, write_video
 
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
-from svdata2vec.shards.verify import verify
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -26,13 +26,13 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 @pytest.fixture(scope="module")
 def pose_python() -> str:
     """The interpreter of .venv-pose."""
-    made = subprocess.run(["bash", "tools/pose_env.sh"], cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 0, f"tools/pose_env.sh failed:\n{made.stdout}{made.stderr}"
+    made = subprocess.run(["bash", "tools/pose/pose_env.sh"], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, f"tools/pose/pose_env.sh failed:\n{made.stdout}{made.stderr}"
     return str(ROOT / ".venv-pose" / "bin" / "python")
 
 
 def extract(python: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [python, str(ROOT / "tools" / "extract_poses.py"), *map(str, arguments)]
+    command = [python, str(ROOT / "tools" / "pose" / "extract_poses.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
 
 
@@ -86,6 +86,6 @@ def test_wrong_checkpoint_ends_with_one_line(pose_python: str, tmp_path: Path) -
 
 def test_inside_the_environment(pose_python: str) -> None:
     """Everything that needs mmpose in the same process: pose_env_cases.py, run by pytest over there."""
-    command = [pose_python, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/pose_env_cases.py"]
+    command = [pose_python, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/helpers/pose_env_cases.py"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_check
+import gpu_check_parts as parts
 import pytest
 import torch
+from gpu_check import FAILED, NOT_RUN, PASSED, NotRun, Outcome, Part
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import gpu_check  # noqa: E402
-import gpu_check_parts as parts  # noqa: E402
-from gpu_check import FAILED, NOT_RUN, PASSED, NotRun, Outcome, Part  # noqa: E402
 
 
 def pass_with_figures(word: str) -> dict[str, Any]:

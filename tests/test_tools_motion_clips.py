@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import av
+import check_motion_clips as check
+import make_motion_clips as make
 import numpy as np
 import pytest
+from motion_bodies import JOINT, make_body
+from motion_detector import detect
+from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render
+from motion_figures import CLASSES, perform
 
 from svdata2vec.shards.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import check_motion_clips as check  # noqa: E402
-import make_motion_clips as make  # noqa: E402
-from motion_bodies import JOINT, make_body  # noqa: E402
-from motion_detector import detect  # noqa: E402
-from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render  # noqa: E402
-from motion_figures import CLASSES, perform  # noqa: E402
 
 TINY = make.Options(clips=24, seed=3, min_frames=24, max_frames=28, width=160, height=96)
 
@@ -280,7 +278,7 @@ def test_command_says_that_a_complete_folder_is_kept(tiny: Path, capsys: pytest.
 
 
 def test_script_runs_by_its_path_and_exits_with_2_on_bad_options(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "make_motion_clips.py"), str(tmp_path / "x"), "--clips", "5"]
+    command = [sys.executable, str(ROOT / "tools" / "motion" / "make_motion_clips.py"), str(tmp_path / "x"), "--clips", "5"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --clips 5: expected at least 24")

@@ -12,25 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import extract_poses
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
-
-from svdata2vec.shards.atomic import write_atomically
-from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.pack import PackOptions, pack
-from svdata2vec.shards.read_pyskl import read_pyskl
-from svdata2vec.shards.shardset import ShardSet
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-import extract_poses
 from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos
 from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_doubles
 from pose_work import WorkFolder
+from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
+
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.shardset import ShardSet
 
 
 def seen(joints_TV2: np.ndarray) -> list[int]:
@@ -292,7 +289,7 @@ def test_the_model_gets_whole_frames_blue_first(videos: Path, tmp_path: Path, mo
 def test_the_wrong_environment_is_named(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """This one has no mmpose."""
     assert run(videos, "--out", tmp_path / "x.pkl", "--random-weights", "--device", "cpu") == 2
-    assert "mmpose cannot be imported" in (error := capsys.readouterr().err) and "run tools/pose_env.sh" in error
+    assert "mmpose cannot be imported" in (error := capsys.readouterr().err) and "run tools/pose/pose_env.sh" in error
 
 
 def test_a_second_run_does_only_what_is_new(videos: Path, tmp_path: Path, model: BlockModel,
@@ -377,15 +374,17 @@ def test_nothing_usable_is_an_error(tmp_path: Path, model: BlockModel, capsys: p
 
 def test_kill_at_any_moment_costs_at_most_one_video(videos: Path, tmp_path: Path) -> None:
     """The process is killed between two videos' files; what it leaves is whole, and the next run ends as if undisturbed."""
-    script = ("import sys, time; sys.path.insert(0, sys.argv[1]); import pose_cases, extract_poses\n"
+    script = ("import sys, time; sys.path[:0] = sys.argv[1].split(':'); import pose_cases, extract_poses\n"
               "class Slow(pose_cases.BlockModel):\n"
               "    def predict(self, prepared):\n"
               "        time.sleep(0.4)\n"
               "        return super().predict(prepared)\n"
               "extract_poses.load_model = lambda given: Slow()\n"
               "sys.exit(extract_poses.main(sys.argv[2:]))")
+    tests = Path(__file__).parent
+    path = f"{tests / 'helpers'}:{tests.parent / 'tools' / 'pose'}"
     out = tmp_path / "x.pkl"
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(videos / "walk"), "--out", str(out)]
+    command = [sys.executable, "-c", script, path, str(videos / "walk"), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "x.work" / "a.npz").exists():

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from svdata2vec import commands, model_commands
-from svdata2vec.bench_batch import batch_config
-from svdata2vec.bench_run import bench_config
-from svdata2vec.bench_scale import scale_config
-from svdata2vec.options import parse, parse_preset
-from svdata2vec.presets import FINETUNE, PRETRAIN
-from svdata2vec.probe_config import PROBE
+from svdata2vec.bench.batch import batch_config
+from svdata2vec.bench.run import bench_config
+from svdata2vec.bench.scale import scale_config
+from svdata2vec.cli.main import commands
+from svdata2vec.cli.main import run_commands as model_commands
+from svdata2vec.cli.options import parse, parse_preset
+from svdata2vec.config.presets import FINETUNE, PRETRAIN
+from svdata2vec.config.probe import PROBE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,7 +33,7 @@ OPTIONS = {
 
 def test_tables_are_what_the_files_say() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "render_results.py"), "--check"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "tools" / "results" / "render_results.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

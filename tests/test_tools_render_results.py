@@ -2,19 +2,17 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import render_results as render
+
+from svdata2vec.bench import record as bench_record
+from svdata2vec.bench import scale as bench_scale
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
-sys.path.insert(0, str(ROOT / "tools"))
-
-import render_results as render  # noqa: E402
-
-from svdata2vec import bench_record, bench_scale  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 

@@ -1,19 +1,16 @@
 """The scaling model: its bytes are the network's, its efficiencies follow from the assumptions, and the README has them."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import render_results
+import scaling_model as scaling
+
+from svdata2vec.config.schema import PretrainConfig
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import render_results  # noqa: E402
-import scaling_model as scaling  # noqa: E402
-
-from svdata2vec.config import PretrainConfig  # noqa: E402
 
 GIVEN = scaling.Assumptions()
 

@@ -11,7 +11,7 @@ say() { echo "== $1 ($((SECONDS - started)) s)"; }
 run() { "$python" -m svdata2vec "$@"; }
 
 say "making 600 short clips of moving figures"
-"$python" tools/make_motion_clips.py "$demo/clips" --clips 600 --seed 0
+"$python" tools/motion/make_motion_clips.py "$demo/clips" --clips 600 --seed 0
 say "packing shards"
 run shard pyskl "$demo/shards" --pickle-path "$demo/clips/motion.pkl" --videos "$demo/clips/videos" --size 96 --resume
 say "pretraining on video + skeletons"
@@ -24,4 +24,4 @@ say "writing the report"
 run report "$demo/pretrain" "$demo/scratch" "$demo/pretrained" --out "$demo/report.html"
 say "done"
 echo "report: $demo/report.html"
-"$python" tools/summary.py "$demo"
+"$python" tools/experiments/demo_summary.py "$demo"

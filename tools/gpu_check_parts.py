@@ -61,7 +61,7 @@ def check_driver(device: str = "cuda") -> Figures:
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
     """DALI gives the wanted frames, in order, cropped and mirrored as the oracle does, and no neighbour instead."""
     from svdata2vec.pipeline.graph import DaliDecoder
-    from svdata2vec.pipeline.oracle import OracleDecoder
+    from svdata2vec.pipeline.reference import OracleDecoder
 
     frames = [59, 0, 1, 31, 30, 2, 0, 45]
     clip = encoded_clip(codec, 60, frames)
@@ -94,7 +94,7 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
 
     from svdata2vec.pipeline import affine
     from svdata2vec.pipeline.frames import EncodedClip
-    from svdata2vec.shards.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
+    from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
 
     coarse = np.random.default_rng(0).integers(0, 200, (16, 16, 3), dtype=np.uint8)
     scene = cv2.resize(coarse, (PACKED, PACKED), interpolation=cv2.INTER_CUBIC)
@@ -238,9 +238,9 @@ class Step:
 
     def __init__(self, device: str, config: Any, clips: int, *, bf16: bool = False) -> None:
         without_command_line()
-        from svdata2vec.masking import draw_masks
-        from svdata2vec.model import SVData2Vec
-        from svdata2vec.teacher import Teacher
+        from svdata2vec.model.masking import draw_masks
+        from svdata2vec.model.student import SVData2Vec
+        from svdata2vec.model.teacher import Teacher
 
         torch.manual_seed(0)
         data, mask = config.data, config.mask
@@ -280,7 +280,7 @@ class Step:
 
 def small_config() -> Any:
     without_command_line()
-    from svdata2vec.config import DataConfig, ModelConfig, PretrainConfig, TargetConfig
+    from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig, TargetConfig
 
     model = ModelConfig(width=64, depth=3, decoder_depth=2, heads=4, stem_width=16)
     return PretrainConfig(data=DataConfig(num_frames=12, size=64), model=model, target=TargetConfig(top_layers=3))
@@ -314,7 +314,7 @@ def check_training_step(device: str = "cuda") -> Figures:
 def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:
     """Clips per second of the default preset's step on a batch in memory: ours, also with fused blocks; all frames, float32."""
     without_command_line()
-    from svdata2vec.config import PretrainConfig
+    from svdata2vec.config.schema import PretrainConfig
 
     base = config or PretrainConfig()
     ways = {"ours": (base, device != "cpu"),
@@ -350,7 +350,7 @@ def run_bench(preset: str = "ntu60-xsub", sources: int = 48, *more: str) -> Figu
     """`svdata2vec bench run` on clips that it makes (960x540, packed as jpeg)."""
     import json
 
-    from svdata2vec.bench_data_sources import make_sources, packed
+    from svdata2vec.bench.data_sources import make_sources, packed
 
     with tempfile.TemporaryDirectory() as folder:
         packed(Path(folder), make_sources(Path(folder) / "source", sources), "jpeg")

@@ -1,0 +1,67 @@
+"""Finds the clip whose video kills the process that decodes it (a crash in a codec, or all memory used up).
+
+A worker notes which clip it is at; when one dies, these clips are tried again, each in a process of its own.
+"""
+
+import concurrent.futures as cf
+import json
+import logging
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from svdata2vec.shards.annotations import ClipAnnotation
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.clip import ClipOptions, Readers, Times, pack_clip
+from svdata2vec.shards.video import silence_decoder
+
+NOTE_SUFFIX = ".now"
+REFUSED_NAME = "refused.json"
+REASON = "kills the process that decodes it (a crash in the decoder, or more memory than there is)"
+
+logger = logging.getLogger(__name__)
+
+
+def load_refused(parts: Path) -> dict[str, str]:
+    """Key -> reason of the clips found by earlier calls of `find_killers` for this folder."""
+    path = parts / REFUSED_NAME
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def find_killers(parts: Path, clips: Mapping[str, ClipAnnotation], num_joints: int, options: ClipOptions,
+                 refused: dict[str, str]) -> bool:
+    """Try the clips that workers were at; add those that kill again to `refused` and to the folder. False: none does.
+
+    `parts`: the folder with the workers' notes. `clips`: all clips by key.
+    """
+    found = False
+    for note in sorted(parts.glob("*" + NOTE_SUFFIX)):
+        key = note.read_text(encoding="ascii")
+        note.unlink()
+        if key in clips and key not in refused and _kills(clips[key], num_joints, options):
+            logger.warning("clip %s (%s) %s", key, clips[key].video, REASON)
+            refused[key] = f"{clips[key].video}: {REASON}"
+            found = True
+    if found:
+        write_atomically(parts / REFUSED_NAME, json.dumps(refused).encode())
+    return found
+
+
+def _kills(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> bool:
+    with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(_try, clip, num_joints, options).result()
+        except BrokenProcessPool:
+            return True
+    return False
+
+
+def _try(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> None:
+    """Pack the clip for nothing; how it ends other than by death does not matter here."""
+    silence_decoder()
+    try:
+        pack_clip(clip, num_joints, options, Times(), Readers())
+    except (UserError, OSError, ValueError, MemoryError):
+        return

@@ -1,0 +1,196 @@
+"""Packs a data set into a folder of shards: plan, work, finish. Interrupted at any moment, `resume` completes it.
+
+The folder holds shard-*.tar, index.npy, skipped.jsonl and, written last, manifest.json. While packing there are also
+`.lock` (one packer per folder) and `.parts` (the plan and one record per finished shard).
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from svdata2vec.shards.annotations import DataSet, Skipped
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.shards.executors import open_executor, run_tasks
+from svdata2vec.shards.packing.clip import Times
+from svdata2vec.shards.packing.crashes import find_killers, load_refused
+from svdata2vec.shards.packing.lock import folder_lock
+from svdata2vec.shards.packing.plan import (
+    PackOptions,
+    components_of,
+    fingerprint,
+    make_plan,
+    remove_leftovers,
+    shard_tasks,
+    start_or_resume,
+)
+from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
+from svdata2vec.shards.reading.index import INDEX_NAME, build_index
+from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest, ShardEntry, program_version
+
+SKIPPED_NAME = "skipped.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a packing is, for whoever shows it. `seconds` per step are summed over workers."""
+
+    shards_total: int
+    clips_total: int
+    shards_done: int = 0
+    clips_done: int = 0
+    clips_skipped: int = 0
+    frames_done: int = 0
+    bytes_done: int = 0
+    resumed_shards: int = 0
+    elapsed_seconds: float = 0.0
+    step_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, record: ShardRecord, times: Times | None) -> None:
+        """Count one finished shard; `times` None = it was finished by an earlier run."""
+        self.shards_done += 1
+        self.resumed_shards += times is None
+        self.clips_done += len(record.rows)
+        self.clips_skipped += len(record.skipped)
+        self.frames_done += sum(row[2] for row in record.rows)
+        self.bytes_done += record.bytes
+        for name, seconds in (times.seconds if times else {}).items():
+            self.step_seconds[name] = self.step_seconds.get(name, 0.0) + seconds
+
+
+def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
+         progress: Callable[[Progress], None] | None = None) -> Manifest:
+    """Pack `dataset` into the folder `out` and return its manifest; `progress` is called after every shard.
+
+    Clips that cannot be packed are listed with their reason in `out/skipped.jsonl`. Raises UserError on a bad data set,
+    on a folder in use or packed otherwise, on a full disk, and if no clip could be packed.
+    """
+    options = options or PackOptions()
+    dataset.check()
+    root = Path(out)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with folder_lock(root):
+            return _pack_locked(dataset, root, options, progress)
+    except OSError as error:
+        raise write_error(root, error) from error
+
+
+def _pack_locked(dataset: DataSet, root: Path, options: PackOptions,
+                 progress: Callable[[Progress], None] | None) -> Manifest:
+    plan = make_plan(dataset, options)
+    if (root / MANIFEST_NAME).exists():
+        return _already_packed(root, plan, options)
+    start_or_resume(root, plan, options)
+    records = _pack_shards(root, dataset, options, progress)
+    return _finish(root, dataset, options, plan, records)
+
+
+def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -> Manifest:
+    manifest = Manifest.load(root)
+    if not options.resume:
+        raise UserError(f"{root}: holds a finished data set ({manifest.dataset}); choose another folder or delete it")
+    if manifest.fingerprint != fingerprint(plan):
+        raise UserError(f"{root}: holds a data set packed from other annotations or with other options; choose another "
+                        "folder or delete it")
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
+    return manifest
+
+
+def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
+                 progress: Callable[[Progress], None] | None) -> list[ShardRecord]:
+    start = time.monotonic()
+    total = -(-len(dataset.clips) // options.clips_per_shard)
+    state = Progress(total, len(dataset.clips))
+    records: list[ShardRecord] = []
+
+    def note(record: ShardRecord, times: Times | None) -> None:
+        records.append(record)
+        state.add(record, times)
+        state.elapsed_seconds = time.monotonic() - start
+        if progress is not None:
+            progress(state)
+
+    def missing() -> Iterator[ShardTask]:
+        noted = {record.number for record in records}
+        for task in shard_tasks(root, dataset, options, refused):
+            record = None if task.number in noted else ShardRecord.load(root, task.number)
+            if record is not None:
+                note(record, None)
+            elif task.number not in noted:
+                yield task
+
+    refused = load_refused(root / PARTS)
+    clips = {clip.key: clip for clip in dataset.clips}
+    while True:
+        try:
+            with open_executor(options.workers, options.cluster) as (executor, slots):
+                for record, times in run_tasks(executor, slots, pack_shard, missing()):
+                    note(record, times)
+            return sorted(records, key=lambda record: record.number)
+        except WorkerDiedError:
+            joints = len(dataset.layout.joints)
+            if not find_killers(root / PARTS, clips, joints, options.clip_options(), refused):
+                raise
+            remove_leftovers(root)
+
+
+def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, object],
+            records: list[ShardRecord]) -> Manifest:
+    """Write skipped.jsonl, the index and at last the manifest; then remove what only resuming needs."""
+    skipped = [*dataset.skipped, *(entry for record in records for entry in record.skipped)]
+    _write_skipped(root, dataset, skipped)
+    full = [record for record in records if record.rows]
+    if not full:
+        raise UserError(f"{root}: none of {len(dataset.clips)} clips could be packed, see {SKIPPED_NAME}; the first: "
+                        f"{skipped[0].reason}")
+    components = components_of(dataset, options.codec)
+    rows = [(key, shard, label, frames, offsets, sizes) for shard, record in enumerate(full)
+            for key, label, frames, offsets, sizes in record.rows]
+    buffer = BytesIO()
+    np.save(buffer, build_index(rows, len(components)), allow_pickle=False)
+    write_atomically(root / INDEX_NAME, buffer.getvalue())
+    packed = {row[0] for row in rows}
+    manifest = Manifest(
+        dataset=dataset.name, codec=options.codec, packed_size=0 if options.codec == "copy" else options.size,
+        layout=dataset.layout, classes=dataset.classes, components=components,
+        splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
+        shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
+        fingerprint=fingerprint(plan),
+        codec_options={"quality": options.clip_options().quality, "gop": options.gop},
+        split_classes=dataset.split_classes, published=dataset.published, created_with=program_version(),
+    )
+    _report(manifest, skipped)
+    manifest.save(root)
+    shutil.rmtree(root / PARTS)
+    return manifest
+
+
+def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None:
+    """One JSON line per clip that is not packed: key, reason, source, and the splits that lack it."""
+    splits_of: dict[str, list[str]] = {}
+    for name, keys in dataset.splits.items():
+        for key in keys:
+            splits_of.setdefault(key, []).append(name)
+    lines = [json.dumps({**asdict(entry), "splits": splits_of.get(entry.key, [])}, ensure_ascii=False) + "\n"
+             for entry in sorted(skipped, key=lambda entry: (entry.key, entry.reason))]
+    write_atomically(root / SKIPPED_NAME, "".join(lines).encode())
+
+
+def _report(manifest: Manifest, skipped: list[Skipped]) -> None:
+    if skipped:
+        logger.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
+                       skipped[0].reason)
+    for name, published in manifest.published.items():
+        found = len(manifest.splits.get(name, ()))
+        if found != published:
+            logger.warning("split %s: %d clips, published are %d (%+d)", name, found, published, found - published)

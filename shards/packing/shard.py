@@ -1,0 +1,140 @@
+"""The unit of work of the packer: one shard, packed by one process, finished or not there at all."""
+
+import errno
+import json
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from svdata2vec.shards.annotations import ClipAnnotation, Skipped
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.clip import ClipOptions, PackedClip, Readers, Times, pack_clip
+from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
+from svdata2vec.shards.packing.tarwriter import TarWriter
+from svdata2vec.shards.video import silence_decoder
+
+PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything a worker needs, in one picklable object. `components`: order of a clip's tar members.
+
+    `refused`: clips that must not be touched, and why.
+    """
+
+    number: int
+    root: str
+    clips: tuple[ClipAnnotation, ...]
+    num_joints: int
+    components: tuple[str, ...]
+    options: ClipOptions
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """File name of the tar."""
+        return shard_name(self.number)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash."""
+
+    number: int
+    sha256: str
+    bytes: int
+    rows: list[tuple[str, int, int, list[int], list[int]]]
+    skipped: list[Skipped]
+
+    @classmethod
+    def load(cls, root: Path, number: int) -> "ShardRecord | None":
+        """The record of a shard that is complete on disk; None if there is none or the tar is not as recorded."""
+        try:
+            fields: dict[str, Any] = json.loads(record_path(root, number).read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        fields["rows"] = [tuple(row) for row in fields["rows"]]
+        fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
+        record = cls(**fields)
+        tar = root / shard_name(number)
+        if record.rows and not (tar.is_file() and tar.stat().st_size == record.bytes):
+            return None
+        return record
+
+
+def shard_name(number: int) -> str:
+    """`shard-000012.tar`."""
+    return f"shard-{number:06d}.tar"
+
+
+def record_path(root: Path, number: int) -> Path:
+    """Where the record of a finished shard lies."""
+    return root / PARTS / f"shard-{number:06d}.json"
+
+
+def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
+    """Pack the clips of one shard; runs in a worker. A clip that cannot be packed is recorded with its reason.
+
+    Raises UserError if the shard cannot be written (disk full).
+    """
+    silence_decoder()
+    cv2.setNumThreads(1)  # one worker per core
+    root, times = Path(task.root), Times()
+    try:
+        with times.step("total"):
+            record = _write_shard(task, root / task.name, times)
+            with times.step("write"):
+                write_atomically(record_path(root, task.number), json.dumps(asdict(record)).encode())
+    except OSError as error:
+        raise write_error(root, error) from error
+    return record, times
+
+
+def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
+    rows, skipped = [], []
+    with TarWriter(path) as tar, closing(Readers()) as readers:
+        for clip in task.clips:
+            try:
+                packed = _pack_or_refuse(clip, task, times, readers)
+            except UserError as error:
+                skipped.append(Skipped(clip.key, str(error), str(clip.video)))
+                continue
+            with times.step("write"):
+                offsets, sizes = tar.add(clip.key, packed.parts, task.components)
+            rows.append((clip.key, clip.label, packed.num_frames, offsets, sizes))
+        if not rows:
+            return ShardRecord(task.number, "", 0, rows, skipped)
+        with times.step("write"):
+            sha256, size = tar.commit()
+    return ShardRecord(task.number, sha256, size, rows, skipped)
+
+
+def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers: Readers) -> PackedClip:
+    """The packed clip; whatever is wrong with the source files becomes a UserError."""
+    if clip.key in task.refused:
+        raise UserError(task.refused[clip.key])
+    note = record_path(Path(task.root), task.number).with_suffix(NOTE_SUFFIX)
+    note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
+    try:
+        return pack_clip(clip, task.num_joints, task.options, times, readers)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{clip.video}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, cv2.error, MemoryError) as error:
+        raise UserError(f"{clip.video}: {type(error).__name__}: {error}") from error
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def write_error(root: Path, error: OSError) -> UserError:
+    """What to tell the user when the output folder cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"{root}: the disk is full ({error.strerror}); finished shards are kept: free some space and "
+                         "run the same command with --resume")
+    return UserError(f"{root}: cannot be written ({error}); finished shards are kept: run again with --resume")

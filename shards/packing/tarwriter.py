@@ -1,0 +1,82 @@
+"""Writes one tar of clips: plain GNU/USTAR headers, reproducible bytes, a hash and every member's offset on the way."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from svdata2vec.shards.atomic import temporary_name
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.index import MAX_COMPONENT_BYTES
+
+
+class _HashingFile:
+    """What tarfile needs of a file (write, tell), hashing all that passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: bytes) -> int:
+        self._file.write(content)
+        self.sha256.update(content)
+        self.size += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self.size
+
+
+class TarWriter:
+    """Context manager: writes under a temporary name, renamed to `path` in `commit`; leaving without removes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = temporary_name(path)
+        self._file = self._temporary.open("wb")
+        self._hashing = _HashingFile(self._file)
+        # DALI cannot read PAX headers; with times and owners left at zero equal clips give equal bytes.
+        self._tar = tarfile.TarFile(fileobj=self._hashing, mode="w", format=tarfile.GNU_FORMAT)  # type: ignore[arg-type]
+
+    def add(self, key: str, parts: Mapping[str, bytes], order: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Append one clip's components in this order; returns their offsets and sizes (0, 0 for an absent one)."""
+        offsets, sizes = [], []
+        for name in order:
+            content = parts.get(name, b"")
+            if len(content) > MAX_COMPONENT_BYTES:
+                raise UserError(f"clip {key}: component {name} has {len(content)} bytes, at most {MAX_COMPONENT_BYTES}")
+            if not content:
+                offsets.append(0)
+                sizes.append(0)
+                continue
+            member = tarfile.TarInfo(f"{key}.{name}")
+            member.size = len(content)
+            member.mode = 0o444
+            offsets.append(self._hashing.size + tarfile.BLOCKSIZE)
+            sizes.append(len(content))
+            self._tar.addfile(member, BytesIO(content))
+        return offsets, sizes
+
+    def commit(self) -> tuple[str, int]:
+        """Finish, flush to the disk, rename. Returns sha256 and size in bytes."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+        return self._hashing.sha256.hexdigest(), self._hashing.size
+
+    def __enter__(self) -> "TarWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError:  # a full disk also fails the last flush; the error that matters is on its way already
+            pass
+        finally:
+            self._temporary.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Reads NTU RGB+D 60 and 120: from the 2-D pickles of mmaction2 and pyskl, or from the raw `.skeleton` files.
+
+Names are S001C002P003R002A013: setup, camera, performer, replication, action. The label is the action minus one.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
+from svdata2vec.shards.readers.tables import lines, name_groups, numbers
+
+NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
+COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080  # the picture that all published 2-D joints of this data set refer to
+
+XSUB60_TRAIN = numbers("1,2,4,5,8,9,13-19,25,27,28,31,34,35,38")
+XSUB120_TRAIN = XSUB60_TRAIN | numbers("45-47,49,50,52-59,70,74,78,80-86,89,91-95,97,98,100,103")
+XVIEW_TRAIN = numbers("2,3")
+MISSING_FILES = {60: ("ntu60_missing.txt",), 120: ("ntu60_missing.txt", "ntu120_missing.txt")}
+
+# Clips with skeleton per split, as published (all videos less the official missing list).
+PUBLISHED = {
+    60: {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932},
+    120: {"xsub_train": 63026, "xsub_val": 50919, "xset_train": 54468, "xset_val": 59477},
+}
+PUBLISHED_VIDEOS = {
+    60: {"xsub_train": 40320, "xsub_val": 16560, "xview_train": 37920, "xview_val": 18960},
+    120: {"xsub_train": 63360, "xsub_val": 51120, "xset_train": 54720, "xset_val": 59760},
+}
+
+
+@dataclass(frozen=True)
+class NtuName:
+    """The numbers in a sample's name."""
+
+    setup: int
+    camera: int
+    subject: int
+    replication: int
+    action: int
+
+    @classmethod
+    def parse(cls, name: str) -> "NtuName":
+        """From S001C002P003R002A013; UserError otherwise."""
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise UserError(f"{name!r}: expected an NTU RGB+D name like S001C002P003R002A013")
+        return cls(*(int(number) for number in match.groups()))
+
+
+def missing_names(classes: int) -> frozenset[str]:
+    """The official samples with missing or incomplete skeletons: 302 of NTU-60, 535 of NTU-120."""
+    return frozenset().union(*(name_groups(file) for file in MISSING_FILES[classes]))
+
+
+def ntu_splits(names: Iterable[str], classes: int) -> dict[str, list[str]]:
+    """Both official protocols (`val` = the official test set; there is no validation set)."""
+    rules = {"xsub": lambda name: name.subject in (XSUB60_TRAIN if classes == 60 else XSUB120_TRAIN)}
+    if classes == 60:
+        rules["xview"] = lambda name: name.camera in XVIEW_TRAIN
+    else:
+        rules["xset"] = lambda name: name.setup % 2 == 0
+    splits: dict[str, list[str]] = {f"{rule}_{part}": [] for rule in rules for part in ("train", "val")}
+    for text in sorted(names):
+        name = NtuName.parse(text)
+        for rule, trains in rules.items():
+            splits[f"{rule}_{'train' if trains(name) else 'val'}"].append(text)
+    return splits
+
+
+def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: int) -> DataSet:
+    """NTU-60 (`classes=60`) or NTU-120 from ntu60_2d.pkl / ntu60_hrnet.pkl (COCO-17, pixels of 1920x1080) and videos.
+
+    The videos may be the originals or copies of any size: joints are scaled to their pixels. The pickle's splits are
+    kept and their sizes held against the published ones.
+    """
+    _check_classes(classes)
+    found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=_class_names(classes))
+    clips = []
+    for clip in found.clips:
+        name = NtuName.parse(clip.key)
+        # Annotations made by older tools lack img_shape; their joints are in the same pixels.
+        clips.append(replace(clip, subject=name.subject, camera=name.camera, setup=name.setup,
+                             width=clip.width or COLOR_WIDTH, height=clip.height or COLOR_HEIGHT))
+    wrong = next((clip for clip in clips if NtuName.parse(clip.key).action != clip.label + 1), None)
+    if wrong is not None:
+        raise UserError(f"{pickle_path}: clip {wrong.key} has label {wrong.label}, its name says "
+                        f"{NtuName.parse(wrong.key).action - 1}")
+    return replace(found, clips=clips, published=PUBLISHED[classes])
+
+
+def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: int,
+                       keep_missing: bool = False) -> DataSet:
+    """NTU-60 or NTU-120 from the folder(s) of raw `.skeleton` files (colour-picture joints, Kinect-25) and videos.
+
+    `skeletons`: a folder with both unpacked zips, sub-folders included. Samples of the official missing lists are left
+    out unless `keep_missing`. Videos without skeleton file are in `skipped`.
+    """
+    _check_classes(classes)
+    folder = VideoFolder(videos)
+    files = _skeleton_files(Path(skeletons))
+    missing = missing_names(classes)
+    clips: list[ClipAnnotation] = []
+    skipped: list[Skipped] = []
+    for text in sorted(set(files) | set(_video_names(folder))):
+        name = NtuName.parse(text)
+        if name.action > classes or (classes == 60 and name.setup > 17):
+            continue
+        video = folder.find(text + "_rgb", text)
+        reason = _reason_to_skip(text, video, text in files, text in missing and not keep_missing)
+        if reason or video is None:
+            skipped.append(Skipped(text, reason, str(video or files.get(text, ""))))
+            continue
+        arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
+        clips.append(ClipAnnotation(
+            key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
+            pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments)))
+    names = [clip.key for clip in clips]
+    return DataSet(f"ntu{classes}", layout("kinect25"), _class_names(classes), ntu_splits(names, classes), clips,
+                   skipped, PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])
+
+
+def _check_classes(classes: int) -> None:
+    if classes not in PUBLISHED:
+        raise UserError(f"classes = {classes}: NTU RGB+D has 60 or 120")
+
+
+def _class_names(classes: int) -> tuple[str, ...]:
+    return lines("ntu_classes.txt")[:classes]
+
+
+def _skeleton_files(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with the .skeleton files")
+    files = {path.stem: path for path in root.rglob("*.skeleton") if NAME.fullmatch(path.stem)}
+    if not files:
+        raise UserError(f"{root}: no .skeleton file in this folder")
+    return files
+
+
+def _video_names(folder: VideoFolder) -> list[str]:
+    names = (stem.removesuffix("_rgb") for stem in folder.stems())
+    return [name for name in names if NAME.fullmatch(name)]
+
+
+def _reason_to_skip(name: str, video: str | None, has_skeleton: bool, is_missing: bool) -> str:
+    if is_missing:
+        return "in the official list of samples with missing or incomplete skeletons"
+    if video is None:
+        return f"no video {name}_rgb.avi or {name}.mp4"
+    return "" if has_skeleton else f"no file {name}.skeleton"

@@ -1,0 +1,126 @@
+"""Reads PKU-MMD: long videos cut into clips by their label files, Kinect-25 skeletons, both protocols.
+
+`0002-L.avi` (L, M, R: the view) has the labels 0002-L.txt, lines `class,start,end,confidence` (class from 1, frames),
+and the skeleton 0002-L.txt, one line of 150 numbers per frame: x, y, z in metres of 25 joints of two persons.
+M persons, T frames, V joints.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.tables import lines
+from svdata2vec.shards.video import open_bytes
+
+VIDEO_NAME = re.compile(r"[AB]?\d+-[LMR]")
+COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080
+
+# The colour camera of a Kinect v2 as seen from its skeleton's origin (the depth camera): nominal focal length and
+# horizontal centre in pixels of 1920x1080; the distance of the lenses and the vertical centre (the cameras are tilted
+# against each other) fit the joints of NTU RGB+D, whose files have both metres and colour pixels, to 2 pixels. These
+# files have no calibration: expect some pixels from sensor to sensor.
+FOCAL_PX = 1081.37
+CENTER_PX = (959.5, 569.0)
+LENS_OFFSET_M = 0.0507
+
+VIEWS = {"L": 1, "M": 2, "R": 3}
+
+
+def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, splits: Mapping[str, str | Path],
+                 *, name: str = "pku-mmd") -> DataSet:
+    """PKU-MMD from its folders. `splits`: protocol -> file, e.g. {"xsub": ".../cross-subject.txt"}.
+
+    A split file has a line with "Training" and one with the names, then the same for validation; a protocol gives
+    {protocol}_train and {protocol}_val, where `val` is every video that is not for training. Videos without skeleton
+    or labels are in `skipped`.
+    """
+    folder = VideoFolder(videos)
+    training = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}
+    clips: list[ClipAnnotation] = []
+    skipped: list[Skipped] = []
+    parts: dict[str, list[str]] = {f"{protocol}_{part}": [] for protocol in splits for part in ("train", "val")}
+    for stem in folder.stems():
+        video = folder.find(stem)
+        if video is None or VIDEO_NAME.fullmatch(stem) is None:
+            raise UserError(f"{video}: expected a PKU-MMD name like 0002-L.avi")
+        skeleton, label_file = Path(skeletons, stem + ".txt"), Path(labels, stem + ".txt")
+        absent = next((path for path in (skeleton, label_file) if not path.is_file()), None)
+        if absent is not None:
+            skipped.append(Skipped(stem, f"{absent}: no such file", video))
+            continue
+        for number, (label, start, end) in enumerate(_read_labels(label_file)):
+            key = f"{stem}_{number:03d}"
+            clips.append(ClipAnnotation(
+                key=key, label=label, video=video, camera=VIEWS[stem[-1]], start_frame=start, end_frame=end,
+                pose_file=PoseFile(read_pku_skeleton, str(skeleton), (start, end))))
+            for protocol, names in training.items():
+                parts[f"{protocol}_{'train' if stem in names else 'val'}"].append(key)
+    return DataSet(name, layout("kinect25"), lines("pku_classes.txt"), parts, clips, skipped)
+
+
+def _training_videos(path: Path) -> frozenset[str]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such split file")
+    names: set[str] = set()
+    training = False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = VIDEO_NAME.findall(line)
+        if found and training:
+            names.update(found)
+        elif not found and line.strip():
+            training = line.strip().lower().startswith("train")
+    if not names:
+        raise UserError(f"{path}: expected a line 'Training videos:' and one with names like 0002-L, 0003-M")
+    return frozenset(names)
+
+
+def _read_labels(path: Path) -> list[tuple[int, int, int]]:
+    """(label from 0, first frame, end frame) per action; UserError names the line."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        words = line.split(",")
+        try:
+            action, start, end = int(words[0]), int(words[1]), int(words[2])
+        except (ValueError, IndexError):
+            raise UserError(f"{path}, line {number}: expected class,start,end,confidence, found {line!r}") from None
+        if not 1 <= action <= 51 or not 0 <= start < end:
+            raise UserError(f"{path}, line {number}: expected class 1..51 and start < end, found {line!r}")
+        found.append((action - 1, start, end))
+    return found
+
+
+@lru_cache(maxsize=2)
+def _read_rows(path: str) -> np.ndarray:
+    """float32 (T, 2, 25, 3): the whole file; cached because a video gives some twenty clips."""
+    with open_bytes(path) as file:
+        text = file.read().decode("ascii", errors="replace")
+    try:
+        rows = np.array([line.split() for line in text.splitlines() if line.strip()], np.float32)
+    except ValueError as error:
+        raise UserError(f"{path}: expected 150 numbers per line ({error})") from error
+    if rows.ndim != 2 or rows.shape[1] != 150:
+        raise UserError(f"{path}: lines of {rows.shape[1:] or (0,)} numbers, expected 150")
+    return rows.reshape(-1, 2, 25, 3)
+
+
+def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
+    """Pose (2,T,25,2) of the frames start..end, projected into the colour picture of 1920x1080."""
+    rows_TMV3 = _read_rows(path)
+    if end > len(rows_TMV3):
+        raise UserError(f"{path}: {len(rows_TMV3)} frames, the label ends at frame {end}")
+    xyz_MTV3 = rows_TMV3[start:end].transpose(1, 0, 2, 3)
+    present_MTV = (xyz_MTV3 != 0).any(axis=-1) & (xyz_MTV3[..., 2] > 0.1)
+    depth_MTV = np.where(present_MTV, xyz_MTV3[..., 2], 1.0)
+    x_MTV = CENTER_PX[0] + FOCAL_PX * (xyz_MTV3[..., 0] + LENS_OFFSET_M) / depth_MTV
+    y_MTV = CENTER_PX[1] - FOCAL_PX * xyz_MTV3[..., 1] / depth_MTV
+    pose_MTVC = np.where(present_MTV[..., None], np.stack([x_MTV, y_MTV], axis=-1), 0.0)
+    return Pose(pose_MTVC.astype(np.float32), width=COLOR_WIDTH, height=COLOR_HEIGHT)

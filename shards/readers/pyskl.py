@@ -1,0 +1,158 @@
+"""Reads the annotation pickle of pyskl and mmaction2: {'split': {name: [frame_dir]}, 'annotations': [dict]}.
+
+An annotation has frame_dir (or filename), label, total_frames, keypoint (M,T,V,2 or 3), and where known img_shape
+(height, width), keypoint_score (M,T,V), bboxes (T,4 or 5, in pixels of the video). M persons, T frames, V joints.
+"""
+
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
+from svdata2vec.shards.readers.media import VideoFolder, without_extension
+from svdata2vec.shards.video import open_bytes
+
+logger = logging.getLogger(__name__)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain Python values and nothing that could run code."""
+
+    _ALLOWED = frozenset({
+        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+        ("collections", "OrderedDict"), ("collections", "defaultdict"),
+    })
+    _BUILTINS = frozenset({"dict", "list", "set", "tuple", "int", "float", "str"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED or (module == "builtins" and name in self._BUILTINS):
+            return super().find_class(module, name)
+        if module == "numpy.dtypes" and name.endswith("DType"):
+            return super().find_class(module, name)
+        raise UserError(f"the pickle wants {module}.{name}; expected NumPy arrays and plain values only")
+
+
+def load_pickle(path: str | Path) -> dict[str, Any]:
+    """The pickle's dictionary; UserError if it is not one of this format."""
+    if "://" not in str(path) and not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected the annotation pickle")
+    try:
+        with open_bytes(path) as file:
+            content = _PlainUnpickler(file).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: not a readable pickle ({error})") from error
+    if isinstance(content, list):
+        raise UserError(f"{path}: holds a list of annotations; expected {{'split': {{name: [frame_dir]}}, "
+                        "'annotations': [...]}: add the splits")
+    if not isinstance(content, dict) or not {"split", "annotations"} <= set(content):
+        raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations'")
+    if not content["annotations"]:
+        raise UserError(f"{path}: 'annotations' is empty")
+    return content
+
+
+def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
+               joints: str | None = None, classes: str | Path | Sequence[str] | None = None) -> DataSet:
+    """DataSet from a pickle and the folder with `{frame_dir}.mp4` (or .avi, ...), which may lie in sub-folders.
+
+    Where file names repeat, frame_dir has the sub-folder in front: `walk/001` for walk/001.mp4.
+
+    `joints`: name of the joint layout, needed only where the number of joints fits several or none. `classes`: names in
+    order of the labels, or a file with one per line; default: classes.txt beside the pickle, else `class_0` and so on.
+    Clips without a video, or with an annotation that cannot be used, are in `skipped`. UserError otherwise.
+    """
+    content = load_pickle(pickle_path)
+    folder = VideoFolder(videos)
+    annotations = content["annotations"]
+    field = "filename" if "filename" in annotations[0] else "frame_dir"
+    joint_layout = _layout_of(annotations[0], joints, pickle_path)
+    clips: list[ClipAnnotation] = []
+    skipped: list[Skipped] = []
+    for entry in annotations:
+        try:
+            clips.append(clip_of(entry, field, folder))
+        except UserError as error:
+            skipped.append(Skipped(_key_of(entry, field), str(error), str(pickle_path)))
+    keys = {split: [_split_key(entry) for entry in names] for split, names in content["split"].items()}
+    stem = name or PurePosixPath(str(pickle_path)).stem
+    return DataSet(stem, joint_layout, class_names(classes, pickle_path, clips), keys, clips, skipped)
+
+
+def clip_of(entry: Mapping[str, Any], field: str, folder: VideoFolder) -> ClipAnnotation:
+    """One annotation as ClipAnnotation; UserError says what is wrong with it."""
+    missing = [name for name in (field, "label", "total_frames", "keypoint") if name not in entry]
+    if missing:
+        raise UserError(f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}")
+    frame_dir = str(entry[field])
+    keypoint = np.asarray(entry["keypoint"])
+    if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
+        raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
+    if keypoint.shape[-1] == 3 and "keypoint_score" not in entry:
+        raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
+    name = without_extension(frame_dir)
+    video = folder.find(name, name + "_rgb")
+    if video is None:
+        raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
+    height, width = entry.get("img_shape") or entry.get("original_shape") or (None, None)
+    boxes = entry.get("bboxes")
+    return ClipAnnotation(
+        key=_split_key(frame_dir), label=int(entry["label"]), video=video, num_frames=int(entry["total_frames"]),
+        width=None if width is None else int(width), height=None if height is None else int(height),
+        pose_MTVC=keypoint[..., :2], score_MTV=entry.get("keypoint_score"),
+        box_T4=None if boxes is None else _boxes(boxes), video_box=True,
+        subject=entry.get("subject"), camera=entry.get("camera"), setup=entry.get("setup"),
+    )
+
+
+def _boxes(boxes: Any) -> np.ndarray:
+    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found."""
+    rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
+    return np.array([row if row.size == 4 else np.zeros(4) for row in rows], np.float32).reshape(-1, 4)
+
+
+def _key_of(entry: Any, field: str) -> str:
+    return _split_key(entry[field]) if isinstance(entry, Mapping) and field in entry else "(annotation without name)"
+
+
+def _split_key(name: Any) -> str:
+    """The key of a clip that the pickle calls `name`, perhaps with folders and extension."""
+    return safe_key(without_extension(str(name)))
+
+
+def _layout_of(entry: Mapping[str, Any], joints: str | None, path: str | Path) -> JointLayout:
+    count = np.shape(entry.get("keypoint", ()))[2:3]
+    if joints is not None:
+        chosen = layout(joints)
+        if count and count[0] != len(chosen.joints):
+            raise UserError(f"{path}: {count[0]} joints per person, layout {joints} has {len(chosen.joints)}")
+        return chosen
+    fitting = [entry for entry in LAYOUTS.values() if count and len(entry.joints) == count[0]]
+    if len(fitting) != 1:
+        raise UserError(f"{path}: {count[0] if count else 'no'} joints per person fit no known layout; "
+                        f"name one of {', '.join(LAYOUTS)}")
+    return fitting[0]
+
+
+def class_names(classes: str | Path | Sequence[str] | None, beside: str | Path,
+                clips: Sequence[ClipAnnotation]) -> tuple[str, ...]:
+    """Class names from a list, a file, `classes.txt` beside the annotations, or made up from the labels."""
+    if classes is None:
+        file = Path(str(beside)).parent / "classes.txt"
+        if "://" not in str(beside) and file.is_file():
+            classes = file
+    if classes is None:
+        return tuple(f"class_{label}" for label in range(max((clip.label for clip in clips), default=-1) + 1))
+    if isinstance(classes, str | Path):
+        return tuple(line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(classes)

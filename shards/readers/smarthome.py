@@ -1,0 +1,141 @@
+"""Reads Toyota Smarthome (trimmed) from its videos and JSON skeletons, v1.1 or v1.2.
+
+A video is Cook.Cleandishes_p02_r00_v02_c03.mp4: activity, person, recording, video, camera. Its skeleton is
+{stem}.json (v1.1) or {stem}_pose3d.json (v1.2): {"frames": [[{"pose2d": 26 numbers, ...}, ...], ...]}, coordinate-major
+(x of 13 joints, then y), pixels of 640x480, -1 = missing. M persons, T frames, V = 15 joints.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped, safe_key
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.tables import lines, numbers
+from svdata2vec.shards.video import open_bytes
+
+NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r(\d{2})_v(\d{2})_c(\d{2})")
+WIDTH, HEIGHT = 640, 480
+DROPPED_CLASS = "Pour.Fromcup"  # 14 clips of the published lists; the authors say to ignore them
+
+CLASSES = lines("smarthome_classes.txt")
+VIEW_CLASSES = lines("smarthome_view_classes.txt")
+
+TRAIN_SUBJECTS = numbers("3,4,6,7,9,12,13,15,17")  # the published lists hold out 19 and 25 for validation
+VAL_SUBJECTS = numbers("19,25")
+TEST_SUBJECTS = numbers("2,10,11,14,16,18,20")
+CV1_TRAIN, CV2_TRAIN, CV_VAL, CV_TEST = numbers("1"), numbers("1,3,4,6,7"), numbers("5"), numbers("2")
+
+PUBLISHED = {
+    "cs_train": 8829, "cs_val": 1853, "cs_test": 5433,
+    "cv1_train": 1877, "cv1_val": 3539, "cv1_test": 1901,
+    "cv2_train": 7806, "cv2_val": 3539, "cv2_test": 1901,
+}
+
+# LCR-Net's 13 joints run from the right ankle up to the head; ours from the head down. Then neck and mid-hip.
+_FROM_LCR13 = [12 - v for v in range(13)]
+_NECK_OF, _MID_HIP_OF = (10, 11), (4, 5)
+
+
+@dataclass(frozen=True)
+class SmarthomeName:
+    """The parts of a video's name."""
+
+    activity: str
+    subject: int
+    camera: int
+
+    @classmethod
+    def parse(cls, stem: str) -> "SmarthomeName":
+        """From Cook.Cleandishes_p02_r00_v02_c03; UserError otherwise."""
+        match = NAME.fullmatch(stem)
+        if match is None:
+            raise UserError(f"{stem!r}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03")
+        return cls(match[1], int(match[2]), int(match[5]))
+
+
+def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
+    """Toyota Smarthome from the folders of videos and of JSON skeletons (v1.1 or v1.2, told by the file names).
+
+    Splits: cs (subjects, 31 classes), cv1 and cv2 (cameras, 19 classes), each train, val, test. Every label is an index
+    into the 31 classes; `split_classes` has the 19. Pour.Fromcup is dropped; videos without skeleton are in `skipped`.
+    """
+    folder = VideoFolder(videos)
+    files = _skeleton_files(Path(skeletons))
+    clips: list[ClipAnnotation] = []
+    skipped: list[Skipped] = []
+    for stem in folder.stems():
+        name = SmarthomeName.parse(stem)
+        video = folder.find(stem)
+        if video is None or name.activity == DROPPED_CLASS:
+            continue
+        if name.activity not in CLASSES:
+            raise UserError(f"{video}: unknown activity {name.activity!r}; expected one of {', '.join(CLASSES)}")
+        if stem not in files:
+            skipped.append(Skipped(safe_key(stem), f"no skeleton {stem}.json or {stem}_pose3d.json", video))
+            continue
+        clips.append(ClipAnnotation(
+            key=safe_key(stem), label=CLASSES.index(name.activity), video=video, subject=name.subject,
+            camera=name.camera, pose_file=PoseFile(read_smarthome_json, str(files[stem]))))
+    views = {name: VIEW_CLASSES for name in PUBLISHED if name.startswith("cv")}
+    splits = smarthome_splits(clips)
+    return DataSet("smarthome", layout("smarthome15"), CLASSES, splits, clips, skipped, PUBLISHED, views)
+
+
+def smarthome_splits(clips: Iterable[ClipAnnotation]) -> dict[str, list[str]]:
+    """The nine splits by subject and camera."""
+    splits: dict[str, list[str]] = {name: [] for name in PUBLISHED}
+    parts = {"train": (TRAIN_SUBJECTS, CV1_TRAIN, CV2_TRAIN), "val": (VAL_SUBJECTS, CV_VAL, CV_VAL),
+             "test": (TEST_SUBJECTS, CV_TEST, CV_TEST)}
+    for clip in clips:
+        for part, (subjects, cameras1, cameras2) in parts.items():
+            if clip.subject in subjects:
+                splits[f"cs_{part}"].append(clip.key)
+            if CLASSES[clip.label] in VIEW_CLASSES:
+                if clip.camera in cameras1:
+                    splits[f"cv1_{part}"].append(clip.key)
+                if clip.camera in cameras2:
+                    splits[f"cv2_{part}"].append(clip.key)
+    return splits
+
+
+def _skeleton_files(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with the JSON skeletons")
+    files = {path.stem.removesuffix("_pose3d"): path for path in sorted(root.rglob("*.json"))}
+    if not files:
+        raise UserError(f"{root}: no .json file in this folder")
+    return files
+
+
+def read_smarthome_json(path: str) -> Pose:
+    """Pose (M,T,15,2) in pixels of 640x480, one slot per detection in the file's order; UserError names the frame."""
+    with open_bytes(path) as file:
+        try:
+            frames: Any = json.load(file)["frames"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a Smarthome skeleton ({error})") from error
+    persons = max((len(people) for people in frames), default=0)
+    pose_MTVC = np.zeros((max(persons, 1), len(frames), 15, 2), np.float32)
+    for t, people in enumerate(frames):
+        for m, person in enumerate(people):
+            numbers_26 = np.asarray(person.get("pose2d", ()), np.float32)
+            if numbers_26.shape != (26,):
+                raise UserError(f"{path}, frame {t}: pose2d has shape {numbers_26.shape}, expected 26 numbers")
+            pose_MTVC[m, t] = _joints15(numbers_26.reshape(2, 13).T)
+    return Pose(pose_MTVC, width=WIDTH, height=HEIGHT)
+
+
+def _joints15(lcr_VC: np.ndarray) -> np.ndarray:
+    """(13, 2) in LCR-Net order -> (15, 2); a mean of two joints is missing if one of them is."""
+    lcr_VC = np.where((lcr_VC == -1).all(axis=1, keepdims=True), 0, lcr_VC)
+    means = [lcr_VC[list(pair)].mean(axis=0) if lcr_VC[list(pair)].any(axis=1).all() else np.zeros(2)
+             for pair in (_NECK_OF, _MID_HIP_OF)]
+    return np.concatenate([lcr_VC[_FROM_LCR13], np.stack(means)])

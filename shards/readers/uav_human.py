@@ -1,0 +1,61 @@
+"""Reads UAV-Human: videos and text skeletons named P070S01G10B00H10UC102000LC092000A031R0_09131758, 17 COCO joints.
+
+The skeleton files have the lines of NTU's; a joint line begins with x and y in pixels of the video.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.pyskl import class_names
+from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
+from svdata2vec.shards.readers.tables import numbers
+
+NAME = re.compile(r"P(\d+)S(\d+)G\d+B\d+H\d+UC\d+LC\d+A(\d+)R\d+_\d+")
+NUM_CLASSES = 155
+
+# Training subjects of the two protocols; everyone else is test.
+CSV1_TRAIN = numbers(
+    "0,2,5-8,10-21,25-30,32-40,42-53,55-57,59,61-65,67-71,73,76-90,98,100,102,103,105,106,110-112,114-118")
+CSV2_TRAIN = numbers(
+    "0,3-6,8,10-12,14,16,18-22,24,26,29-32,35-40,43-47,49,52,54,56,57,59-64,66,67,69-75,77-81,83,84,86-89,91-97,"
+    "99-104,106-115,117,118")
+
+
+def read_uav_human(videos: str | Path, skeletons: str | Path, *,
+                   classes: str | Path | Sequence[str] | None = None) -> DataSet:
+    """UAV-Human from the folders of videos and of skeleton text files; splits csv1 and csv2, each train and test.
+
+    `classes`: the 155 names, or a file with one per line; without it they are A000 to A154. Videos without skeleton
+    are in `skipped`.
+    """
+    folder = VideoFolder(videos)
+    root = Path(skeletons)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with the skeleton .txt files")
+    files = {path.stem: path for path in root.rglob("*.txt") if NAME.fullmatch(path.stem)}
+    clips: list[ClipAnnotation] = []
+    skipped: list[Skipped] = []
+    for stem in folder.stems():
+        match = NAME.fullmatch(stem)
+        video = folder.find(stem)
+        if match is None or video is None:
+            raise UserError(f"{video}: expected a UAV-Human name like P070S01G10B00H10UC102000LC092000A031R0_09131758")
+        if stem not in files:
+            skipped.append(Skipped(stem, f"no skeleton {stem}.txt", video))
+            continue
+        clips.append(ClipAnnotation(
+            key=stem, label=int(match[3]), video=video, subject=int(match[1]), setup=int(match[2]),
+            pose_file=PoseFile(read_text_skeleton, str(files[stem]), (FIRST_COLUMNS, 17, None, None))))
+    splits: dict[str, list[str]] = {f"{name}_{part}": [] for name in ("csv1", "csv2") for part in ("train", "test")}
+    for clip in clips:
+        for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN)):
+            splits[f"{name}_{'train' if clip.subject in subjects else 'test'}"].append(clip.key)
+    names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES))
+    if classes is not None:
+        names = class_names(classes, root, [])
+    return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

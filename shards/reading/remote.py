@@ -1,0 +1,185 @@
+"""Shards behind a URL (s3://, gs://, https://, ... whatever fsspec knows), read clip by clip through a bounded cache.
+
+Manifest and index are copied once; then every clip is one ranged read of its own bytes, which suits the global shuffle:
+nothing is read that is not used. With fetch="shards" whole tars are fetched ahead of their use instead: for stores
+without ranges or slow to answer, and where the cache holds the whole data set.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+import numpy as np
+
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.index import INDEX_NAME, load_index
+from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest
+from svdata2vec.shards.reading.rangecache import RangeCache
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.tarfetch import TarFetcher
+
+log = logging.getLogger(__name__)
+_WARNED: set[str] = set()  # stores without ranges that were reported
+
+DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
+RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
+READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
+Fetch = Literal["clips", "shards"]
+
+
+def open_shards(
+    root: str | Path, *, cache: Path | None = None, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
+) -> ShardSet:
+    """Open a folder, or a URL with `://` in it as `RemoteShardSet`."""
+    if "://" in str(root):
+        return RemoteShardSet.open_url(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes, fetch=fetch)
+    return ShardSet.open(root)
+
+
+class RemoteShardSet(ShardSet):
+    """A `ShardSet` behind a URL. Pickles as its URL and cache; safe to read from threads and in forked children."""
+
+    read_threads = READ_THREADS
+    reads_frames = False  # one request for the whole clip is faster than several
+
+    def __init__(
+        self, url: str, filesystem: Any, path: str, manifest: Manifest, index: np.ndarray, options: dict[str, Any]
+    ) -> None:
+        super().__init__(Path(path), manifest, index)
+        self.url, self._base, self._options = url, path, options
+        self._connect(filesystem)
+
+    def _connect(self, filesystem: Any) -> None:
+        """Everything that belongs to this process: connections, locks, threads."""
+        self._pid, self._filesystem = os.getpid(), filesystem
+        tars = " ".join(shard.sha256 for shard in self.manifest.shards)
+        self.cache = RangeCache(_folder(self._options["cache"], self.url, tars), self._options["cache_bytes"])
+        self._tar_fetcher = None
+        if self._options["fetch"] == "shards":
+            self._tar_fetcher = TarFetcher(self.url, self.manifest.shards, self.cache, self._download)
+
+    def _here(self) -> "RemoteShardSet":
+        """This object, connected anew in a child that was forked: connections and locks do not survive that."""
+        if self._pid != os.getpid():
+            self._connect(fsspec.core.url_to_fs(self.url)[0])
+        return self
+
+    @classmethod
+    def open_url(
+        cls, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
+    ) -> "RemoteShardSet":
+        """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
+        url = url.rstrip("/")
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url}: {error}") from error
+        folder = _folder(cache, url, "head")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (INDEX_NAME, MANIFEST_NAME):
+            write_atomically(folder / name, _fetch(filesystem, f"{path}/{name}", url))
+        manifest = Manifest.load(folder)
+        index = load_index(folder, len(manifest.components))
+        if len(index) != manifest.num_clips:
+            raise UserError(f"{url}: the index has {len(index)} clips, the manifest {manifest.num_clips}: copy again")
+        options = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
+        return cls(url, filesystem, path, manifest, index, options)
+
+    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
+        """The raw components of one clip; empty where the clip has none. Raises OSError when the store fails."""
+        self._here()
+        entry = self.index[row]
+        columns = [self._column[name] for name in components if name in self._column]
+        if len(columns) < len(components):
+            raise UserError(f"{self.url}: wanted {', '.join(components)}, it has {', '.join(self.manifest.components)}")
+        spans = [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
+        used = [(offset, offset + size) for offset, size in spans if size]
+        if not used:
+            return {name: memoryview(b"") for name in components}
+        start, stop = min(low for low, _ in used), max(high for _, high in used)
+        content, origin = self._bytes(int(entry["shard"]), start, stop)
+        return {
+            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
+            for name, (offset, size) in zip(components, spans, strict=True)
+        }
+
+    def shard_problem(self, shard: int) -> str | None:
+        """What is wrong with a whole tar in the store; None if it is there with the promised size."""
+        record = self.manifest.shards[shard]
+        try:
+            found = self._here()._filesystem.size(f"{self._base}/{record.name}")
+        except OSError as error:
+            return f"{self.url}/{record.name}: cannot be read ({error})"
+        if found is not None and found != record.bytes:
+            return f"{self.url}/{record.name}: {found} bytes, expected {record.bytes}; copy it again"
+        return None
+
+    def _bytes(self, shard: int, start: int, stop: int) -> tuple[memoryview, int]:
+        """Cached bytes that contain [start, stop) of a tar, and the position of their first byte."""
+        record = self.manifest.shards[shard]
+        path = f"{self._base}/{record.name}"
+        if self._tar_fetcher is None:
+            name = f"{record.name}-{start}-{stop}"
+            content = self.cache.get(name, stop - start, lambda: _fetch(self._filesystem, path, self.url, start, stop))
+            return content, start
+        while True:
+            try:
+                with self._tar_fetcher.path(shard).open("rb") as file:
+                    return memoryview(os.pread(file.fileno(), stop - start, start)), start
+            except FileNotFoundError:  # another process has just evicted it
+                continue
+
+    def will_need(self, rows: np.ndarray) -> None:
+        """Rows that will be read next, in their order: with fetch="shards" their tars are fetched in the background."""
+        fetcher = self._here()._tar_fetcher
+        if fetcher is not None:
+            fetcher.will_need(self.index["shard"][rows].tolist())
+
+    def _download(self, name: str, path: Path) -> None:
+        _try(lambda: self._filesystem.get_file(f"{self._base}/{name}", str(path)), f"{self.url}/{name}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, **self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(RemoteShardSet.open_url(**state).__dict__)
+
+
+def _folder(cache: Path, url: str, what: str) -> Path:
+    return Path(cache) / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
+
+
+def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes [start, stop) of a remote file; UserError names it when it is missing or shorter."""
+    name = path.rsplit("/", 1)[-1]
+    content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), f"{url}/{name}")
+    if start is not None and stop is not None and len(content) >= stop > stop - start:
+        if url not in _WARNED:
+            log.warning("%s: the server sends whole files for ranges; set data.remote_fetch to shards", url)
+            _WARNED.add(url)
+        return content[start:stop]
+    if stop is not None and len(content) != stop - (start or 0):
+        raise UserError(f"{url}/{name}: ends after byte {(start or 0) + len(content)}, {stop} expected; copy it again")
+    return content
+
+
+def _try(request: Callable[[], Any], name: str) -> Any:
+    """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
+
+    Stores raise what their libraries raise, not only OSError: aiohttp's broken transfers, botocore's time-outs.
+    """
+    for wait_seconds in (*RETRY_SECONDS, None):
+        try:
+            return request()
+        except Exception as error:
+            if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError)):
+                raise UserError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
+            log.warning("%s: %s; trying again in %.1f s", name, error, wait_seconds)
+            time.sleep(wait_seconds)
+    raise AssertionError("the last failure is raised")

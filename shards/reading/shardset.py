@@ -1,0 +1,196 @@
+"""Random access to packed shards: reads within tars, the index, parsed samples. Nothing is scanned.
+
+Tars are read by `pread`, not mapped: a mapped file that becomes shorter, on a network drive say, ends the process with
+a bus error.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.index import load_index
+from svdata2vec.shards.reading.keylist import KeyList
+from svdata2vec.shards.reading.manifest import Manifest
+from svdata2vec.shards.reading.sample import Sample, parse_offsets, parse_sample
+
+MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
+VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")
+_SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
+
+
+class _Tar:
+    """An open tar, closed with its last reference: threads may still read what the set no longer keeps."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class ShardSet:
+    """A folder of shards. Cheap to open and to pickle; tars are opened when first read. Safe to read from threads."""
+
+    reads_frames = True  # `read_frames` costs less than reading the clip's whole video
+
+    def __init__(self, root: Path, manifest: Manifest, index: np.ndarray) -> None:
+        self.root = root
+        splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
+        self.manifest = replace(manifest, splits=splits)
+        self.index = index
+        self._tars: dict[int, _Tar] = {}
+        self._column = {name: i for i, name in enumerate(manifest.components)}
+        self._order: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, root: str | Path) -> "ShardSet":
+        """Open a packed folder. UserError names what is missing or damaged."""
+        root = Path(root)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
+        manifest = Manifest.load(root)
+        index = load_index(root, len(manifest.components))
+        if len(index) != manifest.num_clips:
+            raise UserError(f"{root}: the index has {len(index)} clips, the manifest {manifest.num_clips}; pack again")
+        for shard in manifest.shards:
+            path = root / shard.name
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard.bytes:
+                raise UserError(f"{path}: {'missing' if found is None else f'{found} bytes'}, "
+                                f"expected {shard.bytes} bytes; copy it again or pack again")
+        return cls(root, manifest, index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__dict__.update(ShardSet.open(state["root"]).__dict__)
+
+    def rows(self, split: str) -> np.ndarray:
+        """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""
+        if split not in self.manifest.splits:
+            raise UserError(f"{self.root}: no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}")
+        return self.find(self.manifest.splits[split])
+
+    def find(self, keys: Sequence[str]) -> np.ndarray:
+        """int64 row numbers of these clips; UserError names the first that is not there."""
+        keys_N = np.ascontiguousarray(self.index["key"])  # searching the mapped rows is four times slower
+        if self._order is None:
+            self._order = np.argsort(keys_N, kind="stable")
+        wanted = (keys if isinstance(keys, KeyList) else KeyList(keys)).names_N
+        if not len(wanted):
+            return np.zeros(0, np.int64)
+        by_name = np.argsort(wanted, kind="stable")  # in sorted order the search stays in the cache
+        place = np.empty(len(wanted), np.int64)
+        place[by_name] = np.searchsorted(keys_N[self._order], wanted[by_name])
+        rows = self._order[np.minimum(place, len(self._order) - 1)]
+        wrong = np.flatnonzero(keys_N[rows] != wanted)
+        if len(wrong):
+            raise UserError(f"{self.root}: no clip {keys[wrong[0]]!r} in the index")
+        return rows.astype(np.int64)
+
+    def label_map(self, split: str) -> np.ndarray:
+        """int64 (classes,): stored label -> label among the split's own classes, -1 where it has no such class."""
+        names = self.split_classes(split)
+        number = {name: i for i, name in enumerate(names)}
+        return np.array([number.get(name, -1) for name in self.manifest.classes], np.int64)
+
+    def split_classes(self, split: str) -> tuple[str, ...]:
+        """Class names of a split: all, except where the data set defines fewer for it."""
+        return self.manifest.split_classes.get(split, self.manifest.classes)
+
+    @property
+    def video_component(self) -> str:
+        """Name of the component with the pixels (codec `copy` may have several: then ask per clip)."""
+        return next(name for name in self.manifest.components if name in VIDEO_COMPONENTS)
+
+    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
+        """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
+        entry = self.index[row]
+        spans = self._spans(entry, components)
+        used = [(offset, offset + size) for offset, size in spans if size]
+        if not used:
+            return {name: memoryview(b"") for name in components}
+        origin = min(low for low, _ in used)
+        content = memoryview(self._pread(entry, origin, max(high for _, high in used) - origin))
+        return {
+            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
+            for name, (offset, size) in zip(components, spans, strict=True)
+        }
+
+    def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """JPEGs of some frames (int64, ascending) of a clip of codec jpeg: uint8 bytes and their int64 (K + 1,) offsets.
+
+        Only these frames are read. UserError names clip and shard when they cannot be.
+        """
+        entry = self.index[row]
+        (start, size), offsets_part = self._spans(entry, ("jpegs", "offsets.npy"))
+        try:
+            table = self._pread(entry, *offsets_part)
+            offsets = parse_offsets(entry["key"].decode(), table, size, int(entry["frames"]))
+        except UserError as error:
+            raise UserError(f"{self.root / self._shard_name(entry)}: {error}") from error
+        lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
+        first_R = np.flatnonzero(np.concatenate([[True], lows_K[1:] != highs_K[:-1]]))  # neighbours are read at once
+        last_R = np.concatenate([first_R[1:], [len(frames_K)]]) - 1
+        runs = zip((start + lows_K[first_R]).tolist(), (highs_K[last_R] - lows_K[first_R]).tolist(), strict=True)
+        content = b"".join(self._pread(entry, low, length) for low, length in runs)
+        return np.frombuffer(content, np.uint8), np.concatenate([[0], np.cumsum(highs_K - lows_K)]).astype(np.int64)
+
+    def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
+        """(offset in the tar, bytes) of each component."""
+        for name in components:
+            if name not in self._column:
+                raise UserError(f"{self.root}: no component {name!r}; it has {', '.join(self.manifest.components)}")
+        columns = [self._column[name] for name in components]
+        return [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
+
+    def sample(self, row: int, *, video: bool = True) -> Sample:
+        """One clip, parsed and checked; UserError names clip and shard. `video=False` does not touch the pixels."""
+        entry = self.index[row]
+        names = [name for name in self.manifest.components if video or name in _SIDE_COMPONENTS]
+        parts = self.read(row, names)
+        stored = [name for name in VIDEO_COMPONENTS if parts.get(name)]
+        try:
+            if video and not stored:
+                raise UserError(f"clip {entry['key'].decode()}: no video component")
+            return parse_sample(entry["key"].decode(), parts, stored[0] if video else None,
+                                len(self.manifest.layout.joints))
+        except UserError as error:
+            raise UserError(f"{self.root / self._shard_name(entry)}: {error}") from error
+
+    def _shard_name(self, entry: np.void) -> str:
+        return self.manifest.shards[int(entry["shard"])].name
+
+    def _pread(self, entry: np.void, offset: int, size: int) -> bytes:
+        """Bytes of the clip's tar; UserError if it has fewer than the index says."""
+        parts, missing = [], size
+        tar = self._open(int(entry["shard"]))
+        while missing:  # the kernel gives at most 2 GiB at once
+            part = os.pread(tar.descriptor, missing, offset + size - missing)
+            if not part:
+                raise UserError(f"{self.root / self._shard_name(entry)}: ends before byte {offset + size}, where clip "
+                                f"{entry['key'].decode()} should end; run `svdata2vec verify`, or copy the shard again")
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _open(self, shard: int) -> _Tar:
+        # No lock: a child forked while another thread holds it would wait for ever.
+        tar = self._tars.pop(shard, None) or _Tar(self.root / self.manifest.shards[shard].name)
+        self._tars[shard] = tar
+        if len(self._tars) > MAX_OPEN_TARS:
+            with contextlib.suppress(RuntimeError, StopIteration):  # another thread was here in between
+                self._tars.pop(next(iter(self._tars)), None)
+        return tar

@@ -1,0 +1,127 @@
+"""What is in a packed data set, in figures: lengths, sizes, persons, missing joints, classes per split."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from svdata2vec.shards.boxes import present_joints
+from svdata2vec.shards.reading.shardset import ShardSet
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest value, quartiles, largest value, mean."""
+
+    low: float
+    quarter: float
+    median: float
+    three_quarters: float
+    high: float
+    mean: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """Of at least one number."""
+        low, quarter, median, three_quarters, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
+        return cls(low, quarter, median, three_quarters, high, float(np.mean(values)))
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """Clips of a split, what the publication says (None = unknown), and clips per class name (its own classes)."""
+
+    clips: int
+    published: int | None
+    clips_per_class: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SetStatistics:
+    """Figures of a whole set. Shares are 0..1.
+
+    `missing_joints`: joint name -> share of missing among the person slots that show someone. `persons_per_clip`:
+    persons with any joint -> clips. `enlargement`: source pixels per packed pixel. `short_clips`: fewer than 40 frames.
+    """
+
+    clips: int
+    frames: int
+    bytes: int
+    frames_per_clip: Spread
+    bytes_per_clip: Spread
+    enlargement: Spread
+    box_height_px: Spread
+    picture_sizes: dict[str, int]
+    frame_rates: dict[str, int]
+    persons_per_clip: dict[int, int]
+    missing_joints: dict[str, float]
+    empty_frames: float
+    bad_joints: int
+    clips_with_other_pose_count: int
+    short_clips: int
+    splits: dict[str, SplitStatistics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def set_statistics(shards: ShardSet) -> SetStatistics:
+    """Figures of all clips; reads every clip's joints and description but no pixel."""
+    sums = _Sums(len(shards.manifest.layout.joints))
+    for row in range(len(shards)):
+        sums.add(shards, row)
+    index = shards.index
+    sizes = index["size"].astype(np.int64).sum(axis=1)
+    names = shards.manifest.layout.joints
+    return SetStatistics(
+        clips=len(shards), frames=int(index["frames"].sum()), bytes=sum(s.bytes for s in shards.manifest.shards),
+        frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(sizes),
+        enlargement=Spread.of(np.array(sums.enlargements)), box_height_px=Spread.of(np.array(sums.heights or [0.0])),
+        picture_sizes=dict(sums.pictures.most_common()), frame_rates=dict(sums.rates.most_common()),
+        persons_per_clip=dict(sorted(sums.persons.items())),
+        missing_joints={name: float(1 - sums.seen_V[v] / max(sums.slots, 1)) for v, name in enumerate(names)},
+        empty_frames=sums.empty_frames / max(int(index["frames"].sum()), 1), bad_joints=sums.bad_joints,
+        clips_with_other_pose_count=sums.other_pose_count, short_clips=int((index["frames"] < 40).sum()),
+        splits={name: _split_statistics(shards, name) for name in shards.manifest.splits},
+    )
+
+
+def _split_statistics(shards: ShardSet, split: str) -> SplitStatistics:
+    labels = shards.label_map(split)[shards.index["label"][shards.rows(split)]]
+    counts = Counter(labels.tolist())
+    per_class = {name: counts[label] for label, name in enumerate(shards.split_classes(split))}
+    return SplitStatistics(len(labels), shards.manifest.published.get(split), per_class)
+
+
+class _Sums:
+    """Running sums over clips."""
+
+    def __init__(self, num_joints: int) -> None:
+        self.seen_V = np.zeros(num_joints, np.int64)
+        self.slots = self.empty_frames = self.bad_joints = self.other_pose_count = 0
+        self.enlargements: list[float] = []
+        self.heights: list[float] = []
+        self.pictures: Counter[str] = Counter()
+        self.rates: Counter[str] = Counter()
+        self.persons: Counter[int] = Counter()
+
+    def add(self, shards: ShardSet, row: int) -> None:
+        """Add one clip."""
+        sample = shards.sample(row, video=False)
+        meta = sample.meta
+        present_MTV = present_joints(sample.pose_MTVC)
+        someone_MT = np.any(present_MTV, axis=2)
+        self.seen_V += present_MTV.sum(axis=(0, 1))
+        self.slots += int(someone_MT.sum())
+        self.empty_frames += int((~np.any(someone_MT, axis=0)).sum())
+        self.persons[int(np.any(someone_MT, axis=1).sum())] += 1
+        heights_T = sample.box_T4[:, 3] - sample.box_T4[:, 1]
+        if (heights_T > 0).any():
+            self.heights.append(float(np.median(heights_T[heights_T > 0])))
+        self.enlargements.append(float(meta.packed_to_source[0, 0]))
+        self.pictures[f"{meta.width}x{meta.height}"] += 1
+        self.rates[f"{meta.fps:g}"] += 1
+        self.bad_joints += meta.bad_joints
+        self.other_pose_count += meta.pose_frames is not None

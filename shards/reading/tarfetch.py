@@ -1,0 +1,112 @@
+"""Whole tars fetched from a store ahead of their use, into the bounded cache, by threads in the background."""
+
+import fcntl
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.manifest import ShardEntry
+from svdata2vec.shards.reading.rangecache import RangeCache
+
+log = logging.getLogger(__name__)
+
+FETCHES = 4  # tars on their way at once
+
+
+class TarError(UserError):
+    """A whole tar cannot be had: no affair of single clips."""
+
+
+class _Fetch(threading.Thread):
+    """One tar on its way; `error` is what ended it. A daemon: a stalled store does not keep the program alive."""
+
+    def __init__(self, fetch: Callable[[], None], name: str) -> None:
+        super().__init__(name=f"svdata2vec-tar-{name}", daemon=True)
+        self._fetch = fetch
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._fetch()
+        except Exception as error:  # noqa: BLE001 - raised again by whoever needs the tar
+            self.error = error
+
+
+class TarFetcher:
+    """Makes tars of a store local. `download(name, path)` writes one to a path and raises OSError or UserError.
+
+    Threads and processes that need the same tar share one download: a lock file per tar in the cache's folder.
+    """
+
+    def __init__(
+        self, url: str, shards: tuple[ShardEntry, ...], cache: RangeCache, download: Callable[[str, Path], None]
+    ) -> None:
+        self._url, self._shards, self._cache, self._download = url, shards, cache, download
+        self._lock = threading.Lock()
+        self._on_the_way: dict[int, _Fetch] = {}
+        total = sum(shard.bytes for shard in shards)
+        if total > cache.max_bytes:
+            log.warning("%s: %d bytes of shards, the cache holds %d: in a global shuffle tars will be fetched again and "
+                        "again; give it more room, or fetch single clips", url, total, cache.max_bytes)
+
+    def will_need(self, shards: Iterable[int]) -> None:
+        """Start fetching these tars, the first needed first, as many as the cache holds at once."""
+        budget, wanted = self._cache.max_bytes, []
+        for shard in dict.fromkeys(shards):
+            budget -= self._shards[shard].bytes
+            if budget < 0:
+                break
+            wanted.append(shard)
+        present = [shard for shard in reversed(wanted) if self._is_here(shard)]  # the first needed is the last evicted
+        for shard in wanted:
+            if len(self._on_the_way) >= FETCHES:
+                return
+            if shard not in present:
+                self._start(shard)
+
+    def path(self, shard: int) -> Path:
+        """The local file of a tar, after waiting for it if need be. Raises TarError if it cannot be fetched."""
+        while not self._is_here(shard):
+            fetch = self._start(shard)
+            fetch.join()
+            if fetch.error is not None:
+                raise TarError(str(fetch.error)) from fetch.error
+        self._cache.hits += 1
+        return self._cache.folder / self._shards[shard].name
+
+    def _is_here(self, shard: int) -> bool:
+        entry = self._shards[shard]
+        return self._cache.has(entry.name, entry.bytes)
+
+    def _start(self, shard: int) -> _Fetch:
+        with self._lock:
+            fetch = self._on_the_way.get(shard)
+            if fetch is None:
+                fetch = _Fetch(lambda: self._fetch(shard), self._shards[shard].name)
+                self._on_the_way[shard] = fetch
+                fetch.start()
+        return fetch
+
+    def _fetch(self, shard: int) -> None:
+        entry = self._shards[shard]
+        try:
+            with (self._cache.folder / f"{entry.name}.lock").open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self._is_here(shard):  # another process may have fetched it meanwhile
+                    self._cache.add(entry.name, lambda path: self._checked_download(entry, path))
+                    log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
+        finally:
+            with self._lock:
+                del self._on_the_way[shard]
+
+    def _checked_download(self, entry: ShardEntry, path: Path) -> None:
+        self._download(entry.name, path)
+        found = path.stat().st_size
+        if found != entry.bytes:
+            raise UserError(f"{self._url}/{entry.name}: {found} bytes, expected {entry.bytes}; copy it again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                raise UserError(f"{self._url}/{entry.name}: sha256 differs from the manifest; copy it again")

@@ -1,0 +1,234 @@
+"""Checks a packed folder completely: hashes, tars against the index, every frame, joints, labels, splits.
+
+Nothing is changed and nothing raised for a fault: every fault is a `Finding`.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, islice
+from pathlib import Path
+
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.executors import open_executor, run_tasks
+from svdata2vec.shards.packing.video_pose import OUTSIDE_LIMIT
+from svdata2vec.shards.reading.index import INDEX_NAME
+from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest
+from svdata2vec.shards.reading.sample import Sample
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.verify_video import video_faults
+from svdata2vec.shards.video import silence_decoder
+
+SKIPPED_NAME = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault. `kind`: hash, size, missing, tar, index, clip, video, joints, label, split, leftover; `where`: file
+    or clip."""
+
+    kind: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    root: str
+    shard: int
+    decode: bool
+
+
+def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
+           progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+    """All faults of the folder, an empty list if there is none.
+
+    `decode` False leaves out the frames (hashes still cover them). `workers`: processes; `progress` is called with the
+    shards done and in total. Raises UserError only if manifest or index cannot be read at all.
+    """
+    root = Path(root)
+    shards = _open(root)
+    findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards), *_split_faults(shards)]
+    tasks = [_ShardTask(str(root), number, decode) for number in range(len(shards.manifest.shards))]
+    by_shard: dict[int, list[Finding]] = {}
+    with open_executor(workers, None) as (executor, slots):
+        for number, found in run_tasks(executor, slots, _verify_shard, tasks):
+            by_shard[number] = found
+            if progress is not None:
+                progress(len(by_shard), len(tasks))
+    return findings + [finding for number in sorted(by_shard) for finding in by_shard[number]]
+
+
+def _open(root: Path) -> ShardSet:
+    """The set without the checks of ShardSet.open: here they become findings. The tars are mapped anew."""
+    stamps = tuple(path.stat().st_mtime_ns for path in (root / MANIFEST_NAME, root / INDEX_NAME) if path.is_file())
+    manifest, index = _load(root, stamps)
+    return ShardSet(root, manifest, index)
+
+
+@lru_cache(maxsize=1)
+def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
+    """Manifest and index; a process that checks many shards reads them once."""
+    manifest = Manifest.load(root)
+    try:
+        index = np.load(root / INDEX_NAME, allow_pickle=False)
+        shape = index["size"].shape
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        raise UserError(f"{root / INDEX_NAME}: not a readable index ({error}); pack again") from error
+    if shape[1:] != (len(manifest.components),):
+        raise UserError(f"{root / INDEX_NAME}: {shape[1:]} components, the manifest has {len(manifest.components)}")
+    return manifest, index
+
+
+def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
+    expected = {MANIFEST_NAME, INDEX_NAME, SKIPPED_NAME, *(shard.name for shard in manifest.shards)}
+    for path in sorted(root.iterdir()):
+        if path.name not in expected:
+            yield Finding("leftover", path.name, "does not belong to the data set; remove it")
+    if not (root / SKIPPED_NAME).is_file():
+        yield Finding("missing", SKIPPED_NAME, "no such file")
+        return
+    try:
+        skipped = [json.loads(line)["key"] for line in (root / SKIPPED_NAME).read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError) as error:
+        yield Finding("missing", SKIPPED_NAME, f"not readable ({error})")
+        return
+    packed = {key for keys in manifest.splits.values() for key in keys}
+    for key in packed.intersection(skipped):
+        yield Finding("split", key, f"listed in {SKIPPED_NAME} and in a split")
+
+
+def _index_faults(shards: ShardSet) -> Iterator[Finding]:
+    manifest, index = shards.manifest, shards.index
+    if len(index) != manifest.num_clips:
+        yield Finding("index", INDEX_NAME, f"{len(index)} clips, the manifest has {manifest.num_clips}")
+    for key, count in Counter(index["key"].tolist()).items():
+        if count > 1:
+            yield Finding("index", key.decode(), f"{count} clips with this key")
+    for number, shard in enumerate(manifest.shards):
+        found = int((index["shard"] == number).sum())
+        if found != shard.count:
+            yield Finding("index", shard.name, f"{found} clips in the index, {shard.count} in the manifest")
+    for row in np.flatnonzero(index["shard"] >= len(manifest.shards)):
+        yield Finding("index", index["key"][row].decode(), f"shard {index['shard'][row]} does not exist")
+    for row in np.flatnonzero((index["label"] < 0) | (index["label"] >= len(manifest.classes))):
+        yield Finding("label", index["key"][row].decode(),
+                      f"label {index['label'][row]}, expected 0..{len(manifest.classes) - 1}")
+
+
+def _split_faults(shards: ShardSet) -> Iterator[Finding]:
+    known = {key.decode() for key in shards.index["key"]}
+    splits = shards.manifest.splits
+    for name, keys in splits.items():
+        for key in sorted(set(keys) - known):
+            yield Finding("split", name, f"clip {key} is not in the index")
+        for key, count in Counter(keys).items():
+            if count > 1:
+                yield Finding("split", name, f"clip {key} is listed {count} times")
+        present = [key for key in keys if key in known]
+        labels = shards.index["label"][shards.find(present)] if present else np.zeros(0, int)
+        names = set(shards.split_classes(name))
+        for label in sorted({int(label) for label in labels if 0 <= label < len(shards.manifest.classes)}):
+            if shards.manifest.classes[label] not in names:
+                yield Finding("split", name, f"has clips of {shards.manifest.classes[label]}, not one of its classes")
+    for first, second in combinations(splits, 2):
+        protocol, _, part = first.rpartition("_")
+        other, _, other_part = second.rpartition("_")
+        both = set(splits[first]) & set(splits[second])
+        if protocol == other and part != other_part and protocol and both:
+            yield Finding("split", f"{first}, {second}", f"{len(both)} clips in both, e.g. {min(both)}")
+
+
+def _verify_shard(task: _ShardTask) -> tuple[int, list[Finding]]:
+    silence_decoder()
+    shards = _open(Path(task.root))
+    entry = shards.manifest.shards[task.shard]
+    path = shards.root / entry.name
+    if not path.is_file():
+        return task.shard, [Finding("missing", entry.name, "no such file")]
+    findings = list(_file_faults(path, entry.sha256, entry.bytes))
+    rows = np.flatnonzero(shards.index["shard"] == task.shard)
+    findings += _tar_faults(path, shards, rows)
+    for row in rows:
+        findings += _clip_faults(shards, int(row), task.decode)
+    return task.shard, findings
+
+
+def _file_faults(path: Path, sha256: str, size: int) -> Iterator[Finding]:
+    found = path.stat().st_size
+    if found != size:
+        yield Finding("size", path.name, f"{found} bytes, expected {size}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        yield Finding("hash", path.name, f"sha256 {digest[:12]}..., expected {sha256[:12]}...; copy or pack it again")
+
+
+def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Finding]:
+    """The tar's members must be what the index says: names, places, sizes, order, nothing else."""
+    expected = [(f"{entry['key'].decode()}.{name}", int(entry["offset"][i]), int(entry["size"][i]))
+                for entry in shards.index[rows] for i, name in enumerate(shards.manifest.components)
+                if entry["size"][i]]
+    try:
+        with tarfile.open(path) as tar:
+            members = [(member.name, member.offset_data, member.size) for member in tar]
+            pax = next((member.name for member in tar.getmembers() if member.pax_headers), None)
+    except tarfile.TarError as error:
+        yield Finding("tar", path.name, f"not a readable tar ({error})")
+        return
+    if pax is not None:
+        yield Finding("tar", path.name, f"{pax} has PAX headers, which DALI cannot read")
+    differing = ((have, want) for have, want in zip(members, expected, strict=False) if have != want)
+    for have, want in islice(differing, 1):  # after the first difference all others follow from it
+        yield Finding("tar", path.name, f"member {have[0]} (offset {have[1]}, {have[2]} bytes), the index expects "
+                      f"{want[0]} (offset {want[1]}, {want[2]} bytes)")
+    if len(members) != len(expected):
+        yield Finding("tar", path.name, f"{len(members)} members, the index expects {len(expected)}")
+
+
+def _clip_faults(shards: ShardSet, row: int, decode: bool) -> Iterator[Finding]:
+    key = shards.index["key"][row].decode()
+    try:
+        sample = shards.sample(row)
+    except (UserError, ValueError, OSError) as error:
+        yield Finding("clip", key, str(error))
+        return
+    entry = shards.index[row]
+    if sample.label != entry["label"]:
+        yield Finding("label", key, f"label {sample.label} in the tar, {entry['label']} in the index")
+    if sample.meta.num_frames != entry["frames"]:
+        yield Finding("clip", key, f"{sample.meta.num_frames} frames in the tar, {entry['frames']} in the index")
+    yield from _place_faults(key, sample, shards.manifest)
+    if decode and sample.video is not None:
+        for message in video_faults(sample.video, sample.offsets, sample.meta):
+            yield Finding("video", key, message)
+
+
+def _place_faults(key: str, sample: Sample, manifest: Manifest) -> Iterator[Finding]:
+    """Joints and boxes must lie in or near the picture, the map must be a plain enlargement of the packed square."""
+    meta = sample.meta
+    limit = OUTSIDE_LIMIT * max(meta.width, meta.height) + 1
+    low, high = -limit, np.array([meta.width, meta.height]) + limit
+    outside = int(((sample.pose_MTVC < low) | (sample.pose_MTVC > high)).any(axis=-1).sum())
+    if outside:
+        yield Finding("joints", key, f"{outside} joints far outside the {meta.width}x{meta.height} picture, not marked "
+                      "as missing")
+    box_T4 = sample.box_T4
+    if (box_T4[:, 2:] < box_T4[:, :2]).any():
+        yield Finding("joints", key, "a box has its right or lower edge before the left or upper one")
+    packed = (manifest.packed_size,) * 2 if manifest.packed_size else (meta.width, meta.height)
+    if (meta.packed_width, meta.packed_height) != packed:
+        yield Finding("clip", key, f"packed size {meta.packed_width}x{meta.packed_height}, expected "
+                      f"{packed[0]}x{packed[1]}")
+    scale = meta.packed_to_source
+    if not (scale[0, 0] >= 1 and scale[0, 0] == scale[1, 1] and scale[0, 1] == scale[1, 0] == 0):
+        yield Finding("clip", key, f"packed_to_source {scale.tolist()} is not a plain enlargement")

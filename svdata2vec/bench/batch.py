@@ -1,0 +1,239 @@
+"""`svdata2vec bench batch PRESET`: which batch size is fast enough, and which is the largest that fits into memory.
+
+    svdata2vec bench batch ntu60-xsub --data.shards data/ntu60 --out batch.json
+
+The training step runs on a batch in memory, each size in a process of its own (`bench_batch_worker.py`). On a GPU a size
+that does not fit ends with PyTorch's error. On a CPU it must not come to that: a size whose memory, extrapolated from
+smaller ones, exceeds the limit is not run, and a process that exceeds it nevertheless is ended.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svdata2vec.bench.batch_search import GPU_STEP, Trial, bytes_per_clip, expected_peak, recommend, search
+from svdata2vec.bench.batch_worker import BatchConfig
+from svdata2vec.bench.counts import clip_bytes
+from svdata2vec.bench.run import open_preset_shards
+from svdata2vec.bench.workers import read_answer, worker_environment
+from svdata2vec.config.schema import PretrainConfig, to_json
+from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.runtime import Runtime, pick_device
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+log = logging.getLogger(__name__)
+
+FORMAT = "svdata2vec-bench-batch"
+VERSION = 1
+CLIPS_IN_MEMORY = 16  # decoded; a larger batch repeats them
+WATCH_SECONDS = 0.02
+
+_NUMBER = (int, float)
+SCHEMA: dict[str, Any] = {
+    "format": str, "version": int, "date": str,
+    "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
+    "setting": {"dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "model": dict,
+                "rounds": int, "seconds": _NUMBER, "memory_share": _NUMBER},
+    "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
+    "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
+}
+
+
+def batch_config(preset: PretrainConfig) -> BatchConfig:
+    """The preset with the benchmark's own settings."""
+    return BatchConfig(**{field.name: getattr(preset, field.name) for field in fields(PretrainConfig)})
+
+
+def bench_batch(config: BatchConfig) -> dict[str, Any]:
+    """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("bench batch measures one process; start it without torchrun")
+    gpu = pick_device(config.run.device).type == "cuda"
+    shards = open_preset_shards(config)
+    with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
+        clips = Path(folder) / "clips.pt"
+        save_clips(config, shards, clips)
+        limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
+        sizes = Sizes(config, clips, limit)
+        trials = search(sizes.try_size, GPU_STEP if gpu else 1, config.largest, gpu)
+    record = make_record(config, sizes, trials)
+    sys.stdout.write(as_table(record))
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
+    """Decode a few clips of the preset, on the CPU: the GPU's memory stays free for what is measured."""
+    rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
+    run = replace(config.run, batch_size=max(len(rows), 1))
+    here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    with build_loader(shards, config.data, run, here, config.model.persons, train=True, rows=rows) as loader:
+        batch = next(iter(loader))
+    torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)
+
+
+@dataclass
+class Sizes:
+    """Tries sizes one after the other and keeps what they said.
+
+    limit_bytes: memory that a step may take; None on a GPU, where the first worker says how much there is.
+    """
+
+    config: BatchConfig
+    clips: Path
+    limit_bytes: int | None
+    trials: list[Trial] = field(default_factory=list)
+    answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def try_size(self, size: int) -> Trial:
+        """Run the size in a process of its own, unless its memory is known to be too much."""
+        self.trials.append(self._try(size))
+        log.info("batch %d: %s", size, describe(self.trials[-1]))
+        return self.trials[-1]
+
+    def _try(self, size: int) -> Trial:
+        if self.limit_bytes is not None:
+            expected = expected_peak(self.trials, size)
+            if expected is not None and expected > self.limit_bytes:
+                return Trial(size, False, expected, ran=False, reason="not run: expected to exceed the limit")
+        answer, peak = run_size(self.config, size, self.clips, self.limit_bytes)
+        if answer is None:
+            return Trial(size, False, peak, reason="ended: exceeded the limit")
+        self.answers[size] = answer
+        if not answer["fits"]:
+            return Trial(size, False, answer["peak_bytes"], reason="out of memory")
+        return Trial(size, True, answer["peak_bytes"], answer["base_bytes"], answer["timing"]["clips_per_s"])
+
+
+def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
+    """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
+    folder = clips.parent
+    job, out, said = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
+    job.write_text(to_json(config))
+    words = [sys.executable, "-m", "svdata2vec.bench.batch_worker", str(job), str(size), str(clips), str(out)]
+    with said.open("w") as stderr:
+        process = subprocess.Popen(words, env=worker_environment(None), stdout=stderr, stderr=stderr)
+        try:
+            ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
+        finally:
+            process.kill()
+            status = process.wait()
+    if ended or status == -9:  # by the limit here, or by the system for want of memory
+        return None, peak
+    return read_answer(out, status, said, f"bench batch: batch size {size}"), peak
+
+
+def watch(
+    poll: Callable[[], int | None], resident: Callable[[], int], limit_bytes: int | None, kill: Callable[[], None]
+) -> tuple[bool, int]:
+    """Wait for a process, and end it as soon as it holds more than the limit. Returns (was it ended, most bytes seen)."""
+    peak = 0
+    while poll() is None:
+        peak = max(peak, resident())
+        if limit_bytes is not None and peak > limit_bytes:
+            kill()
+            return True, peak
+        time.sleep(WATCH_SECONDS)
+    return False, peak
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that lies in RAM; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that may be taken without swapping: the machine's, or the control group's (a container's) if that is less."""
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = root / "sys/fs/cgroup"
+    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        if (group / limit).is_file() and (group / usage).is_file():
+            text = (group / limit).read_text().strip()
+            if text != "max":
+                machine = min(machine, max(int(text) - int((group / usage).read_text()), 0))
+    return machine
+
+
+def make_record(config: BatchConfig, sizes: Sizes, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What goes into the JSON. UserError if nothing fits."""
+    found, first = recommend(trials), next(iter(sizes.answers.values()), None)
+    limit = sizes.limit_bytes or (first["limit_bytes"] if first else 0)
+    if found is None or first is None:
+        raise UserError(
+            f"bench batch: a batch of {trials[-1].size} takes {trials[-1].peak_bytes / 2**30:.2f} GiB, the limit is "
+            f"{limit / 2**30:.2f} GiB; free some memory, or take --model.checkpoint-activations, fewer --data.num-frames"
+        )
+    timings = {size: answer["timing"] for size, answer in sizes.answers.items()}
+    setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds, "memory_share": config.memory_share}
+    del setting["batch_size"]  # what is looked for
+    return {
+        "format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": first["machine"], "setting": setting, "limit_bytes": limit,
+        "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
+        "bytes_per_clip": bytes_per_clip(trials), **asdict(found), "preset_batch_size": config.run.batch_size,
+        "loader_bytes_per_clip": (config.data.prefetch + 1) * clip_bytes(config),
+    }
+
+
+def describe(trial: Trial) -> str:
+    """A size in a few words."""
+    memory = f"{trial.peak_bytes / 2**30:.2f} GiB"
+    return f"{trial.clips_per_s:.1f} clips/s, {memory}" if trial.fits else f"{memory}; {trial.reason}"
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The record for a terminal."""
+    where, setting = record["machine"], record["setting"]
+    lines = [
+        f"{where['device']} ({where['cores']} cores, load {where['load_average']:.1f}), torch {where['versions']['torch']}; "
+        f"{setting['num_frames']} frames of {setting['size']} px, {setting['precision']}; "
+        f"limit {record['limit_bytes'] / 2**30:.2f} GiB",
+        "",
+        f"{'batch':>6s}{'clips/s':>10s}{'20-80 %':>20s}{'peak, GiB':>11s}",
+    ]
+    for row in record["trials"]:
+        peak = f"{row['peak_bytes'] / 2**30:.2f}"
+        if row["fits"]:
+            spread = f"{row['timing']['q20']:.1f} to {row['timing']['q80']:.1f}"
+            lines.append(f"{row['size']:6d}{row['clips_per_s']:10.1f}{spread:>20s}{peak:>11s}")
+        else:
+            lines.append(f"{row['size']:6d}{'':30s}{peak:>11s}  {row['reason']}")
+    return "\n".join([*lines, "", *closing(record), ""])
+
+
+def closing(record: dict[str, Any]) -> list[str]:
+    """What to take, in words."""
+    rates = {row["size"]: row["clips_per_s"] for row in record["trials"]}
+    chosen, fastest = record["recommended"], record["fastest"]
+    share = 100 * rates[chosen] / rates[fastest]
+    lines = [
+        f"take --run.batch-size {chosen}: {share:.0f} % of the best rate ({rates[fastest]:.1f} clips/s at {fastest}), the "
+        f"smallest that comes near it; the largest tried that fits is {record['largest']}"
+    ]
+    if record["bytes_per_clip"] is not None:
+        waiting = record["loader_bytes_per_clip"] / 2**20
+        lines.append(
+            f"a clip more takes {record['bytes_per_clip'] / 2**20:.1f} MiB in the step; the loader's waiting batches take "
+            f"another {waiting:.1f} MiB per clip"
+        )
+    if chosen != record["preset_batch_size"]:
+        lines.append(f"the preset's learning rate was chosen for {record['preset_batch_size']} clips per process")
+    return lines

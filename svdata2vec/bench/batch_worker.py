@@ -1,0 +1,129 @@
+"""One batch size of `svdata2vec bench batch`, in a process of its own: its peak memory is this size's and no other's.
+
+    python -m svdata2vec.bench.batch_worker JOB.json SIZE CLIPS.pt OUT.json
+
+JOB.json is a `BatchConfig`, CLIPS.pt a decoded batch that is repeated up to SIZE clips.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svdata2vec.bench.run import machine, setting
+from svdata2vec.bench.stages import NEVER_ENDING, ModelStage, Timing, time_round
+from svdata2vec.bench.workers import refused
+from svdata2vec.config.schema import PretrainConfig, from_dict
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.pretrain import Pretraining
+
+WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
+
+
+@dataclass(frozen=True)
+class BatchConfig(PretrainConfig):
+    """A pretraining preset, and how to look for its batch size. Nothing of the run itself is written."""
+
+    out: Path | None = None
+    """JSON file to write."""
+    memory_share: float = 0.9
+    """Share of the free memory (of the GPU; of the machine on a CPU) that a training step may take."""
+    memory_limit_gib: float = 0.0
+    """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
+    largest: int = 4096
+    """Largest batch size to try."""
+    rounds: int = 3
+    """Rounds per size; medians over rounds are reported."""
+    seconds: float = 1.0
+    """Seconds per size and round, at least one step; warm-up not counted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.memory_share <= 1 or self.memory_limit_gib < 0:
+            raise UserError(
+                f"memory_share is {self.memory_share}, memory_limit_gib {self.memory_limit_gib}; expected a share above 0 "
+                "and up to 1, and a limit of 0 (none) or more"
+            )
+        if self.rounds < 1 or self.seconds <= 0 or self.largest < 1:
+            raise UserError(
+                f"rounds is {self.rounds}, seconds is {self.seconds}, largest is {self.largest}; expected at least 1, more "
+                "than 0, at least 1"
+            )
+        if self.optim.accumulate != 1:
+            raise UserError("optim.accumulate: a benchmark's step takes one batch; leave it at 1")
+
+
+def repeated(clips: dict[str, Any], size: int, device: torch.device) -> ClipBatch:
+    """`size` clips on the device: those of the file, over and over."""
+    index = torch.arange(size, device=device) % len(clips["keys"])
+    video, joints, label = (clips[name].to(device)[index] for name in ("video", "joints", "label"))
+    return ClipBatch(video, joints, label, tuple(clips["keys"][number] for number in index.tolist()))
+
+
+def limit_gpu(config: BatchConfig, device: torch.device) -> int:
+    """Let PyTorch have no more of the GPU than the limit; returns it in bytes."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = int(config.memory_limit_gib * 2**30) or int(config.memory_share * free)
+    torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
+    return limit
+
+
+def memory_bytes(device: torch.device, *, peak: bool) -> int:
+    """What PyTorch holds of the GPU, or this process of the machine: now, or at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) if peak else torch.cuda.memory_reserved(device)
+    name = "VmHWM" if peak else "VmRSS"
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def build(config: BatchConfig, runtime: Runtime, shards: ShardSet) -> Pretraining:
+    """The trainer as it is; its loader only tells it how long an epoch is, which does not matter here."""
+    config = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
+    loader = build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True)
+    return Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
+
+
+def measure_size(config: BatchConfig, size: int, clips: Path) -> dict[str, Any]:
+    """Rate and peak memory of the training step at one batch size; says so where memory ends."""
+    with running(config.run) as runtime:
+        limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
+        shards, timing, fits, base = open_shards(config.data.shards), Timing(), True, 0
+        try:
+            training = build(config, runtime, shards)
+            base = memory_bytes(runtime.device, peak=False)
+            stage = ModelStage(training, repeated(torch.load(clips), size, runtime.device))
+            for number in range(config.rounds):
+                time_round(stage, timing, runtime.device, config.seconds, 0 if number else WARM_UP)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        return {
+            "fits": fits, "base_bytes": base, "peak_bytes": memory_bytes(runtime.device, peak=True),
+            "timing": timing.as_dict() if fits else None, "limit_bytes": limit,
+            "machine": machine(runtime.device), "setting": setting(config, runtime, shards),
+        }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for PyTorch's errors about missing memory, on a GPU and on a CPU (where it is a plain RuntimeError)."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def main(job: Path, size: int, clips: Path, out: Path) -> None:
+    with refused(out):
+        config = from_dict(BatchConfig, json.loads(job.read_text()), str(job))
+        out.write_text(json.dumps(measure_size(config, size, clips)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,244 @@
+"""Loader benchmark: ours three ways (read, + decode, + geometry) against what a user would do instead, same clips.
+
+    svdata2vec bench data --out bench_data.json         # table, JSON and plot, about four minutes
+
+100-frame clips of 960x540 H.264, 40 frames sampled, 224x224 crops, two threads or two workers for everybody, one thread
+per decoder. Every (method, round) is a fresh process; methods take turns; medians over rounds. Outputs are compared
+before anything is timed. decord and torchcodec take part if they are installed. On a machine that does other work too,
+CPU time per clip is the figure to read.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from svdata2vec.bench import data_methods as methods
+from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+log = logging.getLogger(__name__)
+
+WARM_UP_CLIPS = 16
+BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that nobody runs dry before the clock stops
+MIN_PSNR_DB = 33.0
+OURS = "ours, jpeg"
+REFERENCE = "original style, decord"
+
+
+def method_table(folder: Path, num_sources: int) -> dict[str, Callable[[int], Iterator[int]]]:
+    """Name -> function of the number of clips; the names of the report."""
+    dataset = make_sources(folder / "source", num_sources)
+    shards = {codec: packed(folder, dataset, codec) for codec in CODECS}
+    table: dict[str, Callable[[int], Iterator[int]]] = {
+        "ours, jpeg: read only": lambda n: methods.ours_read_only(shards["jpeg"], n),
+        "ours, jpeg: + decode": lambda n: methods.ours_decode(shards["jpeg"], n),
+        OURS: lambda n: methods.ours(shards["jpeg"], n),
+        "ours, vp9: + decode": lambda n: methods.ours_decode(shards["vp9"], n),
+        "ours, vp9": lambda n: methods.ours(shards["vp9"], n),
+        "ours, h264": lambda n: methods.ours(shards["h264"], n),
+        "original style, pyav": lambda n: methods.source_clips(dataset, methods.decode_pyav, n),
+        "original style, pyav, uint8": lambda n: methods.source_clips(dataset, methods.decode_pyav, n, normalise=False),
+        "plain webdataset + pyav": lambda n: methods.plain_webdataset(write_source_tars_once(dataset, folder), n),
+    }
+    if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
+        for codec in CODECS:
+            table[f"ours, {codec}, GPU"] = partial(_ours_on_gpu, shards[codec])
+    if importlib.util.find_spec("decord"):
+        table[REFERENCE] = lambda n: methods.source_clips(dataset, methods.decode_decord, n)
+    if importlib.util.find_spec("torchcodec"):
+        table["original style, torchcodec"] = lambda n: methods.source_clips(dataset, methods.decode_torchcodec, n)
+    return table
+
+
+def _ours_on_gpu(shards: ShardSet, num_clips: int) -> Iterator[int]:
+    return methods.ours(shards, num_clips, "cuda", batch_size=32, threads=min(os.cpu_count() or 1, 16))
+
+
+def tree_usage() -> tuple[float, int]:
+    """(CPU seconds, resident bytes) of this process and all its descendants, the finished ones' CPU time included."""
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    stats = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stats[int(entry.name)] = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    family = {os.getpid()}
+    while True:
+        more = {pid for pid, stat in stats.items() if int(stat[1]) in family} - family
+        if not more:
+            break
+        family |= more
+    mine = [stats[pid] for pid in family if pid in stats]
+    return sum(int(value) for stat in mine for value in stat[11:15]) / ticks, sum(int(stat[21]) for stat in mine) * page
+
+
+def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str, float]:
+    """One run in this process, start-up excluded."""
+    batches = method(WARM_UP_CLIPS + num_clips + BEYOND_CLIPS)
+    warm = 0
+    while warm < WARM_UP_CLIPS:
+        warm += next(batches)
+    clips, peak, next_look = 0, 0, 0.0
+    started, (cpu_before, _) = time.perf_counter(), tree_usage()
+    for count in batches:
+        clips += count
+        if clips >= num_clips:
+            break
+        if time.perf_counter() > next_look:  # a look costs milliseconds
+            peak, next_look = max(peak, tree_usage()[1]), time.perf_counter() + 1
+    seconds, (cpu_after, last) = time.perf_counter() - started, tree_usage()
+    return {
+        "clips_per_s": clips / seconds, "cpu_ms_per_clip": 1e3 * (cpu_after - cpu_before) / clips,
+        "rss_mb": max(peak, last) / 2**20,
+    }
+
+
+def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
+    """PSNR of our evaluation frames against the original chain; raises if one is below 33 dB or frames differ."""
+    dataset = make_sources(folder / "source", num_sources)
+    clip = dataset.clips[0]
+    assert clip.pose_MTVC is not None
+    frames_T = draw_frames_original(40, clip.pose_MTVC.shape[1])
+    pictures = methods.decode_pyav(str(clip.video), frames_T)
+    wanted = methods.original_chain(pictures, clip.pose_MTVC[:, frames_T], np.random.default_rng(0), train=False)
+    found = {}
+    for codec in CODECS:
+        shards = packed(folder, dataset, codec)
+        options = {"batch_size": 1, "train": False, "limit": shards.find([clip.key])}
+        with ClipLoader(shards, "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
+            video = next(iter(loader)).video_BTHWC
+        assert video is not None
+        error = np.mean((video[0].numpy().astype(np.float64) - wanted) ** 2)
+        found[codec] = float(10 * np.log10(255**2 / error))
+    bad = {codec: value for codec, value in found.items() if value < MIN_PSNR_DB}
+    if bad:
+        raise SystemExit(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")
+    return found
+
+
+def clip_bytes(folder: Path, num_sources: int) -> dict[str, int]:
+    """Mean bytes of a clip: the source file, and packed with everything that belongs to it."""
+    dataset = make_sources(folder / "source", num_sources)
+    sizes = {"source 960x540 H.264": round(statistics.mean(Path(clip.video).stat().st_size for clip in dataset.clips))}
+    for codec in CODECS:
+        shards = packed(folder, dataset, codec)
+        sizes[codec] = round(float(shards.index["size"].sum(axis=1).mean()))
+    return sizes
+
+
+def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
+    """The whole benchmark; returns what goes into the JSON."""
+    table = method_table(folder, num_sources)
+    psnr = check_outputs(folder, num_sources)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in table}
+    for _ in range(rounds):
+        for name in table:
+            command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(folder), "--clips", str(num_clips),
+                       "--sources", str(num_sources), "--method", name]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            runs[name].append(json.loads(result.stdout.splitlines()[-1]))
+            log.info("%s: %s", name, runs[name][-1])
+    rows = {name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in runs.items()}
+    for row in rows.values():
+        row["frames_per_s"] = row["clips_per_s"] * 40
+    return {
+        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "gpu": _gpu_name()},
+        "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
+        "rounds": rounds, "clips_per_round": num_clips, "frames_sampled": 40,
+        "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": psnr, "methods": rows,
+    }
+
+
+def _gpu_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _cpu_name() -> str:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def as_table(result: dict) -> str:
+    """Markdown, fastest per core first; the last column is CPU time relative to the original style."""
+    rows = result["methods"]
+    reference = rows.get(REFERENCE) or rows["original style, pyav"]
+    lines = ["| loader | CPU ms/clip | clips/s | frames/s | RSS MB | times the original style, per core |", "|" + "---|" * 6]
+    for name, row in sorted(rows.items(), key=lambda entry: entry[1]["cpu_ms_per_clip"]):
+        ratio = reference["cpu_ms_per_clip"] / row["cpu_ms_per_clip"]
+        lines.append(
+            f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['clips_per_s']:.1f} | {row['frames_per_s']:.0f} "
+            f"| {row['rss_mb']:.0f} | {ratio:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: dict, path: Path) -> None:
+    """CPU time per clip as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sorted(result["methods"].items(), key=lambda entry: -entry[1]["cpu_ms_per_clip"])
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    colours = ["tab:blue" if name.startswith("ours") else "tab:grey" for name, _ in rows]
+    bars = axes.barh([name for name, _ in rows], [row["cpu_ms_per_clip"] for _, row in rows], color=colours)
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xlabel("CPU ms per clip (40 of 100 frames, 224 px)")
+    figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True)
+class BenchDataOptions:
+    """The loader three ways against what one would do instead: clips/s, CPU time, memory; on clips that it makes."""
+
+    out: Path | None = None
+    """JSON file to write; a plot is written beside it."""
+    folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
+    """Where the source clips and shards are made, and found again."""
+    sources: int = 12
+    """Source clips to make."""
+    clips: int = 40
+    """Clips timed per method and round."""
+    rounds: int = 3
+    """Rounds; the methods take turns in each, medians are reported."""
+    method: str | None = None
+    """Time this method alone, in this process, and print JSON."""
+
+
+def bench_data(options: BenchDataOptions) -> None:
+    """Run the benchmark; the table goes to standard output."""
+    if options.method is not None:
+        table = method_table(options.folder, options.sources)
+        if options.method not in table:
+            raise UserError(f"unknown method {options.method!r}; choose one of: {', '.join(table)}")
+        sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
+        sys.stdout.flush()
+        os._exit(0)  # workers may still prefetch; nothing is left to be saved
+    result = run(options.folder, options.sources, options.clips, options.rounds)
+    sys.stdout.write(as_table(result) + "\n")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        plot(result, options.out.with_suffix(".png"))

@@ -1,0 +1,94 @@
+"""Source clips for the loader benchmark: 960x540 H.264 of a textured figure in front of a still, slightly noisy scene."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.shardset import ShardSet
+
+WIDTH, HEIGHT, NUM_FRAMES = 960, 540, 100
+FIGURE_HEIGHT, FIGURE_WIDTH = 260, 110
+SENSOR_NOISE = 2.0  # grey levels
+CODECS = ("jpeg", "vp9", "h264")
+
+
+def _texture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Structure at several scales, like a photograph."""
+    total = np.full((height, width, 3), 120.0, np.float32)
+    for cell, weight in ((96, 55), (24, 30), (6, 15)):
+        coarse = generator.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        total += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return total
+
+
+def _joints(generator: np.random.Generator, corner_F2: np.ndarray) -> np.ndarray:
+    """float32 (1, F, 17, 2): joints spread over the figure, a twentieth of them missing."""
+    inside = generator.uniform(0.05, 0.95, (1, 1, 17, 2)) * (FIGURE_WIDTH, FIGURE_HEIGHT)
+    pose = corner_F2[None, :, None] + inside + generator.normal(0, 1, (1, NUM_FRAMES, 17, 2))
+    pose[generator.random(pose.shape[:-1]) < 0.05] = 0
+    return pose.astype(np.float32)
+
+
+def _write_clip(path: Path, seed: int) -> np.ndarray:
+    """One video; returns its joints."""
+    generator = np.random.default_rng(seed)
+    scene, figure = _texture(generator, HEIGHT, WIDTH), _texture(generator, FIGURE_HEIGHT, FIGURE_WIDTH)
+    start, drift = generator.uniform((250, 120), (500, 200)), generator.uniform(-60, 60)
+    steps = np.linspace(0, 1, NUM_FRAMES)
+    corner_F2 = np.stack([start[0] + drift * steps, start[1] + 20 * np.sin(6 * steps)], axis=1).round()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "medium"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for x, y in corner_F2.astype(int).tolist():
+            picture = scene.copy()
+            picture[y : y + FIGURE_HEIGHT, x : x + FIGURE_WIDTH] = figure
+            noise = generator.normal(0, SENSOR_NOISE, (HEIGHT, WIDTH, 1)).astype(np.float32)
+            frame = np.clip(picture + noise, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return _joints(generator, corner_F2)
+
+
+def make_sources(folder: Path, num_clips: int) -> DataSet:
+    """The annotated source clips, written to `folder` unless they are there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for number in range(num_clips):
+        video, joints = folder / f"clip{number:03d}.mp4", folder / f"clip{number:03d}.npy"
+        if not joints.exists():
+            np.save(joints, _write_clip(video, number))
+        clips.append(ClipAnnotation(video.stem, number % 4, video, NUM_FRAMES, WIDTH, HEIGHT, np.load(joints)))
+    return DataSet("bench", COCO17, ("a", "b", "c", "d"), {"all": [clip.key for clip in clips]}, clips)
+
+
+def packed(folder: Path, dataset: DataSet, codec: str) -> ShardSet:
+    """The same clips packed with a codec's default quality at 320 px."""
+    root = folder / f"packed-{codec}"
+    if not (root / "manifest.json").exists():
+        pack(dataset, root, PackOptions(codec=codec, workers=2))
+    return ShardSet.open(root)
+
+
+def write_source_tars_once(dataset: DataSet, folder: Path, num_tars: int = 2) -> list[str]:
+    """Plain WebDataset tars of the source videos and joints."""
+    names = [folder / f"source-{number}.tar" for number in range(num_tars)]
+    for number, name in enumerate(names):
+        if name.exists():
+            continue
+        with tarfile.open(name, "w") as tar:
+            for clip in list(dataset.clips)[number::num_tars]:
+                assert clip.pose_MTVC is not None
+                joints = io.BytesIO()
+                np.save(joints, clip.pose_MTVC)
+                for extension, content in (("mp4", Path(clip.video).read_bytes()), ("pose.npy", joints.getvalue())):
+                    member = tarfile.TarInfo(f"{clip.key}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return [str(name) for name in names]

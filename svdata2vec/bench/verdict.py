@@ -1,0 +1,122 @@
+"""What bounds a run, said in words, from the rates of its stages. Pure functions."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from svdata2vec.config.schema import PretrainConfig
+
+Bound = Literal["read", "decode", "model", "overlap"]
+OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Clips per second of each stage.
+
+    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory. data: the loader with
+    nobody waiting. model: the training step on one batch in memory. train: everything.
+    """
+
+    read: float
+    decode: float
+    data: float
+    model: float
+    train: float
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the advice depends on."""
+
+    device: str
+    cores: int
+    codec: str
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The stage that bounds the run, and a sentence about it and what to change."""
+
+    bound: Bound
+    text: str
+
+
+def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surroundings) -> Verdict:
+    """What bounds the run.
+
+    Training can be as fast as the slower of loader and model. Where it is, that half is the bound (and within the
+    loader the slower of reading and decoding); where it stays below, the halves hinder each other.
+    """
+    slower = min(rates.data, rates.model)
+    wait = f"the step waits for data {100 * wait_share:.0f} % of the time"
+    if rates.train < OVERLAPPED * slower:
+        text = (
+            f"overlap-bound: train {rates.train:.1f} clips/s, although the loader alone gives {rates.data:.1f} and the "
+            f"model alone takes {rates.model:.1f} ({wait}); {_advice_overlap(config, where)}"
+        )
+        return Verdict("overlap", text)
+    if rates.model <= rates.data:
+        text = (
+            f"model-bound: train {rates.train:.1f} of {rates.data:.1f} clips/s that the loader could give ({wait}); "
+            f"{_advice_model(config, where)}"
+        )
+        return Verdict("model", text)
+    bound: Bound = "read" if rates.read < rates.decode else "decode"
+    advice = _advice_read(where) if bound == "read" else _advice_decode(config, where)
+    rate = rates.read if bound == "read" else rates.decode
+    text = (
+        f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "
+        f"{bound} alone reaches {rate:.1f}; {advice}"
+    )
+    return Verdict(bound, text)
+
+
+def _advice_read(where: Surroundings) -> str:
+    smaller = ", or pack as vp9 (a tenth of jpeg's bytes)" if where.codec == "jpeg" else ""
+    return f"keep the shards on a local disk or in memory{smaller}"
+
+
+def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
+    words = []
+    if config.data.decoder == "oracle":
+        words.append("--data.decoder dali")
+    if where.codec != "jpeg":
+        words.append("pack as jpeg, which decodes the wanted frames only")
+    if config.data.threads < where.cores:
+        words.append(f"--data.threads {where.cores}")
+    if where.device == "cpu":
+        words.append("a GPU decodes with nvJPEG and NVDEC")
+    elif not words:
+        words.append("pack smaller pictures (--pack size)")
+    return f"try {', or '.join(words)}"
+
+
+def _advice_model(config: PretrainConfig, where: Surroundings) -> str:
+    words = []
+    if config.encode == "all_frames":
+        words.append("--encode kept_frames (a third of the work)")
+    if config.model.checkpoint_activations:
+        words.append("--model.no-checkpoint-activations, if memory allows")
+    if where.device == "cpu":
+        words.append("a GPU")
+    else:
+        if not where.bf16:
+            words.append("--run.precision bf16")
+        if not config.run.compile:
+            words.append("--run.compile")
+        words += ["a larger --run.batch-size", "more GPUs (torchrun)"]
+    return f"this is where the time should go; to go faster try {', or '.join(words)}"
+
+
+def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
+    if where.device == "cpu":
+        return (
+            f"both work on the same {where.cores} cores and take them from each other: more cores, a GPU, or fewer "
+            f"--data.threads (now {config.data.threads}) if the loader has time to spare"
+        )
+    return f"they do not run side by side: raise --data.prefetch (now {config.data.prefetch}) and look for waits in a profile"
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    return {"bound": verdict.bound, "text": verdict.text}

@@ -1,0 +1,54 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, a line now and then in a log file."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from svdata2vec.shards.packing.pack import Progress
+
+SECONDS_BETWEEN_LINES = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[Progress], None]]:
+    """A callback for `shards.pack.pack` that shows how far the packing is."""
+    if not sys.stderr.isatty():
+        yield _line_writer()
+        return
+    columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    with Bar(*columns) as bar:
+        task = bar.add_task("packing", total=None, rate="")
+
+        def show(progress: Progress) -> None:
+            done = progress.clips_done + progress.clips_skipped
+            bar.update(task, completed=done, total=progress.clips_total, rate=_describe(progress))
+
+        yield show
+
+
+def _line_writer() -> Callable[[Progress], None]:
+    last = 0.0
+
+    def write(progress: Progress) -> None:
+        nonlocal last
+        done = progress.clips_done + progress.clips_skipped
+        if time.monotonic() - last < SECONDS_BETWEEN_LINES and done < progress.clips_total:
+            return
+        last = time.monotonic()
+        remaining = progress.elapsed_seconds * (progress.clips_total - done) / max(done, 1)
+        log.info("packed %d/%d clips, %s, %.0f s left", done, progress.clips_total, _describe(progress), remaining)
+
+    return write
+
+
+def _describe(progress: Progress) -> str:
+    rate = progress.frames_done / max(progress.elapsed_seconds, 1e-9)
+    skipped = f", {progress.clips_skipped} skipped" if progress.clips_skipped else ""
+    return f"{rate:.0f} frames/s, {progress.bytes_done / 2**20:.0f} MiB{skipped}"

@@ -1,0 +1,109 @@
+"""Named runs: a preset is a function that returns a full configuration; a variant calls another and changes a few fields."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from svdata2vec.config.schema import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from svdata2vec.shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A data set with one of its splits: where the shards lie by default, and what to train and test on."""
+
+    shards: str
+    train_split: str
+    test_split: str
+    description: str
+
+
+PROTOCOLS = {
+    "ntu60-xsub": Protocol("data/ntu60", "xsub_train", "xsub_val", "NTU RGB+D 60, cross-subject (40,091 / 16,487 clips)"),
+    "ntu60-xview": Protocol("data/ntu60", "xview_train", "xview_val", "NTU RGB+D 60, cross-view (37,646 / 18,932 clips)"),
+    "ntu120-xsub": Protocol("data/ntu120", "xsub_train", "xsub_val", "NTU RGB+D 120, cross-subject (63,026 / 50,919 clips)"),
+    "ntu120-xset": Protocol("data/ntu120", "xset_train", "xset_val", "NTU RGB+D 120, cross-setup (54,468 / 59,477 clips)"),
+    "smarthome-cs": Protocol("data/smarthome", "cs_train", "cs_test", "Toyota Smarthome, cross-subject (31 classes)"),
+    "smarthome-cv1": Protocol("data/smarthome", "cv1_train", "cv1_test", "Toyota Smarthome, cross-view 1 (19 classes)"),
+    "smarthome-cv2": Protocol("data/smarthome", "cv2_train", "cv2_test", "Toyota Smarthome, cross-view 2 (19 classes)"),
+    "uav-human-csv1": Protocol("data/uav-human", "csv1_train", "csv1_test", "UAV-Human, cross-subject 1 (155 classes)"),
+    "uav-human-csv2": Protocol("data/uav-human", "csv2_train", "csv2_test", "UAV-Human, cross-subject 2 (155 classes)"),
+    "pku-mmd-xsub": Protocol("data/pku-mmd", "xsub_train", "xsub_val", "PKU-MMD, cross-subject (51 classes)"),
+    "pku-mmd-xview": Protocol("data/pku-mmd", "xview_train", "xview_val", "PKU-MMD, cross-view (51 classes)"),
+}
+
+
+def _data(protocol: Protocol) -> DataConfig:
+    return DataConfig(protocol.shards, protocol.train_split, protocol.test_split)
+
+
+def _pretrain(name: str) -> PretrainConfig:
+    return PretrainConfig(data=_data(PROTOCOLS[name]), run=RunConfig(out=Path("runs") / f"pretrain-{name}"))
+
+
+def _finetune(name: str) -> FinetuneConfig:
+    data = replace(_data(PROTOCOLS[name]), crop="boxes")  # RGB alone: no joints to crop around
+    return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
+
+
+DEMO_DATA = DataConfig("demo/shards", num_frames=16, size=64)
+DEMO_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
+
+
+def demo_pretrain() -> PretrainConfig:
+    """A small network on the synthetic motion data set: minutes on two CPU cores."""
+    base = PretrainConfig()
+    return replace(
+        base,
+        data=DEMO_DATA,
+        model=DEMO_MODEL,
+        target=replace(base.target, top_layers=4),
+        ema=replace(base.ema, start=0.99, end=0.999, anneal_steps=500),
+        optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=2),
+        run=RunConfig(out=Path("demo/pretrain"), epochs=24, batch_size=16, log_every=20, checkpoint_every=200),
+    )
+
+
+def demo_finetune() -> FinetuneConfig:
+    """The demo's recogniser: RGB alone, few labels."""
+    base = FinetuneConfig()
+    return replace(
+        base,
+        data=replace(DEMO_DATA, crop="boxes"),
+        model=DEMO_MODEL,
+        head=HeadConfig(hidden=256, drop_path=0.1),
+        optim=replace(base.optim, lr=1e-3, warmup_epochs=2),
+        run=RunConfig(out=Path("demo/finetune"), epochs=20, batch_size=16, log_every=10, checkpoint_every=200),
+        label_fraction=0.25,
+    )
+
+
+PRETRAIN: dict[str, Callable[[], PretrainConfig]] = {
+    **{name: (lambda name=name: _pretrain(name)) for name in PROTOCOLS},  # type: ignore[misc]
+    "demo": demo_pretrain,
+}
+FINETUNE: dict[str, Callable[[], FinetuneConfig]] = {
+    **{name: (lambda name=name: _finetune(name)) for name in PROTOCOLS},  # type: ignore[misc]
+    "demo": demo_finetune,
+}
+
+
+def describe(name: str) -> str:
+    """One line about a preset, for `--help`."""
+    return PROTOCOLS[name].description if name in PROTOCOLS else "synthetic motion clips, small network, for a CPU"
+
+
+def preset(table: Mapping[str, Callable[[], Config]], name: str) -> Config:
+    """The preset's configuration; an unknown name is an error that lists the known ones."""
+    if name not in table:
+        raise UserError(f"unknown preset {name!r}; choose one of: {', '.join(table)}")
+    return table[name]()

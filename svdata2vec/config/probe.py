@@ -1,0 +1,71 @@
+"""Configuration and presets of probing: how good frozen features are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from svdata2vec.config.presets import FINETUNE, preset
+from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig
+from svdata2vec.shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probe and nearest neighbours on the frozen features of a pretraining run: mean over time, one Linear."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Folder of the finished pretraining run (required)."""
+    out: Path = Path("runs/probe")
+    """Folder of the results."""
+    modality: Modality = "rgb"
+    """What the encoder sees."""
+    label_fraction: float = 1.0
+    """Share of the training labels that is used, drawn per class by seed."""
+    weight_decay: float = 1e-3
+    """Weight of half the squared norm of the linear probe's weights (on features of unit variance)."""
+    iterations: int = 200
+    """Most L-BFGS iterations of the linear probe; it is convex and stops when it is at its minimum."""
+    neighbours: int = 20
+    """Neighbours that vote on a clip."""
+    temperature: float = 0.07
+    """A neighbour's vote is exp(cosine / temperature)."""
+    batch_size: int = 32
+    """Clips per process and forward pass."""
+    seed: int = 0
+    """Seed of the share of labels."""
+    device: Device = "auto"
+    """Where the encoder runs; auto = the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise UserError(f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
+        for name in ("iterations", "neighbours", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.weight_decay < 0 or self.temperature <= 0:
+            raise UserError(
+                f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0"
+            )
+
+    def run(self) -> RunConfig:
+        """The part that every run has."""
+        return RunConfig(out=self.out, batch_size=self.batch_size, seed=self.seed, device=self.device)
+
+
+def _preset(name: str) -> ProbeConfig:
+    recogniser = preset(FINETUNE, name)
+    out = recogniser.run.out
+    return ProbeConfig(
+        data=recogniser.data,
+        out=out.with_name(out.name.replace("finetune", "probe")),
+        label_fraction=recogniser.label_fraction,
+        batch_size=recogniser.run.batch_size,
+    )
+
+
+PROBE: dict[str, Callable[[], ProbeConfig]] = {name: partial(_preset, name) for name in FINETUNE}

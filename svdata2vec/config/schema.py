@@ -1,0 +1,359 @@
+"""Configuration: one frozen dataclass beside each thing it configures; every field has its meaning, unit and default here.
+
+A run is a preset (see `presets.py`) plus typed overrides from the command line. Configurations check themselves when they
+are made and are written as JSON beside every checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from svdata2vec.shards.errors import UserError
+
+Config = TypeVar("Config")
+Device = Literal["auto", "cpu", "cuda"]
+Modality = Literal["rgb", "both", "skeleton"]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation beyond the paper's, all off by default; drawn once per clip and applied to all its frames."""
+
+    temporal_crop: tuple[float, float] = (1.0, 1.0)
+    """Share of the clip that frames are drawn from, from .. to."""
+    brightness: float = 0.0
+    """Largest change of brightness: its factor is drawn from 1 - b .. 1 + b."""
+    contrast: float = 0.0
+    """Largest change of contrast."""
+    saturation: float = 0.0
+    """Largest change of saturation."""
+    hue: float = 0.0
+    """Largest turn of the colour wheel; 0.5 = half a turn."""
+    erase_probability: float = 0.0
+    """How often a rectangle of the picture is blackened."""
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    """Share of the picture that is blackened, from .. to."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from and what the model sees of them."""
+
+    shards: str = "data/shards"
+    """Folder of packed shards (made by `svdata2vec shard`), or its URL (s3://, gs://, https://: extra `remote`)."""
+    train_split: str = "xsub_train"
+    """Split to train on, as named in the shards' manifest."""
+    test_split: str = "xsub_val"
+    """Split to evaluate on."""
+    num_frames: int = 40
+    """Frames sampled from a clip (T)."""
+    size: int = 224
+    """Side of the square crop that the model sees, in pixels."""
+    crop: Literal["joints", "boxes"] = "joints"
+    """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
+    frame_draw: Literal["fixed", "original"] = "fixed"
+    """Frames of an evaluation: drawn once and for all by the clip's name, or number for number as the authors' code does."""
+    decoder: Literal["dali", "oracle"] = "dali"
+    """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
+    threads: int = 2
+    """Decoding threads per process."""
+    prefetch: int = 2
+    """Batches prepared ahead of the training step."""
+    views: int = 1
+    """Frame draws per clip of an evaluation, whose scores are averaged."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Training augmentation beyond the paper's."""
+    check_hashes: bool = False
+    """Compare every tar with the manifest's hash when it is first read (local shards)."""
+    remote_fetch: Literal["clips", "shards"] = "clips"
+    """Of shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
+    remote_cache_gb: float = 32.0
+    """What the cache of shards behind a URL may take on this machine, in gigabytes."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_frames >= 1, f"data.num_frames is {self.num_frames}; at least 1 frame is needed")
+        _check(
+            self.size >= 32 and self.size % 32 == 0,
+            f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
+        )
+        _check(self.threads >= 1, f"data.threads is {self.threads}; at least 1 is needed")
+        _check(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; at least 1 is needed")
+        _check(self.views >= 1, f"data.views is {self.views}; at least 1 is needed")
+        _check(
+            self.views == 1 or self.frame_draw == "fixed",
+            f"data.views is {self.views} with data.frame_draw original, which has one view; set data.frame_draw fixed",
+        )
+        _check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Widths and depths of the networks (README, "The method in numbers")."""
+
+    width: int = 256
+    """Token width (D)."""
+    depth: int = 8
+    """Encoder blocks (L)."""
+    decoder_depth: int = 3
+    """Decoder blocks."""
+    heads: int = 8
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP, in token widths."""
+    stem_width: int = 64
+    """Channels of the first stage of the video encoder, a multiple of 16; later stages have 2, 4 and 8 times as many."""
+    persons: int = 2
+    """Persons per clip: more are cut, fewer are filled with zeros (M)."""
+    coordinates: int = 2
+    """Coordinates per joint (C)."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
+    impl: Literal["auto", "triton", "torch"] = "auto"
+    """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
+    fused_blocks: bool = False
+    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each; on a GPU, measure first:
+    `tools/bench/bench_kernels.py`."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.width % self.heads == 0,
+            f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
+        )
+        # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
+        _check(
+            self.stem_width % 16 == 0 and self.stem_width > 0,
+            f"model.stem_width is {self.stem_width}; expected a multiple of 16",
+        )
+        _check(self.depth >= 1, f"model.depth is {self.depth}; at least 1 block is needed")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """What the student does not see (README, "The method in numbers")."""
+
+    video_ratio: float = 0.66
+    """Share of the frames hidden from the student altogether."""
+    skeleton_ratio: float = 0.75
+    """Share of the kept frames that show their video without their skeleton."""
+
+    def __post_init__(self) -> None:
+        for name in ("video_ratio", "skeleton_ratio"):
+            value = getattr(self, name)
+            _check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
+                   f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """How the teacher's layers become targets (README, "The method in numbers")."""
+
+    top_layers: int = 8
+    """Number of top blocks whose outputs are averaged."""
+    normalise_layer: Literal["instance", "layer", "batch", "none"] = "instance"
+    """Normalisation of each layer's output: per clip and channel over time, per token, per channel over the batch, none."""
+    normalise_average: Literal["instance", "layer", "none"] = "none"
+    """Normalisation of the average."""
+    feed_forward: bool = False
+    """Take the blocks' MLP outputs instead of the blocks' outputs."""
+    teacher_input: Literal["skeleton", "rgb", "both"] = "skeleton"
+    """What the teacher reads: all skeleton tokens, all video tokens, or the mean of both (the last two need
+    encode=all_frames)."""
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Decay of the teacher (README, "The method in numbers")."""
+
+    start: float = 0.999
+    """Decay at step 0."""
+    end: float = 0.99999
+    """Decay from `anneal_steps` on."""
+    anneal_steps: int = 50_000
+    """Optimizer steps of the linear way from `start` to `end`."""
+    schedule: Literal["global", "original"] = "global"
+    """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
+
+    def __post_init__(self) -> None:
+        _check(
+            0 <= self.start <= self.end <= 1,
+            f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
+        )
+        _check(self.anneal_steps >= 1, f"ema.anneal_steps is {self.anneal_steps}; at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (README, "The method in numbers")."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 5e-4
+    """Learning rate at the end of the run."""
+    warmup_epochs: float = 20.0
+    """Epochs of linear warm-up from 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging coefficients."""
+    weight_decay: float = 0.05
+    """Weight decay (none on biases and other 1-D parameters)."""
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0 = no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients are summed for one optimizer step."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
+        _check(self.accumulate >= 1, f"optim.accumulate is {self.accumulate}; at least 1 batch makes a step")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run has."""
+
+    out: Path = Path("runs/run")
+    """Folder of the run: configuration, checkpoints, metrics, results."""
+    epochs: int = 400
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Clips per process and forward pass."""
+    seed: int = 0
+    """Seed of everything random: initialisation, order of clips, augmentation, masks."""
+    device: Device = "auto"
+    """Where the model runs; auto = the GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU. On a CPU that has bfloat16
+    in hardware (AVX-512 BF16, AMX), bf16 is the faster one."""
+    compile: bool = False
+    """Compile the transformer blocks and the stages of the video encoder (torch.compile; needs a C++ compiler on a CPU)."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all processes instead of each process's own batch."""
+    log_every: int = 50
+    """Optimizer steps between two lines of the log."""
+    checkpoint_every: int = 1000
+    """Optimizer steps between two checkpoints (one is also written at the end)."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run."""
+    max_bad_steps: int = 10
+    """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
+            _check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervised pretraining on video + skeletons."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    encode: Literal["kept_frames", "all_frames"] = "kept_frames"
+    """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
+
+    def __post_init__(self) -> None:
+        ratio, frames = self.mask.video_ratio, self.data.num_frames
+        _check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        _check(
+            1 <= self.target.top_layers <= self.model.depth,
+            f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
+        )
+        _check(
+            self.target.teacher_input == "skeleton" or self.encode == "all_frames",
+            f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
+        )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classifier on top of the encoder and what regularises fine-tuning (README, "The method in numbers")."""
+
+    hidden: int = 2048
+    """Width of the head's hidden layer."""
+    dropout: float = 0.3
+    """Dropout before the head."""
+    drop_path: float = 0.3
+    """Stochastic depth of the last block (linear in depth from 0)."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the cross-entropy."""
+    layer_decay: float = 0.8
+    """Factor on the learning rate from block to block, from the top down (1.0 = none; training from scratch uses 1.0)."""
+    mixup: float = 0.0
+    """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
+
+    def __post_init__(self) -> None:
+        _check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Supervised training of a recogniser, from a pretraining run or from scratch."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=3e-4, min_lr=1e-5, warmup_epochs=5, betas=(0.9, 0.999))
+    )
+    run: RunConfig = field(default_factory=lambda: RunConfig(epochs=100))
+    pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Folder of the finished pretraining run to start from; none = from scratch."""
+    modality: Modality = "rgb"
+    """What the recogniser sees."""
+    label_fraction: float = 1.0
+    """Share of the training labels that is used, drawn per class by seed."""
+    eval_every: int = 0
+    """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
+
+
+
+
+def to_json(config: Any) -> str:
+    """The configuration as JSON text; `from_dict` reads its values back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
+
+
+def from_dict(kind: type[Config], values: dict[str, Any], source: str) -> Config:
+    """Read a configuration back from JSON values; unknown names are an error that lists them and names `source`."""
+    return _build(kind, values, source)
+
+
+def _build(kind: Any, values: dict[str, Any], source: str) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"{source}: unknown names {', '.join(unknown)}; {kind.__name__} has {', '.join(sorted(known))}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, source: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, source)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if hint is Path:
+        return Path(value)
+    return tuple(value) if typing.get_origin(hint) is tuple else value

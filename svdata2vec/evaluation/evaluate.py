@@ -1,0 +1,94 @@
+"""Run a recogniser over a split, every clip exactly once, alone or on several processes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from svdata2vec.config.schema import Device
+from svdata2vec.evaluation.metrics import measure
+from svdata2vec.model.classifier import load_classifier
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runs.data import build_loader, open_data, require_joints, to_device
+from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of clips, in the order they were visited (n clips, c classes)."""
+
+    keys: list[str]
+    scores_nc: np.ndarray
+    labels_n: np.ndarray
+
+
+@torch.no_grad()
+def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
+    """Softmax scores of every clip of the loader's split, the mean over its views; all processes get the whole."""
+    model.eval()
+    keys: list[str] = []
+    scores, labels = [], []
+    for batch in loader:
+        video_BTHWC, joints_BMTVC, label_B = to_device(batch, runtime.device)
+        with runtime.autocast():
+            logits_BC = model(video_BTHWC, joints_BMTVC)
+        keys.extend(batch.keys)
+        scores.append(logits_BC.float().softmax(1))
+        labels.append(label_B)
+    mine = (keys, torch.cat(scores).cpu().numpy(), torch.cat(labels).cpu().numpy()) if keys else None
+    parts = [mine]
+    if runtime.world_size > 1:
+        parts = [None] * runtime.world_size
+        dist.all_gather_object(parts, mine)
+    filled = [part for part in parts if part is not None]
+    if not filled:
+        raise UserError(f"split {loader.split} has no clip to evaluate")
+    whole = Predictions(
+        [key for part in filled for key in part[0]],
+        np.concatenate([part[1] for part in filled]),
+        np.concatenate([part[2] for part in filled]),
+    )
+    return _mean_of_views(whole) if loader.plan.views > 1 else whole
+
+
+def _mean_of_views(views: Predictions) -> Predictions:
+    """One entry per clip: the mean of the scores of its views, in the order in which clips came first."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(views.keys))}
+    clip_n = np.array([number[key] for key in views.keys])
+    scores_nc = np.zeros((len(number), views.scores_nc.shape[1]), views.scores_nc.dtype)
+    np.add.at(scores_nc, clip_n, views.scores_nc)
+    labels_n = np.empty(len(number), views.labels_n.dtype)
+    labels_n[clip_n] = views.labels_n
+    return Predictions(list(number), scores_nc / np.bincount(clip_n)[:, None].astype(scores_nc.dtype), labels_n)
+
+
+def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
+    """Evaluate a finished fine-tuning run.
+
+    Args:
+        run: the run's folder.
+        shards: folder of shards; the run's own by default.
+        split: name of a split; the run's test split by default.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The metrics with the class names, the split and the run, ready for JSON.
+    """
+    model, config, card = load_classifier(run)
+    data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
+    settings = replace(config.run, device=device)
+    packed = open_data(data)
+    require_joints(packed, run, card["num_joints"], config.modality)
+    if list(packed.split_classes(data.test_split)) != card["classes"]:
+        raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
+    with running(settings) as runtime:
+        persons, modality = config.model.persons, config.modality
+        with build_loader(packed, data, settings, runtime, persons, train=False, modality=modality, views=data.views) as loader:
+            predictions = predict_split(model.to(runtime.device), loader, runtime)
+    metrics = measure(predictions.scores_nc, predictions.labels_n)
+    return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}

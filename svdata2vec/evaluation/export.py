@@ -1,0 +1,123 @@
+"""The RGB recogniser as one file for other programs: `torch.export` (.pt2) or ONNX (.onnx), with its card beside it.
+
+B clips, T frames, H W picture
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.model.block_steps import BlockSteps
+from svdata2vec.model.classifier import Classifier, load_classifier
+from svdata2vec.model.transformer import Attention, Block, Mlp
+from svdata2vec.model.video_encoder import BasicBlock, Stem, VideoEncoder
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+
+TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
+EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported program
+
+log = logging.getLogger(__name__)
+
+
+class RgbRecogniser(nn.Module):
+    """Only the input that the export has: uint8 video (B, T, H, W, 3) -> logits (B, classes)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, video_BTHWC: Tensor) -> Tensor:
+        return self.classifier(video_BTHWC, None)
+
+
+def load_recogniser(run: Path) -> tuple[RgbRecogniser, FinetuneConfig, dict[str, Any]]:
+    """The RGB recogniser of a finished run with every op as plain PyTorch, in evaluation mode."""
+    model, config, card = load_classifier(run)
+    if config.modality != "rgb":
+        raise UserError(f"{run} needs skeletons (modality {config.modality}); export takes a run with modality rgb")
+    for module in model.modules():
+        if isinstance(module, Attention | VideoEncoder):
+            module.impl = "torch"
+        if isinstance(module, Block | Mlp | BasicBlock | Stem):
+            module.steps = BlockSteps()
+    return RgbRecogniser(model).eval(), config, card
+
+
+def example_input(config: FinetuneConfig) -> Tensor:
+    """Random video of the size that the network takes."""
+    size = config.data.size
+    generator = torch.Generator().manual_seed(0)
+    shape = (EXAMPLE_CLIPS, config.data.num_frames, size, size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def export(run: Path, out: Path) -> dict[str, Any]:
+    """Export the recogniser of a finished run, read it back and hold its logits against the network's.
+
+    Args:
+        run: folder of a finetune or probe run with modality rgb.
+        out: file to write; .pt2 (torch.export) or .onnx. Its card is written beside it, as OUT.json.
+
+    Returns:
+        The card: classes, preprocessing, input and output, and the largest difference of logits.
+    """
+    if out.suffix not in (".pt2", ".onnx"):
+        raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
+    if out.suffix == ".onnx":
+        _require_onnx(out)
+    model, config, card = load_recogniser(run)
+    video_BTHWC = example_input(config)
+    program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".pt2":
+        torch.export.save(program, out)
+        logits_BC = torch.export.load(out).module()(video_BTHWC)
+    else:
+        logits_BC = _save_onnx(program, out, video_BTHWC)
+    description: dict[str, Any] = {
+        **{name: card[name] for name in ("version", "kind", "classes", "preprocessing") if name in card},
+        "input": {"name": "video_BTHWC", "dtype": "uint8", "shape": ["B", *video_BTHWC.shape[1:]]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
+    }
+    if logits_BC is not None:
+        description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
+    return description
+
+
+def compare_logits(out: Path, found_BC: Tensor, expected_BC: Tensor) -> float:
+    """The largest difference; RuntimeError if it is above TOLERANCE (or not a number)."""
+    difference = (found_BC - expected_BC).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{out}: logits differ from the network's by {difference:.2g}; the export is not usable")
+    return difference
+
+
+def _require_onnx(out: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError:
+        raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install svdata2vec[export]; or write .pt2") from None
+
+
+def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:
+    """Write ONNX; its logits by ONNX Runtime, or None (said in the log) where that is not installed."""
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
+    )
+    assert onnx_program is not None
+    onnx_program.save(out)
+    try:
+        import onnxruntime
+    except ImportError:
+        log.warning("%s: not run, because onnxruntime is not installed; its logits were not compared", out)
+        return None
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"video_BTHWC": video_BTHWC.numpy()})[0])

@@ -1,0 +1,103 @@
+"""Where the persons of a video are, for whoever gives no box: from a file of poses, or where the picture moves.
+
+F frames, h w sides of the small grey pictures, M persons, V joints
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from svdata2vec.shards.boxes import joint_box
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.media import without_extension
+from svdata2vec.shards.readers.pyskl import load_pickle
+from svdata2vec.shards.video import VideoInfo, VideoReader
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright picture
+
+LONGER_SIDE = 160  # of the small pictures: a person is some twenty pixels high, noise is averaged away
+MAX_FRAMES = 64
+SMALLEST_CHANGE = 10.0  # grey levels
+CHANGE_OVER_NOISE = 6.0  # standard deviations of the noise
+LARGEST_NOISE = 5.0  # grey levels; where the typical change is larger, the camera moves
+SMALLEST_REGION = 0.001  # of the picture; less is a flicker
+LARGEST_REGION = 0.6  # of the picture; more is the camera
+
+
+@dataclass(frozen=True)
+class Persons:
+    """What was found in a video.
+
+    Attributes:
+        box: around all persons in all frames; None = nobody was found.
+        how: what was done, for the user to read.
+    """
+
+    box: Box | None
+    how: str
+
+
+def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
+    """The union of all joints that an annotation pickle (as tools/pose/extract_poses.py writes it) has for a video.
+
+    Raises:
+        UserError: no such file, or it has no or several annotations of a video of that name.
+    """
+    entries = [
+        entry for entry in load_pickle(poses)["annotations"]
+        if Path(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))).name == video.stem
+    ]
+    if len(entries) != 1:
+        raise UserError(
+            f"{poses}: has {len(entries)} annotations of {video.stem}, expected one; run tools/pose/extract_poses.py"
+        )
+    pose_MFVC = np.asarray(entries[0]["keypoint"], np.float32)[..., :2]
+    height, width = entries[0].get("img_shape") or (info.height, info.width)
+    box = joint_box(pose_MFVC * np.array([info.width / width, info.height / height], np.float32))
+    if box is None:
+        return Persons(None, f"nobody in {poses}")
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return Persons((x1, y1, x2, y2), f"the persons in {poses}")
+
+
+def moving_region(video: Path, info: VideoInfo) -> Persons:
+    """The region that differs from the still background, the median over time; for cameras that stand still.
+
+    A person who does not move is not seen, and whatever else moves is taken for one.
+    """
+    small_Fhw = _small_pictures(video, info)
+    change_Fhw = np.abs(small_Fhw - np.median(small_Fhw, axis=0))
+    noise = min(1.4826 * float(np.median(change_Fhw)), LARGEST_NOISE)
+    moving_Fhw = (change_Fhw > max(SMALLEST_CHANGE, CHANGE_OVER_NOISE * noise)).astype(np.uint8)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    region_hw = np.max([cv2.morphologyEx(moving_hw, cv2.MORPH_OPEN, cross) for moving_hw in moving_Fhw], axis=0)
+    if region_hw.mean() > LARGEST_REGION:
+        return Persons(None, f"{100 * region_hw.mean():.0f} % of the picture moves, the camera too, it seems")
+    _, _, stats_R5, _ = cv2.connectedComponentsWithStats(region_hw, connectivity=8)
+    regions = [stats for stats in stats_R5[1:] if stats[cv2.CC_STAT_AREA] >= SMALLEST_REGION * region_hw.size]
+    if not regions:
+        return Persons(None, "nothing moves")
+    left, top, width, height = np.array(regions)[:, :4].T
+    scale_x, scale_y = info.width / region_hw.shape[1], info.height / region_hw.shape[0]
+    box = (left.min() * scale_x, top.min() * scale_y, (left + width).max() * scale_x, (top + height).max() * scale_y)
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return Persons((x1, y1, x2, y2), "what moves")
+
+
+def _small_pictures(video: Path, info: VideoInfo) -> np.ndarray:
+    """float32 (F, h, w) grey: at most MAX_FRAMES, evenly spaced over the video."""
+    scale = min(LONGER_SIDE / max(info.width, info.height), 1.0)
+    size = max(round(info.width * scale), 1), max(round(info.height * scale), 1)
+    kept: list[np.ndarray] = []
+    stride = 1
+    with VideoReader(video) as reader:
+        for number, square in enumerate(reader.crops(0, 0, max(info.width, info.height))):
+            if number % stride:
+                continue
+            grey = cv2.cvtColor(square[: info.height, : info.width], cv2.COLOR_RGB2GRAY)
+            kept.append(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+            if len(kept) == MAX_FRAMES:  # full: every second one makes room for the rest of the video
+                kept, stride = kept[::2], 2 * stride
+    return np.stack(kept).astype(np.float32)

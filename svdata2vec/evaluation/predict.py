@@ -1,0 +1,206 @@
+"""One video file in, top classes out; the clip is prepared exactly as evaluation prepares packed clips.
+
+T sampled frames, F frames of the video, S side of the crop
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from svdata2vec.config.schema import DataConfig, Device
+from svdata2vec.evaluation.persons import Box, Persons, moving_region, persons_of_poses
+from svdata2vec.model.classifier import load_classifier
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.plan import ClipPlan, make_plan
+from svdata2vec.pipeline.reference import resample
+from svdata2vec.reports.contact_sheet import to_png
+from svdata2vec.runs.data import plan_config
+from svdata2vec.runs.runtime import pick_device
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.video import VideoInfo, VideoReader
+
+MARGIN_PX = 2  # around the crop: bilinear sampling at its edge reads the pixels beyond it
+PICTURE_FRAMES = 8
+PICTURE_TILE = 160  # smallest side of a frame in the picture, in pixels
+LINE_HEIGHT = 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as the network sees it, and how it came about.
+
+    Attributes:
+        frames_TSS3: uint8 RGB crops.
+        plan: the sampled frames and the map from crop to picture.
+        num_frames: F.
+        info: size and rate of the video.
+    """
+
+    frames_TSS3: np.ndarray
+    plan: ClipPlan
+    num_frames: int
+    info: VideoInfo
+
+
+@dataclass(frozen=True)
+class _Size:
+    num_frames: int
+    width: int
+    height: int
+    pose_frames: int | None = None
+
+
+def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
+    """Sample and crop a video file as evaluation does: fixed frames per file name, square crop, bilinear resize.
+
+    Args:
+        video: any file that FFmpeg decodes; turned upright if it has a rotation flag.
+        data: gives the number of frames and the side of the crop.
+        box: person box (x1, y1, x2, y2) in pixels of the upright picture; it is padded by a tenth and made square. None:
+            the whole picture.
+
+    Raises:
+        UserError: the file cannot be decoded.
+    """
+    with VideoReader(video) as reader:
+        info = reader.info
+        num_frames = reader.count()
+    box_F4 = np.zeros((num_frames, 4), np.float32)
+    if box is not None:
+        box_F4[:] = box
+    config = plan_config(replace(data, crop="boxes"), persons=1)
+    nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
+    plan = make_plan(
+        _Size(num_frames, info.width, info.height), nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, key=video.stem
+    )
+    return Clip(_read_frames(video, plan), plan, num_frames, info)
+
+
+def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture: bool) -> Persons:
+    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves."""
+    if sum((box is not None, poses is not None, whole_picture)) > 1:
+        raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
+    if not video.is_file():
+        raise UserError(f"{video}: no such file; expected a video")
+    with VideoReader(video) as reader:
+        info = reader.info
+    if box is not None:
+        _check_box(box, info, video)
+        return Persons(box, "the box that was given")
+    if whole_picture:
+        return Persons(None, "looked for nobody")
+    return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
+
+
+def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
+    x1, y1, x2, y2 = box
+    inside = x1 < info.width and y1 < info.height and x2 > 0 and y2 > 0
+    if not (np.isfinite(box).all() and x1 < x2 and y1 < y2 and inside):
+        raise UserError(
+            f"--box {','.join(f'{v:g}' for v in box)} is empty or outside the {info.width}x{info.height} picture of "
+            f"{video}; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
+        )
+
+
+def _read_frames(video: Path, plan: ClipPlan) -> np.ndarray:
+    """(T, S, S, 3): the plan carried out; of the decoded pictures only the crop is converted to RGB."""
+    corners = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
+    x, y = (int(v) for v in np.floor(corners[0]) - MARGIN_PX)
+    side = int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
+    output_to_square = plan.output_to_source.copy()
+    output_to_square[:, 2] -= (x, y)
+    wanted = set(plan.frames_T.tolist())
+    last, found = max(wanted), {}
+    with VideoReader(video) as reader:
+        for number, square in enumerate(reader.crops(x, y, side)):
+            if number in wanted:
+                found[number] = resample(square, output_to_square, plan.size)
+            if number == last:
+                break
+    return np.stack([found[number] for number in plan.frames_T.tolist()])
+
+
+def predict(
+    run: Path,
+    video: Path,
+    *,
+    box: Box | None = None,
+    poses: Path | None = None,
+    whole_picture: bool = False,
+    top: int = 5,
+    picture: Path | None = None,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Recognise the action in a video file with the RGB recogniser of a finished run.
+
+    Args:
+        run: folder of a finetune or probe run with modality rgb.
+        video: video file.
+        box: person box (x1, y1, x2, y2) in pixels of the upright picture.
+        poses: instead of a box, annotation pickle of tools/pose/extract_poses.py with this video in it.
+        whole_picture: look for nobody. Else, without box and poses, the clip is cropped around what moves.
+        top: classes to name.
+        picture: PNG to write: sampled frames and the top classes.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        {"video", "classes": [{"name", "probability"}], "did": [lines that say what was done]}.
+    """
+    model, config, card = load_classifier(run)
+    if config.modality != "rgb":
+        raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
+    if top < 1:
+        raise UserError(f"--top is {top}; expected at least 1 class")
+    persons = find_persons(video, box, poses, whole_picture)
+    clip = read_clip(video, config.data, persons.box)
+    where = pick_device(device)
+    with torch.no_grad():
+        logits_C = model.to(where)(torch.from_numpy(clip.frames_TSS3)[None].to(where), None)[0].float()
+    probability_C, number_C = logits_C.softmax(0).cpu().sort(descending=True)
+    best = [
+        {"name": card["classes"][number], "probability": probability}
+        for number, probability in zip(number_C[:top].tolist(), probability_C[:top].tolist(), strict=True)
+    ]
+    did = _describe(clip, persons, str(where))
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(picture, to_png(draw(clip, [f"{100 * b['probability']:5.1f} %  {b['name']}" for b in best])))
+        did.append(f"wrote {picture}")
+    return {"video": str(video), "classes": best, "did": did}
+
+
+def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
+    info, plan = clip.info, clip.plan
+    (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
+    turned = f", turned by {info.rotation} degrees" if info.rotation else ""
+    region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
+    if persons.box is None:
+        region = f"the whole picture ({persons.how}; --box or --poses say where the persons are)"
+    few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
+    return [
+        f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}",
+        f"took {len(plan.frames_T)} frames spread over the video{few}, the same in every run",
+        f"cropped {region}, resized to {plan.size}x{plan.size}",
+        f"recognised on {device}",
+    ]
+
+
+def draw(clip: Clip, lines: list[str]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: evenly spaced sampled frames side by side, lines of text below."""
+    count = len(clip.frames_TSS3)
+    columns = np.linspace(0, count - 1, min(PICTURE_FRAMES, count)).round().astype(int)
+    scale = max(1, -(-PICTURE_TILE // clip.plan.size))
+    strip = np.concatenate([clip.frames_TSS3[t].repeat(scale, 0).repeat(scale, 1) for t in columns], axis=1)
+    text = np.full((LINE_HEIGHT * len(lines) + 8, strip.shape[1], 3), 32, np.uint8)
+    for number, line in enumerate(lines):
+        place = (8, LINE_HEIGHT * (number + 1) - 4)
+        cv2.putText(text, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([strip, text])

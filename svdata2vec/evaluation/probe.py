@@ -1,0 +1,184 @@
+"""Probes: what a linear map, and nearest neighbours, make of frozen features (paper section 5: linear evaluation).
+
+n clips, D token width, c classes, k neighbours
+"""
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig, to_json
+from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, open_encoder
+from svdata2vec.evaluation.metrics import Metrics, measure
+from svdata2vec.runs.card import evaluation_entry, model_card
+from svdata2vec.runs.checkpoint import publish
+from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints
+from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.loop import finish_run, is_finished, read_result
+
+CHUNK_CLIPS = 4096  # rows of a similarity matrix at a time: 4096 x 40,000 training clips are 0.6 GiB
+
+log = logging.getLogger(__name__)
+
+
+def probe(config: ProbeConfig) -> dict[str, Any]:
+    """Extract features once, measure both probes on the test split, publish the linear one; returns the metrics.
+
+    The result has the linear probe's figures at its top level, as a fine-tuning run has them, and those of the nearest
+    neighbours under "knn".
+    """
+    if config.pretrained is None:
+        raise UserError("probing needs a finished pretraining run: give its folder with --from RUN")
+    with running(config.run()) as runtime:
+        if is_finished(config, config.run()):
+            return read_result(config.run())
+        trained = open_encoder(config.pretrained, config.modality)
+        _check_input(config, trained)
+        trained = replace(trained, encoder=trained.encoder.to(runtime.device))
+        shards = open_data(config.data)
+        require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality)
+        rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
+        train = _features(config, trained, shards, config.data.train_split, rows, runtime)
+        test = _features(config, trained, shards, config.data.test_split, None, runtime)
+        classes = list(shards.split_classes(config.data.train_split))
+        linear = fit_linear(train, len(classes), config.weight_decay, config.iterations)
+        metrics = measure(_scores(linear, test), test.labels_n)
+        neighbours = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
+        nearest = measure(neighbours, test.labels_n)
+        result = _result(config, classes, len(rows), metrics, nearest)
+        if runtime.is_main:
+            _publish(config, trained, linear, shards, classes, len(rows), result)
+        finish_run(config.run(), runtime, result)
+    log.info(
+        "%s: linear probe top-1 %.1f %%, %d nearest neighbours top-1 %.1f %% of %d clips",
+        config.out, 100 * metrics.top1, config.neighbours, 100 * nearest.top1, metrics.count,
+    )
+    return result
+
+
+def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
+    """Clips must have the run's number of frames; another size of picture is possible, but seldom meant."""
+    wanted, made = config.data, trained.data
+    text = (
+        f"the run was made with {made.num_frames} frames of {made.size} pixels, the probe asks for {wanted.num_frames} "
+        f"frames of {wanted.size}"
+    )
+    if wanted.num_frames != made.num_frames:
+        raise UserError(f"{config.pretrained}: {text}; set --data.num-frames {made.num_frames}")
+    if wanted.size != made.size:
+        log.warning("%s: %s", config.pretrained, text)
+
+
+def _features(
+    config: ProbeConfig, trained: TrainedEncoder, shards: ShardSet, split: str, rows: np.ndarray | None, runtime: Runtime
+) -> Features:
+    """Features of a split (or some rows of it), as evaluation sees them: fixed frames, no augmentation."""
+    data = replace(config.data, test_split=split)
+    persons, modality = trained.model.persons, trained.modality
+    with build_loader(
+        shards, data, config.run(), runtime, persons, train=False, modality=modality, rows=rows
+    ) as loader:
+        return extract(trained.encoder, loader, runtime)
+
+
+def fit_linear(train: Features, num_classes: int, weight_decay: float, iterations: int) -> nn.Linear:
+    """Multinomial logistic regression of all features at once, in float64 on the CPU.
+
+    It minimises mean cross-entropy + weight_decay / 2 * |W|^2 on features scaled to zero mean and unit variance, and folds
+    the scaling into the Linear that it returns (float32, for features as they are).
+    """
+    features_nD = torch.from_numpy(train.features_nD).double()
+    labels_n = torch.from_numpy(train.labels_n)
+    mean_D = features_nD.mean(0)
+    std_D = features_nD.std(0, correction=0).clamp_min(1e-6)
+    scaled_nD = (features_nD - mean_D) / std_D
+    weight_cD = torch.zeros(num_classes, features_nD.shape[1], dtype=torch.float64, requires_grad=True)
+    bias_c = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_cD, bias_c], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(scaled_nD, weight_cD, bias_c), labels_n)
+        loss = loss + weight_decay / 2 * weight_cD.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    linear = nn.Linear(features_nD.shape[1], num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(weight_cD / std_D)
+        linear.bias.copy_(bias_c - (weight_cD / std_D) @ mean_D)
+    return linear
+
+
+def _scores(linear: nn.Linear, test: Features) -> np.ndarray:
+    with torch.no_grad():
+        return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+
+
+def knn_scores(train: Features, test: Features, num_classes: int, neighbours: int, temperature: float) -> np.ndarray:
+    """(n, c) votes of the k nearest training clips by cosine, each with weight exp(cosine / temperature)."""
+    bank_nD = F.normalize(torch.from_numpy(train.features_nD), dim=1)
+    labels_n = torch.from_numpy(train.labels_n)
+    k = min(neighbours, len(bank_nD))
+    chunks = []
+    for queries_nD in F.normalize(torch.from_numpy(test.features_nD), dim=1).split(CHUNK_CLIPS):
+        cosine_nk, nearest_nk = (queries_nD @ bank_nD.T).topk(k, dim=1)
+        votes_nk = ((cosine_nk - 1) / temperature).exp()  # minus 1: the same ranking without overflow
+        scores_nc = torch.zeros(len(queries_nD), num_classes)
+        chunks.append(scores_nc.scatter_add_(1, labels_n[nearest_nk], votes_nk))
+    scores_nc = torch.cat(chunks)
+    return (scores_nc / scores_nc.sum(1, keepdim=True).clamp_min(1e-30)).numpy()
+
+
+def _result(
+    config: ProbeConfig, classes: list[str], labels: int, linear: Metrics, nearest: Metrics
+) -> dict[str, Any]:
+    knn = nearest.to_dict()
+    return {
+        "kind": "probe",
+        "split": config.data.test_split,
+        "labels": labels,
+        "classes": classes,
+        **linear.to_dict(),
+        "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **knn},
+    }
+
+
+def _publish(
+    config: ProbeConfig,
+    trained: TrainedEncoder,
+    linear: nn.Linear,
+    shards: ShardSet,
+    classes: list[str],
+    labels: int,
+    result: dict[str, Any],
+) -> None:
+    """The frozen encoder with the linear probe as its head: `evaluate`, `predict` and `export` take it."""
+    recogniser = FinetuneConfig(
+        data=config.data,
+        model=trained.model,
+        run=config.run(),
+        pretrained=config.pretrained,
+        modality=trained.modality,
+        label_fraction=config.label_fraction,
+    )
+    num_joints = trained.card["num_joints"]
+    card = model_card("probe", recogniser, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
+    figures = {"evaluation": evaluation_entry(result), "knn": {name: result["knn"][name] for name in ("top1", "top5")}}
+    weights = {f"encoder.{name}": tensor for name, tensor in trained.encoder.state_dict().items()}
+    head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.out / "config.json", to_json(config).encode())
+    publish(config.out, {**weights, **head}, {**card, **figures})
+    log.info("%s: published %s", config.out, json.dumps(figures["evaluation"]))

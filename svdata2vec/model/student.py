@@ -1,0 +1,194 @@
+"""SV-data2vec: the student, and the encoder that pretraining leaves to the recogniser (the paper, section 3).
+
+B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width, L blocks
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from svdata2vec.config.schema import ModelConfig
+from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
+from svdata2vec.model.masking import Masks
+from svdata2vec.model.transformer import Block, initialise_transformer, run_part
+from svdata2vec.model.video_encoder import VideoEncoder
+
+
+class SkeletonEmbedding(nn.Module):
+    """One token per frame: a linear map of all coordinates of all persons (the paper's (1, V) convolution)."""
+
+    def __init__(self, persons: int, joints: int, coordinates: int, width: int) -> None:
+        super().__init__()
+        self.input_shape = (persons, joints, coordinates)
+        self.proj = nn.Linear(persons * coordinates * joints, width)  # features ordered person, coordinate, joint
+
+    def forward(self, joints_BMTVC: Tensor) -> Tensor:
+        found = (joints_BMTVC.shape[1], *joints_BMTVC.shape[3:])
+        if found != self.input_shape:
+            raise ValueError(f"joints have (persons, joints, coordinates) {found}, the model expects {self.input_shape}")
+        # Pixel coordinates need more than bfloat16's eight bits: this small product stays in float32.
+        with torch.autocast(joints_BMTVC.device.type, enabled=False):
+            return self.proj(joints_BMTVC.permute(0, 2, 1, 4, 3).flatten(2))  # (B, M, T, V, C) -> (B, T, M*C*V)
+
+
+def _temporal_embedding(num_frames: int, width: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_frames, width), std=0.02))
+
+
+class Encoder(nn.Module):
+    """Everything that fine-tuning keeps: the embeddings, the temporal embedding, the blocks and the final norm.
+
+    Args:
+        config: widths and depths.
+        num_frames: T.
+        num_joints: V of the joint layout.
+        modality: "both", or "rgb" or "skeleton" to leave the other modality's embedding out.
+        drop_path: stochastic depth of the last block, linear in depth from 0.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_frames: int, num_joints: int, *, modality: str = "both", drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        if modality != "skeleton":
+            self.video_encoder = VideoEncoder(
+                config.width,
+                config.stem_width,
+                config.impl,
+                checkpoint=config.checkpoint_activations,
+                fused=config.fused_blocks,
+            )
+            self.video_encoder.proj.apply(initialise_transformer)
+        if modality != "rgb":
+            self.skeleton_embed = SkeletonEmbedding(config.persons, num_joints, config.coordinates, config.width)
+        self.checkpoint = config.checkpoint_activations
+        self.temporal_embed = _temporal_embedding(num_frames, config.width)
+        rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, rate, config.impl, fused=config.fused_blocks)
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.blocks.apply(initialise_transformer)
+
+    def encode(self, tokens_BND: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens_BND = run_part(block, tokens_BND, checkpoint=self.checkpoint)
+        return self.norm(tokens_BND)
+
+    def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
+        """Features (B, T, D) of unmasked input; with both modalities their tokens are averaged."""
+        tokens = []
+        if video_BTHWC is not None:
+            tokens.append(self.video_encoder(video_BTHWC))
+        if joints_BMTVC is not None:
+            tokens.append(self.skeleton_embed(joints_BMTVC))
+        if not tokens:
+            raise ValueError("the encoder needs video, joints, or both; it was given neither")
+        return self.encode(sum(tokens[1:], tokens[0]) / len(tokens) + self.temporal_embed)
+
+
+class Decoder(nn.Module):
+    """Puts mask tokens back in temporal order and predicts the targets of all frames."""
+
+    def __init__(self, config: ModelConfig, num_frames: int) -> None:
+        super().__init__()
+        self.impl = config.impl
+        self.embed = nn.Linear(config.width, config.width)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.width), std=0.02))
+        self.temporal_embed = _temporal_embedding(num_frames, config.width)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, impl=config.impl, fused=config.fused_blocks)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.pred = nn.Linear(config.width, config.width)
+        self.apply(initialise_transformer)
+
+    def forward(self, encoded_BKD: Tensor, keep_BK: Tensor) -> Tensor:
+        """(B, K, D) encoder output of the kept frames -> (B, T, D) prediction."""
+        embedded_BKD = self.embed(encoded_BKD)
+        tokens_BTD = restore_tokens(
+            embedded_BKD, self.mask_token[0, 0], keep_BK, self.temporal_embed[0], impl=self.impl
+        )
+        for block in self.blocks:
+            tokens_BTD = block(tokens_BTD)
+        return self.pred(self.norm(tokens_BTD))
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What one forward pass of the student leaves for the loss.
+
+    Attributes:
+        prediction_BTD: predicted targets of all frames, with gradient.
+        teacher_tokens_BTD: the teacher's input: embedded tokens with their temporal embedding, without gradient.
+    """
+
+    prediction_BTD: Tensor
+    teacher_tokens_BTD: Tensor
+
+
+class SVData2Vec(nn.Module):
+    """The student (paper section 3): masked video and skeleton tokens in, predicted teacher latents out.
+
+    Args:
+        config: widths and depths.
+        num_frames: T, sampled frames per clip.
+        num_joints: V of the joint layout.
+        all_frames: encode every frame and select tokens afterwards, as the original does, so that BatchNorm sees the
+            statistics of all frames. False (default) encodes the kept frames only (README, "The method in numbers").
+        teacher_input: "skeleton"; "rgb" for the video tokens, "both" for the mean of the two (these need `all_frames`).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_frames: int,
+        num_joints: int,
+        *,
+        all_frames: bool = False,
+        teacher_input: str = "skeleton",
+    ) -> None:
+        super().__init__()
+        if teacher_input != "skeleton" and not all_frames:
+            raise ValueError(
+                f"target.teacher_input={teacher_input} reads the video tokens of all frames; set encode=all_frames"
+            )
+        self.encoder = Encoder(config, num_frames, num_joints)
+        self.decoder = Decoder(config, num_frames)
+        self.all_frames = all_frames
+        self.teacher_input = teacher_input
+        self.impl = config.impl
+
+    def forward(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
+        """Predict the teacher's latents of all frames from what the masks leave (paper, section 3).
+
+        Args:
+            video_BTHWC: (B, T, H, W, 3) uint8 RGB.
+            joints_BMTVC: (B, M, T, V, C) float32, pixels of the same crop, zero = missing.
+            masks: what the student sees.
+        """
+        encoder = self.encoder
+        skeleton_BTD = encoder.skeleton_embed(joints_BMTVC)
+        if self.all_frames:
+            video_BTD = encoder.video_encoder(video_BTHWC)
+            video_BKD = video_BTD.gather(1, masks.keep_BK[..., None].expand(-1, -1, video_BTD.shape[-1]))
+        else:
+            video_BKD = encoder.video_encoder(video_BTHWC, masks.keep_BK)
+        tokens_BKD = fuse_tokens(
+            video_BKD,
+            skeleton_BTD.to(video_BKD.dtype),
+            masks.keep_BK,
+            masks.skeleton_hidden_BK,
+            encoder.temporal_embed[0],
+            impl=self.impl,
+        )
+        prediction_BTD = self.decoder(encoder.encode(tokens_BKD), masks.keep_BK)
+        teacher_tokens_BTD = skeleton_BTD.detach()
+        if self.teacher_input == "rgb":
+            teacher_tokens_BTD = video_BTD.detach().float()
+        elif self.teacher_input == "both":
+            teacher_tokens_BTD = (teacher_tokens_BTD + video_BTD.detach()) / 2
+        return StudentOutput(prediction_BTD, teacher_tokens_BTD + encoder.temporal_embed.detach())

@@ -1,0 +1,67 @@
+"""The teacher: an exponential moving average of the encoder blocks, read without gradient (README, "The method in numbers").
+
+B clips, T frames, D width, L target layers
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from svdata2vec.config.schema import EmaConfig, TargetConfig
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.functional import layer_targets
+from svdata2vec.model.transformer import Block
+
+
+class Teacher(nn.Module):
+    """float32 copy of the student's encoder blocks, always in evaluation mode, part of every checkpoint."""
+
+    def __init__(self, student_blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = copy.deepcopy(student_blocks).float().requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode: no dropout, no stochastic depth in the targets."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, tokens_BTD: Tensor, target: TargetConfig, impl: Impl = "auto") -> Tensor:
+        """Targets (B, T, D) in float32: normalised outputs of the top blocks, averaged."""
+        layers_LBTD = tokens_BTD.new_empty((target.top_layers, *tokens_BTD.shape))
+        first = len(self.blocks) - target.top_layers
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            layer_BTD = layers_LBTD[number - first] if number >= first else None
+            # A block's sum is written where the targets read it; its MLP's output has to be copied there.
+            tokens_BTD, mlp_BTD = block.forward_with_mlp(tokens_BTD, None if target.feed_forward else layer_BTD)
+            if target.feed_forward and layer_BTD is not None:
+                layer_BTD.copy_(mlp_BTD)
+        return layer_targets(
+            layers_LBTD,
+            normalise_layer=target.normalise_layer,
+            normalise_average=target.normalise_average,
+            impl=impl,
+        )
+
+    @torch.no_grad()
+    def update(self, student_blocks: nn.ModuleList, decay: float) -> None:
+        """teacher <- decay * teacher + (1 - decay) * student, in float32 (`decay` in 0..1)."""
+        mine: list[Tensor] = list(self.blocks.parameters())
+        theirs = [p.detach().float() for p in student_blocks.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+
+
+def ema_decay(config: EmaConfig, step: int, steps_per_epoch: int) -> float | None:
+    """Decay after optimizer step number `step` (the first is 0); None = no update after this step.
+
+    "global" anneals linearly over `anneal_steps` optimizer steps. "original" reproduces the authors' code, which counts
+    within the epoch and skips the first step of each epoch (README, "The method in numbers").
+    """
+    if config.schedule == "original":
+        step = step % steps_per_epoch
+        if step == 0:
+            return None
+    fraction = min(step / config.anneal_steps, 1.0)
+    return config.start + fraction * (config.end - config.start)

@@ -1,0 +1,108 @@
+"""Pre-norm transformer blocks over short token sequences; attention runs in `svdata2vec.kernels`.
+
+B clips, N tokens, D width
+"""
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.functional import attention
+from svdata2vec.model.block_steps import BlockSteps, block_steps
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; one packed qkv projection (rows q, k, v, each split into heads)."""
+
+    def __init__(self, width: int, num_heads: int, impl: Impl = "auto") -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}; choose a divisor of the width")
+        self.num_heads = num_heads
+        self.impl = impl
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.proj(attention(self.qkv(x_BND), self.num_heads, impl=self.impl))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, steps: BlockSteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(self.steps.linear_gelu(self.fc1, x_BND))
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole clips with probability `rate` while training (stochastic depth)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BND
+        keep = torch.rand(x_BND.shape[0], 1, 1, device=x_BND.device) >= self.rate
+        return x_BND * keep.to(x_BND.dtype) / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); `fused` runs the steps between the products as one kernel each."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        impl: Impl = "auto",
+        *,
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        self.steps = block_steps(fused, impl)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads, impl)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio), self.steps)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.forward_with_mlp(x_BND)[0]
+
+    def forward_with_mlp(self, x_BND: Tensor, out_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The block's output and, beside it, its MLP branch (a target option of the paper's code).
+
+        Without a gradient the output can be written straight into `out_BND`.
+        """
+        x_BND, normed_BND = self.steps.add_norm(self.norm1, x_BND, None)
+        x_BND, normed_BND = self.steps.add_norm(self.norm2, x_BND, self.drop_path(self.attn(normed_BND)))
+        mlp_BND = self.mlp(normed_BND)
+        return torch.add(x_BND, self.drop_path(mlp_BND), out=out_BND), mlp_BND
+
+
+def run_part(part: nn.Module, x: Tensor, *, checkpoint: bool) -> Tensor:
+    """`part(x)`; with `checkpoint` its activations are not kept but computed again for the gradient."""
+    if checkpoint and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+    return part(x)
+
+
+def initialise_transformer(module: nn.Module) -> None:
+    """Linear: Xavier-uniform weight, zero bias; LayerNorm: one and zero. For `Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

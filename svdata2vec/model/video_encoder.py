@@ -1,0 +1,151 @@
+"""The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk (README, "The method in numbers").
+
+The stem is the Conv3d of the paper. For kept frames it runs, with the same weight, as a Conv2d over their gathered
+five-frame windows, which is the same sum: nothing but the wanted frames is encoded.
+
+B clips, T frames, K kept frames, H W picture, C channels, D token width, F = B*T or B*K frames
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.functional import gather_frames
+from svdata2vec.model.block_steps import BlockSteps, block_steps
+from svdata2vec.model.transformer import run_part
+
+IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
+IMAGE_STD = (58.395, 57.12, 57.375)
+STEM_KERNEL = (5, 7, 7)
+WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the gathering kernel and the tensor cores
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; PReLU after the first and after the sum."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, steps: BlockSteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.PReLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.PReLU(channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        hidden = self.steps.norm_prelu(self.bn1, self.relu1, self.conv1(x_FCHW))
+        return self.steps.norm_prelu(self.bn2, self.relu2, self.conv2(hidden), self.downsample(x_FCHW))
+
+
+class Stem(nn.Module):
+    """Conv3d 3 -> C (5, 7, 7), stride (1, 2, 2); BatchNorm; PReLU; 3x3 max pool, stride 2; frame by frame."""
+
+    def __init__(self, channels: int, steps: BlockSteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.conv = nn.Conv3d(3, channels, STEM_KERNEL, (1, 2, 2), (2, 3, 3), bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.PReLU(channels)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward_all(self, video_BCTHW: Tensor) -> Tensor:
+        """Normalised video -> features (B*T, C, H/4, W/4) of every frame."""
+        x_BCTHW = self.conv(video_BCTHW)
+        return self._finish(x_BCTHW.transpose(1, 2).flatten(0, 1))
+
+    def forward_windows(self, windows_FCHW: Tensor) -> Tensor:
+        """Normalised five-frame windows (F, 15 or more, H, W), channel = colour * 5 + frame -> (F, C, H/4, W/4).
+
+        Channels beyond 15 are filling (see `WINDOW_CHANNELS_GPU`) and meet zero weights.
+        """
+        weight_2d = self.conv.weight.flatten(1, 2)  # (C, 3, 5, 7, 7) -> (C, 15, 7, 7)
+        weight_2d = F.pad(weight_2d, (0, 0, 0, 0, 0, windows_FCHW.shape[1] - weight_2d.shape[1]))
+        weight_2d = weight_2d.contiguous(memory_format=torch.channels_last)
+        return self._finish(F.conv2d(windows_FCHW, weight_2d, stride=2, padding=3))
+
+    def _finish(self, x_FCHW: Tensor) -> Tensor:
+        return self.pool(self.steps.norm_prelu(self.bn, self.relu, x_FCHW))
+
+
+class VideoEncoder(nn.Module):
+    """uint8 video -> one token per (kept) frame.
+
+    Args:
+        width: token width D.
+        stem_width: channels of the stem and first stage (64 in the paper); later stages double it.
+        checkpoint: compute the stages' activations again for the gradient instead of keeping them.
+        impl: implementation of the frame gathering and of fused steps ("auto", "triton" or "torch").
+        fused: BatchNorm, shortcut and PReLU as one step.
+    """
+
+    def __init__(
+        self, width: int, stem_width: int = 64, impl: Impl = "auto", *, checkpoint: bool = False, fused: bool = False
+    ) -> None:
+        super().__init__()
+        steps = block_steps(fused, impl)
+        self.impl = impl
+        self.checkpoint = checkpoint
+        self.stem = Stem(stem_width, steps)
+        self.stages = nn.ModuleList()
+        channels = stem_width
+        for stage in range(4):
+            out_channels = stem_width * 2**stage
+            stride = 1 if stage == 0 else 2
+            self.stages.append(
+                nn.Sequential(
+                    BasicBlock(channels, out_channels, stride, steps), BasicBlock(out_channels, out_channels, 1, steps)
+                )
+            )
+            channels = out_channels
+        self.proj = nn.Linear(channels, width)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD), persistent=False)
+        self._initialise_trunk()
+
+    def _initialise_trunk(self) -> None:
+        """2-D convolutions: normal(0, sqrt(2 / (k*k*out))); the 3-D stem keeps PyTorch's default."""
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+
+    def forward(self, video_BTHWC: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+        """Tokens of the kept frames (of all frames if `keep_BK` is None).
+
+        Args:
+            video_BTHWC: (B, T, H, W, 3) uint8 RGB.
+            keep_BK: (B, K) int64 frame numbers, or None.
+
+        Returns:
+            (B, K, D) or (B, T, D).
+        """
+        dtype = self._compute_dtype(video_BTHWC)
+        if keep_BK is None:
+            normalised_BTHWC = ((video_BTHWC - self.mean) / self.std).to(dtype)
+            x_FCHW = self.stem.forward_all(normalised_BTHWC.permute(0, 4, 1, 2, 3))
+        else:
+            channels = WINDOW_CHANNELS_GPU if video_BTHWC.is_cuda else None
+            windows_FCHW = gather_frames(
+                video_BTHWC, keep_BK, IMAGE_MEAN, IMAGE_STD, dtype=dtype, channels=channels, impl=self.impl
+            )
+            x_FCHW = self.stem.forward_windows(windows_FCHW)
+        for stage in self.stages:
+            x_FCHW = run_part(stage, x_FCHW, checkpoint=self.checkpoint)
+        features_FC = x_FCHW.mean(dim=(2, 3))
+        return self.proj(features_FC).unflatten(0, (video_BTHWC.shape[0], -1))
+
+    def _compute_dtype(self, video: Tensor) -> torch.dtype:
+        if torch.is_autocast_enabled(video.device.type):
+            return torch.get_autocast_dtype(video.device.type)
+        return self.proj.weight.dtype

@@ -1,0 +1,178 @@
+"""Reads a checkpoint of the authors' code without running anything that is stored in it.
+
+Such a file is a pickle of {'model', 'optimizer', 'epoch', 'scaler', 'args'} or of a bare state dict. Its 'args' may hold
+objects of libraries that are not installed here. PyTorch's safe loader comes first; where it refuses, the file is read again
+with every class that is not part of a tensor replaced by an empty stand-in, which is then thrown away.
+"""
+
+import argparse
+import collections
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdata2vec.config.schema import TargetConfig
+from svdata2vec.shards.errors import UserError
+
+PAPERS_HEADS = 8
+
+log = logging.getLogger(__name__)
+
+_TENSOR_PARTS = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("argparse", "Namespace"): argparse.Namespace,
+}
+
+
+class _StandIn:
+    """Takes the place of an object that is not wanted: accepts any construction and any state, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@dataclass(frozen=True)
+class OriginalFile:
+    """What a checkpoint holds.
+
+    Attributes:
+        weights: its state dict on the CPU, without the "module." that DistributedDataParallel puts before names.
+        settings: the `model_args` of the run that wrote it; empty where the file does not say.
+    """
+
+    weights: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def heads(self, path: Path, given: int | None) -> int:
+        """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
+        if not self.settings.get("block_norm_first", True):
+            raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
+        stored = self.settings.get("num_heads")
+        if given is not None or not isinstance(stored, int):
+            heads = PAPERS_HEADS if given is None else given
+            if given is None:
+                log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, heads)
+            elif isinstance(stored, int) and stored != given:
+                log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
+            return heads
+        return stored
+
+    def target(self, default: TargetConfig) -> TargetConfig:
+        """How the run made its targets, as far as the file says."""
+        said = self.settings
+        changes: dict[str, Any] = {}
+        if "instance_norm_target_layer" in said:
+            changes["normalise_layer"] = _only(said, {k: f"{k}_norm_target_layer" for k in ("instance", "layer", "batch")})
+        if "instance_norm_targets" in said:
+            changes["normalise_average"] = _only(said, {k: f"{k}_norm_targets" for k in ("instance", "layer")})
+        if "target_ffn" in said:
+            changes["feed_forward"] = bool(said["target_ffn"])
+        if "target_both" in said:
+            changes["teacher_input"] = "both" if said["target_both"] else "skeleton"
+        if "num_layers_for_target" in said:
+            changes["top_layers"] = said["num_layers_for_target"]
+        return replace(default, **changes)
+
+
+def _only(settings: dict[str, Any], switches: dict[str, str]) -> str:
+    """The normalisation whose switch is on, or "none"."""
+    chosen = [kind for kind, switch in switches.items() if settings.get(switch)]
+    if len(chosen) > 1:
+        raise UserError(f"its model_args switch on {', '.join(switches[k] for k in chosen)}; this network does one of them")
+    return chosen[0] if chosen else "none"
+
+
+def read_original(path: Path) -> OriginalFile:
+    """The weights of a checkpoint, and the settings of their network as far as the file has them.
+
+    Raises:
+        UserError: no such file, no PyTorch checkpoint, or one without a state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a checkpoint of the authors' code")
+    content = _read(path)
+    settings: Any = {}
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        arguments = content.get("args")
+        settings = (arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})).get("model_args")
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path} holds {type(content).__name__}; expected a state dict, or a dict with one under 'model'")
+    wrong = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if wrong:
+        raise UserError(
+            f"{path}: {', '.join(sorted(wrong)[:8])} are no tensors; expected a state dict, or a dict with one under 'model'"
+        )
+    weights = {without_module(name): tensor for name, tensor in content.items()}
+    return OriginalFile(weights, dict(settings) if isinstance(settings, Mapping) else {})
+
+
+def without_module(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _read(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refusal = str(error)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
+    if "weights_only" not in refusal and "Unsupported" not in refusal:
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({refusal.splitlines()[0]}); copy it again")
+    return _read_tensors_only(path)
+
+
+def _read_tensors_only(path: Path) -> Any:
+    replaced: set[str] = set()
+
+    class TensorUnpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            part = _TENSOR_PARTS.get((module, name))
+            if part is None:
+                replaced.add(f"{module}.{name}")
+                return _StandIn
+            return part
+
+    module = SimpleNamespace(
+        __name__="pickle", Unpickler=TensorUnpickler, load=lambda file, **_: TensorUnpickler(file).load()
+    )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
+    log.warning("%s: left out objects that are no tensors, without running their code: %s", path, ", ".join(sorted(replaced)))
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,116 @@
+"""`svdata2vec inspect`: what the model sees of a data set, in pictures, and what is in it, in figures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from svdata2vec import __version__
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.reports.contact_sheet import contact_sheet, to_png
+from svdata2vec.reports.html_page import image, page, section, table
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.stats import SetStatistics, Spread, set_statistics
+
+
+def inspect_shards(
+    root: str, split: str, out: Path, plan: PlanConfig, *, train: bool, clips: int, keys: Sequence[str] = ()
+) -> int:
+    """Write one contact sheet per class (or of the given clips), `statistics.json` and the page `index.html` into `out`.
+
+    Args:
+        root: folder of shards, or its URL.
+        split: which clips.
+        out: folder to write to; made if needed.
+        plan: what the model sees of a clip.
+        train: training crops (random crop and flip) instead of evaluation crops.
+        clips: clips per class.
+        keys: show these clips of the split instead.
+
+    Returns:
+        The number of pictures.
+    """
+    shards = open_shards(root)
+    chosen = _clips_by_name(shards, split, keys) if keys else _clips_by_class(shards, split, clips)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for name, rows in chosen:
+        with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows) as loader:
+            batch = next(iter(loader))
+        sheet = contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows))
+        write_atomically(out / f"{name}.png", to_png(sheet))
+        pictures.append(image(to_png(sheet), name))
+    statistics = set_statistics(shards)
+    write_atomically(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2).encode())
+    note = f"svdata2vec {__version__}; {root}, split {split}, {'training' if train else 'evaluation'} crops at {plan.size} px"
+    sections = [_overview(statistics), _splits(statistics), _joints(statistics), section("Clips", "".join(pictures))]
+    write_atomically(out / "index.html", page(f"{shards.manifest.dataset}: what is in it", note, sections).encode())
+    return len(pictures)
+
+
+def _clips_by_class(shards: ShardSet, split: str, clips: int) -> list[tuple[str, np.ndarray]]:
+    """(file name, rows) of the first clips of each class that occurs."""
+    rows = shards.rows(split)
+    labels = shards.label_map(split)[shards.index["label"][rows]]
+    found = []
+    for label, name in enumerate(shards.split_classes(split)):
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+        if (labels == label).any():
+            found.append((f"{label:03d}-{plain}", rows[labels == label][:clips]))
+    return found
+
+
+def _clips_by_name(shards: ShardSet, split: str, keys: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    rows = shards.find(keys)
+    foreign = [key for key, row in zip(keys, rows, strict=True) if row not in set(shards.rows(split).tolist())]
+    if foreign:
+        raise UserError(f"clip {foreign[0]!r} is not in split {split!r}; name its split with --split")
+    return [(key, np.array([row])) for key, row in zip(keys, rows, strict=True)]
+
+
+def _overview(statistics: SetStatistics) -> str:
+    def spread(name: str, values: Spread, digits: int = 0) -> list[str]:
+        numbers = (values.low, values.quarter, values.median, values.three_quarters, values.high, values.mean)
+        return [name, *(f"{number:,.{digits}f}" for number in numbers)]
+
+    rows = [
+        spread("frames per clip", statistics.frames_per_clip),
+        spread("KiB per clip", Spread(*(value / 1024 for value in vars(statistics.bytes_per_clip).values()))),
+        spread("source pixels per packed pixel", statistics.enlargement, 2),
+        spread("height of the persons' box, source px", statistics.box_height_px),
+    ]
+    persons = ", ".join(f"{count:,} clips with {number}" for number, count in statistics.persons_per_clip.items())
+    sizes = ", ".join(f"{size} ({count:,})" for size, count in statistics.picture_sizes.items())
+    rates = ", ".join(f"{rate} frames/s ({count:,})" for rate, count in statistics.frame_rates.items())
+    facts = [
+        ["clips", f"{statistics.clips:,}"], ["frames", f"{statistics.frames:,}"],
+        ["GiB", f"{statistics.bytes / 2**30:.2f}"], ["source pictures", sizes], ["frame rates", rates],
+        ["persons", persons], ["frames with nobody", f"{100 * statistics.empty_frames:.2f} %"],
+        ["clips under 40 frames", f"{statistics.short_clips:,}"],
+        ["damaged joints set to missing", f"{statistics.bad_joints:,}"],
+        ["clips whose poses did not match their frames", f"{statistics.clips_with_other_pose_count:,}"],
+    ]
+    header = ["", "smallest", "25 %", "median", "75 %", "largest", "mean"]
+    return section("Overview", table(["", ""], facts) + table(header, rows))
+
+
+def _splits(statistics: SetStatistics) -> str:
+    """Clips per split against the published number, and the balance of its classes."""
+    names = list(statistics.splits)
+    counts = [
+        [name, f"{split.clips:,}", "" if split.published is None else f"{split.published:,}"]
+        for name, split in statistics.splits.items()
+    ]
+    classes = list(dict.fromkeys(name for split in statistics.splits.values() for name in split.clips_per_class))
+    rows = [[name, *(str(statistics.splits[split].clips_per_class.get(name, "")) for split in names)] for name in classes]
+    return section("Splits", table(["split", "clips", "published"], counts) + table(["clips per class", *names], rows))
+
+
+def _joints(statistics: SetStatistics) -> str:
+    rows = [[name, f"{100 * share:.2f} %"] for name, share in statistics.missing_joints.items()]
+    return section("Missing joints", table(["joint", "missing, where its person is seen"], rows))

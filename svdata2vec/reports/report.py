@@ -1,0 +1,210 @@
+"""One HTML file about one or several runs: figures, curves, confusion, inputs, and where the time went.
+
+Everything is inside the file (pictures as data URIs), so it opens anywhere, without a network.
+"""
+
+import html
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from svdata2vec import __version__
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, from_dict, to_json
+from svdata2vec.reports.contact_sheet import contact_sheet, to_png
+from svdata2vec.reports.html_page import figure_image, image, page, section, table
+from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
+
+log = logging.getLogger(__name__)
+
+matplotlib.use("Agg")
+
+TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "optimizer": "#7f8c8d"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder."""
+
+    name: str
+    kind: str
+    config: PretrainConfig | FinetuneConfig | ProbeConfig
+    metrics: list[dict[str, Any]]
+    result: dict[str, Any] | None
+
+    def series(self, field: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of a logged field."""
+        rows = [row for row in self.metrics if field in row]
+        return [row["epoch"] for row in rows], [row[field] for row in rows]
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write the report of these run folders to `out`; a folder that holds no run is an error that names it."""
+    if not folders:
+        raise UserError("no run given; expected one or more run folders")
+    runs = [read_run(folder) for folder in folders]
+    sections = [
+        _results(runs),
+        section("Training curves", figure_image(_curves(runs), "Loss and accuracy by epoch") + _spread_section(runs)),
+        section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
+        *(_confusion(run) for run in runs if run.result),
+        _inputs(runs),
+        section("Settings", "".join(_settings(run) for run in runs)),
+    ]
+    note = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page("svdata2vec report", note, sections).encode())
+
+
+def read_run(folder: Path) -> Run:
+    """Configuration, metrics and result of a run's folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain, finetune or probe)")
+    values = json.loads(path.read_text())
+    config: PretrainConfig | FinetuneConfig | ProbeConfig
+    if "neighbours" in values:
+        kind, config = "probe", from_dict(ProbeConfig, values, str(path))
+    elif "label_fraction" in values:
+        kind, config = "finetune", from_dict(FinetuneConfig, values, str(path))
+    else:
+        kind, config = "pretrain", from_dict(PretrainConfig, values, str(path))
+    result = folder / "result.json"
+    return Run(
+        folder.name,
+        kind,
+        config,
+        read_metrics(folder / "metrics.jsonl"),
+        json.loads(result.read_text()) if kind != "pretrain" and result.is_file() else None,
+    )
+
+
+def _results(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        if run.result is None or isinstance(run.config, PretrainConfig):
+            continue
+        result, probing = run.result, isinstance(run.config, ProbeConfig)
+        start = f"pretrained ({run.config.pretrained.name})" if run.config.pretrained else "scratch"
+        found = [(f"{start}, linear probe" if probing else start, result)]
+        if probing:
+            found.append((f"{start}, {result['knn']['neighbours']} nearest neighbours", result["knn"]))
+        for how, figures in found:
+            shares = [f"{100 * figures[name]:.1f} %" for name in ("top1", "top5", "mean_class")]
+            rows.append([run.name, run.config.modality, how, str(result["labels"]), *shares, str(result["count"])])
+    if not rows:
+        return ""
+    classes = next(len(run.result["classes"]) for run in runs if run.result)
+    by_luck = [f"{100 * min(guesses, classes) / classes:.1f} %" for guesses in (1, 5, 1)]
+    rows.append(["chance", "", "", "", *by_luck, ""])
+    header = ["run", "input", "start", "labelled clips", "top-1", "top-5", "mean per class", "test clips"]
+    return section("Results", table(header, rows))
+
+
+def _curves(runs: Sequence[Run]) -> Figure | None:
+    fields = [("loss", "loss"), ("accuracy", "training accuracy"), ("grad_norm", "gradient norm"), ("lr", "learning rate")]
+    return _plot(runs, [(name, title) for name, title in fields if any(run.series(name)[0] for run in runs)])
+
+
+def _spread_section(runs: Sequence[Run]) -> str:
+    pretraining = [run for run in runs if run.kind == "pretrain"]
+    fields = [("target_std", "target spread"), ("prediction_std", "prediction spread")] if pretraining else []
+    figure = _plot(pretraining, fields)
+    caption = "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"
+    return figure_image(figure, caption)
+
+
+def _plot(runs: Sequence[Run], fields: Sequence[tuple[str, str]]) -> Figure | None:
+    if not fields:
+        return None
+    figure = Figure(figsize=(4.6 * min(len(fields), 2), 3.2 * -(-len(fields) // 2)), layout="constrained")
+    for number, (name, title) in enumerate(fields):
+        axes = figure.add_subplot(-(-len(fields) // 2), min(len(fields), 2), number + 1)
+        for colour, run in enumerate(runs):
+            epochs, values = run.series(name)
+            if epochs:
+                axes.plot(epochs, values, label=run.name, color=f"C{colour % 10}", marker="." if len(epochs) < 30 else None)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.grid(alpha=0.3)
+        if number == 0:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def _times(runs: Sequence[Run]) -> Figure | None:
+    timed = [run for run in runs if run.metrics]
+    if not timed:
+        return None
+    figure = Figure(figsize=(9, 0.9 + 0.5 * len(timed)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, run in enumerate(timed):
+        clips = sum(row["clips_per_second"] * row["seconds_total"] for row in run.metrics)
+        left = 0.0
+        for part, colour in TIME_PARTS.items():
+            spent = 1e3 * sum(row.get(f"seconds_{part}", 0.0) for row in run.metrics) / clips
+            axes.barh(y, spent, left=left, color=colour, label=part if y == 0 else None)
+            left += spent
+        axes.text(left, y, f" {1e3 / left:.1f} clips/s", va="center", fontsize=9)
+    axes.set_yticks(range(len(timed)), [run.name for run in timed])
+    axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
+    axes.margins(x=0.15)
+    axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _confusion(run: Run) -> str:
+    assert run.result is not None
+    counts = np.array(run.result["confusion"], float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = run.result["classes"]
+    side = 2.5 + 0.3 * len(classes)
+    figure = Figure(figsize=(side, side * 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classes) <= 40:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return section(f"Confusion: {run.name}", figure_image(figure, f"Test clips of {run.name} by true and predicted class"))
+
+
+def _inputs(runs: Sequence[Run]) -> str:
+    run = min(runs, key=lambda run: ("pretrain", "finetune", "probe").index(run.kind))
+    data = run.config.data
+    if isinstance(run.config, ProbeConfig):
+        return ""  # nothing is trained on augmented clips
+    try:
+        shards = open_shards(data.shards)
+    except UserError as error:
+        return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    with build_loader(shards, data, run.config.run, runtime, run.config.model.persons, train=True) as loader:
+        batch = next(iter(loader))
+    picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
+    caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
+    return section("Inputs", image(to_png(picture), caption))
+
+
+def _settings(run: Run) -> str:
+    text = html.escape(to_json(run.config))
+    return f"<details><summary>{html.escape(run.name)} ({run.kind})</summary><pre>{text}</pre></details>"

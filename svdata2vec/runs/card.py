@@ -1,0 +1,91 @@
+"""The model card: what stands beside published weights, in `model.json`, so that they can be used without their run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, to_json
+from svdata2vec.model.video_encoder import IMAGE_MEAN, IMAGE_STD
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+SUMMARIES = {
+    "pretrain": "SV-data2vec student after self-supervised pretraining on video and skeletons: encoder and decoder",
+    "finetune": "SV-data2vec recogniser: encoder and classification head, trained together",
+    "probe": "SV-data2vec linear probe: frozen encoder, mean over time, one Linear",
+}
+
+
+def model_card(
+    kind: str,
+    config: PretrainConfig | FinetuneConfig,
+    *,
+    num_joints: int,
+    classes: Sequence[str] = (),
+    shards: ShardSet | None = None,
+    train_clips: int | None = None,
+) -> dict[str, Any]:
+    """What a network is, what it was trained on and how its input is prepared; `publish` adds the version.
+
+    Args:
+        kind: "pretrain", "finetune" or "probe".
+        config: the resolved configuration.
+        num_joints: V of the joint layout; 0 without skeletons.
+        classes: names of the outputs, in order; none for "pretrain".
+        shards: the data set that it was trained on, where known.
+        train_clips: clips that were trained on, where they are a part of the split.
+    """
+    data = config.data
+    card: dict[str, Any] = {
+        "kind": kind,
+        "summary": SUMMARIES[kind],
+        "modality": config.modality if isinstance(config, FinetuneConfig) else "both",
+        "num_joints": num_joints,
+        "classes": list(classes),
+        "preprocessing": {
+            "num_frames": data.num_frames,
+            "size": data.size,
+            "crop": data.crop,
+            "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
+            "mean": list(IMAGE_MEAN),
+            "std": list(IMAGE_STD),
+            "joints": f"pixels of the {data.size} x {data.size} crop, zero = missing",
+            "persons": config.model.persons,
+            "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",
+        },
+        "config": json.loads(to_json(config)),
+    }
+    if shards is not None:
+        manifest = shards.manifest
+        card["trained_on"] = {
+            "dataset": manifest.dataset,
+            "fingerprint": manifest.fingerprint,
+            "layout": manifest.layout.name,
+            "split": data.train_split,
+            "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
+        }
+    if isinstance(config, FinetuneConfig) and config.pretrained is not None:
+        card["pretrained_on"] = read_card(config.pretrained).get("trained_on")
+    return card
+
+
+def read_card(run: Path) -> dict[str, Any]:
+    """The card of a finished run, given its folder or its `model.safetensors`."""
+    folder = run.parent if run.name == "model.safetensors" else run
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no model.json; expected the folder of a finished run")
+    return json.loads(path.read_text())
+
+
+def complete_card(folder: Path, **entries: Any) -> None:
+    """Add entries, such as the figures of an evaluation, to the card of published weights."""
+    card = {**read_card(folder), **entries}
+    write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
+
+
+def evaluation_entry(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a result that belong on a card."""
+    return {name: result[name] for name in ("split", "count", "top1", "top5", "mean_class")}

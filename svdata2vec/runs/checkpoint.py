@@ -1,0 +1,102 @@
+"""Checkpoints that survive a kill at any moment, and published weights.
+
+A checkpoint is one file, written beside its final name and renamed; the newest readable one is continued from.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from svdata2vec import __version__
+from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.shards.atomic import atomic_file, write_atomically
+from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one run, `<run>/checkpoints/step-000000123.pt`.
+
+    Args:
+        folder: the run's folder.
+        keep: number of newest checkpoints that stay on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder / "checkpoints"
+        self.keep = keep
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`, then remove the oldest beyond `keep`, and torn ones.
+
+        Raises:
+            SaveFailedError: the file system refused; the checkpoints before it are still there.
+        """
+        path = self.folder / f"step-{step:09d}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                torch.save({**state, "step": step, "version": __version__}, file)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0]
+            raise SaveFailedError(f"{path} could not be written ({reason}); the run stops, older ones are kept") from error
+        left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
+        for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
+            old.unlink()
+        return path
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """The newest readable checkpoint (damaged ones are passed over, said aloud), or None if there is none at all."""
+        paths = self.paths()
+        for path in reversed(paths):
+            state = read_checkpoint(path)
+            if state is not None:
+                log.info("continuing from %s", path)
+                return state
+            log.warning("%s is damaged; trying the checkpoint before it", path)
+        if paths:
+            raise UserError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; move it away to start anew")
+        return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint, on the CPU; None if the file is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a torn file fails in many ways inside zip and pickle
+        log.warning("%s: %s", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return None
+    return state if isinstance(state, dict) and "step" in state else None
+
+
+def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write `model.safetensors` and, after it, its description `model.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
+
+
+def load_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a finished run, given its folder or its `model.safetensors`."""
+    folder = path.parent if path.name == "model.safetensors" else path
+    for name in ("model.safetensors", "model.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain or finetune)")
+    card = json.loads((folder / "model.json").read_text())
+    return safetensors.torch.load_file(folder / "model.safetensors"), card

@@ -1,0 +1,106 @@
+"""From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from svdata2vec.config.schema import DataConfig, Modality, RunConfig
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.shards.reading.shardset import ShardSet
+
+
+def open_data(data: DataConfig) -> ShardSet:
+    """The shards of a configuration: a folder, or a URL with its cache."""
+    return open_shards(data.shards, fetch=data.remote_fetch, cache_bytes=int(data.remote_cache_gb * 1e9))
+
+
+def plan_config(data: DataConfig, persons: int, views: int = 1) -> PlanConfig:
+    """What a clip looks like to the model. Raises UserError for augmentation out of its range."""
+    try:
+        return PlanConfig(
+            num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop, frame_draw=data.frame_draw,
+            views=views, **dataclasses.asdict(data.augment),
+        )
+    except ValueError as error:
+        raise UserError(str(error).replace("plan.", "data.augment.")) from error
+
+
+def build_loader(
+    shards: ShardSet,
+    data: DataConfig,
+    run: RunConfig,
+    runtime: Runtime,
+    persons: int,
+    *,
+    train: bool,
+    modality: Modality = "both",
+    rows: np.ndarray | None = None,
+    views: int = 1,
+) -> ClipLoader:
+    """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
+
+    Args:
+        modality: what the batches hold.
+        rows: index rows to take instead of the whole split.
+        views: frame draws per clip of the test split; whoever asks for several averages what comes of them.
+    """
+    split = data.train_split if train else data.test_split
+    return ClipLoader(
+        shards,
+        split,
+        plan_config(data, persons, views),
+        batch_size=run.batch_size,
+        train=train,
+        seed=run.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        device=str(runtime.device),
+        decoder=data.decoder,
+        num_threads=data.threads,
+        prefetch=data.prefetch,
+        video=modality != "skeleton",
+        joints=modality != "rgb",
+        limit=rows,
+        last_batch="drop" if train else "partial",
+        check_hashes=data.check_hashes,
+    )
+
+
+def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality) -> None:
+    """Refuse shards whose skeletons are not those that a finished run reads (`num_joints`, from its card)."""
+    layout = shards.manifest.layout
+    if modality != "rgb" and len(layout.joints) != num_joints:
+        raise UserError(
+            f"{shards.root} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {num_joints}; "
+            "give shards of the run's joint layout"
+        )
+
+
+def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:
+    """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs)."""
+    rows = shards.rows(split)
+    if fraction == 1:
+        return rows
+    labels = shards.index["label"][rows]
+    rng = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for label in np.unique(labels):
+        members = rng.permutation(rows[labels == label])
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def to_device(batch: ClipBatch, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """(video, joints, label) of a batch on the device, copied without waiting."""
+
+    def move(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.to(device, non_blocking=True)
+
+    return move(batch.video_BTHWC), move(batch.joints_BMTVC), batch.label_B.to(device, non_blocking=True)

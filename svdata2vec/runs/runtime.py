@@ -1,0 +1,223 @@
+"""Process, device and precision of a run: alone, or as one of many under `torchrun`."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from svdata2vec.config.schema import RunConfig
+from svdata2vec.model.transformer import Block
+from svdata2vec.model.video_encoder import BasicBlock
+from svdata2vec.shards.errors import UserError
+
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+STOP_POLL_STEPS = 10  # with several processes, steps between two agreements on whether to stop
+
+log = logging.getLogger(__name__)
+
+
+class StopRequested(SystemExit):
+    """The run was asked to stop (SIGTERM) and has saved a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(REQUEUE_EXIT_CODE)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs and which part of the work it has.
+
+    Attributes:
+        device: where its tensors live.
+        rank, world_size: its number among `world_size` processes.
+        bf16: matrix products and convolutions in bfloat16 (weights stay float32).
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+    bf16: bool
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def wrap(self, model: nn.Module, config: RunConfig) -> nn.Module:
+        """The model on its device, laid out and compiled as configured, with gradients averaged over all processes."""
+        model = model.to(self.device)
+        use_channels_last(model)
+        if config.compile:
+            compile_parts(model)
+        if self.world_size == 1:
+            return model
+        if config.sync_batchnorm:
+            model = convert_sync_batchnorm(model)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of the first one: those that checkpoints and published weights hold.
+
+        Each process updates BatchNorm's running statistics by its own batches, and DistributedDataParallel spreads those of
+        the first one only when the next training step begins.
+        """
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside its DistributedDataParallel wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def running(config: RunConfig) -> Iterator[Runtime]:
+    """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    try:
+        yield Runtime(device, rank, world_size, bf16)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones: on a CPU, every step would ask the kernel for its pages anew.
+
+    Measured on 2 cores at the paper's sizes: 4.6 times fewer page faults, a training step 1.2 times faster. Elsewhere than
+    on glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto -> this process's GPU if there is one; "cuda" without a GPU is an error."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("run.device is cuda, but PyTorch finds no NVIDIA GPU here; use --run.device cpu or auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make PyTorch's random numbers of a step a function of (seed, step, rank): a resumed run draws the same ones."""
+    digest = hashlib.blake2b(f"step/{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+class StopSignal:
+    """Turns SIGTERM into a flag that the training loop reads between two steps."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def agreed(self, runtime: Runtime, step: int) -> bool:
+        """True on every process once any of them was asked to stop."""
+        if runtime.world_size == 1:
+            return self.received
+        if step % STOP_POLL_STEPS:
+            return False
+        return bool(runtime.sum(torch.tensor([float(self.received)])).item())
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.clone(memory_format=torch.channels_last)  # strides of 1x1 too
+
+
+def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the repeated parts in place (`torch.compile`); names of parameters stay."""
+    for module in model.modules():
+        if isinstance(module, Block | BasicBlock):
+            module.compile(backend=backend)
+
+
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes, on any backend (PyTorch's own needs a GPU)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any (N, C, ...) input will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        channels = x.shape[1]
+        dims = [0, *range(2, x.ndim)]
+        count = torch.full((1,), x.numel() / channels, device=x.device)
+        sums = all_reduce(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
+        total = sums[-1].detach()
+        mean = sums[:channels] / total
+        var = (sums[channels:-1] / total - mean * mean).clamp_min(0)
+        self._update_running(mean.detach(), var.detach(), total)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        view = (1, channels, *(1 for _ in dims[1:]))
+        return (x * scale.view(view) + shift.view(view)).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var * (total / (total - 1).clamp_min(1)), momentum)
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Swap every BatchNorm for its synchronised form in place; parameters, buffers and names stay."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.__class__ = _SyncBatchNorm  # type: ignore[assignment]
+    return model

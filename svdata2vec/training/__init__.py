@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: the step, the loop around it, optimizer and schedules."""

@@ -1,0 +1,61 @@
+"""AdamW with the paper's parameter groups: no weight decay on 1-D parameters, layer-wise learning rates in fine-tuning."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdata2vec.config.schema import OptimConfig
+
+
+def layer_scale(name: str, depth: int, layer_decay: float) -> float:
+    """Factor on the learning rate of the encoder parameter `name` (README, "The method in numbers").
+
+    `layer_decay ** (depth + 1 - i)` with i = 0 for the temporal and skeleton embeddings and i = b + 1 for block b;
+    1.0 for everything else, so the video encoder learns at full rate.
+    """
+    block = re.search(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        return layer_decay ** (depth - int(block.group(1)))
+    if "encoder.temporal_embed" in name or "encoder.skeleton_embed." in name:
+        return layer_decay ** (depth + 1)
+    return 1.0
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, depth: int = 0, layer_decay: float = 1.0
+) -> torch.optim.AdamW:
+    """One group per (weight decay, learning-rate factor); groups carry their factor as `scale`."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else config.weight_decay
+        groups.setdefault((decay, layer_scale(name, depth, layer_decay)), []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "scale": scale} for (decay, scale), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield parameter.grad
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """Scale gradients down to norm `largest` (0 = leave them) and return their norm, without waiting for the device."""
+    grads = list(gradients(optimizer))
+    norm = torch.nn.utils.get_total_norm(grads)
+    if largest > 0:
+        torch._foreach_mul_(grads, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    return norm

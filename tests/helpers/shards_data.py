@@ -1,0 +1,126 @@
+"""Miniature data for the tests of shards/: videos of a moving block and the annotations that belong to them.
+
+M persons, T frames, V joints.
+"""
+
+import hashlib
+import os
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from svdata2vec.shards.annotations import DataSet, Pose
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.sample import Sample
+from svdata2vec.shards.reading.shardset import ShardSet
+
+WIDTH, HEIGHT = 192, 128
+
+
+def background(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """uint8 (height, width, 3): smooth colours, so that encoders keep them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(40, 200, (5, 7, 3))
+    rows = np.linspace(0, 3.999, height)
+    columns = np.linspace(0, 5.999, width)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    i, j = y.astype(int), x.astype(int)
+    v, u = (y - i)[..., None], (x - j)[..., None]
+    top = coarse[i, j] * (1 - u) + coarse[i, j + 1] * u
+    bottom = coarse[i + 1, j] * (1 - u) + coarse[i + 1, j + 1] * u
+    return (top * (1 - v) + bottom * v).astype(np.uint8)
+
+
+def frame_picture(seed: int, number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """uint8 (height, width, 3): the background with a bright block where `block_xy` says."""
+    picture = background(seed, height, width).copy()
+    x, y = block_xy(number)
+    picture[y : y + 40, x : x + 24] = (250, 240, 230)
+    return picture
+
+
+def block_xy(number: int) -> tuple[int, int]:
+    """Upper left corner of the block in frame `number`."""
+    return 60 + number, 40
+
+
+def write_video(path: Path, num_frames: int = 8, seed: int = 0, *, codec: str = "libx264", height: int = HEIGHT,
+                width: int = WIDTH, times: list[int] | None = None, options: dict[str, str] | None = None,
+                container_options: dict[str, str] | None = None, pixel_format: str = "yuv420p") -> Path:
+    """A small video; `times`: presentation times in 1/30 s for a variable frame rate."""
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=30, options=options or {"crf": "12"} if codec == "libx264" else {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, 30)
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(frame_picture(seed, number, height, width), format="rgb24")
+            frame.pts = number if times is None else times[number]
+            frame.time_base = Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def block_pose(num_frames: int, num_joints: int = 17, persons: int = 1, scale: float = 1.0) -> np.ndarray:
+    """float32 (M, T, V, 2): joints spread over the block, in video pixels times `scale`."""
+    spread = np.linspace(0.1, 0.9, num_joints)
+    corner = np.array([block_xy(t) for t in range(num_frames)], np.float64)[:, None]
+    joints = corner + np.stack([spread * 24, spread[::-1] * 40], axis=-1)[None]
+    return np.repeat(joints[None], persons, axis=0).astype(np.float32) * scale
+
+
+def annotation(name: str, label: int, num_frames: int = 8, scale: float = 1.0, **changes: object) -> dict[str, object]:
+    """One annotation of the pyskl format; `scale`: annotated picture size relative to the video."""
+    shape = (round(HEIGHT * scale), round(WIDTH * scale))
+    pose = block_pose(num_frames, scale=scale)
+    entry: dict[str, object] = {
+        "frame_dir": name, "label": label, "img_shape": shape, "original_shape": shape, "total_frames": num_frames,
+        "keypoint": pose.astype(np.float16), "keypoint_score": np.full(pose.shape[:3], 0.5, np.float16),
+    }
+    return entry | changes
+
+
+def write_pickle(path: Path, annotations: list[dict[str, object]], split: dict[str, list[str]] | None = None) -> Path:
+    """A pickle of the pyskl format; default split: all clips in `train`, every second one in `val` too."""
+    names = [str(entry["frame_dir"]) for entry in annotations]
+    split = {"train": names, "val": names[::2]} if split is None else split
+    path.write_bytes(pickle.dumps({"split": split, "annotations": annotations}))
+    return path
+
+
+def write_motion_set(root: Path, count: int = 6, num_frames: int = 8, scale: float = 1.0) -> tuple[Path, Path]:
+    """`count` videos and their pickle; returns (pickle, folder of videos)."""
+    videos = root / "videos"
+    videos.mkdir(parents=True)
+    names = [f"S001C001P001R001A{i + 1:03d}" for i in range(count)]
+    for i, name in enumerate(names):
+        write_video(videos / f"{name}.mp4", num_frames + i, seed=i)
+    entries = [annotation(name, i % 3, num_frames + i, scale) for i, name in enumerate(names)]
+    (root / "classes.txt").write_text("stand\nwalk\nrun\n")
+    return write_pickle(root / "motion.pkl", entries), videos
+
+
+def folder_bytes(root: Path) -> dict[str, str]:
+    """File name -> hash, for all files of a folder."""
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def deadly_pose(path: str) -> Pose:
+    """A pose reader that takes its process with it, as a crash in a decoder would."""
+    os._exit(13)
+
+
+def packed(dataset: DataSet, root: Path) -> ShardSet:
+    """Pack small pictures into root/packed and open it."""
+    pack(dataset, root / "packed", PackOptions(workers=1, size=96))
+    return ShardSet.open(root / "packed")
+
+
+def clip_of(shards: ShardSet, key: str) -> Sample:
+    """The clip with this key."""
+    return shards.sample(int(shards.find([key])[0]))

@@ -1,0 +1,56 @@
+"""Small shards and configurations for the tests of training: seconds on one core, every part of a run real."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pipeline_factory import shard_set
+
+from svdata2vec.config.schema import (
+    DataConfig,
+    FinetuneConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    TargetConfig,
+)
+
+NUM_CLIPS = 12
+MODEL = ModelConfig(width=32, depth=2, decoder_depth=1, heads=2, stem_width=16)
+
+
+def tiny_shards(root: Path) -> Path:
+    """Twelve clips of five classes in a split "all"."""
+    shard_set(root, NUM_CLIPS, num_frames=lambda i: 10 + i % 3, size=64)
+    return root
+
+
+def data_config(shards: Path) -> DataConfig:
+    return DataConfig(str(shards), "all", "all", num_frames=6, size=32, threads=1, prefetch=1)
+
+
+def run_config(out: Path, **changes: Any) -> RunConfig:
+    base = RunConfig(out, epochs=2, batch_size=4, device="cpu", precision="fp32", log_every=1, checkpoint_every=2)
+    return dataclasses.replace(base, **changes)
+
+
+def pretrain_config(shards: Path, out: Path, *, optim: OptimConfig | None = None, **run: Any) -> PretrainConfig:
+    return PretrainConfig(
+        data=data_config(shards),
+        model=MODEL,
+        target=TargetConfig(top_layers=2),
+        optim=optim or OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1),
+        run=run_config(out, **run),
+    )
+
+
+def finetune_config(shards: Path, out: Path, *, pretrained: Path | None = None, **run: Any) -> FinetuneConfig:
+    return FinetuneConfig(
+        data=data_config(shards),
+        model=MODEL,
+        head=HeadConfig(hidden=16, drop_path=0.2),
+        run=run_config(out, **run),
+        pretrained=pretrained,
+    )

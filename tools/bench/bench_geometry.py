@@ -1,0 +1,196 @@
+"""Decoding and geometry alternatives on the CPU: the table behind the choices in `pipeline/graph.py`.
+
+    python tools/bench/bench_geometry.py --out tools/results/bench_geometry.json        # about a minute
+
+One batch of packed clips (100 frames, 320 px, the benchmark's figure), 40 frames each, training crops, 224 px output.
+Two threads. Alternatives take turns; medians over rounds. Every output is compared with the oracle first.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.geometry import warp_frame
+from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.pyavstage import PyavDecoder
+from svdata2vec.pipeline.reference import OracleDecoder
+from svdata2vec.shards.reading.shardset import ShardSet
+
+THREADS, BATCH, SIZE = 2, 8, 224
+
+
+class DecodeOnly(DaliDecoder):
+    """DALI's part of the default form."""
+
+    def _warp(self, *_: object) -> None:
+        """No geometry."""
+
+
+class RunPerClip(DaliDecoder):
+    """The default form, but every clip is a run of its own instead of a few clips' pictures being one batch."""
+
+    def _clips_per_run(self, clips: Sequence[EncodedClip]) -> int:
+        return 1
+
+
+class WholePictures(DaliDecoder):
+    """The default form, but JPEGs are decoded whole instead of only the window that is sampled."""
+
+    def _inputs(self, clip: EncodedClip) -> dict[str, list[Any]]:
+        feed = super()._inputs(clip)
+        whole = np.array([clip.packed_height, clip.packed_width], np.int32)
+        feed["anchor"], feed["shape"] = [np.zeros(2, np.int32)] * len(feed["data"]), [whole] * len(feed["data"])
+        return feed
+
+    def _warp(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: torch.Tensor) -> None:
+        out, pictures = out_BTSS3.numpy(), iter(range(len(output)))
+        jobs = [
+            (np.asarray(output[next(pictures)]), affine.pixel_index_form(clip.output_to_packed), out[i, t])
+            for i, clip in chunk
+            for t in range(len(clip.frames_T))
+        ]
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda job: warp_frame(*job), jobs))
+
+
+class WholePicturesOnly(WholePictures):
+    """Decoding of whole JPEGs by DALI, without geometry."""
+
+    def _warp(self, *_: object) -> None:
+        """No geometry."""
+
+
+class OpencvOnly:
+    """OpenCV decodes and resamples; no DALI."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS)
+
+    def decode(self, clips: list[EncodedClip], out_BTSS3: torch.Tensor) -> dict[int, str]:
+        out = out_BTSS3.numpy()
+        jobs = [
+            (data, affine.pixel_index_form(clip.output_to_packed), out[i, t])
+            for i, clip in enumerate(clips)
+            for t, data in enumerate(jpeg_slices(clip))
+        ]
+        list(self._pool.map(self._one, jobs))
+        return {}
+
+    def _one(self, job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        picture = cv2.imdecode(job[0], cv2.IMREAD_COLOR_RGB)
+        assert picture is not None
+        warp_frame(picture.astype(np.uint8, copy=False), job[1], job[2])
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+# name -> (codec, maker, whether the output is complete)
+FORMS: dict[str, tuple[str, Callable[[], Any], bool]] = {
+    "jpeg: DALI decodes the sampled window, no geometry": ("jpeg", lambda: DecodeOnly("jpeg", SIZE), False),
+    "jpeg: DALI decodes whole pictures, no geometry": ("jpeg", lambda: WholePicturesOnly("jpeg", SIZE), False),
+    "jpeg: DALI window + OpenCV warp (default)": ("jpeg", lambda: DaliDecoder("jpeg", SIZE), True),
+    "jpeg: DALI window + OpenCV warp, a run per clip": ("jpeg", lambda: RunPerClip("jpeg", SIZE), True),
+    "jpeg: DALI whole + OpenCV warp": ("jpeg", lambda: WholePictures("jpeg", SIZE), True),
+    "jpeg: OpenCV decode + OpenCV warp": ("jpeg", OpencvOnly, True),
+    "jpeg: DALI slice + resize from a window": ("jpeg", lambda: DaliDecoder("jpeg", SIZE, geometry="resize"), True),
+    "jpeg: DALI warp_affine": ("jpeg", lambda: DaliDecoder("jpeg", SIZE, geometry="warp"), True),
+    "vp9: DALI decode, no geometry": ("vp9", lambda: DecodeOnly("vp9", SIZE), False),
+    "vp9: DALI + OpenCV warp (default)": ("vp9", lambda: DaliDecoder("vp9", SIZE), True),
+    "vp9: DALI slice + resize, sequences": ("vp9", lambda: DaliDecoder("vp9", SIZE, geometry="resize"), True),
+    "vp9: DALI warp_affine, sequences": ("vp9", lambda: DaliDecoder("vp9", SIZE, geometry="warp"), True),
+    "h264: PyAV processes + OpenCV warp (default)": ("h264", lambda: PyavDecoder(SIZE, THREADS), True),
+}
+
+
+def encoded_batch(root: Path) -> list[EncodedClip]:
+    """One training batch, planned but not decoded."""
+    loader = ClipLoader(ShardSet.open(root), "all", PlanConfig(), batch_size=BATCH, train=True)
+    clips = next(loader._make_producer().read(0, 0)).clips
+    return [clip.encoded for clip in clips if clip.encoded is not None]
+
+
+def _cpu_seconds() -> float:
+    from svdata2vec.bench.data import tree_usage
+
+    return tree_usage()[0]
+
+
+def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Form -> CPU and wall milliseconds per clip, greatest difference from the oracle in grey levels."""
+    batches = {codec: encoded_batch(folder / f"packed-{codec}") for codec in ("jpeg", "vp9", "h264")}
+    out = torch.empty((BATCH, 40, SIZE, SIZE, 3), dtype=torch.uint8)
+    references = {}
+    for codec, batch in batches.items():
+        references[codec] = torch.empty_like(out[:1])
+        OracleDecoder().decode(batch[:1], references[codec])
+    decoders = {name: make() for name, (_, make, _) in FORMS.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
+    psnr = {}
+    for name, decoder in decoders.items():
+        codec, _, complete = FORMS[name]
+        assert not decoder.decode(batches[codec], out)
+        if complete:
+            error = (out[:1].double() - references[codec].double()).square().mean().item()
+            psnr[name] = float(10 * np.log10(255**2 / max(error, 1e-9)))
+            assert psnr[name] >= 35, f"{name}: {psnr[name]:.1f} dB from the oracle"
+    for _ in range(rounds):
+        for name, decoder in decoders.items():
+            wall, cpu = time.perf_counter(), _cpu_seconds()
+            for _ in range(repeats):
+                decoder.decode(batches[FORMS[name][0]], out)
+            per_clip = 1e3 / (repeats * BATCH)
+            times[name].append(((_cpu_seconds() - cpu) * per_clip, (time.perf_counter() - wall) * per_clip))
+    for decoder in decoders.values():
+        decoder.close()
+    return {
+        name: {
+            "cpu_ms_per_clip": statistics.median(cpu for cpu, _ in found),
+            "wall_ms_per_clip": statistics.median(wall for _, wall in found),
+            **({"psnr_db_to_oracle": psnr[name]} if name in psnr else {}),
+        }
+        for name, found in times.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "svdata2vec-bench-data")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    from svdata2vec.bench.data_sources import CODECS, make_sources, packed
+
+    dataset = make_sources(options.folder / "source", 12)
+    for codec in CODECS:
+        packed(options.folder, dataset, codec)
+    rows = run(options.folder, options.rounds, options.repeats)
+    print("| form | CPU ms/clip | wall ms/clip | PSNR to oracle |\n|---|---|---|---|")
+    for name, row in rows.items():
+        quality = f"{row['psnr_db_to_oracle']:.0f} dB" if "psnr_db_to_oracle" in row else "-"
+        print(f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['wall_ms_per_clip']:.1f} | {quality} |")
+    if options.out:
+        machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": THREADS}
+        result = {**machine, "date": time.strftime("%Y-%m-%d"), "forms": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Start-up time and memory of a loader over a large index, by a synthetic folder whose tars are empty files.
+
+    python tools/bench/bench_index.py --out tools/results/bench_index.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.reading.index import INDEX_NAME, index_dtype
+from svdata2vec.shards.reading.manifest import Manifest, ShardEntry
+
+CLIPS_PER_SHARD = 4096
+COMPONENTS = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json")
+
+# One rank in a fresh process: start-up, then three epochs of order and keys. Private memory: the mapped index is shared.
+PROBE = """
+import json, sys, time
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.order import epoch_order
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.reading.shardset import ShardSet
+
+def status_mb(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+before, started = status_mb("RssAnon"), time.process_time()
+loader = ClipLoader(ShardSet.open(sys.argv[1]), "train", PlanConfig(), batch_size=32, train=True, rank=1, world_size=4)
+seconds, opened = time.process_time() - started, status_mb("RssAnon")
+for epoch in range(3):
+    order = epoch_order(loader.order.num_entries, 0, epoch, True)
+    rows = [int(loader.order.rows[i]) for i in order[:20000]]
+    keys = [loader.shards.index[row]["key"].decode() for row in rows]
+print(json.dumps({"start_seconds": seconds, "private_mb": opened - before,
+                  "private_mb_walked": status_mb("RssAnon") - before, "peak_resident_mb": status_mb("VmHWM"),
+                  "batches": loader.batches_per_epoch, "distinct_keys": len(set(keys))}))
+"""
+
+
+def write_folder(root: Path, num_clips: int) -> None:
+    """Manifest and index of `num_clips` clips in two pairs of splits."""
+    keys = [f"S{i // 10000:03d}C001P{i % 97:03d}A{i % 60:03d}n{i:07d}" for i in range(num_clips)]
+    index = np.zeros(num_clips, index_dtype(len(keys[0]), len(COMPONENTS)))
+    index["key"], index["shard"], index["frames"] = keys, np.arange(num_clips) // CLIPS_PER_SHARD, 100
+    np.save(root / INDEX_NAME, index)
+    shuffled = [keys[i] for i in np.random.default_rng(0).permutation(num_clips)]
+    cut, half = int(0.7 * num_clips), num_clips // 2
+    splits = {"train": shuffled[:cut], "val": shuffled[cut:], "train2": keys[:half], "val2": keys[half:]}
+    shards = [
+        ShardEntry(f"shard-{i:06d}.tar", "0" * 64, 0, min(CLIPS_PER_SHARD, num_clips - CLIPS_PER_SHARD * i))
+        for i in range(-(-num_clips // CLIPS_PER_SHARD))
+    ]
+    for shard in shards:
+        (root / shard.name).touch()
+    Manifest(
+        dataset="synthetic", codec="jpeg", packed_size=320, layout=COCO17, classes=("a",), components=COMPONENTS,
+        splits=splits, shards=tuple(shards), fingerprint="synthetic",
+    ).save(root)
+
+
+def probe(root: Path) -> dict[str, float]:
+    """Figures of one rank."""
+    result = subprocess.run([sys.executable, "-c", PROBE, str(root)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--clips", type=int, default=1_000_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder), options.clips)
+        result = {"clips": options.clips, **probe(Path(folder))}
+    result |= {"load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    print(json.dumps(result, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Measure packing: frames per second of one core, share of each step, bytes, and how close the packed crops are.
+
+    python tools/bench/bench_packing.py --out tools/results/packing_NAME.json                    # synthetic 960x540 H.264
+    python tools/bench/bench_packing.py --files film1.mp4 film2.mp4 --out ...                    # real files, made-up boxes
+
+Quality is what a model would see of it: the method's crop of 224x224 (box of 40 frames' joints, bilinear straight from
+the source) against the same crop taken from the packed frames, as PSNR per clip. One process, one thread.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.boxes import crop_square, joint_box
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.sample import Sample
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.video import VideoReader
+
+SIZE = 224  # side of the model's picture
+SAMPLED = 40  # frames a clip is sampled at
+STEPS = ("decode", "convert", "resize", "encode", "write", "read")
+# Centre and size of made-up people as shares of the picture: near, middle, far.
+PEOPLE = ((0.5, 0.5, 0.5, 0.85), (0.4, 0.55, 0.3, 0.6), (0.6, 0.5, 0.15, 0.35))
+
+
+def make_synthetic(folder: Path, clips: int) -> Path:
+    """The folder with clips of tools/motion/make_motion_clips.py at 960x540."""
+    tool = Path(__file__).parent.parent / "motion" / "make_motion_clips.py"
+    subprocess.run([sys.executable, str(tool), str(folder), "--clips", str(clips), "--width", "960", "--height", "540",
+                    "--preset", "medium", "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def file_set(files: list[Path]) -> DataSet:
+    """Every file three times, each time with a person of another size."""
+    clips = []
+    for file in files:
+        with VideoReader(file) as reader:
+            info, count = reader.info, reader.count()
+        for number, (x, y, width, height) in enumerate(PEOPLE):
+            pose = np.zeros((1, count, 17, 2), np.float32)
+            pose[:, :, 0] = (x - width / 2) * info.width, (y - height / 2) * info.height
+            pose[:, :, 1] = (x + width / 2) * info.width, (y + height / 2) * info.height
+            clips.append(ClipAnnotation(f"{file.stem}-{number}", 0, file, num_frames=count, pose_MTVC=pose))
+    return DataSet("files", layout("coco17"), ("any",), {"all": [clip.key for clip in clips]}, clips)
+
+
+def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, Any]:
+    """Pack once and describe the result."""
+    last: list[Progress] = []
+    start, cpu_start = time.perf_counter(), time.process_time()
+    pack(dataset, folder, options, progress=lambda state: last.append(replace(state)))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    shards = ShardSet.open(folder)
+    state = last[-1]
+    total = state.step_seconds["total"]
+    shares = {name: round(state.step_seconds.get(name, 0.0) / total, 4) for name in STEPS}
+    videos = {clip.key: clip.video for clip in dataset.clips}
+    psnr = [crop_psnr(shards.sample(row), videos) for row in range(len(shards))]
+    frames = int(shards.index["frames"].sum())
+    return {
+        "codec": options.codec, "quality": options.clip_options().quality, "chroma": options.chroma, "gop": options.gop,
+        "size": options.size, "clips": len(shards), "frames": frames, "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3), "frames_per_cpu_second": round(frames / cpu_seconds, 1),
+        "kib_per_frame": round(state.bytes_done / frames / 1024, 2),
+        "kib_per_clip": round(state.bytes_done / len(shards) / 1024, 1),
+        "shares": shares, "own_share": round(1 - sum(shares.values()), 4),
+        "psnr_db_mean": round(float(np.mean(psnr)), 2), "psnr_db_worst_clip": round(float(np.min(psnr)), 2),
+    }
+
+
+def crop_psnr(sample: Sample, videos: dict[str, Any]) -> float:
+    """PSNR in dB of the evaluation crop of a clip, packed against source, over its sampled frames."""
+    meta = sample.meta
+    chosen = np.linspace(0, meta.num_frames - 1, min(SAMPLED, meta.num_frames)).astype(int)
+    box = crop_square(joint_box(sample.pose_MTVC[:, chosen]), meta.width, meta.height)
+    to_source = np.array([[(box[2] - box[0]) / SIZE, 0, box[0]], [0, (box[3] - box[1]) / SIZE, box[1]], [0, 0, 1]])
+    to_packed = np.linalg.inv(np.vstack([meta.packed_to_source, [0, 0, 1]])) @ to_source
+    wanted = set(chosen.tolist())
+    errors = []
+    pairs = zip(source_frames(videos[meta.key]), packed_frames(sample), strict=True)
+    for number, (source, packed) in enumerate(pairs):
+        if number in wanted:
+            expected = cv2.resize(padded_crop(source, box), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+            errors.append(np.square(warp(packed, to_packed[:2]).astype(np.float64) - expected).mean())
+    return float(10 * np.log10(255**2 / max(np.mean(errors), 1e-9)))
+
+
+def source_frames(path: Any) -> Iterator[np.ndarray]:
+    """RGB frames of the source, upright or not: as decoded."""
+    with av.open(str(path), mode="r") as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
+    """RGB frames of a packed clip."""
+    assert sample.video is not None
+    if sample.offsets is None:
+        with av.open(BytesIO(sample.video), mode="r") as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+        return
+    for start, end in itertools.pairwise(sample.offsets):
+        picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR)
+        yield np.ascontiguousarray(picture[..., ::-1])
+
+
+def padded_crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The box out of the picture, black outside."""
+    x1, y1, x2, y2 = box
+    height, width = picture.shape[:2]
+    crop = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    crop[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
+    return crop
+
+
+def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
+    """Bilinear sampling; the map has pixel centres at + 0.5, OpenCV's at whole numbers."""
+    scale = output_to_input[:, :2]
+    shift = scale @ [0.5, 0.5] + output_to_input[:, 2] - 0.5
+    matrix = np.hstack([scale, shift[:, None]])
+    return cv2.warpAffine(picture, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                          borderMode=cv2.BORDER_CONSTANT)
+
+
+def variants() -> Iterator[PackOptions]:
+    """What is compared."""
+    base = PackOptions(workers=1)
+    for quality, chroma in ((90, "444"), (90, "420"), (85, "444"), (95, "444")):
+        yield replace(base, quality=quality, chroma=chroma)
+    for codec in ("vp9", "h264", "hevc", "mjpeg", "copy"):
+        yield replace(base, codec=codec)
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.processor())
+    return {"cpu": cpu, "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "python": platform.python_version(),
+            "av": av.__version__, "opencv": cv2.__version__, "date": time.strftime("%Y-%m-%d")}
+
+
+def main() -> None:
+    """Run all variants and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--clips", type=int, default=24, help="synthetic clips (default 24)")
+    parser.add_argument("--motion", type=Path, help="folder made by make_motion_clips.py, instead of making one")
+    parser.add_argument("--files", type=Path, nargs="+", help="real video files instead of synthetic clips")
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.files:
+            dataset, source = file_set(given.files), ", ".join(file.name for file in given.files)
+        else:
+            made = given.motion or make_synthetic(folder / "source", given.clips)
+            dataset = read_pyskl(made / "motion.pkl", made / "videos")
+            source = f"{len(dataset.clips)} clips of make_motion_clips.py"
+        for number, options in enumerate(variants()):
+            rows.append(measure(dataset, options, folder / f"packed{number}"))
+            row = rows[-1]
+            print(f"{row['codec']:6} q{row['quality']:<3} {row['chroma']}  {row['frames_per_cpu_second']:7.1f} "
+                  f"frames/s  {row['kib_per_frame']:6.2f} KiB/frame  PSNR {row['psnr_db_mean']:.2f} (worst clip "
+                  f"{row['psnr_db_worst_clip']:.2f}) dB  own {row['own_share']:.1%}  {row['shares']}", flush=True)
+    given.out.write_text(json.dumps({"machine": machine(), "source": source, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,462 @@
+"""What `bench_kernels.py` measures: each op's inputs at one shape, and every way to compute it that is worth comparing.
+
+B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from kernel_passes import STEPS
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from svdata2vec.config.schema import ModelConfig, TargetConfig
+from svdata2vec.kernels import functional as K
+from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.model.block_steps import BlockSteps, block_steps
+from svdata2vec.model.student import Decoder, Encoder
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.runs.runtime import compile_parts, use_channels_last
+
+T, KEPT, D, H, L = 40, 13, 256, 8, 8
+
+GMAC_PER_FRAME = 29.8 / KEPT  # of the video encoder at 224 x 224, forward
+
+Function = Callable[..., Any]  # one tensor, or several
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute an op; `parameters` are leaves beside the case's inputs (the weights of a network)."""
+
+    run: Function
+    parameters: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    Attributes:
+        inputs: float tensors that the candidates take in this order; those that require a gradient get one.
+        truth: the plain PyTorch implementation, called with float32 inputs.
+        candidates: name -> function of `inputs`; each is verified against the truth, then timed.
+        forward_bytes, backward_bytes: what must be read and written at least, each value once.
+        forward_flops, backward_flops: of the matrix products.
+        smooth: False where the gradient jumps (PReLU at zero): single values may then fall on either side, and the error is
+            the root mean square instead of the largest.
+    """
+
+    op: str
+    shape: str
+    inputs: tuple[Tensor, ...]
+    truth: Candidate
+    candidates: dict[str, Candidate]
+    forward_bytes: int
+    backward_bytes: int = 0
+    forward_flops: int = 0
+    backward_flops: int = 0
+    smooth: bool = True
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the cases are."""
+
+    batches: tuple[int, ...]
+    side: int
+    sweep: tuple[tuple[int, int], ...]  # (N, E) of the attention sweep, beside the model's own
+    dtype: torch.dtype
+    device: torch.device
+    stem_width: int = 64
+
+    def autocast(self, exact: bool = False) -> torch.autocast:
+        """As in training; not at all for a float32 truth."""
+        low = self.dtype != torch.float32 and not exact
+        return torch.autocast(self.device.type, self.dtype if low else None, enabled=low)
+
+
+def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
+    """Every op (or those named) at the model's shapes, then the sweep; made one by one, as memory allows."""
+    makers: dict[str, list[Callable[[int], Case]]] = {
+        "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
+        "fuse_tokens": [lambda b: fuse_case(scale, b)],
+        "restore_tokens": [lambda b: restore_case(scale, b)],
+        "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
+        "layer_targets": [lambda b: targets_case(scale, b)],
+        "masked_mse": [lambda b: loss_case(scale, b)],
+        "add_layer_norm": [
+            lambda b: norm_case(scale, b, KEPT),
+            lambda b: norm_case(scale, b, T),
+            lambda b: norm_case(scale, b, T, branch=False),
+        ],
+        "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
+        "batch_norm_prelu": [
+            lambda b: batch_norm_case(scale, b, 1, shortcut=False),
+            lambda b: batch_norm_case(scale, b, 1, shortcut=True),
+            lambda b: batch_norm_case(scale, b, 8, shortcut=True),
+        ],
+        "transformer": [lambda b: transformer_case(scale, b)],
+        "video encoder": [lambda b: video_encoder_case(scale, b)],
+    }
+    if unknown := set(ops) - set(makers):
+        raise SystemExit(f"unknown ops {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+    for batch in scale.batches:
+        for op, cases in makers.items():
+            if not ops or op in ops:
+                yield from (make(batch) for make in cases)
+    if not ops or "attention" in ops:
+        yield from (attention_case(scale, scale.batches[-1], n, D // e, e) for n, e in scale.sweep)
+
+
+def implementations(run: Callable[[Impl], Function], device: torch.device) -> dict[str, Candidate]:
+    """The op, the eager reference and the compiled reference."""
+    name, impl = own_op(device)
+    return {
+        name: Candidate(run(impl)),
+        "eager": Candidate(run("torch")),
+        "torch.compile": Candidate(compiled(run("torch"))),
+    }
+
+
+def own_op(device: torch.device) -> tuple[str, Impl]:
+    """What our op is called in the results: on a CPU it runs its reference, with the op's own backward pass."""
+    return ("triton", "triton") if device.type == "cuda" else ("op on the CPU", "auto")
+
+
+def compiled(run: Function) -> Function:
+    """The whole function in one graph, for this shape alone."""
+    return torch.compile(run, fullgraph=True, dynamic=False)
+
+
+def draw_keep(scale: Scale, batch: int) -> Tensor:
+    """(B, K) kept frames in ascending order."""
+    return torch.rand(batch, T, device=scale.device).argsort(1)[:, :KEPT].sort(1).values
+
+
+def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | None = None) -> Tensor:
+    """Normally distributed values on the device."""
+    return torch.randn(shape, device=scale.device, dtype=dtype or scale.dtype).requires_grad_(grad)
+
+
+def gather_case(scale: Scale, batch: int, channels: int) -> Case:
+    side = scale.side
+    video = torch.randint(0, 256, (batch, T, side, side, 3), dtype=torch.uint8, device=scale.device)
+    keep = draw_keep(scale, batch)
+
+    def run(impl: Impl) -> Function:
+        return lambda: K.gather_frames(video, keep, channels=channels, dtype=scale.dtype, impl=impl)
+
+    def exact() -> Tensor:
+        return K.gather_frames(video, keep, channels=channels, dtype=torch.float32, impl="torch")
+
+    near = (keep[:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
+    frames_read = sum(len({t for t in row if 0 <= t < T}) for row in near.tolist())
+    pixels = side * side
+    return Case(
+        op="gather_frames",
+        shape=f"B={batch} {side}x{side} channels={channels}",
+        inputs=(),
+        truth=Candidate(exact),
+        candidates=implementations(run, scale.device),
+        forward_bytes=frames_read * pixels * 3 + batch * KEPT * pixels * channels * scale.dtype.itemsize,
+    )
+
+
+def fuse_case(scale: Scale, batch: int) -> Case:
+    keep = draw_keep(scale, batch)
+    hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
+
+    def run(impl: Impl) -> Function:
+        return lambda video, skeleton, time: K.fuse_tokens(video, skeleton, keep, hidden, time, impl=impl)
+
+    row = D * scale.dtype.itemsize
+    visible = int((~hidden).sum())
+    return Case(
+        op="fuse_tokens",
+        shape=f"B={batch} K={KEPT} T={T} D={D}",
+        inputs=(floats(scale, batch, KEPT, D), floats(scale, batch, T, D), floats(scale, T, D, dtype=torch.float32)),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=(2 * batch * KEPT + visible) * row + T * D * 4,
+        backward_bytes=(2 * batch * KEPT + batch * T) * row + T * D * 4,
+    )
+
+
+def restore_case(scale: Scale, batch: int) -> Case:
+    keep = draw_keep(scale, batch)
+
+    def run(impl: Impl) -> Function:
+        return lambda encoded, mask, time: K.restore_tokens(encoded, mask, keep, time, impl=impl)
+
+    row = D * scale.dtype.itemsize
+    parameters = floats(scale, D, dtype=torch.float32), floats(scale, T, D, dtype=torch.float32)
+    return Case(
+        op="restore_tokens",
+        shape=f"B={batch} K={KEPT} T={T} D={D}",
+        inputs=(floats(scale, batch, KEPT, D), *parameters),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
+        backward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
+    )
+
+
+def attention_case(scale: Scale, batch: int, tokens: int, heads: int, head_dim: int) -> Case:
+    width = heads * head_dim
+
+    def run(impl: Impl) -> Function:
+        return lambda qkv: K.attention(qkv, heads, impl=impl)
+
+    backends = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+    if scale.device.type == "cuda":
+        backends |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    candidates = implementations(run, scale.device)
+    candidates |= {f"SDPA {name}": Candidate(sdpa(backend, heads)) for name, backend in backends.items()}
+    values = batch * tokens * width * scale.dtype.itemsize
+    product = 2 * batch * heads * tokens * tokens * head_dim
+    return Case(
+        op="attention",
+        shape=f"B={batch} N={tokens} H={heads} E={head_dim}",
+        inputs=(floats(scale, batch, tokens, 3 * width),),
+        truth=Candidate(run("torch")),
+        candidates=candidates,
+        forward_bytes=4 * values,
+        backward_bytes=7 * values,
+        forward_flops=2 * product,
+        backward_flops=5 * product,
+    )
+
+
+def sdpa(backend: SDPBackend, heads: int) -> Function:
+    """PyTorch's attention from the same packed projection to the same result, permutes included."""
+
+    def run(qkv_BN3HE: Tensor) -> Tensor:
+        B, N, packed = qkv_BN3HE.shape
+        q, k, v = qkv_BN3HE.view(B, N, 3, heads, packed // 3 // heads).permute(2, 0, 3, 1, 4)
+        with sdpa_kernel(backend):
+            out_BHNE = nn.functional.scaled_dot_product_attention(q, k, v)
+        return out_BHNE.transpose(1, 2).flatten(2)
+
+    return run
+
+
+def targets_case(scale: Scale, batch: int) -> Case:
+    def run(impl: Impl) -> Function:
+        return lambda layers: K.layer_targets(layers, impl=impl)
+
+    values = batch * T * D
+    return Case(
+        op="layer_targets",
+        shape=f"L={L} B={batch} T={T} D={D}",
+        inputs=(floats(scale, L, batch, T, D, grad=False),),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=values * (L * scale.dtype.itemsize + 4),
+    )
+
+
+def loss_case(scale: Scale, batch: int) -> Case:
+    target = floats(scale, batch, T, D, grad=False, dtype=torch.float32)
+    scored = torch.rand(batch, T, device=scale.device) < 37 / 40
+
+    def run(impl: Impl) -> Function:
+        return lambda prediction: K.masked_mse(prediction, target, scored, impl=impl)
+
+    read = int(scored.sum()) * D * (scale.dtype.itemsize + 4)
+    return Case(
+        op="masked_mse",
+        shape=f"B={batch} T={T} D={D}",
+        inputs=(floats(scale, batch, T, D),),
+        truth=Candidate(run("torch")),
+        candidates=implementations(run, scale.device),
+        forward_bytes=read,
+        backward_bytes=read + batch * T * D * scale.dtype.itemsize,
+    )
+
+
+def step_candidates(
+    scale: Scale, run: Callable[[BlockSteps], Function], parameters: Sequence[Tensor]
+) -> tuple[Candidate, dict[str, Candidate]]:
+    """Truth and candidates of a step between two products, under autocast: one op, module by module, and that compiled."""
+    name, impl = own_op(scale.device)
+
+    def within(function: Function, exact: bool = False) -> Candidate:
+        def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+            with scale.autocast(exact):
+                return function(*inputs)
+
+        return Candidate(call, tuple(parameters))
+
+    plain = run(BlockSteps())
+    fused = within(run(block_steps(True, impl)))
+    return within(plain, exact=True), {name: fused, "eager": within(plain), "torch.compile": within(compiled(plain))}
+
+
+def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> Case:
+    """Residual sum and LayerNorm in a block; without a branch the norm before the attention."""
+    norm = nn.LayerNorm(D, device=scale.device)
+    # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
+    truth, candidates = step_candidates(
+        scale,
+        lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
+        list(norm.parameters()),
+    )
+    name = "add_layer_norm" if branch else "add_layer_norm without branch"
+    shape = f"B={batch} N={tokens} D={D}{'' if branch else ' without branch'}"
+    inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
+    return replace(step_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
+
+
+def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
+    """What a matrix product under autocast does to its argument before it multiplies."""
+    total_BND, normed_BND = results
+    return total_BND, normed_BND.to(scale.dtype) if torch.is_autocast_enabled(scale.device.type) else normed_BND
+
+
+def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
+    """The first product of an MLP with its bias and GELU, since the bias is part of the product module by module."""
+    linear = nn.Linear(D, 4 * D, device=scale.device)
+    truth, candidates = step_candidates(
+        scale, lambda steps: lambda x: steps.linear_gelu(linear, x), list(linear.parameters())
+    )
+    product = 2 * batch * tokens * D * 4 * D
+    case = step_case(
+        scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", truth, candidates,
+        (floats(scale, batch, tokens, D),),
+    )
+    # The step's own bytes are a part of what is timed here, hence no rate of bytes.
+    return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
+
+
+def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) -> Case:
+    """BatchNorm, shortcut and PReLU of a stage of the trunk (`widening` 1, 2, 4 or 8) in training."""
+    channels, side = scale.stem_width * widening, scale.side // 4 // widening
+    norm, prelu = nn.BatchNorm2d(channels, device=scale.device), nn.PReLU(channels, device=scale.device)
+    shape = (batch * KEPT, channels, side, side)
+    maps = [
+        floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2 if shortcut else 1)
+    ]
+    truth, candidates = step_candidates(
+        scale, lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x), [*norm.parameters(), *prelu.parameters()]
+    )
+    name = "batch_norm_prelu with shortcut" if shortcut else "batch_norm_prelu"
+    size = f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}"
+    return replace(step_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
+
+
+def step_case(
+    scale: Scale, step: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
+) -> Case:
+    """A case whose bytes are the fused passes of kernel_passes.py over its (first, and like) input."""
+    one = inputs[0].numel() * scale.dtype.itemsize
+    passes = STEPS[step].fused
+    return Case(step, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
+
+
+class TransformerPart(nn.Module):
+    """Student, teacher, decoder and loss on given tokens: everything but the video encoder."""
+
+    def __init__(self, impl: Impl, fused: bool = False) -> None:
+        super().__init__()
+        config = ModelConfig(impl=impl, fused_blocks=fused)
+        self.impl = impl
+        self.encoder = Encoder(config, T, 17, modality="skeleton")
+        del self.encoder.skeleton_embed  # tokens are given
+        self.decoder = Decoder(config, T)
+        self.teacher = Teacher(self.encoder.blocks)
+
+    def forward(self, video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, hidden_BK: Tensor) -> Tensor:
+        time_TD = self.encoder.temporal_embed[0]
+        tokens_BKD = K.fuse_tokens(video_BKD, skeleton_BTD, keep_BK, hidden_BK, time_TD, impl=self.impl)
+        prediction_BTD = self.decoder(self.encoder.encode(tokens_BKD), keep_BK)
+        target_BTD = self.teacher((skeleton_BTD + time_TD).detach(), TargetConfig(), self.impl)
+        scored_BT = torch.ones(target_BTD.shape[:2], dtype=torch.bool, device=target_BTD.device)
+        return K.masked_mse(prediction_BTD.float(), target_BTD, scored_BT, impl=self.impl)
+
+
+def transformer_case(scale: Scale, batch: int) -> Case:
+    """The whole transformer part, forward and backward, weights included, under autocast as in training."""
+    keep = draw_keep(scale, batch)
+    hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
+    torch_part = TransformerPart("torch").to(scale.device)
+    name, impl = own_op(scale.device)
+    own_part, fused_part = (TransformerPart(impl, fused).to(scale.device) for fused in (False, True))
+    for part in (own_part, fused_part):
+        part.load_state_dict(copy.deepcopy(torch_part.state_dict()))
+
+    def candidate(part: TransformerPart, compile_it: bool, exact: bool = False) -> Candidate:
+        forward = compiled(part) if compile_it else part
+
+        def step(video: Tensor, skeleton: Tensor) -> Tensor:
+            with scale.autocast(exact):
+                return forward(video, skeleton, keep, hidden)
+
+        return Candidate(step, tuple(p for p in part.parameters() if p.requires_grad))
+
+    def per_block(tokens: int) -> int:
+        """Operations of one block on one sequence: projections, MLP, attention."""
+        return tokens * (2 * 12 * D * D + 4 * tokens * D)
+
+    student, watch, decode = L * per_block(KEPT), L * per_block(T), 3 * per_block(T)
+    return Case(
+        op="transformer",
+        shape=f"B={batch} student + teacher + decoder + loss",
+        inputs=(floats(scale, batch, KEPT, D, dtype=torch.float32), floats(scale, batch, T, D, dtype=torch.float32)),
+        truth=candidate(torch_part, compile_it=False, exact=True),
+        candidates={
+            name: candidate(own_part, compile_it=False),
+            f"{name} + torch.compile": candidate(own_part, compile_it=True),
+            f"{name}, fused blocks": candidate(fused_part, compile_it=False),
+            f"{name}, fused blocks + torch.compile": candidate(fused_part, compile_it=True),
+            "eager": candidate(torch_part, compile_it=False),
+            "torch.compile": candidate(torch_part, compile_it=True),
+        },
+        forward_bytes=0,
+        forward_flops=batch * (student + watch + decode),
+        backward_flops=2 * batch * (student + decode),
+    )
+
+
+def video_encoder_case(scale: Scale, batch: int) -> Case:
+    """The video encoder on kept frames in training, forward and backward, laid out and compiled as a run does it."""
+    keep = draw_keep(scale, batch)
+    video = torch.randint(0, 256, (batch, T, scale.side, scale.side, 3), dtype=torch.uint8, device=scale.device)
+    name, impl = own_op(scale.device)
+    state = VideoEncoder(D, scale.stem_width).state_dict()
+
+    def candidate(fused: bool, compile_it: bool, exact: bool = False) -> Candidate:
+        part = VideoEncoder(D, scale.stem_width, impl, fused=fused).to(scale.device)
+        part.load_state_dict(state)
+        use_channels_last(part)
+        if compile_it:
+            compile_parts(part)
+
+        def run() -> Tensor:
+            with scale.autocast(exact):
+                return part(video, keep)
+
+        return Candidate(run, tuple(part.parameters()))
+
+    operations = int(2e9 * GMAC_PER_FRAME * batch * KEPT * (scale.side / 224) ** 2 * (scale.stem_width / 64) ** 2)
+    return Case(
+        op="video encoder",
+        shape=f"B={batch} K={KEPT} {scale.side}x{scale.side} stem={scale.stem_width}",
+        inputs=(),
+        truth=candidate(fused=False, compile_it=False, exact=True),
+        candidates={
+            f"{name}, fused blocks": candidate(fused=True, compile_it=False),
+            f"{name}, fused blocks + torch.compile": candidate(fused=True, compile_it=True),
+            "eager": candidate(fused=False, compile_it=False),
+            "torch.compile": candidate(fused=False, compile_it=True),
+        },
+        forward_bytes=0,
+        forward_flops=operations,
+        backward_flops=2 * operations,
+        smooth=False,
+    )

@@ -1,0 +1,225 @@
+"""Make the table and the plots of the kernels' benchmark from its JSON files.
+
+    python tools/bench/render_kernels.py            # tools/results/kernels_{cuda,cpu}.json -> kernels.md, kernels_*.png
+
+A device without a file leaves its cells empty; nothing is filled in by hand.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from kernel_passes import STEPS, trunk_gigabytes
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+RESULTS = Path(__file__).parent.parent / "results"
+COMMAND = "python tools/bench/bench_kernels.py && python tools/bench/render_kernels.py"
+OURS = ("triton", "op on the CPU")
+
+# What each kernel has to reach on an H200, at the largest batch; the rest of the sentence is computed.
+COPY_TARGETS = ("gather_frames", "fuse_tokens", "restore_tokens", "layer_targets")
+COPY_SHARE = 0.8
+ATTENTION_SPEEDUP = 1.5
+TRANSFORMER_SPEEDUP = 2.0
+
+# Block-level fusions (`model.fused_blocks`): worth turning on where they beat torch.compile of the modules.
+FUSED_STEPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
+FUSED_PARTS = ("transformer", "video encoder")
+FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM = 128, 13, 224, 64  # for which bytes are counted on paper
+
+Row = dict[str, Any]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A table cell; empty where nothing was measured."""
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: one line per op, shape, candidate and direction."""
+    copy, product = record["ceilings"]["copy_gb_per_s"], record["ceilings"]["matmul_tflop_per_s"]
+    lines = [
+        "| op | shape | candidate | pass | ms | 20 % - 80 % | GB/s (of copy) | TFLOP/s (of product) | MB | error |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        if row["status"] != "ok":
+            lines.append(f"| {row['op']} | {row['shape']} | {row['candidate']} | {row['status']} | | | | | | |")
+            continue
+        bandwidth, operations = row["gb_per_s"], row["tflop_per_s"]
+        cells = [
+            row["op"],
+            row["shape"],
+            row["candidate"],
+            row["direction"],
+            number(row["ms"]),
+            f"{number(row['ms_20'])} - {number(row['ms_80'])}",
+            f"{number(bandwidth)} ({bandwidth / copy:.0%})" if bandwidth else "",
+            f"{number(operations)} ({operations / product:.0%})" if operations else "",
+            number(row["peak_mb"]),
+            number(row["error"], 1),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def timed(record: dict[str, Any], op: str, direction: str) -> dict[str, dict[str, Row]]:
+    """shape -> candidate -> row."""
+    shapes: dict[str, dict[str, Row]] = {}
+    for row in record["rows"]:
+        if row["op"] == op and row["direction"] == direction and row["status"] == "ok":
+            shapes.setdefault(row["shape"], {})[row["candidate"]] = row
+    return shapes
+
+
+def targets(record: dict[str, Any]) -> str:
+    """The targets and what was measured against them, shape by shape."""
+    lines = []
+    for op in COPY_TARGETS:
+        for direction in ("forward", "backward"):
+            for shape, rows in timed(record, op, direction).items():
+                share = rows["triton"]["gb_per_s"] / record["ceilings"]["copy_gb_per_s"]
+                lines.append((share >= COPY_SHARE, f"{op}, {shape}, {direction}: {share:.0%} of copy ({COPY_SHARE:.0%})"))
+    for shape, rows in timed(record, "attention", "both").items():
+        rivals = [row["ms"] for name, row in rows.items() if name.startswith("SDPA")]
+        if rivals and "triton" in rows:
+            gain = min(rivals) / rows["triton"]["ms"]
+            lines.append((gain >= ATTENTION_SPEEDUP, f"attention, {shape}: {gain:.2f} x best SDPA ({ATTENTION_SPEEDUP} x)"))
+    for shape, rows in timed(record, "transformer", "both").items():
+        ours = min(row["ms"] for name, row in rows.items() if name.startswith("triton"))
+        gain = rows["torch.compile"]["ms"] / ours
+        wanted = f"({TRANSFORMER_SPEEDUP} x)"
+        lines.append((gain >= TRANSFORMER_SPEEDUP, f"transformer, {shape}: {gain:.2f} x torch.compile {wanted}"))
+    lines += fusion_gains(record)
+    return "\n".join(f"- {'reached' if reached else '**missed**'}: {line}" for reached, line in lines)
+
+
+def fusion_gains(record: dict[str, Any]) -> list[tuple[bool, str]]:
+    """Each fused step against the compiled modules; each whole part, best way with fused blocks against best without."""
+    lines = []
+    for op in FUSED_STEPS:
+        for shape, rows in timed(record, op, "both").items():
+            if "triton" in rows and "torch.compile" in rows:
+                gain = rows["torch.compile"]["ms"] / rows["triton"]["ms"]
+                lines.append((gain > 1, f"{op}, {shape}: {gain:.2f} x torch.compile (more than 1 x)"))
+    for op in FUSED_PARTS:
+        for shape, rows in timed(record, op, "both").items():
+            ways = {fused: [row["ms"] for name, row in rows.items() if ("fused" in name) == fused] for fused in (True, False)}
+            if ways[True] and ways[False]:
+                gain = min(ways[False]) / min(ways[True])
+                lines.append((gain > 1, f"{op}, {shape}: fused blocks {gain:.2f} x the best way without (more than 1 x)"))
+    return lines
+
+
+def fusions() -> str:
+    """What was tried beyond the six ops of the masked core, and what it should save on paper."""
+    lines = ["| step | forward: modules, fused | backward: modules, fused | kept: modules, fused | how it is counted |",
+             "|---|---|---|---|---|"]
+    for name, step in STEPS.items():
+        counts = [f"{getattr(step.modules, kind)}, {getattr(step.fused, kind)}" for kind in ("forward", "backward", "kept")]
+        lines.append(f"| {name} | {' | '.join(counts)} | {step.why} |")
+    before, after = trunk_gigabytes(FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM)
+    table = "\n".join(lines)
+    return f"""## Block-level fusions: what was tried, what is off, and why
+
+Three more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
+(residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product) and `batch_norm_prelu` (BatchNorm,
+shortcut and PReLU of the video encoder, with its running statistics). `model.fused_blocks` puts all of them into the
+network; parameters and checkpoints stay. **They are off by default, because they have not been measured on a GPU.**
+`torch.compile` fuses most of the same steps, so that fewer passes than module by module prove nothing. Turn them on where
+the lines about them under "Targets", which the command above makes on a GPU, say more than 1 x. A synchronised BatchNorm
+keeps the plain way.
+
+Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
+training; "kept" is what the backward pass needs:
+
+{table}
+
+All BatchNorms with a PReLU of the video encoder together move {before:.0f} GB in a training step of {FUSED_BATCH} clips
+module by module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16). What the
+convolutions move is the same either way.
+
+Not built, and why:
+
+- A block's last sum with the next block's first norm: 8 passes for the norms and sums of a block's forward pass instead of
+  9 (and of 26 module by module). Blocks would no longer be units that are compiled, checkpointed and read by the teacher
+  one by one.
+- GELU inside the product itself: cuBLASLt's epilogue computes the tanh approximation, which isn't the paper's function.
+- A convolution with its BatchNorm: in training the statistics need the whole map first.
+
+The teacher's blocks write their sums straight into the tensor that `layer_targets` reads: 2 passes less per layer than
+stacking copies, always on.
+"""
+
+
+def plot(record: dict[str, Any], file: Path) -> None:
+    """Forward + backward (or forward alone) of every candidate, relative to the eager reference."""
+    cases: dict[str, dict[str, float]] = {}
+    for op in dict.fromkeys(row["op"] for row in record["rows"]):
+        for shape, rows in (timed(record, op, "both") or timed(record, op, "forward")).items():
+            if "eager" in rows:
+                cases[f"{op}\n{shape}"] = {name: rows["eager"]["ms"] / row["ms"] for name, row in rows.items()}
+    names = list(dict.fromkeys(name for case in cases.values() for name in case))
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(cases) + 1.5))
+    height = 0.85 / len(names)
+    for offset, name in enumerate(names):
+        at = [place + offset * height for place, case in enumerate(cases.values()) if name in case]
+        axes.barh(at, [case[name] for case in cases.values() if name in case], height, label=name)
+    axes.set_yticks([place + 0.4 for place in range(len(cases))], list(cases), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel("times as fast as the eager reference (forward + backward where there is a backward pass)")
+    axes.set_title(f"{record['device']}, {record['date']}", fontsize=9)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def section(kind: str, folder: Path) -> str:
+    """One device's part of the page."""
+    file = folder / f"kernels_{kind}.json"
+    title = {"cuda": "On a GPU", "cpu": "On a CPU"}[kind]
+    if not file.exists():
+        return f"## {title}\n\nNot measured yet. On a machine with the device: `{COMMAND}`\n"
+    record = json.loads(file.read_text())
+    plot(record, folder / f"kernels_{kind}.png")
+    best = record["ceilings"]
+    parts = [
+        f"## {title}",
+        f"{record['device']}, torch {record['torch']}, triton {record['triton']}, CUDA {record['cuda'] or 'none'}, "
+        f"{record['date']}. Warm-up {record['warmup_ms']} ms, measured {record['measure_ms']} ms per line. Ceilings of "
+        f"this device: copy {best['copy_gb_per_s']:.1f} GB/s, matrix product {best['matmul_tflop_per_s']:.3g} TFLOP/s.",
+        f"![speed relative to the eager reference](kernels_{kind}.png)",
+    ]
+    if kind == "cpu":
+        parts.append(
+            "Triton doesn't run on a CPU: \"op on the CPU\" is the *reference* behind the op, with the op's own backward "
+            "pass and the cost of calling it. These lines say nothing about the kernels; they check the benchmark. Other "
+            f"work disturbs them: load average {record['load_average']} on {record['processors']} processor(s) at the start."
+        )
+    else:
+        parts.append(f"### Targets\n\n{targets(record)}")
+    return "\n\n".join([*parts, table(record)]) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and the plots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the JSON files are and the page goes")
+    folder = parser.parse_args(arguments).folder
+    pages = "\n".join(section(kind, folder) for kind in ("cuda", "cpu"))
+    page = f"# Benchmark of the kernels\n\nMade by `{COMMAND}` from the JSON files beside it.\n\n{fusions()}\n{pages}"
+    (folder / "kernels.md").write_text(page)
+    print(f"wrote {folder / 'kernels.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Pretraining on machines without a scheduler: run this on every one of them, with the same two edits.
+#
+# A process that dies is started again with all others, from the newest checkpoint (up to MAX_RESTARTS times); to stop and
+# save, send SIGTERM to torchrun on one node. The folder of the run must be one that all nodes see.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+# ---- edit 1: the machines ---------------------------------------------------------------------------------------------
+nodes="${NODES:-1}"                      # how many machines
+head="${HEAD_NODE:-localhost}:29500"     # the first of them, as the others reach it
+gpus="${GPUS:-8}"                        # GPUs (processes) per machine
+
+# ---- edit 2: which Python, and what to train --------------------------------------------------------------------------
+python="${PYTHON:-.venv/bin/python}"
+command=(pretrain ntu60-xsub --data.shards data/ntu60 --run.out runs/pretrain-ntu60-xsub)
+# -----------------------------------------------------------------------------------------------------------------------
+
+threads=$(($(nproc) / gpus))
+# Else the processes of a restart may find the addresses of the dead ones in torchrun's store, and not each other.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+exec "$python" -m torch.distributed.run \
+    --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" \
+    --rdzv-backend c10d --rdzv-id svdata2vec --rdzv-endpoint "$head" \
+    -m svdata2vec "${command[@]}" --data.threads $((threads > 0 ? threads : 1))

@@ -1,0 +1,205 @@
+"""The paper's claim in small: does pretraining on video + skeletons help a recogniser that sees RGB alone?
+
+    python tools/motion/make_motion_clips.py demo/claim/clips --clips 1200
+    svdata2vec shard pyskl demo/claim/shards --size 96 \\
+        --pickle-path demo/claim/clips/motion.pkl --videos demo/claim/clips/videos
+    python tools/experiments/claim_experiment.py --shards demo/claim/shards \\
+        --work demo/claim/runs --out tools/results/claim.json
+
+For every seed three recognisers are fine-tuned on RGB with 5 %, 20 % and all of the labels, each for the same number of
+steps: from scratch, after pretraining on the skeletons' latents (SV-data2vec), and after pretraining on the latents of RGB
+(the ablation: another input for the teacher, which needs the video tokens of all frames). The frozen encoders are probed
+too, and beside them one whose weights never moved. Writes every accuracy as JSON, and a plot beside it. Finished runs in
+`--work` are reused.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+
+from svdata2vec.bench.machine import machine
+from svdata2vec.config.presets import demo_finetune, demo_pretrain
+from svdata2vec.config.probe import PROBE
+from svdata2vec.config.schema import OptimConfig, PretrainConfig
+from svdata2vec.evaluation.probe import probe
+from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.pretrain import pretrain
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+FRACTIONS = (0.05, 0.2, 1.0)
+PRETRAINED = ("rgb", "skeleton")  # what the teacher reads
+STARTS = ("scratch", *PRETRAINED)
+PROBED = ("untrained", *PRETRAINED)
+STILL = 1e-12  # a learning rate that moves no weight: BatchNorm gets its statistics, nothing is learnt
+NAMES = {
+    "untrained": "untrained encoder", "scratch": "from scratch", "rgb": "after pretraining on RGB targets",
+    "skeleton": "after pretraining on skeleton targets",
+}
+
+
+def pretrain_config(options: argparse.Namespace, kind: str, seed: int) -> PretrainConfig:
+    """The demo's pretraining with another input for the teacher."""
+    base = demo_pretrain()
+    run = replace(
+        base.run, out=options.work / f"pretrain-{kind}-{seed}", seed=seed, epochs=options.epochs, precision=options.precision
+    )
+    config = replace(base, data=replace(base.data, shards=str(options.shards), threads=1), run=run)
+    if kind == "untrained":
+        return replace(config, optim=OptimConfig(lr=STILL, min_lr=STILL), run=replace(run, epochs=1))
+    if kind == "rgb":
+        return replace(config, encode="all_frames", target=replace(base.target, teacher_input="rgb"))
+    return config
+
+
+def run_pretraining(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
+    config = pretrain_config(options, kind, seed)
+    pretrain(config)
+    records = read_metrics(config.run.out / "metrics.jsonl")
+    last = records[-1]
+    return {
+        "kind": kind, "seed": seed, "loss_first_last": [records[0]["loss"], last["loss"]], "target_std": last["target_std"],
+        "prediction_std": last["prediction_std"], "steps": last["step"],
+    }
+
+
+def run_finetuning(options: argparse.Namespace, start: str, fraction: float, seed: int) -> dict[str, Any]:
+    """Top-1 on unseen subjects; every start sees the same labels for the same number of steps."""
+    base = demo_finetune()
+    shards = ShardSet.open(options.shards)
+    labels = len(labelled_rows(shards, base.data.train_split, fraction, seed))
+    epochs = -(-options.steps // (labels // base.run.batch_size))
+    config = replace(
+        base,
+        pretrained=None if start == "scratch" else options.work / f"pretrain-{start}-{seed}",
+        label_fraction=fraction,
+        data=replace(base.data, shards=str(options.shards), threads=1),
+        optim=replace(base.optim, warmup_epochs=epochs / 10),
+        run=replace(base.run, out=options.work / f"rgb-{start}-{fraction:g}-{seed}", seed=seed, epochs=epochs,
+                    precision=options.precision),
+    )
+    result = finetune(config)
+    return {"start": start, "fraction": fraction, "seed": seed, "labels": labels, "top1": result["top1"],
+            "steps": read_metrics(config.run.out / "metrics.jsonl")[-1]["step"], "test_clips": result["count"]}
+
+
+def run_probe(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
+    """Frozen RGB features with all labels: linear probe and nearest neighbours."""
+    base = PROBE["demo"]()
+    config = replace(
+        base, data=replace(base.data, shards=str(options.shards), threads=1), label_fraction=1.0, seed=seed,
+        pretrained=options.work / f"pretrain-{kind}-{seed}", out=options.work / f"probe-{kind}-{seed}",
+    )
+    result = probe(config)
+    return {"kind": kind, "seed": seed, "linear_top1": result["top1"], "knn_top1": result["knn"]["top1"]}
+
+
+def run_all(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All runs, `--jobs` at a time: pretraining first, then whatever starts from it."""
+    seeds = range(options.seeds)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        slowest_first = ("rgb", "skeleton", "untrained")  # so that no process idles at the end
+        pretraining = [pool.submit(run_pretraining, options, kind, seed) for kind in slowest_first for seed in seeds]
+        found = {"pretraining": [future.result() for future in pretraining]}
+        probes = [pool.submit(run_probe, options, kind, seed) for kind in PROBED for seed in seeds]
+        tunings = [
+            pool.submit(run_finetuning, options, start, fraction, seed)
+            for seed in seeds for fraction in FRACTIONS for start in STARTS
+        ]
+        found["probes"] = [future.result() for future in probes]
+        found["finetuning"] = [future.result() for future in tunings]
+    return found
+
+
+def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Per share of labels: mean and range over seeds of each start, and in how many seeds each is better than scratch."""
+    rows = []
+    for fraction in FRACTIONS:
+        top1 = {
+            start: [run["top1"] for run in found["finetuning"] if (run["start"], run["fraction"]) == (start, fraction)]
+            for start in STARTS
+        }
+        labels = [run["labels"] for run in found["finetuning"] if run["fraction"] == fraction]
+        rows.append({
+            "fraction": fraction, "labels": labels[0],
+            "mean_top1": {start: statistics.mean(values) for start, values in top1.items()},
+            "range_top1": {start: [min(values), max(values)] for start, values in top1.items()},
+            "seeds_above_scratch": {
+                start: sum(mine > scratch for mine, scratch in zip(top1[start], top1["scratch"], strict=True))
+                for start in PRETRAINED
+            },
+        })
+    probes = {
+        kind: {
+            name: statistics.mean(run[name] for run in found["probes"] if run["kind"] == kind)
+            for name in ("linear_top1", "knn_top1")
+        }
+        for kind in PROBED
+    }
+    return {"fractions": rows, "probes": probes}
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Accuracy over labels, a line per start, a dot per seed; probes beside it."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    lines, bars = figure.subplots(1, 2, width_ratios=[3, 2])
+    for number, start in enumerate(STARTS):
+        labels = [row["labels"] for row in record["comparison"]["fractions"]]
+        means = [100 * row["mean_top1"][start] for row in record["comparison"]["fractions"]]
+        lines.plot(labels, means, color=f"C{number}", label=NAMES[start])
+        runs = [run for run in record["finetuning"] if run["start"] == start]
+        lines.plot([run["labels"] for run in runs], [100 * run["top1"] for run in runs], "o", color=f"C{number}", ms=4)
+    lines.axhline(100 / record["classes"], color="grey", ls=":", label="chance")
+    lines.set_xscale("log")
+    lines.set_xticks(labels, [str(label) for label in labels])
+    lines.minorticks_off()
+    lines.set_xlabel("labelled clips")
+    lines.set_title("fine-tuned on RGB: top-1 (%), a dot per seed", fontsize=10)
+    lines.legend(fontsize=8)
+    for x, kind in enumerate(PROBED):
+        for shift, name, colour in ((-0.2, "linear_top1", "lightgrey"), (0.2, "knn_top1", "whitesmoke")):
+            values = [100 * run[name] for run in record["probes"] if run["kind"] == kind]
+            bars.bar(x + shift, statistics.mean(values), 0.38, color=colour, edgecolor="grey")
+            bars.plot([x + shift] * len(values), values, "o", color="black", ms=4)
+    bars.set_xticks(range(len(PROBED)), PROBED)
+    bars.set_title("frozen RGB features: linear probe, k-NN (%)", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, required=True, help="shards of synthetic motion clips")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=24, help="of pretraining")
+    parser.add_argument("--steps", type=int, default=270, help="of each fine-tuning, rounded up to whole epochs")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    options = parser.parse_args()
+    found = run_all(options)
+    shards = ShardSet.open(options.shards)
+    splits = {name: len(shards.rows(name)) for name in (demo_finetune().data.train_split, demo_finetune().data.test_split)}
+    settings = {"epochs": options.epochs, "steps": options.steps, "precision": options.precision, "seeds": options.seeds}
+    record = {**machine(), **settings, "classes": len(shards.manifest.classes), "clips": splits,
+              "comparison": compare(found), **found}
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    plot(record, options.out.with_suffix(".png"))
+    print(json.dumps(record["comparison"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

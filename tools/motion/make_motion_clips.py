@@ -1,0 +1,341 @@
+"""Make a synthetic action data set: H.264 videos, a skeleton pickle in the field's format, splits and class names.
+
+    python tools/motion/make_motion_clips.py OUT --clips 600 --seed 0 --workers 2
+
+writes OUT/videos/S001C001P001R001A001.mp4 ..., OUT/motion.pkl (`split`, `annotations` with COCO-17 keypoints in
+pixels), OUT/classes.txt and OUT/motion.json (options, version; its "complete" turns true last). The result depends on
+the options alone, not on the number of workers. Run again with the same options, it keeps what is there and makes what
+is missing.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from motion_bodies import make_body
+from motion_detector import detect
+from motion_drawing import render
+from motion_figures import CLASSES, FPS, perform
+from motion_scene import AZIMUTHS, Picture, Scene, make_camera, make_look, make_scene
+from numpy.typing import NDArray
+
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+
+VERSION = 3  # raise it whenever the same options give other bytes
+TRAIN_SUBJECTS = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # NTU RGB+D 60, xsub
+TRAIN_CAMERAS = {2, 3}  # NTU RGB+D 60, xview
+SUBJECTS = (1, 3, 2, 6, 4, 7, 5, 10, 8, 9)  # in turns from both sides of the xsub split
+SETUPS = 4
+BODIES, CLOTHES, CLIP, EXTRAS = range(4)  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the data set's content."""
+
+    clips: int = 600
+    seed: int = 0
+    min_frames: int = 40
+    max_frames: int = 70
+    width: int = 480
+    height: int = 270
+    crf: int = 20
+    preset: str = "ultrafast"
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 * len(CLASSES):
+            raise UserError(f"--clips {self.clips}: expected at least {2 * len(CLASSES)}, i.e. every one of the "
+                            f"{len(CLASSES)} classes in training and in evaluation; ask for more clips")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: expected 0 or more")
+        if not 24 <= self.min_frames <= self.max_frames:
+            raise UserError(f"--frames {self.min_frames}-{self.max_frames}: expected LOW-HIGH with 24 <= LOW <= HIGH; "
+                            "an action needs 24 frames to unfold")
+        if self.width % 2 or self.height % 2 or min(self.width, self.height) < 96:
+            raise UserError(f"--width {self.width} --height {self.height}: expected even numbers of at least 96 "
+                            "(H.264 halves the colour planes); choose for example 480 and 270")
+        if not 0 <= self.crf <= 51:
+            raise UserError(f"--crf {self.crf}: expected 0 (best) to 51 (worst)")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """One clip to make: everything else follows from it, the options and the seed."""
+
+    index: int
+    label: int
+    subject: int
+    camera: int
+    setup: int
+    replication: int
+
+    @property
+    def name(self) -> str:
+        return (f"S{self.setup:03d}C{self.camera:03d}P{self.subject:03d}R{self.replication:03d}A{self.label + 1:03d}")
+
+
+def clip_specs(clips: int) -> list[ClipSpec]:
+    """Spread the clips evenly over classes, then subjects, then cameras and setups."""
+    specs = []
+    for index in range(clips):
+        label, turn = index % len(CLASSES), index // len(CLASSES)
+        subject = SUBJECTS[(turn + 2 * (label % 4)) % len(SUBJECTS)]
+        replication = turn // len(SUBJECTS)
+        camera = (turn + replication + label) % len(AZIMUTHS)
+        setup = (subject + label // 3 + replication) % SETUPS
+        specs.append(ClipSpec(index, label, subject, camera + 1, setup + 1, replication + 1))
+    return specs
+
+
+def splits(specs: Sequence[ClipSpec]) -> dict[str, list[str]]:
+    """The two protocols of NTU RGB+D 60: by subject and by camera."""
+    rules = {"xsub": lambda s: s.subject in TRAIN_SUBJECTS, "xview": lambda s: s.camera in TRAIN_CAMERAS}
+    return {f"{rule}_{part}": [s.name for s in specs if trains(s) == (part == "train")]
+            for rule, trains in rules.items() for part in ("train", "val")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One clip
+
+
+def build_scene(spec: ClipSpec, options: Options) -> Scene:
+    """Choreography, camera and looks of one clip."""
+    seed = options.seed
+    rng = np.random.default_rng([seed, CLIP, spec.index])
+    num_frames = int(rng.integers(options.min_frames, options.max_frames + 1))
+    partner = int(rng.choice([s for s in SUBJECTS if s != spec.subject]))
+    pair = (spec.subject, partner)
+    setup_rng = np.random.default_rng([seed, EXTRAS, spec.setup, spec.camera])
+    azimuth = AZIMUTHS[spec.camera - 1] + setup_rng.uniform(-0.12, 0.12) + rng.uniform(-0.04, 0.04)
+    camera = make_camera(azimuth, rng, num_frames, options.width, options.height)
+    bodies = [make_body(np.random.default_rng([seed, BODIES, s])) for s in pair]
+    looks = [make_look(np.random.default_rng([seed, BODIES, s, 1]),
+                       np.random.default_rng([seed, CLOTHES, s, spec.setup])) for s in pair]
+    cast = perform(spec.label, rng, num_frames, (bodies[0], bodies[1]), azimuth)
+    persons = len(cast.joints_MTJ3)
+    scene_seed = (seed, CLIP, spec.index)
+    return make_scene(cast, tuple(looks[:persons]), camera, options.width, options.height, scene_seed,
+                      plain=options.plain)
+
+
+@dataclass(frozen=True)
+class Poses:
+    """A clip's keypoints (M, T, V, 2) and scores (M, T, V), float16, zeros where a joint is missing."""
+
+    keypoint: NDArray[np.float16]
+    score: NDArray[np.float16]
+
+
+def annotation(spec: ClipSpec, poses: Poses, options: Options) -> dict[str, Any]:
+    """The clip's entry in the pickle, built in one process so that the pickle's bytes are always the same."""
+    size = (options.height, options.width)
+    return {
+        "frame_dir": spec.name,
+        "label": spec.label,
+        "img_shape": size,
+        "original_shape": size,
+        "total_frames": poses.keypoint.shape[1],
+        "keypoint": np.array(poses.keypoint.tolist(), dtype=np.float16),
+        "keypoint_score": np.array(poses.score.tolist(), dtype=np.float16),
+    }
+
+
+def encode(frames: Iterator[Picture], path: Path, options: Options) -> None:
+    """Write the frames as H.264; the file appears under its name only when it is whole."""
+    part = path.with_suffix(".part")
+    with av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = options.width, options.height, "yuv420p"
+        # one thread: the bytes must not depend on the machine
+        stream.options = {"crf": str(options.crf), "preset": options.preset, "threads": "1"}
+        for picture in frames:
+            planes = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode())
+    part.replace(path)
+
+
+def make_clip(spec: ClipSpec, options: Options, folder: Path) -> tuple[int, Poses, int]:
+    """Make one clip unless its video is there; returns (index, poses, frames drawn)."""
+    cv2.setNumThreads(1)
+    scene = build_scene(spec, options)
+    path = folder / "videos" / f"{spec.name}.mp4"
+    drawn = 0
+    if not path.exists():
+        encode(render(scene, plain=options.plain), path, options)
+        drawn = scene.num_frames
+    keypoint, score = detect(scene, np.random.default_rng([options.seed, CLIP, spec.index, 9]))
+    return spec.index, Poses(keypoint.astype(np.float16), score.astype(np.float16)), drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole set
+
+
+class Progress:
+    """Rate and time left: one changing line on a terminal, a line every five seconds in a log."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.frames = total, 0, 0
+        self.start = self.last = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def add(self, frames: int) -> None:
+        self.done, self.frames = self.done + 1, self.frames + frames
+        now = time.monotonic()
+        if now - self.last >= (0.2 if self.terminal else 5.0) or self.done == self.total:
+            self.last = now
+            rate = self.done / max(now - self.start, 1e-6)
+            line = (f"{self.done}/{self.total} clips, {rate:.1f} clips/s, {self.frames} frames drawn, "
+                    f"{(self.total - self.done) / rate:.0f} s left")
+            end = "\n" if not self.terminal or self.done == self.total else ""
+            print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
+
+
+def clip_results(
+    specs: Sequence[ClipSpec], options: Options, folder: Path, workers: int
+) -> Iterator[tuple[int, Poses, int]]:
+    """Make all clips here (one worker) or in fresh processes; results come in any order."""
+    if workers == 1:
+        yield from (make_clip(spec, options, folder) for spec in specs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(make_clip, spec, options, folder) for spec in specs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def settings(options: Options) -> dict[str, Any]:
+    return {"format": "svdata2vec-motion-clips", "version": VERSION, "options": asdict(options)}
+
+
+def check_folder(folder: Path, options: Options) -> bool:
+    """True if the folder already holds this data set, whole; UserError if it holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder; choose another name")
+    state_path = folder / "motion.json"
+    if not state_path.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty and has no motion.json, so this tool did not make it; "
+                            "choose a new folder")
+        return False
+    try:
+        state = json.loads(state_path.read_text())
+        found, complete = {**state["options"], "version": state["version"]}, bool(state["complete"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{state_path}: cannot be read as the description of a motion data set ({error!r}); "
+                        "delete the folder or choose another") from error
+    wanted = {**asdict(options), "version": VERSION}
+    different = [f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items()
+                 if found.get(key) != value]
+    if different:
+        raise UserError(f"{folder}: holds a data set made with {', '.join(different)}; "
+                        "delete the folder, choose another, or ask for the same options")
+    names = [folder / "motion.pkl", folder / "classes.txt"]
+    names += [folder / "videos" / f"{spec.name}.mp4" for spec in clip_specs(options.clips)]
+    return complete and all(name.exists() for name in names)
+
+
+def write_state(folder: Path, options: Options, *, complete: bool, frames: int = 0) -> None:
+    state = {**settings(options), "classes": list(CLASSES), "complete": complete, "frames": frames}
+    write_atomically(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
+
+
+def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int | None:
+    """Make or finish the data set in `folder`; returns how many frames were drawn, None if it was complete."""
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected 1 or more")
+    if check_folder(folder, options):
+        return None
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    write_state(folder, options, complete=False)
+    specs = clip_specs(options.clips)
+    annotations: dict[int, dict[str, Any]] = {}
+    progress, drawn = Progress(len(specs)), 0
+    for index, poses, frames in clip_results(specs, options, folder, workers):
+        annotations[index] = annotation(specs[index], poses, options)
+        drawn += frames
+        progress.add(frames)
+    content = {"split": splits(specs), "annotations": [annotations[spec.index] for spec in specs]}
+    write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
+    write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
+    total = sum(entry["total_frames"] for entry in annotations.values())
+    write_state(folder, options, complete=True, frames=total)
+    return drawn
+
+
+def frame_range(text: str) -> tuple[int, int]:
+    """'40-70' -> (40, 70)."""
+    low, dash, high = text.partition("-")
+    if not low.isdigit() or (dash and not high.isdigit()):
+        raise UserError(f"--frames {text}: expected LOW-HIGH, for example 40-70")
+    return int(low), int(high) if dash else int(low)
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--clips", type=int, default=600, help="how many videos (default 600)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", default="40-70", help="shortest and longest clip in frames (default 40-70)")
+    parser.add_argument("--width", type=int, default=480, help="pixels (default 480)")
+    parser.add_argument("--height", type=int, default=270, help="pixels (default 270)")
+    parser.add_argument("--crf", type=int, default=20, help="H.264 quality, 0 best to 51 worst (default 20)")
+    parser.add_argument("--preset", default="ultrafast", choices=("ultrafast", "superfast", "veryfast", "medium"),
+                        help="H.264 effort (default ultrafast)")
+    parser.add_argument("--plain", action="store_true", help="figures alone on grey: for looking at the joints")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    given = parser.parse_args(arguments)
+    low, high = frame_range(given.frames)
+    options = Options(clips=given.clips, seed=given.seed, min_frames=low, max_frames=high, width=given.width,
+                      height=given.height, crf=given.crf, preset=given.preset, plain=given.plain)
+    return given.out, options, given.workers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        folder, options, workers = parse(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    try:
+        frames = make_motion_clips(folder, options, workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {folder}: {error}; what is written so far is kept, run again to finish", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run again with the same options to finish", file=sys.stderr)
+        return 130
+    if frames is None:
+        print(f"{folder}: complete with these options, kept as it is")
+        return 0
+    seconds = time.monotonic() - start
+    print(f"{folder}: {options.clips} clips of {len(CLASSES)} classes; drew {frames} frames in {seconds:.1f} s "
+          f"({1000 * seconds / max(frames, 1):.2f} ms per frame with {workers} workers)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

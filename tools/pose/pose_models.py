@@ -1,0 +1,308 @@
+"""Loads mmpose's models and runs them on frames. Runs in .venv-pose (tools/pose/pose_env.sh); nothing else imports mmpose.
+
+RTMO finds boxes and joints of all persons in one pass; HRNet-w32 finds the joints in boxes that are given. Both give the
+17 joints of COCO. N detections in a frame, V joints.
+"""
+
+import contextlib
+import importlib
+import pickle
+import re
+import sys
+import types
+import urllib.error
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pose_tracking import Detections
+
+from svdata2vec.shards.errors import UserError
+
+OPENMMLAB = "https://download.openmmlab.com/mmpose/v1/"
+NUM_JOINTS = 17
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """`config`: below mmpose's body_2d_keypoint configurations; `weights`: below OPENMMLAB; `size`: input side in pixels
+    that can be changed, None where the model fixes it."""
+
+    config: str
+    weights: str
+    top_down: bool = False
+    size: int | None = 640
+
+
+MODELS: dict[str, ModelChoice] = {
+    "rtmo-t": ModelChoice("rtmo/body7/rtmo-t_8xb32-600e_body7-416x416.py",
+                          "projects/rtmo/rtmo-t_8xb32-600e_body7-416x416-f48f75cb_20231219.pth", size=416),
+    "rtmo-s": ModelChoice("rtmo/body7/rtmo-s_8xb32-600e_body7-640x640.py",
+                          "projects/rtmo/rtmo-s_8xb32-600e_body7-640x640-dac2bf74_20231211.pth"),
+    "rtmo-m": ModelChoice("rtmo/body7/rtmo-m_16xb16-600e_body7-640x640.py",
+                          "projects/rtmo/rtmo-m_16xb16-600e_body7-640x640-39e78cc4_20231211.pth"),
+    "rtmo-l": ModelChoice("rtmo/body7/rtmo-l_16xb16-600e_body7-640x640.py",
+                          "projects/rtmo/rtmo-l_16xb16-600e_body7-640x640-b37118ce_20231211.pth"),
+    "hrnet-w32": ModelChoice("topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py",
+                             "body_2d_keypoint/topdown_heatmap/coco/"
+                             "td-hm_hrnet-w32_8xb64-210e_coco-256x192-81c58e40_20220909.pth", top_down=True, size=None),
+}
+
+
+class _RaisingModule(types.ModuleType):
+    """A module in place of a library that is not installed: every name in it is a class that cannot be used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        place = self.__name__
+
+        def refuse(self: object, *args: object, **kwargs: object) -> None:
+            raise NotImplementedError(f"{place}.{name} is not installed: the models of this tool do without it")
+
+        return type(name, (torch.nn.Module,), {"__init__": refuse})
+
+
+def import_mmpose() -> Any:
+    """Import mmpose without compiled mmcv and without mmdet. Returns the module.
+
+    mmpose imports mmcv.ops (deformable convolutions) and two names of mmdet.utils (an alias and a training-only function)
+    for models that are not used here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import_torchvision()
+            for name in ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils"):
+                sys.modules.setdefault(name, _RaisingModule(name))
+            import mmpose
+        except ImportError as error:
+            raise UserError(f"mmpose cannot be imported ({error}); run tools/pose/pose_env.sh and then "
+                            ".venv-pose/bin/python tools/pose/extract_poses.py") from error
+    return mmpose
+
+
+def import_torchvision() -> None:
+    """Import torchvision even if its compiled part does not load, as on a CPU-only torch: its Python part describes two
+    operators that only the compiled part declares. Declared, they still have no implementation and raise if called."""
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _DECLARED.append(library)
+        import torchvision  # noqa: F401
+
+
+_DECLARED: list[torch.library.Library] = []  # a declaration lasts as long as its object
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. UserError if cuda is wanted and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no GPU; take --device cpu, or see nvidia-smi and torch's build")
+    return torch.device(name)
+
+
+class PoseModel:
+    """A pose model on a device. `prepare` a frame (any thread), `predict` many at once."""
+
+    def __init__(self, name: str, device: torch.device, *, input_size: int | None = None, min_score: float = 0.1,
+                 batch: int = 16) -> None:
+        """Build the model; `load_weights` or, in tests, `draw_weights` must follow.
+
+        `min_score`: below it RTMO reports no detection. UserError if `input_size` does not fit the model.
+        """
+        self.choice = MODELS[name]
+        self.name, self.device, self.batch = name, device, batch
+        root = Path(import_mmpose().__file__).parent / ".mim" / "configs" / "body_2d_keypoint"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._build(root / self.choice.config, _checked_size(name, input_size), min_score)
+
+    def _build(self, config_file: Path, input_size: int | None, min_score: float) -> None:
+        from mmengine.config import Config
+        from mmengine.dataset import Compose
+        from mmpose.apis import init_model
+
+        config = Config.fromfile(config_file)
+        pipeline = config.test_dataloader.dataset.pipeline
+        if not self.choice.top_down:
+            side = input_size or self.choice.size
+            config.model.test_cfg.update(input_size=(side, side), score_thr=min_score, nms_pre=1000)
+            next(step for step in pipeline if step.type == "BottomupResize").input_size = (side, side)
+        config.model.backbone.init_cfg = None  # else mmengine fetches weights that the checkpoint replaces
+        torch.manual_seed(0)  # some layers draw weights when they are built: see draw_weights
+        self.model = init_model(config, None, str(self.device))
+        self._prepare = Compose(pipeline)
+
+    def draw_weights(self, seed: int = 0) -> None:
+        """Random weights, for tests: the same ones for the same seed."""
+        from mmengine.logging import MMLogger
+
+        MMLogger.get_current_instance().setLevel("ERROR")  # it names every array otherwise
+        torch.manual_seed(seed)
+        self.model.init_weights()
+
+    def prepare(self, frame_bgr: np.ndarray, box_N4: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """The model's inputs for one frame, uint8 (height, width, 3): one, or one per box of a top-down model."""
+        common = {"img": frame_bgr, **self.model.dataset_meta}
+        if not self.choice.top_down:
+            return [self._prepare(common)]
+        if box_N4 is None:
+            raise ValueError(f"{self.name} needs boxes")
+        one = np.ones(1, np.float32)
+        return [self._prepare({**common, "bbox": box[None].astype(np.float32), "bbox_score": one}) for box in box_N4]
+
+    def predict(self, prepared: Sequence[list[dict[str, Any]]]) -> list[Detections]:
+        """Detections of each prepared frame, coordinates in the frame's pixels. Top-down scores are the joints' mean."""
+        from mmengine.dataset import pseudo_collate
+
+        flat = [entry for frame in prepared for entry in frame]
+        instances: list[Any] = []
+        with torch.no_grad(), warnings.catch_warnings(), _clear_memory_errors():
+            warnings.simplefilter("ignore")
+            for start in range(0, len(flat), self.batch):
+                samples = self.model.test_step(pseudo_collate(flat[start : start + self.batch]))
+                instances += [sample.pred_instances for sample in samples]
+        rest = iter(instances)
+        return [_detections([next(rest) for _ in frame], self.choice.top_down) for frame in prepared]
+
+    def load_weights(self, source: str, *, trust: bool = False) -> None:
+        """Load the weights of a file or URL; see `read_checkpoint`. UserError if they are of another model."""
+        state = read_checkpoint(source, trust=trust)
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        needed = self.model.state_dict()
+        wanted = [name for name, _ in self.model.named_parameters()]
+        wanted += [name for name in needed if name.endswith(("running_mean", "running_var"))]
+        wrong = [name for name in wanted if name not in state or state[name].shape != needed[name].shape]
+        if wrong:
+            raise UserError(f"{source}: not the weights of {self.name}: {len(wrong)} of {len(wanted)} arrays are missing or "
+                            f"of another size, e.g. {wrong[0]}; name the model that they belong to with --model")
+        self.model.load_state_dict({name: state[name] for name in needed if name in state}, strict=False)
+
+
+@contextlib.contextmanager
+def _clear_memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the GPU's memory is full ({_first_line(error)})") from error
+
+
+def _checked_size(name: str, input_size: int | None) -> int | None:
+    if input_size is None:
+        return None
+    if MODELS[name].size is None:
+        raise UserError(f"--input-size {input_size}: {name} has a fixed input size; leave the option out")
+    if input_size % 32 or input_size < 64:
+        raise UserError(f"--input-size {input_size}: expected a multiple of 32, at least 64")
+    return input_size
+
+
+def _detections(instances: Sequence[Any], top_down: bool) -> Detections:
+    """One frame's detections: from one set of instances of RTMO, or from one instance per box."""
+    if not instances:
+        return no_detections()
+    box_N4 = np.concatenate([entry.bboxes for entry in instances]).astype(np.float32)
+    joints_NV2 = np.concatenate([entry.keypoints for entry in instances]).astype(np.float32)
+    joint_score_NV = np.concatenate([entry.keypoint_scores for entry in instances]).astype(np.float32)
+    if top_down:
+        score_N = joint_score_NV.mean(axis=1)
+    else:
+        score_N = np.concatenate([entry.bbox_scores for entry in instances]).astype(np.float32)
+    return Detections(box_N4, score_N, joints_NV2, joint_score_NV)
+
+
+def no_detections() -> Detections:
+    """A frame where nobody is."""
+    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, NUM_JOINTS, 2), np.float32),
+                      np.zeros((0, NUM_JOINTS), np.float32))
+
+
+def read_checkpoint(source: str, *, trust: bool = False) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint file or URL of OpenMMLab's form.
+
+    Such files are pickles. They are read with torch's safe unpickler, which is told of the log buffer that mmengine saves
+    beside the weights. A file that holds anything else could run code: it is read only with `trust`. UserError otherwise.
+    """
+    path = fetch(source) if "://" in source else Path(source)
+    if not path.is_file():
+        raise UserError(f"{source}: no such file; expected a checkpoint of mmpose")
+    try:
+        with _known_globals():
+            content = _load(source, path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise UserError(f"{source}: not a checkpoint ({_first_line(error)})") from error
+        if not trust:
+            raise UserError(f"{source}: holds {found.group(1)} beside weights, which could run code; "
+                            "if you trust its source, say --trust-checkpoint") from error
+        content = _load(source, path, weights_only=False)
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{source}: holds no weights; expected a dictionary with 'state_dict'")
+    return state
+
+
+def _load(source: str, path: Path, *, weights_only: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError, OSError) as error:
+        raise UserError(f"{source}: not a checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _known_globals() -> Iterator[None]:
+    """What mmengine's checkpoints hold beside weights: HistoryBuffer, made of NumPy arrays."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_statistic, "builtins.getattr"), (_statistic, "getattr")]
+    kinds += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    for name in ("_reconstruct", "scalar"):
+        function = getattr(importlib.import_module("numpy._core.multiarray"), name)
+        kinds += [(function, f"numpy.core.multiarray.{name}"), (function, f"numpy._core.multiarray.{name}")]
+    with torch.serialization.safe_globals(kinds):
+        yield
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """In place of `getattr`, by which a HistoryBuffer's pickle names its four methods; unrestricted it leads anywhere."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if (owner is not HistoryBuffer and type(owner) is not HistoryBuffer) or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r})")
+    return getattr(owner, name)
+
+
+def fetch(url: str) -> Path:
+    """The file of a URL, in torch's cache; the 8 digits of its hash that OpenMMLab puts into names are held against it."""
+    name = url.rpartition("/")[2]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if target.is_file():
+        return target
+    hash_start = re.search(r"-([0-9a-f]{8})_\d{8}\.pth$", name)
+    print(f"fetching {url} into {target.parent} (once)", flush=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), hash_start.group(1) if hash_start else None, progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{url}: cannot be fetched ({_first_line(error)}); fetch it yourself and name the file with "
+                        "--checkpoint") from error
+    return target
