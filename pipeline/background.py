@@ -12,9 +12,9 @@ from svdata2vec.pipeline.frames import FrameDecoder
 from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.pipeline.producer import Producer, Read, Ready
 from svdata2vec.pipeline.pyavstage import PyavDecoder
-from svdata2vec.pipeline.reference import OracleDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder
 
-DecoderName = Literal["dali", "oracle"]
+DecoderName = Literal["dali", "reference"]
 DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")
 
 
@@ -91,12 +91,12 @@ def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_thre
 
     DALI is imported only here, and only if it is used.
     """
-    if name == "oracle":
+    if name == "reference":
         if torch.device(device).type != "cpu":
-            raise ValueError(f"decoder 'oracle' runs on the CPU, not on {device!r}: use 'dali'")
-        return OracleDecoder()
+            raise ValueError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
+        return ReferenceDecoder()
     if name != "dali":
-        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'oracle'")
+        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'reference'")
     if torch.device(device).type == "cpu" and codec not in DALI_CPU_CODECS:
         return PyavDecoder(size, num_threads)
     from svdata2vec.pipeline.graph import DaliDecoder

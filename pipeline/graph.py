@@ -28,7 +28,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "NVIDIA DALI is missing: pip install 'svdata2vec[cuda13]' (also for CPU-only machines) or "
-        "'svdata2vec[cuda12]', or choose the decoder 'oracle' (slow)"
+        "'svdata2vec[cuda12]', or choose the decoder 'reference' (slow)"
     ) from error
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.pyavdecode import decode_video
 
 
-class OracleDecoder:
+class ReferenceDecoder:
     """`FrameDecoder` without DALI: decodes clip by clip on the calling thread."""
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:

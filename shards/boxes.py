@@ -11,6 +11,9 @@ IntBox = tuple[int, int, int, int]
 
 MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
 PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all frames by at most 11 % of its side
+# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
+# boxes end there.
+OUTSIDE_LIMIT = 0.5
 
 
 def present_joints(joints_MTVC: np.ndarray) -> np.ndarray:

@@ -1,17 +1,28 @@
 """The shape of the tree: fixed folders, symlinks, and who may import whom."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = {"shards", "pipeline", "kernels", "svdata2vec", "tools", "tests"}
-ALLOWED = {
-    "shards": {"shards"},
-    "pipeline": {"pipeline", "shards"},
-    "kernels": {"kernels"},
-    "svdata2vec": {"svdata2vec", "shards", "pipeline", "kernels"},
+FOLDERS = ("shards", "pipeline", "kernels", "svdata2vec")
+# Every room with the rooms that its files may import, besides themselves. The rooms of `svdata2vec/` stand in one row: each
+# may import all those before it.
+SHARDS = ("shards", "shards.reading", "shards.readers", "shards.packing")
+ROW = ("config", "model", "runs", "reports", "original", "evaluation", "training", "bench", "cli")
+BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}  # "svdata2vec" itself holds the version and the public names
+ALLOWED: dict[str, set[str]] = {
+    "shards": set(),
+    "shards.reading": {"shards"},
+    "shards.readers": {"shards"},
+    "shards.packing": {"shards", "shards.reading"},
+    "pipeline": {"shards", "shards.reading"},
+    "kernels": set(),
+    "svdata2vec": {*ROW},
+    **{room: {*BELOW, *ROW[:number]} for number, room in enumerate(ROW)},
 }
 FORBIDDEN_LIBRARIES = {"shards": {"torch", "nvidia", "triton"}, "kernels": {"nvidia", "cv2", "av", "webdataset"}}
 
@@ -33,30 +44,50 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
-def folder_of(module: str) -> str | None:
-    """Folder of this project that a module lies in; None for a library."""
+def room_of(module: str) -> str | None:
+    """Room of this project that a module, or a name in it, lies in; None for a library."""
     parts = module.split(".")
     if parts[0] != "svdata2vec":
         return parts[0] if parts[0] in {"tools", "tests"} else None
-    return parts[1] if len(parts) > 1 and parts[1] in {"shards", "pipeline", "kernels"} else "svdata2vec"
+    if len(parts) > 2 and f"{parts[1]}.{parts[2]}" in ALLOWED:
+        return f"{parts[1]}.{parts[2]}"
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "svdata2vec"
 
 
-@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def room_of_file(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room = room_of(".".join(parts if parts[0] == "svdata2vec" else ("svdata2vec", *parts)))
+    assert room is not None
+    return room
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_go_one_way(folder: str) -> None:
     assert sources(folder), f"{folder} has no source files"
     for path in sources(folder):
+        room = room_of_file(path)
         for module in imported_modules(path):
-            target = folder_of(module)
-            assert target is None or target in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {module}"
+            target = room_of(module)
+            assert target is None or target == room or target in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
             library = module.split(".")[0]
             assert library not in FORBIDDEN_LIBRARIES.get(folder, set()), f"{path.relative_to(ROOT)} imports {module}"
             assert library not in PROJECT - {"svdata2vec"}, f"{path.relative_to(ROOT)}: import {module} as svdata2vec.{module}"
 
 
+def test_every_room_exists_and_is_installed() -> None:
+    """Each room is a folder with files, and `setup.cfg` lists exactly these packages."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    packages = set(settings["options"]["packages"].split())
+    found = {room_of_file(path) for folder in FOLDERS for path in sources(folder)}
+    assert found == set(ALLOWED)
+    assert packages == {"svdata2vec", *(f"svdata2vec.{room}" for room in ALLOWED if room != "svdata2vec")}
+
+
 def test_dali_is_imported_in_one_file_of_the_library() -> None:
     importing = {
         str(path.relative_to(ROOT))
-        for folder in ALLOWED
+        for folder in FOLDERS
         for path in sources(folder)
         if any(module.startswith("nvidia.dali") for module in imported_modules(path))
     }
@@ -73,13 +104,13 @@ def test_folders_are_reached_through_relative_symlinks(folder: str) -> None:
 def test_no_tool_hides_a_module_of_the_standard_library() -> None:
     import sys
 
-    names = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    names = {path.stem for path in (ROOT / "tools").rglob("*.py")}
     assert not names & set(sys.stdlib_module_names)
 
 
 def test_no_file_or_function_has_outgrown_its_reader() -> None:
     """Files up to 500 lines; functions up to 60, kernels (and their launches) aside."""
-    for folder in ALLOWED:
+    for folder in FOLDERS:
         for path in sources(folder):
             text = path.read_text()
             assert text.count("\n") <= 500, f"{path.relative_to(ROOT)} has {text.count(chr(10))} lines"

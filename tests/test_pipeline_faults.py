@@ -56,7 +56,7 @@ def keys_of(batches: list) -> list[str]:
         ("box.npy", None, 0.0),
     ],
 )
-@pytest.mark.parametrize("decoder", ["dali", "oracle"])
+@pytest.mark.parametrize("decoder", ["dali", "reference"])
 def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, component, content, at, decoder):
     clean, _ = run(shards, decoder=decoder)
     damage(shards, 5, component, content, at)

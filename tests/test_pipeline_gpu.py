@@ -1,4 +1,4 @@
-"""nvJPEG, NVDEC and DALI's GPU geometry against the oracle. Runs only where there is a GPU."""
+"""nvJPEG, NVDEC and DALI's GPU geometry against the reference decoder. Runs only where there is a GPU."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.reference import OracleDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder
 from svdata2vec.shards.reading.sample import parse_array
 
 pytestmark = pytest.mark.gpu
@@ -44,7 +44,7 @@ def test_frames_on_the_gpu_are_the_right_ones(codec, geometry):
     for found, clip, num_frames in zip(out.cpu().numpy(), clips, (60, 61), strict=True):
         whole = clip_of(codec, num_frames, list(range(num_frames)), clip.output_to_packed)
         expected = torch.zeros((1, num_frames, SIZE, SIZE, 3), dtype=torch.uint8)
-        OracleDecoder().decode([whole], expected)
+        ReferenceDecoder().decode([whole], expected)
         for frame, wanted in zip(found, frames, strict=True):
             scores = [psnr(frame, other) for other in expected[0].numpy()]
             assert int(np.argmax(scores)) == wanted and scores[wanted] >= MIN_PSNR_DB
@@ -71,7 +71,7 @@ def test_the_loader_delivers_on_the_gpu(tmp_path):
     plan = PlanConfig(num_frames=6, size=SIZE, brightness=0.3)
     with ClipLoader(shards, "all", plan, batch_size=4, train=True, device="cuda") as fast:
         batches = list(fast)
-    with ClipLoader(shards, "all", plan, batch_size=4, train=True, decoder="oracle") as slow:
+    with ClipLoader(shards, "all", plan, batch_size=4, train=True, decoder="reference") as slow:
         expected = list(slow)
     for one, two in zip(batches, expected, strict=True):
         assert one.video_BTHWC.is_cuda and one.joints_BMTVC.is_cuda and one.keys == two.keys

@@ -1,4 +1,4 @@
-"""Every encoding and geometry of the graph against the oracle: PSNR of frames, exact frame numbers, planted damage."""
+"""Every encoding and geometry of the graph against the reference decoder: PSNR, exact frame numbers, planted damage."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from svdata2vec.pipeline import affine, graph
 from svdata2vec.pipeline.background import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder
-from svdata2vec.pipeline.reference import OracleDecoder, resample
+from svdata2vec.pipeline.reference import ReferenceDecoder, resample
 from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
@@ -52,19 +52,19 @@ def jpeg_decoder(request):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), num_frames=st.integers(1, 12), packed=st.sampled_from([32, 96, 97, 130]))
-def test_jpeg_matches_the_oracle(jpeg_decoder, seed, num_frames, packed):
+def test_jpeg_matches_the_reference_decoder(jpeg_decoder, seed, num_frames, packed):
     generator = np.random.default_rng(seed)
     frames = generator.integers(0, num_frames, 5).tolist()  # any order, repeats
     clips = [encoded("jpeg", num_frames, frames, random_map(generator, packed), packed) for _ in range(2)]
     fast, failed = decode(jpeg_decoder, clips)
-    slow, _ = decode(OracleDecoder(), clips)
+    slow, _ = decode(ReferenceDecoder(), clips)
     assert not failed
     for one, two in zip(fast, slow, strict=True):
         assert psnr(one, two) >= 50
 
 
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264", "hevc"])
-def test_video_matches_the_oracle_and_shows_the_right_frames(codec):
+def test_video_matches_the_reference_decoder_and_shows_the_right_frames(codec):
     decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
     generator = np.random.default_rng(0)
     clips = [
@@ -72,7 +72,7 @@ def test_video_matches_the_oracle_and_shows_the_right_frames(codec):
         for num_frames, frames in [(30, [0, 7, 8, 29]), (30, [29, 3, 3, 0]), (1, [0, 0, 0, 0]), (70, [1, 33, 69, 50])]
     ]
     fast, failed = decode(decoder, clips)
-    slow, _ = decode(OracleDecoder(), clips)
+    slow, _ = decode(ReferenceDecoder(), clips)
     decoder.close()
     assert not failed
     assert min(psnr(one, two) for one, two in zip(fast, slow, strict=True)) >= 35
@@ -85,7 +85,7 @@ def test_video_shows_the_right_frames(codec):
     clip = encoded(codec, 60, [59, 0, 1, 31, 30, 2, 0, 45], affine.scale_and_shift(2, 2, 0, 0))
     (fast,), _ = decode(decoder, [clip])
     whole = encoded(codec, 60, list(range(60)), clip.output_to_packed)
-    (slow,), _ = decode(OracleDecoder(), [whole])
+    (slow,), _ = decode(ReferenceDecoder(), [whole])
     decoder.close()
     for frame, wanted in zip(fast, clip.frames_T.tolist(), strict=True):
         assert int(np.argmax([psnr(frame, other) for other in slow])) == wanted
@@ -97,7 +97,7 @@ def test_video_through_dali_geometry(codec, geometry):
     decoder = DaliDecoder(codec, SIZE, geometry=geometry)
     clips = [encoded(codec, 20, [2, 11, 19], random_map(np.random.default_rng(seed))) for seed in range(4)]
     fast, failed = decode(decoder, clips)
-    slow, _ = decode(OracleDecoder(), clips)
+    slow, _ = decode(ReferenceDecoder(), clips)
     assert not failed and min(psnr(one, two) for one, two in zip(fast, slow, strict=True)) >= 35
 
 
@@ -108,11 +108,11 @@ def test_outside_the_picture_is_black_and_pixels_stay_where_they_are(jpeg_decode
     frames, _ = decode(jpeg_decoder, [unit, beyond, half_out])
     assert not frames[1].any() and not frames[2, :, :, :23].any()
     np.testing.assert_array_equal(frames[2, :, :, 24:], frames[0, :, :, :24])
-    whole, _ = decode(OracleDecoder(), [unit])
+    whole, _ = decode(ReferenceDecoder(), [unit])
     np.testing.assert_array_equal(frames[0], whole[0])
 
 
-def test_oracle_resampling_is_what_opencv_resize_does():
+def test_reference_resampling_is_what_opencv_resize_does():
     """The half-pixel convention, held against an independent implementation."""
     import cv2
 
@@ -196,13 +196,13 @@ def test_concealed_damage_in_h264_is_found():
     Damage within a picture's coefficients can be a valid stream of other coefficients: no decoder sees all of it.
     """
     clip = encoded("h264", 30, [0, 3, 29], affine.scale_and_shift(2, 2, 0, 0))
-    clean, _ = decode(OracleDecoder(), [clip])
+    clean, _ = decode(ReferenceDecoder(), [clip])
     reasons, missed = [], 0
     for place in range(40, 61, 2):
         video = clip.video.copy()
         start = len(video) * place // 100
         video[start : start + 40] ^= 0x55
-        frames, failed = decode(OracleDecoder(), [with_video(clip, video)])
+        frames, failed = decode(ReferenceDecoder(), [with_video(clip, video)])
         reasons.append(failed.get(0, ""))
         missed += not failed and not np.array_equal(frames, clean)  # the encoder's own notes may change without harm
     assert sum("frame " in reason and "is damaged" in reason for reason in reasons) >= 3

@@ -61,11 +61,11 @@ def test_a_batch_has_the_promised_shapes(shards):
     assert loader.stats.clips_decoded >= 20 and loader.stats.batches == 5 and loader.stats.wait_seconds > 0
 
 
-def test_dali_agrees_with_the_oracle(shards):
+def test_dali_agrees_with_the_reference_decoder(shards):
     plans = (PLAN, replace(PLAN, crop="boxes"), replace(PLAN, num_frames=50, size=40))
     for plan, train in [(plan, train) for plan in plans for train in (True, False)]:
         options = {"plan": plan, "train": train}
-        with make(shards, **options) as fast, make(shards, decoder="oracle", **options) as slow:
+        with make(shards, **options) as fast, make(shards, decoder="reference", **options) as slow:
             one, two = flat(list(fast)), flat(list(slow))
         assert list(one) == list(two)
         for name in one:
@@ -125,7 +125,7 @@ def test_evaluation_sees_every_clip_exactly_once(shards, world_size):
     assert sorted(keys) == [f"clip{i:05d}" for i in range(23)]
 
 
-@pytest.mark.parametrize(("stop", "decoder"), [(1, "dali"), (3, "dali"), (5, "dali"), (7, "dali"), (3, "oracle")])
+@pytest.mark.parametrize(("stop", "decoder"), [(1, "dali"), (3, "dali"), (5, "dali"), (7, "dali"), (3, "reference")])
 def test_resume_is_exact_at_every_place(shards, stop, decoder):
     with make(shards, decoder=decoder) as loader:
         whole = [*loader, *loader]

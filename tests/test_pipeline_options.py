@@ -10,8 +10,9 @@ import torch
 from tiny import tiny_shards
 
 from svdata2vec.cli.options import parse_preset
+from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import PRETRAIN
-from svdata2vec.config.schema import AugmentConfig, DataConfig, RunConfig, from_dict, to_json
+from svdata2vec.config.schema import AugmentConfig, DataConfig, RunConfig
 from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.data import build_loader, open_data, plan_config

@@ -46,7 +46,7 @@ def test_ten_thousand_clips_leave_memory_flat(tmp_path):
     seed=st.integers(0, 2**31), reach=st.sampled_from([0.0, 3.0, 40.0, 500.0]), train=st.booleans(),
     centre=st.sampled_from([(110.0, 80.0), (-30.0, 20.0), (260.0, 200.0)]),
 )
-def test_random_clips_match_the_oracle(num_frames, size, persons, seed, reach, train, centre):
+def test_random_clips_match_the_reference_decoder(num_frames, size, persons, seed, reach, train, centre):
     """reach 0: all joints missing; 3: too small a box; 500 or an outer centre: boxes outside the picture."""
     generator = np.random.default_rng(seed)
     pose = (np.array(centre) + generator.uniform(-reach, reach, (persons, num_frames, 17, 2))).astype(np.float32)
@@ -57,7 +57,7 @@ def test_random_clips_match_the_oracle(num_frames, size, persons, seed, reach, t
         parts = clip_parts("clip", num_frames, size=size, seed=seed, pose=pose)
         shards = write_shards(Path(folder), [("clip", num_frames, parts)], size=size)
         batches = []
-        for decoder in ("dali", "oracle"):
+        for decoder in ("dali", "reference"):
             options = {"batch_size": 1, "train": train, "seed": seed, "decoder": decoder, "num_threads": 1}
             with ClipLoader(shards, "all", plan, max_bad_rate=0.0, **options) as loader:
                 batches.append(next(iter(loader)))
@@ -72,7 +72,7 @@ def test_every_encoding_through_the_loader(tmp_path, codec):
     shards = shard_set(tmp_path, 6, codec=codec, size=64)
     plan = PlanConfig(num_frames=5, size=48)
     batches = []
-    for decoder in ("dali", "oracle"):
+    for decoder in ("dali", "reference"):
         with ClipLoader(shards, "all", plan, batch_size=6, train=True, decoder=decoder) as loader:
             batches += list(loader)
     fast, slow = batches

@@ -10,8 +10,9 @@ from tiny import finetune_config
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import parse_preset
+from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
-from svdata2vec.config.schema import PretrainConfig, from_dict, to_json
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 

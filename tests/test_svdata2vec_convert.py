@@ -16,13 +16,13 @@ from svdata2vec.cli.main import main
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, TargetConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import embed
-from svdata2vec.model.classifier import Classifier, load_classifier, load_encoder
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.original.convert import convert_file, convert_state_dict, original_name
 from svdata2vec.pipeline.sampling import draw_frames_original
-from svdata2vec.runs.checkpoint import load_published
+from svdata2vec.runs.published import load_classifier, load_encoder, load_published
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -117,7 +117,7 @@ def test_kept_frames_equal_all_frames_in_evaluation_mode_gradients_included() ->
 @pytest.mark.parametrize("kind", ["finetune", "probe"])
 @pytest.mark.parametrize("seen", ["rgb", "skeleton", "both"])
 @pytest.mark.parametrize("train", [True, False], ids=["batch statistics", "running statistics"])
-def test_recognisers_give_the_originals_logits(kind: str, seen: Any, train: bool) -> None:
+def test_classifiers_give_the_originals_logits(kind: str, seen: Any, train: bool) -> None:
     head = FinetuneHead(SIZES["dim"], 24, CLASSES) if kind == "finetune" else ProbeHead(SIZES["dim"], CLASSES)
     theirs = original_classifier(head).train(train)
     weights, what = convert_state_dict(theirs.state_dict(), heads=SIZES["heads"], modality=seen)
@@ -141,7 +141,7 @@ def test_shapes_tell_the_configuration() -> None:
     assert what.config.encode == "all_frames" and what.kind == "pretrain"
 
 
-def test_a_recogniser_without_a_skeleton_embedding_is_rgb() -> None:
+def test_a_classifier_without_a_skeleton_embedding_is_rgb() -> None:
     state = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES)).state_dict()
     state = {name: tensor for name, tensor in state.items() if not name.startswith("joints_embed")}
     _, what = convert_state_dict(state, heads=4)
@@ -192,9 +192,9 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
     assert card["kind"] == "pretrain" and card["num_joints"] == 17 and card["converted_from"] == "original.pth"
     assert card["preprocessing"]["mean"] == [123.675, 116.28, 103.53] and card["preprocessing"]["num_frames"] == 7
     model, config = converted_student(theirs)
-    recogniser = Classifier(FinetuneConfig(data=config.data, model=config.model), 17, CLASSES)
-    load_encoder(recogniser.encoder, tmp_path / "run")
-    torch.testing.assert_close(recogniser.encoder.norm.weight, model.encoder.norm.weight)
+    classifier = Classifier(FinetuneConfig(data=config.data, model=config.model), 17, CLASSES)
+    load_encoder(classifier.encoder, tmp_path / "run")
+    torch.testing.assert_close(classifier.encoder.norm.weight, model.encoder.norm.weight)
     torch.testing.assert_close(weights["decoder.mask_token"], theirs.mask_token.detach())
     with pytest.raises(UserError, match="run holds a model already"):
         convert_file(tmp_path / "original.pth", tmp_path / "run", heads=4)
@@ -299,7 +299,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
         convert_file(tmp_path / "nested.pth", tmp_path / "run")
 
 
-def test_a_converted_recogniser_is_evaluated_on_the_originals_frames(tmp_path: Path, tiny_shard_folder: Path) -> None:
+def test_a_converted_classifier_is_evaluated_on_the_originals_frames(tmp_path: Path, tiny_shard_folder: Path) -> None:
     theirs = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES)).eval()
     torch.save(theirs.state_dict(), tmp_path / "tuned.pth")
     convert_file(

@@ -1,4 +1,4 @@
-"""The exported recogniser: the same logits as the network, for any number of clips, without any op of ours in it."""
+"""The exported classifier: the same logits as the network, for any number of clips, without any op of ours in it."""
 
 import json
 import sys
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Modality
-from svdata2vec.evaluation.export import compare_logits, export, load_recogniser
-from svdata2vec.model.classifier import Classifier, LinearHead, load_classifier
+from svdata2vec.evaluation.export import compare_logits, export, load_rgb_classifier
+from svdata2vec.model.classifier import Classifier, LinearHead
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.checkpoint import publish
+from svdata2vec.runs.published import load_classifier, publish
 from svdata2vec.shards.errors import UserError
 
 DATA = DataConfig(num_frames=6, size=32)
 CLASSES = ["sit", "stand", "walk"]
 
 
-def publish_recogniser(folder: Path, modality: Modality = "rgb", kind: str = "finetune") -> Path:
+def publish_classifier(folder: Path, modality: Modality = "rgb", kind: str = "finetune") -> Path:
     """A run's folder with random weights; BatchNorm has seen some clips, so that its buffers matter."""
     config = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16), modality=modality)
     model = Classifier(config, 17, len(CLASSES))
@@ -42,9 +42,9 @@ def clips(count: int, seed: int = 5) -> Tensor:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(run, file): a recogniser exported by the command."""
+    """(run, file): a classifier exported by the command."""
     folder = tmp_path_factory.mktemp("export")
-    run = publish_recogniser(folder / "run")
+    run = publish_classifier(folder / "run")
     assert main(["export", str(run), str(run / "model.pt2")]) == 0
     return run, run / "model.pt2"
 
@@ -69,15 +69,15 @@ def test_the_card_beside_the_export_says_how_to_use_it(exported: tuple[Path, Pat
 
 @pytest.mark.parametrize("kind", ["finetune", "probe"])
 def test_plain_pytorch_gives_the_logits_of_the_ops(tmp_path: Path, kind: str) -> None:
-    run = publish_recogniser(tmp_path / "run", kind=kind)
+    run = publish_classifier(tmp_path / "run", kind=kind)
     with torch.no_grad():
         torch.testing.assert_close(
-            load_recogniser(run)[0](clips(2)), load_classifier(run)[0](clips(2), None), rtol=1e-4, atol=1e-4
+            load_rgb_classifier(run)[0](clips(2)), load_classifier(run)[0](clips(2), None), rtol=1e-4, atol=1e-4
         )
 
 
 def test_export_is_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
-    model, _, _ = load_recogniser(publish_recogniser(tmp_path / "run"))
+    model, _, _ = load_rgb_classifier(publish_classifier(tmp_path / "run"))
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model(clips(1)), model(clips(3))[:1], rtol=1e-4, atol=1e-4)
 
@@ -93,7 +93,7 @@ def test_a_wrong_export_is_noticed(wrong: float) -> None:
 def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    run = publish_recogniser(tmp_path / "run")
+    run = publish_classifier(tmp_path / "run")
     card = export(run, tmp_path / "model.onnx")
     assert card["largest_logit_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -105,7 +105,7 @@ def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = publish_recogniser(tmp_path / "run")
+    run = publish_classifier(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install svdata2vec\[export\]; or write .pt2"):
         export(run, tmp_path / "model.onnx")
@@ -113,11 +113,11 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypa
 
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
-    run = publish_recogniser(tmp_path / "run")
+    run = publish_classifier(tmp_path / "run")
     with pytest.raises(UserError, match=r"model\.pth: expected a file name that ends in \.pt2"):
         export(run, tmp_path / "model.pth")
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         export(tmp_path, tmp_path / "model.pt2")
-    both = publish_recogniser(tmp_path / "both", "both")
+    both = publish_classifier(tmp_path / "both", "both")
     with pytest.raises(UserError, match=r"needs skeletons \(modality both\); export takes a run with modality rgb"):
         export(both, tmp_path / "model.pt2")

@@ -24,10 +24,10 @@ from svdata2vec.runs.runtime import Runtime, use_channels_last
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
-from svdata2vec.training.loop import Statistics
 from svdata2vec.training.mixup import draw_mixture
 from svdata2vec.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from svdata2vec.training.pretrain import forward
+from svdata2vec.training.stepper import Statistics
 
 CONFIG = PretrainConfig(data=DataConfig(num_frames=8, size=32), model=MODEL, target=TargetConfig(top_layers=2))
 CLIPS, FRAMES, JOINTS = 3, 8, 17

@@ -18,7 +18,7 @@ def student() -> nn.Module:
     return SVData2Vec(PretrainConfig().model, 40, JOINTS)
 
 
-def recogniser() -> nn.Module:
+def classifier() -> nn.Module:
     return Classifier(replace(FinetuneConfig(), modality="both"), JOINTS, 60)
 
 
@@ -28,7 +28,7 @@ def is_uniform(values: Tensor, bound: float) -> None:
     assert abs(values.mean().item()) < 4 * bound / math.sqrt(values.numel())
 
 
-@pytest.mark.parametrize("build", [student, recogniser])
+@pytest.mark.parametrize("build", [student, classifier])
 def test_linear_layers_are_xavier_uniform_and_norms_one_and_zero(build: object) -> None:
     model = build()  # type: ignore[operator]
     checked = 0

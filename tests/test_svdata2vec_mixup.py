@@ -9,7 +9,7 @@ from tiny import finetune_config
 from torch.nn import functional as F
 
 from svdata2vec.config.schema import HeadConfig
-from svdata2vec.runs.checkpoint import load_published
+from svdata2vec.runs.published import load_published
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.mixup import Mixture, draw_mixture

@@ -10,18 +10,19 @@ from tiny import MODEL
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, PretrainConfig, TargetConfig
-from svdata2vec.evaluation.export import load_recogniser
+from svdata2vec.evaluation.export import load_rgb_classifier
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
 from svdata2vec.model.block_steps import BlockSteps, FusedSteps
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec, block_steps
+from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.checkpoint import publish
-from svdata2vec.runs.runtime import compile_parts, convert_sync_batchnorm
+from svdata2vec.runs.published import publish
+from svdata2vec.runs.runtime import compile_parts
 from svdata2vec.training.pretrain import forward
 
 T, SIZE = 6, 32
@@ -140,15 +141,15 @@ def test_a_cumulative_average_of_statistics_takes_the_plain_way() -> None:
     torch.testing.assert_close(dict(norm.named_buffers()), dict(twin.named_buffers()))
 
 
-def test_an_exported_recogniser_holds_no_fused_step(tmp_path: Path) -> None:
+def test_an_exported_classifier_holds_no_fused_step(tmp_path: Path) -> None:
     config = FinetuneConfig(data=DataConfig(num_frames=T, size=SIZE), model=FUSED, head=HeadConfig(hidden=16), modality="rgb")
     model = Classifier(config, 17, 2).eval()
     assert any(isinstance(getattr(module, "steps", None), FusedSteps) for module in model.modules())
     publish(tmp_path, model.state_dict(), model_card("finetune", config, num_joints=17, classes=["sit", "stand"]))
-    recogniser, _, _ = load_recogniser(tmp_path)
-    assert not any(isinstance(getattr(module, "steps", None), FusedSteps) for module in recogniser.modules())
+    classifier, _, _ = load_rgb_classifier(tmp_path)
+    assert not any(isinstance(getattr(module, "steps", None), FusedSteps) for module in classifier.modules())
     video = torch.randint(0, 256, (2, T, SIZE, SIZE, 3), dtype=torch.uint8)
-    torch.testing.assert_close(recogniser(video), model(video, None), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(classifier(video), model(video, None), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

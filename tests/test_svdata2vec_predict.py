@@ -18,7 +18,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.checkpoint import publish
+from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
@@ -31,12 +31,12 @@ CLASSES = ["stand", "walk", "run"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published RGB recogniser with random weights."""
+    """A published RGB classifier with random weights."""
     config = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16))
-    return publish_recogniser(tmp_path_factory.mktemp("run"), config)
+    return publish_classifier(tmp_path_factory.mktemp("run"), config)
 
 
-def publish_recogniser(folder: Path, config: FinetuneConfig) -> Path:
+def publish_classifier(folder: Path, config: FinetuneConfig) -> Path:
     model = Classifier(config, 17, len(CLASSES))
     publish(folder, model.state_dict(), model_card("finetune", config, num_joints=17, classes=CLASSES))
     return folder
@@ -52,7 +52,7 @@ def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path:
     pack(read_pyskl(annotations, videos, name="motion"), tmp_path / "shards", PackOptions(size=192, quality=95, workers=1))
     shards = ShardSet.open(tmp_path / "shards")
     with ClipLoader(shards, "val", PlanConfig(num_frames=T, size=SIZE, crop="boxes"), batch_size=1, train=False,
-                    decoder="oracle") as loader:
+                    decoder="reference") as loader:
         batch = next(iter(loader))
     assert batch.video_BTHWC is not None
     key = batch.keys[0]
@@ -105,7 +105,7 @@ def rotate_flag(content: bytes) -> bytes:
 
 def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:
     result = predict(run, video, box=(50, 30, 110, 90), top=2, picture=tmp_path / "out" / "seen.png", device="cpu")
-    from svdata2vec.model.classifier import load_classifier
+    from svdata2vec.runs.published import load_classifier
 
     model, config, _ = load_classifier(run)
     frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_TSS3)
@@ -171,7 +171,7 @@ def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
     skeletons = FinetuneConfig(data=DATA, model=MODEL, head=HeadConfig(hidden=16), modality="skeleton")
     (tmp_path / "skeletons").mkdir()
     with pytest.raises(UserError, match=r"needs skeletons \(modality skeleton\); predict takes a run with modality rgb"):
-        predict(publish_recogniser(tmp_path / "skeletons", skeletons), video, device="cpu")
+        predict(publish_classifier(tmp_path / "skeletons", skeletons), video, device="cpu")
 
 
 def test_audio_only_files_are_named(tmp_path: Path) -> None:

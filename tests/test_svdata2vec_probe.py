@@ -23,7 +23,7 @@ from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import Features, embed, open_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
 from svdata2vec.reports.report import write_report
-from svdata2vec.runs.checkpoint import load_published
+from svdata2vec.runs.published import load_published
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
@@ -93,7 +93,7 @@ def test_more_neighbours_than_clips_and_equal_cosines_are_no_trouble() -> None:
 
 
 @pytest.mark.parametrize("modality", ["rgb", "skeleton", "both"])
-def test_probe_writes_results_and_a_recogniser(
+def test_probe_writes_results_and_a_classifier(
     pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, modality: Modality
 ) -> None:
     config = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained, modality=modality)
@@ -212,7 +212,7 @@ def test_embed_parquet(pretrained: Path, tmp_path: Path) -> None:
     assert table.column("class").to_pylist()[:3] == ["a", "b", "c"]
 
 
-def test_a_recogniser_can_be_embedded_and_its_card_tells_its_story(tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_a_classifier_can_be_embedded_and_its_card_tells_its_story(tiny_shard_folder: Path, tmp_path: Path) -> None:
     config = replace(finetune_config(tiny_shard_folder, tmp_path / "tune", epochs=1), modality="skeleton")
     result = finetune(config)
     card = load_published(tmp_path / "tune")[1]

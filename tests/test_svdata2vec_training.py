@@ -26,8 +26,8 @@ from svdata2vec.runs.runtime import REQUEUE_EXIT_CODE, StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
-from svdata2vec.training.loop import NotFiniteError
 from svdata2vec.training.pretrain import Pretraining, pretrain
+from svdata2vec.training.stepper import NotFiniteError
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,7 +206,7 @@ def test_accumulated_batches_make_one_step(tiny_shard_folder: Path, tmp_path: Pa
 def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
     finished: Path, tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "recogniser"
+    out = tmp_path / "classifier"
     result = finetune(finetune_config(tiny_shard_folder, out, pretrained=finished, epochs=3))
     assert result["count"] == 12 and result["labels"] == 12 and len(result["confusion"]) == 5
     again = evaluate_run(out, device="cpu")

@@ -107,7 +107,7 @@ def test_the_machine_check_works() -> None:
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "vp9"])
-def test_decoding_is_compared_with_the_oracle(codec: str) -> None:
+def test_decoding_is_compared_with_the_reference_decoder(codec: str) -> None:
     assert parts.check_decoding(codec, "cpu")["psnr_db"] > 35
 
 

@@ -59,9 +59,9 @@ def check_driver(device: str = "cuda") -> Figures:
 
 
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
-    """DALI gives the wanted frames, in order, cropped and mirrored as the oracle does, and no neighbour instead."""
+    """DALI gives the wanted frames, in order, cropped and mirrored as the reference decoder does, and no neighbour instead."""
     from svdata2vec.pipeline.graph import DaliDecoder
-    from svdata2vec.pipeline.reference import OracleDecoder
+    from svdata2vec.pipeline.reference import ReferenceDecoder
 
     frames = [59, 0, 1, 31, 30, 2, 0, 45]
     clip = encoded_clip(codec, 60, frames)
@@ -74,14 +74,14 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
         decoder.close()
     require(not failed, f"DALI cannot decode it: {failed.get(0)}")
     expected = torch.zeros((1, 60, SIZE, SIZE, 3), dtype=torch.uint8)
-    OracleDecoder().decode([whole], expected)
+    ReferenceDecoder().decode([whole], expected)
     worst = float("inf")
     for found, wanted in zip(out[0].cpu(), frames, strict=True):
         scores = [psnr(found, other) for other in expected[0]]
         best = max(range(60), key=scores.__getitem__)
         require(best == wanted, f"frame {wanted} was wanted; what came is most like frame {best}")
         worst = min(worst, scores[wanted])
-    require(worst >= MIN_PSNR_DB, f"PSNR against the oracle {worst:.1f} dB, expected {MIN_PSNR_DB} dB or more")
+    require(worst >= MIN_PSNR_DB, f"PSNR against the reference decoder {worst:.1f} dB, expected {MIN_PSNR_DB} dB or more")
     return {"psnr_db": worst}
 
 

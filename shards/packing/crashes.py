@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_refused(parts: Path) -> dict[str, str]:
-    """Key -> reason of the clips found by earlier calls of `find_killers` for this folder."""
+    """Key -> reason of the clips found by earlier calls of `find_crashing_clips` for this folder."""
     path = parts / REFUSED_NAME
     return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
-def find_killers(parts: Path, clips: Mapping[str, ClipAnnotation], num_joints: int, options: ClipOptions,
+def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_joints: int, options: ClipOptions,
                  refused: dict[str, str]) -> bool:
     """Try the clips that workers were at; add those that kill again to `refused` and to the folder. False: none does.
 

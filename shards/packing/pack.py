@@ -20,7 +20,7 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.packing.clip import Times
-from svdata2vec.shards.packing.crashes import find_killers, load_refused
+from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
 from svdata2vec.shards.packing.lock import folder_lock
 from svdata2vec.shards.packing.plan import (
     PackOptions,
@@ -139,7 +139,7 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
             return sorted(records, key=lambda record: record.number)
         except WorkerDiedError:
             joints = len(dataset.layout.joints)
-            if not find_killers(root / PARTS, clips, joints, options.clip_options(), refused):
+            if not find_crashing_clips(root / PARTS, clips, joints, options.clip_options(), refused):
                 raise
             remove_leftovers(root)
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
+from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
-
-# Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
-# boxes end there.
-OUTSIDE_LIMIT = 0.5
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
-from svdata2vec.shards.packing.video_pose import OUTSIDE_LIMIT
 from svdata2vec.shards.reading.index import INDEX_NAME
 from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest
 from svdata2vec.shards.reading.sample import Sample

@@ -26,7 +26,8 @@ from svdata2vec.bench.batch_worker import BatchConfig
 from svdata2vec.bench.counts import clip_bytes
 from svdata2vec.bench.run import open_preset_shards
 from svdata2vec.bench.workers import read_answer, worker_environment
-from svdata2vec.config.schema import PretrainConfig, to_json
+from svdata2vec.config.files import to_json
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError

@@ -16,7 +16,8 @@ import torch
 from svdata2vec.bench.run import machine, setting
 from svdata2vec.bench.stages import NEVER_ENDING, ModelStage, Timing, time_round
 from svdata2vec.bench.workers import refused
-from svdata2vec.config.schema import PretrainConfig, from_dict
+from svdata2vec.config.files import from_dict
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, running

@@ -26,7 +26,8 @@ import torch
 from svdata2vec.bench.run import open_preset_shards
 from svdata2vec.bench.scale_worker import ScaleConfig, expected_keys
 from svdata2vec.bench.workers import read_answer, worker_environment
-from svdata2vec.config.schema import PretrainConfig, to_json
+from svdata2vec.config.files import to_json
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 

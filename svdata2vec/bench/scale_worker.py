@@ -26,7 +26,8 @@ from svdata2vec.bench.limits import synchronise
 from svdata2vec.bench.run import machine, setting
 from svdata2vec.bench.stages import NEVER_ENDING
 from svdata2vec.bench.workers import refused
-from svdata2vec.config.schema import PretrainConfig, from_dict
+from svdata2vec.config.files import from_dict
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order

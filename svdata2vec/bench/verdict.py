@@ -79,7 +79,7 @@ def _advice_read(where: Surroundings) -> str:
 
 def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
     words = []
-    if config.data.decoder == "oracle":
+    if config.data.decoder == "reference":
         words.append("--data.decoder dali")
     if where.codec != "jpeg":
         words.append("pack as jpeg, which decodes the wanted frames only")

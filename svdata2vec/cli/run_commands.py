@@ -32,7 +32,7 @@ class ConvertOptions:
     coordinates: int = 2
     """Coordinates per joint."""
     modality: Modality | None = None
-    """What a recogniser sees; default: all that it has an embedding for."""
+    """What a classifier sees; default: all that it has an embedding for."""
     size: int = 224
     """Side of the crop that the network was trained on, in pixels."""
     shards: str | None = None
@@ -73,7 +73,7 @@ class EmbedOptions:
     shards: str | None = None
     """Folder of shards; default: the run's own."""
     modality: Modality | None = None
-    """What the encoder sees; default: rgb after pretraining, else what the recogniser sees."""
+    """What the encoder sees; default: rgb after pretraining, else what the classifier sees."""
     batch_size: int = 32
     """Clips per process and forward pass."""
     device: Device = "auto"
@@ -144,7 +144,7 @@ def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the RGB recogniser as one file: uint8 video (B, T, H, W, 3) in, logits (B, classes) out.
+    """Write the RGB classifier as one file: uint8 video (B, T, H, W, 3) in, logits (B, classes) out.
 
     The file is read back and its logits are compared with the network's.
     """

@@ -74,7 +74,7 @@ def demo_pretrain() -> PretrainConfig:
 
 
 def demo_finetune() -> FinetuneConfig:
-    """The demo's recogniser: RGB alone, few labels."""
+    """The demo's classifier: RGB alone, few labels."""
     base = FinetuneConfig()
     return replace(
         base,

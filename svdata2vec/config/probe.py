@@ -58,13 +58,13 @@ class ProbeConfig:
 
 
 def _preset(name: str) -> ProbeConfig:
-    recogniser = preset(FINETUNE, name)
-    out = recogniser.run.out
+    classifier = preset(FINETUNE, name)
+    out = classifier.run.out
     return ProbeConfig(
-        data=recogniser.data,
+        data=classifier.data,
         out=out.with_name(out.name.replace("finetune", "probe")),
-        label_fraction=recogniser.label_fraction,
-        batch_size=recogniser.run.batch_size,
+        label_fraction=classifier.label_fraction,
+        batch_size=classifier.run.batch_size,
     )
 
 

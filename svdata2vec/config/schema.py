@@ -4,14 +4,9 @@ A run is a preset (see `presets.py`) plus typed overrides from the command line.
 are made and are written as JSON beside every checkpoint.
 """
 
-import dataclasses
-import json
-import os
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -65,7 +60,7 @@ class DataConfig:
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
     frame_draw: Literal["fixed", "original"] = "fixed"
     """Frames of an evaluation: drawn once and for all by the clip's name, or number for number as the authors' code does."""
-    decoder: Literal["dali", "oracle"] = "dali"
+    decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: int = 2
     """Decoding threads per process."""
@@ -304,7 +299,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Supervised training of a recogniser, from a pretraining run or from scratch."""
+    """Supervised training of a classifier, from a pretraining run or from scratch."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -316,7 +311,7 @@ class FinetuneConfig:
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Folder of the finished pretraining run to start from; none = from scratch."""
     modality: Modality = "rgb"
-    """What the recogniser sees."""
+    """What the classifier sees."""
     label_fraction: float = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
     eval_every: int = 0
@@ -324,36 +319,3 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
-
-
-
-
-def to_json(config: Any) -> str:
-    """The configuration as JSON text; `from_dict` reads its values back."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
-
-
-def from_dict(kind: type[Config], values: dict[str, Any], source: str) -> Config:
-    """Read a configuration back from JSON values; unknown names are an error that lists them and names `source`."""
-    return _build(kind, values, source)
-
-
-def _build(kind: Any, values: dict[str, Any], source: str) -> Any:
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"{source}: unknown names {', '.join(unknown)}; {kind.__name__} has {', '.join(sorted(known))}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, source: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, source)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if hint is Path:
-        return Path(value)
-    return tuple(value) if typing.get_origin(hint) is tuple else value

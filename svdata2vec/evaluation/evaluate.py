@@ -1,4 +1,4 @@
-"""Run a recogniser over a split, every clip exactly once, alone or on several processes."""
+"""Run a classifier over a split, every clip exactly once, alone or on several processes."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +11,9 @@ from torch import nn
 
 from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import measure
-from svdata2vec.model.classifier import load_classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader, open_data, require_joints, to_device
+from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The RGB recogniser as one file for other programs: `torch.export` (.pt2) or ONNX (.onnx), with its card beside it.
+"""The RGB classifier as one file for other programs: `torch.export` (.pt2) or ONNX (.onnx), with its card beside it.
 
 B clips, T frames, H W picture
 """
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.block_steps import BlockSteps
-from svdata2vec.model.classifier import Classifier, load_classifier
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.transformer import Attention, Block, Mlp
 from svdata2vec.model.video_encoder import BasicBlock, Stem, VideoEncoder
+from svdata2vec.runs.published import load_classifier
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -25,7 +26,7 @@ EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported pro
 log = logging.getLogger(__name__)
 
 
-class RgbRecogniser(nn.Module):
+class RgbClassifier(nn.Module):
     """Only the input that the export has: uint8 video (B, T, H, W, 3) -> logits (B, classes)."""
 
     def __init__(self, classifier: Classifier) -> None:
@@ -36,8 +37,8 @@ class RgbRecogniser(nn.Module):
         return self.classifier(video_BTHWC, None)
 
 
-def load_recogniser(run: Path) -> tuple[RgbRecogniser, FinetuneConfig, dict[str, Any]]:
-    """The RGB recogniser of a finished run with every op as plain PyTorch, in evaluation mode."""
+def load_rgb_classifier(run: Path) -> tuple[RgbClassifier, FinetuneConfig, dict[str, Any]]:
+    """The RGB classifier of a finished run with every op as plain PyTorch, in evaluation mode."""
     model, config, card = load_classifier(run)
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); export takes a run with modality rgb")
@@ -46,7 +47,7 @@ def load_recogniser(run: Path) -> tuple[RgbRecogniser, FinetuneConfig, dict[str,
             module.impl = "torch"
         if isinstance(module, Block | Mlp | BasicBlock | Stem):
             module.steps = BlockSteps()
-    return RgbRecogniser(model).eval(), config, card
+    return RgbClassifier(model).eval(), config, card
 
 
 def example_input(config: FinetuneConfig) -> Tensor:
@@ -59,7 +60,7 @@ def example_input(config: FinetuneConfig) -> Tensor:
 
 @torch.no_grad()
 def export(run: Path, out: Path) -> dict[str, Any]:
-    """Export the recogniser of a finished run, read it back and hold its logits against the network's.
+    """Export the classifier of a finished run, read it back and hold its logits against the network's.
 
     Args:
         run: folder of a finetune or probe run with modality rgb.
@@ -72,7 +73,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
     if out.suffix == ".onnx":
         _require_onnx(out)
-    model, config, card = load_recogniser(run)
+    model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from svdata2vec.config.schema import DataConfig, Device, Modality, ModelConfig, RunConfig, from_dict
-from svdata2vec.model.classifier import load_encoder
+from svdata2vec.config.files import from_dict
+from svdata2vec.config.schema import DataConfig, Device, Modality, ModelConfig, RunConfig
 from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.checkpoint import load_published
 from svdata2vec.runs.data import build_loader, open_data, require_joints, to_device
+from svdata2vec.runs.published import load_encoder, load_published
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -49,7 +49,7 @@ def open_encoder(run: Path, modality: Modality | None = None) -> TrainedEncoder:
 
     Args:
         run: its folder.
-        modality: what the encoder shall see; default: "rgb" after pretraining, else what the recogniser sees.
+        modality: what the encoder shall see; default: "rgb" after pretraining, else what the classifier sees.
     """
     _, card = load_published(run)
     model = from_dict(ModelConfig, card["config"]["model"], f"{run}/model.json: model")

@@ -14,12 +14,12 @@ import torch
 
 from svdata2vec.config.schema import DataConfig, Device
 from svdata2vec.evaluation.persons import Box, Persons, moving_region, persons_of_poses
-from svdata2vec.model.classifier import load_classifier
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.reports.contact_sheet import to_png
 from svdata2vec.runs.data import plan_config
+from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -139,7 +139,7 @@ def predict(
     picture: Path | None = None,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Recognise the action in a video file with the RGB recogniser of a finished run.
+    """Recognise the action in a video file with the RGB classifier of a finished run.
 
     Args:
         run: folder of a finetune or probe run with modality rgb.

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import FinetuneConfig, to_json
+from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, open_encoder
 from svdata2vec.evaluation.metrics import Metrics, measure
 from svdata2vec.runs.card import evaluation_entry, model_card
-from svdata2vec.runs.checkpoint import publish
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints
+from svdata2vec.runs.folder import finish_run, is_finished, read_result
+from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.training.loop import finish_run, is_finished, read_result
 
 CHUNK_CLIPS = 4096  # rows of a similarity matrix at a time: 4096 x 40,000 training clips are 0.6 GiB
 
@@ -165,7 +166,7 @@ def _publish(
     result: dict[str, Any],
 ) -> None:
     """The frozen encoder with the linear probe as its head: `evaluate`, `predict` and `export` take it."""
-    recogniser = FinetuneConfig(
+    classifier = FinetuneConfig(
         data=config.data,
         model=trained.model,
         run=config.run(),
@@ -174,7 +175,7 @@ def _publish(
         label_fraction=config.label_fraction,
     )
     num_joints = trained.card["num_joints"]
-    card = model_card("probe", recogniser, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
+    card = model_card("probe", classifier, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
     figures = {"evaluation": evaluation_entry(result), "knn": {name: result["knn"][name] for name in ("top1", "top5")}}
     weights = {f"encoder.{name}": tensor for name, tensor in trained.encoder.state_dict().items()}
     head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}

@@ -1,18 +1,14 @@
-"""The recogniser: the encoder that pretraining leaves, and a head (README, "The method in numbers").
+"""The classifier: the encoder that pretraining leaves, and a head (README, "The method in numbers").
 
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
 
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import FinetuneConfig, from_dict
+from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.transformer import initialise_transformer
-from svdata2vec.runs.checkpoint import load_published
-from svdata2vec.shards.errors import UserError
 
 
 class Head(nn.Module):
@@ -57,41 +53,3 @@ class Classifier(nn.Module):
     def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
         return self.head(self.encoder(video_BTHWC, joints_BMTVC))
-
-
-def load_encoder(encoder: Encoder, source: Path) -> None:
-    """Take the encoder's weights from a finished run; anything missing or of another shape is an error that lists it."""
-    weights, _ = load_published(source)
-    prefix = "encoder."
-    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    wanted = encoder.state_dict()
-    missing = sorted(set(wanted) - set(found))
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} weights of the encoder are missing: {', '.join(missing[:8])}; use the model.* settings "
-            "and a modality that the run was made with (its config.json)"
-        )
-    wrong = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if found[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{source}: {len(wrong)} weights have another shape: {', '.join(wrong[:4])}; use the model.* and data.num_frames "
-            "settings that the run was made with (its config.json), and shards of its joint layout if skeletons are read"
-        )
-    encoder.load_state_dict({name: found[name] for name in wanted})
-
-
-def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
-    """The recogniser of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card."""
-    weights, card = load_published(run)
-    if card.get("kind") not in ("finetune", "probe"):
-        raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune or probe run")
-    config = from_dict(FinetuneConfig, card["config"], f"{run}/model.json")
-    model = Classifier(config, card["num_joints"], len(card["classes"]))
-    if card["kind"] == "probe":
-        model.head = LinearHead(config.model.width, len(card["classes"]))
-    model.load_state_dict(weights)
-    return model.eval(), config, card

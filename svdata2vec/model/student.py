@@ -1,4 +1,4 @@
-"""SV-data2vec: the student, and the encoder that pretraining leaves to the recogniser (the paper, section 3).
+"""SV-data2vec: the student, and the encoder that pretraining leaves to the classifier (the paper, section 3).
 
 B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width, L blocks
 """

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import (
     DataConfig,
     FinetuneConfig,
@@ -23,13 +24,12 @@ from svdata2vec.config.schema import (
     PretrainConfig,
     RunConfig,
     TargetConfig,
-    to_json,
 )
 from svdata2vec.model.classifier import Classifier, LinearHead
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original, without_module
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.checkpoint import publish
+from svdata2vec.runs.published import publish
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -106,7 +106,7 @@ def convert_state_dict(
         original: its state dict; a "module." before the names is taken off.
         heads: attention heads, which no shape tells.
         coordinates: C; the shapes tell M * C only.
-        modality: what a recogniser sees; default: all that it has an embedding for.
+        modality: what a classifier sees; default: all that it has an embedding for.
 
     Returns:
         (weights under our names in float32, what they are): `network.build().load_state_dict(weights)` fits.

@@ -17,8 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
+from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, from_dict, to_json
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, page, section, table
 from svdata2vec.runs.data import build_loader

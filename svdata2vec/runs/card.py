@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, to_json
+from svdata2vec.config.files import to_json
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.video_encoder import IMAGE_MEAN, IMAGE_STD
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -13,7 +14,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 
 SUMMARIES = {
     "pretrain": "SV-data2vec student after self-supervised pretraining on video and skeletons: encoder and decoder",
-    "finetune": "SV-data2vec recogniser: encoder and classification head, trained together",
+    "finetune": "SV-data2vec classifier: encoder and classification head, trained together",
     "probe": "SV-data2vec linear probe: frozen encoder, mean over time, one Linear",
 }
 

@@ -1,21 +1,18 @@
-"""Checkpoints that survive a kill at any moment, and published weights.
+"""Checkpoints that survive a kill at any moment.
 
 A checkpoint is one file, written beside its final name and renamed; the newest readable one is continued from.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from svdata2vec import __version__
 from svdata2vec.runs.failures import SaveFailedError
-from svdata2vec.shards.atomic import atomic_file, write_atomically
+from svdata2vec.shards.atomic import atomic_file
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -82,21 +79,3 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         log.warning("%s: %s", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
         return None
     return state if isinstance(state, dict) and "step" in state else None
-
-
-def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write `model.safetensors` and, after it, its description `model.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
-    write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
-
-
-def load_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and description of a finished run, given its folder or its `model.safetensors`."""
-    folder = path.parent if path.name == "model.safetensors" else path
-    for name in ("model.safetensors", "model.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain or finetune)")
-    card = json.loads((folder / "model.json").read_text())
-    return safetensors.torch.load_file(folder / "model.safetensors"), card

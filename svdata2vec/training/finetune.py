@@ -1,4 +1,4 @@
-"""Fine-tuning: a recogniser from a pretraining run or from scratch, on RGB alone by default.
+"""Fine-tuning: a classifier from a pretraining run or from scratch, on RGB alone by default.
 
 B clips, M persons, T frames, V joints, C coordinates, H W picture
 """
@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdata2vec.config.schema import FinetuneConfig, to_json
+from svdata2vec.config.files import to_json
+from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.evaluation.metrics import Metrics, measure
-from svdata2vec.model.classifier import Classifier, load_encoder
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import complete_card, evaluation_entry, model_card
-from svdata2vec.runs.checkpoint import publish
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, to_device
+from svdata2vec.runs.folder import finish_run, is_finished, read_result
+from svdata2vec.runs.published import load_encoder, publish
 from svdata2vec.runs.runtime import Runtime, running, unwrap
-from svdata2vec.training.loop import EpochBatch, Stepper, finish_run, is_finished, read_result, train
+from svdata2vec.training.loop import EpochBatch, train
 from svdata2vec.training.mixup import draw_mixture
 from svdata2vec.training.optim import build_optimizer
+from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +128,7 @@ class Finetuning:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Train (or continue) a recogniser, publish it and evaluate it on the test split; returns the metrics."""
+    """Train (or continue) a classifier, publish it and evaluate it on the test split; returns the metrics."""
     with running(config.run) as runtime:
         if is_finished(config, config.run):
             return read_result(config.run)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import PretrainConfig, to_json
+from svdata2vec.config.files import to_json
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.kernels.functional import masked_mse
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
@@ -18,9 +19,11 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, to_device
+from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.runtime import Runtime, running, unwrap
-from svdata2vec.training.loop import EpochBatch, Stepper, finish_run, is_finished, read_result, train
+from svdata2vec.training.loop import EpochBatch, train
 from svdata2vec.training.optim import build_optimizer
+from svdata2vec.training.stepper import Stepper
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class ProbeHead(nn.Module):
 
 
 class OriginalClassifier(Backbone):
-    """Recogniser; `forward` takes video, joints or both."""
+    """Classifier; `forward` takes video, joints or both."""
 
     def __init__(self, head: nn.Module, **sizes: int) -> None:
         super().__init__(**sizes)

@@ -3,7 +3,7 @@
     python tools/bench/bench_geometry.py --out tools/results/bench_geometry.json        # about a minute
 
 One batch of packed clips (100 frames, 320 px, the benchmark's figure), 40 frames each, training crops, 224 px output.
-Two threads. Alternatives take turns; medians over rounds. Every output is compared with the oracle first.
+Two threads. Alternatives take turns; medians over rounds. Every output is compared with the reference decoder first.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavstage import PyavDecoder
-from svdata2vec.pipeline.reference import OracleDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 
 THREADS, BATCH, SIZE = 2, 8, 224
@@ -132,13 +132,13 @@ def _cpu_seconds() -> float:
 
 
 def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Form -> CPU and wall milliseconds per clip, greatest difference from the oracle in grey levels."""
+    """Form -> CPU and wall milliseconds per clip, greatest difference from the reference decoder in grey levels."""
     batches = {codec: encoded_batch(folder / f"packed-{codec}") for codec in ("jpeg", "vp9", "h264")}
     out = torch.empty((BATCH, 40, SIZE, SIZE, 3), dtype=torch.uint8)
     references = {}
     for codec, batch in batches.items():
         references[codec] = torch.empty_like(out[:1])
-        OracleDecoder().decode(batch[:1], references[codec])
+        ReferenceDecoder().decode(batch[:1], references[codec])
     decoders = {name: make() for name, (_, make, _) in FORMS.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
     psnr = {}
@@ -148,7 +148,7 @@ def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
         if complete:
             error = (out[:1].double() - references[codec].double()).square().mean().item()
             psnr[name] = float(10 * np.log10(255**2 / max(error, 1e-9)))
-            assert psnr[name] >= 35, f"{name}: {psnr[name]:.1f} dB from the oracle"
+            assert psnr[name] >= 35, f"{name}: {psnr[name]:.1f} dB from the reference decoder"
     for _ in range(rounds):
         for name, decoder in decoders.items():
             wall, cpu = time.perf_counter(), _cpu_seconds()
@@ -162,7 +162,7 @@ def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
         name: {
             "cpu_ms_per_clip": statistics.median(cpu for cpu, _ in found),
             "wall_ms_per_clip": statistics.median(wall for _, wall in found),
-            **({"psnr_db_to_oracle": psnr[name]} if name in psnr else {}),
+            **({"psnr_db_to_reference": psnr[name]} if name in psnr else {}),
         }
         for name, found in times.items()
     }
@@ -181,9 +181,9 @@ def main() -> None:
     for codec in CODECS:
         packed(options.folder, dataset, codec)
     rows = run(options.folder, options.rounds, options.repeats)
-    print("| form | CPU ms/clip | wall ms/clip | PSNR to oracle |\n|---|---|---|---|")
+    print("| form | CPU ms/clip | wall ms/clip | PSNR to reference |\n|---|---|---|---|")
     for name, row in rows.items():
-        quality = f"{row['psnr_db_to_oracle']:.0f} dB" if "psnr_db_to_oracle" in row else "-"
+        quality = f"{row['psnr_db_to_reference']:.0f} dB" if "psnr_db_to_reference" in row else "-"
         print(f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['wall_ms_per_clip']:.1f} | {quality} |")
     if options.out:
         machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": THREADS}

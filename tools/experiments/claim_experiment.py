@@ -1,4 +1,4 @@
-"""The paper's claim in small: does pretraining on video + skeletons help a recogniser that sees RGB alone?
+"""The paper's claim in small: does pretraining on video + skeletons help a classifier that sees RGB alone?
 
     python tools/motion/make_motion_clips.py demo/claim/clips --clips 1200
     svdata2vec shard pyskl demo/claim/shards --size 96 \\
@@ -6,7 +6,7 @@
     python tools/experiments/claim_experiment.py --shards demo/claim/shards \\
         --work demo/claim/runs --out tools/results/claim.json
 
-For every seed three recognisers are fine-tuned on RGB with 5 %, 20 % and all of the labels, each for the same number of
+For every seed three classifiers are fine-tuned on RGB with 5 %, 20 % and all of the labels, each for the same number of
 steps: from scratch, after pretraining on the skeletons' latents (SV-data2vec), and after pretraining on the latents of RGB
 (the ablation: another input for the teacher, which needs the video tokens of all frames). The frozen encoders are probed
 too, and beside them one whose weights never moved. Writes every accuracy as JSON, and a plot beside it. Finished runs in

@@ -15,11 +15,11 @@ from svdata2vec.runs.metrics_log import read_metrics
 
 
 def summarise(demo: Path) -> dict[str, Any]:
-    """Figures of the demo's three runs; both recognisers must have seen the same labels for as many steps."""
+    """Figures of the demo's three runs; both classifiers must have seen the same labels for as many steps."""
     scratch, pretrained = (json.loads((demo / name / "result.json").read_text()) for name in ("scratch", "pretrained"))
     steps = [read_metrics(demo / name / "metrics.jsonl")[-1]["step"] for name in ("scratch", "pretrained")]
     if scratch["labels"] != pretrained["labels"] or steps[0] != steps[1]:
-        raise SystemExit(f"{demo}: the two recognisers were not trained alike; remove the folder and run tools/demo.sh again")
+        raise SystemExit(f"{demo}: the two classifiers were not trained alike; remove the folder and run tools/demo.sh again")
     log = read_metrics(demo / "pretrain" / "metrics.jsonl")
     return {
         "classes": len(scratch["classes"]),

@@ -107,7 +107,7 @@ def encode_experiment() -> str:
 
 
 def claim() -> str:
-    """Recognisers from RGB alone: from scratch, after pretraining, and its ablation; probes of the frozen encoders."""
+    """Classifiers on RGB alone: from scratch, after pretraining, and its ablation; probes of the frozen encoders."""
     record = read("claim")
     if record is None:
         return ""

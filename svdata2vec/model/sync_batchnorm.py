@@ -1,0 +1,45 @@
+"""BatchNorm whose statistics come from the batches of all processes."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes, on any backend (PyTorch's own needs a GPU)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any (N, C, ...) input will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        channels = x.shape[1]
+        dims = [0, *range(2, x.ndim)]
+        count = torch.full((1,), x.numel() / channels, device=x.device)
+        sums = all_reduce(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
+        total = sums[-1].detach()
+        mean = sums[:channels] / total
+        var = (sums[channels:-1] / total - mean * mean).clamp_min(0)
+        self._update_running(mean.detach(), var.detach(), total)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        view = (1, channels, *(1 for _ in dims[1:]))
+        return (x * scale.view(view) + shift.view(view)).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var * (total / (total - 1).clamp_min(1)), momentum)
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Swap every BatchNorm for its synchronised form in place; parameters, buffers and names stay."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.__class__ = _SyncBatchNorm  # type: ignore[assignment]
+    return model

@@ -1,0 +1,72 @@
+"""Published weights: `model.safetensors` and their card `model.json`, and the networks that are made of them again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from svdata2vec import __version__
+from svdata2vec.config.files import from_dict
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.model.classifier import Classifier, LinearHead
+from svdata2vec.model.student import Encoder
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.errors import UserError
+
+
+def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write `model.safetensors` and, after it, its description `model.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
+
+
+def load_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a finished run, given its folder or its `model.safetensors`."""
+    folder = path.parent if path.name == "model.safetensors" else path
+    for name in ("model.safetensors", "model.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain or finetune)")
+    card = json.loads((folder / "model.json").read_text())
+    return safetensors.torch.load_file(folder / "model.safetensors"), card
+
+
+def load_encoder(encoder: Encoder, source: Path) -> None:
+    """Take the encoder's weights from a finished run; anything missing or of another shape is an error that lists it."""
+    weights, _ = load_published(source)
+    prefix = "encoder."
+    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    wanted = encoder.state_dict()
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} weights of the encoder are missing: {', '.join(missing[:8])}; use the model.* settings "
+            "and a modality that the run was made with (its config.json)"
+        )
+    wrong = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if found[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} weights have another shape: {', '.join(wrong[:4])}; use the model.* and data.num_frames "
+            "settings that the run was made with (its config.json), and shards of its joint layout if skeletons are read"
+        )
+    encoder.load_state_dict({name: found[name] for name in wanted})
+
+
+def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
+    """The classifier of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card."""
+    weights, card = load_published(run)
+    if card.get("kind") not in ("finetune", "probe"):
+        raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune or probe run")
+    config = from_dict(FinetuneConfig, card["config"], f"{run}/model.json")
+    model = Classifier(config, card["num_joints"], len(card["classes"]))
+    if card["kind"] == "probe":
+        model.head = LinearHead(config.model.width, len(card["classes"]))
+    model.load_state_dict(weights)
+    return model.eval(), config, card

@@ -1,0 +1,191 @@
+"""One optimizer step: schedule, accumulation, finiteness, clipping; and what is measured of it."""
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from svdata2vec.config.schema import OptimConfig, RunConfig
+from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.metrics_log import Averages, StepClock
+from svdata2vec.runs.runtime import Runtime, seed_step
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.training.optim import clip_gradients, set_learning_rate
+from svdata2vec.training.schedules import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(RunFailedError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class FiniteGuard:
+    """Counts optimizer steps that were skipped because their gradient was not finite.
+
+    The skip itself happens on the device; on a GPU the flags are read once per log interval. All processes see the same
+    flags; each writes down the clips that it had itself.
+    """
+
+    def __init__(self, largest_run: int, folder: Path, rank: int = 0) -> None:
+        self.largest_run = largest_run
+        self.path = folder / (f"not_finite-rank{rank}.json" if rank else "not_finite.json")
+        self.skipped = 0
+        self._in_a_row: list[tuple[int, list[str]]] = []
+        self._pending: list[tuple[int, list[str], Tensor]] = []
+
+    def add(self, step: int, keys: list[str], bad: Tensor) -> None:
+        self._pending.append((step, keys, bad))
+        if bad.device.type == "cpu":
+            self.read()
+
+    def read(self) -> None:
+        """Take note of the pending flags; raises NotFiniteError after `largest_run` bad steps in a row."""
+        if not self._pending:
+            return
+        flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
+        for (step, keys, _), bad in zip(self._pending, flags, strict=True):
+            self._in_a_row = [*self._in_a_row, (step, keys)] if bad else []
+            if bad:
+                self.skipped += 1
+                log.warning("step %d: loss or gradient not finite; the step is skipped", step)
+            if len(self._in_a_row) >= self.largest_run:
+                self._give_up()
+        self._pending = []
+
+    def _give_up(self) -> None:
+        rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
+        write_atomically(self.path, json.dumps(rows, indent=2).encode())
+        raise NotFiniteError(
+            f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite; "
+            f"their clips are listed in {self.path}"
+        )
+
+
+class Statistics:
+    """BatchNorm's running statistics as they were before a step, to put them back if the step is skipped."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._live = [
+            statistic
+            for module in network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
+        self._before = torch.zeros(0)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        if self._live:
+            self._before = torch.cat(self._live)
+
+    @torch.no_grad()
+    def put_back_if(self, bad: Tensor) -> None:
+        """Without waiting for the device to know whether `bad`."""
+        if self._live:
+            values = torch.where(bad, self._before, torch.cat(self._live))
+            torch._foreach_copy_(self._live, values.split([len(statistic) for statistic in self._live]))
+
+
+class Stepper:
+    """One optimizer step: schedule, accumulation, finiteness, clipping; and the step's times and averages.
+
+    `step` counts optimizer steps over the whole run and drives every schedule.
+    """
+
+    def __init__(
+        self,
+        optim: OptimConfig,
+        run: RunConfig,
+        runtime: Runtime,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches_per_epoch: int,
+    ) -> None:
+        self.optim, self.run, self.runtime, self.optimizer = optim, run, runtime, optimizer
+        self.batches_per_epoch = batches_per_epoch
+        self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
+        self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
+        self.step = 0
+        self.clips_in_interval = 0
+        self.clock = StepClock(runtime.device)
+        self.averages = Averages()
+        self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
+        self.statistics = Statistics(network)
+        self.values: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Set the step's learning rate and random state. Call when its batches are there."""
+        self.clock.mark("data")
+        lr = learning_rate(self.optim, self.step, self.batches_per_epoch / self.optim.accumulate, self.run.epochs)
+        set_learning_rate(self.optimizer, lr)
+        self.values["lr"] = lr
+        self.statistics.keep()
+        seed_step(self.run.seed, self.step, self.runtime.rank)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole passes over the training split."""
+        return self.step * self.optim.accumulate // self.batches_per_epoch
+
+    def backward(self, loss: Tensor, model: nn.Module, *, last: bool) -> None:
+        """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
+        wait = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            (loss / self.optim.accumulate).backward()
+        self.clock.mark("backward")
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        self.averages.add(values)
+
+    def update(self, keys: list[str]) -> None:
+        """Apply the gradient unless it is not finite (decided on the device, without waiting for it)."""
+        norm = clip_gradients(self.optimizer, self.optim.clip_grad)
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused AdamW leaves its step out
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.put_back_if(bad)
+        self.guard.add(self.step, keys, bad)
+        self.averages.add({"grad_norm": norm})
+        self.clips_in_interval += len(keys)
+
+    def end(self, values: dict[str, float]) -> None:
+        self.values.update(values)
+        self.step += 1
+        self.clock.mark("optimizer")
+
+    def take_record(self) -> dict[str, float]:
+        """Averages, rates and shares of time since the last record; waits for the device once."""
+        self.guard.read()
+        seconds = self.clock.seconds()
+        total = seconds.pop("total")
+        rate = self.clips_in_interval * self.runtime.world_size / total
+        record = {
+            "epoch": self.step * self.optim.accumulate / self.batches_per_epoch,
+            **self.averages.take(),
+            **self.values,
+            "clips_per_second": rate,
+            "skipped_steps": float(self.guard.skipped),
+            **{f"seconds_{part}": spent for part, spent in seconds.items()},
+            "seconds_total": total,
+        }
+        if self.runtime.device.type == "cuda":
+            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.clips_in_interval = 0
+        self.clock.reset()
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        self.guard.read()
+        return {"step": self.step, "skipped": self.guard.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.guard.skipped = state["skipped"]
