@@ -27,7 +27,7 @@ from svdata2vec.bench.batch_search import (
     search,
 )
 from svdata2vec.bench.record import faults
-from svdata2vec.cli.main import main as cli
+from svdata2vec.cli import main as cli
 from svdata2vec.shards.errors import UserError
 
 # ---- the search -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from svdata2vec.bench.page import LABEL, PLOT, log_scale, rate_text, rates_drawing, waterfall_drawing, write_page
-from svdata2vec.cli.main import main as cli
+from svdata2vec.cli import main as cli
 
 RECORD = Path(__file__).parent.parent / "tools" / "results" / "bench_run_cpu.json"
 

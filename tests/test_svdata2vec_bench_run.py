@@ -18,7 +18,7 @@ from svdata2vec.bench.counts import forward_macs, gradient_bytes, step_bytes, st
 from svdata2vec.bench.record import as_table, compare, doubts, faults, load_record
 from svdata2vec.bench.run import BenchConfig, bench_config, bench_run, roofline
 from svdata2vec.bench.verdict import Rates, Surroundings, judge
-from svdata2vec.cli.main import main as cli
+from svdata2vec.cli import main as cli
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec

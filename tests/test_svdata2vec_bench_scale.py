@@ -13,7 +13,7 @@ from tiny import pretrain_config
 from svdata2vec.bench import scale
 from svdata2vec.bench.record import faults
 from svdata2vec.bench.scale_worker import ScaleConfig, Ticks, digest, expected_keys
-from svdata2vec.cli.main import main as cli
+from svdata2vec.cli import main as cli
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards

@@ -13,10 +13,11 @@ from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Pre
 from svdata2vec.evaluation.export import load_rgb_classifier
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
+from svdata2vec.model import block_steps
 from svdata2vec.model.block_steps import BlockSteps, FusedSteps
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.masking import draw_masks
-from svdata2vec.model.student import SVData2Vec, block_steps
+from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import BasicBlock

@@ -11,8 +11,8 @@ import pytest
 from svdata2vec.bench.batch import batch_config
 from svdata2vec.bench.run import bench_config
 from svdata2vec.bench.scale import scale_config
-from svdata2vec.cli.main import commands
-from svdata2vec.cli.main import run_commands as model_commands
+from svdata2vec.cli import commands
+from svdata2vec.cli import run_commands as model_commands
 from svdata2vec.cli.options import parse, parse_preset
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
