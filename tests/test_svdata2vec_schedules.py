@@ -11,6 +11,7 @@ from svdata2vec.config.schema import EmaConfig, OptimConfig
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
 from svdata2vec.model.teacher import Teacher, ema_decay
 from svdata2vec.model.transformer import Block
+from svdata2vec.runs.runtime import seed_step
 from svdata2vec.training.optim import build_optimizer, clip_gradients, layer_scale, set_learning_rate
 from svdata2vec.training.schedules import learning_rate
 
@@ -38,6 +39,22 @@ def test_masks_of_a_clip_depend_on_seed_epoch_and_key_only() -> None:
     assert torch.equal(alone.keep_BK[0], among.keep_BK[2]) and torch.equal(alone.scored_BT[0], among.scored_BT[2])
     for other in (draw_masks(["x"], 40, 0.66, 0.75, 2, 2), draw_masks(["x"], 40, 0.66, 0.75, 1, 3)):
         assert not torch.equal(alone.keep_BK, other.keep_BK)
+
+
+def test_masks_are_frozen_for_old_checkpoints() -> None:
+    """A run that was saved must go on with the same masks with every later version."""
+    masks = draw_masks(["key"], 8, 0.5, 0.5, seed=1, epoch=2)
+    assert masks.keep_BK.tolist() == [[0, 3, 4, 6]]
+    assert masks.skeleton_hidden_BK.tolist() == [[True, False, True, False]]
+
+
+def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
+    draws = {}
+    for place in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        seed_step(*place)
+        draw = tuple(torch.rand(2).tolist())
+        assert draws.setdefault(place, draw) == draw
+    assert len(set(draws.values())) == 4
 
 
 def test_every_frame_is_kept_equally_often() -> None:

@@ -6,13 +6,14 @@ kept frame shows its video only; `scored_BT` is True where the skeleton is hidde
 B clips, T frames, K kept frames
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from svdata2vec.pipeline.keyed import keyed_generator
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def draw_masks(
     keep_BK = np.empty((len(keys), kept), np.int64)
     hidden_BK = np.ones((len(keys), kept), np.bool_)
     for row, key in enumerate(keys):
-        rng = _generator(seed, epoch, key)
+        rng = keyed_generator("mask", seed, epoch, key)
         keep_BK[row] = np.sort(rng.permutation(num_frames)[:kept])
         hidden_BK[row, rng.permutation(kept)[:paired]] = False
     keep, hidden = torch.from_numpy(keep_BK), torch.from_numpy(hidden_BK)
@@ -89,8 +90,3 @@ def scored_frames(keep_BK: Tensor, skeleton_hidden_BK: Tensor, num_frames: int) 
     """(B, T) bool: every frame but those whose skeleton the student sees."""
     scored_BT = torch.ones(keep_BK.shape[0], num_frames, dtype=torch.bool, device=keep_BK.device)
     return scored_BT.scatter(1, keep_BK, skeleton_hidden_BK)
-
-
-def _generator(seed: int, epoch: int, key: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"mask/{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))

@@ -1,7 +1,6 @@
 """Process, device and precision of a run: alone, or as one of many under `torchrun`; and how it is asked to stop."""
 
 import ctypes
-import hashlib
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from svdata2vec.config.schema import RunConfig
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.model.transformer import Block
 from svdata2vec.model.video_encoder import BasicBlock
+from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
@@ -140,8 +140,7 @@ def pick_device(name: str) -> torch.device:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make PyTorch's random numbers of a step a function of (seed, step, rank): a resumed run draws the same ones."""
-    digest = hashlib.blake2b(f"step/{seed}/{step}/{rank}".encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
+    torch.manual_seed(int(keyed_generator("step", seed, step, rank).integers(2**63)))
 
 
 class StopSignal:
