@@ -22,12 +22,12 @@ from svdata2vec.shards.reading.tarfetch import TarError
 
 
 class BadClipError(ValueError):
-    """One clip is unusable; the others are not concerned."""
+    """One clip is unusable; all others may be good."""
 
 
 @dataclass(frozen=True)
 class FetchedClip:
-    """A planned clip. `encoded` is None in skeleton-only mode, `joints_MTVC` (float32) in RGB-only mode."""
+    """A planned clip of an index row. `encoded` is None in skeleton-only mode, `joints_MTVC` (float32) in RGB-only mode."""
 
     row: int
     key: str
@@ -39,7 +39,7 @@ class FetchedClip:
 
 
 class ClipFetcher:
-    """Reads and plans clips of one split. A pure function of (row, epoch, view), but for the shards it keeps open.
+    """Reads and plans clips of one split: a pure function of (row, epoch, view), apart from the shards it keeps open.
 
     label_map: int64 (classes,), stored label -> label of the split. check_hashes: compare every tar with the sha256 of
     the manifest when it is first read (not over a network, where that would fetch everything).

@@ -1,14 +1,14 @@
-"""The DALI half of the pipeline, and the only file that imports DALI: encoded bytes in, uint8 frames out, no state.
+"""DALI: encoded bytes in, uint8 frames out, no state. The only file that imports it (pipeline/README.md, "DALI").
 
-A graph holds no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (for JPEG only
-the window that is sampled: 16 instead of 21 ms per clip, the same pixels) and OpenCV resamples in threads; on a GPU
-decoding and resampling are one graph. An error invalidates a DALI pipeline, so a failed run rebuilds it and the clips
-are tried one by one.
+A graph holds no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (of a JPEG only the
+window that is sampled) and OpenCV resamples in threads; on a GPU decoding and resampling are one graph. B clips, T sampled
+frames, S output size.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.container import cut_off_reason
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.geometry import warp_frame
+from svdata2vec.pipeline.frames import EncodedClip, cut_off_reason, jpeg_slices
+from svdata2vec.pipeline.pictures import warp_frame
 
 try:
     import nvidia.dali.fn as fn
@@ -37,8 +36,16 @@ UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.
 Geometry = Literal["opencv", "warp", "resize"]
 WarpJob = tuple[NDArray[np.uint8], affine.Affine, NDArray[np.uint8]]  # picture, pixel index map, where to write
 Feed = dict[str, list[NDArray[Any]]]
-IMAGES_PER_RUN = 256  # bounds memory: 75 MB of decoded 320-px pictures per run in flight
-FRAMES_PER_RUN = 256
+FRAMES_PER_RUN = 256  # bounds memory: 75 MB of decoded 320-px pictures per run in flight
+
+
+@dataclass(frozen=True)
+class RunClip:
+    """A clip of one DALI run: its row in the output, and what it feeds to the graph's inputs (one entry per sample)."""
+
+    row: int
+    clip: EncodedClip
+    feed: Feed
 
 
 def _input(name: str, dtype: Any, ndim: int) -> Any:
@@ -46,7 +53,7 @@ def _input(name: str, dtype: Any, ndim: int) -> Any:
 
 
 def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
-    """Packed pictures or sequences to size x size; the inputs are fed per sample."""
+    """Packed pictures or sequences to size x size."""
     if geometry == "warp":  # DALI's warp takes continuous coordinates: the map as it is
         matrix = _input("matrix", FLOAT, 2)
         return fn.warp_affine(frames, matrix=matrix, size=(size, size), fill_value=0, inverse_map=True)
@@ -57,7 +64,8 @@ def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
 
 
 @pipeline_def
-def _jpeg_graph(geometry: Geometry, size: int, device: str) -> Any:
+def jpeg_graph(geometry: Geometry, size: int, device: str) -> Any:
+    """One JPEG per sample -> its sampled window ("opencv") or its size x size output. device: "cpu" or "mixed" (nvJPEG)."""
     data = _input("data", UINT8, 1)
     if geometry == "opencv":
         anchor, shape = _input("anchor", INT32, 1), _input("shape", INT32, 1)
@@ -68,7 +76,8 @@ def _jpeg_graph(geometry: Geometry, size: int, device: str) -> Any:
 
 
 @pipeline_def
-def _video_graph(geometry: Geometry, size: int, device: str) -> Any:
+def video_graph(geometry: Geometry, size: int, device: str) -> Any:
+    """One video per sample -> its wanted frames, whole ("opencv") or size x size. device: "cpu" or "mixed" (NVDEC)."""
     data, frames = _input("data", UINT8, 1), _input("frames", INT32, 1)
     decoded = fn.decoders.video(data, frames=frames, pad_mode="none", device=device)
     return decoded if geometry == "opencv" else _resample(decoded, geometry, size)
@@ -77,8 +86,9 @@ def _video_graph(geometry: Geometry, size: int, device: str) -> Any:
 class DaliDecoder:
     """`FrameDecoder` on DALI for concatenated JPEGs (`codec="jpeg"`) and video containers (any other codec).
 
-    device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC). geometry: "opencv" (CPU only) | "warp" (DALI warp_affine) | "resize"
-    (DALI slice with black padding + resize of a window); None = the fastest measured: "opencv" on the CPU, else "warp".
+    size: output pixels. device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC). geometry: "opencv" (CPU only) | "warp" (DALI
+    warp_affine) | "resize" (DALI slice with black padding + resize of a window); None = the fastest measured: "opencv" on
+    the CPU, else "warp".
     """
 
     def __init__(
@@ -89,8 +99,7 @@ class DaliDecoder:
         if self.geometry == "opencv" and self.device.type != "cpu":
             raise ValueError(f"geometry 'opencv' needs device 'cpu', not {device!r}: use 'warp' or 'resize'")
         self.jpeg, self.size, self.num_threads = codec == "jpeg", size, num_threads
-        self.rebuilds = 0
-        cv2.setNumThreads(1)  # else OpenCV's own threads fight with this object's
+        cv2.setNumThreads(1)  # else OpenCV's own threads compete with this object's
         self._pipeline: Any = None
         self._fed: dict[str, Any] = {}  # not copied by DALI, whose GPU may read it after `run` has returned
         self._pool: ThreadPoolExecutor | None = None
@@ -98,15 +107,16 @@ class DaliDecoder:
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         """Fill `out_BTSS3` (B, T, size, size, 3) uint8; returns clip number -> reason of those that could not be decoded."""
         failed: dict[int, str] = {}
-        good: list[tuple[int, EncodedClip]] = []
-        for i, clip in enumerate(clips):
-            reason = _flaw(clip, self.jpeg)
-            if reason is None:
-                good.append((i, clip))
-            else:
-                failed[i] = reason
-        for chunk in _chunks(good, self._clips_per_run(clips)):
-            failed.update(self._decode_chunk(chunk, out_BTSS3))
+        good: list[RunClip] = []
+        for row, clip in enumerate(clips):
+            try:
+                good.append(RunClip(row, clip, self.inputs(clip)))
+            except ValueError as error:
+                failed[row] = str(error)
+        longest = max((len(clip.frames_T) for clip in clips), default=1)
+        step = self.clips_per_run(longest)
+        for start in range(0, len(good), step):
+            failed.update(self._decode_run(good[start : start + step], out_BTSS3))
         return failed
 
     def close(self) -> None:
@@ -116,34 +126,59 @@ class DaliDecoder:
             self._pool.shutdown()
             self._pool = None
 
-    def _clips_per_run(self, clips: Sequence[EncodedClip]) -> int:
-        longest = max((len(clip.frames_T) for clip in clips), default=1)
-        return max(1, (IMAGES_PER_RUN if self.jpeg else FRAMES_PER_RUN) // longest)
+    def clips_per_run(self, num_frames: int) -> int:
+        """How many clips of so many frames DALI decodes at once."""
+        return max(1, FRAMES_PER_RUN // num_frames)
 
-    def _decode_chunk(self, chunk: list[tuple[int, EncodedClip]], out_BTSS3: Tensor) -> dict[int, str]:
-        """One run; if DALI fails, a new pipeline and one run per clip, so that only the guilty ones are lost."""
+    def inputs(self, clip: EncodedClip) -> Feed:
+        """What one clip feeds to the graph. Raises ValueError for a clip that DALI would decode wrongly in silence."""
+        if self.jpeg:
+            feed: Feed = {"data": list(jpeg_slices(clip))}
+        else:
+            reason = cut_off_reason(clip.video)
+            if reason is not None:
+                raise ValueError(reason)
+            feed = {"data": [clip.video], "frames": [clip.frames_T.astype(np.int32)]}
+        if self.geometry == "warp":
+            once: dict[str, NDArray[Any]] = {"matrix": clip.output_to_packed.astype(np.float32)}
+        elif self.geometry == "resize":
+            once = _window_inputs(clip, self.size)
+        elif self.jpeg:
+            x1, y1, x2, y2 = affine.source_window(clip.output_to_packed, self.size, clip.packed_width, clip.packed_height)
+            once = {"anchor": np.array([y1, x1], np.int32), "shape": np.array([y2 - y1, x2 - x1], np.int32)}
+        else:
+            once = {}
+        return feed | {name: [value] * len(feed["data"]) for name, value in once.items()}
+
+    def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
+        """Bring one run's output into its rows of `out_BTSS3`."""
+        if self.geometry == "opencv":
+            self._warp(clips, output, out_BTSS3)
+        else:
+            _copy(clips, output, out_BTSS3)
+
+    def _decode_run(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
+        """One run; if DALI fails, its pipeline is dead: a new one and a run per clip, so that only damaged ones are lost."""
         try:
-            output = self._run(chunk)
+            output = self._run(clips)
         except RuntimeError as error:
             self._pipeline = None
-            self.rebuilds += 1
-            if len(chunk) == 1:
-                return {chunk[0][0]: _short(error)}
+            if len(clips) == 1:
+                return {clips[0].row: _short(error)}
         else:
-            place = self._warp if self.geometry == "opencv" else self._copy
-            place(chunk, output, out_BTSS3)
+            self.place(clips, output, out_BTSS3)
             return {}
-        log.warning("a run of %d clips failed in DALI; trying them one by one", len(chunk))
+        log.warning("a run of %d clips failed in DALI; trying them one by one", len(clips))
         failed: dict[int, str] = {}
-        for entry in chunk:
-            failed.update(self._decode_chunk([entry], out_BTSS3))
+        for clip in clips:
+            failed.update(self._decode_run([clip], out_BTSS3))
         return failed
 
-    def _run(self, chunk: list[tuple[int, EncodedClip]]) -> Any:
-        """DALI's output for a chunk. Raises RuntimeError, and then the pipeline is dead, if a clip is damaged."""
+    def _run(self, clips: list[RunClip]) -> Any:
+        """DALI's output. Raises RuntimeError if a clip is damaged."""
         feed: Feed = {}
-        for _, clip in chunk:
-            for name, values in self._inputs(clip).items():
+        for clip in clips:
+            for name, values in clip.feed.items():
                 feed.setdefault(name, []).extend(values)
         pipeline = self._built(len(feed["data"]))
         # one dense array is fed much faster than a list of small ones
@@ -155,7 +190,7 @@ class DaliDecoder:
 
     def _built(self, num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
-            build: Callable[..., Pipeline] = _jpeg_graph if self.jpeg else _video_graph
+            build: Callable[..., Pipeline] = jpeg_graph if self.jpeg else video_graph
             on_gpu = self.device.type == "cuda"
             self._pipeline = build(
                 self.geometry,
@@ -169,42 +204,20 @@ class DaliDecoder:
             self._pipeline.build()
         return self._pipeline
 
-    def _inputs(self, clip: EncodedClip) -> Feed:
-        """What one clip contributes to a run: one entry per JPEG, or one per video."""
-        if self.jpeg:
-            data: list[NDArray[Any]] = list(jpeg_slices(clip))
-            feed: Feed = {"data": data}
-        else:
-            feed = {"data": [clip.video], "frames": [clip.frames_T.astype(np.int32)]}
-        repeats = len(feed["data"])
-        if self.geometry == "opencv":
-            x1, y1, x2, y2 = affine.source_window(
-                clip.output_to_packed, self.size, clip.packed_width, clip.packed_height
-            )
-            if self.jpeg:
-                feed["anchor"] = [np.array([y1, x1], np.int32)] * repeats
-                feed["shape"] = [np.array([y2 - y1, x2 - x1], np.int32)] * repeats
-        elif self.geometry == "warp":
-            feed["matrix"] = [clip.output_to_packed.astype(np.float32)] * repeats
-        else:
-            for name, value in _window_inputs(clip, self.size).items():
-                feed[name] = [value] * repeats
-        return feed
-
-    def _warp(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: Tensor) -> None:
-        """OpenCV geometry of one run's pictures, spread over threads (OpenCV releases the interpreter)."""
+    def _warp(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
+        """OpenCV geometry of one run's pictures, spread over threads (OpenCV releases the interpreter lock)."""
         out = out_BTSS3.numpy()
         jobs: list[WarpJob] = []
         sample = 0
-        for i, clip in chunk:
-            index_map = affine.pixel_index_form(clip.output_to_packed)
+        for run in clips:
+            index_map = affine.pixel_index_form(run.clip.output_to_packed)
             if self.jpeg:
-                window = affine.source_window(clip.output_to_packed, self.size, clip.packed_width, clip.packed_height)
-                pictures = [np.asarray(output[k]) for k in range(sample, sample + len(clip.frames_T))]
-                sample, index_map[:, 2] = sample + len(clip.frames_T), index_map[:, 2] - window[:2]
+                index_map[:, 2] -= run.feed["anchor"][0][::-1]
+                pictures = [np.asarray(output[sample + t]) for t in range(len(run.clip.frames_T))]
             else:
-                pictures, sample = list(np.asarray(output[sample])), sample + 1
-            jobs += [(picture, index_map, out[i, t]) for t, picture in enumerate(pictures)]
+                pictures = list(np.asarray(output[sample]))
+            sample += len(run.feed["data"])
+            jobs += [(picture, index_map, out[run.row, t]) for t, picture in enumerate(pictures)]
         if self.num_threads == 1:
             _warp_jobs(jobs)
             return
@@ -213,23 +226,20 @@ class DaliDecoder:
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
         list(self._pool.map(_warp_jobs, parts))
 
-    def _copy(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: Tensor) -> None:
-        """Dense output of a run into its rows, complete when this returns (DALI may reuse its memory then)."""
-        frames = torch.from_dlpack(output.as_tensor())
-        frames = frames.view(len(chunk), -1, *frames.shape[-3:])
-        rows = torch.tensor([i for i, _ in chunk], device=out_BTSS3.device)
-        out_BTSS3.index_copy_(0, rows, frames)
-        if out_BTSS3.is_cuda:
-            torch.cuda.current_stream(out_BTSS3.device).synchronize()
+
+def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
+    """Dense output of a run into its rows, complete when this returns (DALI may reuse its memory then)."""
+    frames = torch.from_dlpack(output.as_tensor())
+    frames = frames.view(len(clips), -1, *frames.shape[-3:])
+    rows = torch.tensor([clip.row for clip in clips], device=out_BTSS3.device)
+    out_BTSS3.index_copy_(0, rows, frames)
+    if out_BTSS3.is_cuda:
+        torch.cuda.current_stream(out_BTSS3.device).synchronize()
 
 
 def _warp_jobs(jobs: list[WarpJob]) -> None:
     for job in jobs:
         warp_frame(*job)
-
-
-def _chunks(entries: list[tuple[int, EncodedClip]], size: int) -> Iterable[list[tuple[int, EncodedClip]]]:
-    return (entries[k : k + size] for k in range(0, len(entries), size))
 
 
 def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
@@ -245,19 +255,8 @@ def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _flaw(clip: EncodedClip, jpeg: bool) -> str | None:
-    """Why a clip must not be given to DALI, which would fail late or show wrong pictures in silence; None if it may."""
-    try:
-        if jpeg:
-            jpeg_slices(clip)
-            return None
-        return cut_off_reason(clip.video)
-    except ValueError as error:
-        return str(error)
-
-
 def _short(error: BaseException) -> str:
-    """The line of DALI's report that says what is wrong."""
+    """The line of DALI's report that tells what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "assert" in line.lower() or "error" in line.lower()]
     return (telling or lines or ["DALI failed without a message"])[0]

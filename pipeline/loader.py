@@ -1,8 +1,8 @@
-"""`ClipLoader`: batches of a split, prefetched in the background, in an order that any later run can go on with.
+"""`ClipLoader`: batches of a split, prefetched in the background, in an order that any later run can continue.
 
-The place of a run is (epoch, clips consumed by all ranks together). The order of an epoch and every clip's
-augmentation are pure functions of (seed, epoch, key), so nothing else has to be saved, and the next batch after a
-resume is equal bit for bit; with another number of ranks or another batch size no clip is lost or repeated.
+The place of a run is (epoch, clips consumed by all ranks together). The order of an epoch and every clip's augmentation
+are pure functions of (seed, epoch, key), so nothing else has to be saved, and the next batch after a resume is equal bit
+for bit; with another number of ranks or another batch size no clip is lost or repeated.
 """
 
 import hashlib
@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from svdata2vec.pipeline.background import Background, DecoderName, make_decoder
-from svdata2vec.pipeline.badclips import BadClips
+from svdata2vec.pipeline.accounting import BadClips, LoaderStats
+from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.decoders import DecoderName, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
+from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
-from svdata2vec.pipeline.stats import LoaderStats
+from svdata2vec.pipeline.producer import Producer, Ready
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -28,18 +29,30 @@ STATE_VERSION = 1
 
 
 class ClipLoader:
-    """Batches of one split of a shard set.
+    """Batches of one split of a shard set. Iterating gives the rest of the current epoch; the next iteration the next one.
 
-    limit: use only the first n clips of the split, or only these rows (int64 array). train: shuffled, random plans,
-    endless epochs in the background; else the split's order, each clip exactly once over all ranks. video, joints:
-    which of the two a batch has (without video nothing is decoded). last_batch: what happens to clips that do not fill
-    a step: "drop" (default in training) or "partial" (always in evaluation; in training all ranks get equally many).
-    max_bad_rate: share of unusable clips that is tolerated; 0 = none. check_hashes: compare each tar with the manifest.
+    Args:
+        shards: an open shard set. split: name of one of its splits.
+        plan: what a clip looks like: frames, size in pixels, crop, augmentation; None: the method's.
+        batch_size: clips per batch and rank.
+        train: shuffled, random plans, and in the background already the next epoch; else the split's order and the plans of
+            an evaluation, each clip exactly once over all ranks.
+        seed: of the order and of all plans.
+        rank, world_size: which of how many processes share the split.
+        device: where batches arrive: "cpu", "cuda" or "cuda:n". On a GPU the frames are decoded there.
+        decoder: "dali", or "reference" (OpenCV and PyAV, slow).
+        num_threads: decoding threads; for codecs that DALI cannot decode on a CPU, decoder processes.
+        prefetch: batches ready ahead of the consumer; as many again are read and planned ahead of the decoder.
+        video, joints: which of the two a batch has. Without video nothing is decoded.
+        limit: use the first n clips of the split only, or only these index rows (int64 array).
+        last_batch: clips that do not fill a step: "drop" (default in training) or "partial" (always in evaluation; in
+            training all ranks get equally many).
+        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none.
+        check_hashes: compare each tar with the manifest's sha256 when it is first read.
 
-    Iterating gives the rest of the current epoch; the next iteration starts the next epoch. Threads and DALI start with
-    the first iteration. A loader may be pickled, and used again in a child process, forked or spawned (children of
-    multiprocessing; one of a bare os.fork must leave by os._exit, or DALI's exit handler crashes it). `close` (or
-    `with`) ends threads and processes.
+    Threads and DALI start with the first iteration; `close` (or `with`) ends them. A loader may be pickled, and used again
+    in a child process, forked or spawned by multiprocessing (after a bare os.fork leave by os._exit, or DALI's exit handler
+    crashes the child).
 
     Raises UserError for an unknown split and ValueError for arguments that cannot be met.
     """
@@ -48,10 +61,10 @@ class ClipLoader:
         self,
         shards: ShardSet,
         split: str,
-        plan: PlanConfig,
+        plan: PlanConfig | None = None,
         *,
-        batch_size: int,
-        train: bool,
+        batch_size: int = 32,
+        train: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -75,13 +88,13 @@ class ClipLoader:
             raise ValueError("video=False and joints=False: a batch would be empty; switch one of them on")
         if self.last_batch == "drop" and not train:
             raise ValueError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
-        self.shards, self.split, self.plan = shards, split, plan
+        self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
         self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
-        self.video, self.joints, self.max_bad_rate, self.check_hashes = video, joints, max_bad_rate, check_hashes
+        self.video, self.joints, self.check_hashes = video, joints, check_hashes
         rows = _select(shards.rows(split), limit, split)
         _check_labels(shards, split, rows)
         self.order = OrderConfig(
-            rows=rows, views=1 if train else plan.views, batch_size=batch_size, seed=seed, train=train,
+            rows=rows, views=1 if train else self.plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
         )
         if not self.order.steps(0) or (train and not self.batches_per_epoch):
@@ -90,6 +103,7 @@ class ClipLoader:
                 "ranks; use a smaller batch, or last_batch='partial', which needs one clip per rank"
             )
         self.stats = LoaderStats()
+        self._bad = BadClips(shards, max_bad_rate, self.stats)
         self._epoch = self._position = 0
         self._fingerprint = _fingerprint(shards, split, rows)
         self._background: Background | None = None
@@ -184,12 +198,13 @@ class ClipLoader:
         if self._background is not None and not self._background.is_mine:
             self.close()  # forked: start again
         if self._background is None:
-            self._background = Background(self._make_producer(), self)
+            self._background = Background(self.make_producer(), self)
         ready = self._background.next_ready(self._epoch, self._position, self.prefetch)
         self.stats.wait_seconds += time.perf_counter() - started
         return ready
 
-    def _make_producer(self) -> Producer:
+    def make_producer(self) -> Producer:
+        """What the background runs, for whoever times its halves alone; `close` it."""
         fetcher = ClipFetcher(
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes,
@@ -197,9 +212,8 @@ class ClipLoader:
         decoder = make_decoder(
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
         ) if self.video else None
-        bad = BadClips(self.shards, self.max_bad_rate)
         read_threads = self.shards.read_threads if isinstance(self.shards, RemoteShardSet) else 1
-        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device, read_threads)
+        return Producer(self.order, fetcher, decoder, self._bad, self.stats, self.device, read_threads)
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:

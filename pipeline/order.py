@@ -1,5 +1,7 @@
 """The order of an epoch and each rank's part of it, as pure functions: no state, no shuffle buffer."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,3 +38,37 @@ def global_steps(num_clips: int, position: int, global_batch: int, drop_last: bo
         )
     last = num_clips - global_batch + 1 if drop_last else num_clips
     return [(start, min(start + global_batch, num_clips)) for start in range(position, last, global_batch)]
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """Everything that decides which clips a rank sees, and when.
+
+    rows: int64 index rows of the split. views: frame draws per clip (1 in training). batch_size: clips per rank and step.
+    drop_last: leave out the clips that do not fill a step.
+    """
+
+    rows: NDArray[np.int64]
+    views: int
+    batch_size: int
+    seed: int
+    train: bool
+    drop_last: bool
+    rank: int
+    world_size: int
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of an epoch over all ranks: clips, or clips times views in evaluation."""
+        return len(self.rows) * self.views
+
+    def steps(self, position: int) -> list[tuple[int, int]]:
+        """Ranges of the global order that are left in an epoch, one per step of all ranks together."""
+        return global_steps(self.num_entries, position, self.batch_size * self.world_size, self.drop_last)
+
+    def part(self, step: tuple[int, int]) -> tuple[int, int]:
+        """This rank's part of a step. In training a short last step gives every rank as many clips as the others."""
+        start, stop = step
+        if self.train:
+            stop -= (stop - start) % self.world_size
+        return rank_slice(start, stop, self.rank, self.world_size)

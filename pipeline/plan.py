@@ -1,22 +1,23 @@
 """Clip plans: which frames of a clip are seen and through which one affine map. All randomness of the pipeline is here.
 
-The method (its section "inputs"): frames, square crop around the sampled joints, and in training resize to 256,
-random-resized crop, resize to 224, mirror. Everything is composed into one map output -> source, applied to pixels once
+Frames, square crop around the sampled joints, and in training resize to 256, random-resized crop, resize to 224, mirror
+(pipeline/README.md, "What a clip looks like"): all of it composed into one map output -> source, applied to pixels once
 and to joints exactly. M persons, T sampled frames, F frames of the clip, V joints, C = 2 coordinates.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.augment import PixelAugment, draw_pixel_augment
+from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_number, check_shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
 from svdata2vec.shards.boxes import crop_square, joint_box, union_box
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 
 
@@ -38,7 +39,7 @@ class PictureSize(Protocol):
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """What a clip looks like to the model. The defaults are the method's; the last block is off by default."""
+    """What a clip looks like to the model. The defaults are the method's. Raises UserError that begins with a field's name."""
 
     num_frames: int = 40                            # T
     size: int = 224                                 # output picture, pixels
@@ -52,41 +53,23 @@ class PlanConfig:
     flip_probability: float = 0.5
     frame_draw: Literal["fixed", "original"] = "fixed"  # evaluation: own generator | what the authors' code shows
     frame_seed: int = 255                           # evaluation, "fixed"
-
     views: int = 1                                  # evaluation: frame draws per clip
-    temporal_crop: tuple[float, float] = (1.0, 1.0)  # training: share of the clip that frames are drawn from
-    brightness: float = 0.0                         # training: factors are drawn from 1 - b .. 1 + b
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0                                # training: turn of the colour wheel, -h .. h (0.5 = half a turn)
-    erase_probability: float = 0.0                  # training: one rectangle per clip, in all frames
-    erase_area: tuple[float, float] = (0.02, 0.33)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # training: beyond the method, off
 
     def __post_init__(self) -> None:
-        for name, low in (("num_frames", 1), ("size", 1), ("persons", 1), ("attempts", 1), ("views", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected {low} or more")
-        for name in ("area", "temporal_crop", "erase_area"):
-            low_share, high_share = getattr(self, name)
-            if not 0 < low_share <= high_share <= 1:
-                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected 0 < smallest <= largest <= 1")
-        for name in ("flip_probability", "erase_probability", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"plan.{name} is {getattr(self, name)}: expected a number from 0 to 1")
+        for name in ("num_frames", "size", "persons", "attempts", "views", "resize_ratio"):
+            check_number(name, getattr(self, name), 1)
+        check_number("padding", self.padding, 0)
+        check_number("flip_probability", self.flip_probability, 0, 1)
+        check_shares("area", self.area)
+        self.augment.check()
         if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"plan.aspect is {self.aspect}: expected 0 < smallest <= largest")
-        if not 0 <= self.hue <= 0.5 or self.padding < 0 or self.resize_ratio < 1:
-            raise ValueError(
-                f"plan.hue {self.hue}, padding {self.padding}, resize_ratio {self.resize_ratio}: "
-                "expected hue in 0..0.5, padding >= 0 and resize_ratio >= 1"
-            )
-        if self.crop not in ("joints", "boxes") or self.frame_draw not in ("fixed", "original"):
-            raise ValueError(
-                f"plan.crop is {self.crop!r}, plan.frame_draw {self.frame_draw!r}: "
-                "expected 'joints' or 'boxes', and 'fixed' or 'original'"
-            )
+            raise UserError(f"aspect is {self.aspect}: expected 0 < smallest <= largest")
+        for name, known in (("crop", ("joints", "boxes")), ("frame_draw", ("fixed", "original"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
         if self.frame_draw == "original" and self.views > 1:
-            raise ValueError(f"plan.views is {self.views} with frame_draw 'original', which has one view: use 'fixed'")
+            raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: set frame_draw to 'fixed'")
 
     @property
     def resized(self) -> int:
@@ -137,7 +120,7 @@ def make_plan(
     original = not train and config.frame_draw == "original"
     if train:
         generator = keyed_generator("train", seed, epoch, key, view)
-        first, length = draw_temporal_window(generator, meta.num_frames, config.temporal_crop)
+        first, length = draw_temporal_window(generator, meta.num_frames, config.augment.temporal_crop)
         frames_T = first + draw_frames(generator, config.num_frames, length)
     elif original:
         annotated = meta.pose_frames or meta.num_frames
@@ -154,7 +137,8 @@ def make_plan(
     if flip:
         inner = affine.compose(inner, affine.mirror_map(config.size))
     output_to_source = affine.compose(affine.window_map(crop, config.resized), inner)
-    return ClipPlan(frames_T, output_to_source, flip, config.size, draw_pixel_augment(generator, config))
+    augment = draw_pixel_augment(generator, config.augment, config.size)
+    return ClipPlan(frames_T, output_to_source, flip, config.size, augment)
 
 
 def _crop(

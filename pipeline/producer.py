@@ -13,47 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.augment import apply_pixel_augment
-from svdata2vec.pipeline.badclips import BadClips, replacement_row
+from svdata2vec.pipeline.accounting import BadClips, LoaderStats, replacement_row
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
-from svdata2vec.pipeline.frames import FrameDecoder
-from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
-from svdata2vec.pipeline.stats import LoaderStats
+from svdata2vec.pipeline.order import OrderConfig, epoch_order
+from svdata2vec.pipeline.pixels import apply_pixel_augment
 from svdata2vec.shards.reading.remote import RemoteShardSet
 
 STEPS_AHEAD = 8  # whose tars a remote set may fetch already
-MAX_REPLACEMENTS = 20  # bad clips in a row for one place
-
-
-@dataclass(frozen=True)
-class OrderConfig:
-    """Everything that decides which clips a rank sees when."""
-
-    rows: NDArray[np.int64]
-    views: int
-    batch_size: int
-    seed: int
-    train: bool
-    drop_last: bool
-    rank: int
-    world_size: int
-
-    @property
-    def num_entries(self) -> int:
-        """Entries of an epoch over all ranks: clips, or clips times views in evaluation."""
-        return len(self.rows) * self.views
-
-    def steps(self, position: int) -> list[tuple[int, int]]:
-        """Ranges of the global order that are left in an epoch, one per step of all ranks together."""
-        return global_steps(self.num_entries, position, self.batch_size * self.world_size, self.drop_last)
-
-    def part(self, step: tuple[int, int]) -> tuple[int, int]:
-        """This rank's part of a step. In training a short last step gives every rank as many clips as the others."""
-        start, stop = step
-        if self.train:
-            stop -= (stop - start) % self.world_size
-        return rank_slice(start, stop, self.rank, self.world_size)
+MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
 
 
 @dataclass(frozen=True)
@@ -153,7 +122,7 @@ class Producer:
         row, outcome = attempt
         if isinstance(outcome, FetchedClip):
             return outcome
-        self._skip(row, str(outcome))
+        self.bad.record(row, str(outcome))
         return self._replace(row, epoch) if self.order.train else None
 
     def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
@@ -169,14 +138,10 @@ class Producer:
                         raise BadClipError(reason)
             except BadClipError as error:
                 if row != bad_row:
-                    self._skip(row, str(error))
+                    self.bad.record(row, str(error))
                 continue
             return clip
         raise BadClipError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
-
-    def _skip(self, row: int, reason: str) -> None:
-        self.stats.clips_skipped += 1
-        self.bad.record(row, reason, self.stats.clips_read)
 
     def _batch(self, read: Read) -> ClipBatch | None:
         clips = read.clips
@@ -202,7 +167,7 @@ class Producer:
         failed = self._decode_into(clips, video)
         kept = list(clips)
         for i, reason in sorted(failed.items()):
-            self._skip(clips[i].row, reason)
+            self.bad.record(clips[i].row, reason)
             if self.order.train:
                 kept[i] = self._replace(clips[i].row, epoch, video[i : i + 1])
         if failed and not self.order.train:

@@ -1,8 +1,8 @@
 """A decoder process: reads requests on standard input, writes frames into shared memory, answers on standard output.
 
-Started by `pyavstage.py` as `python -m svdata2vec.pipeline.pyavworker FILE_DESCRIPTOR`. A fresh interpreter instead of
-a fork: safe beside threads, CUDA and DALI, and it does not import the main program again. Ends at the end of its input,
-so it never outlives its parent.
+`pyavdecoder.py` starts it as `python -m svdata2vec.pipeline.pyavworker FILE_DESCRIPTOR`. A fresh interpreter and not a
+fork: safe beside threads, CUDA and DALI, and the main program is not imported again. It ends at the end of its input, so
+it never outlives its parent. T frames, S output size.
 """
 
 import mmap
@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine, pixel_index_form
-from svdata2vec.pipeline.geometry import warp_frame
-from svdata2vec.pipeline.pyavdecode import decode_video
+from svdata2vec.pipeline.pictures import decode_video, warp_frame
 
 
 class Request(NamedTuple):
@@ -30,7 +29,7 @@ class Request(NamedTuple):
 
 
 def serve(request: Request, memory: mmap.mmap) -> str | None:
-    """Write uint8 (T, S, S, 3) to the start of `memory`; returns the reason if that cannot be done."""
+    """Write uint8 (T, S, S, 3) to the start of `memory`; returns the reason if the clip cannot be decoded."""
     try:
         frames = decode_video(np.frombuffer(request.video, np.uint8), request.frames_T)
     except ValueError as error:
@@ -45,7 +44,7 @@ def serve(request: Request, memory: mmap.mmap) -> str | None:
 
 def main() -> None:
     """Serve requests until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair, which then closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     cv2.setNumThreads(1)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a stray message of a library must not end up among the answers

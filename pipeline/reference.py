@@ -1,4 +1,7 @@
-"""The plan executed slowly and obviously, to hold the graph against: PyAV or OpenCV decodes, two matrices resample."""
+"""The reference decoder: a plan executed slowly and obviously, to hold the others against.
+
+PyAV or OpenCV decodes, two matrices of weights resample. B clips, T sampled frames, S output size.
+"""
 
 from collections.abc import Sequence
 
@@ -8,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.container import cut_off_reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.pyavdecode import decode_video
+from svdata2vec.pipeline.pictures import decode_video
 
 
 class ReferenceDecoder:
@@ -29,28 +31,22 @@ class ReferenceDecoder:
         return failed
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Holds nothing."""
 
 
 def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
-    if clip.offsets is not None:
-        return decode_jpegs(clip)
-    reason = cut_off_reason(clip.video)
-    if reason is not None:
-        raise ValueError(reason)
-    frames = decode_video(clip.video, clip.frames_T)
-    return [frames[number] for number in clip.frames_T.tolist()]
+    """The wanted frames, (H, W, 3) RGB each. Raises ValueError for a damaged clip."""
+    if clip.offsets is None:
+        frames = decode_video(clip.video, clip.frames_T)
+        return [frames[number] for number in clip.frames_T.tolist()]
+    return [_decode_jpeg(data, clip.key) for data in jpeg_slices(clip)]
 
 
-def decode_jpegs(clip: EncodedClip) -> list[NDArray[np.uint8]]:
-    """The wanted frames (H, W, 3) RGB of concatenated JPEGs. Raises ValueError for a damaged one."""
-    frames = []
-    for data in jpeg_slices(clip):
-        frame = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        if frame is None:
-            raise ValueError(f"clip {clip.key}: OpenCV cannot decode one of its JPEGs")
-        frames.append(frame.astype(np.uint8, copy=False))
-    return frames
+def _decode_jpeg(data: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
+    frame = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    if frame is None:
+        raise ValueError(f"clip {key}: OpenCV cannot decode one of its JPEGs")
+    return frame.astype(np.uint8, copy=False)
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from svdata2vec.pipeline.augment import PixelAugment, apply_pixel_augment, draw_pixel_augment
+from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, draw_pixel_augment
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.pixels import apply_pixel_augment
 
 VIDEO, JOINTS = torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), torch.zeros(2, 2, 3, 17, 2)
 LABELS = torch.zeros(2, dtype=torch.int64)
@@ -68,8 +68,8 @@ def test_erasing_blackens_one_window_in_all_frames():
 
 
 def test_parameters_stay_in_their_ranges():
-    config = PlanConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, erase_probability=0.5)
-    drawn = [draw_pixel_augment(np.random.default_rng(seed), config) for seed in range(300)]
+    config = AugmentConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, erase_probability=0.5)
+    drawn = [draw_pixel_augment(np.random.default_rng(seed), config, 224) for seed in range(300)]
     for name, width in (("brightness", 0.4), ("contrast", 0.3), ("saturation", 0.2)):
         values = np.array([getattr(augment, name) for augment in drawn])
         assert 1 - width <= values.min() < 1 - 0.9 * width and 1 + 0.9 * width < values.max() <= 1 + width
@@ -78,4 +78,4 @@ def test_parameters_stay_in_their_ranges():
     for x1, y1, x2, y2 in erased:
         assert 0 <= x1 < x2 <= 224 and 0 <= y1 < y2 <= 224
         assert 0.01 < (x2 - x1) * (y2 - y1) / 224**2 < 0.35
-    assert draw_pixel_augment(np.random.default_rng(0), PlanConfig()) is None
+    assert draw_pixel_augment(np.random.default_rng(0), AugmentConfig(), 224) is None

@@ -6,6 +6,7 @@ import torch
 from pipeline_factory import clip_parts, shard_set
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -68,7 +69,7 @@ def test_damage_on_the_gpu_is_isolated(codec):
 
 def test_the_loader_delivers_on_the_gpu(tmp_path):
     shards = shard_set(tmp_path, 8, size=PACKED)
-    plan = PlanConfig(num_frames=6, size=SIZE, brightness=0.3)
+    plan = PlanConfig(num_frames=6, size=SIZE, augment=AugmentConfig(brightness=0.3))
     with ClipLoader(shards, "all", plan, batch_size=4, train=True, device="cuda") as fast:
         batches = list(fast)
     with ClipLoader(shards, "all", plan, batch_size=4, train=True, decoder="reference") as slow:

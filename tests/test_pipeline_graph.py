@@ -1,16 +1,17 @@
 """Every encoding and geometry of the graph against the reference decoder: PSNR, exact frame numbers, planted damage."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_factory import clip_parts, picture
 
-from svdata2vec.pipeline import affine, graph
-from svdata2vec.pipeline.background import make_decoder
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pipeline.graph import DaliDecoder, jpeg_graph, video_graph
 from svdata2vec.pipeline.reference import ReferenceDecoder, resample
 from svdata2vec.shards.reading.sample import parse_array
 
@@ -209,20 +210,23 @@ def test_concealed_damage_in_h264_is_found():
     assert missed <= 2
 
 
+def decoder_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "svdata2vec.pipeline.pyavworker" in child.cmdline()]
+
+
 def test_a_killed_decoder_process_is_replaced():
     decoder = make_decoder("dali", "h264", SIZE, "cpu", 1)
     clips = [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     clean, _ = decode(decoder, clips)
-    worker = decoder._idle.get()
-    worker._process.kill()
-    worker._process.wait()
-    decoder._idle.put(worker)
+    (process,) = decoder_processes()
+    process.kill()
+    psutil.wait_procs([process])
     _, failed = decode(decoder, clips)
     assert "process died" in failed[0]
     again, failed = decode(decoder, clips)
     np.testing.assert_array_equal(again, clean)
     decoder.close()
-    assert worker._process.poll() is not None
+    assert not decoder_processes()
 
 
 def test_geometry_is_checked():
@@ -236,7 +240,7 @@ def test_geometry_is_checked():
 @pytest.mark.parametrize("codec", ["jpeg", "video"])
 def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) -> None:
     """Operators, argument names and devices are checked when a graph is written down, which needs no GPU."""
-    build = graph._jpeg_graph if codec == "jpeg" else graph._video_graph
+    build = jpeg_graph if codec == "jpeg" else video_graph
     written = build(geometry, SIZE, "mixed", batch_size=2, num_threads=1, device_id=None).serialize()
     decoder = b"decoders__Image" if codec == "jpeg" else b"decoders__Video"
     assert decoder in written and (b"WarpAffine" if geometry == "warp" else b"Resize") in written

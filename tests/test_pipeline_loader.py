@@ -13,6 +13,7 @@ import pytest
 import torch
 from pipeline_factory import shard_set
 
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -83,7 +84,8 @@ def test_batch_size_threads_and_prefetch_change_nothing(shards):
 
 
 def test_augmentation_options_are_keyed_too(shards):
-    plan = replace(PLAN, temporal_crop=(0.5, 0.9), brightness=0.4, hue=0.1, erase_probability=1.0)
+    augment = AugmentConfig(temporal_crop=(0.5, 0.9), brightness=0.4, hue=0.1, erase_probability=1.0)
+    plan = replace(PLAN, augment=augment)
     batches = []
     for batch_size in (1, 7):
         with make(shards, plan=plan, batch_size=batch_size, last_batch="partial") as loader:

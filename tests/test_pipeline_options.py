@@ -1,6 +1,7 @@
 """The pipeline's options from the command line to the loader: augmentation, evaluation views, remote shards."""
 
 import json
+import re
 from pathlib import Path
 
 import fsspec
@@ -9,13 +10,15 @@ import pytest
 import torch
 from tiny import tiny_shards
 
+from svdata2vec.cli.commands import run_inspect
 from svdata2vec.cli.options import parse_preset
 from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import PRETRAIN
-from svdata2vec.config.schema import AugmentConfig, DataConfig, RunConfig
+from svdata2vec.config.schema import DataConfig, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import predict_split
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.runs.data import build_loader, open_data, plan_config
+from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import RemoteShardSet
@@ -29,14 +32,53 @@ def test_augmentation_comes_from_the_command_line():
     words = ["demo", "--data.augment.brightness", "0.4", "--data.augment.temporal-crop", "0.5", "0.9",
              "--data.augment.erase-probability", "0.25"]
     config = parse_preset(PRETRAIN, words, "pretrain")
-    plan = plan_config(config.data, 2)
-    assert (plan.brightness, plan.temporal_crop, plan.erase_probability, plan.hue) == (0.4, (0.5, 0.9), 0.25, 0.0)
+    assert config.data.plan().augment == AugmentConfig((0.5, 0.9), brightness=0.4, erase_probability=0.25)
     assert from_dict(type(config), json.loads(to_json(config)), "saved") == config
-    assert plan_config(DATA, 2) == PlanConfig(num_frames=4, size=32), "off by default"
-    with pytest.raises(UserError, match=r"data\.augment\.hue 0\.7.*expected hue in 0\.\.0\.5"):
-        plan_config(DataConfig("x", augment=AugmentConfig(hue=0.7)), 2)
-    with pytest.raises(UserError, match=r"data\.views is 2 with data\.frame_draw original"):
-        DataConfig("x", views=2, frame_draw="original")
+    assert DATA.plan() == PlanConfig(num_frames=4, size=32), "off by default"
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "found"),
+    [
+        ("data.num_frames", ["0"], "is 0: expected 1 or more"),
+        ("data.size", ["0"], "is 0: expected 1 or more"),
+        ("data.size", ["48"], "is 48; .* multiple of 32"),
+        ("data.crop", ["middle"], "invalid choice 'middle'"),
+        ("data.frame_draw", ["random"], "invalid choice 'random'"),
+        ("data.views", ["0"], "is 0: expected 1 or more"),
+        ("data.views", ["2", "--data.frame-draw", "original"], "is 2 with frame_draw 'original'.* set frame_draw to 'fixed'"),
+        ("data.augment.temporal_crop", ["0.9", "0.5"], r"is \(0\.9, 0\.5\): expected 0 < smallest <= largest <= 1"),
+        ("data.augment.brightness", ["1.5"], r"is 1\.5: expected a number from 0 to 1"),
+        ("data.augment.contrast", ["-1"], r"is -1\.0: expected a number from 0 to 1"),
+        ("data.augment.saturation", ["nan"], "is nan: expected a number from 0 to 1"),
+        ("data.augment.hue", ["0.7"], r"is 0\.7: expected a number from 0 to 0\.5"),
+        ("data.augment.erase_probability", ["2"], r"is 2\.0: expected a number from 0 to 1"),
+        ("data.augment.erase_area", ["0", "0.2"], r"is \(0\.0, 0\.2\): expected 0 < smallest <= largest <= 1"),
+        ("model.persons", ["0"], "is 0; at least 1 is needed"),
+    ],
+)
+def test_a_wrong_value_is_refused_under_the_name_of_its_option(option, values, found):
+    """Before any shard is opened; in a saved configuration as on the command line."""
+    with pytest.raises(UserError) as caught:
+        parse_preset(PRETRAIN, ["demo", f"--{option.replace('_', '-')}", *values], "pretrain")
+    message = str(caught.value)
+    assert re.search(found, message) and re.search(rf"(?<![\w.]){option.replace('_', '[_-]')}(?![\w.])", message), message
+
+
+def test_inspect_names_its_own_options():
+    with pytest.raises(UserError, match="^num_frames is 0: expected 1 or more"):
+        run_inspect(["no-shards", "--split", "all", "--num-frames", "0"])
+
+
+def test_a_saved_configuration_names_the_field_too():
+    values = json.loads(to_json(PRETRAIN["demo"]()))
+    for change, message in [
+        ({"crop": "middle"}, r"data\.crop is 'middle': expected 'joints' or 'boxes'"),
+        ({"frame_draw": "random"}, r"data\.frame_draw is 'random': expected 'fixed' or 'original'"),
+        ({"augment": {"hue": 0.7}}, r"data\.augment\.hue is 0\.7"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            from_dict(PretrainConfig, {**values, "data": {**values["data"], **change}}, "config.json")
 
 
 class Mean(torch.nn.Module):

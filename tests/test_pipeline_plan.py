@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, draw_resized_crop, make_plan
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
@@ -187,7 +188,7 @@ def test_draws_depend_on_seed_epoch_key_and_view_alone():
 
 
 def test_temporal_crop_narrows_the_frames():
-    config = replace(CONFIG, temporal_crop=(0.3, 0.5))
+    config = replace(CONFIG, augment=AugmentConfig(temporal_crop=(0.3, 0.5)))
     pose = pose_of(200, 1, 0)
     spans = [np.ptp(plan_of(pose, train=True, epoch=e, config=config).frames_T) for e in range(50)]
     assert max(spans) < 100 and min(spans) > 40
@@ -240,8 +241,12 @@ def test_wrong_shapes_are_named():
         ({"flip_probability": 1.5}, "from 0 to 1"),
         ({"crop": "centre"}, "expected 'joints' or 'boxes'"),
         ({"frame_draw": "original", "views": 3}, "has one view"),
-        ({"hue": 0.7}, "expected hue in 0..0.5"),
-        ({"aspect": (0.0, 1.0)}, "plan.aspect"),
+        ({"augment": AugmentConfig(hue=0.7)}, "augment.hue is 0.7: expected a number from 0 to 0.5"),
+        ({"augment": AugmentConfig(contrast=-0.1)}, "augment.contrast is -0.1: expected a number from 0 to 1"),
+        ({"augment": AugmentConfig(erase_area=(0.5, 0.2))}, "augment.erase_area.*smallest <= largest"),
+        ({"aspect": (0.0, 1.0)}, "aspect is"),
+        ({"padding": -0.1}, "padding is -0.1: expected 0 or more"),
+        ({"resize_ratio": 0.5}, "resize_ratio is 0.5: expected 1 or more"),
     ],
 )
 def test_configuration_is_checked(change, message):

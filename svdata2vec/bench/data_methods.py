@@ -46,7 +46,7 @@ def ours(
 
 
 def _read(shards: ShardSet) -> Iterator[list[EncodedClip]]:
-    producer = ClipLoader(shards, "all", PLAN, batch_size=BATCH, train=True)._make_producer()
+    producer = ClipLoader(shards, "all", PLAN, batch_size=BATCH, train=True).make_producer()
     for read in producer.read(0, 0):
         yield [clip.encoded for clip in read.clips if clip.encoded is not None]
 
@@ -64,7 +64,7 @@ def ours_read_only(shards: ShardSet, num_clips: int) -> Iterator[int]:
 
 
 class _DecodeOnly(DaliDecoder):
-    def _warp(self, *_: object) -> None:
+    def place(self, *_: object) -> None:
         """No geometry."""
 
 

@@ -210,7 +210,7 @@ def open_stages(
             return stack.enter_context(contextlib.closing(epoch_batches(loader)))
 
         loader = build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True)
-        producer = loader._make_producer()
+        producer = loader.make_producer()
         stack.callback(producer.close)
         training = Pretraining(config, runtime, loader, joints)
         _, batch = next(stream(runtime))

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
 
 Config = TypeVar("Config")
@@ -20,26 +22,6 @@ Modality = Literal["rgb", "both", "skeleton"]
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Training augmentation beyond the paper's, all off by default; drawn once per clip and applied to all its frames."""
-
-    temporal_crop: tuple[float, float] = (1.0, 1.0)
-    """Share of the clip that frames are drawn from, from .. to."""
-    brightness: float = 0.0
-    """Largest change of brightness: its factor is drawn from 1 - b .. 1 + b."""
-    contrast: float = 0.0
-    """Largest change of contrast."""
-    saturation: float = 0.0
-    """Largest change of saturation."""
-    hue: float = 0.0
-    """Largest turn of the colour wheel; 0.5 = half a turn."""
-    erase_probability: float = 0.0
-    """How often a rectangle of the picture is blackened."""
-    erase_area: tuple[float, float] = (0.02, 0.33)
-    """Share of the picture that is blackened, from .. to."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +60,24 @@ class DataConfig:
     """What the cache of shards behind a URL may take on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
-        _check(self.num_frames >= 1, f"data.num_frames is {self.num_frames}; at least 1 frame is needed")
+        self.plan(views=self.views)
         _check(
             self.size >= 32 and self.size % 32 == 0,
             f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
         )
         _check(self.threads >= 1, f"data.threads is {self.threads}; at least 1 is needed")
         _check(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; at least 1 is needed")
-        _check(self.views >= 1, f"data.views is {self.views}; at least 1 is needed")
-        _check(
-            self.views == 1 or self.frame_draw == "fixed",
-            f"data.views is {self.views} with data.frame_draw original, which has one view; set data.frame_draw fixed",
-        )
         _check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
+
+    def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
+        """What a clip looks like to a model that reads `persons` skeletons. UserError names the option out of range."""
+        try:
+            return PlanConfig(
+                num_frames=self.num_frames, size=self.size, persons=persons, crop=self.crop, frame_draw=self.frame_draw,
+                views=views, augment=self.augment,
+            )
+        except UserError as error:
+            raise UserError(f"data.{error}") from error
 
 
 @dataclass(frozen=True)
@@ -131,6 +118,7 @@ class ModelConfig:
             self.stem_width % 16 == 0 and self.stem_width > 0,
             f"model.stem_width is {self.stem_width}; expected a multiple of 16",
         )
+        _check(self.persons >= 1, f"model.persons is {self.persons}; at least 1 is needed")
         _check(self.depth >= 1, f"model.depth is {self.depth}; at least 1 block is needed")
 
 

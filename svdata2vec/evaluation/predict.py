@@ -18,7 +18,6 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.reports.contact_sheet import to_png
-from svdata2vec.runs.data import plan_config
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import write_atomically
@@ -76,7 +75,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
     box_F4 = np.zeros((num_frames, 4), np.float32)
     if box is not None:
         box_F4[:] = box
-    config = plan_config(replace(data, crop="boxes"), persons=1)
+    config = replace(data, crop="boxes").plan(persons=1)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
     plan = make_plan(
         _Size(num_frames, info.width, info.height), nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, key=video.stem

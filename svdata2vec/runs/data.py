@@ -1,6 +1,5 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from svdata2vec.config.schema import DataConfig, Modality, RunConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -19,17 +17,6 @@ from svdata2vec.shards.reading.shardset import ShardSet
 def open_data(data: DataConfig) -> ShardSet:
     """The shards of a configuration: a folder, or a URL with its cache."""
     return open_shards(data.shards, fetch=data.remote_fetch, cache_bytes=int(data.remote_cache_gb * 1e9))
-
-
-def plan_config(data: DataConfig, persons: int, views: int = 1) -> PlanConfig:
-    """What a clip looks like to the model. Raises UserError for augmentation out of its range."""
-    try:
-        return PlanConfig(
-            num_frames=data.num_frames, size=data.size, persons=persons, crop=data.crop, frame_draw=data.frame_draw,
-            views=views, **dataclasses.asdict(data.augment),
-        )
-    except ValueError as error:
-        raise UserError(str(error).replace("plan.", "data.augment.")) from error
 
 
 def build_loader(
@@ -55,7 +42,7 @@ def build_loader(
     return ClipLoader(
         shards,
         split,
-        plan_config(data, persons, views),
+        data.plan(persons, views),
         batch_size=run.batch_size,
         train=train,
         seed=run.seed,

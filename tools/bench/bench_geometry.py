@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ import torch
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.geometry import warp_frame
 from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.pictures import warp_frame
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.pyavstage import PyavDecoder
+from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -37,41 +37,31 @@ THREADS, BATCH, SIZE = 2, 8, 224
 class DecodeOnly(DaliDecoder):
     """DALI's part of the default form."""
 
-    def _warp(self, *_: object) -> None:
+    def place(self, *_: object) -> None:
         """No geometry."""
 
 
 class RunPerClip(DaliDecoder):
     """The default form, but every clip is a run of its own instead of a few clips' pictures being one batch."""
 
-    def _clips_per_run(self, clips: Sequence[EncodedClip]) -> int:
+    def clips_per_run(self, num_frames: int) -> int:
         return 1
 
 
 class WholePictures(DaliDecoder):
     """The default form, but JPEGs are decoded whole instead of only the window that is sampled."""
 
-    def _inputs(self, clip: EncodedClip) -> dict[str, list[Any]]:
-        feed = super()._inputs(clip)
+    def inputs(self, clip: EncodedClip) -> dict[str, list[Any]]:
+        feed = super().inputs(clip)
         whole = np.array([clip.packed_height, clip.packed_width], np.int32)
         feed["anchor"], feed["shape"] = [np.zeros(2, np.int32)] * len(feed["data"]), [whole] * len(feed["data"])
         return feed
-
-    def _warp(self, chunk: list[tuple[int, EncodedClip]], output: Any, out_BTSS3: torch.Tensor) -> None:
-        out, pictures = out_BTSS3.numpy(), iter(range(len(output)))
-        jobs = [
-            (np.asarray(output[next(pictures)]), affine.pixel_index_form(clip.output_to_packed), out[i, t])
-            for i, clip in chunk
-            for t in range(len(clip.frames_T))
-        ]
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda job: warp_frame(*job), jobs))
 
 
 class WholePicturesOnly(WholePictures):
     """Decoding of whole JPEGs by DALI, without geometry."""
 
-    def _warp(self, *_: object) -> None:
+    def place(self, *_: object) -> None:
         """No geometry."""
 
 
@@ -114,14 +104,14 @@ FORMS: dict[str, tuple[str, Callable[[], Any], bool]] = {
     "vp9: DALI + OpenCV warp (default)": ("vp9", lambda: DaliDecoder("vp9", SIZE), True),
     "vp9: DALI slice + resize, sequences": ("vp9", lambda: DaliDecoder("vp9", SIZE, geometry="resize"), True),
     "vp9: DALI warp_affine, sequences": ("vp9", lambda: DaliDecoder("vp9", SIZE, geometry="warp"), True),
-    "h264: PyAV processes + OpenCV warp (default)": ("h264", lambda: PyavDecoder(SIZE, THREADS), True),
+    "h264: PyAV processes + OpenCV warp (default)": ("h264", lambda: PyavDecoder(THREADS), True),
 }
 
 
 def encoded_batch(root: Path) -> list[EncodedClip]:
     """One training batch, planned but not decoded."""
     loader = ClipLoader(ShardSet.open(root), "all", PlanConfig(), batch_size=BATCH, train=True)
-    clips = next(loader._make_producer().read(0, 0)).clips
+    clips = next(loader.make_producer().read(0, 0)).clips
     return [clip.encoded for clip in clips if clip.encoded is not None]
 
 

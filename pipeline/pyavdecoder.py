@@ -1,7 +1,7 @@
 """PyAV in worker processes, for what DALI cannot decode without a GPU: H.264, HEVC, and original files of any codec.
 
-Processes, because PyAV holds the interpreter lock between frames: threads wait for each other, and for the training
-loop. T frames, S output size.
+Processes, because PyAV holds the interpreter lock between frames: threads would wait for each other and for the training
+loop. B clips, T frames, S output size.
 """
 
 import contextlib
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.pipeline.container import cut_off_reason
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavworker import Request
 
@@ -35,8 +34,8 @@ _EXIT_SECONDS = 5
 class PyavDecoder:
     """`FrameDecoder` over `num_workers` processes, started at first use."""
 
-    def __init__(self, size: int, num_workers: int) -> None:
-        self.size, self.num_workers = size, num_workers
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
         self._pool: ThreadPoolExecutor | None = None
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
 
@@ -57,14 +56,11 @@ class PyavDecoder:
             self._idle.get().close()
 
     def _decode_one(self, clip: EncodedClip, out_TSS3: Tensor) -> str | None:
-        reason = cut_off_reason(clip.video)
-        if reason is not None:
-            return reason
         worker = self._idle.get()
         try:
             return worker.decode(clip, out_TSS3)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            log.warning("a decoder process ended while it worked on clip %s; starting another", clip.key)
+            log.warning("a decoder process died while it decoded clip %s; starting another", clip.key)
             worker.close()
             worker = _Worker()
             return f"the decoder process died on it ({type(error).__name__})"
@@ -73,7 +69,7 @@ class PyavDecoder:
 
 
 class _Worker:
-    """One process and the shared memory it writes to (a nameless file, so nothing is left behind after a crash)."""
+    """One process and the shared memory it writes to (an unnamed file, so a crash leaves nothing behind)."""
 
     def __init__(self) -> None:
         folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else None
@@ -108,7 +104,7 @@ class _Worker:
 
     def close(self) -> None:
         requests, answers = self._pipes()
-        with contextlib.suppress(OSError):  # the process is gone already
+        with contextlib.suppress(OSError):  # the process has ended already
             requests.close()
         try:
             self._process.wait(_EXIT_SECONDS)

@@ -1,0 +1,51 @@
+"""Which decoder serves which codec on which device, and what every decoder promises.
+
+B clips, T sampled frames, S output size.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from svdata2vec.pipeline.frames import EncodedClip
+from svdata2vec.pipeline.pyavdecoder import PyavDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder
+
+DecoderName = Literal["dali", "reference"]
+DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")  # H.264 and HEVC it decodes on a GPU only
+
+
+class FrameDecoder(Protocol):
+    """Turns encoded clips into frames. One object serves one thread at a time."""
+
+    def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
+        """Write every clip's frames (uint8 RGB) and return {number of a clip that cannot be decoded: why}.
+
+        The rows of failed clips hold anything; all other rows are right.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give threads, processes and device memory back; may be called twice."""
+        ...
+
+
+def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
+    """DALI for what it can decode on the device, PyAV processes for the rest on a CPU; or the reference decoder.
+
+    size: output pixels. DALI is imported here alone, and only if it is used.
+    """
+    if name not in ("dali", "reference"):
+        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'reference'")
+    on_cpu = torch.device(device).type == "cpu"
+    if name == "reference":
+        if not on_cpu:
+            raise ValueError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
+        return ReferenceDecoder()
+    if on_cpu and codec not in DALI_CPU_CODECS:
+        return PyavDecoder(num_threads)
+    from svdata2vec.pipeline.graph import DaliDecoder
+
+    return DaliDecoder(codec, size, device=device, num_threads=num_threads)
