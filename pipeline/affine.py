@@ -1,6 +1,6 @@
 """Axis-aligned 2x3 maps between pictures, in continuous pixel coordinates.
 
-Convention everywhere: the centre of pixel (column j, row i) is the point (j + 0.5, i + 0.5); a picture of width w
+Convention, everywhere: the centre of pixel (column j, row i) is the point (j + 0.5, i + 0.5); a picture of width w
 spans x from 0 to w. A map is a float64 array [[a, b, c], [d, e, f]] with x' = a x + b y + c, y' = d x + e y + f. In
 these coordinates resizing is a pure scale (the half-pixel rule of OpenCV's resize): one map serves pixels and joints.
 """

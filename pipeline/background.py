@@ -89,8 +89,8 @@ def _put(items: "queue.Queue[T | _End]", item: T | _End, stop: threading.Event) 
 class Background:
     """Threads and decoder of a loader (`owner`), which it does not keep alive: it ends when the owner is collected.
 
-    Belongs to the process that made it. In a forked child, where the threads are not, it is set aside and never freed:
-    destroying what the parent's threads work on crashes.
+    Belongs to the process that made it. A forked child has no such threads and must not destroy what the parent's threads
+    work on: there it is set aside and never freed.
     """
 
     def __init__(self, producer: Producer, owner: object) -> None:
@@ -99,7 +99,7 @@ class Background:
         self._reader: Prefetch[Read] | None = None
         self._stream: Prefetch[Ready] | None = None
         self._finalizer = weakref.finalize(owner, self._shut_down)
-        self._finalizer.atexit = False  # _close_all does it, in time
+        self._finalizer.atexit = False  # _close_all comes earlier
         _ALL.add(self)
         atexit.unregister(_close_all)
         atexit.register(_close_all)  # last registered, first called: before DALI's handler destroys its pipelines
@@ -110,7 +110,7 @@ class Background:
         return self._pid == os.getpid()
 
     def next_ready(self, epoch: int, position: int, depth: int) -> Ready:
-        """The next batch; the first call starts the threads at this place. Whatever failed in them is raised here."""
+        """The next batch; the first call starts the threads at this place. An exception in a thread is raised here."""
         if self._stream is None:
             self._reader = Prefetch(self._producer.read(epoch, position), depth, "svdata2vec-read")
             self._stream = Prefetch(self._producer.decode(self._reader), depth, "svdata2vec-decode")

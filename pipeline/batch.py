@@ -1,4 +1,4 @@
-"""The one thing that leaves the pipeline: a batch that checks itself.
+"""What the pipeline delivers: a batch that checks itself.
 
 B clips, T frames, H W picture, M persons, V joints, C coordinates (x, y).
 """

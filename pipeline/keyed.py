@@ -1,6 +1,6 @@
-"""Random numbers that depend on names only: a counter-based generator keyed by (purpose, seed, epoch, key, ...).
+"""The one random generator: counter-based, keyed by (purpose, seed, epoch, key, ...) and without state.
 
-Nothing here keeps state, so a clip's draws do not depend on the batch, the worker, the rank or the number of ranks.
+So a clip's draws do not depend on the batch, the thread, the rank or the number of ranks (pipeline/README.md, "Purity").
 """
 
 import hashlib

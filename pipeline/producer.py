@@ -1,4 +1,4 @@
-"""From positions of the global order to batches: the two background halves of a loader (read and plan; decode).
+"""From positions of the global order to batches: what a loader's two threads do (read and plan; decode).
 
 B clips of a batch, T sampled frames, S output size.
 """
@@ -27,7 +27,7 @@ MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
 
 @dataclass(frozen=True)
 class Ready:
-    """A batch and the place it brings the run to. `batch` is None if evaluation lost all its clips."""
+    """A batch and the run's place after it. `batch` is None if all its clips were unusable in an evaluation."""
 
     epoch: int
     position: int
@@ -36,7 +36,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Read:
-    """Planned clips of a step and the place it brings the run to."""
+    """Planned clips of a step and the run's place after it."""
 
     epoch: int
     position: int
@@ -103,7 +103,7 @@ class Producer:
         return list(self._pool.map(function, places))
 
     def close(self) -> None:
-        """Give threads and decoder back; the background halves must have ended."""
+        """End threads and decoder; `read` and `decode` must have ended."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

@@ -32,7 +32,7 @@ def _check(num_frames: int, clip_frames: int) -> None:
 
 
 def draw_frames(generator: np.random.Generator, num_frames: int, clip_frames: int) -> NDArray[np.int64]:
-    """T frame numbers of an n-frame clip (algorithm of the method, "sampling").
+    """T frame numbers (int64) of an n-frame clip, by the rule of the authors' code (pipeline/README.md, "Frames").
 
     n >= 2T: one uniform frame per segment. T <= n < 2T: all in order, skipping n-T of T+1 gaps. n < T: T consecutive
     frames from a random start, modulo n.
@@ -49,8 +49,8 @@ def draw_frames(generator: np.random.Generator, num_frames: int, clip_frames: in
 def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]:
     """The frames that the authors' released evaluation draws, number for number.
 
-    Its generator is `RandomState(255)`, made anew for each clip; it first throws away one `rand()` and one `randint(1)`
-    (a temporal crop of ratio 1). Clips shorter than T start at frame 0, without a draw.
+    Its generator is `RandomState(255)`, made anew for each clip; one `rand()` and one `randint(1)` are drawn first and
+    thrown away (a temporal crop of ratio 1). Clips shorter than T start at frame 0, without a draw.
     """
     _check(num_frames, clip_frames)
     state = np.random.RandomState(ORIGINAL_SEED)
@@ -67,6 +67,6 @@ def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]
 def draw_temporal_window(
     generator: np.random.Generator, clip_frames: int, keep: tuple[float, float]
 ) -> tuple[int, int]:
-    """(first frame, number of frames) of a random part of the clip that is between keep[0] and keep[1] of it long."""
+    """(first frame, number of frames) of a random part of the clip; keep: its smallest and largest share of the clip."""
     length = max(1, int(generator.uniform(*keep) * clip_frames))
     return int(generator.integers(clip_frames - length + 1)), length

@@ -66,7 +66,7 @@ def test_a_wrong_value_is_refused_under_the_name_of_its_option(option, values, f
 
 
 def test_inspect_names_its_own_options():
-    with pytest.raises(UserError, match="^num_frames is 0: expected 1 or more"):
+    with pytest.raises(UserError, match=r"^num_frames is 0: expected 1 or more"):
         run_inspect(["no-shards", "--split", "all", "--num-frames", "0"])
 
 
