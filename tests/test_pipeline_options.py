@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -63,6 +65,12 @@ def test_a_wrong_value_is_refused_under_the_name_of_its_option(option, values, f
         parse_preset(PRETRAIN, ["demo", f"--{option.replace('_', '-')}", *values], "pretrain")
     message = str(caught.value)
     assert re.search(found, message) and re.search(rf"(?<![\w.]){option.replace('_', '[_-]')}(?![\w.])", message), message
+
+
+def test_the_configuration_needs_no_torch():
+    """The command line's help must not wait for it, nor for DALI."""
+    program = "import sys, svdata2vec.config.schema; sys.exit(bool({'torch', 'nvidia.dali', 'cv2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_inspect_names_its_own_options():
