@@ -56,7 +56,7 @@ def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -
     assert records[-1]["target_std"] > 0.1
     card = json.loads((finished / "model.json").read_text())
     assert card["kind"] == "pretrain" and card["step"] == 6
-    assert json.loads((finished / "config.json").read_text()) == card["config"]
+    assert json.loads((finished / "config.json").read_text()) == {"kind": "pretrain", **card["config"]}
     assert len(Checkpoints(finished, 2).paths()) == 2
     assert list((finished / "tensorboard").glob("events*"))
 
@@ -224,7 +224,7 @@ def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_fold
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(UserError, match="weights have another shape"):
         finetune(wider)
-    with pytest.raises(UserError, match=r"no model.json; expected the folder of a finished run"):
+    with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         finetune(dataclasses.replace(config, pretrained=tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Configuration: one frozen dataclass beside each thing it configures; every field has its meaning, unit and default here.
+"""Settings as frozen dataclasses: each field with its meaning, unit and default, which are also the help of its option.
 
 A run is a preset (see `presets.py`) plus typed overrides from the command line. Configurations check themselves when they
 are made and are written as JSON beside every checkpoint.
@@ -6,7 +6,7 @@ are made and are written as JSON beside every checkpoint.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -17,9 +17,19 @@ Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def check_at_least_one(config: Any, *names: str, section: str = "") -> None:
+    for name in names:
+        check(getattr(config, name) >= 1, f"{section}{name} is {getattr(config, name)}; expected at least 1")
+
+
+def check_share(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    check(0 < value <= 1, f"{name} is {value}; expected a share above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -78,19 +88,16 @@ class DataConfig:
     """What the cache of shards behind a URL may take on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
-        _check(self.num_frames >= 1, f"data.num_frames is {self.num_frames}; at least 1 frame is needed")
-        _check(
+        check_at_least_one(self, "num_frames", "threads", "prefetch", "views", section="data.")
+        check(
             self.size >= 32 and self.size % 32 == 0,
             f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
         )
-        _check(self.threads >= 1, f"data.threads is {self.threads}; at least 1 is needed")
-        _check(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; at least 1 is needed")
-        _check(self.views >= 1, f"data.views is {self.views}; at least 1 is needed")
-        _check(
+        check(
             self.views == 1 or self.frame_draw == "fixed",
             f"data.views is {self.views} with data.frame_draw original, which has one view; set data.frame_draw fixed",
         )
-        _check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
+        check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
 
 
 @dataclass(frozen=True)
@@ -122,16 +129,16 @@ class ModelConfig:
     `tools/bench/bench_kernels.py`."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_at_least_one(self, "width", "depth", "heads", "persons", "coordinates", section="model.")
+        check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
         )
         # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
-        _check(
+        check(
             self.stem_width % 16 == 0 and self.stem_width > 0,
             f"model.stem_width is {self.stem_width}; expected a multiple of 16",
         )
-        _check(self.depth >= 1, f"model.depth is {self.depth}; at least 1 block is needed")
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class MaskConfig:
     def __post_init__(self) -> None:
         for name in ("video_ratio", "skeleton_ratio"):
             value = getattr(self, name)
-            _check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
+            check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
                    f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
 
 
@@ -181,11 +188,11 @@ class EmaConfig:
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             0 <= self.start <= self.end <= 1,
             f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
         )
-        _check(self.anneal_steps >= 1, f"ema.anneal_steps is {self.anneal_steps}; at least 1 is needed")
+        check_at_least_one(self, "anneal_steps", section="ema.")
 
 
 @dataclass(frozen=True)
@@ -208,8 +215,8 @@ class OptimConfig:
     """Batches whose gradients are summed for one optimizer step."""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
-        _check(self.accumulate >= 1, f"optim.accumulate is {self.accumulate}; at least 1 batch makes a step")
+        check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
+        check_at_least_one(self, "accumulate", section="optim.")
 
 
 @dataclass(frozen=True)
@@ -245,14 +252,15 @@ class RunConfig:
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
-            _check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; expected at least 1")
+        names = ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+        check_at_least_one(self, *names, section="run.")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Self-supervised pretraining on video + skeletons."""
 
+    kind: ClassVar = "pretrain"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -265,12 +273,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         ratio, frames = self.mask.video_ratio, self.data.num_frames
-        _check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
-        _check(
+        check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        check(
             1 <= self.target.top_layers <= self.model.depth,
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
         )
-        _check(
+        check(
             self.target.teacher_input == "skeleton" or self.encode == "all_frames",
             f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
         )
@@ -294,13 +302,14 @@ class HeadConfig:
     """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
 
     def __post_init__(self) -> None:
-        _check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
+        check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Supervised training of a classifier, from a pretraining run or from scratch."""
 
+    kind: ClassVar = "finetune"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -318,4 +327,4 @@ class FinetuneConfig:
     """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
+        check_share(self, "label_fraction")

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from svdata2vec.config.files import to_json
+from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import (
     DataConfig,
     FinetuneConfig,
@@ -29,8 +29,8 @@ from svdata2vec.model.classifier import Classifier, LinearHead
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original, without_module
 from svdata2vec.runs.card import model_card
+from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.published import publish
-from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -293,8 +293,10 @@ def convert_file(
     data = replace(data, shards=shards) if shards is not None else data
     config = replace(network.config, data=data, run=RunConfig(out=out))
     classes = _class_names(network, packed, data.test_split)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", to_json(config).encode())
+    if isinstance(config, FinetuneConfig) and network.kind == "probe":
+        write_config(out, ProbeConfig(data=data, out=out, modality=config.modality))
+    else:
+        write_config(out, config)
     card = model_card(network.kind, config, num_joints=network.num_joints, classes=classes)
     publish(out, weights, {**card, "converted_from": checkpoint.name})
     log.info("%s: %s", out, json.dumps(summary(network)))

@@ -184,8 +184,9 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
-        return {"step": self.step, "skipped": self.guard.skipped}
+        return {"step": self.step, "skipped": self.guard.skipped, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.guard.skipped = state["skipped"]
+        self.values = state["values"]
