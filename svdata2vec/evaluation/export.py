@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.model.block_steps import BlockSteps
+from svdata2vec.model.block_ops import BlockOps
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.transformer import Attention, Block, Mlp
 from svdata2vec.model.video_encoder import BasicBlock, Stem, VideoEncoder
@@ -46,7 +46,7 @@ def load_rgb_classifier(run: Path) -> tuple[RgbClassifier, FinetuneConfig, dict[
         if isinstance(module, Attention | VideoEncoder):
             module.impl = "torch"
         if isinstance(module, Block | Mlp | BasicBlock | Stem):
-            module.steps = BlockSteps()
+            module.ops = BlockOps()
     return RgbClassifier(model).eval(), config, card
 
 

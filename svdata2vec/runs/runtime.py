@@ -1,14 +1,11 @@
-"""Process, device and precision of a run: alone, or as one of many under `torchrun`; and how it is asked to stop."""
+"""Process, device and precision of a run: alone, or as one of many under `torchrun`."""
 
 import ctypes
 import hashlib
-import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -16,24 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.config.schema import RunConfig
+from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
-from svdata2vec.model.transformer import Block
-from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.shards.errors import UserError
 
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
-STOP_POLL_STEPS = 10  # with several processes, steps between two agreements on whether to stop
-
-log = logging.getLogger(__name__)
-
-
-class StopRequested(SystemExit):
-    """The run was asked to stop (SIGTERM) and has saved a checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__(REQUEUE_EXIT_CODE)
-
 
 @dataclass(frozen=True)
 class Runtime:
@@ -66,7 +50,7 @@ class Runtime:
         if self.world_size == 1:
             return model
         if config.sync_batchnorm:
-            model = convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model, self.device)
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -142,42 +126,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """Make PyTorch's random numbers of a step a function of (seed, step, rank): a resumed run draws the same ones."""
     digest = hashlib.blake2b(f"step/{seed}/{step}/{rank}".encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
-
-
-class StopSignal:
-    """Turns SIGTERM into a flag that the training loop reads between two steps."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> "StopSignal":
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def agreed(self, runtime: Runtime, step: int) -> bool:
-        """True on every process once any of them was asked to stop."""
-        if runtime.world_size == 1:
-            return self.received
-        if step % STOP_POLL_STEPS:
-            return False
-        return bool(runtime.sum(torch.tensor([float(self.received)])).item())
-
-
-def use_channels_last(model: nn.Module) -> None:
-    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.clone(memory_format=torch.channels_last)  # strides of 1x1 too
-
-
-def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile the repeated parts in place (`torch.compile`); names of parameters stay."""
-    for module in model.modules():
-        if isinstance(module, Block | BasicBlock):
-            module.compile(backend=backend)

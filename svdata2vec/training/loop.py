@@ -18,7 +18,8 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.folder import changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.published import publish
-from svdata2vec.runs.runtime import Runtime, StopRequested, StopSignal
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.stopping import StopRequested, StopSignal
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.stepper import Stepper
 
