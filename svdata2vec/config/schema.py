@@ -102,7 +102,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths and depths of the networks (README, "The method in numbers")."""
+    """Widths and depths of the networks (svdata2vec/README.md, "Networks")."""
 
     width: int = 256
     """Token width (D)."""
@@ -143,7 +143,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What the student does not see (README, "The method in numbers")."""
+    """What the student does not see (svdata2vec/README.md, "Masks")."""
 
     video_ratio: float = 0.66
     """Share of the frames hidden from the student altogether."""
@@ -159,7 +159,7 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """How the teacher's layers become targets (README, "The method in numbers")."""
+    """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     top_layers: int = 8
     """Number of top blocks whose outputs are averaged."""
@@ -176,7 +176,7 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Decay of the teacher (README, "The method in numbers")."""
+    """Decay of the teacher (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     start: float = 0.999
     """Decay at step 0."""
@@ -197,7 +197,7 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (README, "The method in numbers")."""
+    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (svdata2vec/README.md, "Training")."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -286,7 +286,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier on top of the encoder and what regularises fine-tuning (README, "The method in numbers")."""
+    """The classifier on top of the encoder and what regularises fine-tuning (svdata2vec/README.md, "Training")."""
 
     hidden: int = 2048
     """Width of the head's hidden layer."""

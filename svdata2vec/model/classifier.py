@@ -1,4 +1,4 @@
-"""The classifier: the encoder that pretraining leaves, and a head (README, "The method in numbers").
+"""The classifier: the encoder that pretraining leaves, and a head (svdata2vec/README.md, "Networks").
 
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """

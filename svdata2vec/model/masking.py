@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Masks:
-    """What is kept, hidden and scored (README, "The method in numbers").
+    """What is kept, hidden and scored (svdata2vec/README.md, "Masks").
 
     Attributes:
         keep_BK: int64, frames whose video token the student sees, in rising order.

@@ -1,5 +1,7 @@
 """Weights of the authors' code under our names, and the configuration that their shapes say they have.
 
+The names: svdata2vec/README.md, "Checkpoints of the authors' code".
+
 T frames, D width, M persons, C coordinates, V joints
 """
 

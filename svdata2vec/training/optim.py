@@ -12,7 +12,7 @@ from svdata2vec.config.schema import OptimConfig
 
 
 def layer_scale(name: str, depth: int, layer_decay: float) -> float:
-    """Factor on the learning rate of the encoder parameter `name` (README, "The method in numbers").
+    """Factor on the learning rate of the encoder parameter `name` (svdata2vec/README.md, "Training").
 
     `layer_decay ** (depth + 1 - i)` with i = 0 for the temporal and skeleton embeddings and i = b + 1 for block b;
     1.0 for everything else, so the video encoder learns at full rate.
