@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
@@ -113,11 +112,7 @@ def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Fe
         with runtime.autocast():
             features_BD = trained.features(batch.video_BTHWC, batch.joints_BMTVC)
         mine.extend(zip(batch.keys, features_BD.cpu().numpy(), batch.label_B.tolist(), strict=True))
-    parts: list[list[tuple[str, np.ndarray, int]]] = [mine]
-    if runtime.world_size > 1:
-        parts = [[] for _ in range(runtime.world_size)]
-        dist.all_gather_object(parts, mine)
-    found = {key: (feature, label) for part in parts for key, feature, label in part}
+    found = {key: (feature, label) for part in runtime.gather(mine) for key, feature, label in part}
     order = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
     keys = [key for key in order if key in found]
     if not keys:

@@ -1,7 +1,8 @@
 """The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk.
 
 The stem is the Conv3d of the paper. For kept frames it runs, with the same weight, as a Conv2d over their gathered
-five-frame windows, which is the same sum: nothing but the wanted frames is encoded (svdata2vec/README.md, "Kept-frame encoding").
+five-frame windows, which is the same sum: nothing but the wanted frames is encoded
+(svdata2vec/README.md, "Kept-frame encoding").
 
 B clips, T frames, K kept frames, H W picture, C channels, D token width, F = B*T or B*K frames
 """

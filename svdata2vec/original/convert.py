@@ -27,7 +27,7 @@ from svdata2vec.config.schema import (
     RunConfig,
     TargetConfig,
 )
-from svdata2vec.model.classifier import Classifier, LinearHead
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original, without_module
 from svdata2vec.runs.card import model_card
@@ -93,10 +93,7 @@ class Network:
                 all_frames=config.encode == "all_frames",
                 teacher_input=config.target.teacher_input,
             )
-        model = Classifier(self.config, self.num_joints, self.num_classes)
-        if self.kind == "probe":
-            model.head = LinearHead(self.config.model.width, self.num_classes)
-        return model
+        return Classifier(self.config, self.num_joints, self.num_classes, linear=self.kind == "probe")
 
 
 def convert_state_dict(

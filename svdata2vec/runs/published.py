@@ -1,6 +1,7 @@
 """Published weights: `model.safetensors` and their card `model.json`, and the networks that are made of them again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
-from svdata2vec.model.classifier import Classifier, LinearHead
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
 from svdata2vec.shards.atomic import write_atomically
@@ -62,15 +63,17 @@ def load_encoder_weights(encoder: Encoder, source: Path) -> None:
     encoder.load_state_dict({name: found[name] for name in wanted})
 
 
-def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
-    """The classifier of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card."""
+def load_classifier(run: Path, **model_settings: Any) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
+    """The classifier of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card.
+
+    `model_settings` take the place of the run's own, those that leave the weights as they are (`impl`, `fused_blocks`).
+    """
     weights, card = load_published(run)
     if card.get("kind") not in ("finetune", "probe"):
         raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune or probe run")
     config = published_config(card, run)
     assert isinstance(config, FinetuneConfig)
-    model = Classifier(config, card["num_joints"], len(card["classes"]))
-    if card["kind"] == "probe":
-        model.head = LinearHead(config.model.width, len(card["classes"]))
+    config = replace(config, model=replace(config.model, **model_settings))
+    model = Classifier(config, card["num_joints"], len(card["classes"]), linear=card["kind"] == "probe")
     model.load_state_dict(weights)
     return model.eval(), config, card

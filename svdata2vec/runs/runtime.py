@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,14 @@ class Runtime:
             values = values.to(self.device)
             dist.all_reduce(values)
         return values.cpu()
+
+    def gather(self, mine: Any) -> list[Any]:
+        """What each process gives, by rank; the same list on all of them."""
+        parts = [mine]
+        if self.world_size > 1:
+            parts = [None] * self.world_size
+            dist.all_gather_object(parts, mine)
+        return parts
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first one: those that checkpoints and published weights hold.
