@@ -101,7 +101,7 @@ def _require_onnx(out: Path) -> None:
 
 
 def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:
-    """Write ONNX; its logits by ONNX Runtime, or None (said in the log) where that is not installed."""
+    """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
     onnx_program = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
     )

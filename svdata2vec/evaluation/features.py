@@ -88,7 +88,7 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
 
     Args:
         run: its folder.
-        modality: what the encoder shall see; default: "rgb" after pretraining, else what the classifier sees.
+        modality: what the encoder sees; default: "rgb" after pretraining, else what the classifier sees.
         device: where it runs: "auto" (the GPU if there is one), "cpu" or "cuda".
 
     Raises:

@@ -65,7 +65,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
 
 def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
-    """Clips must have the run's number of frames; another size of picture is possible, but seldom meant."""
+    """Clips must have the run's number of frames; another picture size is possible, but rarely meant: a warning."""
     wanted, made = config.data, trained.config.data
     text = (
         f"the run was made with {made.num_frames} frames of {made.size} pixels, the probe asks for {wanted.num_frames} "

@@ -17,8 +17,6 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, impl: Impl = "auto") -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}; choose a divisor of the width")
         self.num_heads = num_heads
         self.impl = impl
         self.qkv = nn.Linear(width, 3 * width)

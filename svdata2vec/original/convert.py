@@ -269,7 +269,7 @@ def convert_file(
     Args:
         checkpoint: the file.
         out: folder to make.
-        heads: attention heads; default: those that the file names, else the paper's 8, said in the log.
+        heads: attention heads; default: those that the file names, else the paper's 8, with a warning.
         coordinates, modality: see `convert_state_dict`.
         size: side of the crop that the network was trained on, in pixels.
         shards: packed data set to take the class names from; without it classes are called by their numbers.
@@ -317,7 +317,7 @@ def _class_names(network: Network, shards: ShardSet | None, split: str) -> list[
 
 
 def summary(network: Network) -> dict[str, object]:
-    """What was found, for people."""
+    """What was found, for the user to read."""
     model = network.config.model
     found: dict[str, object] = {
         "kind": network.kind, "frames": network.config.data.num_frames, "width": model.width, "blocks": model.depth,
