@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from shards_data import write_video
 from tiny import pretrain_config
 
 import svdata2vec
+from svdata2vec.config.files import to_values
+from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.evaluation.features import embed
+from svdata2vec.shards.packing.pack import PackOptions
 from svdata2vec.training.pretrain import pretrain
 
 ROOT = Path(__file__).parent.parent
@@ -102,3 +106,19 @@ def test_every_cited_section_exists() -> None:
         target = ROOT / readme
         assert readme != "README" and target.is_file(), f"{path} cites {readme}"
         assert re.search(rf"^#+ {re.escape(section)}$", target.read_text(), re.MULTILINE), f"{path} cites {readme}, {section!r}"
+
+
+def test_the_options_that_the_readme_names_exist() -> None:
+    """As settings of a preset, a section of them (`--data.augment.*`), or options of packing."""
+    values = [to_values(table["demo"]()) for table in (PRETRAIN, FINETUNE)]
+    known = {f"{prefix}{name}" for table in values for prefix, name in dotted(table)} | vars(PackOptions()).keys()
+    named = set(re.findall(r"--([a-z][\w.-]*)", README.read_text()))
+    assert len(named) > 12
+    assert [name for name in sorted(named) if name.rstrip(".").replace("-", "_") not in known] == []
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = [(prefix, name) for name in values]
+    for name, value in values.items():
+        found += dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+    return found
