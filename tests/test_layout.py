@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "shards.packing": {"shards", "shards.reading"},
     "pipeline": {"shards", "shards.reading"},
     "kernels": set(),
-    "svdata2vec": {*ROW},
+    "svdata2vec": {*SHARDS, "pipeline", *ROW},
     **{room: {*BELOW, *ROW[:number]} for number, room in enumerate(ROW)},
 }
 FORBIDDEN_LIBRARIES = {"shards": {"torch", "nvidia", "triton"}, "kernels": {"nvidia", "cv2", "av", "webdataset"}}

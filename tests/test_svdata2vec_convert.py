@@ -22,7 +22,7 @@ from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.original.convert import convert_file, convert_state_dict, original_name
 from svdata2vec.pipeline.sampling import draw_frames_original
-from svdata2vec.runs.published import load_classifier, load_encoder, load_published
+from svdata2vec.runs.published import load_classifier, load_encoder_weights, load_published
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -193,7 +193,7 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
     assert card["preprocessing"]["mean"] == [123.675, 116.28, 103.53] and card["preprocessing"]["num_frames"] == 7
     model, config = converted_student(theirs)
     classifier = Classifier(FinetuneConfig(data=config.data, model=config.model), 17, CLASSES)
-    load_encoder(classifier.encoder, tmp_path / "run")
+    load_encoder_weights(classifier.encoder, tmp_path / "run")
     torch.testing.assert_close(classifier.encoder.norm.weight, model.encoder.norm.weight)
     torch.testing.assert_close(weights["decoder.mask_token"], theirs.mask_token.detach())
     with pytest.raises(UserError, match="run holds a model already"):

@@ -15,12 +15,13 @@ from svdata2vec.config.schema import DataConfig, EmaConfig, PretrainConfig, Targ
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.kernels import functional
 from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher, ema_decay
 from svdata2vec.runs.data import require_joints
 from svdata2vec.runs.metrics_log import Averages
-from svdata2vec.runs.runtime import Runtime, use_channels_last
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
 from svdata2vec.evaluation.metrics import measure
+from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.transformer import DropPath
 from svdata2vec.model.video_encoder import VideoEncoder
-from svdata2vec.runs.runtime import compile_parts
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.pretrain import forward, spread
 

@@ -13,17 +13,17 @@ from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Pre
 from svdata2vec.evaluation.export import load_rgb_classifier
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
-from svdata2vec.model import block_steps
-from svdata2vec.model.block_steps import BlockSteps, FusedSteps
+from svdata2vec.model import block_ops
+from svdata2vec.model.block_ops import BlockOps, FusedBlockOps
 from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
+from svdata2vec.model.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import publish
-from svdata2vec.runs.runtime import compile_parts
 from svdata2vec.training.pretrain import forward
 
 T, SIZE = 6, 32
@@ -85,13 +85,13 @@ def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """One per BatchNorm with a PReLU behind it (stem, and two in each of eight blocks), per MLP, two norms per block."""
     counts: dict[str, int] = {}
     for name in ("add_layer_norm", "bias_gelu", "batch_norm_prelu"):
-        real = getattr(block_steps, name)
+        real = getattr(block_ops, name)
 
         def counted(*arguments: object, real: object = real, name: str = name, **options: object) -> object:
             counts[name] = counts.get(name, 0) + 1
             return real(*arguments, **options)  # type: ignore[operator]
 
-        monkeypatch.setattr(block_steps, name, counted)
+        monkeypatch.setattr(block_ops, name, counted)
     step(False)
     assert counts == {}
     step(True)
@@ -118,19 +118,31 @@ def test_a_synchronised_batch_norm_takes_the_plain_way(monkeypatch: pytest.Monke
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         torch.manual_seed(0)
-        plain = BasicBlock(16, 32, 2, BlockSteps())
+        plain = BasicBlock(16, 32, 2, BlockOps())
         fused = copy.deepcopy(plain)
-        fused.steps = FusedSteps("auto")
+        fused.ops = FusedBlockOps("auto")
         x_FCHW = torch.randn(4, 16, 6, 6)
         want = plain(x_FCHW)
         torch.testing.assert_close(fused(x_FCHW), want, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(block_steps, "batch_norm_prelu", None)
+        monkeypatch.setattr(block_ops, "batch_norm_prelu", None)
         with pytest.raises(TypeError):
             fused(x_FCHW)
-        synchronised = convert_sync_batchnorm(copy.deepcopy(fused))
+        synchronised = convert_sync_batchnorm(copy.deepcopy(fused), torch.device("cpu"))
         torch.testing.assert_close(synchronised(x_FCHW), want, rtol=1e-4, atol=1e-5)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", SyncBatchNorm), ("cuda", nn.SyncBatchNorm)])
+def test_synchronised_batch_norms_share_parameters_buffers_and_names(device: str, kind: type[nn.Module]) -> None:
+    """PyTorch's own on a GPU. (It can be made, though not run, without one.)"""
+    model = nn.Sequential(BasicBlock(16, 32, 2, FusedBlockOps("auto")), nn.Flatten(), nn.BatchNorm1d(32)).eval()
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = convert_sync_batchnorm(model, torch.device(device))
+    after = {**dict(found.named_parameters()), **dict(found.named_buffers())}
+    assert list(after) == list(before) and all(after[name] is tensor for name, tensor in before.items())
+    norms = [module for module in found.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert [type(norm) for norm in norms] == 4 * [kind] and not any(norm.training for norm in norms)
 
 
 def test_a_cumulative_average_of_statistics_takes_the_plain_way() -> None:
@@ -138,17 +150,17 @@ def test_a_cumulative_average_of_statistics_takes_the_plain_way() -> None:
     twin = copy.deepcopy(norm)
     for _ in range(2):
         x_FCHW = torch.randn(2, 3, 4, 4)
-        torch.testing.assert_close(FusedSteps("auto").norm_prelu(norm, prelu, x_FCHW), prelu(twin(x_FCHW)))
+        torch.testing.assert_close(FusedBlockOps("auto").norm_prelu(norm, prelu, x_FCHW), prelu(twin(x_FCHW)))
     torch.testing.assert_close(dict(norm.named_buffers()), dict(twin.named_buffers()))
 
 
 def test_an_exported_classifier_holds_no_fused_step(tmp_path: Path) -> None:
     config = FinetuneConfig(data=DataConfig(num_frames=T, size=SIZE), model=FUSED, head=HeadConfig(hidden=16), modality="rgb")
     model = Classifier(config, 17, 2).eval()
-    assert any(isinstance(getattr(module, "steps", None), FusedSteps) for module in model.modules())
+    assert any(isinstance(getattr(module, "ops", None), FusedBlockOps) for module in model.modules())
     publish(tmp_path, model.state_dict(), model_card("finetune", config, num_joints=17, classes=["sit", "stand"]))
     classifier, _, _ = load_rgb_classifier(tmp_path)
-    assert not any(isinstance(getattr(module, "steps", None), FusedSteps) for module in classifier.modules())
+    assert not any(isinstance(getattr(module, "ops", None), FusedBlockOps) for module in classifier.modules())
     video = torch.randint(0, 256, (2, T, SIZE, SIZE, 3), dtype=torch.uint8)
     torch.testing.assert_close(classifier(video), model(video, None), rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,8 @@ from tiny import MODEL
 from svdata2vec.cli.main import main
 from svdata2vec.cli.run_commands import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
-from svdata2vec.evaluation.predict import predict, read_clip
+from svdata2vec.evaluation.predict import predict
+from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig

@@ -20,7 +20,7 @@ from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import PROBE, ProbeConfig
 from svdata2vec.config.schema import Modality
 from svdata2vec.evaluation.evaluate import evaluate_run
-from svdata2vec.evaluation.features import Features, embed, open_encoder
+from svdata2vec.evaluation.features import Features, embed, load_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
 from svdata2vec.reports.report import write_report
 from svdata2vec.runs.published import load_published
@@ -178,7 +178,7 @@ def test_embed_writes_features_in_the_order_of_the_split(
     alone = embed(pretrained, "all", tmp_path / "alone.npy", modality=modality, batch_size=1, device="cpu")
     np.testing.assert_allclose(alone.features_nD, features_nD, rtol=1e-4, atol=1e-5)
     assert features_nD.std(axis=0).max() > 1e-3
-    assert open_encoder(pretrained, modality).modality == (modality or "rgb")
+    assert load_encoder(pretrained, modality).modality == (modality or "rgb")
 
 
 def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_classifier_can_be_embedded_and_its_card_tells_its_story(tiny_shard_fo
     features = embed(tmp_path / "tune", "all", tmp_path / "f.npy", device="cpu")
     assert features.features_nD.shape == (NUM_CLIPS, 32)
     with pytest.raises(UserError, match="weights of the encoder are missing: video_encoder"):
-        open_encoder(tmp_path / "tune", "rgb")
+        load_encoder(tmp_path / "tune", "rgb")
 
 
 def test_the_report_shows_both_probes(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from svdata2vec.model.masking import Masks, draw_masks, mask_counts
 from svdata2vec.model.teacher import Teacher, ema_decay
 from svdata2vec.model.transformer import Block
 from svdata2vec.runs.runtime import seed_step
-from svdata2vec.training.optim import build_optimizer, clip_gradients, layer_scale, set_learning_rate
-from svdata2vec.training.schedules import learning_rate
+from svdata2vec.training.optim import build_optimizer, clip_gradients, layer_scale, learning_rate, set_learning_rate
 
 
 @settings(max_examples=40, deadline=None)

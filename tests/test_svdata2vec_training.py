@@ -22,10 +22,10 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.runs.runtime import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.training.finetune import finetune
+from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.pretrain import Pretraining, pretrain
 from svdata2vec.training.stepper import NotFiniteError
 
@@ -56,7 +56,7 @@ def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -
     assert records[-1]["target_std"] > 0.1
     card = json.loads((finished / "model.json").read_text())
     assert card["kind"] == "pretrain" and card["step"] == 6
-    assert json.loads((finished / "config.json").read_text()) == card["config"]
+    assert json.loads((finished / "config.json").read_text()) == {"kind": "pretrain", **card["config"]}
     assert len(Checkpoints(finished, 2).paths()) == 2
     assert list((finished / "tensorboard").glob("events*"))
 
@@ -224,7 +224,7 @@ def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_fold
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(UserError, match="weights have another shape"):
         finetune(wider)
-    with pytest.raises(UserError, match=r"no model.json; expected the folder of a finished run"):
+    with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         finetune(dataclasses.replace(config, pretrained=tmp_path))
 
 
@@ -264,3 +264,30 @@ def test_the_best_network_of_a_run_is_kept_and_can_be_evaluated(tiny_shard_folde
     found = [record["test_top1"] for record in records if "test_top1" in record]
     assert records[-1]["best_test_top1"] == max(found)
     assert evaluate_run(tmp_path / "run" / "best", device="cpu")["top1"] == max(found)
+
+
+def test_a_continued_classifier_remembers_its_best(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch: the log that it leaves says the same figures as that of a run without a stop."""
+    step = Finetuning.step
+
+    def stop_after_fifth(run: Finetuning, batches: list) -> None:
+        step(run, batches)
+        if run.stepper.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    rows = {}
+    for name in ("whole", "stopped"):
+        config = dataclasses.replace(finetune_config(tiny_shard_folder, tmp_path / name, epochs=4), eval_every=1)
+        if name == "stopped":
+            monkeypatch.setattr(Finetuning, "step", stop_after_fifth)
+            with pytest.raises(StopRequested):
+                finetune(config)
+            monkeypatch.setattr(Finetuning, "step", step)
+        finetune(config)
+        rows[name] = [
+            {key: row[key] for key in ("step", "loss", "lr", "test_top1", "best_test_top1") if key in row}
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+    assert rows["stopped"] == rows["whole"] and len(rows["whole"]) == 12

@@ -17,8 +17,8 @@ from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.metrics_log import Averages, read_metrics
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
-from svdata2vec.training.schedules import learning_rate
 from svdata2vec.training.stepper import FiniteGuard, NotFiniteError, Statistics
 
 

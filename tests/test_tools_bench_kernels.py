@@ -12,7 +12,7 @@ import pytest
 import render_kernels as render
 import torch
 
-from svdata2vec.model.block_steps import BlockSteps
+from svdata2vec.model.block_ops import BlockOps
 from svdata2vec.model.video_encoder import VideoEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,15 +166,15 @@ def test_bytes_on_paper_are_those_of_the_maps_that_the_network_makes() -> None:
     """Every map that goes through a BatchNorm step is counted once, with or without its shortcut."""
     seen = {"batch_norm_prelu": 0, "batch_norm_prelu with shortcut": 0}
 
-    class Counting(BlockSteps):
+    class Counting(BlockOps):
         def norm_prelu(self, norm: Any, prelu: Any, x_FCHW: torch.Tensor, shortcut_FCHW: Any = None) -> torch.Tensor:
             seen["batch_norm_prelu" if shortcut_FCHW is None else "batch_norm_prelu with shortcut"] += x_FCHW.numel()
             return super().norm_prelu(norm, prelu, x_FCHW, shortcut_FCHW)
 
     encoder = VideoEncoder(width=32, stem_width=16)
     for module in encoder.modules():
-        if hasattr(module, "steps"):
-            module.steps = Counting()
+        if hasattr(module, "ops"):
+            module.ops = Counting()
     keep = candidates.draw_keep(SCALE, 2)
     encoder(torch.randint(0, 256, (2, candidates.T, 64, 64, 3), dtype=torch.uint8), keep)
     assert seen == kernel_passes.map_values(2, keep.shape[1], 64, 16)

@@ -1,4 +1,4 @@
-"""Configurations as files: JSON text of one, and one read back from its values."""
+"""Configurations as JSON, and read back strictly: an unknown name, a missing one or a value of another type is an error."""
 
 import dataclasses
 import json
@@ -6,11 +6,13 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from svdata2vec.shards.errors import UserError
 
 Config = TypeVar("Config")
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", Path: "a path"}
 
 
 def to_json(config: Any) -> str:
@@ -18,27 +20,81 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
 
 
-def from_dict(kind: type[Config], values: dict[str, Any], source: str) -> Config:
-    """Read a configuration back from JSON values; unknown names are an error that lists them and names `source`."""
-    return _build(kind, values, source)
+def to_values(config: Any) -> dict[str, Any]:
+    """The configuration as the values of a JSON object."""
+    return json.loads(to_json(config))
 
 
-def _build(kind: Any, values: dict[str, Any], source: str) -> Any:
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
+def read_json(path: Path) -> Any:
+    """Values of a JSON file; UserError names a file that is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); expected a file that svdata2vec wrote") from None
+
+
+def from_dict(kind: type[Config], values: Any, source: str) -> Config:
+    """Read a configuration back from JSON values.
+
+    Args:
+        kind: a dataclass of numbers, strings, choices, paths, tuples and other such dataclasses.
+        values: what `to_values` gave; fields that are left out have their defaults.
+        source: the file, for messages.
+
+    Raises:
+        UserError: names the file, the dotted field, what was found and what was expected.
+    """
+    try:
+        return _read_fields(kind, values, "")
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _read_fields(kind: Any, values: Any, prefix: str) -> Any:
+    """The dataclass `kind` from a JSON object; `prefix`: dotted name of the object and a dot, or nothing for the whole."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise UserError(f"{_found(prefix[:-1], values)} expected an object with the settings {', '.join(fields)}")
+    unknown = [prefix + name for name in sorted(set(values) - set(fields))]
     if unknown:
-        raise UserError(f"{source}: unknown names {', '.join(unknown)}; {kind.__name__} has {', '.join(sorted(known))}")
+        raise UserError(f"unknown names {', '.join(unknown)}; {kind.__name__} has {', '.join(sorted(fields))}")
+    nothing = dataclasses.MISSING
+    needed = [name for name, field in fields.items() if field.default is nothing and field.default_factory is nothing]
+    missing = [prefix + name for name in needed if name not in values]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing; {kind.__name__} has no default for it")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in values.items()})
+    return kind(**{name: _read(hints[name], value, prefix + name) for name, value in values.items()})
 
 
-def _convert(hint: Any, value: Any, source: str) -> Any:
+def _read(hint: Any, value: Any, name: str) -> Any:
+    """`value` as an instance of the type `hint`; `name`: its dotted field."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, source)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if hint is Path:
-        return Path(value)
-    return tuple(value) if typing.get_origin(hint) is tuple else value
+        return _read_fields(hint, value, f"{name}.")
+    if origin in (typing.Union, types.UnionType):
+        (some,) = (part for part in parts if part is not type(None))
+        return None if value is None else _read(some, value, name)
+    if origin is tuple and isinstance(value, list):
+        hints = parts[:1] * len(value) if parts[-1] is ... else parts
+        if len(hints) == len(value):
+            return tuple(_read(each, item, f"{name}[{i}]") for i, (each, item) in enumerate(zip(hints, value, strict=True)))
+    if origin is Literal and any(type(value) is type(choice) and value == choice for choice in parts):
+        return value
+    accepted = {float: (int, float), Path: (str,)}.get(hint, (hint,))
+    if hint in _SCALARS and type(value) in accepted:
+        return hint(value)
+    raise UserError(f"{_found(name, value)} expected {_expected(hint)}")
+
+
+def _found(name: str, value: Any) -> str:
+    return f"{name or 'the whole'} is {json.dumps(value)[:80]};"
+
+
+def _expected(hint: Any) -> str:
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(json.dumps(part) for part in parts)}"
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each item {_expected(parts[0])}" if parts[-1] is ... else f"a list of {len(parts)}"
+    return _SCALARS[hint]

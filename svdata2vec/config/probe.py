@@ -4,19 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from svdata2vec.config.presets import FINETUNE, preset
-from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig
-from svdata2vec.shards.errors import UserError
+from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig, check, check_at_least_one, check_share
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """Linear probe and nearest neighbours on the frozen features of a pretraining run: mean over time, one Linear."""
 
+    kind: ClassVar = "probe"
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Folder of the finished pretraining run (required)."""
@@ -42,15 +42,12 @@ class ProbeConfig:
     """Where the encoder runs; auto = the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.label_fraction <= 1:
-            raise UserError(f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
-        for name in ("iterations", "neighbours", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.weight_decay < 0 or self.temperature <= 0:
-            raise UserError(
-                f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0"
-            )
+        check_share(self, "label_fraction")
+        check_at_least_one(self, "iterations", "neighbours", "batch_size")
+        check(
+            self.weight_decay >= 0 and self.temperature > 0,
+            f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0",
+        )
 
     def run(self) -> RunConfig:
         """The part that every run has."""

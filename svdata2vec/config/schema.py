@@ -1,4 +1,4 @@
-"""Configuration: one frozen dataclass beside each thing it configures; every field has its meaning, unit and default here.
+"""Settings as frozen dataclasses: each field with its meaning, unit and default, which are also the help of its option.
 
 A run is a preset (see `presets.py`) plus typed overrides from the command line. Configurations check themselves when they
 are made and are written as JSON beside every checkpoint.
@@ -6,7 +6,7 @@ are made and are written as JSON beside every checkpoint.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -19,9 +19,19 @@ Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def check_at_least_one(config: Any, *names: str, section: str = "") -> None:
+    for name in names:
+        check(getattr(config, name) >= 1, f"{section}{name} is {getattr(config, name)}; expected at least 1")
+
+
+def check_share(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    check(0 < value <= 1, f"{name} is {value}; expected a share above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.plan(views=self.views)
-        _check(
+        check_at_least_one(self, "threads", "prefetch", section="data.")
+        check(
             self.size >= 32 and self.size % 32 == 0,
             f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
         )
-        _check(self.threads >= 1, f"data.threads is {self.threads}; at least 1 is needed")
-        _check(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; at least 1 is needed")
-        _check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
+        check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
 
     def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
         """What a clip looks like to a model that reads `persons` skeletons. UserError names the option out of range."""
@@ -82,7 +91,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths and depths of the networks (README, "The method in numbers")."""
+    """Widths and depths of the networks (svdata2vec/README.md, "Networks")."""
 
     width: int = 256
     """Token width (D)."""
@@ -109,22 +118,21 @@ class ModelConfig:
     `tools/bench/bench_kernels.py`."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_at_least_one(self, "width", "depth", "heads", "persons", "coordinates", section="model.")
+        check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
         )
         # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
-        _check(
+        check(
             self.stem_width % 16 == 0 and self.stem_width > 0,
             f"model.stem_width is {self.stem_width}; expected a multiple of 16",
         )
-        _check(self.persons >= 1, f"model.persons is {self.persons}; at least 1 is needed")
-        _check(self.depth >= 1, f"model.depth is {self.depth}; at least 1 block is needed")
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What the student does not see (README, "The method in numbers")."""
+    """What the student does not see (svdata2vec/README.md, "Masks")."""
 
     video_ratio: float = 0.66
     """Share of the frames hidden from the student altogether."""
@@ -134,13 +142,13 @@ class MaskConfig:
     def __post_init__(self) -> None:
         for name in ("video_ratio", "skeleton_ratio"):
             value = getattr(self, name)
-            _check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
+            check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
                    f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """How the teacher's layers become targets (README, "The method in numbers")."""
+    """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     top_layers: int = 8
     """Number of top blocks whose outputs are averaged."""
@@ -157,7 +165,7 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Decay of the teacher (README, "The method in numbers")."""
+    """Decay of the teacher (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     start: float = 0.999
     """Decay at step 0."""
@@ -169,16 +177,16 @@ class EmaConfig:
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             0 <= self.start <= self.end <= 1,
             f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
         )
-        _check(self.anneal_steps >= 1, f"ema.anneal_steps is {self.anneal_steps}; at least 1 is needed")
+        check_at_least_one(self, "anneal_steps", section="ema.")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (README, "The method in numbers")."""
+    """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (svdata2vec/README.md, "Training")."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -196,8 +204,8 @@ class OptimConfig:
     """Batches whose gradients are summed for one optimizer step."""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
-        _check(self.accumulate >= 1, f"optim.accumulate is {self.accumulate}; at least 1 batch makes a step")
+        check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
+        check_at_least_one(self, "accumulate", section="optim.")
 
 
 @dataclass(frozen=True)
@@ -233,14 +241,15 @@ class RunConfig:
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
-            _check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; expected at least 1")
+        names = ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+        check_at_least_one(self, *names, section="run.")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Self-supervised pretraining on video + skeletons."""
 
+    kind: ClassVar = "pretrain"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -253,12 +262,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         ratio, frames = self.mask.video_ratio, self.data.num_frames
-        _check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
-        _check(
+        check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        check(
             1 <= self.target.top_layers <= self.model.depth,
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
         )
-        _check(
+        check(
             self.target.teacher_input == "skeleton" or self.encode == "all_frames",
             f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
         )
@@ -266,7 +275,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier on top of the encoder and what regularises fine-tuning (README, "The method in numbers")."""
+    """The classifier on top of the encoder and what regularises fine-tuning (svdata2vec/README.md, "Training")."""
 
     hidden: int = 2048
     """Width of the head's hidden layer."""
@@ -282,13 +291,14 @@ class HeadConfig:
     """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
 
     def __post_init__(self) -> None:
-        _check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
+        check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Supervised training of a classifier, from a pretraining run or from scratch."""
 
+    kind: ClassVar = "finetune"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -306,4 +316,4 @@ class FinetuneConfig:
     """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.label_fraction <= 1, f"label_fraction is {self.label_fraction}; expected a share above 0 and up to 1")
+        check_share(self, "label_fraction")

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from svdata2vec.config.schema import Device
@@ -41,11 +40,7 @@ def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Pre
         scores.append(logits_BC.float().softmax(1))
         labels.append(label_B)
     mine = (keys, torch.cat(scores).cpu().numpy(), torch.cat(labels).cpu().numpy()) if keys else None
-    parts = [mine]
-    if runtime.world_size > 1:
-        parts = [None] * runtime.world_size
-        dist.all_gather_object(parts, mine)
-    filled = [part for part in parts if part is not None]
+    filled = [part for part in runtime.gather(mine) if part is not None]
     if not filled:
         raise UserError(f"split {loader.split} has no clip to evaluate")
     whole = Predictions(

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.model.block_steps import BlockSteps
 from svdata2vec.model.classifier import Classifier
-from svdata2vec.model.transformer import Attention, Block, Mlp
-from svdata2vec.model.video_encoder import BasicBlock, Stem, VideoEncoder
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -39,14 +36,9 @@ class RgbClassifier(nn.Module):
 
 def load_rgb_classifier(run: Path) -> tuple[RgbClassifier, FinetuneConfig, dict[str, Any]]:
     """The RGB classifier of a finished run with every op as plain PyTorch, in evaluation mode."""
-    model, config, card = load_classifier(run)
+    model, config, card = load_classifier(run, impl="torch", fused_blocks=False)
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); export takes a run with modality rgb")
-    for module in model.modules():
-        if isinstance(module, Attention | VideoEncoder):
-            module.impl = "torch"
-        if isinstance(module, Block | Mlp | BasicBlock | Stem):
-            module.steps = BlockSteps()
     return RgbClassifier(model).eval(), config, card
 
 
@@ -109,7 +101,7 @@ def _require_onnx(out: Path) -> None:
 
 
 def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:
-    """Write ONNX; its logits by ONNX Runtime, or None (said in the log) where that is not installed."""
+    """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
     onnx_program = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
     )

@@ -1,6 +1,6 @@
 """Features of a frozen encoder: one vector per clip, the mean over time of the encoder's output.
 
-n clips, D token width
+n clips of a split, D token width; B clips of a batch, M persons, T frames, V joints, C coordinates, H W picture, S its side
 """
 
 import json
@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
-from svdata2vec.config.files import from_dict
-from svdata2vec.config.schema import DataConfig, Device, Modality, ModelConfig, RunConfig
+from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
+from svdata2vec.evaluation.persons import Box
+from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import build_loader, open_data, require_joints, to_device
-from svdata2vec.runs.published import load_encoder, load_published
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.runs.card import read_card
+from svdata2vec.runs.data import build_loader, open_data, require_joints
+from svdata2vec.runs.published import load_encoder_weights, published_config
+from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -35,49 +38,81 @@ class Features:
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """The encoder of a finished run, and how its input was prepared."""
+    """The encoder of a finished run in evaluation mode, and how its input is prepared.
+
+    Attributes:
+        encoder: the network, on the device that it was loaded to.
+        config: the run's settings; `config.data` and `config.model` say what it reads.
+        card: the run's `model.json`.
+        modality: what the encoder sees: "rgb", "skeleton" or "both".
+    """
 
     encoder: Encoder
-    model: ModelConfig
-    data: DataConfig
+    config: PretrainConfig | FinetuneConfig
     card: dict[str, Any]
     modality: Modality
 
+    @property
+    def plan(self) -> PlanConfig:
+        """How a `ClipLoader` prepares clips for this encoder."""
+        return self.config.data.plan(self.config.model.persons)
 
-def open_encoder(run: Path, modality: Modality | None = None) -> TrainedEncoder:
+    @torch.no_grad()
+    def features(self, video_BTHWC: Tensor | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
+        """Features (B, D) in float32 on the encoder's device: the mean over time of what the encoder gives.
+
+        Args:
+            video_BTHWC: uint8 RGB crops; not read by an encoder that sees skeletons only.
+            joints_BMTVC: float32, pixels of the crop, zero = missing; not read by an encoder that sees RGB only.
+        """
+        device = self.encoder.temporal_embed.device
+        seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
+        if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
+            raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
+        features_BTD = self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen))
+        return features_BTD.float().mean(dim=1)
+
+    def video_features(self, video: str | Path, box: Box | None = None) -> Tensor:
+        """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB).
+
+        Args:
+            video: any file that FFmpeg decodes.
+            box: around the persons: (x1, y1, x2, y2) in pixels of the upright picture; None = the whole picture.
+        """
+        frames_TSS3 = read_clip(Path(video), self.config.data, box).frames_TSS3
+        return self.features(torch.from_numpy(frames_TSS3)[None])[0]
+
+
+def load_encoder(run: str | Path, modality: Modality | None = None, device: Device = "auto") -> TrainedEncoder:
     """The encoder of a finished run (pretrain, finetune or probe), in evaluation mode.
 
     Args:
         run: its folder.
-        modality: what the encoder shall see; default: "rgb" after pretraining, else what the classifier sees.
+        modality: what the encoder sees; default: "rgb" after pretraining, else what the classifier sees.
+        device: where it runs: "auto" (the GPU if there is one), "cpu" or "cuda".
+
+    Raises:
+        UserError: no finished run, or one without what the modality needs.
     """
-    _, card = load_published(run)
-    model = from_dict(ModelConfig, card["config"]["model"], f"{run}/model.json: model")
-    data = from_dict(DataConfig, card["config"]["data"], f"{run}/model.json: data")
-    seen: Modality = modality or card["config"].get("modality", "rgb")
+    run = Path(run)
+    card = read_card(run)
+    config = published_config(card, run)
+    seen: Modality = modality or ("rgb" if isinstance(config, PretrainConfig) else config.modality)
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
-    encoder = Encoder(model, data.num_frames, card["num_joints"], modality=seen)
-    load_encoder(encoder, run)
-    return TrainedEncoder(encoder.eval(), model, data, card, seen)
+    encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
+    load_encoder_weights(encoder, run)
+    return TrainedEncoder(encoder.eval().to(pick_device(device)), config, card, seen)
 
 
-@torch.no_grad()
-def extract(encoder: Encoder, loader: ClipLoader, runtime: Runtime) -> Features:
-    """Features of every clip of the loader's split, in evaluation mode; all processes get the whole."""
-    encoder.eval()
+def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Features:
+    """Features of every clip of the loader's split; all processes get the whole."""
     mine: list[tuple[str, np.ndarray, int]] = []
     for batch in loader:
-        video_BTHWC, joints_BMTVC, _ = to_device(batch, runtime.device)
         with runtime.autocast():
-            features_BTD = encoder(video_BTHWC, joints_BMTVC)
-        pooled_BD = features_BTD.float().mean(dim=1).cpu().numpy()
-        mine.extend(zip(batch.keys, pooled_BD, batch.label_B.tolist(), strict=True))
-    parts: list[list[tuple[str, np.ndarray, int]]] = [mine]
-    if runtime.world_size > 1:
-        parts = [[] for _ in range(runtime.world_size)]
-        dist.all_gather_object(parts, mine)
-    found = {key: (feature, label) for part in parts for key, feature, label in part}
+            features_BD = trained.features(batch.video_BTHWC, batch.joints_BMTVC)
+        mine.extend(zip(batch.keys, features_BD.cpu().numpy(), batch.label_B.tolist(), strict=True))
+    found = {key: (feature, label) for part in runtime.gather(mine) for key, feature, label in part}
     order = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
     keys = [key for key in order if key in found]
     if not keys:
@@ -103,7 +138,7 @@ def embed(
         split: clips to take.
         out: file to write; its ending says how.
         shards: folder of shards; default: the run's own.
-        modality: see `open_encoder`.
+        modality: see `load_encoder`.
         batch_size: clips at a time.
         device: "auto", "cpu" or "cuda".
     """
@@ -111,16 +146,15 @@ def embed(
         raise UserError(f"{out}: expected a file name that ends in .npy or .parquet")
     if out.suffix == ".parquet":
         _require_pyarrow(out)
-    trained = open_encoder(run, modality)
-    data = replace(trained.data, shards=shards or trained.data.shards, test_split=split)
+    trained = load_encoder(run, modality, device)
+    data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split)
     settings = RunConfig(batch_size=batch_size, device=device)
     packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality)
     with running(settings) as runtime:
-        encoder = trained.encoder.to(runtime.device)
-        persons = trained.model.persons
+        persons = trained.config.model.persons
         with build_loader(packed, data, settings, runtime, persons, train=False, modality=trained.modality) as loader:
-            features = extract(encoder, loader, runtime)
+            features = extract(trained, loader, runtime)
         if runtime.is_main:
             write_features(out, features, packed.split_classes(split))
     return features

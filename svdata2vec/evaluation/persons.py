@@ -1,4 +1,4 @@
-"""Where the persons of a video are, for whoever gives no box: from a file of poses, or where the picture moves.
+"""Where the persons of a video are if no box is given: from a file of poses, or where the picture moves.
 
 F frames, h w sides of the small grey pictures, M persons, V joints
 """

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, open_encoder
+from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import Metrics, measure
 from svdata2vec.runs.card import evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints
-from svdata2vec.runs.folder import finish_run, is_finished, read_result
+from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -43,9 +41,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     with running(config.run()) as runtime:
         if is_finished(config, config.run()):
             return read_result(config.run())
-        trained = open_encoder(config.pretrained, config.modality)
+        trained = load_encoder(config.pretrained, config.modality, config.device)
         _check_input(config, trained)
-        trained = replace(trained, encoder=trained.encoder.to(runtime.device))
         shards = open_data(config.data)
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
@@ -68,8 +65,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
 
 def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
-    """Clips must have the run's number of frames; another size of picture is possible, but seldom meant."""
-    wanted, made = config.data, trained.data
+    """Clips must have the run's number of frames; another picture size is possible, but rarely meant: a warning."""
+    wanted, made = config.data, trained.config.data
     text = (
         f"the run was made with {made.num_frames} frames of {made.size} pixels, the probe asks for {wanted.num_frames} "
         f"frames of {wanted.size}"
@@ -85,11 +82,11 @@ def _features(
 ) -> Features:
     """Features of a split (or some rows of it), as evaluation sees them: fixed frames, no augmentation."""
     data = replace(config.data, test_split=split)
-    persons, modality = trained.model.persons, trained.modality
+    persons, modality = trained.config.model.persons, trained.modality
     with build_loader(
         shards, data, config.run(), runtime, persons, train=False, modality=modality, rows=rows
     ) as loader:
-        return extract(trained.encoder, loader, runtime)
+        return extract(trained, loader, runtime)
 
 
 def fit_linear(train: Features, num_classes: int, weight_decay: float, iterations: int) -> nn.Linear:
@@ -168,7 +165,7 @@ def _publish(
     """The frozen encoder with the linear probe as its head: `evaluate`, `predict` and `export` take it."""
     classifier = FinetuneConfig(
         data=config.data,
-        model=trained.model,
+        model=trained.config.model,
         run=config.run(),
         pretrained=config.pretrained,
         modality=trained.modality,
@@ -179,7 +176,6 @@ def _publish(
     figures = {"evaluation": evaluation_entry(result), "knn": {name: result["knn"][name] for name in ("top1", "top5")}}
     weights = {f"encoder.{name}": tensor for name, tensor in trained.encoder.state_dict().items()}
     head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "config.json", to_json(config).encode())
+    write_config(config.out, config)
     publish(config.out, {**weights, **head}, {**card, **figures})
     log.info("%s: published %s", config.out, json.dumps(figures["evaluation"]))

@@ -1,4 +1,4 @@
-"""The classifier: the encoder that pretraining leaves, and a head (README, "The method in numbers").
+"""The classifier: the encoder that pretraining leaves, and a head (svdata2vec/README.md, "Networks").
 
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
@@ -38,17 +38,20 @@ class LinearHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Encoder and head for one of the modalities "rgb", "skeleton" or "both"."""
+    """Encoder and head for one of the modalities "rgb", "skeleton" or "both"; `linear`: the head of a linear probe."""
 
-    def __init__(self, config: FinetuneConfig, num_joints: int, num_classes: int) -> None:
+    def __init__(self, config: FinetuneConfig, num_joints: int, num_classes: int, *, linear: bool = False) -> None:
         super().__init__()
         head = config.head
         self.modality = config.modality
         self.encoder = Encoder(
             config.model, config.data.num_frames, num_joints, modality=config.modality, drop_path=head.drop_path
         )
-        self.head: Head | LinearHead = Head(config.model.width, head.hidden, num_classes, head.dropout)
-        self.head.apply(initialise_transformer)
+        self.head: Head | LinearHead = (
+            LinearHead(config.model.width, num_classes)
+            if linear
+            else Head(config.model.width, head.hidden, num_classes, head.dropout).apply(initialise_transformer)
+        )
 
     def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Logits (B, classes)."""

@@ -18,7 +18,7 @@ from svdata2vec.pipeline.keyed import keyed_generator
 
 @dataclass(frozen=True)
 class Masks:
-    """What is kept, hidden and scored (svdata2vec/README.md).
+    """What is kept, hidden and scored (svdata2vec/README.md, "Masks").
 
     Attributes:
         keep_BK: int64, frames whose video token the student sees, in rising order.

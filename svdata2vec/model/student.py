@@ -138,7 +138,8 @@ class SVData2Vec(nn.Module):
         num_frames: T, sampled frames per clip.
         num_joints: V of the joint layout.
         all_frames: encode every frame and select tokens afterwards, as the original does, so that BatchNorm sees the
-            statistics of all frames. False (default) encodes the kept frames only (README, "The method in numbers").
+            statistics of all frames. False (default) encodes the kept frames only
+            (svdata2vec/README.md, "Kept-frame encoding").
         teacher_input: "skeleton"; "rgb" for the video tokens, "both" for the mean of the two (these need `all_frames`).
     """
 

@@ -5,8 +5,16 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batches of all processes, on any backend (PyTorch's own needs a GPU)."""
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> "SyncBatchNorm":
+        """The synchronised twin of a BatchNorm; the two share parameters and buffers."""
+        twin = cls(norm.num_features, norm.eps, norm.momentum).train(norm.training)
+        for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
+            setattr(twin, name, tensor)
+        return twin
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any (N, C, ...) input will do."""
@@ -31,15 +39,21 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        momentum = 0.1 if self.momentum is None else self.momentum
+        assert self.momentum is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var * (total / (total - 1).clamp_min(1)), momentum)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (total / (total - 1).clamp_min(1)), self.momentum)
 
 
-def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Swap every BatchNorm for its synchronised form in place; parameters, buffers and names stay."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.__class__ = _SyncBatchNorm  # type: ignore[assignment]
+def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm inside the model by a synchronised one with the same parameters, buffers and names.
+
+    On a GPU PyTorch's own, which exchanges one message per pass with kernels made for it; elsewhere `SyncBatchNorm`.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, SyncBatchNorm.of(child))
     return model

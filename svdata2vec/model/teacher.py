@@ -1,4 +1,6 @@
-"""The teacher: an exponential moving average of the encoder blocks, read without gradient (README, "The method in numbers").
+"""The teacher: an exponential moving average of the encoder blocks, read without gradient.
+
+Method: svdata2vec/README.md, "Targets, loss and teacher".
 
 B clips, T frames, D width, L target layers
 """
@@ -57,7 +59,7 @@ def ema_decay(config: EmaConfig, step: int, steps_per_epoch: int) -> float | Non
     """Decay after optimizer step number `step` (the first is 0); None = no update after this step.
 
     "global" anneals linearly over `anneal_steps` optimizer steps. "original" reproduces the authors' code, which counts
-    within the epoch and skips the first step of each epoch (README, "The method in numbers").
+    within the epoch and skips the first step of each epoch (svdata2vec/README.md, "Decisions").
     """
     if config.schedule == "original":
         step = step % steps_per_epoch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import attention
-from svdata2vec.model.block_steps import BlockSteps, block_steps
+from svdata2vec.model.block_ops import BlockOps, block_ops
 
 
 class Attention(nn.Module):
@@ -17,8 +17,6 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, impl: Impl = "auto") -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}; choose a divisor of the width")
         self.num_heads = num_heads
         self.impl = impl
         self.qkv = nn.Linear(width, 3 * width)
@@ -31,14 +29,14 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU, Linear."""
 
-    def __init__(self, width: int, hidden: int, steps: BlockSteps) -> None:
+    def __init__(self, width: int, hidden: int, ops: BlockOps) -> None:
         super().__init__()
-        self.steps = steps
+        self.ops = ops
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(self.steps.linear_gelu(self.fc1, x_BND))
+        return self.fc2(self.ops.linear_gelu(self.fc1, x_BND))
 
 
 class DropPath(nn.Module):
@@ -56,7 +54,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `fused` runs the steps between the products as one kernel each."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `fused` runs what stands between the products as one op each."""
 
     def __init__(
         self,
@@ -69,11 +67,11 @@ class Block(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        self.steps = block_steps(fused, impl)
+        self.ops = block_ops(fused, impl)
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, num_heads, impl)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), self.steps)
+        self.mlp = Mlp(width, int(width * mlp_ratio), self.ops)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -84,8 +82,8 @@ class Block(nn.Module):
 
         Without a gradient the output can be written straight into `out_BND`.
         """
-        x_BND, normed_BND = self.steps.add_norm(self.norm1, x_BND, None)
-        x_BND, normed_BND = self.steps.add_norm(self.norm2, x_BND, self.drop_path(self.attn(normed_BND)))
+        x_BND, normed_BND = self.ops.add_norm(self.norm1, x_BND, None)
+        x_BND, normed_BND = self.ops.add_norm(self.norm2, x_BND, self.drop_path(self.attn(normed_BND)))
         mlp_BND = self.mlp(normed_BND)
         return torch.add(x_BND, self.drop_path(mlp_BND), out=out_BND), mlp_BND
 

@@ -1,7 +1,8 @@
-"""The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk (README, "The method in numbers").
+"""The video encoder: one token per frame from a window of five frames and a ResNet-18 trunk.
 
 The stem is the Conv3d of the paper. For kept frames it runs, with the same weight, as a Conv2d over their gathered
-five-frame windows, which is the same sum: nothing but the wanted frames is encoded.
+five-frame windows, which is the same sum: nothing but the wanted frames is encoded
+(svdata2vec/README.md, "Kept-frame encoding").
 
 B clips, T frames, K kept frames, H W picture, C channels, D token width, F = B*T or B*K frames
 """
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import gather_frames
-from svdata2vec.model.block_steps import BlockSteps, block_steps
+from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.transformer import run_part
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
@@ -26,9 +27,9 @@ WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the g
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut; PReLU after the first and after the sum."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, steps: BlockSteps) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, ops: BlockOps) -> None:
         super().__init__()
-        self.steps = steps
+        self.ops = ops
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu1 = nn.PReLU(channels)
@@ -42,16 +43,16 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        hidden = self.steps.norm_prelu(self.bn1, self.relu1, self.conv1(x_FCHW))
-        return self.steps.norm_prelu(self.bn2, self.relu2, self.conv2(hidden), self.downsample(x_FCHW))
+        hidden = self.ops.norm_prelu(self.bn1, self.relu1, self.conv1(x_FCHW))
+        return self.ops.norm_prelu(self.bn2, self.relu2, self.conv2(hidden), self.downsample(x_FCHW))
 
 
 class Stem(nn.Module):
     """Conv3d 3 -> C (5, 7, 7), stride (1, 2, 2); BatchNorm; PReLU; 3x3 max pool, stride 2; frame by frame."""
 
-    def __init__(self, channels: int, steps: BlockSteps) -> None:
+    def __init__(self, channels: int, ops: BlockOps) -> None:
         super().__init__()
-        self.steps = steps
+        self.ops = ops
         self.conv = nn.Conv3d(3, channels, STEM_KERNEL, (1, 2, 2), (2, 3, 3), bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.PReLU(channels)
@@ -73,7 +74,7 @@ class Stem(nn.Module):
         return self._finish(F.conv2d(windows_FCHW, weight_2d, stride=2, padding=3))
 
     def _finish(self, x_FCHW: Tensor) -> Tensor:
-        return self.pool(self.steps.norm_prelu(self.bn, self.relu, x_FCHW))
+        return self.pool(self.ops.norm_prelu(self.bn, self.relu, x_FCHW))
 
 
 class VideoEncoder(nn.Module):
@@ -83,18 +84,18 @@ class VideoEncoder(nn.Module):
         width: token width D.
         stem_width: channels of the stem and first stage (64 in the paper); later stages double it.
         checkpoint: compute the stages' activations again for the gradient instead of keeping them.
-        impl: implementation of the frame gathering and of fused steps ("auto", "triton" or "torch").
-        fused: BatchNorm, shortcut and PReLU as one step.
+        impl: implementation of the frame gathering and of fused ops ("auto", "triton" or "torch").
+        fused: BatchNorm, shortcut and PReLU as one op.
     """
 
     def __init__(
         self, width: int, stem_width: int = 64, impl: Impl = "auto", *, checkpoint: bool = False, fused: bool = False
     ) -> None:
         super().__init__()
-        steps = block_steps(fused, impl)
+        ops = block_ops(fused, impl)
         self.impl = impl
         self.checkpoint = checkpoint
-        self.stem = Stem(stem_width, steps)
+        self.stem = Stem(stem_width, ops)
         self.stages = nn.ModuleList()
         channels = stem_width
         for stage in range(4):
@@ -102,7 +103,7 @@ class VideoEncoder(nn.Module):
             stride = 1 if stage == 0 else 2
             self.stages.append(
                 nn.Sequential(
-                    BasicBlock(channels, out_channels, stride, steps), BasicBlock(out_channels, out_channels, 1, steps)
+                    BasicBlock(channels, out_channels, stride, ops), BasicBlock(out_channels, out_channels, 1, ops)
                 )
             )
             channels = out_channels

@@ -87,18 +87,18 @@ class OriginalFile:
 
     def target(self, default: TargetConfig) -> TargetConfig:
         """How the run made its targets, as far as the file says."""
-        said = self.settings
+        stored = self.settings
         changes: dict[str, Any] = {}
-        if "instance_norm_target_layer" in said:
-            changes["normalise_layer"] = _only(said, {k: f"{k}_norm_target_layer" for k in ("instance", "layer", "batch")})
-        if "instance_norm_targets" in said:
-            changes["normalise_average"] = _only(said, {k: f"{k}_norm_targets" for k in ("instance", "layer")})
-        if "target_ffn" in said:
-            changes["feed_forward"] = bool(said["target_ffn"])
-        if "target_both" in said:
-            changes["teacher_input"] = "both" if said["target_both"] else "skeleton"
-        if "num_layers_for_target" in said:
-            changes["top_layers"] = said["num_layers_for_target"]
+        if "instance_norm_target_layer" in stored:
+            changes["normalise_layer"] = _only(stored, {k: f"{k}_norm_target_layer" for k in ("instance", "layer", "batch")})
+        if "instance_norm_targets" in stored:
+            changes["normalise_average"] = _only(stored, {k: f"{k}_norm_targets" for k in ("instance", "layer")})
+        if "target_ffn" in stored:
+            changes["feed_forward"] = bool(stored["target_ffn"])
+        if "target_both" in stored:
+            changes["teacher_input"] = "both" if stored["target_both"] else "skeleton"
+        if "num_layers_for_target" in stored:
+            changes["top_layers"] = stored["num_layers_for_target"]
         return replace(default, **changes)
 
 

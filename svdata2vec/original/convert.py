@@ -1,5 +1,7 @@
 """Weights of the authors' code under our names, and the configuration that their shapes say they have.
 
+The names: svdata2vec/README.md, "Checkpoints of the authors' code".
+
 T frames, D width, M persons, C coordinates, V joints
 """
 
@@ -14,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from svdata2vec.config.files import to_json
+from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import (
     DataConfig,
     FinetuneConfig,
@@ -25,12 +27,12 @@ from svdata2vec.config.schema import (
     RunConfig,
     TargetConfig,
 )
-from svdata2vec.model.classifier import Classifier, LinearHead
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original, without_module
 from svdata2vec.runs.card import model_card
+from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.published import publish
-from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -91,10 +93,7 @@ class Network:
                 all_frames=config.encode == "all_frames",
                 teacher_input=config.target.teacher_input,
             )
-        model = Classifier(self.config, self.num_joints, self.num_classes)
-        if self.kind == "probe":
-            model.head = LinearHead(self.config.model.width, self.num_classes)
-        return model
+        return Classifier(self.config, self.num_joints, self.num_classes, linear=self.kind == "probe")
 
 
 def convert_state_dict(
@@ -270,7 +269,7 @@ def convert_file(
     Args:
         checkpoint: the file.
         out: folder to make.
-        heads: attention heads; default: those that the file names, else the paper's 8, said in the log.
+        heads: attention heads; default: those that the file names, else the paper's 8, with a warning.
         coordinates, modality: see `convert_state_dict`.
         size: side of the crop that the network was trained on, in pixels.
         shards: packed data set to take the class names from; without it classes are called by their numbers.
@@ -293,8 +292,10 @@ def convert_file(
     data = replace(data, shards=shards) if shards is not None else data
     config = replace(network.config, data=data, run=RunConfig(out=out))
     classes = _class_names(network, packed, data.test_split)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", to_json(config).encode())
+    if isinstance(config, FinetuneConfig) and network.kind == "probe":
+        write_config(out, ProbeConfig(data=data, out=out, modality=config.modality))
+    else:
+        write_config(out, config)
     card = model_card(network.kind, config, num_joints=network.num_joints, classes=classes)
     publish(out, weights, {**card, "converted_from": checkpoint.name})
     log.info("%s: %s", out, json.dumps(summary(network)))
@@ -316,7 +317,7 @@ def _class_names(network: Network, shards: ShardSet | None, split: str) -> list[
 
 
 def summary(network: Network) -> dict[str, object]:
-    """What was found, for people."""
+    """What was found, for the user to read."""
     model = network.config.model
     found: dict[str, object] = {
         "kind": network.kind, "frames": network.config.data.num_frames, "width": model.width, "blocks": model.depth,

@@ -17,12 +17,13 @@ import torch
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
-from svdata2vec.config.files import from_dict, to_json
+from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, page, section, table
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.folder import Settings, read_config
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
@@ -42,7 +43,7 @@ class Run:
 
     name: str
     kind: str
-    config: PretrainConfig | FinetuneConfig | ProbeConfig
+    config: Settings
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
 
@@ -72,24 +73,14 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 def read_run(folder: Path) -> Run:
     """Configuration, metrics and result of a run's folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no config.json; expected the folder of a run (pretrain, finetune or probe)")
-    values = json.loads(path.read_text())
-    config: PretrainConfig | FinetuneConfig | ProbeConfig
-    if "neighbours" in values:
-        kind, config = "probe", from_dict(ProbeConfig, values, str(path))
-    elif "label_fraction" in values:
-        kind, config = "finetune", from_dict(FinetuneConfig, values, str(path))
-    else:
-        kind, config = "pretrain", from_dict(PretrainConfig, values, str(path))
+    config = read_config(folder)
     result = folder / "result.json"
     return Run(
         folder.name,
-        kind,
+        config.kind,
         config,
         read_metrics(folder / "metrics.jsonl"),
-        json.loads(result.read_text()) if kind != "pretrain" and result.is_file() else None,
+        json.loads(result.read_text()) if config.kind != "pretrain" and result.is_file() else None,
     )
 
 

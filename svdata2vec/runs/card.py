@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.files import to_json
+from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.video_encoder import IMAGE_MEAN, IMAGE_STD
 from svdata2vec.shards.atomic import write_atomically
@@ -56,7 +56,7 @@ def model_card(
             "persons": config.model.persons,
             "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",
         },
-        "config": json.loads(to_json(config)),
+        "config": to_values(config),
     }
     if shards is not None:
         manifest = shards.manifest
@@ -74,11 +74,15 @@ def model_card(
 
 def read_card(run: Path) -> dict[str, Any]:
     """The card of a finished run, given its folder or its `model.safetensors`."""
-    folder = run.parent if run.name == "model.safetensors" else run
-    path = folder / "model.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no model.json; expected the folder of a finished run")
-    return json.loads(path.read_text())
+    folder = run_folder(run)
+    for name in ("model.safetensors", "model.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
+    return read_json(folder / "model.json")
+
+
+def run_folder(run: Path) -> Path:
+    return run.parent if run.name == "model.safetensors" else run
 
 
 def complete_card(folder: Path, **entries: Any) -> None:

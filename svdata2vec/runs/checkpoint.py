@@ -56,7 +56,7 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest readable checkpoint (damaged ones are passed over, said aloud), or None if there is none at all."""
+        """The newest readable checkpoint (damaged ones are skipped with a warning), or None if there is none at all."""
         paths = self.paths()
         for path in reversed(paths):
             state = read_checkpoint(path)
@@ -65,7 +65,7 @@ class Checkpoints:
                 return state
             log.warning("%s is damaged; trying the checkpoint before it", path)
         if paths:
-            raise UserError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; move it away to start anew")
+            raise UserError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; move it away to start over")
         return None
 
 

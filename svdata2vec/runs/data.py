@@ -36,7 +36,7 @@ def build_loader(
     Args:
         modality: what the batches hold.
         rows: index rows to take instead of the whole split.
-        views: frame draws per clip of the test split; whoever asks for several averages what comes of them.
+        views: frame draws per clip of the test split; the caller averages over them.
     """
     split = data.train_split if train else data.test_split
     return ClipLoader(

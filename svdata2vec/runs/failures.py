@@ -1,4 +1,4 @@
-"""Ends of a run that are nobody's wrong input: the command line shows their one line and exits with 1."""
+"""How a run can fail although its input is right: the command line shows the one line and exits with status 1."""
 
 
 class RunFailedError(RuntimeError):

@@ -1,34 +1,60 @@
-"""The folder of a run: whose it is, whether it is finished, its closing figures."""
+"""The folder of a run: what kind of run it holds, its settings, whether it is finished, its closing figures."""
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.files import to_json
-from svdata2vec.config.schema import RunConfig
+from svdata2vec.config.files import from_dict, read_json, to_values
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FINISHED = "result.json"
+CONFIG, FINISHED = "config.json", "result.json"
+
+Settings = PretrainConfig | FinetuneConfig | ProbeConfig
+KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainConfig, FinetuneConfig, ProbeConfig)}
 
 
-def is_finished(config: Any, run: RunConfig) -> bool:
+def write_config(folder: Path, config: Settings) -> None:
+    """Make the folder with its `config.json`: the kind of the run and its settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, json.dumps({"kind": config.kind, **to_values(config)}, indent=2).encode())
+
+
+def read_config(folder: Path) -> Settings:
+    """The settings of the run in a folder, as `write_config` left them.
+
+    Raises:
+        UserError: no `config.json`, one of no kind, or with a setting that is unknown or not of its type.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no {CONFIG}; expected the folder of a run (pretrain, finetune or probe)")
+    values = read_json(path)
+    kind = values.pop("kind", None) if isinstance(values, dict) else None
+    if kind not in [*KINDS]:
+        raise UserError(f'{path}: "kind" is {json.dumps(kind)}; add the kind of the run to it: one of {", ".join(KINDS)}')
+    return from_dict(KINDS[kind], values, str(path))
+
+
+def is_finished(config: Settings, run: RunConfig) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
     Raises UserError if it holds a finished run with other settings, or any run where `run.resume` is "never".
     """
-    path = run.out / "config.json"
-    if not path.is_file():
+    if not (run.out / CONFIG).is_file():
         return False
     if run.resume == "never":
         raise UserError(f"{run.out} holds a run already; choose another folder, or continue it with --run.resume auto")
-    old, new = json.loads(path.read_text()), json.loads(to_json(config))
-    if kind_of(old) != kind_of(new):
-        raise UserError(f"{run.out} holds a {kind_of(old)} run, this is a {kind_of(new)} run; choose another folder")
-    changes = ", ".join(changed_settings(old, new))
+    old = read_config(run.out)
+    if old.kind != config.kind:
+        raise UserError(f"{run.out} holds a {old.kind} run, this is a {config.kind} run; choose another folder")
+    changes = ", ".join(changed_settings(to_values(old), to_values(config)))
     finished = (run.out / FINISHED).is_file()
     if finished and changes:
         raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
@@ -37,11 +63,6 @@ def is_finished(config: Any, run: RunConfig) -> bool:
     if finished:
         log.info("%s is finished already; nothing to do", run.out)
     return finished
-
-
-def kind_of(config: dict[str, Any]) -> str:
-    """ "pretrain", "finetune" or "probe": what the settings in a `config.json` are of."""
-    return "probe" if "neighbours" in config else "finetune" if "label_fraction" in config else "pretrain"
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """Published weights: `model.safetensors` and their card `model.json`, and the networks that are made of them again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict
-from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.model.classifier import Classifier, LinearHead
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
+from svdata2vec.runs.card import read_card, run_folder
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -24,17 +26,19 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
 
 
-def load_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and description of a finished run, given its folder or its `model.safetensors`."""
-    folder = path.parent if path.name == "model.safetensors" else path
-    for name in ("model.safetensors", "model.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain or finetune)")
-    card = json.loads((folder / "model.json").read_text())
-    return safetensors.torch.load_file(folder / "model.safetensors"), card
+def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and card of a finished run, given its folder or its `model.safetensors`."""
+    card = read_card(run)
+    return safetensors.torch.load_file(run_folder(run) / "model.safetensors"), card
 
 
-def load_encoder(encoder: Encoder, source: Path) -> None:
+def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
+    """The settings of the networks that a card describes."""
+    kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
+    return from_dict(kind, card["config"], f"{run}/model.json: config")
+
+
+def load_encoder_weights(encoder: Encoder, source: Path) -> None:
     """Take the encoder's weights from a finished run; anything missing or of another shape is an error that lists it."""
     weights, _ = load_published(source)
     prefix = "encoder."
@@ -59,14 +63,17 @@ def load_encoder(encoder: Encoder, source: Path) -> None:
     encoder.load_state_dict({name: found[name] for name in wanted})
 
 
-def load_classifier(run: Path) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
-    """The classifier of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card."""
+def load_classifier(run: Path, **model_settings: Any) -> tuple[Classifier, FinetuneConfig, dict[str, Any]]:
+    """The classifier of a finished fine-tuning or probe run, in evaluation mode, with its configuration and model card.
+
+    `model_settings` take the place of the run's own, those that leave the weights as they are (`impl`, `fused_blocks`).
+    """
     weights, card = load_published(run)
     if card.get("kind") not in ("finetune", "probe"):
         raise UserError(f"{run} is a {card.get('kind', 'foreign')} run without a classifier; give a finetune or probe run")
-    config = from_dict(FinetuneConfig, card["config"], f"{run}/model.json")
-    model = Classifier(config, card["num_joints"], len(card["classes"]))
-    if card["kind"] == "probe":
-        model.head = LinearHead(config.model.width, len(card["classes"]))
+    config = published_config(card, run)
+    assert isinstance(config, FinetuneConfig)
+    config = replace(config, model=replace(config.model, **model_settings))
+    model = Classifier(config, card["num_joints"], len(card["classes"]), linear=card["kind"] == "probe")
     model.load_state_dict(weights)
     return model.eval(), config, card

@@ -1,13 +1,11 @@
-"""Process, device and precision of a run: alone, or as one of many under `torchrun`; and how it is asked to stop."""
+"""Process, device and precision of a run: alone, or as one of many under `torchrun`."""
 
 import ctypes
-import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,25 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.config.schema import RunConfig
+from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
-from svdata2vec.model.transformer import Block
-from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
 
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
-STOP_POLL_STEPS = 10  # with several processes, steps between two agreements on whether to stop
-
-log = logging.getLogger(__name__)
-
-
-class StopRequested(SystemExit):
-    """The run was asked to stop (SIGTERM) and has saved a checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__(REQUEUE_EXIT_CODE)
-
 
 @dataclass(frozen=True)
 class Runtime:
@@ -66,7 +51,7 @@ class Runtime:
         if self.world_size == 1:
             return model
         if config.sync_batchnorm:
-            model = convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model, self.device)
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -76,6 +61,14 @@ class Runtime:
             values = values.to(self.device)
             dist.all_reduce(values)
         return values.cpu()
+
+    def gather(self, mine: Any) -> list[Any]:
+        """What each process gives, by rank; the same list on all of them."""
+        parts = [mine]
+        if self.world_size > 1:
+            parts = [None] * self.world_size
+            dist.all_gather_object(parts, mine)
+        return parts
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first one: those that checkpoints and published weights hold.
@@ -118,7 +111,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones: on a CPU, every step would ask the kernel for its pages anew.
+    """Let glibc keep what tensors free for the next ones: on a CPU, every training step would else fetch its pages again.
 
     Measured on 2 cores at the paper's sizes: 4.6 times fewer page faults, a training step 1.2 times faster. Elsewhere than
     on glibc this does nothing.
@@ -141,42 +134,3 @@ def pick_device(name: str) -> torch.device:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make PyTorch's random numbers of a step a function of (seed, step, rank): a resumed run draws the same ones."""
     torch.manual_seed(int(keyed_generator("step", seed, step, rank).integers(2**63)))
-
-
-class StopSignal:
-    """Turns SIGTERM into a flag that the training loop reads between two steps."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> "StopSignal":
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def agreed(self, runtime: Runtime, step: int) -> bool:
-        """True on every process once any of them was asked to stop."""
-        if runtime.world_size == 1:
-            return self.received
-        if step % STOP_POLL_STEPS:
-            return False
-        return bool(runtime.sum(torch.tensor([float(self.received)])).item())
-
-
-def use_channels_last(model: nn.Module) -> None:
-    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.clone(memory_format=torch.channels_last)  # strides of 1x1 too
-
-
-def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile the repeated parts in place (`torch.compile`); names of parameters stay."""
-    for module in model.modules():
-        if isinstance(module, Block | BasicBlock):
-            module.compile(backend=backend)

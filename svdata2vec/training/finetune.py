@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.evaluation.metrics import Metrics, measure
@@ -19,9 +17,9 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import complete_card, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, to_device
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
-from svdata2vec.runs.published import load_encoder, publish
+from svdata2vec.runs.published import load_encoder_weights, publish
 from svdata2vec.runs.runtime import Runtime, running, unwrap
-from svdata2vec.training.loop import EpochBatch, train
+from svdata2vec.training.loop import EpochBatch, Stateful, train
 from svdata2vec.training.mixup import draw_mixture
 from svdata2vec.training.optim import build_optimizer
 from svdata2vec.training.stepper import Stepper
@@ -51,9 +49,9 @@ class Finetuning:
         torch.manual_seed(config.run.seed)
         model = Classifier(config, card["num_joints"], len(card["classes"]))
         if config.pretrained is not None:
-            load_encoder(model.encoder, config.pretrained)
+            load_encoder_weights(model.encoder, config.pretrained)
         self.config, self.runtime, self.loader, self.test_loader = config, runtime, loader, test_loader
-        self.card, self.best_top1 = card, -1.0
+        self.card = card
         self.network = runtime.wrap(model, config.run)
         layer_decay = config.head.layer_decay if config.pretrained is not None else 1.0
         self.optimizer = build_optimizer(
@@ -97,34 +95,16 @@ class Finetuning:
         if not self.config.eval_every or epoch % self.config.eval_every:
             return {}
         metrics = self.evaluate()
-        if metrics.top1 > self.best_top1:
-            self.best_top1 = metrics.top1
-            if self.runtime.is_main:
-                figures = evaluation_entry({"split": self.config.data.test_split, **metrics.to_dict()})
-                publish(self.config.run.out / "best", self.weights(), {**self.card, "epoch": epoch, "evaluation": figures})
-        return {"test_top1": metrics.top1, "best_test_top1": self.best_top1}
+        best = self.stepper.values.get("best_test_top1", -1.0)
+        if metrics.top1 > best and self.runtime.is_main:
+            figures = evaluation_entry({"split": self.config.data.test_split, **metrics.to_dict()})
+            card = {**self.card, "epoch": epoch, "evaluation": figures}
+            publish(self.config.run.out / "best", self.model.state_dict(), card)
+        return {"test_top1": metrics.top1, "best_test_top1": max(metrics.top1, best)}
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds; `load` takes it back."""
-        return {
-            "kind": "finetune",
-            "config": to_json(self.config),
-            "model": self.model.state_dict(),
-            "best_top1": self.best_top1,
-            "optimizer": self.optimizer.state_dict(),
-            "stepper": self.stepper.state_dict(),
-            "loader": self.loader.state_dict(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.best_top1 = state["best_top1"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.stepper.load_state_dict(state["stepper"])
-        self.loader.load_state_dict(state["loader"])
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
+    def parts(self) -> dict[str, Stateful]:
+        """Everything that a checkpoint holds."""
+        return {"model": self.model, "optimizer": self.optimizer, "stepper": self.stepper, "loader": self.loader}
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:

@@ -6,21 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import nn
 
-from svdata2vec.config.files import to_json
+from svdata2vec.config.files import to_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.checkpoint import Checkpoints
-from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.folder import changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.published import publish
-from svdata2vec.runs.runtime import Runtime, StopRequested, StopSignal
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.stopping import StopRequested, StopSignal
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.stepper import Stepper
 
@@ -29,8 +28,15 @@ log = logging.getLogger(__name__)
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
+class Stateful(Protocol):
+    """What a checkpoint holds a part of a run by."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
 class TrainingRun(Protocol):
-    """What the loop needs of a run."""
+    """What the loop needs of a run. `parts`: everything that a checkpoint holds, by name."""
 
     stepper: Stepper
     loader: ClipLoader
@@ -38,10 +44,10 @@ class TrainingRun(Protocol):
 
     @property
     def config(self) -> PretrainConfig | FinetuneConfig: ...
+    @property
+    def model(self) -> nn.Module: ...
     def step(self, batches: list[EpochBatch]) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: dict[str, Any]) -> None: ...
-    def weights(self) -> dict[str, Tensor]: ...
+    def parts(self) -> dict[str, Stateful]: ...
     def epoch_end(self, epoch: int) -> dict[str, float]: ...
 
 
@@ -56,7 +62,9 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     state = checkpoints.load_newest()
     if state is not None:
         _take_up(run, state)
-    _begin(folder, run)
+    if runtime.is_main:
+        write_config(folder, run.config)
+    runtime.barrier()
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
     record: dict[str, float] = next(iter(read_metrics(folder / "metrics.jsonl")[-1:]), {})
@@ -80,7 +88,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
                 log.warning("asked to stop: saved step %d in %s; start again to go on", stepper.step, checkpoints.folder)
                 raise StopRequested
     if runtime.is_main:
-        publish(folder, run.weights(), {**card, "step": stepper.step, "metrics": record})
+        publish(folder, run.model.state_dict(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()
     return record
 
@@ -88,9 +96,10 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
 def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
     """Load a checkpoint; one of a network or data set of other settings is an error that says in what they differ."""
     try:
-        run.load(state)
+        for name, part in run.parts().items():
+            part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError) as error:
-        changes = ", ".join(changed_settings(json.loads(state["config"]), json.loads(to_json(run.config))))
+        changes = ", ".join(changed_settings(json.loads(state["config"]), to_values(run.config)))
         if not changes:
             raise
         raise UserError(
@@ -99,18 +108,10 @@ def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
         ) from error
 
 
-def _begin(folder: Path, run: TrainingRun) -> None:
-    """Make the run's folder and write the resolved configuration into it."""
-    if run.runtime.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", to_json(run.config).encode())
-    run.runtime.barrier()
-
-
 def _save(checkpoints: Checkpoints, run: TrainingRun) -> None:
-    state = run.state()
+    state = {name: part.state_dict() for name, part in run.parts().items()}
     if run.runtime.is_main:
-        checkpoints.save(run.stepper.step, state)
+        checkpoints.save(run.stepper.step, {"kind": run.config.kind, "config": to_json(run.config), **state})
     run.runtime.barrier()
 
 

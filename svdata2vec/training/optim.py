@@ -1,5 +1,6 @@
-"""AdamW with the paper's parameter groups: no weight decay on 1-D parameters, layer-wise learning rates in fine-tuning."""
+"""AdamW with the paper's parameter groups, and its schedule: no weight decay on 1-D parameters, layer-wise learning rates."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from svdata2vec.config.schema import OptimConfig
 
 
 def layer_scale(name: str, depth: int, layer_decay: float) -> float:
-    """Factor on the learning rate of the encoder parameter `name` (README, "The method in numbers").
+    """Factor on the learning rate of the encoder parameter `name` (svdata2vec/README.md, "Training").
 
     `layer_decay ** (depth + 1 - i)` with i = 0 for the temporal and skeleton embeddings and i = b + 1 for block b;
     1.0 for everything else, so the video encoder learns at full rate.
@@ -38,6 +39,15 @@ def build_optimizer(
         {"params": parameters, "weight_decay": decay, "scale": scale} for (decay, scale), parameters in groups.items()
     ]
     return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: float, epochs: int) -> float:
+    """Of optimizer step `step`: linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end."""
+    epoch = step / steps_per_epoch
+    if epoch < config.warmup_epochs:
+        return config.lr * epoch / config.warmup_epochs
+    progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.kernels.functional import masked_mse
 from svdata2vec.model.masking import Masks, draw_masks
@@ -21,7 +20,7 @@ from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, to_device
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.runtime import Runtime, running, unwrap
-from svdata2vec.training.loop import EpochBatch, train
+from svdata2vec.training.loop import EpochBatch, Stateful, train
 from svdata2vec.training.optim import build_optimizer
 from svdata2vec.training.stepper import Stepper
 
@@ -114,32 +113,19 @@ class Pretraining:
         with self.runtime.autocast():
             return forward(self.student, self.teacher, video_BTHWC, joints_BMTVC, masks, self.config)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds; `load` takes it back."""
+    def parts(self) -> dict[str, Stateful]:
+        """Everything that a checkpoint holds."""
         return {
-            "kind": "pretrain",
-            "config": to_json(self.config),
-            "student": self.model.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "stepper": self.stepper.state_dict(),
-            "loader": self.loader.state_dict(),
+            "student": self.model,
+            "teacher": self.teacher,
+            "optimizer": self.optimizer,
+            "stepper": self.stepper,
+            "loader": self.loader,
         }
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.stepper.load_state_dict(state["stepper"])
-        self.loader.load_state_dict(state["loader"])
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Nothing to measure without labels."""
         return {}
-
-    def weights(self) -> dict[str, Tensor]:
-        """What fine-tuning and probing take from this run, under the encoder's names, and the rest of the student."""
-        return self.model.state_dict()
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:

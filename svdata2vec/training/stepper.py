@@ -15,8 +15,7 @@ from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
 from svdata2vec.shards.atomic import write_atomically
-from svdata2vec.training.optim import clip_gradients, set_learning_rate
-from svdata2vec.training.schedules import learning_rate
+from svdata2vec.training.optim import clip_gradients, learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -184,8 +183,9 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
-        return {"step": self.step, "skipped": self.guard.skipped}
+        return {"step": self.step, "skipped": self.guard.skipped, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.guard.skipped = state["skipped"]
+        self.values = state["values"]

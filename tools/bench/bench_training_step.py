@@ -24,10 +24,11 @@ from torch import Tensor
 
 from svdata2vec.bench.machine import machine
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
-from svdata2vec.runs.runtime import keep_freed_memory, pick_device, use_channels_last
+from svdata2vec.runs.runtime import keep_freed_memory, pick_device
 from svdata2vec.training.optim import build_optimizer
 from svdata2vec.training.pretrain import forward
 

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from svdata2vec.config.schema import ModelConfig, TargetConfig
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
-from svdata2vec.model.block_steps import BlockSteps, block_steps
+from svdata2vec.model.block_ops import BlockOps, block_ops
+from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.student import Decoder, Encoder
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import VideoEncoder
-from svdata2vec.runs.runtime import compile_parts, use_channels_last
 
 T, KEPT, D, H, L = 40, 13, 256, 8, 8
 
@@ -280,7 +280,7 @@ def loss_case(scale: Scale, batch: int) -> Case:
 
 
 def step_candidates(
-    scale: Scale, run: Callable[[BlockSteps], Function], parameters: Sequence[Tensor]
+    scale: Scale, run: Callable[[BlockOps], Function], parameters: Sequence[Tensor]
 ) -> tuple[Candidate, dict[str, Candidate]]:
     """Truth and candidates of a step between two products, under autocast: one op, module by module, and that compiled."""
     name, impl = own_op(scale.device)
@@ -292,8 +292,8 @@ def step_candidates(
 
         return Candidate(call, tuple(parameters))
 
-    plain = run(BlockSteps())
-    fused = within(run(block_steps(True, impl)))
+    plain = run(BlockOps())
+    fused = within(run(block_ops(True, impl)))
     return within(plain, exact=True), {name: fused, "eager": within(plain), "torch.compile": within(compiled(plain))}
 
 

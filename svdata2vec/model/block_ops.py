@@ -1,6 +1,7 @@
-"""What stands between two matrix products or convolutions of a block: module by module, or as one kernel per step.
+"""What stands between two matrix products or convolutions of a block: module by module, or fused into one op each.
 
-Both ways take the same modules, so that parameters, their names and state dicts don't depend on the choice.
+Both ways take the same modules, so that parameters, their names and state dicts don't depend on the choice. The fused ops
+are off by default until a GPU has shown that they pay.
 
 B clips, N tokens, D width, H hidden width; F maps (frames), C channels, H W picture
 """
@@ -15,8 +16,8 @@ from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import add_layer_norm, batch_norm_prelu, bias_gelu
 
 
-class BlockSteps:
-    """The steps as modules of PyTorch run them."""
+class BlockOps:
+    """As modules of PyTorch, one after the other."""
 
     def add_norm(self, norm: nn.LayerNorm, x_BND: Tensor, branch_BND: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual sum, and its LayerNorm (of x alone without a branch)."""
@@ -36,8 +37,8 @@ class BlockSteps:
 
 
 @dataclass(frozen=True)
-class FusedSteps(BlockSteps):
-    """The same steps, each as one op of `svdata2vec.kernels`."""
+class FusedBlockOps(BlockOps):
+    """The same, each as one op of `svdata2vec.kernels`."""
 
     impl: Impl
 
@@ -76,6 +77,6 @@ class FusedSteps(BlockSteps):
         )
 
 
-def block_steps(fused: bool, impl: Impl) -> BlockSteps:
-    """The steps that a configuration asks for (`model.fused_blocks`, `model.impl`)."""
-    return FusedSteps(impl) if fused else BlockSteps()
+def block_ops(fused: bool, impl: Impl) -> BlockOps:
+    """What a configuration asks for (`model.fused_blocks`, `model.impl`)."""
+    return FusedBlockOps(impl) if fused else BlockOps()
