@@ -35,9 +35,8 @@ def attention_backward_reference(
 ) -> Tensor:
     """Gradient of the packed qkv; the probabilities are computed again instead of being kept from the forward pass."""
     dtype = qkv_BNC.dtype
-    B, N, D = grad_BND.shape
     q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BNC, num_heads)
-    grad_BHNE = grad_BND.view(B, N, num_heads, D // num_heads).transpose(1, 2)
+    grad_BHNE = grad_BND.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B)
     grad_prob_BHNN = (grad_BHNE @ v_BHNE.mT).to(prob_BHNN.dtype)
     mean_BHN1 = (prob_BHNN * grad_prob_BHNN).sum(-1, keepdim=True)
@@ -49,8 +48,7 @@ def attention_backward_reference(
 
 
 def _split_heads(qkv_BNC: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    B, N, packed = qkv_BNC.shape
-    q_BHNE, k_BHNE, v_BHNE = qkv_BNC.view(B, N, 3, num_heads, packed // 3 // num_heads).permute(2, 0, 3, 1, 4)
+    q_BHNE, k_BHNE, v_BHNE = qkv_BNC.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     return q_BHNE, k_BHNE, v_BHNE
 
 

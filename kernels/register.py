@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from svdata2vec.kernels.dispatch import INTERPRETED, Impl, use_op
+from svdata2vec.kernels import dispatch
+from svdata2vec.kernels.dispatch import Impl, use_op
 
 # From an op's inputs and its results (always a tuple): what its backward op takes behind the gradient.
 Save = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
@@ -68,8 +69,10 @@ def register_op(
         with without_autocast(next(x for x in arguments if isinstance(x, Tensor))):
             return reference(*arguments)
 
+    def on_cpu(*arguments: Any) -> Any:
+        return (launcher if dispatch.INTERPRETED else plain)(*arguments)
+
     schema = torch.library.infer_schema(launcher, mutates_args=())
-    on_cpu = launcher if INTERPRETED else plain
     registered = torch.library.custom_op(
         f"svdata2vec::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema
     )

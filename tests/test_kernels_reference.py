@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_inputs import draw_keep
 from tolerances import assert_exact
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def test_gather_frames_feeds_a_convolution_like_the_whole_clip() -> None:
 @pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
 def test_fuse_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
     B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept)
+    keep = draw_keep(B, T, kept)
     hidden = torch.rand(B, kept) < 0.5
     assert_same_with_gradients(
         lambda video, skeleton, temporal: K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl),
@@ -77,7 +78,7 @@ def test_fuse_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int
 @pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
 def test_restore_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
     B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept)
+    keep = draw_keep(B, T, kept)
     assert_same_with_gradients(
         lambda encoded, mask, temporal: K.restore_tokens(encoded, mask, keep, temporal, impl=impl),
         lambda encoded, mask, temporal: cases.restore_tokens_truth(encoded, mask, keep, temporal)

@@ -6,12 +6,6 @@ import torch
 from torch import Tensor
 
 
-def draw_keep(num_clips: int, num_frames: int, num_kept: int) -> Tensor:
-    """(B, K) int64, strictly increasing along K."""
-    keep = torch.rand(num_clips, num_frames).argsort(dim=1)[:, :num_kept]
-    return keep.sort(dim=1).values
-
-
 def strided(tensor: Tensor) -> Tensor:
     """The same values behind strides that no kernel can mistake for contiguous ones (the last stride is 2)."""
     wide = torch.zeros((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), dtype=tensor.dtype, device=tensor.device)
