@@ -125,7 +125,7 @@ def layer_targets(sizes: Sizes, draw: Draw) -> Call:
     return Call("layer_targets", {"layers_LBTD": draw.activation(sizes.L, sizes.B, sizes.T, sizes.D, mean=OFF_ZERO)}, {})
 
 
-def masked_mse(sizes: Sizes, draw: Draw, *, share: float = 0.9) -> Call:
+def masked_mse(sizes: Sizes, draw: Draw, *, share: float = 37 / 40) -> Call:
     prediction = {"prediction_BTD": draw.activation(sizes.B, sizes.T, sizes.D)}
     target = torch.randn(sizes.B, sizes.T, sizes.D, device=draw.device)
     return Call("masked_mse", prediction, {"target_BTD": target, "scored_BT": draw.mask(sizes.B, sizes.T, share=share)})
