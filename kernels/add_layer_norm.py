@@ -7,6 +7,9 @@ The result `normed` is written in the dtype of whoever reads it: under autocast 
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
 Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
+One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
+GPU. They stay until one has judged them.
+
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """
 
@@ -17,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks
+from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks, strides
 from svdata2vec.kernels.register import refuse_double_backward, register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
@@ -26,8 +29,8 @@ from svdata2vec.kernels.register import refuse_double_backward, register_op
 def add_layer_norm_reference(
     x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain PyTorch: the sum in its terms' common dtype (empty without a branch) and the norm in `dtype`; mean and
-    1 / deviation of each row, in which statistics are taken, in at least float32."""
+    """Plain PyTorch: the sum in its terms' common dtype (empty without a branch), its norm in `dtype`, and the mean and
+    1 / deviation of each row in at least float32."""
     total_BND = x_BND if branch_BND is None else x_BND + branch_BND
     exact = torch.promote_types(total_BND.dtype, torch.float32)
     normed_BND, mean_BN1, rstd_BN1 = torch.native_layer_norm(
@@ -214,8 +217,7 @@ def launch_add_layer_norm(
         (triton.cdiv(B * N, rows),),
         *(x_BND, branch, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
         *(B * N, N, D),
-        *x_BND.stride(),
-        *branch.stride(),
+        *strides(x_BND, branch),
         eps,
         HAS_BRANCH=branch_BND is not None,
         BLOCK_R=rows,
@@ -252,9 +254,7 @@ def launch_add_layer_norm_backward(
         (chunks,),
         *(skipped, grad_normed_BND, total_BND, mean_R, rstd_R, weight_D.contiguous(), grad_BND, partial_C2D),
         *(B * N, N, D, rows_per_chunk),
-        *skipped.stride(),
-        *grad_normed_BND.stride(),
-        *total_BND.stride(),
+        *strides(skipped, grad_normed_BND, total_BND),
         HAS_GRAD_TOTAL=grad_total_BND is not None,
         BLOCK_R=rows,
         BLOCK_D=channels,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels import dispatch
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
 from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def launch_attention(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: T
     """
     B, N, packed = qkv_BNC.shape
     out_BND = qkv_BNC.new_empty((B, N, packed // 3))
-    _launch(_attention_kernel, (), (qkv_BNC,), out_BND, num_heads, scale, lengths_B)
+    _launch(_attention_kernel, (qkv_BNC,), out_BND, num_heads, scale, lengths_B)
     return out_BND
 
 
@@ -280,21 +280,14 @@ def launch_attention_backward(
 ) -> Tensor:
     """Start the Triton kernel; arguments as in the reference."""
     grad_qkv_BNC = qkv_BNC.new_empty(qkv_BNC.shape)
-    inputs = grad_BND, qkv_BNC
-    _launch(_attention_backward_kernel, grad_BND.stride(), inputs, grad_qkv_BNC, num_heads, scale, lengths_B)
+    _launch(_attention_backward_kernel, (grad_BND, qkv_BNC), grad_qkv_BNC, num_heads, scale, lengths_B)
     return grad_qkv_BNC
 
 
 def _launch(
-    kernel: Any,
-    first_strides: tuple[int, ...],
-    inputs: tuple[Tensor, ...],
-    result: Tensor,
-    num_heads: int,
-    scale: float,
-    lengths_B: Tensor | None,
+    kernel: Any, inputs: tuple[Tensor, ...], result: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> None:
-    """What both kernels share: `inputs` ends with the packed qkv, whose strides follow `first_strides`."""
+    """What both kernels share: `inputs` ends with the packed qkv."""
     qkv_BNC = inputs[-1]
     B, N, packed = qkv_BNC.shape
     head_dim = packed // 3 // num_heads
@@ -313,10 +306,7 @@ def _launch(
         kernel,
         (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
         *(*inputs, qkv_BNC if lengths_B is None else lengths_B.contiguous(), result),
-        B * num_heads,
-        *first_strides,
-        *qkv_BNC.stride(),
-        scale,
+        *(B * num_heads, *strides(*inputs), scale),
         N=N,
         H=num_heads,
         E=head_dim,

@@ -6,6 +6,9 @@
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
 given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
 
+One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
+GPU. They stay until one has judged them.
+
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
 
@@ -271,7 +274,6 @@ def launch_batch_norm_prelu(
         HAS_SHORTCUT=shortcut_FCHW is not None,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     return out_FCHW, *saved
 
@@ -308,7 +310,6 @@ def launch_batch_norm_prelu_backward(
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     grads_3C = partial_G3C.sum(0)  # a fixed order over at most 1024 slices
     launch(
@@ -320,7 +321,6 @@ def launch_batch_norm_prelu_backward(
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
 

@@ -1,7 +1,7 @@
 """Which implementation serves a call, said once per op in the log.
 
-An op (see register.py) runs its Triton kernels on a GPU and its reference on the CPU; in a process
-started with TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
+An op (see register.py) runs its Triton kernels on a GPU and its reference on the CPU; in a process started with
+TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
 `impl` says what a caller wants of that:
 
     "auto"    the op, whatever it runs on this device

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
 from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
@@ -187,14 +187,9 @@ def launch_fuse_tokens(
         (triton.cdiv(B * K, rows), triton.cdiv(D, channels)),
         *(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD, student_BKD),
         *(B * K, K, skeleton_BTD.shape[1], D),
-        *video_BKD.stride(),
-        *skeleton_BTD.stride(),
-        *keep_BK.stride(),
-        *skeleton_hidden_BK.stride(),
-        *temporal_TD.stride(),
+        *strides(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return student_BKD
 
@@ -219,13 +214,10 @@ def launch_fuse_tokens_backward(
         (chunks, triton.cdiv(num_frames, frames), triton.cdiv(D, channels)),
         *(grad_BKD, keep_BK, skeleton_hidden_BK, grad_video_BKD, grad_skeleton_BTD, partial_CTD),
         *(B, K, num_frames, D, clips_per_chunk),
-        *grad_BKD.stride(),
-        *keep_BK.stride(),
-        *skeleton_hidden_BK.stride(),
+        *strides(grad_BKD, keep_BK, skeleton_hidden_BK),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
 

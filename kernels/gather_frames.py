@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
@@ -126,14 +126,13 @@ def launch_gather_frames(
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
         *video_BTHWC.stride()[:2],
-        *keep_BK.stride(),
+        *strides(keep_BK),
         *mean,
         *(1.0 / value for value in std),
         WINDOW=window,
         CHANNELS=channels,
         BLOCK_S=block_s,
         BLOCK_P=block_p,
-        num_warps=4,
     )
     return windows_RHWS.permute(0, 3, 1, 2)
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
 from svdata2vec.kernels.register import register_op
 
 LayerNormalisation = Literal["instance", "layer", "batch", "none"]
@@ -111,11 +111,10 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
         (B, triton.cdiv(D, channels)) if T else (0,),
         *(layers_LBTD, target_BTD),
         *(L, T, D),
-        *layers_LBTD.stride(),
+        *strides(layers_LBTD),
         eps,
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return target_BTD
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, launch
+from svdata2vec.kernels.launch import channel_tile, launch, strides
 from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
@@ -168,14 +168,11 @@ def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Ten
         (programs,),
         *(prediction_BTD, target_BTD, scored_BT, error_P, count_P),
         *(B * T, T, D),
-        *prediction_BTD.stride(),
-        *target_BTD.stride(),
-        *scored_BT.stride(),
+        *strides(prediction_BTD, target_BTD, scored_BT),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
-    launch(_finish_kernel, (1,), error_P, count_P, loss, num_scored, programs, D, BLOCK=1024, num_warps=4)
+    launch(_finish_kernel, (1,), error_P, count_P, loss, num_scored, programs, D, BLOCK=1024)
     return loss, num_scored
 
 
@@ -191,12 +188,9 @@ def launch_masked_mse_backward(
         (triton.cdiv(B * T, rows), triton.cdiv(D, channels)),
         *(grad, num_scored, prediction_BTD, target_BTD, scored_BT, grad_BTD),
         *(B * T, T, D),
-        *prediction_BTD.stride(),
-        *target_BTD.stride(),
-        *scored_BT.stride(),
+        *strides(prediction_BTD, target_BTD, scored_BT),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return grad_BTD
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
 from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
@@ -146,14 +146,10 @@ def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Te
         (B, triton.cdiv(T, frames), triton.cdiv(D, channels)),
         *(encoded_BKD, mask_token_D, keep_BK, temporal_TD, full_BTD),
         *(K, T, D),
-        *encoded_BKD.stride(),
-        *mask_token_D.stride(),
-        *keep_BK.stride(),
-        *temporal_TD.stride(),
+        *strides(encoded_BKD, mask_token_D, keep_BK, temporal_TD),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return full_BTD
 
@@ -173,12 +169,10 @@ def launch_restore_tokens_backward(
         (chunks, triton.cdiv(T, frames), triton.cdiv(D, channels)),
         *(grad_BTD, keep_BK, grad_encoded_BKD, *partial_2CTD),
         *(B, K, T, D, clips_per_chunk),
-        *grad_BTD.stride(),
-        *keep_BK.stride(),
+        *strides(grad_BTD, keep_BK),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     all_TD, masked_TD = partial_2CTD.sum(1)
     return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from kernel_inputs import CALLS, Call, Draw, Sizes, draw_keep
-from kernel_passes import STEPS
+from kernel_passes import BLOCK_OPS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -222,10 +222,10 @@ def loss_case(scale: Scale, batch: int) -> Case:
     return op_case(scale, call, f"B={batch} T={T} D={D}", forward_bytes=read, backward_bytes=read + written)
 
 
-def step_candidates(
+def block_candidates(
     scale: Scale, run: Callable[[BlockSteps], Function], parameters: Sequence[Tensor]
 ) -> tuple[Candidate, dict[str, Candidate]]:
-    """Truth and candidates of a step between two products, under autocast: one op, module by module, and that compiled."""
+    """Truth and candidates of what stands between two products, under autocast: one op, module by module, and that compiled."""
     name, impl = own_op(scale.device)
 
     def within(function: Function, exact: bool = False) -> Candidate:
@@ -244,7 +244,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
     """Residual sum and LayerNorm in a block; without a branch the norm before the attention."""
     norm = nn.LayerNorm(D, device=scale.device)
     # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale,
         lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
         list(norm.parameters()),
@@ -252,7 +252,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
     name = "add_layer_norm" if branch else "add_layer_norm without branch"
     shape = f"B={batch} N={tokens} D={D}{'' if branch else ' without branch'}"
     inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
-    return replace(step_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
+    return replace(block_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
 
 
 def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
@@ -264,15 +264,15 @@ def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tenso
 def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
     """The first product of an MLP with its bias and GELU, since the bias is part of the product module by module."""
     linear = nn.Linear(D, 4 * D, device=scale.device)
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale, lambda steps: lambda x: steps.linear_gelu(linear, x), list(linear.parameters())
     )
     product = 2 * batch * tokens * D * 4 * D
-    case = step_case(
+    case = block_case(
         scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", truth, candidates,
         (floats(scale, batch, tokens, D),),
     )
-    # The step's own bytes are a part of what is timed here, hence no rate of bytes.
+    # The op's own bytes are a part of what is timed here, hence no rate of bytes.
     return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
 
 
@@ -285,21 +285,21 @@ def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) 
         floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(2 if shortcut else 1)
     ]
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale, lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x), [*norm.parameters(), *prelu.parameters()]
     )
     name = "batch_norm_prelu with shortcut" if shortcut else "batch_norm_prelu"
     size = f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}"
-    return replace(step_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
+    return replace(block_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
 
 
-def step_case(
-    scale: Scale, step: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
+def block_case(
+    scale: Scale, op: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
 ) -> Case:
     """A case whose bytes are the fused passes of kernel_passes.py over its (first, and like) input."""
     one = inputs[0].numel() * scale.dtype.itemsize
-    passes = STEPS[step].fused
-    return Case(step, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
+    passes = BLOCK_OPS[op].fused
+    return Case(op, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
 
 
 class TransformerPart(nn.Module):
