@@ -86,7 +86,7 @@ def test_add_layer_norm_under_autocast_writes_what_the_next_product_reads(dtype:
     norm = torch.nn.LayerNorm(24).to(DEVICE)
     torch.nn.init.normal_(norm.weight)
     leaves = [x.requires_grad_(), branch.requires_grad_(), norm.weight, norm.bias]
-    total, normed = K.add_layer_norm(*leaves, dtype=dtype, impl="triton")
+    total, normed = K.add_layer_norm(x, branch, norm.weight, norm.bias, dtype=dtype, impl="triton")
     assert (total.dtype, normed.dtype) == (torch.float32, dtype)
     plain = x + branch
     want = norm(plain)

@@ -89,5 +89,5 @@ def _compare(run: Run, inputs: Sequence[Tensor], weigh: Callable[[Tensor], Tenso
     exact = [tensor.double() for tensor in inputs]
     outcomes = [evaluated("triton", inputs), evaluated("torch", inputs), evaluated("torch", exact)]
     for kind, sets in zip(("value", "gradient"), zip(*outcomes, strict=True), strict=True):
-        for number, triple in enumerate(zip(*sets, strict=True)):
-            assert_as_close_as(*triple, f"{kind} {number}")
+        for number, (got, plain, truth) in enumerate(zip(*sets, strict=True)):
+            assert_as_close_as(got, plain, truth, f"{kind} {number}")

@@ -89,7 +89,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
         "fuse_tokens": [lambda b: fuse_case(scale, b)],
         "restore_tokens": [lambda b: restore_case(scale, b)],
-        "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
+        "attention": [partial(attention_case, scale, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
         "layer_targets": [lambda b: targets_case(scale, b)],
         "masked_mse": [lambda b: loss_case(scale, b)],
         "add_layer_norm": [
@@ -97,7 +97,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
             lambda b: norm_case(scale, b, T),
             lambda b: norm_case(scale, b, T, branch=False),
         ],
-        "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
+        "bias_gelu": [partial(epilogue_case, scale, tokens=n) for n in (KEPT, T)],
         "batch_norm_prelu": [
             lambda b: batch_norm_case(scale, b, 1, shortcut=False),
             lambda b: batch_norm_case(scale, b, 1, shortcut=True),
@@ -116,7 +116,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         yield from (attention_case(scale, scale.batches[-1], n, D // e, e) for n, e in scale.sweep)
 
 
-def op_case(scale: Scale, call: Call, shape: str, **counts: int) -> Case:
+def op_case(scale: Scale, call: Call, shape: str, **counts: Any) -> Case:
     """A call of the table by the op, the reference and the compiled reference; `counts` are bytes and operations."""
 
     def run(impl: Impl, **changes: Any) -> Function:
