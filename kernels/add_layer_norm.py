@@ -32,12 +32,12 @@ def add_layer_norm_reference(
     """Plain PyTorch: the sum in its terms' common dtype (empty without a branch), its norm in `dtype`, and the mean and
     1 / deviation of each row in at least float32."""
     total_BND = x_BND if branch_BND is None else x_BND + branch_BND
-    exact = torch.promote_types(total_BND.dtype, torch.float32)
-    normed_BND, mean_BN1, rstd_BN1 = torch.native_layer_norm(
-        total_BND.to(exact), weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps
-    )
     written = _empty_total(x_BND, None) if branch_BND is None else total_BND.contiguous()
-    return written, normed_BND.to(dtype).contiguous(), mean_BN1.flatten(), rstd_BN1.flatten()
+    exact = torch.promote_types(total_BND.dtype, torch.float32)
+    total_BND = total_BND.to(exact)
+    normed_BND = torch.nn.functional.layer_norm(total_BND, weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps)
+    variance_R, mean_R = torch.var_mean(total_BND.flatten(0, 1), -1, correction=0)
+    return written, normed_BND.to(dtype).contiguous(), mean_R, torch.rsqrt(variance_R + eps)
 
 
 def add_layer_norm_backward_reference(

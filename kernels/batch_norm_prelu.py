@@ -104,7 +104,8 @@ def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _channels_last(x_FCHW: Tensor) -> Tensor:
-    return x_FCHW.contiguous(memory_format=torch.channels_last)
+    """A copy with the strides of a channels-last map, also where an axis of size 1 would allow others."""
+    return x_FCHW.clone(memory_format=torch.channels_last)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------

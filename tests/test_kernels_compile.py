@@ -137,9 +137,10 @@ def test_sizes_of_one_and_strides_of_two(name: str, sizes: Sizes, strided: bool)
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("name", CALLS)
-def test_launchers_return_what_references_promise(name: str, strided: bool) -> None:
+@pytest.mark.parametrize("sizes", [ONES, ODD], ids=["ones", "odd"])
+def test_launchers_return_what_references_promise(name: str, sizes: Sizes, strided: bool) -> None:
     """Shapes, dtypes and strides: a compiled graph takes them from the reference, and meets them on a GPU."""
-    for op, arguments in called_ops(CALLS[name](Sizes(T=5, K=3, maps=(2, 4, 3, 5)), Draw(torch.bfloat16)), strided):
+    for op, arguments in called_ops(CALLS[name](sizes, Draw(torch.bfloat16)), strided):
         with recorded_launches():
             launched = op(*arguments)
         with FakeTensorMode() as mode:

@@ -100,7 +100,7 @@ def masked_mse_truth(prediction: Tensor, target: Tensor, scored: Tensor) -> Tens
 
 
 def add_layer_norm_truth(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """Two (B, N, D); differentiable."""
     total = x + branch
