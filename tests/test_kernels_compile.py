@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_compare import called_ops, evaluate
+from kernel_compare import LAYOUTS, called_ops, evaluate
 from kernel_compiler import Launch, compile_for, record, recorded_launches
 from kernel_inputs import CALLS, Call, Draw, Sizes
 from torch import Tensor
@@ -38,9 +38,9 @@ def fresh_compilation(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
 
 
-def launches_of(call: Call, strided: bool = False) -> list[Launch]:
+def launches_of(call: Call, layout: str = "contiguous") -> list[Launch]:
     """What a forward and backward pass starts."""
-    return record(lambda: evaluate(call, "triton", strided))
+    return record(lambda: evaluate(call, "triton", LAYOUTS[layout]))
 
 
 def check(launches: list[Launch], capability: int, num_kernels: int, stack_bytes: int = 0, wide: bool = True) -> None:
@@ -124,23 +124,23 @@ ODD = Sizes(2, 3, 1, 5, L=1, H=1, hidden=5, side=1, window=1, channels=3, maps=(
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(("sizes", "strided"), [(ONES, False), (ODD, True)], ids=["ones", "strided"])
-def test_sizes_of_one_and_strides_of_two(name: str, sizes: Sizes, strided: bool) -> None:
+@pytest.mark.parametrize(("sizes", "layout"), [(ONES, "contiguous"), (ODD, "strided")], ids=["ones", "strided"])
+def test_sizes_of_one_and_strides_of_two(name: str, sizes: Sizes, layout: str) -> None:
     """Triton makes a constant of every size and stride that is 1: other code paths than with ordinary sizes."""
 
     call = CALLS[name](sizes, Draw(torch.bfloat16, parameter_dtype=torch.bfloat16))
-    launches = launches_of(call, strided)
+    launches = launches_of(call, layout)
     assert len(launches) == len(launches_of(CALLS[name](Sizes(), Draw(torch.bfloat16))))
     # The merge of statistics puts 8 bytes on the stack where a map has a single channel.
     check(launches, 90, len(launches), stack_bytes=8 if call.op == "batch_norm_prelu" else 0, wide=False)
 
 
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sizes", [ONES, ODD], ids=["ones", "odd"])
-def test_launchers_return_what_references_promise(name: str, sizes: Sizes, strided: bool) -> None:
+@pytest.mark.parametrize("name", CALLS)
+def test_launchers_return_what_references_promise(name: str, sizes: Sizes, layout: str) -> None:
     """Shapes, dtypes and strides: a compiled graph takes them from the reference, and meets them on a GPU."""
-    for op, arguments in called_ops(CALLS[name](sizes, Draw(torch.bfloat16)), strided):
+    for op, arguments in called_ops(CALLS[name](sizes, Draw(torch.bfloat16)), LAYOUTS[layout]):
         with recorded_launches():
             launched = op(*arguments)
         with FakeTensorMode() as mode:

@@ -7,7 +7,7 @@ from typing import Any
 import kernel_cases as cases
 import pytest
 import torch
-from kernel_compare import called_ops
+from kernel_compare import LAYOUTS, called_ops
 from kernel_inputs import CALLS, Draw, Sizes
 from kernel_step import step_inputs, step_loss
 from torch import Tensor
@@ -48,18 +48,29 @@ def maps(dtype: torch.dtype = torch.float32) -> Tensor:
     return cases.channels_last(torch.randn(B, D, 3, 2, dtype=dtype)).requires_grad_()
 
 
-@pytest.mark.parametrize(("dtype", "strided"), [(torch.float32, False), (torch.bfloat16, True)], ids=["plain", "strided"])
+@pytest.mark.parametrize(("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "transposed")], ids=str)
 @pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name: str, dtype: torch.dtype, strided: bool) -> None:
+def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
     """Of an op and its backward op: schema, autograd registration, fake tensors (shape, stride, dtype) and compilation with
     dynamic shapes."""
     call = CALLS[name](SMALL, Draw(dtype))
-    ops = called_ops(call, strided)
+    ops = called_ops(call, LAYOUTS[layout])
     assert [op.name() for op, _ in ops] == [f"svdata2vec::{call.op}{end}" for end in ("", "_backward")[: len(ops)]]
     assert len(ops) == 1 + (name not in ("gather_frames", "layer_targets"))
     for op, arguments in ops:
         outcome = torch.library.opcheck(op, tuple(arguments))
         assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["fuse_tokens", "add_layer_norm", "batch_norm_prelu"])
+def test_opcheck_of_terms_in_two_dtypes(name: str) -> None:
+    call = CALLS[name](SMALL, Draw(torch.bfloat16))
+    first = next(iter(call.inputs))
+    call.inputs[first] = call.inputs[first].float()
+    if name == "add_layer_norm":
+        call.fixed["dtype"] = torch.bfloat16
+    for op, arguments in called_ops(call):
+        assert set(torch.library.opcheck(op, tuple(arguments)).values()) == {"SUCCESS"}
 
 
 def test_every_public_function_is_in_the_table() -> None:
@@ -139,7 +150,10 @@ def fuse(**changes: Any) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "impl": (lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"), r"attention: impl is 'cuda'; expected 'auto', 'triton'"),
+    "impl": (
+        lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"),  # type: ignore[arg-type]
+        r"attention: impl is 'cuda'; expected 'auto', 'triton'",
+    ),
     "triton on the CPU": (
         lambda: K.attention(leaf(1, 2, 6), 1, impl="triton"),
         r"needs tensors on a GPU but got cpu; use impl='auto', or start the process with TRITON_INTERPRET=1",

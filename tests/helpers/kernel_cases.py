@@ -14,6 +14,11 @@ def strided(tensor: Tensor) -> Tensor:
     return view
 
 
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values with the last two axes swapped in memory: dense, and what an elementwise op hands on to its result."""
+    return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
+
+
 def gather_frames_truth(
     video: Tensor, keep: Tensor, mean: tuple[float, ...], std: tuple[float, ...], window: int
 ) -> Tensor:

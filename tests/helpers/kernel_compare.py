@@ -18,36 +18,37 @@ from svdata2vec.kernels.dispatch import Impl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+Layout = Callable[[Tensor], Tensor]
+LAYOUTS: dict[str, Layout | None] = {"contiguous": None, "strided": cases.strided, "transposed": cases.transposed}
 layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])
 
 # Given the float inputs and `impl`, one op's result or results.
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
-def evaluate(call: Call, impl: Impl, strided: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and gradients of a call; strided, it gets no contiguous activation, parameter, target or gradient."""
-    call = strided_call(call) if strided else call
-    weigh = strided_weight if strided else None
-    return values_and_gradients(partial(call, impl=impl), call.inputs.values(), weigh)
+def evaluate(call: Call, impl: Impl, layout: Layout | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and gradients of a call; with a layout, of activations, parameters, target and gradient in such memory."""
+    call = laid_out(call, layout) if layout else call
+    return values_and_gradients(partial(call, impl=impl), call.inputs.values(), weight_in(layout))
 
 
-def strided_call(call: Call) -> Call:
-    """Floating tensors behind strides, except maps, which must be channels-last."""
+def laid_out(call: Call, layout: Layout) -> Call:
+    """Floating tensors in such memory, except maps, which must be channels-last."""
 
-    def layout(name: str, value: Any) -> Any:
-        floats = isinstance(value, Tensor) and value.is_floating_point() and not name.endswith("_FCHW")
-        return cases.strided(value) if floats else value
+    def moved(name: str, value: Any) -> Any:
+        free = isinstance(value, Tensor) and value.is_floating_point() and not name.endswith("_FCHW")
+        return layout(value) if free else value
 
-    inputs, fixed = ({name: layout(name, value) for name, value in part.items()} for part in (call.inputs, call.fixed))
+    inputs, fixed = ({name: moved(name, value) for name, value in part.items()} for part in (call.inputs, call.fixed))
     return replace(call, inputs=inputs, fixed=fixed)
 
 
-def strided_weight(value: Tensor) -> Tensor:
-    """What follows an op in a model may be a slice or an expansion: its gradient is strided."""
-    return cases.strided(random_weight(value)) if value.ndim else random_weight(value)
+def weight_in(layout: Layout | None) -> Layout:
+    """The gradient of a result: what follows an op in a model may be a slice or an expansion."""
+    return lambda value: layout(random_weight(value)) if layout and value.ndim else random_weight(value)
 
 
-def called_ops(call: Call, strided: bool = False) -> list[tuple[Any, list[Any]]]:
+def called_ops(call: Call, layout: Layout | None = None) -> list[tuple[Any, list[Any]]]:
     """The operators that a forward and backward pass calls, with their arguments."""
     calls: list[tuple[Any, list[Any]]] = []
 
@@ -62,29 +63,31 @@ def called_ops(call: Call, strided: bool = False) -> list[tuple[Any, list[Any]]]
             return func(*args, **(kwargs or {}))
 
     with Recorder():
-        evaluate(call, "auto", strided)
+        evaluate(call, "auto", layout)
     return calls
 
 
 def assert_call(call: Call, layout: str = "contiguous") -> None:
     """Values and every gradient of a call, Triton against the reference, in the call's dtypes."""
-    call = strided_call(call) if layout == "strided" else call
-    _compare(call, list(call.inputs.values()), strided_weight if layout == "strided" else None)
+    memory = LAYOUTS[layout]
+    call = laid_out(call, memory) if memory else call
+    _compare(call, list(call.inputs.values()), memory)
 
 
 def assert_op(run: Run, inputs: Sequence[Tensor], layout: str = "contiguous") -> None:
     """The same of any function `run(*inputs, impl=...)`."""
-    given = [cases.strided(tensor.to(DEVICE)) if layout == "strided" else tensor.to(DEVICE) for tensor in inputs]
-    _compare(run, given, strided_weight if layout == "strided" else None)
+    memory = LAYOUTS[layout]
+    given = [tensor.to(DEVICE) for tensor in inputs]
+    _compare(run, [memory(tensor) for tensor in given] if memory else given, memory)
 
 
-def _compare(run: Run, inputs: Sequence[Tensor], weigh: Callable[[Tensor], Tensor] | None) -> None:
+def _compare(run: Run, inputs: Sequence[Tensor], layout: Layout | None) -> None:
     def evaluated(impl: Impl, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         def results(*leaves: Tensor) -> tuple[Tensor, ...]:
             value = run(*leaves, impl=impl)
             return (value,) if isinstance(value, Tensor) else value
 
-        return values_and_gradients(results, tensors, weigh)
+        return values_and_gradients(results, tensors, weight_in(layout))
 
     exact = [tensor.double() for tensor in inputs]
     outcomes = [evaluated("triton", inputs), evaluated("torch", inputs), evaluated("torch", exact)]
