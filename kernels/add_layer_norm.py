@@ -7,6 +7,9 @@ The result `normed` is written in the dtype of whoever reads it: under autocast 
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
 Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
+One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
+GPU. They stay until one has judged them.
+
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """
 
@@ -17,22 +20,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
-from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks
+from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks, strides
+from svdata2vec.kernels.register import refuse_double_backward, register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
 
 def add_layer_norm_reference(
     x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Plain PyTorch: statistics in at least float32; the sum in its arguments' common dtype, the norm in `dtype`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plain PyTorch: the sum in its terms' common dtype (empty without a branch), its norm in `dtype`, and the mean and
+    1 / deviation of each row in at least float32."""
     total_BND = x_BND if branch_BND is None else x_BND + branch_BND
+    written = _empty_total(x_BND, None) if branch_BND is None else total_BND.contiguous()
     exact = torch.promote_types(total_BND.dtype, torch.float32)
-    normed_BND = torch.nn.functional.layer_norm(
-        total_BND.to(exact), weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps
-    )
-    return total_BND, normed_BND.to(dtype)
+    total_BND = total_BND.to(exact)
+    normed_BND = torch.nn.functional.layer_norm(total_BND, weight_D.shape, weight_D.to(exact), bias_D.to(exact), eps)
+    variance_R, mean_R = torch.var_mean(total_BND.flatten(0, 1), -1, correction=0)
+    return written, normed_BND.to(dtype).contiguous(), mean_R, torch.rsqrt(variance_R + eps)
 
 
 def add_layer_norm_backward_reference(
@@ -212,8 +217,7 @@ def launch_add_layer_norm(
         (triton.cdiv(B * N, rows),),
         *(x_BND, branch, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
         *(B * N, N, D),
-        *x_BND.stride(),
-        *branch.stride(),
+        *strides(x_BND, branch),
         eps,
         HAS_BRANCH=branch_BND is not None,
         BLOCK_R=rows,
@@ -250,9 +254,7 @@ def launch_add_layer_norm_backward(
         (chunks,),
         *(skipped, grad_normed_BND, total_BND, mean_R, rstd_R, weight_D.contiguous(), grad_BND, partial_C2D),
         *(B * N, N, D, rows_per_chunk),
-        *skipped.stride(),
-        *grad_normed_BND.stride(),
-        *total_BND.stride(),
+        *strides(skipped, grad_normed_BND, total_BND),
         HAS_GRAD_TOTAL=grad_total_BND is not None,
         BLOCK_R=rows,
         BLOCK_D=channels,
@@ -263,69 +265,10 @@ def launch_add_layer_norm_backward(
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::add_layer_norm", mutates_args=(), device_types="cpu")
-def add_layer_norm_op(
-    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `functional.add_layer_norm`; mean and 1 / deviation of each row come along. Without a branch the sum is empty."""
-    run = on_cpu(_reference_with_statistics, launch_add_layer_norm)
-    return run(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
-
-
-def _reference_with_statistics(
-    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total_BND, normed_BND = add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
-    total_RD = total_BND.to(torch.promote_types(total_BND.dtype, torch.float32)).flatten(0, 1)
-    variance_R, mean_R = torch.var_mean(total_RD, -1, correction=0)
-    written = _empty_total(x_BND, branch_BND) if branch_BND is None else total_BND.contiguous()
-    return written, normed_BND.contiguous(), mean_R, torch.rsqrt(variance_R + eps)
-
-
-@torch.library.custom_op("svdata2vec::add_layer_norm_backward", mutates_args=(), device_types="cpu")
-def add_layer_norm_backward_op(
-    grad_total_BND: Tensor | None,
-    grad_normed_BND: Tensor,
-    total_BND: Tensor,
-    mean_R: Tensor,
-    rstd_R: Tensor,
-    weight_D: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `add_layer_norm` with respect to the sum, and to weight and bias as two rows."""
-    run = on_cpu(add_layer_norm_backward_reference, launch_add_layer_norm_backward)
-    return run(grad_total_BND, grad_normed_BND, total_BND, mean_R, rstd_R, weight_D)
-
-
-add_layer_norm_op.register_kernel("cuda")(launch_add_layer_norm)
-add_layer_norm_backward_op.register_kernel("cuda")(launch_add_layer_norm_backward)
-
-
-@add_layer_norm_op.register_fake
-def _(
-    x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B, N, D = x_BND.shape
-    total_BND = _empty_total(x_BND, branch_BND)
-    exact = torch.promote_types(total_BND.dtype, torch.float32)
-    return (
-        total_BND,
-        x_BND.new_empty((B, N, D), dtype=dtype),
-        x_BND.new_empty((B * N,), dtype=exact),
-        x_BND.new_empty((B * N,), dtype=exact),
-    )
-
-
-@add_layer_norm_backward_op.register_fake
-def _(
-    grad_total_BND: Tensor | None,
-    grad_normed_BND: Tensor,
-    total_BND: Tensor,
-    mean_R: Tensor,
-    rstd_R: Tensor,
-    weight_D: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return total_BND.new_empty(total_BND.shape), mean_R.new_empty((2, *weight_D.shape))
+add_layer_norm_op = register_op("add_layer_norm", add_layer_norm_reference, launch_add_layer_norm)
+add_layer_norm_backward_op = register_op(
+    "add_layer_norm_backward", add_layer_norm_backward_reference, launch_add_layer_norm_backward
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -354,5 +297,5 @@ def _backward(
     return grad_BND.to(x_dtype), grad_branch_BND, grad_weight_D, grad_bias_D, None, None
 
 
-add_layer_norm_op.register_autograd(_backward, setup_context=_save)
+add_layer_norm_op.registered.register_autograd(_backward, setup_context=_save)
 refuse_double_backward(add_layer_norm_backward_op, "add_layer_norm")

@@ -16,28 +16,27 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels import dispatch
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
 
-def attention_reference(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
+def attention_reference(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
     """Plain PyTorch: products in the input's dtype, also inside an autocast region; softmax in at least float32."""
-    with torch.autocast(qkv_BN3HE.device.type, enabled=False):
-        q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BN3HE, num_heads)
-        prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B).to(qkv_BN3HE.dtype)
+    with torch.autocast(qkv_BNC.device.type, enabled=False):
+        q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BNC, num_heads)
+        prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B).to(qkv_BNC.dtype)
         return _merge_heads(prob_BHNN @ v_BHNE)
 
 
 def attention_backward_reference(
-    grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
+    grad_BND: Tensor, qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> Tensor:
     """Gradient of the packed qkv; the probabilities are computed again instead of being kept from the forward pass."""
-    dtype = qkv_BN3HE.dtype
-    B, N, D = grad_BND.shape
-    q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BN3HE, num_heads)
-    grad_BHNE = grad_BND.view(B, N, num_heads, D // num_heads).transpose(1, 2)
+    dtype = qkv_BNC.dtype
+    q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BNC, num_heads)
+    grad_BHNE = grad_BND.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     prob_BHNN = _probabilities(q_BHNE, k_BHNE, scale, lengths_B)
     grad_prob_BHNN = (grad_BHNE @ v_BHNE.mT).to(prob_BHNN.dtype)
     mean_BHN1 = (prob_BHNN * grad_prob_BHNN).sum(-1, keepdim=True)
@@ -48,9 +47,8 @@ def attention_backward_reference(
     return torch.cat([_merge_heads(grad) for grad in (grad_q_BHNE, grad_k_BHNE, grad_v_BHNE)], dim=-1)
 
 
-def _split_heads(qkv_BN3HE: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    B, N, packed = qkv_BN3HE.shape
-    q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.view(B, N, 3, num_heads, packed // 3 // num_heads).permute(2, 0, 3, 1, 4)
+def _split_heads(qkv_BNC: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    q_BHNE, k_BHNE, v_BHNE = qkv_BNC.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     return q_BHNE, k_BHNE, v_BHNE
 
 
@@ -265,60 +263,50 @@ def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     )
 
 
-def launch_attention(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
+def launch_attention(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
     """Start the Triton kernel; arguments as in the reference.
 
     Raises:
         ValueError: the sequence or the heads are larger than one program can hold.
     """
-    B, N, packed = qkv_BN3HE.shape
-    out_BND = qkv_BN3HE.new_empty((B, N, packed // 3))
-    _launch(_attention_kernel, (), (qkv_BN3HE,), out_BND, num_heads, scale, lengths_B)
+    B, N, packed = qkv_BNC.shape
+    out_BND = qkv_BNC.new_empty((B, N, packed // 3))
+    _launch(_attention_kernel, (qkv_BNC,), out_BND, num_heads, scale, lengths_B)
     return out_BND
 
 
 def launch_attention_backward(
-    grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
+    grad_BND: Tensor, qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> Tensor:
     """Start the Triton kernel; arguments as in the reference."""
-    grad_qkv_BN3HE = qkv_BN3HE.new_empty(qkv_BN3HE.shape)
-    inputs = grad_BND, qkv_BN3HE
-    _launch(_attention_backward_kernel, grad_BND.stride(), inputs, grad_qkv_BN3HE, num_heads, scale, lengths_B)
-    return grad_qkv_BN3HE
+    grad_qkv_BNC = qkv_BNC.new_empty(qkv_BNC.shape)
+    _launch(_attention_backward_kernel, (grad_BND, qkv_BNC), grad_qkv_BNC, num_heads, scale, lengths_B)
+    return grad_qkv_BNC
 
 
 def _launch(
-    kernel: Any,
-    first_strides: tuple[int, ...],
-    inputs: tuple[Tensor, ...],
-    result: Tensor,
-    num_heads: int,
-    scale: float,
-    lengths_B: Tensor | None,
+    kernel: Any, inputs: tuple[Tensor, ...], result: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> None:
-    """What both kernels share: `inputs` ends with the packed qkv, whose strides follow `first_strides`."""
-    qkv_BN3HE = inputs[-1]
-    B, N, packed = qkv_BN3HE.shape
+    """What both kernels share: `inputs` ends with the packed qkv."""
+    qkv_BNC = inputs[-1]
+    B, N, packed = qkv_BNC.shape
     head_dim = packed // 3 // num_heads
     if N > MAX_TOKENS or head_dim > MAX_HEAD_DIM:
         raise ValueError(
             f"attention: {N} tokens and heads of {head_dim}; the Triton kernel takes up to {MAX_TOKENS} tokens and "
             f"heads of up to {MAX_HEAD_DIM}; use impl='torch'"
         )
-    if qkv_BN3HE.dtype == torch.bfloat16 and not dispatch.BF16_PRODUCTS:
+    if qkv_BNC.dtype == torch.bfloat16 and not dispatch.BF16_PRODUCTS:
         raise ValueError(
             "attention: Triton's interpreter multiplies the bit patterns of bfloat16 matrices; take float32 or float16"
         )
-    tiles = choose_tiles(max(N, 1), head_dim, qkv_BN3HE.dtype)
+    tiles = choose_tiles(max(N, 1), head_dim, qkv_BNC.dtype)
     pairs_per_program = tiles.block_n // max(N, 1)
     launch(
         kernel,
         (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
-        *(*inputs, qkv_BN3HE if lengths_B is None else lengths_B.contiguous(), result),
-        B * num_heads,
-        *first_strides,
-        *qkv_BN3HE.stride(),
-        scale,
+        *(*inputs, qkv_BNC if lengths_B is None else lengths_B.contiguous(), result),
+        *(B * num_heads, *strides(*inputs), scale),
         N=N,
         H=num_heads,
         E=head_dim,
@@ -333,46 +321,7 @@ def _launch(
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::attention", mutates_args=(), device_types="cpu")
-def attention_op(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
-    """See `functional.attention`."""
-    return on_cpu(attention_reference, launch_attention)(qkv_BN3HE, num_heads, scale, lengths_B)
-
-
-@torch.library.custom_op("svdata2vec::attention_backward", mutates_args=(), device_types="cpu")
-def attention_backward_op(
-    grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
-) -> Tensor:
-    """Gradient of `attention` with respect to the packed qkv."""
-    run = on_cpu(attention_backward_reference, launch_attention_backward)
-    return run(grad_BND, qkv_BN3HE, num_heads, scale, lengths_B)
-
-
-attention_op.register_kernel("cuda")(launch_attention)
-attention_backward_op.register_kernel("cuda")(launch_attention_backward)
-
-
-@attention_op.register_fake
-def _(qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
-    B, N, packed = qkv_BN3HE.shape
-    return qkv_BN3HE.new_empty((B, N, packed // 3))
-
-
-@attention_backward_op.register_fake
-def _(grad_BND: Tensor, qkv_BN3HE: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
-    return qkv_BN3HE.new_empty(qkv_BN3HE.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    qkv_BN3HE, ctx.num_heads, ctx.scale, lengths_B = inputs
-    ctx.save_for_backward(qkv_BN3HE, lengths_B)
-
-
-def _backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor | None, ...]:
-    qkv_BN3HE, lengths_B = ctx.saved_tensors
-    return attention_backward_op(grad_BND, qkv_BN3HE, ctx.num_heads, ctx.scale, lengths_B), None, None, None
-
-
-attention_op.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(attention_backward_op, "attention")
+attention_backward_op = register_op("attention_backward", attention_backward_reference, launch_attention_backward)
+attention_op = register_op(
+    "attention", attention_reference, launch_attention, backward=attention_backward_op, differentiable=["qkv_BNC"]
+)

@@ -6,6 +6,9 @@
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
 given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
 
+One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
+GPU. They stay until one has judged them.
+
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
 
@@ -17,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels.batch_statistics import channel_chunks, launch_batch_statistics
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
 from svdata2vec.kernels.launch import channel_tile, launch
+from svdata2vec.kernels.register import refuse_double_backward, register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -33,18 +36,19 @@ def batch_norm_prelu_reference(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain PyTorch in at least float32, rounded once; returns mean and variance too, the batch's if none are given."""
+    """Plain PyTorch in at least float32, rounded once; also the batch's mean and variance, empty where they were given."""
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    x = x_FCHW.to(exact)
+    x, statistics = x_FCHW.to(exact), _no_statistics(x_FCHW)
     if mean_C is None or variance_C is None:
         mean_C = x.mean((0, 2, 3))
         variance_C = (x - _per_channel(mean_C)).square().mean((0, 2, 3))
+        statistics = mean_C, variance_C
     z = (x - _per_channel(mean_C)) * _per_channel(torch.rsqrt(variance_C.to(exact) + eps) * weight_C)
     z = z + _per_channel(bias_C)
     if shortcut_FCHW is not None:
         z = z + shortcut_FCHW.to(exact)
     out_FCHW = torch.where(z > 0, z, z * _per_channel(slope_C.to(exact)))
-    return out_FCHW.to(_result_dtype(x_FCHW, shortcut_FCHW)), mean_C, variance_C
+    return _channels_last(out_FCHW.to(_result_dtype(x_FCHW, shortcut_FCHW))), *statistics
 
 
 def batch_norm_prelu_backward_reference(
@@ -92,6 +96,11 @@ def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
 
 def _shortcut_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
     return x_FCHW.dtype if shortcut_FCHW is None else shortcut_FCHW.dtype
+
+
+def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
+    return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
 
 
 def _channels_last(x_FCHW: Tensor) -> Tensor:
@@ -266,14 +275,8 @@ def launch_batch_norm_prelu(
         HAS_SHORTCUT=shortcut_FCHW is not None,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     return out_FCHW, *saved
-
-
-def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
-    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
 
 
 def launch_batch_norm_prelu_backward(
@@ -308,7 +311,6 @@ def launch_batch_norm_prelu_backward(
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     grads_3C = partial_G3C.sum(0)  # a fixed order over at most 1024 slices
     launch(
@@ -320,101 +322,16 @@ def launch_batch_norm_prelu_backward(
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::batch_norm_prelu", mutates_args=(), device_types="cpu")
-def batch_norm_prelu_op(
-    x_FCHW: Tensor,
-    shortcut_FCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    slope_C: Tensor,
-    mean_C: Tensor | None,
-    variance_C: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `functional.batch_norm_prelu`; the batch's mean and variance come along, empty where they were given."""
-    run = on_cpu(_channels_last_reference, launch_batch_norm_prelu)
-    return run(x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps)
-
-
-def _channels_last_reference(
-    x_FCHW: Tensor,
-    shortcut_FCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    slope_C: Tensor,
-    mean_C: Tensor | None,
-    variance_C: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps
-    out_FCHW, *statistics = batch_norm_prelu_reference(*arguments)
-    saved = statistics if mean_C is None or variance_C is None else _no_statistics(x_FCHW)
-    return _channels_last(out_FCHW), *saved
-
-
-@torch.library.custom_op("svdata2vec::batch_norm_prelu_backward", mutates_args=(), device_types="cpu")
-def batch_norm_prelu_backward_op(
-    grad_FCHW: Tensor,
-    x_FCHW: Tensor,
-    shortcut_FCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    slope_C: Tensor,
-    mean_C: Tensor,
-    variance_C: Tensor,
-    eps: float,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `batch_norm_prelu` with respect to x, the shortcut, and weight, bias and slope as three rows."""
-    run = on_cpu(batch_norm_prelu_backward_reference, launch_batch_norm_prelu_backward)
-    return run(grad_FCHW, x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps, training)
-
-
-batch_norm_prelu_op.register_kernel("cuda")(launch_batch_norm_prelu)
-batch_norm_prelu_backward_op.register_kernel("cuda")(launch_batch_norm_prelu_backward)
-
-
-@batch_norm_prelu_op.register_fake
-def _(
-    x_FCHW: Tensor,
-    shortcut_FCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    slope_C: Tensor,
-    mean_C: Tensor | None,
-    variance_C: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    num_channels = x_FCHW.shape[1] if mean_C is None or variance_C is None else 0
-    out_FCHW = _empty_map(x_FCHW, _result_dtype(x_FCHW, shortcut_FCHW))
-    return out_FCHW, x_FCHW.new_empty((num_channels,), dtype=exact), x_FCHW.new_empty((num_channels,), dtype=exact)
-
-
-@batch_norm_prelu_backward_op.register_fake
-def _(
-    grad_FCHW: Tensor,
-    x_FCHW: Tensor,
-    shortcut_FCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    slope_C: Tensor,
-    mean_C: Tensor,
-    variance_C: Tensor,
-    eps: float,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _empty_map(x_FCHW, shortcut_FCHW.dtype)
-    return _empty_map(x_FCHW, x_FCHW.dtype), grad_shortcut, x_FCHW.new_empty((3, x_FCHW.shape[1]), dtype=exact)
+batch_norm_prelu_op = register_op("batch_norm_prelu", batch_norm_prelu_reference, launch_batch_norm_prelu)
+batch_norm_prelu_backward_op = register_op(
+    "batch_norm_prelu_backward", batch_norm_prelu_backward_reference, launch_batch_norm_prelu_backward
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -437,5 +354,5 @@ def _backward(ctx: Any, grad_FCHW: Tensor | None, *_: Tensor | None) -> tuple[Te
     return grad_x_FCHW, None if shortcut_FCHW is None else grad_shortcut_FCHW, *parameters, None, None, None
 
 
-batch_norm_prelu_op.register_autograd(_backward, setup_context=_save)
+batch_norm_prelu_op.registered.register_autograd(_backward, setup_context=_save)
 refuse_double_backward(batch_norm_prelu_backward_op, "batch_norm_prelu")

@@ -3,6 +3,9 @@
 Welford's recurrence within a program, then Chan's merge of programs, in a fixed order: variances are sums of squared
 distances from a mean, never differences of large sums.
 
+Part of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on
+a GPU. They stay until one has judged them.
+
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
 
@@ -116,7 +119,6 @@ def launch_batch_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
         *(x_FCHW, chunk_mean_GC, chunk_spread_GC, num_rows, num_channels, rows_per_chunk),
         BLOCK_R=rows,
         BLOCK_C=channels,
-        num_warps=4,
     )
     launch(
         _merge_statistics_kernel,
@@ -124,6 +126,5 @@ def launch_batch_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
         *(chunk_mean_GC, chunk_spread_GC, mean_C, variance_C, chunks, num_rows, num_channels, rows_per_chunk),
         BLOCK_G=MERGED_CHUNKS,
         BLOCK_C=MERGED_CHANNELS,
-        num_warps=4,
     )
     return mean_C, variance_C

@@ -4,19 +4,21 @@
 
 The backward pass computes z again from the product and gives the bias's gradient in the same pass over memory.
 
+One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
+GPU. They stay until one has judged them.
+
 B clips, N tokens, H hidden width; R rows of (B, N) flattened.
 """
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
-from svdata2vec.kernels.launch import channel_tile, launch, row_chunks
+from svdata2vec.kernels.launch import channel_tile, launch, row_chunks, strides
+from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -24,7 +26,7 @@ from svdata2vec.kernels.launch import channel_tile, launch, row_chunks
 def bias_gelu_reference(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
     """Plain PyTorch: computed in at least float32, rounded once to the dtype of `x_BNH`."""
     exact = torch.promote_types(x_BNH.dtype, torch.float32)
-    return torch.nn.functional.gelu(x_BNH.to(exact) + bias_H.to(exact)).to(x_BNH.dtype)
+    return torch.nn.functional.gelu(x_BNH.to(exact) + bias_H.to(exact)).to(x_BNH.dtype).contiguous()
 
 
 def bias_gelu_backward_reference(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,10 +130,9 @@ def launch_bias_gelu(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
         (triton.cdiv(B * N, rows), triton.cdiv(H, channels)),
         *(x_BNH, bias_H.contiguous(), out_BNH),
         *(B * N, N, H),
-        *x_BNH.stride(),
+        *strides(x_BNH),
         BLOCK_R=rows,
         BLOCK_H=channels,
-        num_warps=4,
     )
     return out_BNH
 
@@ -148,55 +149,16 @@ def launch_bias_gelu_backward(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -
         (chunks, triton.cdiv(H, channels)),
         *(grad_BNH, x_BNH, bias_H.contiguous(), grad_x_BNH, partial_CH),
         *(B * N, N, H, rows_per_chunk),
-        *grad_BNH.stride(),
-        *x_BNH.stride(),
+        *strides(grad_BNH, x_BNH),
         BLOCK_R=rows,
         BLOCK_H=channels,
-        num_warps=4,
     )
     return grad_x_BNH, partial_CH.sum(0).to(bias_H.dtype)
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::bias_gelu", mutates_args=(), device_types="cpu")
-def bias_gelu_op(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
-    """See `functional.bias_gelu`."""
-    return on_cpu(_contiguous_reference, launch_bias_gelu)(x_BNH, bias_H)
-
-
-def _contiguous_reference(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
-    return bias_gelu_reference(x_BNH, bias_H).contiguous()
-
-
-@torch.library.custom_op("svdata2vec::bias_gelu_backward", mutates_args=(), device_types="cpu")
-def bias_gelu_backward_op(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `bias_gelu` with respect to the product and the bias."""
-    return on_cpu(bias_gelu_backward_reference, launch_bias_gelu_backward)(grad_BNH, x_BNH, bias_H)
-
-
-bias_gelu_op.register_kernel("cuda")(launch_bias_gelu)
-bias_gelu_backward_op.register_kernel("cuda")(launch_bias_gelu_backward)
-
-
-@bias_gelu_op.register_fake
-def _(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
-    return x_BNH.new_empty(x_BNH.shape)
-
-
-@bias_gelu_backward_op.register_fake
-def _(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
-    return x_BNH.new_empty(x_BNH.shape), bias_H.new_empty(bias_H.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad_BNH: Tensor) -> tuple[Tensor, Tensor]:
-    return bias_gelu_backward_op(grad_BNH, *ctx.saved_tensors)
-
-
-bias_gelu_op.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(bias_gelu_backward_op, "bias_gelu")
+bias_gelu_backward_op = register_op("bias_gelu_backward", bias_gelu_backward_reference, launch_bias_gelu_backward)
+bias_gelu_op = register_op(
+    "bias_gelu", bias_gelu_reference, launch_bias_gelu, backward=bias_gelu_backward_op, differentiable=["x_BNH", "bias_H"]
+)

@@ -4,7 +4,7 @@ All of them look at shapes, dtypes and devices alone, so that they cost no synch
 them; the single exception, `require_kept_frames`, reads values and therefore only looks at tensors in main memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,28 +12,36 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_shape(name: str, tensor: Tensor, **axes: int | None) -> None:
-    """Demand one axis per keyword, of the given size unless None: `require_shape("x_BTD", x, B=2, T=None, D=8)`."""
-    sizes = tuple(axes.values())
-    fits = tensor.ndim == len(sizes) and all(
-        want is None or want == got for want, got in zip(sizes, tensor.shape, strict=True)
-    )
-    if not fits:
-        expected = ", ".join(axis if want is None else f"{axis}={want}" for axis, want in axes.items())
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected ({expected})")
+def require_shapes(sizes: Mapping[str, int], /, **tensors: Tensor | None) -> dict[str, int]:
+    """Demand of tensors what their names say: `x_BTD` has three axes, and a letter is of one size in all tensors.
 
+    Args:
+        sizes: the letters whose size is given from outside.
+        tensors: in the order in which their axes become known; all on the device of the first; None is an absent one.
 
-def require_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Demand one of the allowed dtypes."""
-    if tensor.dtype not in allowed:
-        raise ValueError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(str(dtype) for dtype in allowed)}")
-
-
-def require_same_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
-    """Demand that all tensors lie on the device of the first one; None stands for an optional tensor that is absent."""
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != first.device:
+    Returns:
+        The size of every letter.
+    """
+    known = dict(sizes)
+    first_name, first = next((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        axes = name.rpartition("_")[2]
+        if tensor.ndim != len(axes) or any(known.get(axis, got) != got for axis, got in zip(axes, tensor.shape, strict=True)):
+            expected = ", ".join(f"{axis}={known[axis]}" if axis in known else axis for axis in axes)
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected ({expected})")
+        if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device} but {first_name} is on {first.device}; move one of them")
+        known.update(zip(axes, tensor.shape, strict=True))
+    return known
+
+
+def require_dtypes(allowed: Sequence[torch.dtype], /, **tensors: Tensor | None) -> None:
+    """Demand that each tensor has one of the allowed dtypes; None is an absent one."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in allowed:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(str(dtype) for dtype in allowed)}")
 
 
 def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:

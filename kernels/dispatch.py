@@ -1,7 +1,7 @@
-"""Which implementation serves a call, said once per op in the log, and the glue every op's registration needs.
+"""Which implementation serves a call, said once per op in the log.
 
-An op is one `torch.library.custom_op`. It runs its Triton kernels on a GPU and its reference on the CPU; in a process
-started with TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
+An op (see register.py) runs its Triton kernels on a GPU and its reference on the CPU; in a process started with
+TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
 `impl` says what a caller wants of that:
 
     "auto"    the op, whatever it runs on this device
@@ -10,16 +10,13 @@ started with TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Tr
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import Literal
 
 import torch
 import triton
 from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch"]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Triton reads the variable when a kernel is defined, so the answer can't change after import.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -57,24 +54,3 @@ def announce(op: str, what: str) -> None:
     if (op, what) not in _announced:
         _announced.add((op, what))
         _log.info("%s: %s", op, what)
-
-
-def on_cpu(reference: Callable[P, R], launcher: Callable[P, R]) -> Callable[P, R]:
-    """The function behind an op on CPU tensors: its reference, or its launcher where kernels are interpreted."""
-    if INTERPRETED:
-        return launcher
-
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast("cpu", enabled=False):  # the precision of the arguments, as the kernels compute
-            return reference(*args, **kwargs)
-
-    return run
-
-
-def refuse_double_backward(backward_op: Any, op: str) -> None:
-    """Make a second differentiation of `op` fail with an explanation instead of a wrong or missing gradient."""
-
-    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise RuntimeError(f"{op} has no second derivative; call it with impl='torch' to differentiate twice")
-
-    backward_op.register_autograd(refuse)

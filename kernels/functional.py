@@ -17,20 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svdata2vec.kernels.add_layer_norm import add_layer_norm_op, add_layer_norm_reference
-from svdata2vec.kernels.attention import attention_op, attention_reference
-from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_op, batch_norm_prelu_reference
-from svdata2vec.kernels.bias_gelu import bias_gelu_op, bias_gelu_reference
-from svdata2vec.kernels.checks import (
-    FLOATS,
-    require_dtype,
-    require_kept_frames,
-    require_same_device,
-    require_shape,
-)
-from svdata2vec.kernels.dispatch import Impl, announce, use_op
-from svdata2vec.kernels.fuse_tokens import fuse_tokens_op, fuse_tokens_reference
-from svdata2vec.kernels.gather_frames import COLOURS, gather_frames_op, gather_frames_reference
+from svdata2vec.kernels.add_layer_norm import add_layer_norm_op
+from svdata2vec.kernels.attention import attention_op
+from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_op
+from svdata2vec.kernels.bias_gelu import bias_gelu_op
+from svdata2vec.kernels.checks import FLOATS, require_dtypes, require_kept_frames, require_shapes
+from svdata2vec.kernels.dispatch import Impl, announce
+from svdata2vec.kernels.fuse_tokens import fuse_tokens_op
+from svdata2vec.kernels.gather_frames import COLOURS, gather_frames_op
 from svdata2vec.kernels.layer_targets import (
     NORMALISED_AXES,
     AverageNormalisation,
@@ -38,8 +32,8 @@ from svdata2vec.kernels.layer_targets import (
     layer_targets_op,
     layer_targets_reference,
 )
-from svdata2vec.kernels.masked_mse import masked_mse_op, masked_mse_reference
-from svdata2vec.kernels.restore_tokens import restore_tokens_op, restore_tokens_reference
+from svdata2vec.kernels.masked_mse import masked_mse_op
+from svdata2vec.kernels.restore_tokens import restore_tokens_op
 
 __all__ = [
     "add_layer_norm",
@@ -83,11 +77,11 @@ def gather_frames(
     Returns:
         (B*K, channels, H, W) in channels-last memory; channel c * window + i is colour c of frame keep - window//2 + i.
     """
-    require_shape("video_BTHWC", video_BTHWC, B=None, T=None, H=None, W=None, C=COLOURS)
-    require_dtype("video_BTHWC", video_BTHWC, (torch.uint8,))
-    B, T, _, W, C = video_BTHWC.shape
-    _require_keep(keep_BK, B, T, "video_BTHWC", video_BTHWC)
-    if video_BTHWC.stride()[2:] != (W * C, C, 1):
+    require_shapes({"C": COLOURS}, video_BTHWC=video_BTHWC, keep_BK=keep_BK)
+    require_dtypes((torch.uint8,), video_BTHWC=video_BTHWC)
+    require_dtypes((torch.int64,), keep_BK=keep_BK)
+    require_kept_frames(keep_BK, video_BTHWC.shape[1])
+    if video_BTHWC.stride()[2:] != (video_BTHWC.shape[3] * COLOURS, COLOURS, 1):
         raise ValueError(
             f"video_BTHWC has strides {video_BTHWC.stride()}; each frame must be contiguous (H, W, C); "
             "call .contiguous() where the clip is made"
@@ -101,8 +95,7 @@ def gather_frames(
         raise ValueError(f"channels is {channels}; a window of {window} frames fills {COLOURS * window}")
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
-    run = gather_frames_op if use_op("gather_frames", impl, video_BTHWC) else gather_frames_reference
-    return run(video_BTHWC, keep_BK, list(mean), list(std), window, channels, dtype)
+    return gather_frames_op.run(impl, video_BTHWC, keep_BK, list(mean), list(std), window, channels, dtype)
 
 
 def fuse_tokens(
@@ -126,20 +119,13 @@ def fuse_tokens(
     Returns:
         (B, K, D) in the dtype of `video_BKD`. Gradients reach video, skeleton and temporal.
     """
-    require_shape("video_BKD", video_BKD, B=None, K=None, D=None)
-    B, K, D = video_BKD.shape
-    require_shape("skeleton_BTD", skeleton_BTD, B=B, T=None, D=D)
-    T = skeleton_BTD.shape[1]
-    require_shape("temporal_TD", temporal_TD, T=T, D=D)
-    require_shape("skeleton_hidden_BK", skeleton_hidden_BK, B=B, K=K)
-    require_dtype("skeleton_hidden_BK", skeleton_hidden_BK, (torch.bool,))
-    for name, tensor in (("video_BKD", video_BKD), ("skeleton_BTD", skeleton_BTD), ("temporal_TD", temporal_TD)):
-        require_dtype(name, tensor, FLOATS)
-    require_same_device("video_BKD", video_BKD, skeleton_BTD=skeleton_BTD, temporal_TD=temporal_TD)
-    require_same_device("video_BKD", video_BKD, skeleton_hidden_BK=skeleton_hidden_BK)
-    _require_keep(keep_BK, B, T, "video_BKD", video_BKD, num_kept=K)
-    run = fuse_tokens_op if use_op("fuse_tokens", impl, video_BKD) else fuse_tokens_reference
-    return run(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
+    tokens = {"video_BKD": video_BKD, "skeleton_BTD": skeleton_BTD, "temporal_TD": temporal_TD}
+    sizes = require_shapes({}, **tokens, keep_BK=keep_BK, skeleton_hidden_BK=skeleton_hidden_BK)
+    require_dtypes(FLOATS, **tokens)
+    require_dtypes((torch.bool,), skeleton_hidden_BK=skeleton_hidden_BK)
+    require_dtypes((torch.int64,), keep_BK=keep_BK)
+    require_kept_frames(keep_BK, sizes["T"])
+    return fuse_tokens_op.run(impl, video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
 
 
 def restore_tokens(
@@ -156,20 +142,16 @@ def restore_tokens(
     Returns:
         (B, T, D) in the dtype of `encoded_BKD`. Gradients reach encoded tokens, mask token and temporal.
     """
-    require_shape("encoded_BKD", encoded_BKD, B=None, K=None, D=None)
-    B, K, D = encoded_BKD.shape
-    require_shape("mask_token_D", mask_token_D, D=D)
-    require_shape("temporal_TD", temporal_TD, T=None, D=D)
-    for name, tensor in (("encoded_BKD", encoded_BKD), ("mask_token_D", mask_token_D), ("temporal_TD", temporal_TD)):
-        require_dtype(name, tensor, FLOATS)
-    require_same_device("encoded_BKD", encoded_BKD, mask_token_D=mask_token_D, temporal_TD=temporal_TD)
-    _require_keep(keep_BK, B, temporal_TD.shape[0], "encoded_BKD", encoded_BKD, num_kept=K)
-    run = restore_tokens_op if use_op("restore_tokens", impl, encoded_BKD) else restore_tokens_reference
-    return run(encoded_BKD, mask_token_D, keep_BK, temporal_TD)
+    tokens = {"encoded_BKD": encoded_BKD, "mask_token_D": mask_token_D, "temporal_TD": temporal_TD}
+    sizes = require_shapes({}, **tokens, keep_BK=keep_BK)
+    require_dtypes(FLOATS, **tokens)
+    require_dtypes((torch.int64,), keep_BK=keep_BK)
+    require_kept_frames(keep_BK, sizes["T"])
+    return restore_tokens_op.run(impl, encoded_BKD, mask_token_D, keep_BK, temporal_TD)
 
 
 def attention(
-    qkv_BN3HE: Tensor,
+    qkv_BNC: Tensor,
     num_heads: int,
     lengths_B: Tensor | None = None,
     *,
@@ -179,28 +161,23 @@ def attention(
     """Multi-head self-attention from the packed projection, without permutes and without N x N matrices in memory.
 
     Args:
-        qkv_BN3HE: (B, N, 3*D), columns q, k, v, each split into heads. The Triton kernel takes N <= 128 and E <= 64.
+        qkv_BNC: (B, N, 3*D), columns q, k, v, each split into heads. The Triton kernel takes N <= 128 and E <= 64.
         num_heads: H; D = H * E.
         lengths_B: int32 or int64, real tokens per clip in [0, N]; the rest is padding: nobody attends to it, and its
             output and gradient are zero.
         scale: of the scores; E**-0.5 by default.
 
     Returns:
-        (B, N, D), heads side by side, in the dtype of `qkv_BN3HE`. Gradient to `qkv_BN3HE`; the backward pass computes
+        (B, N, D), heads side by side, in the dtype of `qkv_BNC`. Gradient to `qkv_BNC`; the backward pass computes
         the probabilities again, so that nothing but the input is kept.
     """
-    require_shape("qkv_BN3HE", qkv_BN3HE, B=None, N=None, QKV=None)
-    require_dtype("qkv_BN3HE", qkv_BN3HE, FLOATS)
-    B, _, packed = qkv_BN3HE.shape
+    packed = require_shapes({}, qkv_BNC=qkv_BNC, lengths_B=lengths_B)["C"]
+    require_dtypes(FLOATS, qkv_BNC=qkv_BNC)
+    require_dtypes((torch.int32, torch.int64), lengths_B=lengths_B)
     if num_heads < 1 or packed % (3 * num_heads) or packed == 0:
-        raise ValueError(f"qkv_BN3HE is {packed} wide, which isn't 3 * D with D a multiple of num_heads={num_heads}")
-    if lengths_B is not None:
-        require_shape("lengths_B", lengths_B, B=B)
-        require_dtype("lengths_B", lengths_B, (torch.int32, torch.int64))
-        require_same_device("qkv_BN3HE", qkv_BN3HE, lengths_B=lengths_B)
+        raise ValueError(f"qkv_BNC is {packed} wide, which isn't 3 * D with D a multiple of num_heads={num_heads}")
     scale = (packed // 3 // num_heads) ** -0.5 if scale is None else scale
-    run = attention_op if use_op("attention", impl, qkv_BN3HE) else attention_reference
-    return run(qkv_BN3HE, num_heads, scale, lengths_B)
+    return attention_op.run(impl, qkv_BNC, num_heads, scale, lengths_B)
 
 
 def layer_targets(
@@ -224,13 +201,13 @@ def layer_targets(
         (B, T, D) float32 (float64 for float64 layers), without gradient. Only "instance" with "none" is fused; other
         combinations run the reference under impl="auto", which the log says, and are refused under impl="triton".
     """
-    require_shape("layers_LBTD", layers_LBTD, L=None, B=None, T=None, D=None)
-    require_dtype("layers_LBTD", layers_LBTD, FLOATS)
+    sizes = require_shapes({}, layers_LBTD=layers_LBTD)
+    require_dtypes(FLOATS, layers_LBTD=layers_LBTD)
     if normalise_layer not in NORMALISED_AXES:
         raise ValueError(f"normalise_layer is {normalise_layer!r}; expected one of {', '.join(NORMALISED_AXES)}")
     if normalise_average not in ("instance", "layer", "none"):
         raise ValueError(f"normalise_average is {normalise_average!r}; expected one of instance, layer, none")
-    if 0 in layers_LBTD.shape[:1]:
+    if sizes["L"] == 0:
         raise ValueError("layers_LBTD holds no layer; expected at least one to average")
     fused = normalise_layer == "instance" and normalise_average == "none"
     if impl == "triton" and not fused:
@@ -241,9 +218,7 @@ def layer_targets(
     if not fused:
         announce("layer_targets", f"PyTorch reference ({normalise_layer}, then {normalise_average}, isn't fused)")
         return layer_targets_reference(layers_LBTD, eps, normalise_layer, normalise_average)
-    if use_op("layer_targets", impl, layers_LBTD):
-        return layer_targets_op(layers_LBTD.detach(), eps)
-    return layer_targets_reference(layers_LBTD, eps, normalise_layer, normalise_average)
+    return layer_targets_op.run(impl, layers_LBTD.detach(), eps)
 
 
 def masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -257,17 +232,10 @@ def masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor, *,
     Returns:
         A float32 scalar (float64 for a float64 prediction); 0 if nothing is scored.
     """
-    require_shape("prediction_BTD", prediction_BTD, B=None, T=None, D=None)
-    B, T, D = prediction_BTD.shape
-    require_shape("target_BTD", target_BTD, B=B, T=T, D=D)
-    require_shape("scored_BT", scored_BT, B=B, T=T)
-    require_dtype("prediction_BTD", prediction_BTD, FLOATS)
-    require_dtype("target_BTD", target_BTD, FLOATS)
-    require_dtype("scored_BT", scored_BT, (torch.bool,))
-    require_same_device("prediction_BTD", prediction_BTD, target_BTD=target_BTD, scored_BT=scored_BT)
-    if not use_op("masked_mse", impl, prediction_BTD):
-        return masked_mse_reference(prediction_BTD, target_BTD, scored_BT)
-    loss, _ = masked_mse_op(prediction_BTD, target_BTD.detach(), scored_BT)
+    require_shapes({}, prediction_BTD=prediction_BTD, target_BTD=target_BTD, scored_BT=scored_BT)
+    require_dtypes(FLOATS, prediction_BTD=prediction_BTD, target_BTD=target_BTD)
+    require_dtypes((torch.bool,), scored_BT=scored_BT)
+    loss, _ = masked_mse_op.run(impl, prediction_BTD, target_BTD.detach(), scored_BT)
     return loss
 
 
@@ -293,26 +261,16 @@ def add_layer_norm(
         The sum, in the terms' common dtype, and its norm; both (B, N, D). Gradients reach both terms, weight and bias. The
         Triton kernel takes D <= 8192.
     """
-    require_shape("x_BND", x_BND, B=None, N=None, D=None)
-    B, N, D = x_BND.shape
-    tensors = {"x_BND": x_BND, "weight_D": weight_D, "bias_D": bias_D}
-    require_shape("weight_D", weight_D, D=D)
-    require_shape("bias_D", bias_D, D=D)
-    if branch_BND is not None:
-        require_shape("branch_BND", branch_BND, B=B, N=N, D=D)
-        tensors["branch_BND"] = branch_BND
-    for name, tensor in tensors.items():
-        require_dtype(name, tensor, FLOATS)
-        require_same_device("x_BND", x_BND, **{name: tensor})
-    if D == 0:
+    tensors = {"x_BND": x_BND, "branch_BND": branch_BND, "weight_D": weight_D, "bias_D": bias_D}
+    sizes = require_shapes({}, **tensors)
+    require_dtypes(FLOATS, **tensors)
+    if sizes["D"] == 0:
         raise ValueError("x_BND has no channel; a LayerNorm needs at least one")
     if dtype is None:
         dtype = x_BND.dtype if branch_BND is None else torch.promote_types(x_BND.dtype, branch_BND.dtype)
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
-    if not use_op("add_layer_norm", impl, x_BND):
-        return add_layer_norm_reference(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
-    total_BND, normed_BND, _, _ = add_layer_norm_op(x_BND, branch_BND, weight_D, bias_D, eps, dtype)
+    total_BND, normed_BND, _, _ = add_layer_norm_op.run(impl, x_BND, branch_BND, weight_D, bias_D, eps, dtype)
     return x_BND if branch_BND is None else total_BND, normed_BND
 
 
@@ -326,12 +284,9 @@ def bias_gelu(x_BNH: Tensor, bias_H: Tensor, *, impl: Impl = "auto") -> Tensor:
     Returns:
         (B, N, H) in the dtype of `x_BNH`. Gradients reach the product and the bias; only the product is kept for them.
     """
-    require_shape("x_BNH", x_BNH, B=None, N=None, H=None)
-    require_shape("bias_H", bias_H, H=x_BNH.shape[2])
-    require_dtype("x_BNH", x_BNH, FLOATS)
-    require_dtype("bias_H", bias_H, FLOATS)
-    require_same_device("x_BNH", x_BNH, bias_H=bias_H)
-    return (bias_gelu_op if use_op("bias_gelu", impl, x_BNH) else bias_gelu_reference)(x_BNH, bias_H)
+    require_shapes({}, x_BNH=x_BNH, bias_H=bias_H)
+    require_dtypes(FLOATS, x_BNH=x_BNH, bias_H=bias_H)
+    return bias_gelu_op.run(impl, x_BNH, bias_H)
 
 
 def batch_norm_prelu(
@@ -364,45 +319,30 @@ def batch_norm_prelu(
         (F, C, H, W) in channels-last memory, in the common dtype of x and shortcut. Gradients reach x, the shortcut, weight,
         bias and slope.
     """
-    require_shape("x_FCHW", x_FCHW, F=None, C=None, H=None, W=None)
-    F, C, H, W = x_FCHW.shape
-    maps = {"x_FCHW": x_FCHW}
-    if shortcut_FCHW is not None:
-        require_shape("shortcut_FCHW", shortcut_FCHW, F=F, C=C, H=H, W=W)
-        maps["shortcut_FCHW"] = shortcut_FCHW
+    maps = {"x_FCHW": x_FCHW, "shortcut_FCHW": shortcut_FCHW}
     vectors = {"weight_C": weight_C, "bias_C": bias_C, "slope_C": slope_C}
     vectors |= {"running_mean_C": running_mean_C, "running_variance_C": running_variance_C}
-    for name, tensor in vectors.items():
-        require_shape(name, tensor, C=C)
-    for name, tensor in {**maps, **vectors}.items():
-        require_dtype(name, tensor, FLOATS)
-    require_same_device("x_FCHW", x_FCHW, shortcut_FCHW=shortcut_FCHW, **vectors)
+    sizes = require_shapes({}, **maps, **vectors)
+    require_dtypes(FLOATS, **maps, **vectors)
     for name, tensor in maps.items():
-        if not tensor.is_contiguous(memory_format=torch.channels_last):
+        if tensor is not None and not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(
                 f"{name} has strides {tensor.stride()}; expected channels-last memory; "
                 "call .contiguous(memory_format=torch.channels_last) where the map is made"
             )
-    if training and F * H * W < 2:
+    count = sizes["F"] * sizes["H"] * sizes["W"]
+    if training and count < 2:
         raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; training needs at least two values per channel")
-    run = batch_norm_prelu_op if use_op("batch_norm_prelu", impl, x_FCHW) else batch_norm_prelu_reference
-    mean_C, variance_C = (None if training else running_C for running_C in (running_mean_C, running_variance_C))
-    out_FCHW, mean_C, variance_C = run(x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, mean_C, variance_C, eps)
+    given = (None, None) if training else (running_mean_C, running_variance_C)
+    out_FCHW, mean_C, variance_C = batch_norm_prelu_op.run(
+        impl, x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, *given, eps
+    )
     if training:
         _update_running(running_mean_C, mean_C, momentum)
-        _update_running(running_variance_C, variance_C * (F * H * W / (F * H * W - 1)), momentum)
+        _update_running(running_variance_C, variance_C * (count / (count - 1)), momentum)
     return out_FCHW
 
 
 @torch.no_grad()
 def _update_running(running_C: Tensor, batch_C: Tensor, momentum: float) -> None:
     running_C.lerp_(batch_C.detach().to(running_C.dtype), momentum)
-
-
-def _require_keep(
-    keep_BK: Tensor, num_clips: int, num_frames: int, other_name: str, other: Tensor, num_kept: int | None = None
-) -> None:
-    require_shape("keep_BK", keep_BK, B=num_clips, K=num_kept)
-    require_dtype("keep_BK", keep_BK, (torch.int64,))
-    require_same_device(other_name, other, keep_BK=keep_BK)
-    require_kept_frames(keep_BK, num_frames)

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
 from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -187,14 +187,9 @@ def launch_fuse_tokens(
         (triton.cdiv(B * K, rows), triton.cdiv(D, channels)),
         *(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD, student_BKD),
         *(B * K, K, skeleton_BTD.shape[1], D),
-        *video_BKD.stride(),
-        *skeleton_BTD.stride(),
-        *keep_BK.stride(),
-        *skeleton_hidden_BK.stride(),
-        *temporal_TD.stride(),
+        *strides(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return student_BKD
 
@@ -219,83 +214,27 @@ def launch_fuse_tokens_backward(
         (chunks, triton.cdiv(num_frames, frames), triton.cdiv(D, channels)),
         *(grad_BKD, keep_BK, skeleton_hidden_BK, grad_video_BKD, grad_skeleton_BTD, partial_CTD),
         *(B, K, num_frames, D, clips_per_chunk),
-        *grad_BKD.stride(),
-        *keep_BK.stride(),
-        *skeleton_hidden_BK.stride(),
+        *strides(grad_BKD, keep_BK, skeleton_hidden_BK),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::fuse_tokens", mutates_args=(), device_types="cpu")
-def fuse_tokens_op(
-    video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, skeleton_hidden_BK: Tensor, temporal_TD: Tensor
-) -> Tensor:
-    """See `functional.fuse_tokens`."""
-    run = on_cpu(fuse_tokens_reference, launch_fuse_tokens)
-    return run(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
-
-
-@torch.library.custom_op("svdata2vec::fuse_tokens_backward", mutates_args=(), device_types="cpu")
-def fuse_tokens_backward_op(
-    grad_BKD: Tensor,
-    keep_BK: Tensor,
-    skeleton_hidden_BK: Tensor,
-    num_frames: int,
-    skeleton_dtype: torch.dtype,
-    temporal_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `fuse_tokens` with respect to video, skeleton and temporal."""
-    run = on_cpu(fuse_tokens_backward_reference, launch_fuse_tokens_backward)
-    return run(grad_BKD, keep_BK, skeleton_hidden_BK, num_frames, skeleton_dtype, temporal_dtype)
-
-
-fuse_tokens_op.register_kernel("cuda")(launch_fuse_tokens)
-fuse_tokens_backward_op.register_kernel("cuda")(launch_fuse_tokens_backward)
-
-
-@fuse_tokens_op.register_fake
-def _(video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, hidden_BK: Tensor, temporal_TD: Tensor) -> Tensor:
-    return video_BKD.new_empty(video_BKD.shape)
-
-
-@fuse_tokens_backward_op.register_fake
-def _(
-    grad_BKD: Tensor,
-    keep_BK: Tensor,
-    hidden_BK: Tensor,
-    num_frames: int,
-    skeleton_dtype: torch.dtype,
-    temporal_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    B, _, D = grad_BKD.shape
-    return (
-        grad_BKD.new_empty(grad_BKD.shape),
-        grad_BKD.new_empty((B, num_frames, D), dtype=skeleton_dtype),
-        grad_BKD.new_empty((num_frames, D), dtype=temporal_dtype),
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save(inputs: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
     _, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD = inputs
-    ctx.save_for_backward(keep_BK, skeleton_hidden_BK)
-    ctx.num_frames = skeleton_BTD.shape[1]
-    ctx.dtypes = skeleton_BTD.dtype, temporal_TD.dtype
+    return keep_BK, skeleton_hidden_BK, skeleton_BTD.shape[1], skeleton_BTD.dtype, temporal_TD.dtype
 
 
-def _backward(ctx: Any, grad_BKD: Tensor) -> tuple[Tensor | None, ...]:
-    keep_BK, skeleton_hidden_BK = ctx.saved_tensors
-    video, skeleton, temporal = fuse_tokens_backward_op(
-        grad_BKD, keep_BK, skeleton_hidden_BK, ctx.num_frames, *ctx.dtypes
-    )
-    return video, skeleton, None, None, temporal
-
-
-fuse_tokens_op.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(fuse_tokens_backward_op, "fuse_tokens")
+fuse_tokens_backward_op = register_op("fuse_tokens_backward", fuse_tokens_backward_reference, launch_fuse_tokens_backward)
+fuse_tokens_op = register_op(
+    "fuse_tokens",
+    fuse_tokens_reference,
+    launch_fuse_tokens,
+    backward=fuse_tokens_backward_op,
+    differentiable=["video_BKD", "skeleton_BTD", "temporal_TD"],
+    save=_save,
+)

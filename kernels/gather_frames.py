@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
 
@@ -126,49 +126,18 @@ def launch_gather_frames(
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
         *video_BTHWC.stride()[:2],
-        *keep_BK.stride(),
+        *strides(keep_BK),
         *mean,
         *(1.0 / value for value in std),
         WINDOW=window,
         CHANNELS=channels,
         BLOCK_S=block_s,
         BLOCK_P=block_p,
-        num_warps=4,
     )
     return windows_RHWS.permute(0, 3, 1, 2)
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::gather_frames", mutates_args=(), device_types="cpu")
-def gather_frames_op(
-    video_BTHWC: Tensor,
-    keep_BK: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    window: int,
-    channels: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """See `functional.gather_frames`. No gradient: pixels are integers."""
-    run = on_cpu(gather_frames_reference, launch_gather_frames)
-    return run(video_BTHWC, keep_BK, mean, std, window, channels, dtype)
-
-
-gather_frames_op.register_kernel("cuda")(launch_gather_frames)
-
-
-@gather_frames_op.register_fake
-def _(
-    video_BTHWC: Tensor,
-    keep_BK: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    window: int,
-    channels: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    H, W = video_BTHWC.shape[2:4]
-    rows = keep_BK.shape[0] * keep_BK.shape[1]
-    return video_BTHWC.new_empty((rows, H, W, channels), dtype=dtype).permute(0, 3, 1, 2)
+# No gradient: pixels are integers.
+gather_frames_op = register_op("gather_frames", gather_frames_reference, launch_gather_frames)

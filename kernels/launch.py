@@ -22,7 +22,7 @@ TILE_CHANNELS = 256
 NUM_STAGES = 1
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
     """Start `kernel` on the device of the first argument; an empty grid is nothing to do.
 
     Raises:
@@ -41,6 +41,11 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_wa
     """The launch itself; a function of its own so that tests can look at every launch without a GPU."""
     # One stage: the loops are short, and the registers that prefetching takes are worth more as occupancy.
     kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=NUM_STAGES)
+
+
+def strides(*tensors: Tensor) -> tuple[int, ...]:
+    """The strides of all tensors in a row, as the kernels take them."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride())
 
 
 def channel_tile(width: int) -> tuple[int, int]:

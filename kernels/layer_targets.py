@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.register import register_op
 
 LayerNormalisation = Literal["instance", "layer", "batch", "none"]
 AverageNormalisation = Literal["instance", "layer", "none"]
@@ -29,12 +29,15 @@ NORMALISED_AXES: dict[str, tuple[int, ...]] = {"instance": (-2,), "layer": (-1,)
 
 
 def layer_targets_reference(
-    layers_LBTD: Tensor, eps: float, normalise_layer: LayerNormalisation, normalise_average: AverageNormalisation
+    layers_LBTD: Tensor,
+    eps: float,
+    normalise_layer: LayerNormalisation = "instance",
+    normalise_average: AverageNormalisation = "none",
 ) -> Tensor:
-    """Plain PyTorch in at least float32, which is also the dtype of the result."""
+    """Plain PyTorch in at least float32, which is also the dtype of the result. The defaults are the case with a kernel."""
     exact = torch.promote_types(layers_LBTD.dtype, torch.float32)
     target_BTD = _normalise(layers_LBTD.detach().to(exact), normalise_layer, eps).mean(0)
-    return _normalise(target_BTD, normalise_average, eps)
+    return _normalise(target_BTD, normalise_average, eps).contiguous()
 
 
 def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
@@ -108,31 +111,14 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
         (B, triton.cdiv(D, channels)) if T else (0,),
         *(layers_LBTD, target_BTD),
         *(L, T, D),
-        *layers_LBTD.stride(),
+        *strides(layers_LBTD),
         eps,
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return target_BTD
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::layer_targets", mutates_args=(), device_types="cpu")
-def layer_targets_op(layers_LBTD: Tensor, eps: float) -> Tensor:
-    """See `functional.layer_targets`; the fused case: instance normalisation per layer, none of the average."""
-    return on_cpu(_fused_reference, launch_layer_targets)(layers_LBTD, eps)
-
-
-def _fused_reference(layers_LBTD: Tensor, eps: float) -> Tensor:
-    return layer_targets_reference(layers_LBTD, eps, "instance", "none").contiguous()
-
-
-layer_targets_op.register_kernel("cuda")(launch_layer_targets)
-
-
-@layer_targets_op.register_fake
-def _(layers_LBTD: Tensor, eps: float) -> Tensor:
-    return layers_LBTD.new_empty(layers_LBTD.shape[1:], dtype=torch.promote_types(layers_LBTD.dtype, torch.float32))
+layer_targets_op = register_op("layer_targets", layer_targets_reference, launch_layer_targets)

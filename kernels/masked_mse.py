@@ -7,23 +7,22 @@ No scored position at all gives loss 0 and gradient 0. Only the prediction has a
 B clips, T frames, D width.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
-from svdata2vec.kernels.launch import channel_tile, launch
+from svdata2vec.kernels.launch import channel_tile, launch, strides
+from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
 
-def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
-    """Plain PyTorch in at least float32, which is also the dtype of the result."""
-    error_BTD = _scored_difference(prediction_BTD, target_BTD.detach(), scored_BT)
-    return error_BTD.square().mean(-1).sum() / scored_BT.sum().clamp(min=1)
+def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch: the loss, in at least float32, and the number of scored positions."""
+    error_BTD = _scored_difference(prediction_BTD, target_BTD, scored_BT)
+    num_scored = scored_BT.sum()
+    return error_BTD.square().mean(-1).sum() / num_scored.clamp(min=1), num_scored
 
 
 def masked_mse_backward_reference(
@@ -169,14 +168,11 @@ def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Ten
         (programs,),
         *(prediction_BTD, target_BTD, scored_BT, error_P, count_P),
         *(B * T, T, D),
-        *prediction_BTD.stride(),
-        *target_BTD.stride(),
-        *scored_BT.stride(),
+        *strides(prediction_BTD, target_BTD, scored_BT),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
-    launch(_finish_kernel, (1,), error_P, count_P, loss, num_scored, programs, D, BLOCK=1024, num_warps=4)
+    launch(_finish_kernel, (1,), error_P, count_P, loss, num_scored, programs, D, BLOCK=1024)
     return loss, num_scored
 
 
@@ -192,60 +188,21 @@ def launch_masked_mse_backward(
         (triton.cdiv(B * T, rows), triton.cdiv(D, channels)),
         *(grad, num_scored, prediction_BTD, target_BTD, scored_BT, grad_BTD),
         *(B * T, T, D),
-        *prediction_BTD.stride(),
-        *target_BTD.stride(),
-        *scored_BT.stride(),
+        *strides(prediction_BTD, target_BTD, scored_BT),
         BLOCK_R=rows,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return grad_BTD
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::masked_mse", mutates_args=(), device_types="cpu")
-def masked_mse_op(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """See `functional.masked_mse`; the number of scored positions comes along for the backward pass."""
-    return on_cpu(_counted_reference, launch_masked_mse)(prediction_BTD, target_BTD, scored_BT)
-
-
-def _counted_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
-    return masked_mse_reference(prediction_BTD, target_BTD, scored_BT), scored_BT.sum()
-
-
-@torch.library.custom_op("svdata2vec::masked_mse_backward", mutates_args=(), device_types="cpu")
-def masked_mse_backward_op(
-    grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor
-) -> Tensor:
-    """Gradient of `masked_mse` with respect to the prediction; `grad` is the scalar gradient of the loss."""
-    run = on_cpu(masked_mse_backward_reference, launch_masked_mse_backward)
-    return run(grad, num_scored, prediction_BTD, target_BTD, scored_BT)
-
-
-masked_mse_op.register_kernel("cuda")(launch_masked_mse)
-masked_mse_backward_op.register_kernel("cuda")(launch_masked_mse_backward)
-
-
-@masked_mse_op.register_fake
-def _(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
-    exact = torch.promote_types(prediction_BTD.dtype, torch.float32)
-    return prediction_BTD.new_empty((), dtype=exact), prediction_BTD.new_empty((), dtype=torch.int64)
-
-
-@masked_mse_backward_op.register_fake
-def _(grad: Tensor, num_scored: Tensor, prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> Tensor:
-    return prediction_BTD.new_empty(prediction_BTD.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1], *inputs)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return masked_mse_backward_op(grad, *ctx.saved_tensors), None, None
-
-
-masked_mse_op.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(masked_mse_backward_op, "masked_mse")
+masked_mse_backward_op = register_op("masked_mse_backward", masked_mse_backward_reference, launch_masked_mse_backward)
+masked_mse_op = register_op(
+    "masked_mse",
+    masked_mse_reference,
+    launch_masked_mse,
+    backward=masked_mse_backward_op,
+    differentiable=["prediction_BTD"],
+    save=lambda inputs, results: (results[1], *inputs),  # the number of scored positions first
+)

@@ -5,16 +5,14 @@
 B clips, T frames, K kept frames, D width.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.dispatch import on_cpu, refuse_double_backward
 from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch
+from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.register import register_op
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -148,14 +146,10 @@ def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Te
         (B, triton.cdiv(T, frames), triton.cdiv(D, channels)),
         *(encoded_BKD, mask_token_D, keep_BK, temporal_TD, full_BTD),
         *(K, T, D),
-        *encoded_BKD.stride(),
-        *mask_token_D.stride(),
-        *keep_BK.stride(),
-        *temporal_TD.stride(),
+        *strides(encoded_BKD, mask_token_D, keep_BK, temporal_TD),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     return full_BTD
 
@@ -175,12 +169,10 @@ def launch_restore_tokens_backward(
         (chunks, triton.cdiv(T, frames), triton.cdiv(D, channels)),
         *(grad_BTD, keep_BK, grad_encoded_BKD, *partial_2CTD),
         *(B, K, T, D, clips_per_chunk),
-        *grad_BTD.stride(),
-        *keep_BK.stride(),
+        *strides(grad_BTD, keep_BK),
         BLOCK_K=triton.next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
-        num_warps=4,
     )
     all_TD, masked_TD = partial_2CTD.sum(1)
     return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)
@@ -188,54 +180,14 @@ def launch_restore_tokens_backward(
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-
-@torch.library.custom_op("svdata2vec::restore_tokens", mutates_args=(), device_types="cpu")
-def restore_tokens_op(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
-    """See `functional.restore_tokens`."""
-    return on_cpu(restore_tokens_reference, launch_restore_tokens)(encoded_BKD, mask_token_D, keep_BK, temporal_TD)
-
-
-@torch.library.custom_op("svdata2vec::restore_tokens_backward", mutates_args=(), device_types="cpu")
-def restore_tokens_backward_op(
-    grad_BTD: Tensor, keep_BK: Tensor, mask_dtype: torch.dtype, temporal_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `restore_tokens` with respect to encoded, mask token and temporal."""
-    run = on_cpu(restore_tokens_backward_reference, launch_restore_tokens_backward)
-    return run(grad_BTD, keep_BK, mask_dtype, temporal_dtype)
-
-
-restore_tokens_op.register_kernel("cuda")(launch_restore_tokens)
-restore_tokens_backward_op.register_kernel("cuda")(launch_restore_tokens_backward)
-
-
-@restore_tokens_op.register_fake
-def _(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
-    return encoded_BKD.new_empty((encoded_BKD.shape[0], temporal_TD.shape[0], encoded_BKD.shape[2]))
-
-
-@restore_tokens_backward_op.register_fake
-def _(
-    grad_BTD: Tensor, keep_BK: Tensor, mask_dtype: torch.dtype, temporal_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, D = grad_BTD.shape
-    return (
-        grad_BTD.new_empty((B, keep_BK.shape[1], D)),
-        grad_BTD.new_empty((D,), dtype=mask_dtype),
-        grad_BTD.new_empty((T, D), dtype=temporal_dtype),
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _, mask_token_D, keep_BK, temporal_TD = inputs
-    ctx.save_for_backward(keep_BK)
-    ctx.dtypes = mask_token_D.dtype, temporal_TD.dtype
-
-
-def _backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
-    (keep_BK,) = ctx.saved_tensors
-    encoded, mask_token, temporal = restore_tokens_backward_op(grad_BTD, keep_BK, *ctx.dtypes)
-    return encoded, mask_token, None, temporal
-
-
-restore_tokens_op.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(restore_tokens_backward_op, "restore_tokens")
+restore_tokens_backward_op = register_op(
+    "restore_tokens_backward", restore_tokens_backward_reference, launch_restore_tokens_backward
+)
+restore_tokens_op = register_op(
+    "restore_tokens",
+    restore_tokens_reference,
+    launch_restore_tokens,
+    backward=restore_tokens_backward_op,
+    differentiable=["encoded_BKD", "mask_token_D", "temporal_TD"],
+    save=lambda inputs, results: (inputs[2], inputs[1].dtype, inputs[3].dtype),  # keep_BK, and dtypes of two gradients
+)

@@ -1,19 +1,18 @@
-"""The fused steps of the blocks, Triton against the references, on a GPU for real or by the interpreter."""
+"""The fused ops of the blocks, Triton against the references, on a GPU for real or by the interpreter."""
 
 import kernel_cases as cases
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_compare import all_dtypes, assert_op, layouts
+from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
-from torch import Tensor
+from kernel_inputs import CALLS, Draw, Sizes, batch_norm_prelu
 
 from svdata2vec.kernels import add_layer_norm, batch_statistics, bias_gelu, launch
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.batch_norm_prelu import _apply_kernel
 from svdata2vec.kernels.batch_statistics import _statistics_kernel
-from svdata2vec.kernels.dispatch import Impl
 
 pytestmark = triton_marks()
 
@@ -43,14 +42,9 @@ def shrink_tiles(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(batch_statistics, "MERGED_CHUNKS", 2)
 
 
-def check_add_layer_norm(shape: tuple[int, int, int], dtype: torch.dtype, layout: str = "contiguous") -> None:
-    D = shape[2]
-    assert_op(
-        lambda x, branch, weight, bias, impl: torch.stack(K.add_layer_norm(x, branch, weight, bias, impl=impl)),
-        # A mean far from zero: the variance must not be computed as a difference of large numbers.
-        [torch.randn(shape).to(dtype) + 3, torch.randn(shape).to(dtype), torch.randn(D).to(dtype), torch.randn(D).to(dtype)],
-        layout,
-    )
+def check(op: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str = "contiguous") -> None:
+    B, T, D = shape
+    assert_call(CALLS[op](Sizes(B, T, D=D, hidden=D), Draw(dtype, DEVICE, dtype)), layout)
 
 
 @all_dtypes
@@ -59,23 +53,20 @@ def check_add_layer_norm(shape: tuple[int, int, int], dtype: torch.dtype, layout
 def test_add_layer_norm(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
     if shape == (1, 1, 1):
         shape = (1, 1, 2)  # of a single channel the norm is the bias, and every gradient exactly zero
-    check_add_layer_norm(shape, dtype, layout)
+    check("add_layer_norm", shape, dtype, layout)
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_add_layer_norm_in_many_tiles() -> None:
-    check_add_layer_norm((5, 7, 19), torch.float32)
+    check("add_layer_norm", (5, 7, 19), torch.float32)
 
 
 @all_dtypes
 @layouts
 def test_add_layer_norm_without_a_branch_is_the_layer_norm(dtype: torch.dtype, layout: str) -> None:
-    def run(x: Tensor, weight: Tensor, bias: Tensor, impl: Impl) -> Tensor:
-        total, normed = K.add_layer_norm(x, None, weight, bias, impl=impl)
-        assert total is x
-        return normed
-
-    assert_op(run, [torch.randn(3, 5, 37).to(dtype) + 3, torch.randn(37).to(dtype), torch.randn(37).to(dtype)], layout)
+    check("add_layer_norm without a branch", (3, 5, 37), dtype, layout)
+    x, ones = torch.randn(3, 5, 37, device=DEVICE), torch.ones(37, device=DEVICE)
+    assert K.add_layer_norm(x, None, ones, ones, impl="triton")[0] is x
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["the sum", "the norm"])
@@ -95,7 +86,7 @@ def test_add_layer_norm_under_autocast_writes_what_the_next_product_reads(dtype:
     norm = torch.nn.LayerNorm(24).to(DEVICE)
     torch.nn.init.normal_(norm.weight)
     leaves = [x.requires_grad_(), branch.requires_grad_(), norm.weight, norm.bias]
-    total, normed = K.add_layer_norm(*leaves, dtype=dtype, impl="triton")
+    total, normed = K.add_layer_norm(x, branch, norm.weight, norm.bias, dtype=dtype, impl="triton")
     assert (total.dtype, normed.dtype) == (torch.float32, dtype)
     plain = x + branch
     want = norm(plain)
@@ -113,13 +104,12 @@ def test_add_layer_norm_under_autocast_writes_what_the_next_product_reads(dtype:
 @layouts
 @pytest.mark.parametrize("shape", ROWS)
 def test_bias_gelu(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
-    inputs = [2 * torch.randn(shape).to(dtype), torch.randn(shape[2]).to(dtype)]
-    assert_op(lambda x, bias, impl: K.bias_gelu(x, bias, impl=impl), inputs, layout)
+    check("bias_gelu", shape, dtype, layout)
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_bias_gelu_in_many_tiles() -> None:
-    assert_op(lambda x, bias, impl: K.bias_gelu(x, bias, impl=impl), [torch.randn(5, 7, 19), torch.randn(19)])
+    check("bias_gelu", (5, 7, 19), torch.float32)
 
 
 def test_bias_gelu_far_from_zero_is_the_identity_or_nothing() -> None:
@@ -133,19 +123,8 @@ def test_bias_gelu_far_from_zero_is_the_identity_or_nothing() -> None:
 def check_batch_norm(
     shape: tuple[int, int, int, int], dtype: torch.dtype, training: bool, shortcut: bool, layout: str = "contiguous"
 ) -> None:
-    C = shape[1]
-    running = [torch.randn(C).to(DEVICE), torch.rand(C).to(DEVICE) + 0.5]
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *more: Tensor, impl: Impl) -> Tensor:
-        statistics = [tensor.to(torch.promote_types(x.dtype, torch.float32)) for tensor in running]
-        added = cases.channels_last(more[0]) if more else None
-        return K.batch_norm_prelu(
-            cases.channels_last(x), weight, bias, slope, *statistics, shortcut_FCHW=added, training=training, impl=impl
-        )
-
-    maps = [(2 * torch.randn(shape) + 3).to(dtype), *([torch.randn(shape).to(dtype)] if shortcut else [])]
-    vectors = [torch.randn(C).to(dtype) for _ in range(3)]  # slopes of both signs
-    assert_op(run, [maps[0], *vectors, *maps[1:]], layout)
+    call = batch_norm_prelu(Sizes(maps=shape), Draw(dtype, DEVICE, dtype), shortcut=shortcut, training=training)
+    assert_call(call, layout)
 
 
 MAPS = [

@@ -1,27 +1,27 @@
 """The ops as PyTorch sees them: registration, `torch.compile`, refused second derivatives, refused input."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import kernel_cases as cases
 import pytest
 import torch
+from kernel_compare import LAYOUTS, called_ops
+from kernel_inputs import CALLS, Draw, Sizes
+from kernel_step import step_inputs, step_loss
 from torch import Tensor
 
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
-from svdata2vec.kernels.add_layer_norm import add_layer_norm_backward_op, add_layer_norm_op, launch_add_layer_norm
-from svdata2vec.kernels.attention import attention_backward_op, attention_op, launch_attention
-from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_backward_op, batch_norm_prelu_op
-from svdata2vec.kernels.bias_gelu import bias_gelu_backward_op, bias_gelu_op
+from svdata2vec.kernels.add_layer_norm import launch_add_layer_norm
+from svdata2vec.kernels.attention import launch_attention
 from svdata2vec.kernels.dispatch import INTERPRETED
-from svdata2vec.kernels.fuse_tokens import fuse_tokens_backward_op, fuse_tokens_op
-from svdata2vec.kernels.gather_frames import gather_frames_op
-from svdata2vec.kernels.layer_targets import launch_layer_targets, layer_targets_op
-from svdata2vec.kernels.masked_mse import masked_mse_backward_op, masked_mse_op
-from svdata2vec.kernels.restore_tokens import restore_tokens_backward_op, restore_tokens_op
+from svdata2vec.kernels.layer_targets import launch_layer_targets
 
 B, T, KEPT, D = 2, 5, 3, 4
+SMALL = Sizes(B, T, KEPT, D, L=3, H=2, hidden=6, side=6, maps=(B, D, 3, 2))
+differentiable = pytest.mark.parametrize("name", [name for name in CALLS if name not in ("gather_frames", "layer_targets")])
 
 
 def leaf(*shape: int) -> Tensor:
@@ -48,153 +48,54 @@ def maps(dtype: torch.dtype = torch.float32) -> Tensor:
     return cases.channels_last(torch.randn(B, D, 3, 2, dtype=dtype)).requires_grad_()
 
 
-def vectors(count: int) -> list[Tensor]:
-    return [torch.rand(D) + 0.5 for _ in range(count)]
+@pytest.mark.parametrize(("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "transposed")], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
+    """Of an op and its backward op: schema, autograd registration, fake tensors (shape, stride, dtype) and compilation with
+    dynamic shapes."""
+    call = CALLS[name](SMALL, Draw(dtype))
+    ops = called_ops(call, LAYOUTS[layout])
+    assert [op.name() for op, _ in ops] == [f"svdata2vec::{call.op}{end}" for end in ("", "_backward")[: len(ops)]]
+    assert len(ops) == 1 + (name not in ("gather_frames", "layer_targets"))
+    for op, arguments in ops:
+        outcome = torch.library.opcheck(op, tuple(arguments))
+        assert set(outcome.values()) == {"SUCCESS"}
 
 
-RUNS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
-    "gather_frames": (gather_frames_op, lambda: (video(), keep(), [1.0] * 3, [2.0] * 3, 5, 16, torch.bfloat16)),
-    "fuse_tokens": (fuse_tokens_op, lambda: (leaf(B, KEPT, D), leaf(B, T, D), keep(), hidden(), leaf(T, D))),
-    "fuse_tokens of strided video": (
-        fuse_tokens_op,
-        lambda: (leaf(KEPT, B, D).transpose(0, 1), leaf(B, T, D).bfloat16(), keep(), hidden(), leaf(D, T).T),
-    ),
-    "fuse_tokens_backward": (
-        fuse_tokens_backward_op,
-        lambda: (torch.randn(B, KEPT, D), keep(), hidden(), T, torch.bfloat16, torch.float32),
-    ),
-    "restore_tokens": (restore_tokens_op, lambda: (leaf(B, KEPT, D), leaf(D), keep(), leaf(T, D))),
-    "restore_tokens_backward": (
-        restore_tokens_backward_op,
-        lambda: (torch.randn(B, T, D).bfloat16(), keep(), torch.float32, torch.bfloat16),
-    ),
-    "attention": (attention_op, lambda: (leaf(B, T, 3 * D), 2, 0.5, None)),
-    "attention of ragged clips": (attention_op, lambda: (leaf(B, T, 3 * D), 2, 0.5, torch.tensor([2, 0]))),
-    "attention of one head": (attention_op, lambda: (leaf(B, T, 3 * D).bfloat16(), 1, 0.5, None)),
-    "attention_backward": (
-        attention_backward_op,
-        lambda: (torch.randn(B, T, D), torch.randn(B, T, 3 * D), 2, 0.5, None),
-    ),
-    "layer_targets": (layer_targets_op, lambda: (torch.randn(3, B, T, D).bfloat16(), 1e-5)),
-    "layer_targets of strided layers": (layer_targets_op, lambda: (torch.randn(3, B, D, T).mT, 1e-5)),
-    "masked_mse": (masked_mse_op, lambda: (leaf(B, T, D), torch.randn(B, T, D), scored())),
-    "masked_mse of strided bfloat16": (
-        masked_mse_op,
-        lambda: (leaf(B, D, T).bfloat16().mT, torch.randn(B, T, D), scored()),
-    ),
-    "masked_mse_backward": (
-        masked_mse_backward_op,
-        lambda: (torch.tensor(1.0), torch.tensor(6), torch.randn(B, D, T).mT, torch.randn(B, T, D), scored()),
-    ),
-    "add_layer_norm": (
-        add_layer_norm_op,
-        lambda: (leaf(B, T, D), leaf(B, D, T).mT.bfloat16(), leaf(D), leaf(D), 1e-5, torch.bfloat16),
-    ),
-    "add_layer_norm without a branch": (
-        add_layer_norm_op,
-        lambda: (leaf(B, D, T).mT, None, leaf(D), leaf(D), 1e-5, torch.float32),
-    ),
-    "add_layer_norm_backward": (
-        add_layer_norm_backward_op,
-        lambda: (torch.randn(B, D, T).mT, *torch.randn(2, B, T, D), *torch.rand(2, B * T), torch.rand(D)),
-    ),
-    "bias_gelu": (bias_gelu_op, lambda: (leaf(B, D, T).mT, leaf(D))),
-    "bias_gelu_backward": (
-        bias_gelu_backward_op,
-        lambda: (torch.randn(B, D, T).mT.bfloat16(), torch.randn(B, T, D).bfloat16(), torch.randn(D)),
-    ),
-    "batch_norm_prelu": (batch_norm_prelu_op, lambda: (maps(), None, leaf(D), leaf(D), leaf(D), None, None, 1e-5)),
-    "batch_norm_prelu in evaluation with a shortcut": (
-        batch_norm_prelu_op,
-        lambda: (maps(torch.bfloat16), maps(), leaf(D), leaf(D), leaf(D), *vectors(2), 1e-5),
-    ),
-    "batch_norm_prelu_backward": (
-        batch_norm_prelu_backward_op,
-        lambda: (torch.randn(B, D, 3, 2), maps().detach(), None, *vectors(5), 1e-5, True),
-    ),
-}
+@pytest.mark.parametrize("name", ["fuse_tokens", "add_layer_norm", "batch_norm_prelu"])
+def test_opcheck_of_terms_in_two_dtypes(name: str) -> None:
+    call = CALLS[name](SMALL, Draw(torch.bfloat16))
+    first = next(iter(call.inputs))
+    call.inputs[first] = call.inputs[first].float()
+    if name == "add_layer_norm":
+        call.fixed["dtype"] = torch.bfloat16
+    for op, arguments in called_ops(call):
+        assert set(torch.library.opcheck(op, tuple(arguments)).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_opcheck(name: str) -> None:
-    """Schema, autograd registration, fake tensors (shape, stride, dtype) and compilation with dynamic shapes."""
-    op, arguments = RUNS[name]
-    outcome = torch.library.opcheck(op, arguments())
-    assert set(outcome.values()) == {"SUCCESS"}
-
-
-def whole_step(tensors: dict[str, Tensor], impl: Any = "auto") -> Tensor:
-    """Every op once, from pixels to loss."""
-    windows = K.gather_frames(tensors["video"], tensors["keep"], impl=impl)
-    batch_norm = [tensors[name] for name in ("scale", "shift", "slope", "running_mean", "running_variance")]
-    windows = K.batch_norm_prelu(windows, *batch_norm, shortcut_FCHW=windows, training=True, impl=impl)
-    tokens = windows.mean((2, 3)).view(B, KEPT, 15) @ tensors["project"]
-    tokens = K.fuse_tokens(tokens, tensors["skeleton"], tensors["keep"], tensors["hidden"], tensors["temporal"], impl=impl)
-    _, normed = K.add_layer_norm(tokens, None, tensors["mask"], tensors["bias"], impl=impl)
-    attended = K.attention(normed @ tensors["qkv"], 2, impl=impl)
-    tokens, normed = K.add_layer_norm(tokens, attended, tensors["mask"], tensors["bias"], impl=impl)
-    tokens = tokens + K.bias_gelu(normed, tensors["bias"], impl=impl)
-    full = K.restore_tokens(tokens, tensors["mask"], tensors["keep"], tensors["temporal"], impl=impl)
-    target = K.layer_targets(torch.stack([tensors["skeleton"], full]), impl=impl)
-    return K.masked_mse(full, target, tensors["scored"], impl=impl)
-
-
-def step_tensors() -> tuple[dict[str, Tensor], list[Tensor]]:
-    leaves = {
-        "project": leaf(15, D),
-        "skeleton": leaf(B, T, D),
-        "temporal": leaf(T, D),
-        "qkv": leaf(D, 3 * D),
-        "mask": leaf(D),
-        "bias": leaf(D),
-        **{name: leaf(15) for name in ("scale", "shift", "slope")},
-    }
-    fixed = {"video": video(), "keep": keep(), "hidden": hidden(), "scored": scored()}
-    fixed |= {"running_mean": torch.zeros(15), "running_variance": torch.ones(15)}
-    return {**leaves, **fixed}, list(leaves.values())
+def test_every_public_function_is_in_the_table() -> None:
+    assert {CALLS[name](SMALL, Draw()).op for name in CALLS} == set(K.__all__)
 
 
 @pytest.mark.parametrize(
     ("impl", "backend"), [pytest.param("auto", "inductor", marks=pytest.mark.inductor), ("torch", "aot_eager")]
 )
-def test_a_step_compiles_without_a_graph_break(impl: str, backend: str) -> None:
-    tensors, leaves = step_tensors()
-    want = whole_step(tensors, impl)
-    got = torch.compile(whole_step, fullgraph=True, backend=backend)(tensors, impl)
+def test_a_step_compiles_without_a_graph_break(impl: Any, backend: str) -> None:
+    inputs = step_inputs("cpu")
+    leaves = list(inputs["leaves"].values())
+    want = step_loss(inputs, impl)
+    got = torch.compile(step_loss, fullgraph=True, backend=backend)(inputs, impl)
     torch.testing.assert_close(got, want)
     got_grads, want_grads = torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves)
     torch.testing.assert_close(got_grads, want_grads, rtol=1e-4, atol=1e-5)
 
 
 def test_the_op_and_the_plain_reference_agree_in_a_step() -> None:
-    tensors, leaves = step_tensors()
-    losses = [whole_step(tensors, impl) for impl in ("auto", "torch")]
+    inputs = step_inputs("cpu")
+    losses = [step_loss(inputs, impl) for impl in ("auto", "torch")]
     torch.testing.assert_close(*losses)
-    grads = [torch.autograd.grad(loss, leaves) for loss in losses]
+    grads = [torch.autograd.grad(loss, list(inputs["leaves"].values())) for loss in losses]
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
-
-
-DIFFERENTIABLE: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
-    "fuse_tokens": lambda impl: (
-        (x := leaf(B, KEPT, D)),
-        K.fuse_tokens(x, leaf(B, T, D), keep(), hidden(), leaf(T, D), impl=impl).square().sum(),
-    ),
-    "restore_tokens": lambda impl: (
-        (x := leaf(B, KEPT, D)),
-        K.restore_tokens(x, leaf(D), keep(), leaf(T, D), impl=impl).square().sum(),
-    ),
-    "attention": lambda impl: ((x := leaf(B, T, 3 * D)), K.attention(x, 2, impl=impl).square().sum()),
-    "masked_mse": lambda impl: (
-        (x := leaf(B, T, D)),
-        K.masked_mse(x, torch.randn(B, T, D), scored(), impl=impl),
-    ),
-    "add_layer_norm": lambda impl: (
-        (x := leaf(B, T, D)),
-        K.add_layer_norm(x, leaf(B, T, D), leaf(D), leaf(D), impl=impl)[1].square().sum(),
-    ),
-    "bias_gelu": lambda impl: ((x := leaf(B, T, D)), K.bias_gelu(x, leaf(D), impl=impl).square().sum()),
-    "batch_norm_prelu": lambda impl: ((x := maps()), normalise(x, impl=impl).square().sum()),
-}
 
 
 def normalise(x: Tensor, **changes: Any) -> Tensor:
@@ -204,15 +105,20 @@ def normalise(x: Tensor, **changes: Any) -> Tensor:
     return K.batch_norm_prelu(**{"x_FCHW": x, **parameters, **running, "training": True, **changes})
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@differentiable
 def test_a_second_derivative_is_refused_by_the_op_and_given_by_the_reference(name: str) -> None:
-    x, value = DIFFERENTIABLE[name]("auto")
-    (grad,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=f"{name} has no second derivative; call it with impl='torch'"):
-        grad.square().sum().backward()
-    x, value = DIFFERENTIABLE[name]("torch")
-    (grad,) = torch.autograd.grad(value, x, create_graph=True)
-    (second,) = torch.autograd.grad(grad.square().sum(), x)
+    call = CALLS[name](SMALL, Draw())
+
+    def square_of_gradient(impl: Any) -> tuple[Tensor, Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in call.inputs.values()]
+        value = torch.stack([value.square().sum() for value in call(*leaves, impl=impl)]).sum()
+        (grad,) = torch.autograd.grad(value, leaves[0], create_graph=True)
+        return leaves[0], grad.square().sum()
+
+    with pytest.raises(RuntimeError, match=f"{call.op} has no second derivative; call it with impl='torch'"):
+        square_of_gradient("auto")[1].backward()
+    x, squared = square_of_gradient("torch")
+    (second,) = torch.autograd.grad(squared, x)
     assert torch.isfinite(second).all()
 
 
@@ -232,8 +138,8 @@ def test_autocast_does_not_reach_into_the_ops(impl: Any) -> None:
     torch.testing.assert_close(run(enabled=True), run(enabled=False), rtol=1e-6, atol=1e-6)
 
 
-def fuse(**changes: Tensor) -> Tensor:
-    tensors = {
+def fuse(**changes: Any) -> Tensor:
+    tensors: dict[str, Any] = {
         "video_BKD": leaf(B, KEPT, D),
         "skeleton_BTD": leaf(B, T, D),
         "keep_BK": keep(),
@@ -244,7 +150,10 @@ def fuse(**changes: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "impl": (lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"), r"attention: impl is 'cuda'; expected 'auto', 'triton'"),
+    "impl": (
+        lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"),  # type: ignore[arg-type]
+        r"attention: impl is 'cuda'; expected 'auto', 'triton'",
+    ),
     "triton on the CPU": (
         lambda: K.attention(leaf(1, 2, 6), 1, impl="triton"),
         r"needs tensors on a GPU but got cpu; use impl='auto', or start the process with TRITON_INTERPRET=1",
@@ -366,17 +275,9 @@ def test_wrong_input_is_refused(name: str) -> None:
         call()
 
 
-def test_a_truth_of_float64_passes_the_op_without_loss() -> None:
+@differentiable
+def test_a_truth_of_float64_passes_the_op_without_loss(name: str) -> None:
     """The CPU side of the ops keeps float64, so that gradcheck can be used on a whole model."""
-    qkv = torch.randn(1, 3, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: K.attention(x, 2), (qkv,))
-    prediction = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
-    target, mask = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[True, False, True]])
-    assert torch.autograd.gradcheck(lambda x: K.masked_mse(x, target, mask), (prediction,))
-    kept = cases.draw_keep(1, 4, 2)
-    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 2, 2), (2,), (4, 2))]
-    assert torch.autograd.gradcheck(lambda x, mask, time: K.restore_tokens(x, mask, kept, time), tensors)
-    shapes = ((1, 2, 3), (1, 2, 3), (3,), (3,))
-    x, branch, weight, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
-    assert torch.autograd.gradcheck(K.add_layer_norm, (x, branch, weight, bias))
-    assert torch.autograd.gradcheck(K.bias_gelu, (x, bias))
+    call = CALLS[name](Sizes(2, 3, 2, 4, H=2, hidden=3, maps=(2, 3, 2, 1)), Draw(torch.float64, parameter_dtype=torch.float64))
+    leaves = [tensor.requires_grad_() for tensor in call.inputs.values()]
+    assert torch.autograd.gradcheck(partial(call, impl="auto"), leaves)

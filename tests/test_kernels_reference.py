@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_inputs import draw_keep
 from tolerances import assert_exact
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def test_gather_frames_feeds_a_convolution_like_the_whole_clip() -> None:
 @pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
 def test_fuse_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
     B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept)
+    keep = draw_keep(B, T, kept)
     hidden = torch.rand(B, kept) < 0.5
     assert_same_with_gradients(
         lambda video, skeleton, temporal: K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl),
@@ -77,7 +78,7 @@ def test_fuse_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int
 @pytest.mark.parametrize("shape", [(2, 7, 3, 5), (1, 1, 1, 1), (3, 5, 5, 2), (2, 4, 0, 3)])
 def test_restore_tokens_equals_the_loop(impl: Impl, shape: tuple[int, int, int, int]) -> None:
     B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept)
+    keep = draw_keep(B, T, kept)
     assert_same_with_gradients(
         lambda encoded, mask, temporal: K.restore_tokens(encoded, mask, keep, temporal, impl=impl),
         lambda encoded, mask, temporal: cases.restore_tokens_truth(encoded, mask, keep, temporal)
@@ -171,7 +172,7 @@ def test_any_mask_survives_fuse_and_restore(data: st.DataObject, num_clips: int,
 def test_add_layer_norm_equals_the_loop(impl: Impl, shape: tuple[int, int, int]) -> None:
     assert_same_with_gradients(
         lambda *leaves: torch.stack(K.add_layer_norm(*leaves, impl=impl)),
-        lambda *leaves: torch.stack(cases.add_layer_norm_truth(*leaves, 1e-5)),
+        lambda *leaves: torch.stack(cases.add_layer_norm_truth(*leaves)),
         [leaf(*shape), leaf(*shape), leaf(shape[2]), leaf(shape[2])],
     )
 
@@ -180,7 +181,7 @@ def test_add_layer_norm_equals_the_loop(impl: Impl, shape: tuple[int, int, int])
 def test_add_layer_norm_without_a_branch_equals_the_loop(impl: Impl) -> None:
     assert_same_with_gradients(
         lambda x, *parameters: K.add_layer_norm(x, None, *parameters, impl=impl)[1],
-        lambda x, *parameters: cases.add_layer_norm_truth(x, torch.zeros_like(x), *parameters, 1e-5)[1],
+        lambda x, *parameters: cases.add_layer_norm_truth(x, torch.zeros_like(x), *parameters)[1],
         [leaf(2, 3, 5), leaf(5), leaf(5)],
     )
 
@@ -212,7 +213,8 @@ def test_batch_norm_prelu_equals_the_loop(impl: Impl, training: bool, shortcut: 
 
     leaves = [leaf(*shape), leaf(C), leaf(C), leaf(C), *([leaf(*shape)] if shortcut else [])]
     assert_same_with_gradients(run, truth, leaves)
-    _, batch_mean, batch_variance = cases.batch_norm_prelu_truth(leaves[0], *leaves[1:4], None, None, 1e-5)
+    x, weight, bias, slope = leaves[:4]
+    _, batch_mean, batch_variance = cases.batch_norm_prelu_truth(x, weight, bias, slope, None, None, 1e-5)
     want = (mean.lerp(batch_mean, 0.1), variance.lerp(batch_variance, 0.1)) if training else (mean, variance)
     for got, expected in zip(running, want, strict=True):
         assert_exact(got, expected, "running statistic")

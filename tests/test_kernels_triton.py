@@ -3,15 +3,17 @@
 Judged by distance: the kernel and the reference are both compared with the reference in float64 (see tolerances.py).
 """
 
+from dataclasses import replace
 from typing import Any
 
-import kernel_cases as cases
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_compare import all_dtypes, assert_op, layouts
+from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
+from kernel_inputs import CALLS, Call, Draw, Sizes, masked_mse
+from kernel_step import step_inputs, step_loss
 from torch import Tensor
 
 from svdata2vec.kernels import functional as K
@@ -19,6 +21,16 @@ from svdata2vec.kernels import launch
 from svdata2vec.kernels.dispatch import Impl
 
 pytestmark = triton_marks()
+
+
+def drawn(op: str, dtype: torch.dtype, sizes: Sizes) -> Call:
+    """A call whose tensors all have one dtype, on the device of the tests."""
+    return CALLS[op](sizes, Draw(dtype, DEVICE, dtype))
+
+
+def token_sizes(shape: tuple[int, ...]) -> Sizes:
+    B, T, kept, D = shape
+    return Sizes(B, T, kept, D)
 
 
 @all_dtypes
@@ -34,12 +46,10 @@ pytestmark = triton_marks()
 )
 def test_gather_frames(dtype: torch.dtype, shape: tuple[int, ...], window: int, channels: int | None) -> None:
     B, T, H, W, kept = shape
+    call = drawn("gather_frames", dtype, Sizes(B, T, kept, window=window, channels=channels))
     video = torch.randint(0, 256, (B, T, H, W, 3), dtype=torch.uint8).to(DEVICE)
-    keep = cases.draw_keep(B, T, kept).to(DEVICE)
-    results = [
-        K.gather_frames(video, keep, window=window, channels=channels, dtype=dtype, impl=impl)
-        for impl in ("triton", "torch")
-    ]
+    call = replace(call, fixed={**call.fixed, "video_BTHWC": video})
+    results = [call(impl=impl)[0] for impl in ("triton", "torch")]
     # The same float32 operations in the same order: not one bit may differ.
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert results[0].stride() == results[1].stride() or not results[0].numel()
@@ -87,37 +97,21 @@ TOKEN_SHAPES = [
 @layouts
 @pytest.mark.parametrize("shape", TOKEN_SHAPES)
 def test_fuse_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
-    B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept).to(DEVICE)
-    hidden = (torch.rand(B, kept) < 0.6).to(DEVICE)
-    assert_op(
-        lambda video, skeleton, temporal, impl: K.fuse_tokens(video, skeleton, keep, hidden, temporal, impl=impl),
-        [torch.randn(B, kept, D).to(dtype), torch.randn(B, T, D).to(dtype), torch.randn(T, D).to(dtype)],
-        layout,
-    )
+    assert_call(drawn("fuse_tokens", dtype, token_sizes(shape)), layout)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["all visible", "all hidden"])
 def test_fuse_tokens_with_float32_parameters_under_bfloat16_tokens(hidden: bool) -> None:
-    keep = cases.draw_keep(2, 6, 3).to(DEVICE)
-    hidden_BK = torch.full((2, 3), hidden, device=DEVICE)
-    assert_op(
-        lambda video, skeleton, temporal, impl: K.fuse_tokens(video, skeleton, keep, hidden_BK, temporal, impl=impl),
-        [torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 6, 8), torch.randn(6, 8)],
-    )
+    call = CALLS["fuse_tokens"](Sizes(2, 6, 3, 8), Draw(torch.bfloat16, DEVICE))
+    call.fixed["skeleton_hidden_BK"].fill_(hidden)
+    assert_call(call)
 
 
 @all_dtypes
 @layouts
 @pytest.mark.parametrize("shape", TOKEN_SHAPES)
 def test_restore_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
-    B, T, kept, D = shape
-    keep = cases.draw_keep(B, T, kept).to(DEVICE)
-    assert_op(
-        lambda encoded, mask, temporal, impl: K.restore_tokens(encoded, mask, keep, temporal, impl=impl),
-        [torch.randn(B, kept, D).to(dtype), torch.randn(D).to(dtype), torch.randn(T, D).to(dtype)],
-        layout,
-    )
+    assert_call(drawn("restore_tokens", dtype, token_sizes(shape)), layout)
 
 
 @all_dtypes
@@ -139,10 +133,9 @@ def test_attention(
     dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], lengths: tuple[int, ...] | None
 ) -> None:
     B, N, H, E = shape
-    lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
-    assert_op(
-        lambda qkv, impl: K.attention(qkv, H, lengths_B, impl=impl), [torch.randn(B, N, 3 * H * E).to(dtype)], layout
-    )
+    call = drawn("attention", dtype, Sizes(B, N, H=H, D=H * E))
+    call.fixed["lengths_B"] = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    assert_call(call, layout)
 
 
 def test_attention_of_large_scores_stays_finite() -> None:
@@ -170,9 +163,8 @@ def test_attention_accepts_lengths_in_32_bits_and_an_expanded_gradient() -> None
     ],
 )
 def test_layer_targets(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
-    # A mean far from zero: the variance must not be computed as a difference of large numbers.
-    layers = (torch.randn(shape) + 3).to(dtype)
-    assert_op(lambda x, impl: K.layer_targets(x, impl=impl), [layers], layout)
+    L, B, T, D = shape
+    assert_call(drawn("layer_targets", dtype, Sizes(B, T, D=D, L=L)), layout)
 
 
 def test_layer_targets_of_constant_channels_are_zero() -> None:
@@ -185,15 +177,9 @@ def test_layer_targets_of_constant_channels_are_zero() -> None:
 @pytest.mark.parametrize("scored", ["some", "none", "all"])
 @pytest.mark.parametrize("shape", [(3, 7, 37), (1, 1, 1), (2, 40, 256), (2, 3, 700), (0, 3, 4)], ids=str)
 def test_masked_mse(dtype: torch.dtype, layout: str, scored: str, shape: tuple[int, int, int]) -> None:
-    target = torch.randn(shape).to(DEVICE)
-    chance = {"some": 0.6, "none": -1.0, "all": 2.0}[scored]
-    scored_BT = (torch.rand(shape[:2]) < chance).to(DEVICE)
-    target = cases.strided(target) if layout == "strided" else target
-    assert_op(
-        lambda prediction, impl: K.masked_mse(prediction, target, scored_BT, impl=impl),
-        [torch.randn(shape).to(dtype)],
-        layout,
-    )
+    share = {"some": 0.6, "none": -1.0, "all": 2.0}[scored]
+    B, T, D = shape
+    assert_call(masked_mse(Sizes(B, T, D=D), Draw(dtype, DEVICE), share=share), layout)
 
 
 def test_masked_mse_does_not_read_what_is_not_scored() -> None:
@@ -230,65 +216,31 @@ def test_any_mask_survives_fuse_and_restore(data: st.DataObject, num_clips: int,
 def test_any_packing_of_pairs_keeps_them_apart(
     data: st.DataObject, num_tokens: int, num_heads: int, head_dim: int
 ) -> None:
+    call = drawn("attention", torch.float32, Sizes(2, num_tokens, H=num_heads, D=num_heads * head_dim))
     lengths = data.draw(st.none() | st.lists(st.integers(0, num_tokens), min_size=2, max_size=2))
-    lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
-    assert_op(
-        lambda qkv, impl: K.attention(qkv, num_heads, lengths_B, impl=impl),
-        [torch.randn(2, num_tokens, 3 * num_heads * head_dim)],
-    )
+    call.fixed["lengths_B"] = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    assert_call(call)
 
 
 def _step(inputs: dict[str, Any], impl: Impl) -> list[Tensor]:
-    """A pretraining step in miniature, through every op: loss and gradients."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["leaves"].items()}
-    loss = _loss(leaves, inputs, impl)
-    return [loss, *torch.autograd.grad(loss, list(leaves.values()))]
-
-
-def _loss(leaves: dict[str, Tensor], inputs: dict[str, Any], impl: Impl) -> Tensor:
-    keep, hidden = inputs["keep"], inputs["hidden"]
-    windows = K.gather_frames(inputs["video"], keep, impl=impl)
-    batch_norm = [leaves[name] for name in ("scale", "shift", "slope")]
-    windows = K.batch_norm_prelu(windows, *batch_norm, *inputs["running"], shortcut_FCHW=windows, training=True, impl=impl)
-    video = windows.mean((2, 3)).view(*keep.shape, 15) @ leaves["project"]
-    student = K.fuse_tokens(video, leaves["skeleton"], keep, hidden, leaves["temporal"], impl=impl)
-    attended = K.attention(student @ leaves["qkv"], 2, impl=impl)
-    student, normed = K.add_layer_norm(student, attended, leaves["mask"], leaves["bias"], impl=impl)
-    student = student + K.bias_gelu(normed, leaves["bias"], impl=impl)
-    full = K.restore_tokens(student, leaves["mask"], keep, leaves["temporal"], impl=impl)
-    prediction = full + K.attention(full @ leaves["qkv"], 2, impl=impl)
-    target = K.layer_targets(inputs["layers"], impl=impl)
-    return K.masked_mse(prediction, target, inputs["scored"], impl=impl)
-
-
-def _step_inputs() -> dict[str, Any]:
-    B, T, kept, D = 3, 9, 4, 24
-    shapes = {"project": (15, D), "skeleton": (B, T, D), "temporal": (T, D), "mask": (D,), "qkv": (D, 3 * D), "bias": (D,)}
-    shapes |= dict.fromkeys(("scale", "shift", "slope"), (15,))
-    return {
-        "leaves": {name: 0.2 * torch.randn(shape).to(DEVICE) for name, shape in shapes.items()},
-        "video": torch.randint(0, 256, (B, T, 6, 5, 3), dtype=torch.uint8).to(DEVICE),
-        "keep": cases.draw_keep(B, T, kept).to(DEVICE),
-        "hidden": (torch.rand(B, kept) < 0.7).to(DEVICE),
-        "layers": torch.randn(2, B, T, D).to(DEVICE),
-        "scored": (torch.rand(B, T) < 0.8).to(DEVICE),
-        "running": (torch.zeros(15).to(DEVICE), torch.ones(15).to(DEVICE)),
-    }
+    """Loss and gradients."""
+    loss = step_loss(inputs, impl)
+    return [loss, *torch.autograd.grad(loss, list(inputs["leaves"].values()))]
 
 
 def test_a_step_through_every_op_has_the_reference_loss_and_gradients() -> None:
-    inputs = _step_inputs()
+    inputs = step_inputs(DEVICE)
     torch.testing.assert_close(_step(inputs, "triton"), _step(inputs, "torch"), rtol=2e-5, atol=2e-5)
 
 
 def test_a_step_is_deterministic() -> None:
-    inputs = _step_inputs()
+    inputs = step_inputs(DEVICE)
     torch.testing.assert_close(_step(inputs, "triton"), _step(inputs, "triton"), rtol=0, atol=0)
 
 
 def test_launch_geometry_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """All ops except the loss add the same numbers in the same order whatever the tile."""
-    inputs = _step_inputs()
+    inputs = step_inputs(DEVICE)
     keep, leaves = inputs["keep"], inputs["leaves"]
 
     def outcomes() -> list[Tensor]:
@@ -307,7 +259,7 @@ def test_launch_geometry_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.gpu
 def test_a_step_survives_capture_in_a_cuda_graph() -> None:
-    inputs = _step_inputs()
+    inputs = step_inputs(DEVICE)
     want = [tensor.clone() for tensor in _step(inputs, "triton")]
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -322,8 +274,7 @@ def test_a_step_survives_capture_in_a_cuda_graph() -> None:
 
 @pytest.mark.gpu
 def test_a_step_compiles_without_a_graph_break() -> None:
-    inputs = _step_inputs()
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs["leaves"].items()}
-    loss = torch.compile(_loss, fullgraph=True)(leaves, inputs, "triton")
-    got = [loss, *torch.autograd.grad(loss, list(leaves.values()))]
+    inputs = step_inputs(DEVICE)
+    loss = torch.compile(step_loss, fullgraph=True)(inputs, "triton")
+    got = [loss, *torch.autograd.grad(loss, list(inputs["leaves"].values()))]
     torch.testing.assert_close(got, _step(inputs, "triton"), rtol=1e-4, atol=1e-4)

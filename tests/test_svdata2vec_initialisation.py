@@ -1,4 +1,4 @@
-"""Every parameter starts as the paper's code starts it (README, "The method in numbers")."""
+"""Every parameter starts as the paper's code starts it (svdata2vec/README.md, "Networks")."""
 
 import math
 from dataclasses import replace

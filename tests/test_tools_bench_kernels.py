@@ -11,6 +11,7 @@ import kernel_passes
 import pytest
 import render_kernels as render
 import torch
+from kernel_inputs import draw_keep
 
 from svdata2vec.model.block_ops import BlockOps
 from svdata2vec.model.video_encoder import VideoEncoder
@@ -48,7 +49,7 @@ def test_a_wrong_candidate_is_not_timed(fault: str) -> None:
     def wrong(qkv: torch.Tensor) -> torch.Tensor:
         if fault == "gradient":
             return case.truth.run(DoublesGradient.apply(qkv))
-        return case.truth.run(qkv) * (1.1 if fault == "value" else float("nan"))
+        return case.truth.run(qkv)[0] * (1.1 if fault == "value" else float("nan"))
 
     case = replace(case, candidates={"wrong": candidates.Candidate(wrong), "right": case.truth})
     truth = bench.evaluate(case.truth, bench.exact_inputs(case))
@@ -175,7 +176,7 @@ def test_bytes_on_paper_are_those_of_the_maps_that_the_network_makes() -> None:
     for module in encoder.modules():
         if hasattr(module, "ops"):
             module.ops = Counting()
-    keep = candidates.draw_keep(SCALE, 2)
+    keep = draw_keep(2, candidates.T, candidates.KEPT)
     encoder(torch.randint(0, 256, (2, candidates.T, 64, 64, 3), dtype=torch.uint8), keep)
     assert seen == kernel_passes.map_values(2, keep.shape[1], 64, 16)
     modules, fused = kernel_passes.trunk_gigabytes(2, keep.shape[1], 64, 16)

@@ -187,7 +187,7 @@ def exit_status(outcomes: Sequence[Outcome]) -> int:
 
 
 def load_part(function: str) -> Callable[..., dict[str, Any]]:
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tools" / "bench")]
     return getattr(importlib.import_module("gpu_check_parts"), function)
 
 

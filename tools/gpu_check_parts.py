@@ -11,6 +11,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +128,23 @@ def psnr(first: Tensor, second: Tensor) -> float:
 
 
 def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:
-    """Value and gradients of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
+    """Results and gradients of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
+    from kernel_inputs import CALLS, Draw, Sizes, values_and_gradients
+
     figures: Figures = {}
     for dtype in (torch.float32, torch.bfloat16):
-        run, inputs = kernel_case(op, dtype, device)
-        truth = value_and_gradients(run, [tensor.double() for tensor in inputs], "torch")
-        reference = value_and_gradients(run, inputs, "torch")
-        found = value_and_gradients(run, inputs, impl)
+        torch.manual_seed(0)
+        call = CALLS[op](Sizes(), Draw(dtype, device, dtype))
+        inputs = list(call.inputs.values())
+
+        def evaluate(impl: Any, tensors: list[Tensor], call: Callable[..., Any] = call) -> list[list[Tensor]]:
+            return list(values_and_gradients(partial(call, impl=impl), tensors))
+
+        outcomes = evaluate(impl, inputs), evaluate("torch", inputs), evaluate("torch", [x.double() for x in inputs])
         worst = 0.0
-        for number, (got, plain, exact) in enumerate(zip(found, reference, truth, strict=True)):
-            what = "the value" if number == 0 else f"the gradient of input {number - 1}"
-            worst = max(worst, compare(got, plain, exact, f"{what} in {dtype}"))
+        for kind, sets in zip(("the value", "the gradient"), zip(*outcomes, strict=True), strict=True):
+            for number, (got, plain, exact) in enumerate(zip(*sets, strict=True)):
+                worst = max(worst, compare(got, plain, exact, f"{kind} {number} in {dtype}"))
         figures[f"error_{str(dtype).removeprefix('torch.')}"] = worst
     return figures
 
@@ -151,75 +158,6 @@ def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
     allowed = 2 * usual + steps * torch.finfo(got.dtype).eps * scale
     require(error <= allowed, f"{what} is off by {error:.3g}, expected {allowed:.3g} or less (plain PyTorch: {usual:.3g})")
     return error / scale
-
-
-def value_and_gradients(run: Callable[..., Tensor], inputs: list[Tensor], impl: str) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    value = run(*leaves, impl=impl)
-    if not value.requires_grad:
-        return [value]
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(value.shape, generator=generator).bfloat16().to(value)
-    return [value.detach(), *torch.autograd.grad(value, leaves, weight)]
-
-
-def kernel_case(op: str, dtype: torch.dtype, device: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """The op as a function of its float inputs and `impl`, at the model's shapes with two clips."""
-    from svdata2vec.kernels import functional as K
-
-    generator = torch.Generator().manual_seed(0)
-    B, T, K_, D, L = 2, 40, 13, 256, 8
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    keep = torch.rand(B, T, generator=generator).argsort(1)[:, :K_].sort(1).values.to(device)
-    hidden = (torch.rand(B, K_, generator=generator) < 0.75).to(device)
-    scored = (torch.rand(B, T, generator=generator) < 0.9).to(device)
-    if op == "gather_frames":
-        video = torch.randint(0, 256, (B, T, 64, 64, 3), dtype=torch.uint8, generator=generator).to(device)
-        return lambda impl: K.gather_frames(video, keep, dtype=dtype, impl=impl), []
-    if op == "fuse_tokens":
-        inputs = [draw(B, K_, D), draw(B, T, D), draw(T, D)]
-        return lambda v, s, t, impl: K.fuse_tokens(v, s, keep, hidden, t, impl=impl), inputs
-    if op == "restore_tokens":
-        return lambda e, m, t, impl: K.restore_tokens(e, m, keep, t, impl=impl), [draw(B, K_, D), draw(D), draw(T, D)]
-    if op == "attention":
-        return lambda qkv, impl: K.attention(qkv, 8, impl=impl), [draw(B, T, 3 * D)]
-    if op == "layer_targets":
-        return lambda layers, impl: K.layer_targets(layers.detach(), impl=impl), [draw(L, B, T, D)]
-    if op == "masked_mse":
-        target = draw(B, T, D)
-        return lambda p, impl: K.masked_mse(p, target.to(p.dtype), scored, impl=impl), [draw(B, T, D)]
-    return fused_case(op, draw)
-
-
-def fused_case(op: str, draw: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """The same for the fused steps of the blocks; `draw` makes normally distributed values of a shape."""
-    from svdata2vec.kernels import functional as K
-
-    D, C = 256, 64
-    if op == "add_layer_norm":
-        inputs = [draw(2, 40, D), draw(2, 40, D), draw(D), draw(D)]
-        return lambda x, branch, w, b, impl: torch.stack(K.add_layer_norm(x, branch, w, b, impl=impl)), inputs
-    if op == "bias_gelu":
-        return lambda x, bias, impl: K.bias_gelu(x, bias, impl=impl), [draw(2, 40, 4 * D), draw(4 * D)]
-    if op == "batch_norm_prelu":
-        inputs = [draw(3, C, 9, 7) + 2, draw(C), draw(C), draw(C), draw(3, C, 9, 7)]
-        return batch_norm_in_training, inputs
-    raise ValueError(f"unknown op {op!r}")
-
-
-def batch_norm_in_training(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, shortcut: Tensor, impl: Any) -> Tensor:
-    """`batch_norm_prelu` with a shortcut; its running statistics, moved by one batch, are a last map of the result."""
-    from svdata2vec.kernels import functional as K
-
-    x, shortcut = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, shortcut))
-    exact = torch.promote_types(x.dtype, torch.float32)
-    mean, variance = (torch.full(weight.shape, start, dtype=exact, device=x.device) for start in (0.0, 1.0))
-    out = K.batch_norm_prelu(x, weight, bias, slope, mean, variance, shortcut_FCHW=shortcut, training=True, impl=impl)
-    statistics = (mean + variance).to(out.dtype)[None, :, None, None].expand_as(out[:1])
-    return torch.cat([out, statistics])
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.keyed import keyed_generator
@@ -22,7 +23,6 @@ from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.reading.shardset import ShardSet
 
 WORKERS, BATCH = 2, 4
-MEAN, STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
 PLAN = PlanConfig()
 DecodeFrames = Callable[[bytes | str, np.ndarray], list[np.ndarray]]
 
@@ -134,7 +134,8 @@ def original_chain(
 
 def normalised(frames_THWC: np.ndarray) -> torch.Tensor:
     """float32, mean and deviation as the original applies them in its workers."""
-    return torch.from_numpy((frames_THWC.astype(np.float32) - MEAN) / STD)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return torch.from_numpy((frames_THWC.astype(np.float32) - mean) / std)
 
 
 class SourceClips(torch.utils.data.Dataset):

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.kernels.dispatch import Impl
-from svdata2vec.kernels.functional import gather_frames
+from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD, gather_frames
 from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.transformer import run_part
 
-IMAGE_MEAN = (123.675, 116.28, 103.53)  # RGB, of pixel values in 0..255
-IMAGE_STD = (58.395, 57.12, 57.375)
 STEM_KERNEL = (5, 7, 7)
 WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the gathering kernel and the tensor cores
 
@@ -110,8 +108,8 @@ class VideoEncoder(nn.Module):
         self.proj = nn.Linear(channels, width)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
         self._initialise_trunk()
 
     def _initialise_trunk(self) -> None:
@@ -137,9 +135,7 @@ class VideoEncoder(nn.Module):
             x_FCHW = self.stem.forward_all(normalised_BTHWC.permute(0, 4, 1, 2, 3))
         else:
             channels = WINDOW_CHANNELS_GPU if video_BTHWC.is_cuda else None
-            windows_FCHW = gather_frames(
-                video_BTHWC, keep_BK, IMAGE_MEAN, IMAGE_STD, dtype=dtype, channels=channels, impl=self.impl
-            )
+            windows_FCHW = gather_frames(video_BTHWC, keep_BK, dtype=dtype, channels=channels, impl=self.impl)
             x_FCHW = self.stem.forward_windows(windows_FCHW)
         for stage in self.stages:
             x_FCHW = run_part(stage, x_FCHW, checkpoint=self.checkpoint)

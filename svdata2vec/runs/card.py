@@ -7,7 +7,7 @@ from typing import Any
 
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
-from svdata2vec.model.video_encoder import IMAGE_MEAN, IMAGE_STD
+from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -50,8 +50,8 @@ def model_card(
             "size": data.size,
             "crop": data.crop,
             "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
-            "mean": list(IMAGE_MEAN),
-            "std": list(IMAGE_STD),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
             "joints": f"pixels of the {data.size} x {data.size} crop, zero = missing",
             "persons": config.model.persons,
             "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",

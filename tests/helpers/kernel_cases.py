@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 
-def draw_keep(num_clips: int, num_frames: int, num_kept: int) -> Tensor:
-    """(B, K) int64, strictly increasing along K."""
-    keep = torch.rand(num_clips, num_frames).argsort(dim=1)[:, :num_kept]
-    return keep.sort(dim=1).values
-
-
 def strided(tensor: Tensor) -> Tensor:
     """The same values behind strides that no kernel can mistake for contiguous ones (the last stride is 2)."""
     wide = torch.zeros((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), dtype=tensor.dtype, device=tensor.device)
     view = wide[..., 1::2]
     view.copy_(tensor)
     return view
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values with the last two axes swapped in memory: dense, and what an elementwise op hands on to its result."""
+    return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
 
 
 def gather_frames_truth(
@@ -106,7 +105,7 @@ def masked_mse_truth(prediction: Tensor, target: Tensor, scored: Tensor) -> Tens
 
 
 def add_layer_norm_truth(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """Two (B, N, D); differentiable."""
     total = x + branch

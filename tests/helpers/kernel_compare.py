@@ -1,47 +1,96 @@
-"""An op's Triton side against its reference: value and every gradient, both compared with a truth in float64."""
+"""Calls of ops run forward and backward, in contiguous and in strided memory; Triton compared with the reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import kernel_cases as cases
 import pytest
 import torch
 from kernel_device import DEVICE
+from kernel_inputs import Call, random_weight, values_and_gradients
 from tolerances import assert_as_close_as
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdata2vec.kernels.dispatch import Impl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+Layout = Callable[[Tensor], Tensor]
+LAYOUTS: dict[str, Layout | None] = {"contiguous": None, "strided": cases.strided, "transposed": cases.transposed}
 layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])
 
-# Given the float inputs and `impl`, one op's result.
-Run = Callable[..., Tensor]
+# Given the float inputs and `impl`, one op's result or results.
+Run = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
-def assert_op(run: Run, inputs: list[Tensor], layout: str = "contiguous") -> None:
-    """Value and every gradient of `run(*inputs, impl=...)`, Triton against the reference, in the inputs' dtypes."""
+def evaluate(call: Call, impl: Impl, layout: Layout | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and gradients of a call; with a layout, of activations, parameters, target and gradient in such memory."""
+    call = laid_out(call, layout) if layout else call
+    return values_and_gradients(partial(call, impl=impl), call.inputs.values(), weight_in(layout))
 
-    def evaluate(impl: Impl, tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        value = run(*leaves, impl=impl)
-        if not value.requires_grad:
-            return value, []
-        # A strided gradient comes back just as well: what follows an op in a model may be a slice or an expansion.
-        weight = weight.to(value)
-        weight = cases.strided(weight) if layout == "strided" and weight.ndim else weight
-        return value, list(torch.autograd.grad(value, leaves, weight))
 
-    given_inputs = [tensor.to(DEVICE) for tensor in inputs]
-    if layout == "strided":
-        given_inputs = [cases.strided(tensor) for tensor in given_inputs]
-    sample = run(*given_inputs, impl="torch")
-    # Rounded to the result's dtype for the truth as well, so that its rounding doesn't count as a kernel's error.
-    weight = torch.randn(sample.shape).to(DEVICE, sample.dtype)
-    got, got_grads = evaluate("triton", given_inputs, weight)
-    reference, reference_grads = evaluate("torch", given_inputs, weight)
-    truth, truth_grads = evaluate("torch", [tensor.double() for tensor in given_inputs], weight)
-    assert_as_close_as(got, reference, truth, "value")
-    assert len(got_grads) == len(reference_grads) == len(truth_grads)
-    for number, triple in enumerate(zip(got_grads, reference_grads, truth_grads, strict=True)):
-        assert_as_close_as(*triple, f"gradient of input {number}")
+def laid_out(call: Call, layout: Layout) -> Call:
+    """Floating tensors in such memory, except maps, which must be channels-last."""
+
+    def moved(name: str, value: Any) -> Any:
+        free = isinstance(value, Tensor) and value.is_floating_point() and not name.endswith("_FCHW")
+        return layout(value) if free else value
+
+    inputs, fixed = ({name: moved(name, value) for name, value in part.items()} for part in (call.inputs, call.fixed))
+    return replace(call, inputs=inputs, fixed=fixed)
+
+
+def weight_in(layout: Layout | None) -> Layout:
+    """The gradient of a result: what follows an op in a model may be a slice or an expansion."""
+    return lambda value: layout(random_weight(value)) if layout and value.ndim else random_weight(value)
+
+
+def called_ops(call: Call, layout: Layout | None = None) -> list[tuple[Any, list[Any]]]:
+    """The operators that a forward and backward pass calls, with their arguments."""
+    calls: list[tuple[Any, list[Any]]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "svdata2vec":
+                copies = [x.detach() if isinstance(x, Tensor) else x for x in args]
+                for copy, given in zip(copies, args, strict=True):
+                    if isinstance(copy, Tensor) and not func.name().endswith("_backward"):
+                        copy.requires_grad_(given.requires_grad)
+                calls.append((func, copies))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        evaluate(call, "auto", layout)
+    return calls
+
+
+def assert_call(call: Call, layout: str = "contiguous") -> None:
+    """Values and every gradient of a call, Triton against the reference, in the call's dtypes."""
+    memory = LAYOUTS[layout]
+    call = laid_out(call, memory) if memory else call
+    _compare(call, list(call.inputs.values()), memory)
+
+
+def assert_op(run: Run, inputs: Sequence[Tensor], layout: str = "contiguous") -> None:
+    """The same of any function `run(*inputs, impl=...)`."""
+    memory = LAYOUTS[layout]
+    given = [tensor.to(DEVICE) for tensor in inputs]
+    _compare(run, [memory(tensor) for tensor in given] if memory else given, memory)
+
+
+def _compare(run: Run, inputs: Sequence[Tensor], layout: Layout | None) -> None:
+    def evaluated(impl: Impl, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        def results(*leaves: Tensor) -> tuple[Tensor, ...]:
+            value = run(*leaves, impl=impl)
+            return (value,) if isinstance(value, Tensor) else value
+
+        return values_and_gradients(results, tensors, weight_in(layout))
+
+    exact = [tensor.double() for tensor in inputs]
+    outcomes = [evaluated("triton", inputs), evaluated("torch", inputs), evaluated("torch", exact)]
+    for kind, sets in zip(("value", "gradient"), zip(*outcomes, strict=True), strict=True):
+        for number, (got, plain, truth) in enumerate(zip(*sets, strict=True)):
+            assert_as_close_as(got, plain, truth, f"{kind} {number}")

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from svdata2vec.kernels import launch
+from svdata2vec.kernels import dispatch, launch
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class Usage:
 
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of starting them; results stay uninitialised."""
+    """Let ops launch their kernels for CPU tensors as for a GPU's, but collect the launches instead of starting them.
+
+    Results stay uninitialised.
+    """
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_warps: int, constants: Any) -> None:
@@ -51,6 +54,7 @@ def recorded_launches() -> Iterator[list[Launch]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "start", record)
+        patch.setattr(dispatch, "INTERPRETED", True)
         yield launches
 
 

@@ -1,4 +1,4 @@
-"""What `bench_kernels.py` measures: each op's inputs at one shape, and every way to compute it that is worth comparing.
+"""What `bench_kernels.py` measures: each op at the model's shapes, and every way to compute it that is worth comparing.
 
 B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
 """
@@ -6,10 +6,12 @@ B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from kernel_passes import STEPS
+from kernel_inputs import CALLS, Call, Draw, Sizes, draw_keep
+from kernel_passes import BLOCK_OPS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,7 +24,8 @@ from svdata2vec.model.student import Decoder, Encoder
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import VideoEncoder
 
-T, KEPT, D, H, L = 40, 13, 256, 8, 8
+MODEL = Sizes()
+T, KEPT, D, H, L = MODEL.T, MODEL.K, MODEL.D, MODEL.H, MODEL.L
 
 GMAC_PER_FRAME = 29.8 / KEPT  # of the video encoder at 224 x 224, forward
 
@@ -86,7 +89,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
         "fuse_tokens": [lambda b: fuse_case(scale, b)],
         "restore_tokens": [lambda b: restore_case(scale, b)],
-        "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
+        "attention": [partial(attention_case, scale, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
         "layer_targets": [lambda b: targets_case(scale, b)],
         "masked_mse": [lambda b: loss_case(scale, b)],
         "add_layer_norm": [
@@ -94,7 +97,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
             lambda b: norm_case(scale, b, T),
             lambda b: norm_case(scale, b, T, branch=False),
         ],
-        "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
+        "bias_gelu": [partial(epilogue_case, scale, tokens=n) for n in (KEPT, T)],
         "batch_norm_prelu": [
             lambda b: batch_norm_case(scale, b, 1, shortcut=False),
             lambda b: batch_norm_case(scale, b, 1, shortcut=True),
@@ -113,14 +116,26 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         yield from (attention_case(scale, scale.batches[-1], n, D // e, e) for n, e in scale.sweep)
 
 
-def implementations(run: Callable[[Impl], Function], device: torch.device) -> dict[str, Candidate]:
-    """The op, the eager reference and the compiled reference."""
-    name, impl = own_op(device)
-    return {
-        name: Candidate(run(impl)),
-        "eager": Candidate(run("torch")),
-        "torch.compile": Candidate(compiled(run("torch"))),
-    }
+def op_case(scale: Scale, call: Call, shape: str, **counts: Any) -> Case:
+    """A call of the table by the op, the reference and the compiled reference; `counts` are bytes and operations."""
+
+    def run(impl: Impl, **changes: Any) -> Function:
+        return partial(replace(call, fixed={**call.fixed, **changes}), impl=impl)
+
+    name, impl = own_op(scale.device)
+    exact = {"dtype": torch.float32} if "dtype" in call.fixed else {}
+    return Case(
+        op=call.op,
+        shape=shape,
+        inputs=tuple(tensor.requires_grad_(call.op != "layer_targets") for tensor in call.inputs.values()),
+        truth=Candidate(run("torch", **exact)),
+        candidates={
+            name: Candidate(run(impl)),
+            "eager": Candidate(run("torch")),
+            "torch.compile": Candidate(compiled(run("torch"))),
+        },
+        **counts,
+    )
 
 
 def own_op(device: torch.device) -> tuple[str, Impl]:
@@ -133,11 +148,6 @@ def compiled(run: Function) -> Function:
     return torch.compile(run, fullgraph=True, dynamic=False)
 
 
-def draw_keep(scale: Scale, batch: int) -> Tensor:
-    """(B, K) kept frames in ascending order."""
-    return torch.rand(batch, T, device=scale.device).argsort(1)[:, :KEPT].sort(1).values
-
-
 def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | None = None) -> Tensor:
     """Normally distributed values on the device."""
     return torch.randn(shape, device=scale.device, dtype=dtype or scale.dtype).requires_grad_(grad)
@@ -145,99 +155,53 @@ def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | No
 
 def gather_case(scale: Scale, batch: int, channels: int) -> Case:
     side = scale.side
-    video = torch.randint(0, 256, (batch, T, side, side, 3), dtype=torch.uint8, device=scale.device)
-    keep = draw_keep(scale, batch)
-
-    def run(impl: Impl) -> Function:
-        return lambda: K.gather_frames(video, keep, channels=channels, dtype=scale.dtype, impl=impl)
-
-    def exact() -> Tensor:
-        return K.gather_frames(video, keep, channels=channels, dtype=torch.float32, impl="torch")
-
-    near = (keep[:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
+    call = CALLS["gather_frames"](replace(MODEL, B=batch, side=side, channels=channels), Draw(scale.dtype, scale.device))
+    near = (call.fixed["keep_BK"][:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
     frames_read = sum(len({t for t in row if 0 <= t < T}) for row in near.tolist())
-    pixels = side * side
-    return Case(
-        op="gather_frames",
-        shape=f"B={batch} {side}x{side} channels={channels}",
-        inputs=(),
-        truth=Candidate(exact),
-        candidates=implementations(run, scale.device),
-        forward_bytes=frames_read * pixels * 3 + batch * KEPT * pixels * channels * scale.dtype.itemsize,
-    )
+    written = batch * KEPT * side * side * channels * scale.dtype.itemsize
+    shape = f"B={batch} {side}x{side} channels={channels}"
+    return op_case(scale, call, shape, forward_bytes=frames_read * side * side * 3 + written)
 
 
 def fuse_case(scale: Scale, batch: int) -> Case:
-    keep = draw_keep(scale, batch)
-    hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
-
-    def run(impl: Impl) -> Function:
-        return lambda video, skeleton, time: K.fuse_tokens(video, skeleton, keep, hidden, time, impl=impl)
-
+    call = CALLS["fuse_tokens"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
     row = D * scale.dtype.itemsize
-    visible = int((~hidden).sum())
-    return Case(
-        op="fuse_tokens",
-        shape=f"B={batch} K={KEPT} T={T} D={D}",
-        inputs=(floats(scale, batch, KEPT, D), floats(scale, batch, T, D), floats(scale, T, D, dtype=torch.float32)),
-        truth=Candidate(run("torch")),
-        candidates=implementations(run, scale.device),
+    visible = int((~call.fixed["skeleton_hidden_BK"]).sum())
+    return op_case(
+        scale, call, f"B={batch} K={KEPT} T={T} D={D}",
         forward_bytes=(2 * batch * KEPT + visible) * row + T * D * 4,
         backward_bytes=(2 * batch * KEPT + batch * T) * row + T * D * 4,
     )
 
 
 def restore_case(scale: Scale, batch: int) -> Case:
-    keep = draw_keep(scale, batch)
-
-    def run(impl: Impl) -> Function:
-        return lambda encoded, mask, time: K.restore_tokens(encoded, mask, keep, time, impl=impl)
-
-    row = D * scale.dtype.itemsize
-    parameters = floats(scale, D, dtype=torch.float32), floats(scale, T, D, dtype=torch.float32)
-    return Case(
-        op="restore_tokens",
-        shape=f"B={batch} K={KEPT} T={T} D={D}",
-        inputs=(floats(scale, batch, KEPT, D), *parameters),
-        truth=Candidate(run("torch")),
-        candidates=implementations(run, scale.device),
-        forward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
-        backward_bytes=batch * (KEPT + T) * row + (T + 1) * D * 4,
-    )
+    call = CALLS["restore_tokens"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    moved = batch * (KEPT + T) * D * scale.dtype.itemsize + (T + 1) * D * 4
+    return op_case(scale, call, f"B={batch} K={KEPT} T={T} D={D}", forward_bytes=moved, backward_bytes=moved)
 
 
 def attention_case(scale: Scale, batch: int, tokens: int, heads: int, head_dim: int) -> Case:
-    width = heads * head_dim
-
-    def run(impl: Impl) -> Function:
-        return lambda qkv: K.attention(qkv, heads, impl=impl)
-
+    sizes = Sizes(batch, tokens, D=heads * head_dim, H=heads)
+    call = CALLS["attention"](sizes, Draw(scale.dtype, scale.device))
+    values = batch * tokens * sizes.D * scale.dtype.itemsize
+    product = 2 * batch * heads * tokens * tokens * head_dim
+    case = op_case(
+        scale, call, f"B={batch} N={tokens} H={heads} E={head_dim}",
+        forward_bytes=4 * values, backward_bytes=7 * values, forward_flops=2 * product, backward_flops=5 * product,
+    )
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
     if scale.device.type == "cuda":
         backends |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    candidates = implementations(run, scale.device)
-    candidates |= {f"SDPA {name}": Candidate(sdpa(backend, heads)) for name, backend in backends.items()}
-    values = batch * tokens * width * scale.dtype.itemsize
-    product = 2 * batch * heads * tokens * tokens * head_dim
-    return Case(
-        op="attention",
-        shape=f"B={batch} N={tokens} H={heads} E={head_dim}",
-        inputs=(floats(scale, batch, tokens, 3 * width),),
-        truth=Candidate(run("torch")),
-        candidates=candidates,
-        forward_bytes=4 * values,
-        backward_bytes=7 * values,
-        forward_flops=2 * product,
-        backward_flops=5 * product,
-    )
+    others = {f"SDPA {name}": Candidate(sdpa(backend, heads)) for name, backend in backends.items()}
+    return replace(case, candidates={**case.candidates, **others})
 
 
 def sdpa(backend: SDPBackend, heads: int) -> Function:
     """PyTorch's attention from the same packed projection to the same result, permutes included."""
 
-    def run(qkv_BN3HE: Tensor) -> Tensor:
-        B, N, packed = qkv_BN3HE.shape
-        q, k, v = qkv_BN3HE.view(B, N, 3, heads, packed // 3 // heads).permute(2, 0, 3, 1, 4)
+    def run(qkv_BNC: Tensor) -> Tensor:
+        B, N, packed = qkv_BNC.shape
+        q, k, v = qkv_BNC.view(B, N, 3, heads, packed // 3 // heads).permute(2, 0, 3, 1, 4)
         with sdpa_kernel(backend):
             out_BHNE = nn.functional.scaled_dot_product_attention(q, k, v)
         return out_BHNE.transpose(1, 2).flatten(2)
@@ -246,43 +210,22 @@ def sdpa(backend: SDPBackend, heads: int) -> Function:
 
 
 def targets_case(scale: Scale, batch: int) -> Case:
-    def run(impl: Impl) -> Function:
-        return lambda layers: K.layer_targets(layers, impl=impl)
-
-    values = batch * T * D
-    return Case(
-        op="layer_targets",
-        shape=f"L={L} B={batch} T={T} D={D}",
-        inputs=(floats(scale, L, batch, T, D, grad=False),),
-        truth=Candidate(run("torch")),
-        candidates=implementations(run, scale.device),
-        forward_bytes=values * (L * scale.dtype.itemsize + 4),
-    )
+    call = CALLS["layer_targets"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    moved = batch * T * D * (L * scale.dtype.itemsize + 4)
+    return op_case(scale, call, f"L={L} B={batch} T={T} D={D}", forward_bytes=moved)
 
 
 def loss_case(scale: Scale, batch: int) -> Case:
-    target = floats(scale, batch, T, D, grad=False, dtype=torch.float32)
-    scored = torch.rand(batch, T, device=scale.device) < 37 / 40
-
-    def run(impl: Impl) -> Function:
-        return lambda prediction: K.masked_mse(prediction, target, scored, impl=impl)
-
-    read = int(scored.sum()) * D * (scale.dtype.itemsize + 4)
-    return Case(
-        op="masked_mse",
-        shape=f"B={batch} T={T} D={D}",
-        inputs=(floats(scale, batch, T, D),),
-        truth=Candidate(run("torch")),
-        candidates=implementations(run, scale.device),
-        forward_bytes=read,
-        backward_bytes=read + batch * T * D * scale.dtype.itemsize,
-    )
+    call = CALLS["masked_mse"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    read = int(call.fixed["scored_BT"].sum()) * D * (scale.dtype.itemsize + 4)
+    written = batch * T * D * scale.dtype.itemsize
+    return op_case(scale, call, f"B={batch} T={T} D={D}", forward_bytes=read, backward_bytes=read + written)
 
 
-def step_candidates(
+def block_candidates(
     scale: Scale, run: Callable[[BlockOps], Function], parameters: Sequence[Tensor]
 ) -> tuple[Candidate, dict[str, Candidate]]:
-    """Truth and candidates of a step between two products, under autocast: one op, module by module, and that compiled."""
+    """Truth and candidates of what stands between two products, under autocast: one op, module by module, and that compiled."""
     name, impl = own_op(scale.device)
 
     def within(function: Function, exact: bool = False) -> Candidate:
@@ -301,7 +244,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
     """Residual sum and LayerNorm in a block; without a branch the norm before the attention."""
     norm = nn.LayerNorm(D, device=scale.device)
     # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale,
         lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
         list(norm.parameters()),
@@ -309,7 +252,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
     name = "add_layer_norm" if branch else "add_layer_norm without branch"
     shape = f"B={batch} N={tokens} D={D}{'' if branch else ' without branch'}"
     inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
-    return replace(step_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
+    return replace(block_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
 
 
 def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
@@ -321,15 +264,15 @@ def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tenso
 def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
     """The first product of an MLP with its bias and GELU, since the bias is part of the product module by module."""
     linear = nn.Linear(D, 4 * D, device=scale.device)
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale, lambda steps: lambda x: steps.linear_gelu(linear, x), list(linear.parameters())
     )
     product = 2 * batch * tokens * D * 4 * D
-    case = step_case(
+    case = block_case(
         scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", truth, candidates,
         (floats(scale, batch, tokens, D),),
     )
-    # The step's own bytes are a part of what is timed here, hence no rate of bytes.
+    # The op's own bytes are a part of what is timed here, hence no rate of bytes.
     return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
 
 
@@ -342,21 +285,21 @@ def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) 
         floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(2 if shortcut else 1)
     ]
-    truth, candidates = step_candidates(
+    truth, candidates = block_candidates(
         scale, lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x), [*norm.parameters(), *prelu.parameters()]
     )
     name = "batch_norm_prelu with shortcut" if shortcut else "batch_norm_prelu"
     size = f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}"
-    return replace(step_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
+    return replace(block_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
 
 
-def step_case(
-    scale: Scale, step: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
+def block_case(
+    scale: Scale, op: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
 ) -> Case:
     """A case whose bytes are the fused passes of kernel_passes.py over its (first, and like) input."""
     one = inputs[0].numel() * scale.dtype.itemsize
-    passes = STEPS[step].fused
-    return Case(step, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
+    passes = BLOCK_OPS[op].fused
+    return Case(op, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
 
 
 class TransformerPart(nn.Module):
@@ -382,7 +325,7 @@ class TransformerPart(nn.Module):
 
 def transformer_case(scale: Scale, batch: int) -> Case:
     """The whole transformer part, forward and backward, weights included, under autocast as in training."""
-    keep = draw_keep(scale, batch)
+    keep = draw_keep(batch, T, KEPT, scale.device)
     hidden = torch.rand(batch, KEPT, device=scale.device) < 0.75
     torch_part = TransformerPart("torch").to(scale.device)
     name, impl = own_op(scale.device)
@@ -425,7 +368,7 @@ def transformer_case(scale: Scale, batch: int) -> Case:
 
 def video_encoder_case(scale: Scale, batch: int) -> Case:
     """The video encoder on kept frames in training, forward and backward, laid out and compiled as a run does it."""
-    keep = draw_keep(scale, batch)
+    keep = draw_keep(batch, T, KEPT, scale.device)
     video = torch.randint(0, 256, (batch, T, scale.side, scale.side, 3), dtype=torch.uint8, device=scale.device)
     name, impl = own_op(scale.device)
     state = VideoEncoder(D, scale.stem_width).state_dict()

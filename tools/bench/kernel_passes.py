@@ -1,7 +1,7 @@
-"""Passes over memory of the fused steps, counted on paper: what a block moves with and without them.
+"""Passes over memory of the fused block ops, counted on paper: what a block moves with and without them.
 
 One pass is one activation read or written in the compute dtype (bfloat16 in training on a GPU); a float32 tensor between
-two steps is two passes. Vectors over channels and the partial sums of reductions are too small to count.
+two modules is two passes. Vectors over channels and the partial sums of reductions are too small to count.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step, module by module (`modules`) and as one op (`fused`); `why` spells both counts out."""
+class BlockOp:
+    """What one fused op replaces, module by module (`modules`) and as that op (`fused`); `why` spells both counts out."""
 
     modules: Passes
     fused: Passes
@@ -31,31 +31,31 @@ class Step:
 
 # Module by module means under autocast on a GPU, as training runs it: there LayerNorm reads and writes float32, with a cast
 # before it and one behind it.
-STEPS: dict[str, Step] = {
-    "add_layer_norm without branch": Step(
+BLOCK_OPS: dict[str, BlockOp] = {
+    "add_layer_norm without branch": BlockOp(
         Passes(10, 16, 3),
         Passes(2, 3, 2),
         "modules: cast 3, norm 4 (float32), cast 3; back: cast 3, norm 6, its parameters 4, cast 3. Fused: x in, norm out; "
         "back: gradient and x in, gradient out.",
     ),
-    "add_layer_norm": Step(
+    "add_layer_norm": BlockOp(
         Passes(13, 19, 3),
         Passes(4, 4, 2),
         "as above and a sum of 3; back: as above and a sum of gradients of 3. Fused: two terms in, sum and norm out; back: two "
         "gradients and the sum in, one gradient out.",
     ),
-    "bias_gelu": Step(
+    "bias_gelu": BlockOp(
         Passes(2, 4, 1),
         Passes(2, 3, 1),
         "modules: the product adds its bias by itself, GELU 2; back: GELU 3, the bias's sum 1. Fused: the bias's sum is free.",
     ),
-    "batch_norm_prelu": Step(
+    "batch_norm_prelu": BlockOp(
         Passes(5, 10, 2),
         Passes(3, 5, 1),
         "modules: statistics 1, norm 2, PReLU 2; back: PReLU 4 (it writes a whole map for the slope's gradient), that map's "
         "sum 1, norm 2 + 3. Fused: statistics 1, the rest 2; back: sums 2, gradient 3. What the PReLU reads isn't kept.",
     ),
-    "batch_norm_prelu with shortcut": Step(
+    "batch_norm_prelu with shortcut": BlockOp(
         Passes(8, 10, 2),
         Passes(4, 7, 2),
         "as above and a sum of 3. Fused: the shortcut is one more map to read; back: the sums also write the shortcut's "
@@ -65,7 +65,7 @@ STEPS: dict[str, Step] = {
 
 
 def map_values(batch: int, kept_frames: int, side: int, stem_width: int) -> dict[str, int]:
-    """Values of all feature maps that go through each kind of BatchNorm step of the video encoder, once each."""
+    """Values of all feature maps that go through each kind of BatchNorm of the video encoder, once each."""
     frames = batch * kept_frames
     plain, with_shortcut = frames * stem_width * (side // 2) ** 2, 0  # the stem
     for stage in range(4):
@@ -75,8 +75,8 @@ def map_values(batch: int, kept_frames: int, side: int, stem_width: int) -> dict
 
 
 def trunk_gigabytes(batch: int, kept_frames: int, side: int, stem_width: int) -> tuple[float, float]:
-    """Gigabytes that all BatchNorm steps of a training step move in bfloat16: module by module, and fused."""
+    """Gigabytes that all BatchNorms of a training step move in bfloat16: module by module, and fused."""
     values = map_values(batch, kept_frames, side, stem_width)
-    modules = sum(STEPS[name].modules.total * count for name, count in values.items())
-    fused = sum(STEPS[name].fused.total * count for name, count in values.items())
+    modules = sum(BLOCK_OPS[name].modules.total * count for name, count in values.items())
+    fused = sum(BLOCK_OPS[name].fused.total * count for name, count in values.items())
     return 2 * modules / 1e9, 2 * fused / 1e9

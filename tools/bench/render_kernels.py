@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from kernel_passes import STEPS, trunk_gigabytes
+from kernel_passes import BLOCK_OPS, trunk_gigabytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,7 +28,7 @@ ATTENTION_SPEEDUP = 1.5
 TRANSFORMER_SPEEDUP = 2.0
 
 # Block-level fusions (`model.fused_blocks`): worth turning on where they beat torch.compile of the modules.
-FUSED_STEPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
+FUSED_BLOCK_OPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
 FUSED_PARTS = ("transformer", "video encoder")
 FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM = 128, 13, 224, 64  # for which bytes are counted on paper
 
@@ -100,9 +100,9 @@ def targets(record: dict[str, Any]) -> str:
 
 
 def fusion_gains(record: dict[str, Any]) -> list[tuple[bool, str]]:
-    """Each fused step against the compiled modules; each whole part, best way with fused blocks against best without."""
+    """Each fused op against the compiled modules; each whole part, best way with fused blocks against best without."""
     lines = []
-    for op in FUSED_STEPS:
+    for op in FUSED_BLOCK_OPS:
         for shape, rows in timed(record, op, "both").items():
             if "triton" in rows and "torch.compile" in rows:
                 gain = rows["torch.compile"]["ms"] / rows["triton"]["ms"]
@@ -120,7 +120,7 @@ def fusions() -> str:
     """What was tried beyond the six ops of the masked core, and what it should save on paper."""
     lines = ["| step | forward: modules, fused | backward: modules, fused | kept: modules, fused | how it is counted |",
              "|---|---|---|---|---|"]
-    for name, step in STEPS.items():
+    for name, step in BLOCK_OPS.items():
         counts = [f"{getattr(step.modules, kind)}, {getattr(step.fused, kind)}" for kind in ("forward", "backward", "kept")]
         lines.append(f"| {name} | {' | '.join(counts)} | {step.why} |")
     before, after = trunk_gigabytes(FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM)
