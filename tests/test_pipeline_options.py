@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import tiny_shards
 
-from svdata2vec.cli.options import parse_preset
+from svdata2vec.cli.commands import COMMANDS
+from svdata2vec.cli.options import read
 from svdata2vec.config.files import from_dict, to_json
-from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import AugmentConfig, DataConfig, RunConfig
 from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.pipeline.plan import PlanConfig
@@ -26,9 +26,9 @@ HERE = Runtime(torch.device("cpu"), 0, 1, bf16=False)
 
 
 def test_augmentation_comes_from_the_command_line():
-    words = ["demo", "--data.augment.brightness", "0.4", "--data.augment.temporal-crop", "0.5", "0.9",
+    words = ["pretrain", "demo", "--data.augment.brightness", "0.4", "--data.augment.temporal-crop", "0.5", "0.9",
              "--data.augment.erase-probability", "0.25"]
-    config = parse_preset(PRETRAIN, words, "pretrain")
+    _, config = read(words, COMMANDS, "svdata2vec")
     plan = plan_config(config.data, 2)
     assert (plan.brightness, plan.temporal_crop, plan.erase_probability, plan.hue) == (0.4, (0.5, 0.9), 0.25, 0.0)
     assert from_dict(type(config), json.loads(to_json(config)), "saved") == config

@@ -11,8 +11,9 @@ import torch
 from tiny import pretrain_config
 
 from svdata2vec.bench import scale
+from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.record import faults
-from svdata2vec.bench.scale_worker import ScaleConfig, Ticks, digest, expected_keys
+from svdata2vec.bench.scale_worker import Ticks, digest, expected_keys
 from svdata2vec.cli import main as cli
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
@@ -22,7 +23,7 @@ BATCH = 2
 
 
 def small_scale(shards: Path, folder: Path, **changes: Any) -> ScaleConfig:
-    base = scale.scale_config(pretrain_config(shards, folder / "run", batch_size=BATCH))
+    base = ScaleConfig.of(pretrain_config(shards, folder / "run", batch_size=BATCH))
     return dataclasses.replace(base, **{"processes": (1, 2), "steps": 4, "warm_up": 1, "rounds": 1, **changes})
 
 

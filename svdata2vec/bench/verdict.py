@@ -1,27 +1,14 @@
-"""What bounds a run, said in words, from the rates of its stages. Pure functions."""
+"""What bounds a run, in words, from the rates of its stages; and why the figures may be wrong. Pure functions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
 
 Bound = Literal["read", "decode", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Clips per second of each stage.
-
-    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory. data: the loader with
-    nobody waiting. model: the training step on one batch in memory. train: everything.
-    """
-
-    read: float
-    decode: float
-    data: float
-    model: float
-    train: float
+SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 
 
 @dataclass(frozen=True)
@@ -118,5 +105,16 @@ def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
     return f"they do not run side by side: raise --data.prefetch (now {config.data.prefetch}) and look for waits in a profile"
 
 
-def as_dict(verdict: Verdict) -> dict[str, Any]:
-    return {"bound": verdict.bound, "text": verdict.text}
+def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
+    found = [
+        f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
+        for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
+    ]
+    slower = min(stages["data"]["q80"], stages["model"]["q80"])
+    if stages["train"]["q20"] > slower:
+        found.append(
+            f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
+            "the machine changed its speed meanwhile: measure again"
+        )
+    return found
