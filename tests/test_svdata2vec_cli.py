@@ -153,7 +153,14 @@ def every_command(group: Group = COMMANDS, prog: str = "svdata2vec") -> Iterator
 
 
 def help_of(capsys: pytest.CaptureFixture[str], prog: str) -> str:
-    assert main([*prog.split()[1:], "--help"]) == 0
+    return printed(capsys, [*prog.split()[1:], "--help"])
+
+
+def printed(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """Help that a command prints, and nothing else."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
@@ -167,7 +174,7 @@ def test_the_overviews_name_every_command(capsys: pytest.CaptureFixture[str]) ->
         assert text.startswith(f"usage: {prog} {group.choice.split()[0].upper()} ...")
         for name, found in group.commands.items():
             assert found.summary and f"  {name} " in text and f"  {found.summary}\n" in text
-        assert main(prog.split()[1:]) == 0 and capsys.readouterr().out == text  # as without the word that is missing
+        assert printed(capsys, prog.split()[1:]) == text  # as where the word is missing
 
 
 def fields_without_help(kind: type, prefix: str = "") -> list[str]:

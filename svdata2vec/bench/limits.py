@@ -54,7 +54,7 @@ class Layer:
 
 
 def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
-    """Every layer of student and teacher at the shapes of one clip (svdata2vec/README.md)."""
+    """Every layer of student and teacher at the shapes of one clip (svdata2vec/README.md, "Networks")."""
     model, frames = config.model, config.data.num_frames
     kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
     encoded = frames if config.encode == "all_frames" else kept

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status."""
+    """Run one sub-command; returns the exit status. Help that is asked for ends in SystemExit, with status 0."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["--version"]:
@@ -22,10 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = f"svdata2vec {words[0]}" if words and words[0] in COMMANDS.commands else "svdata2vec"
     try:
-        try:
-            command, options = read(words, COMMANDS, "svdata2vec")
-        except SystemExit:  # help was printed
-            return 0
+        command, options = read(words, COMMANDS, "svdata2vec")
         command.run(options)
     except UserError as error:
         return _refuse(name, str(error))
