@@ -16,10 +16,19 @@ class MeasuredConfig(PretrainConfig):
     out: Path | None = None
     """JSON file to write; None = only the table is printed."""
 
+    rounds: int = 3
+    """Rounds, in which what is compared takes turns; medians over rounds are reported."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optim.accumulate != 1:
             raise UserError(f"optim.accumulate is {self.optim.accumulate}; a benchmark's step takes one batch, leave it at 1")
+        self._at_least(rounds=1)
+
+    def _at_least(self, **lowest: float) -> None:
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least {low}")
 
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
@@ -42,8 +51,7 @@ class BenchConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1 or self.seconds <= 0:
-            raise UserError(f"rounds is {self.rounds}, seconds is {self.seconds}; expected at least 1 round of more than 0 s")
+        self._at_least(seconds=0.01)
 
 
 @dataclass(frozen=True)
@@ -56,16 +64,12 @@ class ScaleConfig(MeasuredConfig):
     """Training steps timed per number of processes; an epoch that has begun is finished, so it may be more."""
     warm_up: int = 3
     """Training steps before them, not timed."""
-    rounds: int = 3
-    """Rounds in which steps with and without the exchange of gradients take turns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.warm_up < 0 or any(count < 1 for count in self.processes):
-            raise UserError(f"warm_up is {self.warm_up}, processes are {self.processes}; expected 0 or more, 1 or more")
+        self._at_least(steps=1, warm_up=0)
+        if any(count < 1 for count in self.processes):
+            raise UserError(f"processes are {self.processes}; expected at least 1 each")
 
 
 @dataclass(frozen=True)
@@ -78,23 +82,14 @@ class BatchConfig(MeasuredConfig):
     """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
     largest: int = 4096
     """Largest batch size to try, in clips."""
-    rounds: int = 3
-    """Rounds per size; medians over rounds are reported."""
     seconds: float = 1.0
     """Seconds per size and round, at least one step; warm-up not counted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.memory_share <= 1 or self.memory_limit_gib < 0:
-            raise UserError(
-                f"memory_share is {self.memory_share}, memory_limit_gib {self.memory_limit_gib}; expected a share above 0 "
-                "and up to 1, and a limit of 0 (none) or more"
-            )
-        if self.rounds < 1 or self.seconds <= 0 or self.largest < 1:
-            raise UserError(
-                f"rounds is {self.rounds}, seconds is {self.seconds}, largest is {self.largest}; expected at least 1, more "
-                "than 0, at least 1"
-            )
+        self._at_least(memory_limit_gib=0, largest=1, seconds=0.01)
+        if not 0 < self.memory_share <= 1:
+            raise UserError(f"memory_share is {self.memory_share}; expected a share above 0 and up to 1")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdata2vec.bench.record import compare
+from svdata2vec.bench.record import compare, rate_text, stage_rows
 from svdata2vec.reports.html_page import figure_image, page, section, table
 
 CHART_NOTE = (
@@ -23,7 +23,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
     """One record of `bench run`."""
     sections = [
         section("What bounds it", _verdict(record)),
-        section("Stages", _stage_table(record)),
+        section("Stages", table(["stage", "clips/s", "20-80 %", "limit", "reached", "limited by"], stage_rows(record))),
         section("Rates and limits, and where a clip's time goes", figure_image(run_chart(record), CHART_NOTE)),
         section("Against the original's way", _baseline(record)),
         section("Shares", _pairs(_shares(record))),
@@ -52,24 +52,6 @@ def _title(record: dict[str, Any]) -> str:
 def _verdict(record: dict[str, Any]) -> str:
     doubts = "".join(f"<p><strong>{html.escape(doubt)}</strong></p>" for doubt in record["doubts"])
     return f"<p>{html.escape(record['verdict']['text'])}</p>{doubts}"
-
-
-def _stage_table(record: dict[str, Any]) -> str:
-    rows = []
-    for name, row in record["stages"].items():
-        roof = record["roofline"].get(name, {})
-        limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
-        rows.append([
-            name, rate_text(row["clips_per_s"]), f"{rate_text(row['q20'])} to {rate_text(row['q80'])}",
-            "" if limit is None else rate_text(limit), "" if reached is None else f"{100 * reached:.3g} %",
-            roof.get("limited_by", ""),
-        ])
-    return table(["stage", "clips/s", "20-80 %", "limit", "reached", "limited by"], rows)
-
-
-def rate_text(rate: float) -> str:
-    """Clips per second with three digits, thousands apart."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
 
 
 def _baseline(record: dict[str, Any]) -> str:

@@ -90,6 +90,26 @@ def where_and_what(record: dict[str, Any]) -> str:
     )
 
 
+def rate_text(rate: float | None) -> str:
+    """Clips per second with three digits, thousands apart; nothing for None."""
+    if rate is None:
+        return ""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
+
+
+def stage_rows(record: dict[str, Any]) -> list[list[str]]:
+    """Of each stage: name, clips/s, their 20 % and 80 % quantiles, limit, share of it that is reached, what limits it."""
+    rows = []
+    for name, row in record["stages"].items():
+        roof = record["roofline"].get(name, {})
+        limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
+        rows.append([
+            name, rate_text(row["clips_per_s"]), f"{rate_text(row['q20'])} to {rate_text(row['q80'])}", rate_text(limit),
+            "" if reached is None else f"{100 * reached:.3g} %", roof.get("limited_by", ""),
+        ])
+    return rows
+
+
 def as_table(record: dict[str, Any]) -> str:
     """The record of `bench run` for a terminal."""
     lines = [
@@ -97,14 +117,8 @@ def as_table(record: dict[str, Any]) -> str:
         "",
         f"{'stage':16s}{'clips/s':>10s}{'20-80 %':>20s}{'limit':>10s}{'reached':>9s}  limited by",
     ]
-    for name, row in record["stages"].items():
-        roof = record["roofline"].get(name, {})
-        limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
-        spread = f"{row['q20']:.1f} to {row['q80']:.1f}"
-        lines.append(
-            f"{name:16s}{row['clips_per_s']:10.1f}{spread:>20s}{'' if limit is None else f'{limit:.1f}':>10s}"
-            f"{'' if reached is None else f'{100 * reached:.3g} %':>9s}  {roof.get('limited_by', '')}".rstrip()
-        )
+    for name, rate, spread, limit, reached, source in stage_rows(record):
+        lines.append(f"{name:16s}{rate:>10s}{spread:>20s}{limit:>10s}{reached:>9s}  {source}".rstrip())
     step = record["waterfall_ms_per_clip"]["step"]
     lines += ["", "a clip's step, ms: " + ", ".join(f"{name} {value:.2f}" for name, value in step.items())]
     lines.append(_closing(record))

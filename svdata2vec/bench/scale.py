@@ -26,6 +26,7 @@ from svdata2vec.bench.machine import quantiles
 from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
+from svdata2vec.bench.verdict import notes
 from svdata2vec.config.files import to_json
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
-BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
 
 SCHEMA: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},
@@ -194,34 +194,6 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with their weak-scaling efficiency: clips/s per process against that of the fewest processes."""
     base = rows[0]["clips_per_s"] / rows[0]["processes"]
     return [{**row, "efficiency": row["clips_per_s"] / row["processes"] / base} for row in rows]
-
-
-def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, load: float, on_cpu: bool) -> list[str]:
-    """What the columns do not say, in words; empty on a quiet machine where every process has its own cores (or GPU).
-
-    load: processes that others ran when the benchmark began. threads, decoding: of each process.
-    """
-    said = []
-    if load > BUSY * cores:
-        said.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
-    return said + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
-
-
-def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
-    crowded = [str(count) for count in processes if count > cores]
-    tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
-    said = []
-    if crowded:
-        said.append(
-            f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
-            "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
-        )
-    if tight:
-        said.append(
-            f"{' and '.join(tight)} processes of {threads} computing and {decoding} decoding threads each on {cores} cores: "
-            "the efficiency is a lower bound"
-        )
-    return said
 
 
 def as_table(record: dict[str, Any]) -> str:

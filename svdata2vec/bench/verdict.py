@@ -1,5 +1,6 @@
-"""What bounds a run, in words, from the rates of its stages; and why the figures may be wrong. Pure functions."""
+"""What bounds a run, in words, from the rates of its stages; and which figures to doubt. Pure functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from svdata2vec.config.schema import PretrainConfig
 Bound = Literal["read", "decode", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
 SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
+BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,31 @@ def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
             "the machine changed its speed meanwhile: measure again"
         )
     return found
+
+
+def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, load: float, on_cpu: bool) -> list[str]:
+    """What a table of weak scaling does not say; empty on a quiet machine where every process has its own cores (or GPU).
+
+    load: processes that others ran when the benchmark began. threads, decoding: of each process.
+    """
+    said = []
+    if load > BUSY * cores:
+        said.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
+    return said + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
+
+
+def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
+    crowded = [str(count) for count in processes if count > cores]
+    tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
+    said = []
+    if crowded:
+        said.append(
+            f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
+            "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
+        )
+    if tight:
+        said.append(
+            f"{' and '.join(tight)} processes of {threads} computing and {decoding} decoding threads each on {cores} cores: "
+            "the efficiency is a lower bound"
+        )
+    return said

@@ -24,6 +24,7 @@ import av
 import cv2
 import numpy as np
 
+from svdata2vec.bench.data_methods import padded_crop
 from svdata2vec.bench.machine import cpu_name, versions
 from svdata2vec.bench.record import save
 from svdata2vec.pipeline.reference import psnr
@@ -124,16 +125,6 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
     for start, end in itertools.pairwise(sample.offsets):
         picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR)
         yield np.ascontiguousarray(picture[..., ::-1])
-
-
-def padded_crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box out of the picture, black outside."""
-    x1, y1, x2, y2 = box
-    height, width = picture.shape[:2]
-    crop = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    crop[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
-    return crop
 
 
 def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
