@@ -76,7 +76,7 @@ def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
 
 @dataclass
 class Sizes:
-    """Tries sizes one after the other and keeps what they said.
+    """Tries sizes one after the other and keeps what their workers measured.
 
     limit_bytes: memory that a step may take; None on a GPU, where the first worker says how much there is.
     """
@@ -110,10 +110,10 @@ class Sizes:
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
     """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
     folder = clips.parent
-    job, out, said = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
+    job, out, log_file = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
     job.write_text(to_json(config))
     words = [sys.executable, "-m", "svdata2vec.bench.batch_worker", str(job), str(size), str(clips), str(out)]
-    with said.open("w") as stderr:
+    with log_file.open("w") as stderr:
         process = subprocess.Popen(words, env=worker_environment(None), stdout=stderr, stderr=stderr)
         try:
             ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
@@ -122,7 +122,7 @@ def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | Non
             status = process.wait()
     if ended or status == -9:  # by the limit here, or by the system for want of memory
         return None, peak
-    return read_answer(out, status, said, f"bench batch: batch size {size}"), peak
+    return read_answer(out, status, log_file, f"bench batch: batch size {size}"), peak
 
 
 def watch(

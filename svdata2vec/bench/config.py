@@ -15,9 +15,8 @@ class MeasuredConfig(PretrainConfig):
 
     out: Path | None = None
     """JSON file to write; None = only the table is printed."""
-
     rounds: int = 3
-    """Rounds, in which what is compared takes turns; medians over rounds are reported."""
+    """Rounds of measurement; medians over rounds are reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +63,8 @@ class ScaleConfig(MeasuredConfig):
     """Training steps timed per number of processes; an epoch that has begun is finished, so it may be more."""
     warm_up: int = 3
     """Training steps before them, not timed."""
+    rounds: int = 3
+    """Rounds in which steps with and without the exchange of gradients take turns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +95,7 @@ class BatchConfig(MeasuredConfig):
 
 @dataclass(frozen=True)
 class DataBenchOptions:
-    """Measure the loader in three steps, and what one would use instead: clips/s, CPU time, memory; on clips that it makes."""
+    """Measure the loader in three steps, and other ways of loading: clips/s, CPU time, memory; on clips that it makes."""
 
     out: Path | None = None
     """JSON file to write, with a chart (.png) beside it; None = only the table is printed."""

@@ -32,13 +32,14 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 
 WARM_UP_CLIPS = 16
-BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that nobody runs dry before the clock stops
+BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that no loader runs dry before the clock stops
 MIN_PSNR_DB = 33.0
 OURS = "ours, jpeg"
 REFERENCE = "original style, decord"
@@ -95,7 +96,7 @@ def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str,
 
 
 def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
-    """PSNR of our evaluation frames against the original chain; raises if one is below 33 dB or frames differ."""
+    """PSNR of our evaluation frames against the original chain; RunFailedError if one is below 33 dB."""
     dataset = make_sources(folder / "source", num_sources)
     clip = dataset.clips[0]
     assert clip.pose_MTVC is not None
@@ -112,7 +113,7 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
         found[codec] = psnr(video[0], wanted)
     bad = {codec: value for codec, value in found.items() if value < MIN_PSNR_DB}
     if bad:
-        raise SystemExit(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")
+        raise RunFailedError(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")
     return found
 
 

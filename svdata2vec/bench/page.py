@@ -120,6 +120,7 @@ def _bars(axes: Axes, values: Mapping[str, float], labels: Sequence[str], colour
     drawn = axes.barh(list(values), list(values.values()), color=colours, **more)
     axes.bar_label(drawn, labels=labels, padding=6, fontsize=9)
     axes.invert_yaxis()
+    axes.margins(x=0.15)
 
 
 def _rates(axes: Axes, record: dict[str, Any]) -> None:
@@ -135,7 +136,6 @@ def _rates(axes: Axes, record: dict[str, Any]) -> None:
         if limit:
             axes.plot([limit, limit], [number - 0.4, number + 0.4], color=RED)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
     axes.set_xlabel("clips/s (red: limit)")
 
 

@@ -110,17 +110,17 @@ def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
     """Run the workers under torchrun; returns what they wrote. UserError with their own sentence if they refused."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
     with tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as folder:
-        job, out, said = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
+        job, out, log_file = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
         job.write_text(to_json(config))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         words = [*launcher, "-m", "svdata2vec.bench.scale_worker", str(job), str(out)]
         environment = worker_environment(threads)
-        with said.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
+        with log_file.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
             try:
                 status = process.wait()
             finally:
                 process.terminate()  # torchrun ends its workers; nothing happens where it has ended
-        return read_answer(out, status, said, f"bench scale: {count} processes")
+        return read_answer(out, status, log_file, f"bench scale: {count} processes")
 
 
 def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:

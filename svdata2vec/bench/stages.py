@@ -82,7 +82,7 @@ class DecodeStage:
 
 @dataclass
 class DataStage:
-    """The loader as training has it, with nobody computing."""
+    """The loader as training has it, without a training step beside it."""
 
     stream: Generator[tuple[int, ClipBatch]]
 

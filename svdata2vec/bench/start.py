@@ -63,11 +63,11 @@ def refused(out: Path) -> Generator[None]:
         raise SystemExit(2) from error
 
 
-def read_answer(out: Path, status: int, said: Path, what: str) -> Any:
+def read_answer(out: Path, status: int, stderr: Path, what: str) -> Any:
     """What workers wrote to `out`. UserError with their own sentence if they refused, RuntimeError if they broke."""
     sentence = out.with_suffix(".error")
     if sentence.is_file():
         raise UserError(sentence.read_text())
     if status or not out.is_file():
-        raise RuntimeError(f"{what} ended with status {status}:\n{said.read_text()[-4000:]}")
+        raise RuntimeError(f"{what} ended with status {status}:\n{stderr.read_text()[-4000:]}")
     return json.loads(out.read_text())

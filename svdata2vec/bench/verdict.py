@@ -127,24 +127,24 @@ def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, loa
 
     load: processes that others ran when the benchmark began. threads, decoding: of each process.
     """
-    said = []
+    found = []
     if load > BUSY * cores:
-        said.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
-    return said + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
+        found.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
+    return found + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
 
 
 def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
     crowded = [str(count) for count in processes if count > cores]
     tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
-    said = []
+    found = []
     if crowded:
-        said.append(
+        found.append(
             f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
             "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
         )
     if tight:
-        said.append(
+        found.append(
             f"{' and '.join(tight)} processes of {threads} computing and {decoding} decoding threads each on {cores} cores: "
             "the efficiency is a lower bound"
         )
-    return said
+    return found

@@ -104,7 +104,7 @@ class PredictOptions:
     poses: Path | None = None
     """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
     whole_picture: bool = False
-    """Look for nobody and take the whole picture. Networks that were trained on person crops do badly on it."""
+    """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
     top: int = 5
     """Classes to name."""
     picture: Path | None = None
@@ -198,7 +198,7 @@ class ReportOptions:
     """Write one HTML page about one or several runs; it opens without a network."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN [RUN ...]]")]
-    """Folders of the runs."""
+    """Folders of the runs, one or more."""
     out: Path = Path("report.html")
     """File to write."""
 
