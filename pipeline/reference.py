@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
@@ -57,6 +57,12 @@ def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float6
     across = np.tensordot(columns_SW, picture_HWC.astype(np.float64), axes=(1, 1))  # (S, H, 3)
     both = np.tensordot(rows_SH, across, axes=(1, 1))  # (S, S, 3)
     return np.clip(np.rint(both), 0, 255).astype(np.uint8)
+
+
+def psnr(frames: ArrayLike, expected: ArrayLike) -> float:
+    """Peak signal-to-noise ratio in dB between two pictures (or stacks of them) of one shape, values 0 to 255."""
+    error = np.square(np.asarray(frames, np.float64) - np.asarray(expected, np.float64)).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def _weights(scale: float, shift: float, size: int, source_size: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.reference import ReferenceDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.shards.reading.sample import parse_array
 
 pytestmark = pytest.mark.gpu
@@ -23,11 +23,6 @@ def clip_of(codec: str, num_frames: int, frames: list[int], output_to_packed: np
     offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
     video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
     return EncodedClip("clip", video, offsets, np.array(frames), output_to_packed, PACKED, PACKED)
-
-
-def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 @pytest.mark.parametrize("geometry", ["warp", "resize"])

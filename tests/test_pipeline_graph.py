@@ -12,7 +12,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, jpeg_graph, video_graph
-from svdata2vec.pipeline.reference import ReferenceDecoder, resample
+from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
 from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
@@ -37,11 +37,6 @@ def decode(decoder, clips: list[EncodedClip], size: int = SIZE) -> tuple[np.ndar
     assert len(frames) == 1
     out = torch.full((len(clips), frames.pop(), size, size, 3), 77, dtype=torch.uint8)
     return out.numpy(), decoder.decode(clips, out)
-
-
-def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 @pytest.fixture(scope="module", params=["opencv", "warp", "resize"])

@@ -12,6 +12,7 @@ import pytest
 from pipeline_factory import clip_parts
 from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, write_pickle, write_video
 
+from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
@@ -43,11 +44,6 @@ def frames_of(shards: ShardSet) -> list[np.ndarray]:
         return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
     with av.open(BytesIO(sample.video), mode="r") as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB."""
-    return float(10 * np.log10(255**2 / max(np.square(one.astype(float) - other).mean(), 1e-9)))
 
 
 @pytest.mark.parametrize(("codec", "least_db"), [

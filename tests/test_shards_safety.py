@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
@@ -107,10 +108,9 @@ def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path
 def running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
 @pytest.mark.parametrize("limit_bytes", [0, 700, 20_000, 150_000])

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -26,6 +28,8 @@ from svdata2vec.bench.batch_search import (
     recommend,
     search,
 )
+from svdata2vec.bench.config import BatchConfig
+from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.bench.record import faults
 from svdata2vec.cli import main as cli
 from svdata2vec.shards.errors import UserError
@@ -118,10 +122,10 @@ def test_a_process_that_takes_too_much_is_ended() -> None:
     program = "import time; taken = [bytearray(2**20) for _ in range(400) if not time.sleep(0.002)]; time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", program])
     started = time.monotonic()
-    ended, peak = batch.watch(process.poll, lambda: batch.resident_bytes(process.pid), 150 * 2**20, process.kill)
+    ended, peak = batch.watch(process.poll, lambda: resident_bytes(process.pid), 150 * 2**20, process.kill)
     assert ended and process.wait() == -9 and time.monotonic() - started < 30
     assert 150 * 2**20 < peak < 300 * 2**20
-    assert batch.resident_bytes(process.pid) == 0
+    assert resident_bytes(process.pid) == 0
 
 
 def test_a_process_within_the_limit_is_waited_for() -> None:
@@ -130,18 +134,19 @@ def test_a_process_within_the_limit_is_waited_for() -> None:
     assert batch.watch(lambda: next(answers), lambda: next(memory), 5, lambda: pytest.fail("ended")) == (False, 5)
 
 
-def test_memory_that_may_be_taken(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
-    assert batch.available_bytes(tmp_path) == 64 * 1024
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("1000\n")
-    assert batch.available_bytes(tmp_path) == 64 * 1024
-    (group / "memory.max").write_text("31000\n")
-    assert batch.available_bytes(tmp_path) == 30000
-    assert 0 < batch.available_bytes() < 2**50
+def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 1024))
+    assert available_bytes(tmp_path) == 64 * 1024
+    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        group = tmp_path / limit.replace("/", "-")
+        (group / limit).parent.mkdir(parents=True)
+        (group / limit).write_text("max\n")
+        (group / usage).write_text("1000\n")
+        assert available_bytes(group) == 64 * 1024
+        (group / limit).write_text("31000\n")
+        assert available_bytes(group) == 30000
+    monkeypatch.undo()
+    assert 0 < available_bytes() < 2**50
 
 
 def test_errors_about_memory_are_told_from_others() -> None:
@@ -163,8 +168,8 @@ def test_few_clips_are_repeated_to_any_size() -> None:
 # ---- a real search --------------------------------------------------------------------------------------------------
 
 
-def small_batch(shards: Path, folder: Path, **changes: Any) -> worker.BatchConfig:
-    base = batch.batch_config(pretrain_config(shards, folder / "run"))
+def small_batch(shards: Path, folder: Path, **changes: Any) -> BatchConfig:
+    base = BatchConfig.of(pretrain_config(shards, folder / "run"))
     return dataclasses.replace(base, **{"rounds": 1, "seconds": 0.05, **changes})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from svdata2vec.bench import data as bench_data
 from svdata2vec.bench import data_methods as methods
+from svdata2vec.bench.machine import tree_usage
 from svdata2vec.pipeline.plan import PlanConfig
 
 
@@ -19,13 +20,13 @@ def burn(seconds: float) -> None:
 
 
 def test_cpu_time_counts_children_dead_and_alive():
-    before, _ = bench_data.tree_usage()
+    before, _ = tree_usage()
     program = "import time\nwhile time.process_time() < 0.3: pass\n"
     subprocess.run([sys.executable, "-c", program], check=True)
     living = subprocess.Popen([sys.executable, "-c", program + "print(1, flush=True); input()"],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert living.stdout is not None and living.stdout.readline() == b"1\n"
-    after, memory = bench_data.tree_usage()
+    after, memory = tree_usage()
     living.communicate(b"\n")
     assert 0.5 < after - before < 2 and memory > 5e6
 

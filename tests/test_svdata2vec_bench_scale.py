@@ -11,8 +11,10 @@ import torch
 from tiny import pretrain_config
 
 from svdata2vec.bench import scale
+from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.record import faults
-from svdata2vec.bench.scale_worker import ScaleConfig, Ticks, digest, expected_keys
+from svdata2vec.bench.scale_worker import Ticks, digest, expected_keys
+from svdata2vec.bench.verdict import notes
 from svdata2vec.cli import main as cli
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
@@ -22,7 +24,7 @@ BATCH = 2
 
 
 def small_scale(shards: Path, folder: Path, **changes: Any) -> ScaleConfig:
-    base = scale.scale_config(pretrain_config(shards, folder / "run", batch_size=BATCH))
+    base = ScaleConfig.of(pretrain_config(shards, folder / "run", batch_size=BATCH))
     return dataclasses.replace(base, **{"processes": (1, 2), "steps": 4, "warm_up": 1, "rounds": 1, **changes})
 
 
@@ -204,11 +206,11 @@ def test_ticks_are_durations() -> None:
 
 
 def test_what_shared_cores_mean_is_said() -> None:
-    assert scale.notes([1, 2, 4], cores=64, threads=1, decoding=2, load=3.0, on_cpu=True) == []
-    assert scale.notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=False) == []
-    (busy,) = scale.notes([1, 2, 4], cores=64, threads=1, decoding=2, load=30.0, on_cpu=True)
+    assert notes([1, 2, 4], cores=64, threads=1, decoding=2, load=3.0, on_cpu=True) == []
+    assert notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=False) == []
+    (busy,) = notes([1, 2, 4], cores=64, threads=1, decoding=2, load=30.0, on_cpu=True)
     assert busy == "doubtful: the machine was busy before the first step (load 30.0 on 64 cores); measure again"
-    crowded, tight = scale.notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=True)
+    crowded, tight = notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=True)
     assert crowded.startswith("4 processes share 2 cores: clips/s, step time and efficiency say nothing about speed there")
     assert tight.startswith("2 processes of 1 computing and 2 decoding threads each on 2 cores")
 

@@ -1,15 +1,20 @@
 """The command line: wrong input ends in one clear line and status 2; help and overrides work."""
 
+import dataclasses
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 from shards_data import annotation, write_motion_set, write_pickle, write_video
 from tiny import finetune_config
+from tyro._docstrings import get_field_docstring
 
+from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
-from svdata2vec.cli.options import parse_preset
+from svdata2vec.cli.options import Command, Group, read
 from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
@@ -30,30 +35,53 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fly"], "svdata2vec: unknown command 'fly'; choose one of: shard, verify, inspect"),
-        (["pretrain", "ntu61"], "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
-        (["finetune", "ntu61"], "svdata2vec finetune: unknown preset 'ntu61'"),
-        (["pretrain", "demo", "--optim.lrr", "1"], "unknown option '--optim.lrr'; did you mean --optim.lr?"),
-        (["pretrain", "demo", "--optim.lr", "fast"], "Error parsing --optim.lr: could not convert string to float: 'fast'"),
-        (["pretrain", "demo", "--data.size", "100"], "data.size is 100; the video encoder halves the picture five times"),
-        (["pretrain", "demo", "--mask.video-ratio", "0.99"], "mask.video_ratio 0.99 keeps none of data.num_frames 16 frames"),
-        (["pretrain", "demo", "--target.top-layers", "9"], "target.top_layers is 9, model.depth is 4"),
-        (["pretrain", "demo", "--model.stem-width", "8"], "model.stem_width is 8; expected a multiple of 16"),
-        (["finetune", "demo", "--label-fraction", "0"], "label_fraction is 0.0; expected a share above 0"),
-        (["pretrain", "demo", "--run.device", "cuda"], "run.device is cuda, but PyTorch finds no NVIDIA GPU here"),
-        (["shard", "ntu6", "out"], "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
-        (["shard", "pyskl", "out"], "Missing from svdata2vec shard pyskl: --pickle-path"),
-        (["report"], "svdata2vec report: "),
-        (["report", "nowhere"], "nowhere: no config.json; expected the folder of a run"),
-        (["evaluate", "nowhere"], "nowhere: no model.safetensors; expected the folder of a finished run"),
-        (["verify", "nowhere"], "nowhere/manifest.json: does not exist; expected a folder made by `svdata2vec shard`"),
-        (["inspect", "nowhere", "--split", "all"], "nowhere: no such folder; expected one made by `svdata2vec shard`"),
+        # a name that does not exist
+        ("fly", "svdata2vec: unknown command 'fly'; choose one of: shard, verify, inspect"),
+        ("pretrain ntu61", "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
+        ("finetune ntu61", "svdata2vec finetune: unknown preset 'ntu61'"),
+        ("shard ntu6 out", "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
+        ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, data"),
+        ("pretrain demo --optim.lrr 1", "unknown option '--optim.lrr'; did you mean --optim.lr? `svdata2vec pretrain demo"),
+        ("pretrain demo --optim.min_lrr 1", "unknown option '--optim.min_lrr'; did you mean --optim.min-lr?"),
+        ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
+        ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
+        ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),
+        ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
+        # a word too many, or too few
+        ("verify shards more", "svdata2vec verify: unexpected 'more' after 'shards'; `svdata2vec verify --help`"),
+        ("pretrain demo --run.compile yes", "unexpected 'yes' after '--run.compile'"),
+        ("pretrain demo --optim.lr 1 2", "unexpected '2' after '1'"),
+        ("shard pyskl out", "svdata2vec shard: missing: --pickle-path STR|PATH, --videos STR|PATH; `svdata2vec shard pyskl"),
+        ("inspect", "svdata2vec inspect: missing: SHARDS, --split STR; `svdata2vec inspect --help` lists the options"),
+        ("bench compare a.json", "svdata2vec bench: missing: B.json"),
+        ("pretrain demo --optim.betas 0.9", "--optim.betas has too few values; expected FLOAT FLOAT"),
+        ("pretrain demo --run.out", "--run.out has too few values; expected PATH"),
+        # a value of another type, or none of the choices
+        ("pretrain demo --optim.lr fast", "svdata2vec pretrain: --optim.lr is 'fast'; expected FLOAT; `svdata2vec"),
+        ("pretrain demo --data.num_frames=1.5", "--data.num-frames is '1.5'; expected INT"),
+        ("pretrain demo --optim.betas 0.9 x --run.epochs 2", "--optim.betas is '0.9 x'; expected FLOAT FLOAT"),
+        ("convert a out --heads many", "--heads is 'many'; expected {None}|INT"),
+        ("bench scale demo --processes 1 two", "--processes is '1 two'; expected [INT [INT ...]]"),
+        ("pretrain demo --run.device gpu", "--run.device is 'gpu'; expected one of auto, cpu, cuda"),
+        # a value that the options' own checks refuse
+        ("pretrain demo --data.size 100", "data.size is 100; the video encoder halves the picture five times"),
+        ("pretrain demo --mask.video-ratio 0.99", "mask.video_ratio 0.99 keeps none of data.num_frames 16 frames"),
+        ("pretrain demo --target.top-layers 9", "target.top_layers is 9, model.depth is 4"),
+        ("pretrain demo --model.stem-width 8", "model.stem_width is 8; expected a multiple of 16"),
+        ("finetune demo --label-fraction 0", "label_fraction is 0.0; expected a share above 0"),
+        ("pretrain demo --run.device cuda", "run.device is cuda, but PyTorch finds no NVIDIA GPU here"),
+        # what the options name is not there
+        ("report", "svdata2vec report: no run given; expected one or more run folders"),
+        ("report nowhere", "nowhere: no config.json; expected the folder of a run"),
+        ("evaluate nowhere", "nowhere: no model.safetensors; expected the folder of a finished run"),
+        ("verify nowhere", "nowhere/manifest.json: does not exist; expected a folder made by `svdata2vec shard`"),
+        ("inspect nowhere --split all", "nowhere: no such folder; expected one made by `svdata2vec shard`"),
     ],
 )
-def test_wrong_words(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    if "--run.device" in words and __import__("torch").cuda.is_available():
+def test_wrong_words(capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:
+    if "device cuda" in words and __import__("torch").cuda.is_available():
         pytest.skip("this machine has the GPU that the message misses")
-    assert message in refused(capsys, *words)
+    assert message in refused(capsys, *words.split())
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
@@ -114,19 +142,70 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
     assert main(["verify", str(shards), "--workers", "1"]) == 2
 
 
-def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    overview = capsys.readouterr().out
-    for command in ("shard", "verify", "inspect", "pretrain", "finetune", "evaluate", "report"):
-        assert f"  {command} " in overview
+def every_command(group: Group = COMMANDS, prog: str = "svdata2vec") -> Iterator[tuple[str, Group | Command]]:
+    """(words, what they name) of the whole command line."""
+    yield prog, group
+    for name, found in group.commands.items():
+        if isinstance(found, Group):
+            yield from every_command(found, f"{prog} {name}")
+        else:
+            yield f"{prog} {name}", found
+
+
+def help_of(capsys: pytest.CaptureFixture[str], prog: str) -> str:
+    return printed(capsys, [*prog.split()[1:], "--help"])
+
+
+def printed(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """Help that a command prints, and nothing else."""
     with pytest.raises(SystemExit) as ended:
-        main(["pretrain", "ntu60-xsub", "--help"])
+        main(words)
     assert not ended.value.code
-    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_the_overviews_name_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = {prog: found for prog, found in every_command() if isinstance(found, Group)}
+    assert {"svdata2vec", "svdata2vec shard", "svdata2vec pretrain", "svdata2vec bench", "svdata2vec bench run"} <= set(groups)
+    for prog, group in groups.items():
+        text = help_of(capsys, prog)
+        assert text.startswith(f"usage: {prog} {group.choice.split()[0].upper()} ...")
+        for name, found in group.commands.items():
+            assert found.summary and f"  {name} " in text and f"  {found.summary}\n" in text
+        assert printed(capsys, prog.split()[1:]) == text  # as where the word is missing
+
+
+def fields_without_help(kind: type, prefix: str = "") -> list[str]:
+    """Names of a dataclass's fields that its help page leaves unexplained; nested dataclasses are explained as a whole, too."""
+    missing = []
+    for field in dataclasses.fields(kind):
+        hint = get_type_hints(kind, include_extras=True)[field.name]
+        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if dataclasses.is_dataclass(inner):
+            missing += fields_without_help(inner, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        elif not (get_field_docstring(kind, field.name, ()) or any(getattr(mark, "help", None) for mark in marks)):
+            missing.append(prefix + field.name)
+    return missing + ([] if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(") else [f"{prefix}: no docstring"])
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    kinds = {}
+    for prog, found in every_command():
+        if isinstance(found, Command) and not prog.startswith("svdata2vec shard "):
+            made = found.options if isinstance(found.options, type) else found.options()
+            kinds[made if isinstance(made, type) else type(made)] = prog
+    assert len(kinds) > 10
+    assert {prog: missing for kind, prog in kinds.items() if (missing := fields_without_help(kind))} == {}
+
+
+def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    page = " ".join(help_of(capsys, "svdata2vec pretrain ntu60-xsub").replace("│", " ").split())
     assert "Learning rate at the end of the run. (default: 0.0005)" in page
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--help"])
-    assert "smarthome-cv2" in capsys.readouterr().out
+    assert "Side of the square crop that the model sees, in pixels. (default: 224)" in page
+    page = help_of(capsys, "svdata2vec predict")
+    assert page.startswith("usage: svdata2vec predict [-h] [OPTIONS] RUN VIDEO\n") and "(default: None)" in page
 
 
 @pytest.mark.parametrize(("table", "command"), [(PRETRAIN, "pretrain"), (FINETUNE, "finetune")])
@@ -134,7 +213,8 @@ def test_every_preset_resolves_and_takes_overrides(table: dict, command: str) ->
     protocols = {"ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset", "smarthome-cs", "smarthome-cv1", "smarthome-cv2"}
     assert protocols | {"demo"} <= set(table)
     for name in table:
-        config = parse_preset(table, [name, "--optim.lr", "0.25", "--data.shards", "elsewhere"], command)
+        words = [command, name, "--optim.lr", "0.25", "--data.shards", "elsewhere"]
+        _, config = read(words, COMMANDS, "svdata2vec")
         assert config.optim.lr == 0.25 and config.data.shards == "elsewhere"
         assert config.optim.weight_decay == table[name]().optim.weight_decay
 

@@ -140,11 +140,12 @@ def test_launch_files_are_edited_in_two_places_and_parse(script: str) -> None:
 
 
 def test_the_command_of_the_launch_files_parses() -> None:
-    from svdata2vec.cli.options import parse_preset
-    from svdata2vec.config.presets import PRETRAIN
+    from svdata2vec.cli.commands import COMMANDS
+    from svdata2vec.cli.options import read
 
     for script in ("pretrain.sbatch", "launch_node.sh"):
         (line,) = (line for line in (CLUSTER / script).read_text().splitlines() if line.startswith("command=("))
         words = line[len("command=(") : -1].split()
         assert words[0] == "pretrain"
-        assert parse_preset(PRETRAIN, [*words[1:], "--data.threads", "8"], "pretrain").data.threads == 8
+        _, config = read([*words, "--data.threads", "8"], COMMANDS, "svdata2vec")
+        assert config.data.threads == 8

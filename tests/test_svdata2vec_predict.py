@@ -11,13 +11,14 @@ from shards_data import HEIGHT, WIDTH, frame_picture, write_motion_set, write_vi
 from tiny import MODEL
 
 from svdata2vec.cli.main import main
-from svdata2vec.cli.run_commands import parse_box
+from svdata2vec.cli.runs import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
 from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.reference import psnr
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
@@ -61,7 +62,7 @@ def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path:
     box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
     clip = read_clip(videos / f"{key}.mp4", DATA, box)  # type: ignore[arg-type]
     difference = clip.frames_TSS3.astype(float) - batch.video_BTHWC[0].numpy()
-    assert 10 * np.log10(255**2 / np.square(difference).mean()) > 35
+    assert psnr(clip.frames_TSS3, batch.video_BTHWC[0]) > 35
     shifted = np.roll(clip.frames_TSS3, 1, axis=0).astype(float) - batch.video_BTHWC[0].numpy()
     assert np.square(shifted).mean() > 4 * np.square(difference).mean(), "the test must notice wrong frames"
 

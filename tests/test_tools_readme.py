@@ -8,27 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from svdata2vec.bench.batch import batch_config
-from svdata2vec.bench.run import bench_config
-from svdata2vec.bench.scale import scale_config
-from svdata2vec.cli import commands
-from svdata2vec.cli import run_commands as model_commands
-from svdata2vec.cli.options import parse, parse_preset
-from svdata2vec.config.presets import FINETUNE, PRETRAIN
-from svdata2vec.config.probe import PROBE
+from svdata2vec.cli.commands import COMMANDS
+from svdata2vec.cli.options import read
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 LINES = [line.split(" #")[0].strip() for line in SHELL.splitlines() if line.strip() and not line.startswith("#")]
-COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
-PRESETS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
-BENCHES = {"run": bench_config, "scale": scale_config, "batch": batch_config}
-OPTIONS = {
-    "verify": commands.VerifyOptions, "inspect": commands.InspectOptions, "evaluate": commands.EvaluateOptions,
-    "report": commands.ReportOptions, "embed": model_commands.EmbedOptions, "predict": model_commands.PredictOptions,
-    "convert": model_commands.ConvertOptions, "export": model_commands.ExportOptions,
-}
+README_COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
 
 
 def test_tables_are_what_the_files_say() -> None:
@@ -38,27 +25,10 @@ def test_tables_are_what_the_files_say() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", README_COMMANDS)
 def test_commands_parse(line: str) -> None:
     words = shlex.split(line)
-    words = words[words.index("svdata2vec") + 1 :]
-    command, rest = words[0], words[1:]
-    assert command in commands.COMMANDS
-    if command in PRESETS:
-        parse_preset(PRESETS[command], rest, command)
-    elif command == "shard":
-        assert rest[0] in commands.SOURCES
-        parse(commands._shard_options(rest[0]), rest[1:], f"svdata2vec shard {rest[0]}")
-    elif command == "bench" and rest[0] in BENCHES:
-        configured = BENCHES[rest[0]]
-        table = {name: (lambda make=make: configured(make())) for name, make in PRETRAIN.items()}
-        parse_preset(table, rest[1:], f"bench {rest[0]}")
-    elif (command, rest[0]) == ("bench", "compare"):
-        parse(commands.CompareOptions, rest[1:], "svdata2vec bench compare")
-    elif command in OPTIONS:
-        parse(OPTIONS[command], rest, f"svdata2vec {command}")
-    else:
-        pytest.fail(f"README uses {command}, which this test does not know how to parse")
+    read(words[words.index("svdata2vec") + 1 :], COMMANDS, "svdata2vec")
 
 
 def test_files_that_are_named_exist() -> None:

@@ -73,7 +73,7 @@ PARTS = (
     Part("step speed", "measure_step", CONFIGURATION),
     Part(
         "bench", "run_bench",
-        ("torch", "triton", "numpy", "cv2", "av", "nvidia.dali", "tyro", "fsspec", "tensorboard", "matplotlib"),
+        ("torch", "triton", "numpy", "cv2", "av", "nvidia.dali", "tyro", "fsspec", "tensorboard", "matplotlib", "psutil"),
         limit_s=900,
     ),
 )

@@ -62,7 +62,7 @@ def check_driver(device: str = "cuda") -> Figures:
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
     """DALI gives the wanted frames, in order, cropped and mirrored as the reference decoder does, and no neighbour instead."""
     from svdata2vec.pipeline.graph import DaliDecoder
-    from svdata2vec.pipeline.reference import ReferenceDecoder
+    from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 
     frames = [59, 0, 1, 31, 30, 2, 0, 45]
     clip = encoded_clip(codec, 60, frames)
@@ -117,11 +117,6 @@ def encoded_frames(frames: Any) -> Any:
     import numpy as np
 
     return np.array(list(frames), np.int64)
-
-
-def psnr(first: Tensor, second: Tensor) -> float:
-    error = (first.double() - second.double()).square().mean().clamp_min(1e-9)
-    return float(10 * torch.log10(255**2 / error))
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------------

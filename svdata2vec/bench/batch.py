@@ -2,32 +2,31 @@
 
     svdata2vec bench batch ntu60-xsub --data.shards data/ntu60 --out batch.json
 
-The training step runs on a batch in memory, each size in a process of its own (`bench_batch_worker.py`). On a GPU a size
+The training step runs on a batch in memory, each size in a process of its own (`batch_worker.py`). On a GPU a size
 that does not fit ends with PyTorch's error. On a CPU it must not come to that: a size whose memory, extrapolated from
-smaller ones, exceeds the limit is not run, and a process that exceeds it nevertheless is ended.
+smaller ones, exceeds the limit is not run, and a process that exceeds it nevertheless is ended. The search itself
+(`batch_search.py`) knows nothing of that.
 """
 
-import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdata2vec.bench.batch_search import GPU_STEP, Trial, bytes_per_clip, expected_peak, recommend, search
-from svdata2vec.bench.batch_worker import BatchConfig
-from svdata2vec.bench.counts import clip_bytes
-from svdata2vec.bench.run import open_preset_shards
-from svdata2vec.bench.workers import read_answer, worker_environment
+from svdata2vec.bench.config import BatchConfig
+from svdata2vec.bench.limits import clip_bytes
+from svdata2vec.bench.machine import available_bytes, resident_bytes
+from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
+from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
 from svdata2vec.config.files import to_json
-from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
@@ -40,26 +39,16 @@ VERSION = 1
 CLIPS_IN_MEMORY = 16  # decoded; a larger batch repeats them
 WATCH_SECONDS = 0.02
 
-_NUMBER = (int, float)
 SCHEMA: dict[str, Any] = {
-    "format": str, "version": int, "date": str,
-    "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
-    "setting": {"dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "model": dict,
-                "rounds": int, "seconds": _NUMBER, "memory_share": _NUMBER},
+    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
     "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
     "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
 }
 
 
-def batch_config(preset: PretrainConfig) -> BatchConfig:
-    """The preset with the benchmark's own settings."""
-    return BatchConfig(**{field.name: getattr(preset, field.name) for field in fields(PretrainConfig)})
-
-
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("bench batch measures one process; start it without torchrun")
+    refuse_torchrun("bench batch measures one process")
     gpu = pick_device(config.run.device).type == "cuda"
     shards = open_preset_shards(config)
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
@@ -71,8 +60,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
     record = make_record(config, sizes, trials)
     sys.stdout.write(as_table(record))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=1) + "\n")
+        save(record, config.out)
     return record
 
 
@@ -88,7 +76,7 @@ def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
 
 @dataclass
 class Sizes:
-    """Tries sizes one after the other and keeps what they said.
+    """Tries sizes one after the other and keeps what their workers measured.
 
     limit_bytes: memory that a step may take; None on a GPU, where the first worker says how much there is.
     """
@@ -122,10 +110,10 @@ class Sizes:
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
     """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
     folder = clips.parent
-    job, out, said = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
+    job, out, log_file = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
     job.write_text(to_json(config))
     words = [sys.executable, "-m", "svdata2vec.bench.batch_worker", str(job), str(size), str(clips), str(out)]
-    with said.open("w") as stderr:
+    with log_file.open("w") as stderr:
         process = subprocess.Popen(words, env=worker_environment(None), stdout=stderr, stderr=stderr)
         try:
             ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
@@ -134,7 +122,7 @@ def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | Non
             status = process.wait()
     if ended or status == -9:  # by the limit here, or by the system for want of memory
         return None, peak
-    return read_answer(out, status, said, f"bench batch: batch size {size}"), peak
+    return read_answer(out, status, log_file, f"bench batch: batch size {size}"), peak
 
 
 def watch(
@@ -151,28 +139,6 @@ def watch(
     return False, peak
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process that lies in RAM; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
-
-
-def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that may be taken without swapping: the machine's, or the control group's (a container's) if that is less."""
-    lines = (root / "proc/meminfo").read_text().splitlines()
-    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    group = root / "sys/fs/cgroup"
-    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        if (group / limit).is_file() and (group / usage).is_file():
-            text = (group / limit).read_text().strip()
-            if text != "max":
-                machine = min(machine, max(int(text) - int((group / usage).read_text()), 0))
-    return machine
-
-
 def make_record(config: BatchConfig, sizes: Sizes, trials: Sequence[Trial]) -> dict[str, Any]:
     """What goes into the JSON. UserError if nothing fits."""
     found, first = recommend(trials), next(iter(sizes.answers.values()), None)
@@ -186,8 +152,7 @@ def make_record(config: BatchConfig, sizes: Sizes, trials: Sequence[Trial]) -> d
     setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds, "memory_share": config.memory_share}
     del setting["batch_size"]  # what is looked for
     return {
-        "format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": first["machine"], "setting": setting, "limit_bytes": limit,
+        **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
         "bytes_per_clip": bytes_per_clip(trials), **asdict(found), "preset_batch_size": config.run.batch_size,
         "loader_bytes_per_clip": (config.data.prefetch + 1) * clip_bytes(config),
@@ -202,11 +167,8 @@ def describe(trial: Trial) -> str:
 
 def as_table(record: dict[str, Any]) -> str:
     """The record for a terminal."""
-    where, setting = record["machine"], record["setting"]
     lines = [
-        f"{where['device']} ({where['cores']} cores, load {where['load_average']:.1f}), torch {where['versions']['torch']}; "
-        f"{setting['num_frames']} frames of {setting['size']} px, {setting['precision']}; "
-        f"limit {record['limit_bytes'] / 2**30:.2f} GiB",
+        f"{where_and_what(record)}; limit {record['limit_bytes'] / 2**30:.2f} GiB",
         "",
         f"{'batch':>6s}{'clips/s':>10s}{'20-80 %':>20s}{'peak, GiB':>11s}",
     ]

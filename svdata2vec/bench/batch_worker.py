@@ -6,60 +6,27 @@ JOB.json is a `BatchConfig`, CLIPS.pt a decoded batch that is repeated up to SIZ
 """
 
 import json
+import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from svdata2vec.bench.run import machine, setting
+from svdata2vec.bench.config import BatchConfig
+from svdata2vec.bench.machine import hardware, peak_bytes, resident_bytes
 from svdata2vec.bench.stages import NEVER_ENDING, ModelStage, Timing, time_round
-from svdata2vec.bench.workers import refused
+from svdata2vec.bench.start import refused, setting
 from svdata2vec.config.files import from_dict
-from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
 
 WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
-
-
-@dataclass(frozen=True)
-class BatchConfig(PretrainConfig):
-    """A pretraining preset, and how to look for its batch size. Nothing of the run itself is written."""
-
-    out: Path | None = None
-    """JSON file to write."""
-    memory_share: float = 0.9
-    """Share of the free memory (of the GPU; of the machine on a CPU) that a training step may take."""
-    memory_limit_gib: float = 0.0
-    """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
-    largest: int = 4096
-    """Largest batch size to try."""
-    rounds: int = 3
-    """Rounds per size; medians over rounds are reported."""
-    seconds: float = 1.0
-    """Seconds per size and round, at least one step; warm-up not counted."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.memory_share <= 1 or self.memory_limit_gib < 0:
-            raise UserError(
-                f"memory_share is {self.memory_share}, memory_limit_gib {self.memory_limit_gib}; expected a share above 0 "
-                "and up to 1, and a limit of 0 (none) or more"
-            )
-        if self.rounds < 1 or self.seconds <= 0 or self.largest < 1:
-            raise UserError(
-                f"rounds is {self.rounds}, seconds is {self.seconds}, largest is {self.largest}; expected at least 1, more "
-                "than 0, at least 1"
-            )
-        if self.optim.accumulate != 1:
-            raise UserError("optim.accumulate: a benchmark's step takes one batch; leave it at 1")
 
 
 def repeated(clips: dict[str, Any], size: int, device: torch.device) -> ClipBatch:
@@ -81,9 +48,7 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
     """What PyTorch holds of the GPU, or this process of the machine: now, or at most so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) if peak else torch.cuda.memory_reserved(device)
-    name = "VmHWM" if peak else "VmRSS"
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    return peak_bytes() if peak else resident_bytes(os.getpid())
 
 
 def build(config: BatchConfig, runtime: Runtime, shards: ShardSet) -> Pretraining:
@@ -111,7 +76,7 @@ def measure_size(config: BatchConfig, size: int, clips: Path) -> dict[str, Any]:
         return {
             "fits": fits, "base_bytes": base, "peak_bytes": memory_bytes(runtime.device, peak=True),
             "timing": timing.as_dict() if fits else None, "limit_bytes": limit,
-            "machine": machine(runtime.device), "setting": setting(config, runtime, shards),
+            "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
         }
 
 

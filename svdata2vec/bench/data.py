@@ -1,25 +1,22 @@
-"""Loader benchmark: ours three ways (read, + decode, + geometry) against what a user would do instead, same clips.
+"""`svdata2vec bench data`: our loader in three steps (read, + decode, + geometry) against what one would use instead.
 
-    svdata2vec bench data --out bench_data.json         # table, JSON and plot, about four minutes
+    svdata2vec bench data --out bench_data.json         # table, JSON and chart, about four minutes
 
-100-frame clips of 960x540 H.264, 40 frames sampled, 224x224 crops, two threads or two workers for everybody, one thread
-per decoder. Every (method, round) is a fresh process; methods take turns; medians over rounds. Outputs are compared
-before anything is timed. decord and torchcodec take part if they are installed. On a machine that does other work too,
-CPU time per clip is the figure to read.
+The same clips for all: 100 frames of 960x540 H.264, 40 frames sampled, 224x224 crops, two threads or two
+workers, one thread per decoder. Every (method, round) is a fresh process; methods take turns; medians over rounds.
+Outputs are compared before anything is timed. decord and torchcodec take part if they are installed. On a machine that
+does other work too, CPU time per clip is the figure to read.
 """
 
 import importlib.util
 import json
 import logging
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,17 +24,22 @@ import numpy as np
 import torch
 
 from svdata2vec.bench import data_methods as methods
+from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
+from svdata2vec.bench.machine import cpu_name, machine, tree_usage, versions
+from svdata2vec.bench.record import save
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 
 WARM_UP_CLIPS = 16
-BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that nobody runs dry before the clock stops
+BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that no loader runs dry before the clock stops
 MIN_PSNR_DB = 33.0
 OURS = "ours, jpeg"
 REFERENCE = "original style, decord"
@@ -72,26 +74,6 @@ def _ours_on_gpu(shards: ShardSet, num_clips: int) -> Iterator[int]:
     return methods.ours(shards, num_clips, "cuda", batch_size=32, threads=min(os.cpu_count() or 1, 16))
 
 
-def tree_usage() -> tuple[float, int]:
-    """(CPU seconds, resident bytes) of this process and all its descendants, the finished ones' CPU time included."""
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    stats = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stats[int(entry.name)] = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    family = {os.getpid()}
-    while True:
-        more = {pid for pid, stat in stats.items() if int(stat[1]) in family} - family
-        if not more:
-            break
-        family |= more
-    mine = [stats[pid] for pid in family if pid in stats]
-    return sum(int(value) for stat in mine for value in stat[11:15]) / ticks, sum(int(stat[21]) for stat in mine) * page
-
-
 def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str, float]:
     """One run in this process, start-up excluded."""
     batches = method(WARM_UP_CLIPS + num_clips + BEYOND_CLIPS)
@@ -114,7 +96,7 @@ def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str,
 
 
 def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
-    """PSNR of our evaluation frames against the original chain; raises if one is below 33 dB or frames differ."""
+    """PSNR of our evaluation frames against the original chain; RunFailedError if one is below 33 dB."""
     dataset = make_sources(folder / "source", num_sources)
     clip = dataset.clips[0]
     assert clip.pose_MTVC is not None
@@ -128,11 +110,10 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
         with ClipLoader(shards, "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
             video = next(iter(loader)).video_BTHWC
         assert video is not None
-        error = np.mean((video[0].numpy().astype(np.float64) - wanted) ** 2)
-        found[codec] = float(10 * np.log10(255**2 / error))
+        found[codec] = psnr(video[0], wanted)
     bad = {codec: value for codec, value in found.items() if value < MIN_PSNR_DB}
     if bad:
-        raise SystemExit(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")
+        raise RunFailedError(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")
     return found
 
 
@@ -163,20 +144,11 @@ def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
     for row in rows.values():
         row["frames_per_s"] = row["clips_per_s"] * 40
     return {
-        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "gpu": _gpu_name()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": versions()["python"], "gpu": machine()["gpu"]},
         "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
         "rounds": rounds, "clips_per_round": num_clips, "frames_sampled": 40,
         "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": psnr, "methods": rows,
     }
-
-
-def _gpu_name() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _cpu_name() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 def as_table(result: dict) -> str:
@@ -193,41 +165,7 @@ def as_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def plot(result: dict, path: Path) -> None:
-    """CPU time per clip as bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = sorted(result["methods"].items(), key=lambda entry: -entry[1]["cpu_ms_per_clip"])
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    colours = ["tab:blue" if name.startswith("ours") else "tab:grey" for name, _ in rows]
-    bars = axes.barh([name for name, _ in rows], [row["cpu_ms_per_clip"] for _, row in rows], color=colours)
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_xlabel("CPU ms per clip (40 of 100 frames, 224 px)")
-    figure.savefig(path, dpi=120)
-
-
-@dataclass(frozen=True)
-class BenchDataOptions:
-    """The loader three ways against what one would do instead: clips/s, CPU time, memory; on clips that it makes."""
-
-    out: Path | None = None
-    """JSON file to write; a plot is written beside it."""
-    folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
-    """Where the source clips and shards are made, and found again."""
-    sources: int = 12
-    """Source clips to make."""
-    clips: int = 40
-    """Clips timed per method and round."""
-    rounds: int = 3
-    """Rounds; the methods take turns in each, medians are reported."""
-    method: str | None = None
-    """Time this method alone, in this process, and print JSON."""
-
-
-def bench_data(options: BenchDataOptions) -> None:
+def bench_data(options: DataBenchOptions) -> None:
     """Run the benchmark; the table goes to standard output."""
     if options.method is not None:
         table = method_table(options.folder, options.sources)
@@ -239,6 +177,7 @@ def bench_data(options: BenchDataOptions) -> None:
     result = run(options.folder, options.sources, options.clips, options.rounds)
     sys.stdout.write(as_table(result) + "\n")
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-        plot(result, options.out.with_suffix(".png"))
+        from svdata2vec.bench.page import data_chart  # brings matplotlib, which is not to count as the loaders' memory
+
+        save(result, options.out)
+        data_chart(result).savefig(options.out.with_suffix(".png"), dpi=120)

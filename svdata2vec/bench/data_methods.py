@@ -1,4 +1,4 @@
-"""The loaders that `bench_data.py` compares. Each yields the number of clips it delivered, batch by batch.
+"""The loaders that `bench data` compares. Each yields the number of clips it delivered, batch by batch.
 
 Ours runs in this process with two threads; the others in two DataLoader workers, as their users run them.
 """
@@ -117,19 +117,27 @@ def original_chain(
 ) -> np.ndarray:
     """uint8 (T, 224, 224, 3): square crop with black outside, 256, random-resized crop, 224, mirror, frame by frame."""
     height, width = pictures[0].shape[:2]
-    x1, y1, x2, y2 = crop_square(joint_box(joints_MTVC), width, height)
+    box = crop_square(joint_box(joints_MTVC), width, height)
     window = draw_resized_crop(generator, 256, PLAN) if train else None
     flip = train and generator.random() < 0.5
     out = np.empty((len(pictures), 224, 224, 3), np.uint8)
     for t, picture in enumerate(pictures):
-        square: np.ndarray = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
-        left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-        square[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
+        square = padded_crop(picture, box)
         if window is not None:
             square = cv2.resize(square, (256, 256))[window[1] : window[3], window[0] : window[2]]
         resized = cv2.resize(square, (224, 224))
         out[t] = resized[:, ::-1] if flip else resized
     return out
+
+
+def padded_crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The box x1, y1, x2, y2 out of the picture, black outside."""
+    x1, y1, x2, y2 = box
+    height, width = picture.shape[:2]
+    crop = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    crop[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
+    return crop
 
 
 def normalised(frames_THWC: np.ndarray) -> torch.Tensor:

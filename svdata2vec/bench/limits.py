@@ -1,34 +1,153 @@
-"""Ceilings, measured on the very device and disk: bytes copied, matrix products, files read; per second."""
+"""Limits of the stages in clips per second: work of a clip, counted from shapes, against what device and disk reach.
+
+MAC = one multiplication and one addition (2 FLOP). Norms, activations, pooling and the loss are left out: together they are
+below a hundredth of the multiply-adds.
+
+B clips, T frames, K kept frames, N tokens, D width
+"""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from svdata2vec.shards.reading.remote import RemoteShardSet
+from svdata2vec.bench.machine import synchronise
+from svdata2vec.config.schema import ModelConfig, PretrainConfig
+from svdata2vec.model.masking import mask_counts
 from svdata2vec.shards.reading.shardset import ShardSet
 
 READ_AT_MOST = 2**28  # bytes of shards
-_CHUNK = 2**20
+READ_CHUNK = 2**20
+
+Part = Literal["video", "skeleton", "encoder", "decoder", "teacher"]
+
+STEM_TAPS = 3 * 5 * 7 * 7  # multiply-adds of one output value of the stem
+# Passes over a layer's output at the least: written and read going forward; read again, its gradient written and read.
+TRAINED_PASSES = 5
+TEACHER_PASSES = 2
+# float32 words per weight and step: weight read forward and backward; gradient written and read; AdamW reads and writes
+# the weight and its two averages.
+OPTIMIZER_WORDS = 2 + 2 + 6
+TEACHER_WORDS = 1 + 3  # read by the forward pass; the average reads teacher and student and writes the teacher
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, a linear map or a pair of attention products.
+
+    Attributes:
+        macs: multiply-adds of one clip's forward pass.
+        outputs: values that it writes for one clip.
+        weights: its parameters.
+        input_gradient: False where nothing before it learns, so that the backward pass costs half.
+    """
+
+    part: Part
+    macs: int
+    outputs: int
+    weights: int
+    input_gradient: bool = True
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, repetitions: int = 5) -> float:
-    """Median time of a call, the device's work included; one call warms up."""
-    times = []
-    for _ in range(repetitions + 1):
-        started = time.perf_counter()
-        run()
-        synchronise(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
+    """Every layer of student and teacher at the shapes of one clip (svdata2vec/README.md, "Networks")."""
+    model, frames = config.model, config.data.num_frames
+    kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
+    encoded = frames if config.encode == "all_frames" else kept
+    width, coordinates = model.width, model.persons * model.coordinates * num_joints
+    return [
+        *_video(model, encoded, config.data.size),
+        Layer("skeleton", frames * coordinates * width, frames * width, coordinates * width, input_gradient=False),
+        *_blocks("encoder", model, model.depth, kept),
+        _linear("decoder", kept, width, width),
+        *_blocks("decoder", model, model.decoder_depth, frames),
+        _linear("decoder", frames, width, width),
+        *_blocks("teacher", model, model.depth, frames),
+    ]
+
+
+def _video(model: ModelConfig, frames: int, size: int) -> Iterator[Layer]:
+    side, channels = size // 2, model.stem_width
+    pixels = frames * side * side
+    yield Layer("video", pixels * channels * STEM_TAPS, pixels * channels, channels * STEM_TAPS, input_gradient=False)
+    side //= 2
+    for stage in range(4):
+        wide = model.stem_width * 2**stage
+        side //= 1 if stage == 0 else 2
+        taps = [9 * channels, 9 * wide, 9 * wide, 9 * wide] + ([channels] if stage else [])
+        for inputs in taps:
+            pixels = frames * side * side
+            yield Layer("video", pixels * wide * inputs, pixels * wide, wide * inputs)
+        channels = wide
+    yield _linear("video", frames, channels, model.width)
+
+
+def _linear(part: Part, tokens: int, inputs: int, outputs: int) -> Layer:
+    return Layer(part, tokens * inputs * outputs, tokens * outputs, inputs * outputs)
+
+
+def _blocks(part: Part, model: ModelConfig, depth: int, tokens: int) -> Iterator[Layer]:
+    width, hidden = model.width, int(model.width * model.mlp_ratio)
+    for _ in range(depth):
+        yield _linear(part, tokens, width, 3 * width)
+        yield Layer(part, 2 * tokens * tokens * width, tokens * width, 0)  # scores and their sum of values, fused
+        yield _linear(part, tokens, width, width)
+        yield _linear(part, tokens, width, hidden)
+        yield _linear(part, tokens, hidden, width)
+
+
+def forward_macs(layers: Iterable[Layer], parts: Iterable[Part] | None = None) -> int:
+    """Multiply-adds of one clip's forward pass, of some parts or of all."""
+    chosen = None if parts is None else set(parts)
+    return sum(layer.macs for layer in layers if chosen is None or layer.part in chosen)
+
+
+def step_flops(layers: Iterable[Layer]) -> int:
+    """FLOP per clip of a training step: forward, gradient of the weights, gradient of the inputs where one is needed."""
+    return sum(2 * layer.macs * _products(layer) for layer in layers)
+
+
+def _products(layer: Layer) -> int:
+    if layer.part == "teacher":
+        return 1
+    return 3 if layer.input_gradient else 2
+
+
+def step_bytes(layers: Iterable[Layer], config: PretrainConfig, value_bytes: int) -> float:
+    """Bytes per clip that a training step moves at the least, everything between two layers' products fused.
+
+    Args:
+        value_bytes: size of an activation (2 for bf16, 4 for float32); weights and optimizer are float32.
+    """
+    total = 0.0
+    for layer in layers:
+        teacher = layer.part == "teacher"
+        total += layer.outputs * value_bytes * (TEACHER_PASSES if teacher else TRAINED_PASSES)
+        total += 4 * layer.weights * (TEACHER_WORDS if teacher else OPTIMIZER_WORDS) / config.run.batch_size
+    return total + clip_bytes(config)
+
+
+def clip_bytes(config: PretrainConfig) -> int:
+    """Bytes of one decoded clip: uint8 RGB frames."""
+    return config.data.num_frames * config.data.size**2 * 3
+
+
+# ---- what this device and disk reach --------------------------------------------------------------------------------
+
+
+def measure_ceilings(device: torch.device, shards: ShardSet, bf16: bool) -> dict[str, Any]:
+    """Bytes and FLOP per second that this device and disk reach at best."""
+    single, half = (matmul_flops_per_second(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return {
+        "copy_bytes_per_s": copy_bytes_per_second(device),
+        "matmul_fp32_flops_per_s": single, "matmul_bf16_flops_per_s": half,
+        "matmul_flops_per_s": half if bf16 else single,
+        "storage_bytes_per_s": storage_bytes_per_second(shards),
+    }
 
 
 def copy_bytes_per_second(device: torch.device) -> float:
@@ -45,18 +164,83 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / median_seconds(lambda: a @ b, device)
 
 
+def median_seconds(run: Callable[[], object], device: torch.device, repetitions: int = 5) -> float:
+    """Median time of a call, the device's work included; one call warms up."""
+    times = []
+    for _ in range(repetitions + 1):
+        started = time.perf_counter()
+        run()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
 def storage_bytes_per_second(shards: ShardSet) -> float | None:
     """Bytes of the shards' tars read in order, up to 256 MiB; None where they are behind a network.
 
     What the system has in memory already comes from there: on a training machine with less memory than data, drop its
     caches first (or read a larger set).
     """
-    if isinstance(shards, RemoteShardSet):
+    if not Path(shards.root).is_dir():  # a URL
         return None
-    buffer = bytearray(_CHUNK)
+    buffer = bytearray(READ_CHUNK)
     done, started = 0, time.perf_counter()
     for shard in shards.manifest.shards:
         with (Path(shards.root) / shard.name).open("rb", buffering=0) as file:
             while done < READ_AT_MOST and (count := file.readinto(buffer)):
                 done += count
     return done / (time.perf_counter() - started)
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Clips per second of each stage.
+
+    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory. data: the loader
+    without a training step beside it. model: the training step on one batch in memory. train: everything.
+    """
+
+    read: float
+    decode: float
+    data: float
+    model: float
+    train: float
+
+
+def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, float]:
+    """Work of a clip, from shapes and from the index."""
+    layers = step_layers(config, len(shards.manifest.layout.joints))
+    rows = shards.rows(config.data.train_split)
+    return {
+        "forward_macs_per_clip": forward_macs(layers, ("video", "skeleton", "encoder", "decoder")),
+        "flops_per_clip": step_flops(layers),
+        "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
+        "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
+        "decoded_bytes_per_clip": clip_bytes(config),
+    }
+
+
+def roofline(rates: Rates, counts: dict[str, float], ceilings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per stage: the limit in clips/s, where it comes from, and the share of it that is reached.
+
+    Reading is set against the tars read in order, loading against its slower half, the model against the slower of its
+    multiply-adds and its bytes, training against the slower of loader and model.
+    """
+    compute = ceilings["matmul_flops_per_s"] / counts["flops_per_clip"]
+    memory = ceilings["copy_bytes_per_s"] / counts["step_bytes_per_clip"]
+    storage = ceilings["storage_bytes_per_s"]
+    limits: dict[str, tuple[float | None, str]] = {
+        "read": (storage and storage / counts["stored_bytes_per_clip"], "tars read in order"),
+        "decode": (ceilings["copy_bytes_per_s"] / (2 * counts["decoded_bytes_per_clip"]), "frames copied once"),
+        "data": min((rates.read, "read alone"), (rates.decode, "decode alone")),
+        "model": min((compute, "matrix products"), (memory, "memory traffic")),
+        "train": min((rates.data, "data alone"), (rates.model, "model alone")),
+    }
+    return {
+        name: {"limit_clips_per_s": limit, "limited_by": source,
+               "efficiency": getattr(rates, name) / limit if limit else None}
+        for name, (limit, source) in limits.items()
+    }

@@ -1,19 +1,106 @@
-"""What a record says about the machine that it was measured on."""
+"""The machine that a benchmark runs on: names and versions for its record, memory, clock and quantiles."""
 
 import datetime
 import os
 import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from svdata2vec import __version__
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+# Files of a control group's memory limit and use, version 2 and version 1.
+GROUP_MEMORY = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package and of what its speed depends on; `cuda` is None in a build for CPUs."""
+    python, cuda = platform.python_version(), torch.version.cuda
+    return {"svdata2vec": __version__, "python": python, "torch": torch.__version__, "cuda": cuda}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions, and how busy the machine was with other things."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0], "versions": versions(),
+    }
+
 
 def machine() -> dict[str, Any]:
+    """The same in short, for records of experiments."""
     return {
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {"svdata2vec": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
+        "versions": versions(), "date": datetime.date.today().isoformat(),
     }
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def available_bytes(group: Path = CONTROL_GROUP) -> int:
+    """Memory that may be taken without swapping: the machine's, or the control group's (a container's) if that is less."""
+    available = psutil.virtual_memory().available
+    for limit, usage in GROUP_MEMORY:
+        if (group / limit).is_file() and (group / usage).is_file():
+            text = (group / limit).read_text().strip()
+            if text != "max":
+                available = min(available, max(int(text) - int((group / usage).read_text()), 0))
+    return available
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that lies in RAM; 0 once it has ended."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def peak_bytes() -> int:
+    """Most memory of this process that lay in RAM so far (psutil has no peak; getrusage's includes the parent's, on Linux)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def tree_usage() -> tuple[float, int]:
+    """(CPU seconds, resident bytes) of this process and all its descendants, the finished ones' CPU time included."""
+    this, seconds, resident = psutil.Process(), 0.0, 0
+    for process in (this, *this.children(recursive=True)):
+        try:
+            with process.oneshot():
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+                resident += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return seconds, resident
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 20 % and 80 % quantile."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else [values[0]] * 4
+    return statistics.median(values), fifths[0], fifths[3]

@@ -1,18 +1,21 @@
-"""The page of a benchmark's record: verdict, table, rates against limits and the waterfall; one file, drawn as inline SVG."""
+"""Charts of the benchmarks' records, and the page of `bench run`: verdict, rates against limits, where a clip's time goes."""
 
 import html
-import math
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.record import compare
-from svdata2vec.reports.html_page import page, section, table
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-WIDTH, LABEL, ROW = 900, 150, 30  # pixels: of a drawing, of its labels, of a bar's row
-PLOT = WIDTH - LABEL - 180  # the bars; figures stand to the right of them
-RATES_NOTE = "Bars: clips/s, log scale, with 20 % and 80 % quantiles; red: the stage's limit."
-WATERFALL_NOTE = "Milliseconds per clip of the training step, part after part; reading and decoding run beside it (grey)."
+from svdata2vec.bench.record import compare, rate_text, stage_rows
+from svdata2vec.reports.html_page import figure_image, page, section, table
+
+CHART_NOTE = (
+    "Left: clips/s of each stage, log scale, with 20 % and 80 % quantiles; red: the stage's limit. "
+    "Right: milliseconds per clip of the training step, part after part; reading and decoding run beside it (grey)."
+)
 BLUE, GREY, RED = "#2f6db5", "#9aa6b4", "#c8322b"
 
 
@@ -20,9 +23,8 @@ def write_page(record: dict[str, Any], path: Path) -> None:
     """One record of `bench run`."""
     sections = [
         section("What bounds it", _verdict(record)),
-        section("Stages", _stage_table(record)),
-        section("Rates and limits", rates_drawing(record) + _note(RATES_NOTE)),
-        section("Where a clip's time goes", waterfall_drawing(record) + _note(WATERFALL_NOTE)),
+        section("Stages", table(["stage", "clips/s", "20-80 %", "limit", "reached", "limited by"], stage_rows(record))),
+        section("Rates and limits, and where a clip's time goes", figure_image(run_chart(record), CHART_NOTE)),
         section("Against the original's way", _baseline(record)),
         section("Shares", _pairs(_shares(record))),
         section("Counts and ceilings", _pairs({**_scalars(record["counts"]), **_scalars(record["ceilings"])})),
@@ -36,8 +38,8 @@ def write_comparison(first: dict[str, Any], second: dict[str, Any], path: Path) 
     """Two records of `bench run` on one page."""
     sections = [section("Side by side", f"<pre>{html.escape(compare(first, second))}</pre>")]
     for name, record in (("A", first), ("B", second)):
-        drawings = rates_drawing(record) + waterfall_drawing(record)
-        sections.append(section(f"{name}: {record['machine']['device']}, {record['date']}", _verdict(record) + drawings))
+        chart = figure_image(run_chart(record), CHART_NOTE)
+        sections.append(section(f"{name}: {record['machine']['device']}, {record['date']}", _verdict(record) + chart))
     path.write_text(page("Two benchmarks", "svdata2vec bench compare", sections))
 
 
@@ -50,28 +52,6 @@ def _title(record: dict[str, Any]) -> str:
 def _verdict(record: dict[str, Any]) -> str:
     doubts = "".join(f"<p><strong>{html.escape(doubt)}</strong></p>" for doubt in record["doubts"])
     return f"<p>{html.escape(record['verdict']['text'])}</p>{doubts}"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
-def _stage_table(record: dict[str, Any]) -> str:
-    rows = []
-    for name, row in record["stages"].items():
-        roof = record["roofline"].get(name, {})
-        limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
-        rows.append([
-            name, rate_text(row["clips_per_s"]), f"{rate_text(row['q20'])} to {rate_text(row['q80'])}",
-            "" if limit is None else rate_text(limit), "" if reached is None else f"{100 * reached:.3g} %",
-            roof.get("limited_by", ""),
-        ])
-    return table(["stage", "clips/s", "20-80 %", "limit", "reached", "limited by"], rows)
-
-
-def rate_text(rate: float) -> str:
-    """Clips per second with three digits, thousands apart."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
 
 
 def _baseline(record: dict[str, Any]) -> str:
@@ -110,71 +90,61 @@ def _pairs(values: Mapping[str, str]) -> str:
     return table(["", ""], [[name, value] for name, value in values.items()])
 
 
-# ---- drawings ---------------------------------------------------------------------------------------------------------
+# ---- charts -----------------------------------------------------------------------------------------------------------
 
 
-def rates_drawing(record: dict[str, Any]) -> str:
+def run_chart(record: dict[str, Any]) -> Figure:
+    """A record of `bench run`: left its rates and limits, right where a clip's time goes."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _rates(left, record)
+    _waterfall(right, record["waterfall_ms_per_clip"])
+    figure.suptitle(f"{_title(record)}: {record['verdict']['bound']}-bound", fontsize=9)
+    return figure
+
+
+def data_chart(result: dict) -> Figure:
+    """A result of `bench data`: CPU time per clip, fastest first."""
+    rows = dict(sorted(result["methods"].items(), key=lambda entry: entry[1]["cpu_ms_per_clip"]))
+    values = {name: row["cpu_ms_per_clip"] for name, row in rows.items()}
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = [BLUE if name.startswith("ours") else GREY for name in values]
+    _bars(axes, values, [f"{value:.0f}" for value in values.values()], colours)
+    axes.set_xlabel("CPU ms per clip (40 of 100 frames, 224 px)")
+    return figure
+
+
+def _bars(axes: Axes, values: Mapping[str, float], labels: Sequence[str], colours: Sequence[str], **more: Any) -> None:
+    """Horizontal bars, the first at the top, with a label at the end of each."""
+    drawn = axes.barh(list(values), list(values.values()), color=colours, **more)
+    axes.bar_label(drawn, labels=labels, padding=6, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+
+
+def _rates(axes: Axes, record: dict[str, Any]) -> None:
     """A bar per stage on a log scale of clips/s, its spread, and its limit as a red line."""
-    limits = {name: roof.get("limit_clips_per_s") for name, roof in record["roofline"].items()}
-    values = [row[key] for row in record["stages"].values() for key in ("q20", "q80", "clips_per_s")]
-    place = log_scale([*values, *(limit for limit in limits.values() if limit)])
-    parts = []
-    for number, (name, row) in enumerate(record["stages"].items()):
-        top, rate, limit = number * ROW, row["clips_per_s"], limits.get(name)
-        said = f"{rate_text(rate)} of {rate_text(limit)} ({100 * rate / limit:.3g} %)" if limit else rate_text(rate)
-        parts += [
-            _label(name, top), _bar(LABEL, top, place(rate), GREY if name.startswith("original") else BLUE),
-            _line(LABEL + place(row["q20"]), LABEL + place(row["q80"]), top + ROW / 2, top + ROW / 2, "black"),
-            _text(LABEL + place(max(rate, row["q80"], limit or 0)) + 8, top, said),
-        ]
+    stages, roofs = record["stages"], record["roofline"]
+    rates = {name: row["clips_per_s"] for name, row in stages.items()}
+    spread = [[max(rates[name] - row["q20"], 0) for name, row in stages.items()],
+              [max(row["q80"] - rates[name], 0) for name, row in stages.items()]]
+    colours = [GREY if name.startswith("original") else BLUE for name in stages]
+    _bars(axes, rates, [rate_text(rate) for rate in rates.values()], colours, xerr=spread, error_kw={"capsize": 2})
+    for number, name in enumerate(stages):
+        limit = roofs.get(name, {}).get("limit_clips_per_s")
         if limit:
-            parts.append(_line(LABEL + place(limit), LABEL + place(limit), top + 2, top + ROW - 2, RED))
-    return _svg(parts, len(record["stages"]), "clips per second of each stage, and its limit")
+            axes.plot([limit, limit], [number - 0.4, number + 0.4], color=RED)
+    axes.set_xscale("log")
+    axes.set_xlabel("clips/s (red: limit)")
 
 
-def log_scale(values: Sequence[float]) -> Callable[[float], float]:
-    """Pixels of a value: half the smallest at the left edge, the largest at the right one."""
-    low, high = math.log(min(values) / 2), math.log(max(values))
-    return lambda value: PLOT * (math.log(value) - low) / (high - low)
-
-
-def waterfall_drawing(record: dict[str, Any]) -> str:
+def _waterfall(axes: Axes, parts: dict[str, dict[str, float]]) -> None:
     """A clip's training step, part after part, in milliseconds; below it what the loader does at the same time."""
-    step, beside = (record["waterfall_ms_per_clip"][name] for name in ("step", "beside"))
-    scale = PLOT / max(sum(step.values()), *beside.values())
-    parts, start = [], 0.0
-    for number, (name, value) in enumerate(step.items()):
-        waits = name == "data"
-        parts += _part("wait for data" if waits else name, number, start, value, scale, RED if waits else BLUE)
-        start += value
-    for number, (name, value) in enumerate(beside.items(), start=len(step)):
-        parts += _part(name, number, 0.0, value, scale, GREY)
-    return _svg(parts, len(step) + len(beside), "milliseconds per clip of the training step")
-
-
-def _part(name: str, number: int, start: float, value: float, scale: float, colour: str) -> list[str]:
-    left, top = LABEL + start * scale, number * ROW
-    return [_label(name, top), _bar(left, top, value * scale, colour), _text(left + value * scale + 8, top, f"{value:.2f} ms")]
-
-
-def _svg(parts: Sequence[str], rows: int, title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {rows * ROW}" width="100%" role="img" font-family="system-ui, sans-serif" font-size="13">'
-        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg>"
-    )
-
-
-def _label(text: str, top: float) -> str:
-    return f'<text x="{LABEL - 10}" y="{top + 20:.1f}" text-anchor="end">{html.escape(text)}</text>'
-
-
-def _text(left: float, top: float, text: str) -> str:
-    return f'<text x="{left:.1f}" y="{top + 20:.1f}">{html.escape(text)}</text>'
-
-
-def _bar(left: float, top: float, width: float, colour: str) -> str:
-    return f'<rect x="{left:.2f}" y="{top + 5:.1f}" width="{max(width, 0.5):.2f}" height="{ROW - 10}" fill="{colour}"/>'
-
-
-def _line(x1: float, x2: float, y1: float, y2: float, colour: str) -> str:
-    return f'<line x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="2"/>'
+    step = {"wait for data" if name == "data" else name: value for name, value in parts["step"].items()}
+    values = {**step, **parts["beside"]}
+    starts = [*itertools.accumulate([0.0, *step.values()])][:-1] + [0.0] * len(parts["beside"])
+    colours = [RED if name == "wait for data" else BLUE if name in step else GREY for name in values]
+    _bars(axes, values, [f"{value:.2f} ms" for value in values.values()], colours, left=starts)
+    axes.margins(x=0.3)
+    axes.set_xlabel("ms per clip of training (grey: at the same time)")

@@ -1,6 +1,7 @@
-"""Records of `svdata2vec bench run`: their schema, their table, and the comparison of two."""
+"""Records of the benchmarks: what all of them say, their check, and of `bench run` the schema, the table and the comparison."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,24 @@ from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
 VERSION = 1
-SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = ("codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model")
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
-_NUMBER = (int, float)
-SCHEMA: dict[str, Any] = {
+NUMBER = (int, float)
+HEAD: dict[str, Any] = {  # of every benchmark's record
     "format": str, "version": int, "date": str,
     "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
-    "setting": {
-        "dataset": str, "codec": str, "batch_size": int, "precision": str, "encode": str, "num_frames": int, "size": int,
-        "threads": int, "rounds": int, "seconds": _NUMBER, "model": dict,
-    },
+}
+SETTING: dict[str, Any] = {
+    "dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "rounds": int, "model": dict,
+}
+SCHEMA: dict[str, Any] = {
+    **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "seconds": NUMBER},
     "stages": {name: {"clips_per_s": float, "q20": float, "q80": float, "rounds": list} for name in STAGES},
     "counts": {
-        "forward_macs_per_clip": int, "flops_per_clip": int, "step_bytes_per_clip": _NUMBER,
-        "stored_bytes_per_clip": _NUMBER, "decoded_bytes_per_clip": int,
+        "forward_macs_per_clip": int, "flops_per_clip": int, "step_bytes_per_clip": NUMBER,
+        "stored_bytes_per_clip": NUMBER, "decoded_bytes_per_clip": int,
     },
     "ceilings": {"copy_bytes_per_s": float, "matmul_fp32_flops_per_s": float, "matmul_bf16_flops_per_s": float},
     "roofline": {name: {"limited_by": str} for name in STAGES},
@@ -50,8 +52,19 @@ def faults(record: Any, schema: dict[str, Any] = SCHEMA, prefix: str = "") -> li
     return found
 
 
+def head(kind: str, version: int) -> dict[str, Any]:
+    """How a record begins: its format and the date."""
+    return {"format": kind, "version": version, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def save(record: dict[str, Any], out: Path) -> None:
+    """Write a record as JSON; its folder is made if needed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def load_record(path: Path) -> dict[str, Any]:
-    """Read and check a record; UserError names the file and what is wrong with it."""
+    """Read and check a record of `bench run`; UserError names the file and what is wrong with it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected one written by `svdata2vec bench run PRESET --out FILE`")
     try:
@@ -68,24 +81,44 @@ def load_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def as_table(record: dict[str, Any]) -> str:
-    """The record for a terminal."""
+def where_and_what(record: dict[str, Any]) -> str:
+    """First line of a table: the machine, and the clips of the step."""
     where, setting = record["machine"], record["setting"]
-    lines = [
+    return (
         f"{where['device']} ({where['cores']} cores, load {where['load_average']:.1f}), torch {where['versions']['torch']}; "
-        f"batch {setting['batch_size']}, {setting['num_frames']} frames of {setting['size']} px, {setting['precision']}, "
-        f"{setting['codec']} shards",
-        "",
-        f"{'stage':16s}{'clips/s':>10s}{'20-80 %':>20s}{'limit':>10s}{'reached':>9s}  limited by",
-    ]
+        f"{setting['num_frames']} frames of {setting['size']} px, {setting['precision']}"
+    )
+
+
+def rate_text(rate: float | None) -> str:
+    """Clips per second with three digits, thousands apart; nothing for None."""
+    if rate is None:
+        return ""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
+
+
+def stage_rows(record: dict[str, Any]) -> list[list[str]]:
+    """Of each stage: name, clips/s, their 20 % and 80 % quantiles, limit, share of it that is reached, what limits it."""
+    rows = []
     for name, row in record["stages"].items():
         roof = record["roofline"].get(name, {})
         limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
-        spread = f"{row['q20']:.1f} to {row['q80']:.1f}"
-        lines.append(
-            f"{name:16s}{row['clips_per_s']:10.1f}{spread:>20s}{'' if limit is None else f'{limit:.1f}':>10s}"
-            f"{'' if reached is None else f'{100 * reached:.3g} %':>9s}  {roof.get('limited_by', '')}".rstrip()
-        )
+        rows.append([
+            name, rate_text(row["clips_per_s"]), f"{rate_text(row['q20'])} to {rate_text(row['q80'])}", rate_text(limit),
+            "" if reached is None else f"{100 * reached:.3g} %", roof.get("limited_by", ""),
+        ])
+    return rows
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The record of `bench run` for a terminal."""
+    lines = [
+        f"{where_and_what(record)}, batch {record['setting']['batch_size']}, {record['setting']['codec']} shards",
+        "",
+        f"{'stage':16s}{'clips/s':>10s}{'20-80 %':>20s}{'limit':>10s}{'reached':>9s}  limited by",
+    ]
+    for name, rate, spread, limit, reached, source in stage_rows(record):
+        lines.append(f"{name:16s}{rate:>10s}{spread:>20s}{limit:>10s}{reached:>9s}  {source}".rstrip())
     step = record["waterfall_ms_per_clip"]["step"]
     lines += ["", "a clip's step, ms: " + ", ".join(f"{name} {value:.2f}" for name, value in step.items())]
     lines.append(_closing(record))
@@ -96,21 +129,6 @@ def as_table(record: dict[str, Any]) -> str:
             f"(losses of the same weights differ by {base['loss_difference']:.1e})"
         )
     return "\n".join([*lines, "", record["verdict"]["text"], *record["doubts"], ""])
-
-
-def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
-    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
-    found = [
-        f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
-        for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
-    ]
-    slower = min(stages["data"]["q80"], stages["model"]["q80"])
-    if stages["train"]["q20"] > slower:
-        found.append(
-            f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
-            "the machine changed its speed meanwhile: measure again"
-        )
-    return found
 
 
 def _closing(record: dict[str, Any]) -> str:

@@ -3,31 +3,31 @@
     svdata2vec bench scale demo --processes 1 2 4 --out scaling.json
 
 Per number of processes: speed, what the exchange of gradients costs in bytes and time, and whether the processes did the
-right thing: equal weights everywhere, every clip once, equally many steps. The processes are `bench_scale_worker.py`.
+right thing: equal weights everywhere, every clip once, equally many steps. The processes are `scale_worker.py`.
 """
 
-import json
 import logging
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from svdata2vec.bench.run import open_preset_shards
-from svdata2vec.bench.scale_worker import ScaleConfig, expected_keys
-from svdata2vec.bench.workers import read_answer, worker_environment
+from svdata2vec.bench.config import ScaleConfig
+from svdata2vec.bench.machine import quantiles
+from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
+from svdata2vec.bench.scale_worker import expected_keys
+from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
+from svdata2vec.bench.verdict import notes
 from svdata2vec.config.files import to_json
-from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 
@@ -35,38 +35,25 @@ log = logging.getLogger(__name__)
 
 FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
-BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
 
-_NUMBER = (int, float)
 SCHEMA: dict[str, Any] = {
-    "format": str, "version": int, "date": str,
-    "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
-    "setting": {
-        "dataset": str, "codec": str, "batch_size": int, "precision": str, "encode": str, "num_frames": int, "size": int,
-        "threads": int, "steps": int, "warm_up": int, "rounds": int, "model": dict,
-    },
+    **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},
     "worlds": list, "notes": list, "wrong": list,
 }
 WORLD_SCHEMA: dict[str, Any] = {
     "processes": int, "backend": str, "timed_steps": int, "clips_per_s": float, "efficiency": float,
     "step_ms": {"median": float, "q20": float, "q80": float}, "data_wait_share": float,
     "gradient_bytes": int, "allreduce_bytes_per_step": int, "allreduces_per_step": int, "broadcast_bytes_per_step": int,
-    "exchange_ms": {"synced": float, "alone": float, "added": _NUMBER},
-    "exchange_cpu_ms": {"synced": float, "alone": float, "added": _NUMBER},
+    "exchange_ms": {"synced": float, "alone": float, "added": NUMBER},
+    "exchange_cpu_ms": {"synced": float, "alone": float, "added": NUMBER},
     "checks": {"steps": list, "student_equal": bool, "teacher_equal": bool, "epochs": int, "clips": int, "twice": int,
                "lost": int, "foreign": int, "skipped": int},
 }
 
 
-def scale_config(preset: PretrainConfig) -> ScaleConfig:
-    """The preset with the benchmark's own settings."""
-    return ScaleConfig(**{field.name: getattr(preset, field.name) for field in fields(PretrainConfig)})
-
-
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record. UserError at the end if a check failed."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("bench scale starts its processes itself; start it without torchrun")
+    refuse_torchrun("bench scale starts its processes itself")
     shards = open_preset_shards(config)
     gpus = torch.cuda.device_count() if pick_device(config.run.device).type == "cuda" else None
     config = replace(config, processes=choose_processes(config.processes, gpus))
@@ -81,7 +68,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     ]
     setting = {**measured[0]["setting"], "steps": config.steps, "warm_up": config.warm_up, "rounds": config.rounds}
     record: dict[str, Any] = {
-        "format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **head(FORMAT, VERSION),
         "machine": {**measured[0]["machine"], "usable_cores": cores, "load_average": load},
         "setting": setting, "worlds": with_efficiency(rows),
         "notes": notes(config.processes, cores, threads, config.data.threads, load, gpus is None),
@@ -89,8 +76,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     }
     sys.stdout.write(as_table(record))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=1) + "\n")
+        save(record, config.out)
     if record["wrong"]:
         raise UserError(f"bench scale: the processes did not do the same training: {'; '.join(record['wrong'])}")
     return record
@@ -124,17 +110,17 @@ def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
     """Run the workers under torchrun; returns what they wrote. UserError with their own sentence if they refused."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
     with tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as folder:
-        job, out, said = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
+        job, out, log_file = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
         job.write_text(to_json(config))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         words = [*launcher, "-m", "svdata2vec.bench.scale_worker", str(job), str(out)]
         environment = worker_environment(threads)
-        with said.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
+        with log_file.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
             try:
                 status = process.wait()
             finally:
                 process.terminate()  # torchrun ends its workers; nothing happens where it has ended
-        return read_answer(out, status, said, f"bench scale: {count} processes")
+        return read_answer(out, status, log_file, f"bench scale: {count} processes")
 
 
 def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:
@@ -142,10 +128,11 @@ def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]
     count, first = len(reports), reports[0]
     timed = len(first["step_seconds"])
     wall = max(report["wall_seconds"] for report in reports)
+    median, low, high = quantiles([1e3 * second for report in reports for second in report["step_seconds"]])
     return {
         "processes": count, "backend": first["backend"], "timed_steps": timed,
         "clips_per_s": count * first["clips_per_step"] * timed / wall,
-        "step_ms": quantiles([1e3 * second for report in reports for second in report["step_seconds"]]),
+        "step_ms": {"median": median, "q20": low, "q80": high},
         "data_wait_share": sum(report["data_wait_seconds"] / report["wall_seconds"] for report in reports) / count,
         "gradient_bytes": first["gradient_bytes"], "allreduce_bytes_per_step": sum(first["allreduce_bytes"]),
         "allreduces_per_step": len(first["allreduce_bytes"]), "broadcast_bytes_per_step": first["broadcast_bytes"],
@@ -161,12 +148,6 @@ def exchange(reports: list[dict[str, Any]], kind: str) -> dict[str, float]:
         for turn in ("synced", "alone")
     )
     return {"synced": synced, "alone": alone, "added": synced - alone if len(reports) > 1 else 0}
-
-
-def quantiles(values: list[float]) -> dict[str, float]:
-    """Median, 20 % and 80 % quantiles."""
-    fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else [values[0]] * 4
-    return {"median": statistics.median(values), "q20": fifths[0], "q80": fifths[3]}
 
 
 def checks(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:
@@ -215,41 +196,11 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "efficiency": row["clips_per_s"] / row["processes"] / base} for row in rows]
 
 
-def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, load: float, on_cpu: bool) -> list[str]:
-    """What the columns do not say, in words; empty on a quiet machine where every process has its own cores (or GPU).
-
-    load: processes that others ran when the benchmark began. threads, decoding: of each process.
-    """
-    said = []
-    if load > BUSY * cores:
-        said.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
-    return said + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
-
-
-def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
-    crowded = [str(count) for count in processes if count > cores]
-    tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
-    said = []
-    if crowded:
-        said.append(
-            f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
-            "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
-        )
-    if tight:
-        said.append(
-            f"{' and '.join(tight)} processes of {threads} computing and {decoding} decoding threads each on {cores} cores: "
-            "the efficiency is a lower bound"
-        )
-    return said
-
-
 def as_table(record: dict[str, Any]) -> str:
     """The record for a terminal."""
-    where, setting = record["machine"], record["setting"]
     lines = [
-        f"{where['device']} ({where['cores']} cores, load {where['load_average']:.1f}), torch {where['versions']['torch']}, "
-        f"{where['torch_threads']} threads per process; batch {setting['batch_size']} per process, {setting['num_frames']} "
-        f"frames of {setting['size']} px, {setting['precision']}",
+        f"{where_and_what(record)}; per process batch {record['setting']['batch_size']}, "
+        f"{record['machine']['torch_threads']} threads",
         "",
         f"{'processes':>9s}{'clips/s':>10s}{'efficiency':>12s}{'step, ms':>10s}{'20-80 %':>18s}{'data wait':>11s}"
         f"{'all-reduced, MB':>17s}{'calls':>7s}{'exchange adds, ms':>19s}{'CPU ms':>8s}",

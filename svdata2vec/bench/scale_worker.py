@@ -22,48 +22,20 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.bench.limits import synchronise
-from svdata2vec.bench.run import machine, setting
+from svdata2vec.bench.config import ScaleConfig
+from svdata2vec.bench.machine import hardware, synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
-from svdata2vec.bench.workers import refused
+from svdata2vec.bench.start import refused, setting
 from svdata2vec.config.files import from_dict
-from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import epoch_batches
 from svdata2vec.training.pretrain import Pretraining
-
-
-@dataclass(frozen=True)
-class ScaleConfig(PretrainConfig):
-    """A pretraining preset, and how to measure its weak scaling. Nothing of the run itself is written."""
-
-    out: Path | None = None
-    """JSON file to write."""
-    processes: tuple[int, ...] = ()
-    """Numbers of processes to measure; none = 1, 2, 4 ... up to the GPUs of this machine (1, 2 and 4 on a CPU)."""
-    steps: int = 20
-    """Training steps timed per number of processes, at the least: an epoch that was begun is finished."""
-    warm_up: int = 3
-    """Training steps before them, not timed."""
-    rounds: int = 3
-    """Rounds in which steps with and without the exchange of gradients take turns."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.warm_up < 0 or any(count < 1 for count in self.processes):
-            raise UserError(f"warm_up is {self.warm_up}, processes are {self.processes}; expected 0 or more, 1 or more")
-        if self.optim.accumulate != 1:
-            raise UserError("optim.accumulate: a benchmark's step takes one batch; leave it at 1")
 
 
 @dataclass
@@ -252,7 +224,7 @@ def main(job: Path, out: Path) -> None:
             shards = open_shards(config.data.shards)
             reports = gather(runtime, measure_rank(config, runtime, shards))
             if runtime.is_main:
-                where = {"machine": machine(runtime.device), "setting": setting(config, runtime, shards)}
+                where = {"machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
                 out.write_text(json.dumps({"reports": reports, **where}))
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from svdata2vec.bench.limits import synchronise
+from svdata2vec.bench.machine import quantiles, synchronise
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.frames import EncodedClip
@@ -82,7 +82,7 @@ class DecodeStage:
 
 @dataclass
 class DataStage:
-    """The loader as training has it, with nobody computing."""
+    """The loader as training has it, without a training step beside it."""
 
     stream: Generator[tuple[int, ClipBatch]]
 
@@ -144,9 +144,8 @@ class Timing:
 
     def as_dict(self) -> dict[str, float | list[float]]:
         """Median, 20 % and 80 % quantiles and every round."""
-        rates = self.clips_per_s
-        fifths = statistics.quantiles(rates, n=5, method="inclusive") if len(rates) > 1 else [rates[0]] * 4
-        return {"clips_per_s": self.median, "q20": fifths[0], "q80": fifths[3], "rounds": rates}
+        median, low, high = quantiles(self.clips_per_s)
+        return {"clips_per_s": median, "q20": low, "q80": high, "rounds": self.clips_per_s}
 
 
 def time_round(stage: Stage, timing: Timing, device: torch.device, seconds: float, warm_up: int) -> None:

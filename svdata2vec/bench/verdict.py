@@ -1,27 +1,16 @@
-"""What bounds a run, said in words, from the rates of its stages. Pure functions."""
+"""What bounds a run, in words, from the rates of its stages; and which figures to doubt. Pure functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
 
 Bound = Literal["read", "decode", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Clips per second of each stage.
-
-    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory. data: the loader with
-    nobody waiting. model: the training step on one batch in memory. train: everything.
-    """
-
-    read: float
-    decode: float
-    data: float
-    model: float
-    train: float
+SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
+BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
 
 
 @dataclass(frozen=True)
@@ -118,5 +107,44 @@ def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
     return f"they do not run side by side: raise --data.prefetch (now {config.data.prefetch}) and look for waits in a profile"
 
 
-def as_dict(verdict: Verdict) -> dict[str, Any]:
-    return {"bound": verdict.bound, "text": verdict.text}
+def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
+    found = [
+        f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
+        for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
+    ]
+    slower = min(stages["data"]["q80"], stages["model"]["q80"])
+    if stages["train"]["q20"] > slower:
+        found.append(
+            f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
+            "the machine changed its speed meanwhile: measure again"
+        )
+    return found
+
+
+def notes(processes: Sequence[int], cores: int, threads: int, decoding: int, load: float, on_cpu: bool) -> list[str]:
+    """What a table of weak scaling does not say; empty on a quiet machine where every process has its own cores (or GPU).
+
+    load: processes that others ran when the benchmark began. threads, decoding: of each process.
+    """
+    found = []
+    if load > BUSY * cores:
+        found.append(f"doubtful: the machine was busy before the first step (load {load:.1f} on {cores} cores); measure again")
+    return found + (_shared_cores(processes, cores, threads, decoding) if on_cpu else [])
+
+
+def _shared_cores(processes: Sequence[int], cores: int, threads: int, decoding: int) -> list[str]:
+    crowded = [str(count) for count in processes if count > cores]
+    tight = [str(count) for count in processes[1:] if count <= cores < count * (threads + decoding)]
+    found = []
+    if crowded:
+        found.append(
+            f"{' and '.join(crowded)} processes share {cores} cores: clips/s, step time and efficiency say nothing about "
+            "speed there; bytes, correctness and the CPU time that the exchange adds do hold"
+        )
+    if tight:
+        found.append(
+            f"{' and '.join(tight)} processes of {threads} computing and {decoding} decoding threads each on {cores} cores: "
+            "the efficiency is a lower bound"
+        )
+    return found

@@ -1,69 +1,151 @@
-"""Words of the command line -> typed options. Wrong words are a UserError of one line."""
+"""Words of the command line -> a command and its typed options. Wrong words are a UserError of one line."""
 
 import difflib
+import itertools
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stderr
-from io import StringIO
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from svdata2vec.config.presets import describe, preset
+# tyro's one way to its errors as data. It may change with any version, so setup.cfg names the one that this is tested with.
+from tyro import _errors as tyro_errors
+
+from svdata2vec.config.presets import describe
 from svdata2vec.shards.errors import UserError
 
-Options = TypeVar("Options")
-
-_FRAME = "╭╮╰╯│─ "
+HELP = ("-h", "--help")
 
 
-def parse(kind: type[Options], words: list[str], prog: str, default: Options | None = None) -> Options:
-    """Read words into the dataclass `kind`; `prog` is the command as the user wrote it, named in errors."""
-    settings: dict[str, Any] = {} if default is None else {"default": default}
-    said = StringIO()
-    try:
-        with redirect_stderr(said):
-            options, unknown = tyro.cli(kind, args=words, prog=prog, return_unknown_args=True, **settings)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(f"{_first_sentence(said.getvalue())}; `{prog} --help` lists the options") from None
-    if unknown:
-        names = option_names(options)
-        near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)
-        hint = f"did you mean --{near[0].replace('_', '-')}? " if near else ""
-        raise UserError(f"unknown option {unknown[0]!r}; {hint}`{prog} --help` lists the options")
-    return options
+@dataclass(frozen=True)
+class Command:
+    """What is done with options that were read from the command line.
+
+    summary: its line in the overview. options: the dataclass of its options, or a function that makes that dataclass, or
+    that makes an instance whose values are the defaults.
+    """
+
+    summary: str
+    run: Callable[[Any], None]
+    options: type | Callable[[], Any]
 
 
-def _first_sentence(box: str) -> str:
-    """What tyro says about an error, without the frame that it draws and the help that follows."""
-    lines: list[str] = []
-    for line in box.splitlines()[1:]:
-        text = line.strip(_FRAME)
-        if not text and lines:
-            break
-        lines.append(text)
-    return " ".join(lines) or "the options cannot be read"
+@dataclass(frozen=True)
+class Group:
+    """Commands of which the next word names one; `choice` is what that word is, e.g. "preset"."""
+
+    summary: str
+    choice: str
+    commands: Mapping[str, "Command | Group"]
 
 
-def option_names(options: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of nested dataclasses."""
-    names: list[str] = []
-    for name, value in vars(options).items():
-        nested = hasattr(value, "__dataclass_fields__")
-        names += option_names(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
-    return names
+def preset_commands(
+    summary: str, run: Callable[[Any], None], table: Mapping[str, Callable[[], Any]], kind: Callable[[Any], Any] | None = None
+) -> Group:
+    """One command per preset, with the preset's values as defaults, made into another `kind` of options if one is given."""
+
+    def defaults(make: Callable[[], Any]) -> Any:
+        return make() if kind is None else kind(make())
+
+    return Group(
+        summary, "preset", {name: Command(describe(name), run, partial(defaults, make)) for name, make in table.items()}
+    )
 
 
-def parse_preset(table: Mapping[str, Any], words: list[str], command: str) -> Any:
-    """`PRESET [overrides]` -> the preset's configuration with its overrides."""
-    if not words or words[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name:15s} {describe(name)}" for name in table)
-        sys.stdout.write(
-            f"usage: svdata2vec {command} PRESET [overrides]\n\npresets:\n{rows}\n\n"
-            f"svdata2vec {command} PRESET --help explains every setting, with its unit and the preset's default.\n"
-        )
+def read(words: list[str], group: Group, prog: str) -> tuple[Command, Any]:
+    """The command that the words name, and its options; `prog` is what was read so far, named in help and errors.
+
+    Prints help and raises SystemExit where the words ask for it, or end before they name a command.
+    """
+    if not words or words[0] in HELP:
+        sys.stdout.write(overview(group, prog))
         raise SystemExit(0)
-    config = preset(table, words[0])
-    return parse(type(config), words[1:], f"svdata2vec {command} {words[0]}", config)
+    name, prog = words[0], f"{prog} {words[0]}"
+    if name not in group.commands:
+        raise UserError(f"unknown {group.choice} {name!r}; choose one of: {', '.join(group.commands)}")
+    found = group.commands[name]
+    if isinstance(found, Group):
+        return read(words[1:], found, prog)
+    return found, parse(found.options, words[1:], prog)
+
+
+def overview(group: Group, prog: str) -> str:
+    """What can be chosen, a line each."""
+    width = max(len(name) for name in group.commands)
+    rows = "\n".join(f"  {name:{width}s}  {found.summary}" for name, found in group.commands.items())
+    usage = f"{prog} {group.choice.split()[0].upper()}"
+    return (
+        f"usage: {usage} ...\n\n{group.summary[0].upper()}{group.summary[1:]}.\n\n{rows}\n\n"
+        f"{usage} --help explains every option, with its unit and default.\n"
+    )
+
+
+def parse(options: type | Callable[[], Any], words: list[str], prog: str) -> Any:
+    """Read words into options as `Command.options` declares them."""
+    made = options if isinstance(options, type) else options()
+    kind = made if isinstance(made, type) else type(made)
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is None:
+            raise UserError(event.message)  # of the options' own checks
+        problem = _problem(event, words, kind)
+        raise UserError(f"{problem}{' ' if problem.endswith('?') else '; '}`{prog} --help` lists the options")
+
+    defaults: dict[str, Any] = {} if made is kind else {"default": made}
+    with tyro_errors.on_parse_error(refuse):
+        return tyro.cli(kind, args=words, prog=prog, **defaults)
+
+
+def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -> str:
+    """What is wrong with the words: the option, what was found and what was expected."""
+    match event:
+        case tyro_errors.UnrecognizedArgs(tokens=[token, *_]) | tyro_errors.MissingArgs(unrecognized_tokens=[token, *_]):
+            return _unknown(token, words, kind)
+        case tyro_errors.MissingArgs(missing_arguments=missing):
+            return f"missing: {', '.join(one.arg.get_invocation_text()[1].as_str_no_ansi() for one in missing)}"
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{_name(argument)} is {value!r}; expected one of {', '.join(choices)}"
+        case tyro_errors.BadValue(argument=argument):
+            return f"{_name(argument)} has too few values; expected {argument.lowered.metavar}"
+        case tyro_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
+            found = _given(argument, words) or message.splitlines()[0]
+            return f"{_name(argument)} {found}; expected {argument.lowered.metavar}"
+        case _:
+            return "the options cannot be read"
+
+
+def _name(argument: Any) -> str:
+    return argument.lowered.metavar if argument.is_positional() else argument.lowered.name_or_flags[0]
+
+
+def _given(argument: Any, words: list[str]) -> str:
+    """What the words give an option, for its error; empty for one without a name."""
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.replace("_", "-") == _name(argument):
+            values = [value] if value else itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
+            return f"is {' '.join(values)!r}"
+    return ""
+
+
+def _unknown(token: str, words: list[str], kind: type) -> str:
+    if not token.startswith("-"):
+        place = words.index(token) if token in words else 0
+        return f"unexpected {token!r}" + (f" after {words[place - 1]!r}" if place else "")
+    near = difflib.get_close_matches(token.lstrip("-").replace("_", "-"), option_names(kind), n=1, cutoff=0.5)
+    return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+def option_names(kind: type, prefix: str = "") -> list[str]:
+    """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots."""
+    names: list[str] = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(inner):
+            names += option_names(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            given = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+            names.append(f"{prefix}{given}".replace("_", "-"))
+    return names

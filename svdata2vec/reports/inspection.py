@@ -90,7 +90,7 @@ def _overview(statistics: SetStatistics) -> str:
     facts = [
         ["clips", f"{statistics.clips:,}"], ["frames", f"{statistics.frames:,}"],
         ["GiB", f"{statistics.bytes / 2**30:.2f}"], ["source pictures", sizes], ["frame rates", rates],
-        ["persons", persons], ["frames with nobody", f"{100 * statistics.empty_frames:.2f} %"],
+        ["persons", persons], ["frames without a person", f"{100 * statistics.empty_frames:.2f} %"],
         ["clips under 40 frames", f"{statistics.short_clips:,}"],
         ["damaged joints set to missing", f"{statistics.bad_joints:,}"],
         ["clips whose poses did not match their frames", f"{statistics.clips_with_other_pose_count:,}"],

@@ -5,13 +5,11 @@ Everything is inside the file (pictures as data URIs), so it opens anywhere, wit
 
 import html
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -30,10 +28,13 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 
-log = logging.getLogger(__name__)
-
-matplotlib.use("Agg")
-
+# Figures of curves: logged fields with their titles, and a caption.
+CURVES = (
+    ({"loss": "loss", "accuracy": "training accuracy", "grad_norm": "gradient norm", "lr": "learning rate"},
+     "Loss and accuracy by epoch"),
+    ({"target_std": "target spread", "prediction_std": "prediction spread"},
+     "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"),
+)
 TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "optimizer": "#7f8c8d"}
 
 
@@ -60,7 +61,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     sections = [
         _results(runs),
-        section("Training curves", figure_image(_curves(runs), "Loss and accuracy by epoch") + _spread_section(runs)),
+        section("Training curves", "".join(figure_image(_curves(runs, fields), note) for fields, note in CURVES)),
         section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
         *(_confusion(run) for run in runs if run.result),
         _inputs(runs),
@@ -106,31 +107,21 @@ def _results(runs: Sequence[Run]) -> str:
     return section("Results", table(header, rows))
 
 
-def _curves(runs: Sequence[Run]) -> Figure | None:
-    fields = [("loss", "loss"), ("accuracy", "training accuracy"), ("grad_norm", "gradient norm"), ("lr", "learning rate")]
-    return _plot(runs, [(name, title) for name, title in fields if any(run.series(name)[0] for run in runs)])
-
-
-def _spread_section(runs: Sequence[Run]) -> str:
-    pretraining = [run for run in runs if run.kind == "pretrain"]
-    fields = [("target_std", "target spread"), ("prediction_std", "prediction spread")] if pretraining else []
-    figure = _plot(pretraining, fields)
-    caption = "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"
-    return figure_image(figure, caption)
-
-
-def _plot(runs: Sequence[Run], fields: Sequence[tuple[str, str]]) -> Figure | None:
-    if not fields:
+def _curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
+    """Those of the fields that a run has logged, two in a row."""
+    names = [name for name in titles if any(run.series(name)[0] for run in runs)]
+    if not names:
         return None
-    figure = Figure(figsize=(4.6 * min(len(fields), 2), 3.2 * -(-len(fields) // 2)), layout="constrained")
-    for number, (name, title) in enumerate(fields):
-        axes = figure.add_subplot(-(-len(fields) // 2), min(len(fields), 2), number + 1)
+    rows, columns = -(-len(names) // 2), min(len(names), 2)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, number + 1)
         for colour, run in enumerate(runs):
             epochs, values = run.series(name)
             if epochs:
                 axes.plot(epochs, values, label=run.name, color=f"C{colour % 10}", marker="." if len(epochs) < 30 else None)
         axes.set_ylim(bottom=0)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.grid(alpha=0.3)
         if number == 0:

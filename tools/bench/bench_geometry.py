@@ -7,7 +7,6 @@ Two threads. Alternatives take turns; medians over rounds. Every output is compa
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -21,6 +20,9 @@ import cv2
 import numpy as np
 import torch
 
+from svdata2vec.bench.data_sources import CODECS, make_sources, packed
+from svdata2vec.bench.machine import tree_usage
+from svdata2vec.bench.record import save
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder
@@ -28,7 +30,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.pictures import warp_frame
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
-from svdata2vec.pipeline.reference import ReferenceDecoder
+from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.shards.reading.shardset import ShardSet
 
 THREADS, BATCH, SIZE = 2, 8, 224
@@ -115,15 +117,9 @@ def encoded_batch(root: Path) -> list[EncodedClip]:
     return [clip.encoded for clip in clips if clip.encoded is not None]
 
 
-def _cpu_seconds() -> float:
-    from svdata2vec.bench.data import tree_usage
-
-    return tree_usage()[0]
-
-
 def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
     """Form -> CPU and wall milliseconds per clip, greatest difference from the reference decoder in grey levels."""
-    batches = {codec: encoded_batch(folder / f"packed-{codec}") for codec in ("jpeg", "vp9", "h264")}
+    batches = {codec: encoded_batch(folder / f"packed-{codec}") for codec in CODECS}
     out = torch.empty((BATCH, 40, SIZE, SIZE, 3), dtype=torch.uint8)
     references = {}
     for codec, batch in batches.items():
@@ -131,28 +127,27 @@ def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
         ReferenceDecoder().decode(batch[:1], references[codec])
     decoders = {name: make() for name, (_, make, _) in FORMS.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
-    psnr = {}
+    quality = {}
     for name, decoder in decoders.items():
         codec, _, complete = FORMS[name]
         assert not decoder.decode(batches[codec], out)
         if complete:
-            error = (out[:1].double() - references[codec].double()).square().mean().item()
-            psnr[name] = float(10 * np.log10(255**2 / max(error, 1e-9)))
-            assert psnr[name] >= 35, f"{name}: {psnr[name]:.1f} dB from the reference decoder"
+            quality[name] = psnr(out[:1], references[codec])
+            assert quality[name] >= 35, f"{name}: {quality[name]:.1f} dB from the reference decoder"
     for _ in range(rounds):
         for name, decoder in decoders.items():
-            wall, cpu = time.perf_counter(), _cpu_seconds()
+            wall, (cpu, _) = time.perf_counter(), tree_usage()
             for _ in range(repeats):
                 decoder.decode(batches[FORMS[name][0]], out)
             per_clip = 1e3 / (repeats * BATCH)
-            times[name].append(((_cpu_seconds() - cpu) * per_clip, (time.perf_counter() - wall) * per_clip))
+            times[name].append(((tree_usage()[0] - cpu) * per_clip, (time.perf_counter() - wall) * per_clip))
     for decoder in decoders.values():
         decoder.close()
     return {
         name: {
             "cpu_ms_per_clip": statistics.median(cpu for cpu, _ in found),
             "wall_ms_per_clip": statistics.median(wall for _, wall in found),
-            **({"psnr_db_to_reference": psnr[name]} if name in psnr else {}),
+            **({"psnr_db_to_reference": quality[name]} if name in quality else {}),
         }
         for name, found in times.items()
     }
@@ -165,8 +160,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    from svdata2vec.bench.data_sources import CODECS, make_sources, packed
-
     dataset = make_sources(options.folder / "source", 12)
     for codec in CODECS:
         packed(options.folder, dataset, codec)
@@ -177,9 +170,7 @@ def main() -> None:
         print(f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['wall_ms_per_clip']:.1f} | {quality} |")
     if options.out:
         machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": THREADS}
-        result = {**machine, "date": time.strftime("%Y-%m-%d"), "forms": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        save({**machine, "date": time.strftime("%Y-%m-%d"), "forms": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from svdata2vec.bench.record import save
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.reading.index import INDEX_NAME, index_dtype
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry
@@ -24,24 +25,26 @@ COMPONENTS = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json"
 # One rank in a fresh process: start-up, then three epochs of order and keys. Private memory: the mapped index is shared.
 PROBE = """
 import json, sys, time
+import psutil
+from svdata2vec.bench.machine import peak_bytes
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.reading.shardset import ShardSet
 
-def status_mb(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+def private_mb():
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
-before, started = status_mb("RssAnon"), time.process_time()
+before, started = private_mb(), time.process_time()
 loader = ClipLoader(ShardSet.open(sys.argv[1]), "train", PlanConfig(), batch_size=32, train=True, rank=1, world_size=4)
-seconds, opened = time.process_time() - started, status_mb("RssAnon")
+seconds, opened = time.process_time() - started, private_mb()
 for epoch in range(3):
     order = epoch_order(loader.order.num_entries, 0, epoch, True)
     rows = [int(loader.order.rows[i]) for i in order[:20000]]
     keys = [loader.shards.index[row]["key"].decode() for row in rows]
 print(json.dumps({"start_seconds": seconds, "private_mb": opened - before,
-                  "private_mb_walked": status_mb("RssAnon") - before, "peak_resident_mb": status_mb("VmHWM"),
+                  "private_mb_walked": private_mb() - before, "peak_resident_mb": peak_bytes() / 2**20,
                   "batches": loader.batches_per_epoch, "distinct_keys": len(set(keys))}))
 """
 
@@ -84,7 +87,7 @@ def main() -> None:
     result |= {"load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
     print(json.dumps(result, indent=1))
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        save(result, options.out)
 
 
 if __name__ == "__main__":

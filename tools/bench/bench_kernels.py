@@ -12,8 +12,6 @@ matrix product. Writes tools/results/kernels_<device>.json; `render_kernels.py` 
 import argparse
 import json
 import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +25,8 @@ import torch._functorch.config
 import triton
 from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
+
+from svdata2vec.bench.machine import cpu_name, quantiles
 
 # Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
 # bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.
@@ -77,8 +77,7 @@ def measure(run: Callable[[], Any], budget: Budget, device: torch.device) -> tup
         start = time.perf_counter()
         run()
         samples.append((time.perf_counter() - start) * 1000)
-    fifths = statistics.quantiles(samples, n=5)
-    return statistics.median(samples), fifths[0], fifths[3]
+    return quantiles(samples)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, budget: Budget) -> dict[str, float]:
@@ -228,10 +227,7 @@ def device_name(device: torch.device) -> str:
     """The processor as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU: {models[0] if models else platform.processor()}, {torch.get_num_threads()} thread(s)"
+    return f"CPU: {cpu_name()}, {torch.get_num_threads()} thread(s)"
 
 
 def choose_scale(device: torch.device, quick: bool) -> Scale:

@@ -9,9 +9,7 @@ the source) against the same crop taken from the packed frames, as PSNR per clip
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +24,10 @@ import av
 import cv2
 import numpy as np
 
+from svdata2vec.bench.data_methods import padded_crop
+from svdata2vec.bench.machine import cpu_name, versions
+from svdata2vec.bench.record import save
+from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout
@@ -75,7 +77,7 @@ def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, A
     total = state.step_seconds["total"]
     shares = {name: round(state.step_seconds.get(name, 0.0) / total, 4) for name in STEPS}
     videos = {clip.key: clip.video for clip in dataset.clips}
-    psnr = [crop_psnr(shards.sample(row), videos) for row in range(len(shards))]
+    psnr_db = [crop_psnr(shards.sample(row), videos) for row in range(len(shards))]
     frames = int(shards.index["frames"].sum())
     return {
         "codec": options.codec, "quality": options.clip_options().quality, "chroma": options.chroma, "gop": options.gop,
@@ -84,7 +86,7 @@ def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, A
         "kib_per_frame": round(state.bytes_done / frames / 1024, 2),
         "kib_per_clip": round(state.bytes_done / len(shards) / 1024, 1),
         "shares": shares, "own_share": round(1 - sum(shares.values()), 4),
-        "psnr_db_mean": round(float(np.mean(psnr)), 2), "psnr_db_worst_clip": round(float(np.min(psnr)), 2),
+        "psnr_db_mean": round(float(np.mean(psnr_db)), 2), "psnr_db_worst_clip": round(float(np.min(psnr_db)), 2),
     }
 
 
@@ -96,13 +98,13 @@ def crop_psnr(sample: Sample, videos: dict[str, Any]) -> float:
     to_source = np.array([[(box[2] - box[0]) / SIZE, 0, box[0]], [0, (box[3] - box[1]) / SIZE, box[1]], [0, 0, 1]])
     to_packed = np.linalg.inv(np.vstack([meta.packed_to_source, [0, 0, 1]])) @ to_source
     wanted = set(chosen.tolist())
-    errors = []
+    found, expected = [], []
     pairs = zip(source_frames(videos[meta.key]), packed_frames(sample), strict=True)
     for number, (source, packed) in enumerate(pairs):
         if number in wanted:
-            expected = cv2.resize(padded_crop(source, box), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-            errors.append(np.square(warp(packed, to_packed[:2]).astype(np.float64) - expected).mean())
-    return float(10 * np.log10(255**2 / max(np.mean(errors), 1e-9)))
+            expected.append(cv2.resize(padded_crop(source, box), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR))
+            found.append(warp(packed, to_packed[:2]))
+    return psnr(found, expected)
 
 
 def source_frames(path: Any) -> Iterator[np.ndarray]:
@@ -125,16 +127,6 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(picture[..., ::-1])
 
 
-def padded_crop(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box out of the picture, black outside."""
-    x1, y1, x2, y2 = box
-    height, width = picture.shape[:2]
-    crop = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    crop[top - y1 : bottom - y1, left - x1 : right - x1] = picture[top:bottom, left:right]
-    return crop
-
-
 def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
     """Bilinear sampling; the map has pixel centres at + 0.5, OpenCV's at whole numbers."""
     scale = output_to_input[:, :2]
@@ -155,9 +147,7 @@ def variants() -> Iterator[PackOptions]:
 
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "python": platform.python_version(),
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "python": versions()["python"],
             "av": av.__version__, "opencv": cv2.__version__, "date": time.strftime("%Y-%m-%d")}
 
 
@@ -185,7 +175,7 @@ def main() -> None:
             print(f"{row['codec']:6} q{row['quality']:<3} {row['chroma']}  {row['frames_per_cpu_second']:7.1f} "
                   f"frames/s  {row['kib_per_frame']:6.2f} KiB/frame  PSNR {row['psnr_db_mean']:.2f} (worst clip "
                   f"{row['psnr_db_worst_clip']:.2f}) dB  own {row['own_share']:.1%}  {row['shares']}", flush=True)
-    given.out.write_text(json.dumps({"machine": machine(), "source": source, "rows": rows}, indent=1) + "\n")
+    save({"machine": machine(), "source": source, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ must be equal. Defaults are the paper's sizes, with a batch that a CPU can bear.
 
 import argparse
 import ctypes
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svdata2vec.bench.machine import machine
+from svdata2vec.bench.machine import machine, synchronise
+from svdata2vec.bench.record import save
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
@@ -95,12 +95,10 @@ def make_batch(config: PretrainConfig, size: int, device: torch.device) -> Batch
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return time.perf_counter() - start
 
 
@@ -147,7 +145,7 @@ def main() -> None:
         "rounds": options.rounds, "losses_before": losses, "seconds_per_step": times, "median_seconds": medians,
         "speedups": speedups,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, options.out)
     for name, median in medians.items():
         print(f"{name}: {median:.3f} s per step, {speedups[name]:.2f}x")
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.counts import step_flops, step_layers
+from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
 

@@ -1,0 +1,111 @@
+"""Options of the benchmarks: a pretraining preset and how to measure it. Nothing of the run itself is written."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeasuredConfig(PretrainConfig):
+    """A pretraining preset whose training step is measured."""
+
+    out: Path | None = None
+    """JSON file to write; None = only the table is printed."""
+    rounds: int = 3
+    """Rounds of measurement; medians over rounds are reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optim.accumulate != 1:
+            raise UserError(f"optim.accumulate is {self.optim.accumulate}; a benchmark's step takes one batch, leave it at 1")
+        self._at_least(rounds=1)
+
+    def _at_least(self, **lowest: float) -> None:
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least {low}")
+
+    @classmethod
+    def of(cls, preset: PretrainConfig) -> Self:
+        """The preset with the benchmark's own settings."""
+        return cls(**vars(preset))
+
+
+@dataclass(frozen=True)
+class BenchConfig(MeasuredConfig):
+    """Measure every stage of a pretraining run and what bounds it. Nothing of the run itself is written."""
+
+    out: Path | None = None
+    """JSON file to write, with a chart (.png) and a page (.html) beside it; None = only the table is printed."""
+    rounds: int = 5
+    """Rounds, in which the stages take turns; medians over rounds are reported."""
+    seconds: float = 2.0
+    """Seconds per stage and round, warm-up not counted."""
+    baseline: Literal["none", "original-style"] = "none"
+    """Also measure, in the same run, training as the authors' code does it: all frames encoded, fp32, a wait in each step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(seconds=0.01)
+
+
+@dataclass(frozen=True)
+class ScaleConfig(MeasuredConfig):
+    """Measure more and more processes on this machine, each with the same batch. Nothing of the run itself is written."""
+
+    processes: tuple[int, ...] = ()
+    """Numbers of processes to measure; none = 1, 2, 4 ... up to the GPUs of this machine (1, 2 and 4 on a CPU)."""
+    steps: int = 20
+    """Training steps timed per number of processes; an epoch that has begun is finished, so it may be more."""
+    warm_up: int = 3
+    """Training steps before them, not timed."""
+    rounds: int = 3
+    """Rounds in which steps with and without the exchange of gradients take turns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(steps=1, warm_up=0)
+        if any(count < 1 for count in self.processes):
+            raise UserError(f"processes are {self.processes}; expected at least 1 each")
+
+
+@dataclass(frozen=True)
+class BatchConfig(MeasuredConfig):
+    """Find the batch size that is fast enough, and the largest that fits. Nothing of the run itself is written."""
+
+    memory_share: float = 0.9
+    """Share of the free memory (of the GPU; of the machine on a CPU) that a training step may take."""
+    memory_limit_gib: float = 0.0
+    """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
+    largest: int = 4096
+    """Largest batch size to try, in clips."""
+    seconds: float = 1.0
+    """Seconds per size and round, at least one step; warm-up not counted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(memory_limit_gib=0, largest=1, seconds=0.01)
+        if not 0 < self.memory_share <= 1:
+            raise UserError(f"memory_share is {self.memory_share}; expected a share above 0 and up to 1")
+
+
+@dataclass(frozen=True)
+class DataBenchOptions:
+    """Measure the loader in three steps, and other ways of loading: clips/s, CPU time, memory; on clips that it makes."""
+
+    out: Path | None = None
+    """JSON file to write, with a chart (.png) beside it; None = only the table is printed."""
+    folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
+    """Folder where the source clips and shards are made, and found again."""
+    sources: int = 12
+    """Source clips to make."""
+    clips: int = 40
+    """Clips timed per method and round."""
+    rounds: int = 3
+    """Rounds, in which the methods take turns; medians are reported."""
+    method: str | None = None
+    """Time this method alone, in this process, and print JSON; None = all of them."""

@@ -1,0 +1,71 @@
+"""Commands that measure. Heavy imports happen when a command runs."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, ScaleConfig
+from svdata2vec.cli.options import Command, Group, preset_commands
+from svdata2vec.config.presets import PRETRAIN
+
+
+def _run(config: BenchConfig) -> None:
+    from svdata2vec.bench.run import bench_run
+
+    bench_run(config)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare two records of `svdata2vec bench run --out`, side by side."""
+
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A.json")]
+    """Record that the other is set against."""
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B.json")]
+    """The other record."""
+    out: Path | None = None
+    """HTML page to write, with the charts of both; None = only the table is printed."""
+
+
+def _compare(options: CompareOptions) -> None:
+    from svdata2vec.bench.page import write_comparison
+    from svdata2vec.bench.record import compare, load_record
+
+    first, second = load_record(options.first), load_record(options.second)
+    sys.stdout.write(compare(first, second))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison(first, second, options.out)
+
+
+def _scale(config: ScaleConfig) -> None:
+    from svdata2vec.bench.scale import bench_scale
+
+    bench_scale(config)
+
+
+def _batch(config: BatchConfig) -> None:
+    from svdata2vec.bench.batch import bench_batch
+
+    bench_batch(config)
+
+
+def _data(options: DataBenchOptions) -> None:
+    from svdata2vec.bench.data import bench_data
+
+    bench_data(options)
+
+
+BENCH = Group(
+    "how fast a run's stages are, and what bounds it", "benchmark",
+    {
+        "run": preset_commands("every stage of a pretraining run, and what bounds it", _run, PRETRAIN, BenchConfig.of),
+        "compare": Command("two records of `bench run --out`", _compare, CompareOptions),
+        "scale": preset_commands("more and more processes on this machine, one batch each", _scale, PRETRAIN, ScaleConfig.of),
+        "batch": preset_commands("which batch size is fast enough, and which still fits", _batch, PRETRAIN, BatchConfig.of),
+        "data": Command("the loader against other ways of loading", _data, DataBenchOptions),
+    },
+)

@@ -1,0 +1,104 @@
+"""Commands on data sets: pack one into shards, check shards, look at them. Heavy imports happen when a command runs."""
+
+import inspect
+import os
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from svdata2vec.cli.options import Command, Group
+from svdata2vec.cli.progress import shown_progress
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.sources import SOURCES, open_dataset
+
+
+def run_shard(kind: str, options: Any) -> None:
+    """Read a data set of this kind and pack it."""
+    dataset = open_dataset(kind, **{name: getattr(options, name) for name in SOURCES[kind].options})
+    with shown_progress() as progress:
+        pack(dataset, options.out, options.pack, progress=progress)
+
+
+def _shard_options(kind: str) -> type:
+    """Options of a kind of data set: where to write, what its reader takes, how to pack."""
+    reader: list[Any] = [
+        (name, parameter.annotation) if parameter.default is parameter.empty
+        else (name, parameter.annotation, field(default=parameter.default))
+        for name, parameter in SOURCES[kind].options.items()
+    ]
+    required = [entry for entry in reader if len(entry) == 2]
+    place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write the shards to.")]
+    packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
+    optional = [entry for entry in reader if len(entry) == 3]
+    made = make_dataclass("Shard", [("out", place), *required, *optional, packing])
+    made.__doc__ = f"{SOURCES[kind].about}.\n\n{inspect.getdoc(SOURCES[kind].read)}"  # its Args explain the options
+    return made
+
+
+SHARD = Group(
+    "pack a data set into shards, once", "kind of data set",
+    {kind: Command(source.about, partial(run_shard, kind), partial(_shard_options, kind)) for kind, source in SOURCES.items()},
+)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check packed shards: hashes, index against tars, every clip decodes, counts, joints, labels, splits."""
+
+    shards: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Folder of the shards."""
+    decode: bool = True
+    """Decode every clip (the hashes cover its bytes either way)."""
+    workers: int = os.cpu_count() or 1
+    """Processes that check."""
+
+
+def run_verify(options: VerifyOptions) -> None:
+    """Print every fault that is found; any is an error."""
+    from svdata2vec.shards.reading.verify import verify
+
+    findings = verify(options.shards, decode=options.decode, workers=options.workers)
+    for finding in findings:
+        sys.stdout.write(f"{finding}\n")
+    if findings:
+        raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
+    sys.stdout.write(f"{options.shards}: no fault found\n")
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Pictures of what the model sees, per class or clip (crops, boxes, joints, flips), and a page of figures."""
+
+    shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Folder of the shards, or its URL."""
+    split: str
+    """Split to look at."""
+    out: Path = Path("inspect")
+    """Folder for index.html, the pictures and statistics.json."""
+    keys: tuple[str, ...] = ()
+    """Names of clips to show instead of some of each class."""
+    train: bool = True
+    """Show training crops (random crop and flip) instead of evaluation crops."""
+    num_frames: int = 40
+    """Frames sampled from a clip."""
+    size: int = 224
+    """Side of the crop, in pixels."""
+    clips: int = 4
+    """Clips per class."""
+
+
+def run_inspect(options: InspectOptions) -> None:
+    """Write pictures, statistics and the page that shows both."""
+    from svdata2vec.pipeline.plan import PlanConfig
+    from svdata2vec.reports.inspection import inspect_shards
+
+    plan = PlanConfig(num_frames=options.num_frames, size=options.size)
+    count = inspect_shards(
+        options.shards, options.split, options.out, plan, train=options.train, clips=options.clips, keys=options.keys
+    )
+    sys.stdout.write(f"{options.out / 'index.html'}: {count} pictures and the data set's figures\n")

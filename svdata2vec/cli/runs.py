@@ -1,0 +1,216 @@
+"""Commands that train, and that take what training leaves behind. Heavy imports happen when a command runs."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig
+from svdata2vec.shards.errors import UserError
+
+# The folder of a run as the first word after the command.
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def run_pretrain(config: PretrainConfig) -> None:
+    from svdata2vec.training.pretrain import pretrain
+
+    pretrain(config)
+
+
+def run_finetune(config: FinetuneConfig) -> None:
+    from svdata2vec.training.finetune import finetune
+
+    finetune(config)
+
+
+def run_probe(config: ProbeConfig) -> None:
+    from svdata2vec.evaluation.probe import probe
+
+    result = probe(config)
+    names = ("count", "top1", "top5", "mean_class")
+    figures = {name: result[name] for name in names}
+    _print({"run": str(config.out), "linear": figures, "knn": {name: result["knn"][name] for name in names}})
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a finished fine-tuning run; prints the metrics as JSON."""
+
+    run: RunFolder
+    """Folder of the fine-tuning run."""
+    shards: str | None = None
+    """Folder of shards, or its URL; None = the run's own."""
+    split: str | None = None
+    """Split to evaluate; None = the run's test split."""
+    device: Device = "auto"
+    """Where the model runs; auto = the GPU if there is one."""
+
+
+def run_evaluate(options: EvaluateOptions) -> None:
+    from svdata2vec.evaluation.evaluate import evaluate_run
+
+    _print(evaluate_run(options.run, options.shards, options.split, options.device))
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Write the features of a split's clips to a file: the encoder's output, averaged over time."""
+
+    run: RunFolder
+    """Folder of a finished run (pretrain, finetune or probe)."""
+    split: str
+    """Split to take."""
+    out: Path
+    """File to write: .npy (names and labels beside it, in OUT.json), or .parquet (needs the extra `parquet`)."""
+    shards: str | None = None
+    """Folder of shards, or its URL; None = the run's own."""
+    modality: Modality | None = None
+    """What the encoder sees; None = rgb after pretraining, else what the classifier sees."""
+    batch_size: int = 32
+    """Clips per process and forward pass."""
+    device: Device = "auto"
+    """Where the encoder runs; auto = the GPU if there is one."""
+
+
+def run_embed(options: EmbedOptions) -> None:
+    from svdata2vec.evaluation.features import embed
+
+    arguments = dict(vars(options))
+    features = embed(arguments.pop("run"), arguments.pop("split"), arguments.pop("out"), **arguments)
+    clips, width = features.features_nD.shape
+    _print({"out": str(options.out), "clips": clips, "width": width})
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Recognise the action in a video file (RGB alone).
+
+    The frames are sampled as in an evaluation. The clip is cropped around the box that is given, around the persons of a
+    file of poses, or else around what moves in the video, which takes a camera that stands still.
+    """
+
+    run: RunFolder
+    """Folder of a finetune or probe run with modality rgb."""
+    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
+    """Video file."""
+    box: str | None = None
+    """Person box x1,y1,x2,y2 in pixels of the picture; it is padded by a tenth and made square."""
+    poses: Path | None = None
+    """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
+    whole_picture: bool = False
+    """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
+    top: int = 5
+    """Classes to name."""
+    picture: Path | None = None
+    """PNG file to write, with the sampled frames and the top classes."""
+    device: Device = "auto"
+    """Where the network runs; auto = the GPU if there is one."""
+
+
+def run_predict(options: PredictOptions) -> None:
+    """Print the top classes of a video file, and what was done to get them."""
+    from svdata2vec.evaluation.predict import predict
+
+    result = predict(
+        options.run, options.video, box=parse_box(options.box), poses=options.poses, whole_picture=options.whole_picture,
+        top=options.top, picture=options.picture, device=options.device,
+    )
+    for line in result["did"]:
+        sys.stdout.write(f"{line}\n")
+    for best in result["classes"]:
+        sys.stdout.write(f"{100 * best['probability']:6.2f} %  {best['name']}\n")
+
+
+def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """ "x1,y1,x2,y2" -> four numbers; None stays None."""
+    if text is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--box is {text!r}; expected four numbers x1,y1,x2,y2 in pixels") from None
+    return x1, y1, x2, y2
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Turn a checkpoint of the authors' code into a finished run that finetune, probe and evaluate take.
+
+    Sizes are read off the weights. Unknown or missing names are an error that lists them. The teacher is not in such a
+    checkpoint, so pretraining cannot be continued from it.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """File of the authors' code: {'model': ...} or a bare state dict. No code stored in it is run."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder to make."""
+    heads: int | None = None
+    """Attention heads (no shape tells them); None = as many as the file says, else the paper's 8."""
+    coordinates: int = 2
+    """Coordinates per joint."""
+    modality: Modality | None = None
+    """What a classifier sees; None = all that it has an embedding for."""
+    size: int = 224
+    """Side of the crop that the network was trained on, in pixels."""
+    shards: str | None = None
+    """Packed data set to take the class names from; None = classes are called by their numbers."""
+    split: str | None = None
+    """Split of it to evaluate on."""
+
+
+def run_convert(options: ConvertOptions) -> None:
+    from svdata2vec.original.convert import convert_file, summary
+
+    arguments = dict(vars(options))
+    network = convert_file(arguments.pop("checkpoint"), arguments.pop("out"), **arguments)
+    _print({"run": str(options.out), **summary(network)})
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the RGB classifier as one file: uint8 video (B, T, H, W, 3) in, logits (B, classes) out.
+
+    The file is read back and its logits are compared with the network's.
+    """
+
+    run: RunFolder
+    """Folder of a finetune or probe run with modality rgb."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """File to write: .pt2 (torch.export) or .onnx (needs the extra `export`); its card lies beside it as OUT.json."""
+
+
+def run_export(options: ExportOptions) -> None:
+    from svdata2vec.evaluation.export import export
+
+    card = export(options.run, options.out)
+    shown: dict[str, Any] = {name: card[name] for name in ("input", "output", "largest_logit_difference") if name in card}
+    _print({"out": str(options.out), **shown})
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one HTML page about one or several runs; it opens without a network."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN [RUN ...]]")]
+    """Folders of the runs, one or more."""
+    out: Path = Path("report.html")
+    """File to write."""
+
+
+def run_report(options: ReportOptions) -> None:
+    from svdata2vec.reports.report import write_report
+
+    write_report(options.runs, options.out)
+    sys.stdout.write(f"{options.out}\n")
+
+
+def _print(values: dict[str, Any]) -> None:
+    """JSON, of the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
