@@ -56,7 +56,7 @@ def test_augmentation_comes_from_the_command_line():
         ("data.augment.hue", ["0.7"], r"is 0\.7: expected a number from 0 to 0\.5"),
         ("data.augment.erase_probability", ["2"], r"is 2\.0: expected a number from 0 to 1"),
         ("data.augment.erase_area", ["0", "0.2"], r"is \(0\.0, 0\.2\): expected 0 < smallest <= largest <= 1"),
-        ("model.persons", ["0"], "is 0; at least 1 is needed"),
+        ("model.persons", ["0"], "is 0; expected at least 1"),
     ],
 )
 def test_a_wrong_value_is_refused_under_the_name_of_its_option(option, values, found):
@@ -82,8 +82,8 @@ def test_inspect_names_its_own_options():
 def test_a_saved_configuration_names_the_field_too():
     values = json.loads(to_json(demo_pretrain()))
     for change, message in [
-        ({"crop": "middle"}, r"data\.crop is 'middle': expected 'joints' or 'boxes'"),
-        ({"frame_draw": "random"}, r"data\.frame_draw is 'random': expected 'fixed' or 'original'"),
+        ({"crop": "middle"}, r'^config\.json: data\.crop is "middle"; expected one of "joints", "boxes"'),
+        ({"frame_draw": "random"}, r'data\.frame_draw is "random"; expected one of "fixed", "original"'),
         ({"augment": {"hue": 0.7}}, r"data\.augment\.hue is 0\.7"),
     ]:
         with pytest.raises(UserError, match=message):
