@@ -21,7 +21,6 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import OrderConfig, Producer, Ready
 from svdata2vec.pipeline.stats import LoaderStats
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1
@@ -198,8 +197,7 @@ class ClipLoader:
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
         ) if self.video else None
         bad = BadClips(self.shards, self.max_bad_rate)
-        read_threads = self.shards.read_threads if isinstance(self.shards, RemoteShardSet) else 1
-        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device, read_threads)
+        return Producer(self.order, fetcher, decoder, bad, self.stats, self.device, self.shards.read_threads)
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:

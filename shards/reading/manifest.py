@@ -1,5 +1,6 @@
 """`manifest.json`: what a folder of shards holds. Written last and atomically, so a folder with one is complete."""
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -24,6 +25,26 @@ class ShardEntry:
     sha256: str
     bytes: int
     count: int
+
+    def size_problem(self, found: int | None) -> str | None:
+        """What is wrong with a copy of this tar that has `found` bytes (None = there is none); None if nothing is."""
+        if found == self.bytes:
+            return None
+        size = "missing" if found is None else f"{found} bytes"
+        return f"{size}, expected {self.bytes} bytes; copy it again or pack again"
+
+    def hash_problem(self, path: Path) -> str | None:
+        """What is wrong with the content of the copy at `path`; None if its sha256 is the manifest's."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == self.sha256:
+            return None
+        return f"sha256 {found[:12]}..., expected {self.sha256[:12]}...: it was changed; copy it again or pack again"
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file, None if there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.shardset import ShardSet
 
 READ_AT_MOST = 2**28  # bytes of shards
@@ -51,12 +49,12 @@ def storage_bytes_per_second(shards: ShardSet) -> float | None:
     What the system has in memory already comes from there: on a training machine with less memory than data, drop its
     caches first (or read a larger set).
     """
-    if isinstance(shards, RemoteShardSet):
+    if not shards.tars:
         return None
     buffer = bytearray(_CHUNK)
     done, started = 0, time.perf_counter()
-    for shard in shards.manifest.shards:
-        with (Path(shards.root) / shard.name).open("rb", buffering=0) as file:
+    for tar in shards.tars:
+        with tar.open("rb", buffering=0) as file:
             while done < READ_AT_MOST and (count := file.readinto(buffer)):
                 done += count
     return done / (time.perf_counter() - started)
