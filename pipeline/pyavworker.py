@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine, pixel_index_form
 from svdata2vec.pipeline.geometry import warp_frame
-from svdata2vec.pipeline.pyavdecode import decode_video
+from svdata2vec.shards.reading.decode import decode_video
 
 
 class Request(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline.container import cut_off_reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.pyavdecode import decode_video
+from svdata2vec.shards.reading.decode import decode_video
 
 
 class ReferenceDecoder:

@@ -17,11 +17,10 @@ from svdata2vec.shards.packing.clip import ClipOptions, container_component
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, OFFSETS
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import file_bytes, program_version
-from svdata2vec.shards.reading.shardset import VIDEO_COMPONENTS
+from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
 from svdata2vec.shards.video import open_bytes
 
 PLAN_NAME = "plan.json"
-SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 
 @dataclass(frozen=True)

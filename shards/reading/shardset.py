@@ -17,11 +17,9 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.index import load_index
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import Manifest, file_bytes
-from svdata2vec.shards.reading.sample import Sample, parse_offsets, parse_sample
+from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
-VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")
-_SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 
 class _Tar:
@@ -129,11 +127,6 @@ class ShardSet:
     def will_need(self, rows: np.ndarray) -> None:
         """Rows that will be read next, in their order: a set that fetches tars starts with these."""
 
-    @property
-    def video_component(self) -> str:
-        """Name of the component with the pixels (codec `copy` may have several: then ask per clip)."""
-        return next(name for name in self.manifest.components if name in VIDEO_COMPONENTS)
-
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
         entry = self.index[row]
@@ -178,7 +171,7 @@ class ShardSet:
     def sample(self, row: int, *, video: bool = True) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard. `video=False` does not touch the pixels."""
         entry = self.index[row]
-        names = [name for name in self.manifest.components if video or name in _SIDE_COMPONENTS]
+        names = [name for name in self.manifest.components if video or name in SIDE_COMPONENTS]
         parts = self.read(row, names)
         stored = [name for name in VIDEO_COMPONENTS if parts.get(name)]
         try:

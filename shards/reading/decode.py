@@ -1,10 +1,13 @@
-"""Named frames of a video container by PyAV. Imports neither torch nor DALI: decoder processes start in a moment."""
+"""Some frames of a stored clip, by PyAV and OpenCV. Imports neither torch nor DALI: decoder processes start in a moment."""
 
 import io
 
 import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"  # a JPEG's first and last two bytes
 
 
 def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[int, NDArray[np.uint8]]:
@@ -29,3 +32,19 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"the video cannot be decoded: {error}") from error
     raise ValueError(f"frame {max(wanted)} wanted, but the video ends before it")
+
+
+def decode_jpegs(blob: memoryview, offsets: NDArray[np.int64], frames_K: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """(H, W, 3) RGB of the wanted frames of concatenated JPEGs. Raises ValueError for a damaged one.
+
+    A JPEG that is cut short would be filled up with grey in silence: its first and last two bytes are looked at.
+    """
+    frames = []
+    for number in frames_K.tolist():
+        content = blob[offsets[number] : offsets[number + 1]]
+        whole = content[:2] == JPEG_START and content[-2:] == JPEG_END
+        frame = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if whole else None
+        if frame is None:
+            raise ValueError(f"frame {number} is not a whole JPEG picture")
+        frames.append(frame.astype(np.uint8, copy=False))
+    return frames
