@@ -40,9 +40,9 @@ class PackOptions:
     clips_per_shard: int = 128
     """Clips in one tar."""
     seed: int = 0
-    """Seed of the global shuffle."""
+    """Seed of the order in which clips are packed."""
     pose_slack: int = 2
-    """Poses that may be missing or too many at a clip's end."""
+    """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that decode and encode on this machine."""
     cluster: str | None = None

@@ -75,10 +75,20 @@ def ntu_splits(names: Iterable[str], classes: int) -> dict[str, list[str]]:
 
 
 def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: int) -> DataSet:
-    """NTU-60 (`classes=60`) or NTU-120 from ntu60_2d.pkl / ntu60_hrnet.pkl (COCO-17, pixels of 1920x1080) and videos.
+    """Videos, and the pickle of 2-D skeletons by pyskl or mmaction2 (ntu60_2d.pkl, ntu60_hrnet.pkl, ...): 17 COCO joints.
 
-    The videos may be the originals or copies of any size: joints are scaled to their pixels. The pickle's splits are
-    kept and their sizes held against the published ones.
+    The videos may be the originals or copies of any size: the joints, pixels of 1920x1080, are scaled to them. The
+    pickle's splits are kept: xsub and xview (60) or xset (120), each train and val; where a split has not the published
+    number of clips, a warning says so. `svdata2vec shard pyskl --help` explains the pickle's format.
+
+    Args:
+        pickle_path: The pickle, a path or URL; one holds all splits.
+        videos: Folder of the videos, or its URL; sub-folders are searched for S001C001P001R001A001_rgb.avi or
+            S001C001P001R001A001.mp4.
+        classes: 60 or 120.
+
+    Raises:
+        UserError: the pickle is of another format or data set, or there is no video.
     """
     _check_classes(classes)
     found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=_class_names(classes))
@@ -97,10 +107,20 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: int
 
 def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: int,
                        keep_missing: bool = False) -> DataSet:
-    """NTU-60 or NTU-120 from the folder(s) of raw `.skeleton` files (colour-picture joints, Kinect-25) and videos.
+    """Videos, and the owner's raw .skeleton files: 25 Kinect joints per person, where they lie in the colour picture.
 
-    `skeletons`: a folder with both unpacked zips, sub-folders included. Samples of the official missing lists are left
-    out unless `keep_missing`. Videos without skeleton file are in `skipped`.
+    Both official protocols become splits: xsub and xview (60) or xset (120), each train and val. Videos without a
+    .skeleton file are listed in skipped.jsonl.
+
+    Args:
+        skeletons: Folder of the unpacked .skeleton files; sub-folders are searched.
+        videos: Folder of the videos, or its URL; sub-folders are searched for S001C001P001R001A001_rgb.avi or
+            S001C001P001R001A001.mp4.
+        classes: 60 or 120.
+        keep_missing: Keep the samples of the official lists of missing or incomplete skeletons (302 of 60, 535 of 120).
+
+    Raises:
+        UserError: a folder does not exist or has no such files.
     """
     _check_classes(classes)
     folder = VideoFolder(videos)

@@ -62,10 +62,18 @@ class SmarthomeName:
 
 
 def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
-    """Toyota Smarthome from the folders of videos and of JSON skeletons (v1.1 or v1.2, told by the file names).
+    """Videos, and their JSON skeletons of either version: 15 joints per person.
 
-    Splits: cs (subjects, 31 classes), cv1 and cv2 (cameras, 19 classes), each train, val, test. Every label is an index
-    into the 31 classes; `split_classes` has the 19. Pour.Fromcup is dropped; videos without skeleton are in `skipped`.
+    The official protocols become splits: cs (by subject, 31 classes), cv1 and cv2 (by camera, 19 classes), each train,
+    val and test. Pour.Fromcup is left out, as its authors advise; videos without skeletons are listed in skipped.jsonl.
+
+    Args:
+        videos: Folder of the videos (Cook.Cleandishes_p02_r00_v02_c03.mp4), or its URL; sub-folders are searched.
+        skeletons: Folder of the skeletons; sub-folders are searched for the video's name with .json (v1.1) or
+            _pose3d.json (v1.2).
+
+    Raises:
+        UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
     files = _skeleton_files(Path(skeletons))

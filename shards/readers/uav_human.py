@@ -28,10 +28,19 @@ CSV2_TRAIN = numbers(
 
 def read_uav_human(videos: str | Path, skeletons: str | Path, *,
                    classes: str | Path | Sequence[str] | None = None) -> DataSet:
-    """UAV-Human from the folders of videos and of skeleton text files; splits csv1 and csv2, each train and test.
+    """Videos, and their text skeletons: 17 COCO joints per person.
 
-    `classes`: the 155 names, or a file with one per line; without it they are A000 to A154. Videos without skeleton
-    are in `skipped`.
+    Both official protocols become splits: csv1 and csv2, each train and test. Videos without a skeleton file are listed
+    in skipped.jsonl.
+
+    Args:
+        videos: Folder of the videos (P070S01G10B00H10UC102000LC092000A031R0_09131758.avi), or its URL; sub-folders are
+            searched.
+        skeletons: Folder of the skeletons, the video's name with .txt; sub-folders are searched.
+        classes: The 155 class names in order, or a file with one per line; by default A000 to A154.
+
+    Raises:
+        UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
     root = Path(skeletons)

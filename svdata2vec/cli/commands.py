@@ -1,5 +1,6 @@
 """The sub-commands: options of each, and the function that runs it. Heavy imports happen when a command runs."""
 
+import inspect
 import json
 import os
 import sys
@@ -47,11 +48,11 @@ def _shard_options(kind: str) -> type:
         for name, parameter in SOURCES[kind].options.items()
     ]
     required = [entry for entry in reader if len(entry) == 2]
-    place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to make.")]
+    place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write the shards to.")]
     packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
     optional = [entry for entry in reader if len(entry) == 3]
     made = make_dataclass("Shard", [("out", place), *required, *optional, packing])
-    made.__doc__ = f"{SOURCES[kind].about}.\n\n{SOURCES[kind].read.__doc__}"
+    made.__doc__ = f"{SOURCES[kind].about}.\n\n{inspect.getdoc(SOURCES[kind].read)}"  # its Args explain the options
     return made
 
 
