@@ -389,6 +389,7 @@ def test_help_explains_the_pickle(capsys: pytest.CaptureFixture[str]) -> None:
     page = help_of("pyskl", capsys)
     for text in ("split: {", "annotations: a list", "frame_dir: file name", "label: number of its class, from 0",
                  "total_frames: T", "keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape",
-                 "both 0 where it is missing", "img_shape, or original_shape: (height, width)", "keypoint_score: array (M, T, V)",
+                 "both 0 where it is missing", "img_shape, or original_shape: (height, width)",
+                 "keypoint_score: array (M, T, V)",
                  "bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video"):
         assert text in page
