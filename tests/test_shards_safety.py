@@ -299,13 +299,13 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
             list(run_tasks(executor, slots, os._exit, [1]))
 
 
-def test_a_clip_that_kills_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
+def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
     deadly = [replace(clip, pose_MTVC=None, score_MTV=None, pose_file=PoseFile(deadly_pose, clip.key), num_frames=None)
               if clip.key.endswith("A009") else clip for clip in dataset.clips]
     pack(replace(dataset, clips=deadly), tmp_path / "out", replace(OPTIONS, workers=2))
     found = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["key"][-4:] for entry in found] == ["A004", "A009"]
-    assert "A009.mp4: kills the process that decodes it (a crash in the decoder, or more memory" in found[1]["reason"]
+    assert "A009.mp4: crashes the process that decodes it (a fault in the decoder, or more memory" in found[1]["reason"]
     assert found[1]["splits"] == ["train", "val"]
     assert verify(tmp_path / "out") == []
 

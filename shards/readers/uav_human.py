@@ -10,7 +10,7 @@ from pathlib import Path
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import class_names
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import numbers
@@ -43,10 +43,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
         UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
-    root = Path(skeletons)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the skeleton .txt files")
-    files = {path.stem: path for path in root.rglob("*.txt") if NAME.fullmatch(path.stem)}
+    files = skeleton_files(skeletons, ".txt")
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
     for stem in folder.stems():
@@ -64,7 +61,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     for clip in clips:
         for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN)):
             splits[f"{name}_{'train' if clip.subject in subjects else 'test'}"].append(clip.key)
-    names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES))
-    if classes is not None:
-        names = class_names(classes, root, [])
+    if classes is None:
+        classes = [f"A{label:03d}" for label in range(NUM_CLASSES)]
+    names = class_names(classes, skeletons, [])
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

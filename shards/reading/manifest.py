@@ -54,7 +54,7 @@ class Manifest:
     `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
-    publication. `fingerprint`: sha256 of the annotations and options that were packed.
+    publication. `fingerprint`: sha256 of the packing's plan (`packing/plan.py`).
     """
 
     dataset: str
