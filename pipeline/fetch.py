@@ -3,9 +3,7 @@
 T sampled frames, M persons, V joints.
 """
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +13,6 @@ from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
@@ -87,36 +84,14 @@ class ClipFetcher:
         video = np.frombuffer(sample.video, np.uint8)
         return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size)
 
-    def _path(self, shard: int) -> Path:
-        return Path(self.shards.root) / self.shards.manifest.shards[shard].name
-
     def _check_shard(self, shard: int, error: Exception) -> None:
         """Raise UserError if the tar itself is gone or shorter than promised: then no clip of it can be trusted."""
-        if isinstance(self.shards, RemoteShardSet):
-            problem = self.shards.shard_problem(shard)
-        else:
-            problem = _local_problem(self._path(shard), self.shards.manifest.shards[shard].bytes)
+        problem = self.shards.shard_problem(shard)
         if problem is not None:
             raise UserError(problem) from error
 
     def _check_hash(self, shard: int) -> None:
-        if shard in self._hashed or isinstance(self.shards, RemoteShardSet):
-            return
-        self._check_shard(shard, ValueError("size"))
-        with self._path(shard).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        expected = self.shards.manifest.shards[shard].sha256
-        if found != expected:
-            raise UserError(
-                f"{self._path(shard)}: sha256 {found[:12]}..., expected {expected[:12]}...; the tar was changed: "
-                "run `svdata2vec verify` to find the clips, or copy it again"
-            )
-        self._hashed.add(shard)
-
-
-def _local_problem(path: Path, expected: int) -> str | None:
-    found = path.stat().st_size if path.is_file() else None
-    if found == expected:
-        return None
-    size = "missing" if found is None else f"{found} bytes"
-    return f"{path}: {size}, expected {expected} bytes; copy it again or pack again"
+        if shard not in self._hashed:
+            self._check_shard(shard, ValueError("size"))
+            self.shards.check_hash(shard)
+            self._hashed.add(shard)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.frames import EncodedClip, cut_off_reason, jpeg_slices
-from svdata2vec.pipeline.pictures import warp_frame
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, warp_frame
+from svdata2vec.shards.reading.decode import cut_off_reason
 
 try:
     import nvidia.dali.fn as fn

@@ -1,6 +1,6 @@
 """The one random generator: counter-based, keyed by (purpose, seed, epoch, key, ...) and without state.
 
-So a clip's draws do not depend on the batch, the thread, the rank or the number of ranks (pipeline/README.md, "Purity").
+So a clip's draws do not depend on batch, thread, rank or number of ranks (pipeline/README.md, "Purity and resume").
 """
 
 import hashlib

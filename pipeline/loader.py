@@ -22,7 +22,6 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import Producer, Ready
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1
@@ -212,8 +211,7 @@ class ClipLoader:
         decoder = make_decoder(
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
         ) if self.video else None
-        read_threads = self.shards.read_threads if isinstance(self.shards, RemoteShardSet) else 1
-        return Producer(self.order, fetcher, decoder, self._bad, self.stats, self.device, read_threads)
+        return Producer(self.order, fetcher, decoder, self._bad, self.stats, self.device, self.shards.read_threads)
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:

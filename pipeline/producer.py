@@ -19,9 +19,8 @@ from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
 from svdata2vec.pipeline.pixels import apply_pixel_augment
-from svdata2vec.shards.reading.remote import RemoteShardSet
 
-STEPS_AHEAD = 8  # whose tars a remote set may fetch already
+STEPS_AHEAD = 8  # whose clips the shard set is told of
 MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
 
 
@@ -72,11 +71,9 @@ class Producer:
             epoch, position = epoch + 1, 0
 
     def _announce(self, positions: NDArray[np.int64], steps: Sequence[tuple[int, int]]) -> None:
-        """Tell a remote set what will be read in these steps."""
-        shards = self.fetcher.shards
-        if isinstance(shards, RemoteShardSet):
-            parts = [positions[slice(*self.order.part(step))] for step in steps]
-            shards.will_need(self.order.rows[np.concatenate(parts) // self.order.views])
+        """Tell the shard set what will be read in these steps."""
+        parts = [positions[slice(*self.order.part(step))] for step in steps]
+        self.fetcher.shards.will_need(self.order.rows[np.concatenate(parts) // self.order.views])
 
     def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
         """Batches from planned clips."""

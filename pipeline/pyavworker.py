@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine, pixel_index_form
-from svdata2vec.pipeline.pictures import decode_video, warp_frame
+from svdata2vec.pipeline.frames import warp_frame
+from svdata2vec.shards.reading.decode import decode_video
 
 
 class Request(NamedTuple):

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.pictures import decode_video
+from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 
 
 class ReferenceDecoder:
@@ -39,14 +39,8 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     if clip.offsets is None:
         frames = decode_video(clip.video, clip.frames_T)
         return [frames[number] for number in clip.frames_T.tolist()]
-    return [_decode_jpeg(data, clip.key) for data in jpeg_slices(clip)]
-
-
-def _decode_jpeg(data: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
-    frame = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    if frame is None:
-        raise ValueError(f"clip {key}: OpenCV cannot decode one of its JPEGs")
-    return frame.astype(np.uint8, copy=False)
+    slices = zip(jpeg_slices(clip), clip.frames_T.tolist(), strict=True)
+    return [decode_jpeg(data, clip.stored_number(frame)) for data, frame in slices]
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

@@ -134,7 +134,7 @@ def _first_reason(skipped: list[Skipped]) -> str:
 
 
 def check_key(key: str) -> None:
-    """A key names tar members: no dot (readers cut there), plain ASCII, short. UserError otherwise."""
+    """Raise UserError unless a key can name tar members: plain ASCII, no dot (readers cut there), short."""
     if not _KEY.fullmatch(key):
         raise UserError(f"key {key!r}: a key has ASCII letters, digits and _ - only, no dot; use safe_key()")
     if len(key) > MAX_KEY_BYTES:

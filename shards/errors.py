@@ -6,4 +6,4 @@ class UserError(ValueError):
 
 
 class WorkerDiedError(UserError):
-    """A process that worked for us is gone without a word: killed, crashed, or out of memory."""
+    """A worker process ended without an answer: it was killed, crashed, or ran out of memory."""

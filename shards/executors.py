@@ -1,4 +1,4 @@
-"""Where packing runs: this process, worker processes of this machine, or a dask cluster; one interface for all."""
+"""Where packing and verification run: in this process, in worker processes of this machine, or on a dask cluster."""
 
 import concurrent.futures as cf
 import multiprocessing

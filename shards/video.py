@@ -1,7 +1,7 @@
-"""Reads a video's frames once, in order, as square RGB crops. The only file here that decodes.
+"""Reads a video's frames once, in order, as square RGB crops.
 
 Frames come as the decoder shows them: one per coded picture whatever the time stamps say (variable frame rates become
-plain frame numbers), turned upright if the file has a rotation flag.
+plain frame numbers), turned upright if the file has a rotation flag. (`reading/decode.py` decodes stored clips.)
 """
 
 import contextlib

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from svdata2vec.pipeline import decoders, frames, graph, loader, plan
+from svdata2vec.pipeline import decoders, graph, loader, plan
+from svdata2vec.shards.reading import decode
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "pipeline" / "README.md").read_text()
@@ -24,7 +25,7 @@ def test_every_file_is_listed_and_every_listed_file_exists():
     listed = {name for row in TEXT.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+\.py)`", row)}
     assert listed == {path.name for path in (ROOT / "pipeline").glob("*.py")}
     mentioned = re.findall(r"`((?:tools|tests|shards|svdata2vec)/[\w./]+\.\w+)`", TEXT)
-    assert mentioned and all((ROOT / name).exists() for name in mentioned if name != "shards/README.md")
-    for owner, name in [(decoders, "DALI_CPU_CODECS"), (frames, "cut_off_reason"), (graph, "_copy"), (plan, "make_plan"),
+    assert mentioned and all((ROOT / name).exists() for name in mentioned)
+    for owner, name in [(decoders, "DALI_CPU_CODECS"), (decode, "cut_off_reason"), (graph, "_copy"), (plan, "make_plan"),
                         (loader.ClipLoader, "state_dict")]:
         assert hasattr(owner, name) and name in TEXT

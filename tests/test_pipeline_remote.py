@@ -95,7 +95,7 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
     content = bytearray(store.cat_file("/bucket/shard-000000.tar"))
     content[5000] ^= 255
     store.pipe_file("/bucket/shard-000000.tar", bytes(content))
-    with pytest.raises(UserError, match=r"memory://bucket/shard-000000.tar: sha256 differs from the manifest"):
+    with pytest.raises(UserError, match=r"memory://bucket/shard-000000.tar: sha256 [0-9a-f]{12}..., expected .*copy it again"):
         batches(RemoteShardSet.open_url(url, cache=tmp_path, fetch="shards"))
     assert not list(tmp_path.rglob("*000000.tar")) and not list(tmp_path.rglob("*.tmp"))
 
@@ -223,8 +223,21 @@ def test_a_remote_loader_works_in_a_child_process(http_url, tmp_path, method, fe
         assert child.exitcode == 0
 
 
-def test_open_shards_takes_folders_too(local):
-    assert type(open_shards(local.root)) is ShardSet
+def test_folders_and_urls_have_one_interface(local, url, tmp_path):
+    """Whoever reads shards asks the set, not its class: what differs between folder and URL stands in `ShardSet`'s methods."""
+    folder, remote = open_shards(local.root), open_shards(url, cache=tmp_path)
+    assert type(folder) is ShardSet and isinstance(remote, RemoteShardSet)
+    assert [path.name for path in folder.tars] == [shard.name for shard in remote.manifest.shards] and remote.tars == []
+    assert folder.read_threads == 1 < remote.read_threads
+    for shards in (folder, remote):
+        shards.will_need(np.arange(len(shards)))
+        shards.check_hash(0)
+        assert shards.shard_problem(0) is None and shards.tar_name(0).endswith("/shard-000000.tar")
+        assert bytes(shards.read(3, ["json"])["json"]) == bytes(local.read(3, ["json"])["json"])
+        frames, offsets = shards.read_frames(2, np.array([1, 2, 5]))
+        assert np.array_equal(frames, local.read_frames(2, np.array([1, 2, 5]))[0]) and len(offsets) == 4
+        with pytest.raises(UserError, match="no component 'depth'; it has jpegs, "):
+            shards.read(0, ["depth"])
 
 
 def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):

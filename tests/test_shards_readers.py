@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import re
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
+from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing import clip as packclip
 from svdata2vec.shards.packing.clip import resize_square
+from svdata2vec.shards.packing.plan import PackOptions
 from svdata2vec.shards.readers.ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
 from svdata2vec.shards.readers.pku import read_pku_skeleton
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
@@ -355,3 +359,37 @@ def test_number_lists() -> None:
     assert numbers("1, 3-5") == {1, 3, 4, 5}
     with pytest.raises(UserError, match="'1,x': expected numbers like 1,2,4-6"):
         numbers("1,x")
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+def help_of(kind: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `svdata2vec shard KIND --help` prints, without frames and line breaks."""
+    with pytest.raises(SystemExit) as ended:
+        main(["shard", kind, "--help"])
+    assert not ended.value.code
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("kind", list(SOURCES))
+def test_help_has_a_sentence_for_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = help_of(kind, capsys)
+    names = [*SOURCES[kind].options, *(field.name for field in fields(PackOptions))]
+    for name in names:
+        option = name.replace("_", "-")
+        found = re.search(rf" --{option}(?:, --no-{option})? ([^()]*(?:\([^()]*\)[^()]*)*?)\((?:required|default)", page)
+        assert found is not None, f"{kind} has no --{option}"
+        sentence = re.sub(r"^(?:[A-Z{}|\[\] .]+(?= |$))", "", found[1]).strip()  # less the placeholder of its value
+        assert re.fullmatch(r"\S+ .* .*\.", sentence), f"{kind} --{option} is not explained: {found[0]!r}"
+    for word in ("UserError", "DataSet", "Args", "`skipped`", "split_classes"):
+        assert word not in page, f"{kind}: {word} means nothing to a user"
+
+
+def test_help_explains_the_pickle(capsys: pytest.CaptureFixture[str]) -> None:
+    page = help_of("pyskl", capsys)
+    for text in ("split: {", "annotations: a list", "frame_dir: file name", "label: number of its class, from 0",
+                 "total_frames: T", "keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape",
+                 "both 0 where it is missing", "img_shape, or original_shape: (height, width)",
+                 "keypoint_score: array (M, T, V)",
+                 "bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video"):
+        assert text in page

@@ -12,16 +12,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
-from svdata2vec.shards.annotations import DataSet, PoseFile
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import open_executor, run_tasks
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.packing.plan import fingerprint, make_plan
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.readers.skeleton_text import read_text_skeleton
+from svdata2vec.shards.readers.smarthome import read_smarthome, read_smarthome_json
 from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=2)
@@ -185,6 +189,60 @@ def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
         pack(moved, out, RESUME)
 
 
+def test_resume_refuses_other_skeletons(tmp_path: Path) -> None:
+    """A data set's skeletons come in versions, under the same names, even of the same size: one folder holds one of them."""
+    videos, skeletons, out = tmp_path / "mp4", tmp_path / "skeletons", tmp_path / "out"
+    videos.mkdir()
+    skeletons.mkdir()
+    stems = [f"Walk_p{subject:02d}_r00_v00_c01" for subject in (3, 4, 6, 7)]
+
+    def write_version(digit: int) -> None:
+        frames = [[{"pose2d": [float(f"1{digit}0"), *range(20, 45)]}]] * 4
+        for stem in stems:
+            (skeletons / f"{stem}_pose3d.json").write_text(json.dumps({"frames": frames}))
+
+    for stem in stems:
+        write_video(videos / f"{stem}.mp4", 4)
+    write_version(1)
+    stop_after_first_shard(read_smarthome(videos, skeletons), out)
+    sizes = [path.stat().st_size for path in sorted(skeletons.iterdir())]
+    write_version(2)
+    assert sizes == [path.stat().st_size for path in sorted(skeletons.iterdir())]
+    with pytest.raises(UserError, match=r"out: cannot resume with other input: skeletons was '[0-9a-f]{64}', now "
+                                        r"'[0-9a-f]{64}'; give the same input, or delete the folder$"):
+        pack(read_smarthome(videos, skeletons), out, RESUME)
+    write_version(1)
+    skeletons = skeletons.rename(tmp_path / "moved")  # other places and time stamps are the same input
+    manifest = pack(read_smarthome(videos, skeletons), out, RESUME)
+    write_version(2)
+    with pytest.raises(UserError, match="out: holds a data set packed from other annotations"):
+        pack(read_smarthome(videos, skeletons), out, RESUME)
+    again = pack(read_smarthome(videos, skeletons), tmp_path / "again", OPTIONS)
+    assert again.fingerprint != manifest.fingerprint and again.num_clips == manifest.num_clips == 4
+
+
+@pytest.mark.parametrize(("changes", "name"), [
+    ({"video_box": True}, "annotations"), ({"start_frame": 1}, "annotations"), ({"end_frame": 5}, "annotations"),
+    ({"width": 640}, "annotations"), ({"pose_MTVC": np.zeros((2, 4, 17, 2), np.float32)}, "annotations"),
+    ({"pose_file": PoseFile(read_text_skeleton, "b.txt", ((5, 6), 17, None, None))}, "annotations"),
+    ({"pose_file": PoseFile(read_smarthome_json, "a.txt", ((0, 1), 17, None, None))}, "annotations"),
+    ({"pose_file": PoseFile(read_text_skeleton, "other/a.txt", ((0, 1), 17, None, None))}, "skeletons"),
+    ({"video": "other/clip.mp4"}, "videos"),
+])
+def test_the_plan_holds_what_decides_on_the_bytes(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  changes: dict[str, object], name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, text in ((".", "one"), ("other", "others")):
+        Path(folder).mkdir(exist_ok=True)
+        for file in ("clip.mp4", "a.txt", "b.txt"):
+            Path(folder, file).write_text(text)
+    clip = ClipAnnotation("a", 0, "clip.mp4", pose_MTVC=np.zeros((1, 8, 17, 2), np.float32),
+                          pose_file=PoseFile(read_text_skeleton, "a.txt", ((0, 1), 17, None, None)))
+    before, after = (make_plan(replace(dataset, clips=[entry]), OPTIONS) for entry in (clip, replace(clip, **changes)))
+    assert [field for field in before if before[field] != after[field]] == [name]
+    assert fingerprint(before) != fingerprint(after)
+
+
 def stop_after_first_shard(dataset: DataSet, out: Path) -> None:
     """Begin to pack and be interrupted from the keyboard."""
     def interrupt(_: Progress) -> None:
@@ -241,13 +299,13 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
             list(run_tasks(executor, slots, os._exit, [1]))
 
 
-def test_a_clip_that_kills_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
+def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
     deadly = [replace(clip, pose_MTVC=None, score_MTV=None, pose_file=PoseFile(deadly_pose, clip.key), num_frames=None)
               if clip.key.endswith("A009") else clip for clip in dataset.clips]
     pack(replace(dataset, clips=deadly), tmp_path / "out", replace(OPTIONS, workers=2))
     found = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["key"][-4:] for entry in found] == ["A004", "A009"]
-    assert "A009.mp4: kills the process that decodes it (a crash in the decoder, or more memory" in found[1]["reason"]
+    assert "A009.mp4: crashes the process that decodes it (a fault in the decoder, or more memory" in found[1]["reason"]
     assert found[1]["splits"] == ["train", "val"]
     assert verify(tmp_path / "out") == []
 

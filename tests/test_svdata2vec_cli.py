@@ -193,7 +193,7 @@ def fields_without_help(kind: type, prefix: str = "") -> list[str]:
 def test_every_option_of_every_command_is_explained() -> None:
     kinds = {}
     for prog, found in every_command():
-        if isinstance(found, Command) and not prog.startswith("svdata2vec shard "):
+        if isinstance(found, Command):
             made = found.options if isinstance(found.options, type) else found.options()
             kinds[made if isinstance(made, type) else type(made)] = prog
     assert len(kinds) > 10

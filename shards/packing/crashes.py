@@ -1,6 +1,7 @@
-"""Finds the clip whose video kills the process that decodes it (a crash in a codec, or all memory used up).
+"""Finds clips whose packing ends the worker process: a crash in a decoder, or more memory than there is.
 
-A worker notes which clip it is at; when one dies, these clips are tried again, each in a process of its own.
+A worker notes which clip it is at; when one dies, these clips are packed again, each in a process of its own, and those
+that end it again are left out.
 """
 
 import concurrent.futures as cf
@@ -19,7 +20,7 @@ from svdata2vec.shards.video import silence_decoder
 
 NOTE_SUFFIX = ".now"
 REFUSED_NAME = "refused.json"
-REASON = "kills the process that decodes it (a crash in the decoder, or more memory than there is)"
+REASON = "crashes the process that decodes it (a fault in the decoder, or more memory than there is)"
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ def load_refused(parts: Path) -> dict[str, str]:
 
 
 def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_joints: int, options: ClipOptions,
-                 refused: dict[str, str]) -> bool:
-    """Try the clips that workers were at; add those that kill again to `refused` and to the folder. False: none does.
+                        refused: dict[str, str]) -> bool:
+    """Try the clips that workers were at; add those that crash again to `refused` and to the folder. False: none does.
 
     `parts`: the folder with the workers' notes. `clips`: all clips by key.
     """
@@ -40,7 +41,7 @@ def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_jo
     for note in sorted(parts.glob("*" + NOTE_SUFFIX)):
         key = note.read_text(encoding="ascii")
         note.unlink()
-        if key in clips and key not in refused and _kills(clips[key], num_joints, options):
+        if key in clips and key not in refused and _crashes(clips[key], num_joints, options):
             logger.warning("clip %s (%s) %s", key, clips[key].video, REASON)
             refused[key] = f"{clips[key].video}: {REASON}"
             found = True
@@ -49,7 +50,7 @@ def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_jo
     return found
 
 
-def _kills(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> bool:
+def _crashes(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> bool:
     with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             pool.submit(_try, clip, num_joints, options).result()
@@ -59,7 +60,7 @@ def _kills(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> bool:
 
 
 def _try(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> None:
-    """Pack the clip for nothing; how it ends other than by death does not matter here."""
+    """Pack the clip and drop the result; an ordinary error is no crash."""
     silence_decoder()
     try:
         pack_clip(clip, num_joints, options, Times(), Readers())

@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 class Progress:
     """How far a packing is, for whoever shows it. `seconds` per step are summed over workers."""
 
-    shards_total: int
     clips_total: int
     shards_done: int = 0
     clips_done: int = 0
@@ -109,8 +108,7 @@ def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -
 def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
                  progress: Callable[[Progress], None] | None) -> list[ShardRecord]:
     start = time.monotonic()
-    total = -(-len(dataset.clips) // options.clips_per_shard)
-    state = Progress(total, len(dataset.clips))
+    state = Progress(len(dataset.clips))
     records: list[ShardRecord] = []
 
     def note(record: ShardRecord, times: Times | None) -> None:

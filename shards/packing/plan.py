@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import ClipOptions, container_component
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, OFFSETS
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
-from svdata2vec.shards.reading.manifest import program_version
-from svdata2vec.shards.reading.shardset import VIDEO_COMPONENTS
+from svdata2vec.shards.reading.manifest import file_bytes, program_version
+from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
+from svdata2vec.shards.video import open_bytes
 
 PLAN_NAME = "plan.json"
-SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class PackOptions:
     clips_per_shard: int = 128
     """Clips in one tar."""
     seed: int = 0
-    """Seed of the global shuffle."""
+    """Seed of the order in which clips are packed."""
     pose_slack: int = 2
-    """Poses that may be missing or too many at a clip's end."""
+    """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that decode and encode on this machine."""
     cluster: str | None = None
@@ -72,18 +73,48 @@ class PackOptions:
 
 
 def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
-    """What must be equal for two runs to give the same bytes."""
+    """What must be equal for two runs to give the same bytes.
+
+    Folders may move between the two: of a path only the file's name counts. Skeleton files count with their content:
+    two versions of a data set may agree in names and sizes, time stamps change with every copy, and reading them once
+    more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
+    and size; behind a URL, where even the size is a request per clip, with the name alone.
+    """
     clip_options = asdict(options.clip_options())
-    digest = hashlib.sha256(json.dumps([dataset.name, dataset.classes, dataset.splits, clip_options]).encode())
+    facts = [dataset.name, dataset.classes, dataset.splits, clip_options, asdict(dataset.layout)]
+    annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
+    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video stand in a row and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
-        facts = (clip.key, clip.label, Path(str(clip.video)).name, clip.num_frames, clip.start_frame, clip.end_frame,
-                 clip.width, clip.height, clip.subject, clip.camera, clip.setup)
-        digest.update(repr(facts).encode())
-        for array in (clip.pose_MTVC, clip.score_MTV, clip.box_T4):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
+        annotations.update(_annotation(clip))
+        videos.update(repr((clip.key, _video_bytes(clip))).encode())
+        if clip.pose_file is not None:
+            skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
     return {"dataset": dataset.name, "clips": len(dataset.clips), **clip_options, "seed": options.seed,
-            "clips_per_shard": options.clips_per_shard, "version": program_version(), "annotations": digest.hexdigest()}
+            "clips_per_shard": options.clips_per_shard, "version": program_version(),
+            "annotations": annotations.hexdigest(), "skeletons": skeletons.hexdigest(), "videos": videos.hexdigest()}
+
+
+def _annotation(clip: ClipAnnotation) -> bytes:
+    """Everything that a clip's annotation says, but for the content of its files."""
+    pose = clip.pose_file
+    reader = None if pose is None else (pose.read.__qualname__, Path(pose.path).name, pose.arguments)
+    arrays = [np.ascontiguousarray(array) for array in (clip.pose_MTVC, clip.score_MTV, clip.box_T4) if array is not None]
+    facts = (clip.key, clip.label, Path(str(clip.video)).name, clip.num_frames, clip.start_frame, clip.end_frame,
+             clip.width, clip.height, clip.subject, clip.camera, clip.setup, clip.video_box, reader,
+             [(array.dtype.str, array.shape) for array in arrays])
+    return repr(facts).encode() + b"".join(array.tobytes() for array in arrays)
+
+
+def _video_bytes(clip: ClipAnnotation) -> int | None:
+    return None if "://" in str(clip.video) else file_bytes(Path(clip.video))
+
+
+def _content_hash(path: str) -> str:
+    try:
+        with open_bytes(path) as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:  # the clip will be listed as skipped
+        return "cannot be read"
 
 
 def fingerprint(plan: dict[str, object]) -> str:
@@ -108,7 +139,8 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
                if before.get(name) != value]
     if changed:
-        raise UserError(f"{root}: cannot resume with other input: {'; '.join(changed)}")
+        raise UserError(f"{root}: cannot resume with other input: {'; '.join(changed)}; give the same input, or delete the "
+                        "folder")
     remove_leftovers(root)
 
 

@@ -15,6 +15,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import ClipOptions, PackedClip, Readers, Times, pack_clip
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.tarwriter import TarWriter
+from svdata2vec.shards.reading.manifest import file_bytes
 from svdata2vec.shards.video import silence_decoder
 
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
@@ -61,10 +62,8 @@ class ShardRecord:
         fields["rows"] = [tuple(row) for row in fields["rows"]]
         fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
         record = cls(**fields)
-        tar = root / shard_name(number)
-        if record.rows and not (tar.is_file() and tar.stat().st_size == record.bytes):
-            return None
-        return record
+        there = not record.rows or file_bytes(root / shard_name(number)) == record.bytes
+        return record if there else None
 
 
 def shard_name(number: int) -> str:

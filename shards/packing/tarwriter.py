@@ -1,4 +1,7 @@
-"""Writes one tar of clips: plain GNU/USTAR headers, reproducible bytes, a hash and every member's offset on the way."""
+"""Writes one tar of clips: plain GNU headers, reproducible bytes, a hash and every member's offset on the way.
+
+(`README.md` says why not by `webdataset.TarWriter`.)
+"""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Finds the video file of every clip in a folder or behind an fsspec URL, whatever its extension."""
+"""Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -25,6 +25,17 @@ def files_below(root: str | Path) -> Iterator[str]:
         yield from (str(Path(folder, name)) for name in names)
 
 
+def skeleton_files(root: str | Path, extension: str) -> dict[str, Path]:
+    """Files with this extension below a folder, by name without it; UserError if there is no such folder or file."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with the {extension} skeletons")
+    files = {path.stem: path for path in sorted(root.rglob(f"*{extension}"))}
+    if not files:
+        raise UserError(f"{root}: no {extension} file in this folder")
+    return files
+
+
 def without_extension(name: str) -> str:
     """The name less a video's extension; other dots are part of the name."""
     path = PurePosixPath(name)
@@ -46,9 +57,6 @@ class VideoFolder:
                     self._by_path.setdefault(f"{parent}/{name.stem}", []).append(path)
         if not self._by_stem:
             raise UserError(f"{self.root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS)} files")
-
-    def __len__(self) -> int:
-        return len(self._by_stem)
 
     def stems(self) -> Iterable[str]:
         """All names without extension, sorted."""

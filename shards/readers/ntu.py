@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import lines, name_groups, numbers
 
-NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
+NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080  # the picture that all published 2-D joints of this data set refer to
 
 XSUB60_TRAIN = numbers("1,2,4,5,8,9,13-19,25,27,28,31,34,35,38")
@@ -42,12 +43,11 @@ class NtuName:
     setup: int
     camera: int
     subject: int
-    replication: int
     action: int
 
     @classmethod
     def parse(cls, name: str) -> "NtuName":
-        """From S001C002P003R002A013; UserError otherwise."""
+        """From S001C002P003R002A013; UserError for any other name."""
         match = NAME.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r}: expected an NTU RGB+D name like S001C002P003R002A013")
@@ -74,13 +74,22 @@ def ntu_splits(names: Iterable[str], classes: int) -> dict[str, list[str]]:
     return splits
 
 
-def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: int) -> DataSet:
-    """NTU-60 (`classes=60`) or NTU-120 from ntu60_2d.pkl / ntu60_hrnet.pkl (COCO-17, pixels of 1920x1080) and videos.
+def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Literal[60, 120]) -> DataSet:
+    """Videos, and the pickle of 2-D skeletons by pyskl or mmaction2 (ntu60_2d.pkl, ntu60_hrnet.pkl, ...): 17 COCO joints.
 
-    The videos may be the originals or copies of any size: joints are scaled to their pixels. The pickle's splits are
-    kept and their sizes held against the published ones.
+    The videos may be the originals or copies of any size: the joints, pixels of 1920x1080, are scaled to them. The
+    pickle's splits are kept: xsub and xview (60) or xset (120), each train and val; where a split has not the published
+    number of clips, a warning says so. `svdata2vec shard pyskl --help` explains the pickle's format.
+
+    Args:
+        pickle_path: The pickle, a path or URL; one holds all splits.
+        videos: Folder of the videos, or its URL; sub-folders are searched for S001C001P001R001A001_rgb.avi or
+            S001C001P001R001A001.mp4.
+        classes: 60 or 120.
+
+    Raises:
+        UserError: the pickle is of another format or data set, or there is no video.
     """
-    _check_classes(classes)
     found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=_class_names(classes))
     clips = []
     for clip in found.clips:
@@ -95,16 +104,25 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: int
     return replace(found, clips=clips, published=PUBLISHED[classes])
 
 
-def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: int,
+def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Literal[60, 120],
                        keep_missing: bool = False) -> DataSet:
-    """NTU-60 or NTU-120 from the folder(s) of raw `.skeleton` files (colour-picture joints, Kinect-25) and videos.
+    """Videos, and the owner's raw .skeleton files: 25 Kinect joints per person, where they lie in the colour picture.
 
-    `skeletons`: a folder with both unpacked zips, sub-folders included. Samples of the official missing lists are left
-    out unless `keep_missing`. Videos without skeleton file are in `skipped`.
+    Both official protocols become splits: xsub and xview (60) or xset (120), each train and val. Videos without a
+    .skeleton file are listed in skipped.jsonl.
+
+    Args:
+        skeletons: Folder of the unpacked .skeleton files; sub-folders are searched.
+        videos: Folder of the videos, or its URL; sub-folders are searched for S001C001P001R001A001_rgb.avi or
+            S001C001P001R001A001.mp4.
+        classes: 60 or 120.
+        keep_missing: Keep the samples of the official lists of missing or incomplete skeletons (302 of 60, 535 of 120).
+
+    Raises:
+        UserError: a folder does not exist or has no such files.
     """
-    _check_classes(classes)
     folder = VideoFolder(videos)
-    files = _skeleton_files(Path(skeletons))
+    files = {stem: path for stem, path in skeleton_files(skeletons, ".skeleton").items() if NAME.fullmatch(stem)}
     missing = missing_names(classes)
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
@@ -126,22 +144,8 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: in
                    skipped, PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])
 
 
-def _check_classes(classes: int) -> None:
-    if classes not in PUBLISHED:
-        raise UserError(f"classes = {classes}: NTU RGB+D has 60 or 120")
-
-
 def _class_names(classes: int) -> tuple[str, ...]:
     return lines("ntu_classes.txt")[:classes]
-
-
-def _skeleton_files(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the .skeleton files")
-    files = {path.stem: path for path in root.rglob("*.skeleton") if NAME.fullmatch(path.stem)}
-    if not files:
-        raise UserError(f"{root}: no .skeleton file in this folder")
-    return files
 
 
 def _video_names(folder: VideoFolder) -> list[str]:

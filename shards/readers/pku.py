@@ -35,11 +35,22 @@ VIEWS = {"L": 1, "M": 2, "R": 3}
 
 def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, splits: Mapping[str, str | Path],
                  *, name: str = "pku-mmd") -> DataSet:
-    """PKU-MMD from its folders. `splits`: protocol -> file, e.g. {"xsub": ".../cross-subject.txt"}.
+    """Long videos, the label files that cut them into clips, and the owner's skeletons: 25 Kinect joints of two persons.
 
-    A split file has a line with "Training" and one with the names, then the same for validation; a protocol gives
-    {protocol}_train and {protocol}_val, where `val` is every video that is not for training. Videos without skeleton
-    or labels are in `skipped`.
+    The skeletons are metres and are projected into the colour picture by a Kinect's nominal camera, so they may be some
+    pixels off. Videos without skeletons or labels are listed in skipped.jsonl.
+
+    Args:
+        videos: Folder of the videos (0002-L.avi), or its URL; sub-folders are searched.
+        labels: Folder of the label files (0002-L.txt): a line class,start,end,confidence per action; classes from 1,
+            frames from 0, the end excluded.
+        skeletons: Folder of the skeleton files (0002-L.txt): a line of 150 numbers per frame.
+        splits: Name of a protocol and its split file, for each protocol: xsub cross-subject.txt xview cross-view.txt.
+            A name gives two splits, xsub_train and xsub_val; val has every video that the file does not list for training.
+        name: Name of the data set.
+
+    Raises:
+        UserError: a folder or file does not exist, or is not of this format.
     """
     folder = VideoFolder(videos)
     training = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}

@@ -1,8 +1,4 @@
-"""Reads the annotation pickle of pyskl and mmaction2: {'split': {name: [frame_dir]}, 'annotations': [dict]}.
-
-An annotation has frame_dir (or filename), label, total_frames, keypoint (M,T,V,2 or 3), and where known img_shape
-(height, width), keypoint_score (M,T,V), bboxes (T,4 or 5, in pixels of the video). M persons, T frames, V joints.
-"""
+"""Reads the annotation pickle of pyskl and mmaction2; `read_pyskl` explains its format. M persons, T frames, V joints."""
 
 import logging
 import pickle
@@ -64,13 +60,37 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
                joints: str | None = None, classes: str | Path | Sequence[str] | None = None) -> DataSet:
-    """DataSet from a pickle and the folder with `{frame_dir}.mp4` (or .avi, ...), which may lie in sub-folders.
+    """Videos, and a pickle with the skeletons of their persons.
 
-    Where file names repeat, frame_dir has the sub-folder in front: `walk/001` for walk/001.mp4.
+    The pickle holds a dictionary of plain values and NumPy arrays:
+      - split: {name of a split: [frame_dir of each of its clips]}
+      - annotations: a list with one dictionary per clip
 
-    `joints`: name of the joint layout, needed only where the number of joints fits several or none. `classes`: names in
-    order of the labels, or a file with one per line; default: classes.txt beside the pickle, else `class_0` and so on.
-    Clips without a video, or with an annotation that cannot be used, are in `skipped`. UserError otherwise.
+    A clip of M persons, T frames and V joints has the keys:
+      - frame_dir: file name of its video without extension (or filename, with one); where names repeat in sub-folders,
+        with the folder in front: walk/001
+      - label: number of its class, from 0
+      - total_frames: T, as many as its video has
+      - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
+      - img_shape, or original_shape: (height, width) of the picture in whose pixels the joints are; without it, the
+        video's own size
+      - keypoint_score: array (M, T, V), confidence of every joint; may be absent
+      - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score;
+        without it, the box around the joints
+      - subject, camera, setup: numbers; may be absent
+
+    Clips that cannot be used, or have no video, are listed in skipped.jsonl with the reason.
+
+    Args:
+        pickle_path: The pickle, a path or URL.
+        videos: Folder of the videos, or its URL; sub-folders are searched.
+        name: Name of the data set; by default that of the pickle.
+        joints: Joint layout: coco17, kinect25, smarthome15 or openpose18; by default the one with V joints.
+        classes: Class names in the order of the labels, or a file with one per line; by default classes.txt beside the
+            pickle, else class_0, class_1 and so on.
+
+    Raises:
+        UserError: the pickle is not of this format, or there is no video.
     """
     content = load_pickle(pickle_path)
     folder = VideoFolder(videos)

@@ -17,7 +17,7 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.video import open_bytes
 
@@ -54,7 +54,7 @@ class SmarthomeName:
 
     @classmethod
     def parse(cls, stem: str) -> "SmarthomeName":
-        """From Cook.Cleandishes_p02_r00_v02_c03; UserError otherwise."""
+        """From Cook.Cleandishes_p02_r00_v02_c03; UserError for any other name."""
         match = NAME.fullmatch(stem)
         if match is None:
             raise UserError(f"{stem!r}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03")
@@ -62,13 +62,21 @@ class SmarthomeName:
 
 
 def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
-    """Toyota Smarthome from the folders of videos and of JSON skeletons (v1.1 or v1.2, told by the file names).
+    """Videos, and their JSON skeletons of either version: 15 joints per person.
 
-    Splits: cs (subjects, 31 classes), cv1 and cv2 (cameras, 19 classes), each train, val, test. Every label is an index
-    into the 31 classes; `split_classes` has the 19. Pour.Fromcup is dropped; videos without skeleton are in `skipped`.
+    The official protocols become splits: cs (by subject, 31 classes), cv1 and cv2 (by camera, 19 classes), each train,
+    val and test. Pour.Fromcup is left out, as its authors advise; videos without skeletons are listed in skipped.jsonl.
+
+    Args:
+        videos: Folder of the videos (Cook.Cleandishes_p02_r00_v02_c03.mp4), or its URL; sub-folders are searched.
+        skeletons: Folder of the skeletons; sub-folders are searched for the video's name with .json (v1.1) or
+            _pose3d.json (v1.2).
+
+    Raises:
+        UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
-    files = _skeleton_files(Path(skeletons))
+    files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json").items()}
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
     for stem in folder.stems():
@@ -104,15 +112,6 @@ def smarthome_splits(clips: Iterable[ClipAnnotation]) -> dict[str, list[str]]:
                 if clip.camera in cameras2:
                     splits[f"cv2_{part}"].append(clip.key)
     return splits
-
-
-def _skeleton_files(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the JSON skeletons")
-    files = {path.stem.removesuffix("_pose3d"): path for path in sorted(root.rglob("*.json"))}
-    if not files:
-        raise UserError(f"{root}: no .json file in this folder")
-    return files
 
 
 def read_smarthome_json(path: str) -> Pose:

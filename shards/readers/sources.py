@@ -16,7 +16,10 @@ from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of data set. `fixed`: arguments that the kind decides; the others come from the user."""
+    """One kind of data set. `fixed`: arguments that the kind decides; the others come from the user.
+
+    The reader's docstring is also the help of `svdata2vec shard KIND`, its "Args" that of the options.
+    """
 
     kind: str
     about: str
@@ -38,9 +41,9 @@ SOURCES: dict[str, Source] = {source.kind: source for source in (
     Source("smarthome", "Toyota Smarthome (trimmed), JSON skeletons v1.1 or v1.2", read_smarthome, {}),
     Source("uav-human", "UAV-Human, text skeletons", read_uav_human, {}),
     Source("pku-mmd", "PKU-MMD, cut by its label files", read_pku_mmd, {}),
-    Source("pyskl", "any pickle of pyskl, mmaction2 or tools/pose/extract_poses.py", read_pyskl, {}),
-    Source("folder", "own videos: class/video.mp4", read_video_folder, {}),
-    Source("csv", "own videos: a table path,label,split", read_video_csv, {}),
+    Source("pyskl", "Any pickle of pyskl, mmaction2 or tools/pose/extract_poses.py", read_pyskl, {}),
+    Source("folder", "Own videos: class/video.mp4", read_video_folder, {}),
+    Source("csv", "Own videos: a table path,label,split", read_video_csv, {}),
 )}
 
 

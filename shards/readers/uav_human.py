@@ -10,7 +10,7 @@ from pathlib import Path
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.readers.media import VideoFolder
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import class_names
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import numbers
@@ -28,16 +28,22 @@ CSV2_TRAIN = numbers(
 
 def read_uav_human(videos: str | Path, skeletons: str | Path, *,
                    classes: str | Path | Sequence[str] | None = None) -> DataSet:
-    """UAV-Human from the folders of videos and of skeleton text files; splits csv1 and csv2, each train and test.
+    """Videos, and their text skeletons: 17 COCO joints per person.
 
-    `classes`: the 155 names, or a file with one per line; without it they are A000 to A154. Videos without skeleton
-    are in `skipped`.
+    Both official protocols become splits: csv1 and csv2, each train and test. Videos without a skeleton file are listed
+    in skipped.jsonl.
+
+    Args:
+        videos: Folder of the videos (P070S01G10B00H10UC102000LC092000A031R0_09131758.avi), or its URL; sub-folders are
+            searched.
+        skeletons: Folder of the skeletons, the video's name with .txt; sub-folders are searched.
+        classes: The 155 class names in order, or a file with one per line; by default A000 to A154.
+
+    Raises:
+        UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
-    root = Path(skeletons)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the skeleton .txt files")
-    files = {path.stem: path for path in root.rglob("*.txt") if NAME.fullmatch(path.stem)}
+    files = skeleton_files(skeletons, ".txt")
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
     for stem in folder.stems():
@@ -55,7 +61,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     for clip in clips:
         for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN)):
             splits[f"{name}_{'train' if clip.subject in subjects else 'test'}"].append(clip.key)
-    names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES))
-    if classes is not None:
-        names = class_names(classes, root, [])
+    if classes is None:
+        classes = [f"A{label:03d}" for label in range(NUM_CLASSES)]
+    names = class_names(classes, skeletons, [])
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

@@ -19,7 +19,18 @@ SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 
 def read_video_folder(root: str | Path, *, name: str | None = None, joints: str = "coco17") -> DataSet:
-    """Videos in class folders. With train/, val/, test/ above the classes these are the splits, else all is `train`."""
+    """Videos in a folder per class, without skeletons: for training on RGB alone.
+
+    With folders train, val, test above those of the classes, these are the splits; else all clips are in train.
+
+    Args:
+        root: Folder with class/video.mp4, or split/class/video.mp4.
+        name: Name of the data set; by default that of the folder.
+        joints: Joint layout for the manifest (there are no joints): coco17, kinect25, smarthome15 or openpose18.
+
+    Raises:
+        UserError: there is no such folder, or a video lies elsewhere in it.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with a sub-folder of videos per class")
@@ -48,10 +59,18 @@ def _place(path: Path) -> tuple[str, str]:
 
 def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = "coco17",
                    classes: Sequence[str] | None = None) -> DataSet:
-    """A CSV with the header path,label,split (split optional, default `train`; more columns are ignored).
+    """Videos listed in a table, without skeletons: for training on RGB alone.
 
-    Relative paths start at the CSV's folder; URLs go through fsspec. Labels are class names, or numbers from 0 if all
-    are numbers. UserError names the line.
+    Args:
+        table: CSV file, or its URL, with the header path,label,split. Paths are URLs, or relative to the table's folder;
+            labels are class names, or numbers from 0 if all are numbers; without a split a clip is in train. Further
+            columns are ignored.
+        name: Name of the data set; by default that of the table.
+        joints: Joint layout for the manifest (there are no joints): coco17, kinect25, smarthome15 or openpose18.
+        classes: Class names in the order of the labels; by default those that occur, sorted.
+
+    Raises:
+        UserError: the table has another header, a line without path or label, or a label that is not among the classes.
     """
     with open_bytes(table) as file:
         rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"))))

@@ -1,5 +1,6 @@
 """`manifest.json`: what a folder of shards holds. Written last and atomically, so a folder with one is complete."""
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -25,6 +26,26 @@ class ShardEntry:
     bytes: int
     count: int
 
+    def size_problem(self, found: int | None) -> str | None:
+        """What is wrong with a copy of this tar that has `found` bytes (None = there is none); None if nothing is."""
+        if found == self.bytes:
+            return None
+        size = "missing" if found is None else f"{found} bytes"
+        return f"{size}, expected {self.bytes} bytes; copy it again or pack again"
+
+    def hash_problem(self, path: Path) -> str | None:
+        """What is wrong with the content of the copy at `path`; None if its sha256 is the manifest's."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == self.sha256:
+            return None
+        return f"sha256 {found[:12]}..., expected {self.sha256[:12]}...: it was changed; copy it again or pack again"
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file, None if there is none."""
+    return path.stat().st_size if path.is_file() else None
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -33,7 +54,7 @@ class Manifest:
     `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
-    publication. `fingerprint`: sha256 of the annotations and options that were packed.
+    publication. `fingerprint`: sha256 of the packing's plan (`packing/plan.py`).
     """
 
     dataset: str

@@ -5,11 +5,12 @@ nothing is read that is not used. With fetch="shards" whole tars are fetched ahe
 without ranges or slow to answer, and where the cache holds the whole data set.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,10 @@ import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import INDEX_NAME, load_index
+from svdata2vec.shards.reading.index import INDEX_NAME
 from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
-from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
 
 log = logging.getLogger(__name__)
@@ -84,54 +85,43 @@ class RemoteShardSet(ShardSet):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (INDEX_NAME, MANIFEST_NAME):
             write_atomically(folder / name, _fetch(filesystem, f"{path}/{name}", url))
-        manifest = Manifest.load(folder)
-        index = load_index(folder, len(manifest.components))
-        if len(index) != manifest.num_clips:
-            raise UserError(f"{url}: the index has {len(index)} clips, the manifest {manifest.num_clips}: copy again")
         options = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
-        return cls(url, filesystem, path, manifest, index, options)
+        return cls(url, filesystem, path, *load_head(folder, url), options)
 
-    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
-        """The raw components of one clip; empty where the clip has none. Raises OSError when the store fails."""
-        self._here()
-        entry = self.index[row]
-        columns = [self._column[name] for name in components if name in self._column]
-        if len(columns) < len(components):
-            raise UserError(f"{self.url}: wanted {', '.join(components)}, it has {', '.join(self.manifest.components)}")
-        spans = [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
-        used = [(offset, offset + size) for offset, size in spans if size]
-        if not used:
-            return {name: memoryview(b"") for name in components}
-        start, stop = min(low for low, _ in used), max(high for _, high in used)
-        content, origin = self._bytes(int(entry["shard"]), start, stop)
-        return {
-            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
-            for name, (offset, size) in zip(components, spans, strict=True)
-        }
+    @property
+    def tars(self) -> list[Path]:
+        """None: reading them means fetching them."""
+        return []
+
+    def tar_name(self, shard: int) -> str:
+        """URL of a tar."""
+        return f"{self.url}/{self.manifest.shards[shard].name}"
 
     def shard_problem(self, shard: int) -> str | None:
-        """What is wrong with a whole tar in the store; None if it is there with the promised size."""
-        record = self.manifest.shards[shard]
+        """What is wrong with a whole tar in the store, by the size that the store reports."""
+        entry = self.manifest.shards[shard]
         try:
-            found = self._here()._filesystem.size(f"{self._base}/{record.name}")
+            found = self._here()._filesystem.size(f"{self._base}/{entry.name}")
         except OSError as error:
-            return f"{self.url}/{record.name}: cannot be read ({error})"
-        if found is not None and found != record.bytes:
-            return f"{self.url}/{record.name}: {found} bytes, expected {record.bytes}; copy it again"
-        return None
+            return f"{self.tar_name(shard)}: cannot be read ({error})"
+        problem = None if found is None else entry.size_problem(found)
+        return problem and f"{self.tar_name(shard)}: {problem}"
 
-    def _bytes(self, shard: int, start: int, stop: int) -> tuple[memoryview, int]:
-        """Cached bytes that contain [start, stop) of a tar, and the position of their first byte."""
-        record = self.manifest.shards[shard]
-        path = f"{self._base}/{record.name}"
+    def check_hash(self, shard: int) -> None:
+        """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""
+
+    def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
+        """Bytes of the clip's tar, from the cache or the store. Raises UserError when the store fails."""
+        self._here()
+        record, stop = self.manifest.shards[int(entry["shard"])], offset + size
         if self._tar_fetcher is None:
-            name = f"{record.name}-{start}-{stop}"
-            content = self.cache.get(name, stop - start, lambda: _fetch(self._filesystem, path, self.url, start, stop))
-            return content, start
+            path = f"{self._base}/{record.name}"
+            fetch = functools.partial(_fetch, self._filesystem, path, self.url, offset, stop)
+            return self.cache.get(f"{record.name}-{offset}-{stop}", size, fetch)
         while True:
             try:
-                with self._tar_fetcher.path(shard).open("rb") as file:
-                    return memoryview(os.pread(file.fileno(), stop - start, start)), start
+                with self._tar_fetcher.path(int(entry["shard"])).open("rb") as file:
+                    return os.pread(file.fileno(), size, offset)
             except FileNotFoundError:  # another process has just evicted it
                 continue
 

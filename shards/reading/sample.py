@@ -14,6 +14,9 @@ import numpy as np
 
 from svdata2vec.shards.errors import UserError
 
+VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")  # a clip has one of them
+SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
+
 Buffer = bytes | memoryview
 
 
@@ -105,10 +108,10 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
         raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
 
 
-def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int) -> Sample:
+def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int | None) -> Sample:
     """Build a Sample from its components and check that they agree; UserError names the clip and the component.
 
-    `video_component` None leaves the pixels out.
+    `video_component` None leaves the pixels out; `num_joints` None takes any number of joints.
     """
     meta = ClipMeta.from_bytes(parts["json"], f"clip {key}")
     if meta.key != key:
@@ -125,8 +128,10 @@ def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | N
 
 
 def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.ndarray, score_MTV: np.ndarray | None,
-                  num_joints: int) -> None:
+                  num_joints: int | None) -> None:
     frames = meta.num_frames
+    if num_joints is None and pose_MTVC.ndim == 4:
+        num_joints = pose_MTVC.shape[2]
     if pose_MTVC.ndim != 4 or pose_MTVC.shape[1:] != (frames, num_joints, 2) or pose_MTVC.dtype != np.float32:
         raise UserError(f"clip {key}: pose.npy is {pose_MTVC.dtype} {pose_MTVC.shape}, expected float32 "
                         f"(persons, {frames}, {num_joints}, 2)")

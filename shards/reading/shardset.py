@@ -16,12 +16,10 @@ import numpy as np
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.index import load_index
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import Manifest
-from svdata2vec.shards.reading.sample import Sample, parse_offsets, parse_sample
+from svdata2vec.shards.reading.manifest import Manifest, file_bytes
+from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
-VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")
-_SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 
 class _Tar:
@@ -40,6 +38,7 @@ class ShardSet:
     """A folder of shards. Cheap to open and to pickle; tars are opened when first read. Safe to read from threads."""
 
     reads_frames = True  # `read_frames` costs less than reading the clip's whole video
+    read_threads = 1  # clips that are read at once
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray) -> None:
         self.root = root
@@ -56,17 +55,12 @@ class ShardSet:
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
-        manifest = Manifest.load(root)
-        index = load_index(root, len(manifest.components))
-        if len(index) != manifest.num_clips:
-            raise UserError(f"{root}: the index has {len(index)} clips, the manifest {manifest.num_clips}; pack again")
-        for shard in manifest.shards:
-            path = root / shard.name
-            found = path.stat().st_size if path.is_file() else None
-            if found != shard.bytes:
-                raise UserError(f"{path}: {'missing' if found is None else f'{found} bytes'}, "
-                                f"expected {shard.bytes} bytes; copy it again or pack again")
-        return cls(root, manifest, index)
+        shards = cls(root, *load_head(root, str(root)))
+        for number in range(len(shards.manifest.shards)):
+            problem = shards.shard_problem(number)
+            if problem is not None:
+                raise UserError(problem)
+        return shards
 
     def __len__(self) -> int:
         return len(self.index)
@@ -111,9 +105,27 @@ class ShardSet:
         return self.manifest.split_classes.get(split, self.manifest.classes)
 
     @property
-    def video_component(self) -> str:
-        """Name of the component with the pixels (codec `copy` may have several: then ask per clip)."""
-        return next(name for name in self.manifest.components if name in VIDEO_COMPONENTS)
+    def tars(self) -> list[Path]:
+        """The tars on this machine, in order; none of a set behind a URL."""
+        return [self._path(shard) for shard in range(len(self.manifest.shards))]
+
+    def tar_name(self, shard: int) -> str:
+        """Where a tar lies, for messages."""
+        return str(self._path(shard))
+
+    def shard_problem(self, shard: int) -> str | None:
+        """What is wrong with a whole tar: missing, or of another size than the manifest says. None if it is neither."""
+        problem = self.manifest.shards[shard].size_problem(file_bytes(self._path(shard)))
+        return problem and f"{self.tar_name(shard)}: {problem}"
+
+    def check_hash(self, shard: int) -> None:
+        """Read a whole tar; UserError if its sha256 is not the manifest's."""
+        problem = self.manifest.shards[shard].hash_problem(self._path(shard))
+        if problem is not None:
+            raise UserError(f"{self.tar_name(shard)}: {problem}, or find the clips with `svdata2vec verify`")
+
+    def will_need(self, rows: np.ndarray) -> None:
+        """Rows that will be read next, in their order: a set that fetches tars starts with these."""
 
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
@@ -140,7 +152,7 @@ class ShardSet:
             table = self._pread(entry, *offsets_part)
             offsets = parse_offsets(entry["key"].decode(), table, size, int(entry["frames"]))
         except UserError as error:
-            raise UserError(f"{self.root / self._shard_name(entry)}: {error}") from error
+            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
         lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
         first_R = np.flatnonzero(np.concatenate([[True], lows_K[1:] != highs_K[:-1]]))  # neighbours are read at once
         last_R = np.concatenate([first_R[1:], [len(frames_K)]]) - 1
@@ -159,7 +171,7 @@ class ShardSet:
     def sample(self, row: int, *, video: bool = True) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard. `video=False` does not touch the pixels."""
         entry = self.index[row]
-        names = [name for name in self.manifest.components if video or name in _SIDE_COMPONENTS]
+        names = [name for name in self.manifest.components if video or name in SIDE_COMPONENTS]
         parts = self.read(row, names)
         stored = [name for name in VIDEO_COMPONENTS if parts.get(name)]
         try:
@@ -168,29 +180,39 @@ class ShardSet:
             return parse_sample(entry["key"].decode(), parts, stored[0] if video else None,
                                 len(self.manifest.layout.joints))
         except UserError as error:
-            raise UserError(f"{self.root / self._shard_name(entry)}: {error}") from error
+            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
 
-    def _shard_name(self, entry: np.void) -> str:
-        return self.manifest.shards[int(entry["shard"])].name
-
-    def _pread(self, entry: np.void, offset: int, size: int) -> bytes:
+    def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
         """Bytes of the clip's tar; UserError if it has fewer than the index says."""
         parts, missing = [], size
         tar = self._open(int(entry["shard"]))
         while missing:  # the kernel gives at most 2 GiB at once
             part = os.pread(tar.descriptor, missing, offset + size - missing)
             if not part:
-                raise UserError(f"{self.root / self._shard_name(entry)}: ends before byte {offset + size}, where clip "
+                raise UserError(f"{self.tar_name(entry['shard'])}: ends before byte {offset + size}, where clip "
                                 f"{entry['key'].decode()} should end; run `svdata2vec verify`, or copy the shard again")
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _path(self, shard: int) -> Path:
+        return self.root / self.manifest.shards[shard].name
+
     def _open(self, shard: int) -> _Tar:
         # No lock: a child forked while another thread holds it would wait for ever.
-        tar = self._tars.pop(shard, None) or _Tar(self.root / self.manifest.shards[shard].name)
+        tar = self._tars.pop(shard, None) or _Tar(self._path(shard))
         self._tars[shard] = tar
         if len(self._tars) > MAX_OPEN_TARS:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread was here in between
                 self._tars.pop(next(iter(self._tars)), None)
         return tar
+
+
+def load_head(folder: Path, where: str) -> tuple[Manifest, np.ndarray]:
+    """Manifest and index of a folder, checked against each other; UserError names the set as `where`."""
+    manifest = Manifest.load(folder)
+    index = load_index(folder, len(manifest.components))
+    if len(index) != manifest.num_clips:
+        raise UserError(f"{where}: the index has {len(index)} clips, the manifest {manifest.num_clips}; pack or copy it "
+                        "again")
+    return manifest, index

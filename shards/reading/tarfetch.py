@@ -1,14 +1,13 @@
 """Whole tars fetched from a store ahead of their use, into the bounded cache, by threads in the background."""
 
 import fcntl
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.manifest import ShardEntry
+from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
 
 log = logging.getLogger(__name__)
@@ -17,7 +16,7 @@ FETCHES = 4  # tars on their way at once
 
 
 class TarError(UserError):
-    """A whole tar cannot be had: no affair of single clips."""
+    """A whole tar cannot be fetched, so none of its clips can be read."""
 
 
 class _Fetch(threading.Thread):
@@ -104,9 +103,6 @@ class TarFetcher:
 
     def _checked_download(self, entry: ShardEntry, path: Path) -> None:
         self._download(entry.name, path)
-        found = path.stat().st_size
-        if found != entry.bytes:
-            raise UserError(f"{self._url}/{entry.name}: {found} bytes, expected {entry.bytes}; copy it again")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise UserError(f"{self._url}/{entry.name}: sha256 differs from the manifest; copy it again")
+        problem = entry.size_problem(file_bytes(path)) or entry.hash_problem(path)
+        if problem:
+            raise UserError(f"{self._url}/{entry.name}: {problem}")

@@ -8,10 +8,10 @@ import av
 import cv2
 import numpy as np
 
+from svdata2vec.shards.reading.decode import JPEG_END, JPEG_START
 from svdata2vec.shards.reading.sample import ClipMeta
 
-# First bytes of a JPEG, its last two, and the marker of a baseline frame header: the hardware decoders read no other.
-START, END, BASELINE = b"\xff\xd8", b"\xff\xd9", b"\xff\xc0"
+BASELINE = b"\xff\xc0"  # marker of a baseline frame header: hardware decoders read no other
 
 
 def video_faults(video: memoryview, offsets: np.ndarray | None, meta: ClipMeta) -> Iterator[str]:
@@ -26,7 +26,7 @@ def video_faults(video: memoryview, offsets: np.ndarray | None, meta: ClipMeta) 
 
 
 def _jpeg_fault(content: bytes, meta: ClipMeta) -> str:
-    if not content.startswith(START) or not content.endswith(END):
+    if not content.startswith(JPEG_START) or not content.endswith(JPEG_END):
         return "not a complete JPEG"
     if BASELINE not in content:
         return "not a baseline JPEG"

@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -181,12 +180,12 @@ def storage_bytes_per_second(shards: ShardSet) -> float | None:
     What the system has in memory already comes from there: on a training machine with less memory than data, drop its
     caches first (or read a larger set).
     """
-    if not Path(shards.root).is_dir():  # a URL
+    if not shards.tars:
         return None
     buffer = bytearray(READ_CHUNK)
     done, started = 0, time.perf_counter()
-    for shard in shards.manifest.shards:
-        with (Path(shards.root) / shard.name).open("rb", buffering=0) as file:
+    for tar in shards.tars:
+        with tar.open("rb", buffering=0) as file:
             while done < READ_AT_MOST and (count := file.readinto(buffer)):
                 done += count
     return done / (time.perf_counter() - started)

@@ -24,10 +24,9 @@ from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.bench.record import save
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, warp_frame
 from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.pictures import warp_frame
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
