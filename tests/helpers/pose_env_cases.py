@@ -162,11 +162,17 @@ def test_the_addresses_of_the_weights_are_mmposes_own() -> None:
         assert (root / choice.config).is_file()
 
 
-def test_missing_libraries_raise_on_use() -> None:
+def test_missing_libraries_raise_on_use(tmp_path: Path) -> None:
     import_mmpose()
     from mmcv.ops import DeformConv2d
     from mmdet.utils import reduce_mean
+    from mmpose.datasets.datasets.base.base_coco_style_dataset import COCO
+    from mmpose.datasets.transforms.bottomup_transforms import cocomask
 
+    with pytest.raises(NotImplementedError, match=r"xtcocotools\.coco\.COCO is not installed"):
+        COCO(tmp_path / "annotations.json")
+    with pytest.raises(NotImplementedError, match=r"xtcocotools\.mask\.frPyObjects is not installed"):
+        cocomask.frPyObjects([], 4, 4)
     with pytest.raises(NotImplementedError, match=r"mmcv\.ops\.DeformConv2d is not installed"):
         DeformConv2d(3, 3, 3)
     with pytest.raises(NotImplementedError, match=r"mmdet\.utils\.reduce_mean is not installed"):

@@ -53,6 +53,10 @@ MODELS: dict[str, ModelChoice] = {
 }
 
 
+NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils", "xtcocotools", "xtcocotools.coco",
+                 "xtcocotools.cocoeval", "xtcocotools.mask")
+
+
 class _RaisingModule(types.ModuleType):
     """A module in place of a library that is not installed: every name in it is a class that cannot be used."""
 
@@ -68,16 +72,16 @@ class _RaisingModule(types.ModuleType):
 
 
 def import_mmpose() -> Any:
-    """Import mmpose without compiled mmcv and without mmdet. Returns the module.
+    """Import mmpose without compiled mmcv, mmdet and xtcocotools, so that nothing needs a compiler. Returns the module.
 
     mmpose imports mmcv.ops (deformable convolutions) and two names of mmdet.utils (an alias and a training-only function)
-    for models that are not used here.
+    for models that are not used here, and xtcocotools (COCO's annotations, metrics and masks) for training and evaluation.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import_torchvision()
-            for name in ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils"):
+            for name in NOT_INSTALLED:
                 sys.modules.setdefault(name, _RaisingModule(name))
             import mmpose
         except ImportError as error:
