@@ -58,12 +58,14 @@ NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet
 
 
 class _RaisingModule(types.ModuleType):
-    """A module in place of a library that is not installed: every name in it is a class that cannot be used."""
+    """A module in place of a library that is not installed: every name in it is such a module or a class that cannot be used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         place = self.__name__
+        if f"{place}.{name}" in sys.modules:
+            return sys.modules[f"{place}.{name}"]
 
         def refuse(self: object, *args: object, **kwargs: object) -> None:
             raise NotImplementedError(f"{place}.{name} is not installed: the models of this tool do without it")
