@@ -1,4 +1,4 @@
-"""The README says what the result files say, and its commands have the options they name."""
+"""The result pages say what their records say, and the commands of both pages have the options they name."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from svdata2vec.bench.batch import batch_config
+from svdata2vec.bench.data import BenchDataOptions
 from svdata2vec.bench.run import bench_config
 from svdata2vec.bench.scale import scale_config
 from svdata2vec.cli import commands
@@ -18,10 +19,18 @@ from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-LINES = [line.split(" #")[0].strip() for line in SHELL.splitlines() if line.strip() and not line.startswith("#")]
-COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
+README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tools/results/README.md"))
+
+
+def shell_lines(page: str) -> list[str]:
+    """The commands of a page's bash blocks, without comments."""
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    return [line.split(" #")[0].strip() for line in shell.splitlines() if line.strip() and not line.startswith("#")]
+
+
+LINES = shell_lines(README)
+COMMANDS = [line for line in LINES + shell_lines(RESULTS) if "svdata2vec " in line and not line.startswith("pip")]
+SCRIPTS = [command for line in LINES + shell_lines(RESULTS) for command in line.split(" && ") if "python tools/" in command]
 PRESETS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
 BENCHES = {"run": bench_config, "scale": scale_config, "batch": batch_config}
 OPTIONS = {
@@ -36,6 +45,13 @@ def test_tables_are_what_the_files_say() -> None:
         [sys.executable, str(ROOT / "tools" / "results" / "render_results.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_scripts_have_the_options_that_they_are_given(line: str) -> None:
+    _, script, *words = shlex.split(line)
+    source = (ROOT / script).read_text()
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -55,16 +71,20 @@ def test_commands_parse(line: str) -> None:
         parse_preset(table, rest[1:], f"bench {rest[0]}")
     elif (command, rest[0]) == ("bench", "compare"):
         parse(commands.CompareOptions, rest[1:], "svdata2vec bench compare")
+    elif (command, rest[0]) == ("bench", "data"):
+        parse(BenchDataOptions, rest[1:], "svdata2vec bench data")
     elif command in OPTIONS:
         parse(OPTIONS[command], rest, f"svdata2vec {command}")
     else:
-        pytest.fail(f"README uses {command}, which this test does not know how to parse")
+        pytest.fail(f"a page uses {command}, which this test does not know how to parse")
 
 
 def test_files_that_are_named_exist() -> None:
     named = set(re.findall(r"`((?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./]+\.(?:py|sh|sbatch|json|md))`", README))
     assert len(named) > 8
-    missing = sorted(name for name in named if not (ROOT / name).exists())
+    linked = {f"tools/results/{name}" for name in re.findall(r"\]\(([\w.]+)\)", RESULTS)}
+    assert len(linked) >= 5 and "](tools/results/README.md)" in README
+    missing = sorted(name for name in named | linked if not (ROOT / name).exists())
     assert missing == []
 
 

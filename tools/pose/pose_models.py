@@ -58,7 +58,7 @@ NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet
 
 
 class _RaisingModule(types.ModuleType):
-    """A module in place of a library that is not installed: every name in it is such a module or a class that cannot be used."""
+    """A module in place of a library that is not installed: what it holds are such modules, and classes that cannot be used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
