@@ -43,8 +43,9 @@ def device(record: Record) -> str:
 
 def measured(record: Record) -> str:
     """Machine, version of torch and date of a record, and whether other work was running, as sentences."""
-    inner: Record = record["machine"] if isinstance(record.get("machine"), dict) else record
-    torch = record.get("versions", inner.get("versions", {})).get("torch")
+    machine = record.get("machine")
+    inner: Record = machine if isinstance(machine, dict) else record
+    torch = (record.get("versions") or inner.get("versions") or {}).get("torch")
     date = record.get("date") or inner["date"]
     load = record.get("load_average") or inner.get("load_average") or inner.get("load_1min") or 0
     busy = load > 2 * inner.get("cores", 1)
