@@ -3,9 +3,12 @@
     python tools/motion/make_motion_clips.py OUT --clips 600 --seed 0 --workers 2
 
 writes OUT/videos/S001C001P001R001A001.mp4 ..., OUT/motion.pkl (`split`, `annotations` with COCO-17 keypoints in
-pixels), OUT/classes.txt and OUT/motion.json (options, version; its "complete" turns true last). The result depends on
-the options alone, not on the number of workers. Run again with the same options, it keeps what is there and makes what
-is missing.
+pixels), OUT/classes.txt and OUT/motion.json (options, version; its "complete" becomes true last). The result depends on
+the options alone, not on the number of workers. A second run with the same options makes only what is missing.
+
+A clip goes through motion_actions.py (joints in three dimensions, from motion_stage.py and motion_bodies.py),
+motion_scene.py (camera and looks; motion_scenery.py: what stands around), motion_drawing.py (frames) and
+motion_detector.py (the annotated joints, with a detector's errors).
 """
 
 import argparse
@@ -24,11 +27,13 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from motion_actions import CLASSES, perform
 from motion_bodies import make_body
 from motion_detector import detect
 from motion_drawing import render
-from motion_figures import CLASSES, FPS, perform
-from motion_scene import AZIMUTHS, Picture, Scene, make_camera, make_look, make_scene
+from motion_scene import AZIMUTHS, Scene, make_camera, make_look, make_scene
+from motion_scenery import Picture
+from motion_stage import FPS
 from numpy.typing import NDArray
 
 from svdata2vec.shards.atomic import write_atomically
@@ -223,10 +228,6 @@ def clip_results(
             raise
 
 
-def settings(options: Options) -> dict[str, Any]:
-    return {"format": "svdata2vec-motion-clips", "version": VERSION, "options": asdict(options)}
-
-
 def check_folder(folder: Path, options: Options) -> bool:
     """True if the folder already holds this data set, whole; UserError if it holds something else."""
     if folder.exists() and not folder.is_dir():
@@ -255,7 +256,8 @@ def check_folder(folder: Path, options: Options) -> bool:
 
 
 def write_state(folder: Path, options: Options, *, complete: bool, frames: int = 0) -> None:
-    state = {**settings(options), "classes": list(CLASSES), "complete": complete, "frames": frames}
+    state = {"format": "svdata2vec-motion-clips", "version": VERSION, "options": asdict(options), "classes": list(CLASSES),
+             "complete": complete, "frames": frames}
     write_atomically(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
 
 
