@@ -50,7 +50,8 @@ def test_tables_are_what_the_files_say() -> None:
 @pytest.mark.parametrize("line", SCRIPTS)
 def test_scripts_have_the_options_that_they_are_given(line: str) -> None:
     _, script, *words = shlex.split(line)
-    source = (ROOT / script).read_text()
+    assert (ROOT / script).is_file()
+    source = "".join(path.read_text() for path in (ROOT / script).parent.glob("*.py"))  # some share their options
     assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
 
 
@@ -93,3 +94,9 @@ def test_the_first_two_commands_exist_and_parse() -> None:
     assert first == [["bash", "tools/demo.sh"], ["bash", "tools/test.sh"]]
     for script in ("tools/demo.sh", "tools/test.sh", "tools/environment.sh", ".ci/run"):
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+def test_the_page_about_tools_lists_every_script() -> None:
+    page = (ROOT / "tools" / "README.md").read_text()
+    scripts = {path.name for suffix in ("py", "sh", "sbatch") for path in (ROOT / "tools").rglob(f"*.{suffix}")}
+    assert set(re.findall(r"`(\w+\.(?:py|sh|sbatch))`", page)) == scripts
