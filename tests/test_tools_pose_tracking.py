@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -421,35 +420,6 @@ def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: Blo
     monkeypatch.setattr(WorkFolder, "save", full)
     assert run(videos, "--out", tmp_path / "x.pkl") == 2
     assert "No space left on device; finished videos are kept, run again to continue" in capsys.readouterr().err
-
-
-def test_working_ahead_keeps_order_and_passes_errors_on() -> None:
-    assert list(extract_poses.ahead(iter(range(50)))) == list(range(50))
-
-    def failing() -> Iterator[int]:
-        yield 1
-        raise UserError("frame 1 is damaged")
-
-    items = extract_poses.ahead(failing())
-    assert next(items) == 1
-    with pytest.raises(UserError, match="frame 1 is damaged"):
-        next(items)
-
-
-def test_working_ahead_stops_when_nobody_reads_on() -> None:
-    made = []
-
-    def endless() -> Iterator[int]:
-        for number in range(10**9):
-            made.append(number)
-            yield number
-
-    items = extract_poses.ahead(endless(), depth=2)
-    assert next(items) == 0
-    items.close()
-    count = len(made)
-    time.sleep(0.2)
-    assert len(made) == count <= 5
 
 
 def test_progress_tells_rate_and_end() -> None:

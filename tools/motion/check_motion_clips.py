@@ -37,10 +37,6 @@ SHOWN = 44  # pixels of the network's input
 FRAMES_PER_EPOCH = 4  # random frames of each clip that a one-frame classifier sees in an epoch
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The classifiers
-
-
 class FrameNet(nn.Sequential):
     """Pixels of one frame and their change since the sample before (6 channels) -> features."""
 
@@ -194,10 +190,6 @@ def make_trials(clips: Clips, epochs: int) -> list[Trial]:
         Trial("whole clip, pixels", clips.clip_crops, False, epochs, False, show_pixels, pixels),
         Trial("whole clip, joints", clips.clip_joints, False, 2 * epochs, False, show_joints, joints),
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
 
 
 def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -> dict[str, Any]:

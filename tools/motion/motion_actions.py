@@ -1,6 +1,6 @@
 """The twelve actions of the synthetic action data set: one or two performers in three dimensions.
 
-Nothing here draws. The result of `perform` is a `Cast`: joints in metres for one or two performers and the track of the
+Nothing here draws. An action changes the stances at rest of its stage. The result of `perform` is a `Cast`: joints in metres for one or two performers and the track of the
 object that one of them may carry. Actions differ in motion and come in groups that share their poses, so that one
 frame does not tell the class: raise / lower, sit down / stand up / jump, wave / hold up, shake hands / hand over. No
 two actions are mirror images of each other, because the training recipe flips clips at random.
@@ -26,10 +26,6 @@ class Cast:
     joints_MTJ3: Array
     bodies: tuple[Body, ...]
     object_T3: Array | None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The actions. Each changes the idle stances of its stage.
 
 
 def raised_hand(stage: Stage, swing_T: Array) -> None:
@@ -221,10 +217,6 @@ ACTIONS: dict[str, Callable[[Stage], Array | None]] = {
 }
 CLASSES = tuple(ACTIONS)
 TOGETHER = ("shake hands", "hand over")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Who stands where
 
 
 def build_stage(action: str, rng: Rng, num_frames: int, bodies: tuple[Body, Body], camera_yaw: float) -> Stage:

@@ -54,10 +54,6 @@ def make_camera(azimuth: float, rng: Rng, num_frames: int, width: int, height: i
     return Camera(position_3, np.stack([right_3, down_3, forward_3]), focal, centre_2, np.stack(sway, axis=1))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Looks
-
-
 SKINS: tuple[Colour, ...] = ((180, 205, 240), (140, 175, 225), (105, 145, 200), (75, 110, 165), (50, 75, 120))
 HAIRS: tuple[Colour, ...] = ((25, 25, 30), (30, 50, 80), (60, 110, 160), (120, 190, 220), (110, 110, 115))
 
@@ -90,10 +86,6 @@ def make_look(person: Rng, clothes: Rng) -> Look:
         legs=(trousers, skin if clothes.uniform() < 0.25 else darker(trousers, 0.8)),
         shoes=colour(clothes),
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The scene
 
 
 @dataclass(frozen=True)

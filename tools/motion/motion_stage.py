@@ -25,10 +25,6 @@ class Stage:
         return self.bodies[0].tempo
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Timing
-
-
 def ramp(num_frames: int, start: float, length: float) -> Array:
     """Smooth step 0 -> 1 that begins at frame `start` and takes `length` frames."""
     x_T = np.clip((np.arange(num_frames) - start) / max(length, 1.0), 0.0, 1.0)
@@ -58,9 +54,6 @@ def clip_time(stage: Stage) -> Array:
     """Seconds of the first performer's own clock: subjects differ in tempo."""
     return np.arange(stage.num_frames) / FPS * stage.tempo
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# At rest, and moves shared by actions
 
 HANG, BELLY, HIP, CHEST = (0.06, 0.16, -0.97), (0.5, -0.2, -0.5), (0.02, 0.06, -0.72), (0.5, -0.12, -0.12)
 REST_POSES = ((HANG, HANG), (BELLY, BELLY), (HIP, HIP), (HANG, CHEST), (CHEST, HANG))  # left wrist, right wrist

@@ -14,14 +14,12 @@ Every decoded frame has its place in the arrays, whether somebody is seen in it 
 import argparse
 import hashlib
 import itertools
-import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pose_inputs import GivenBoxes, Video, VideoList, find_videos
@@ -29,10 +27,10 @@ from pose_tracking import Detections, TrackingOptions, find_persons, inside
 from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pickle
 from pose_zoo import MODELS, OPENMMLAB
 
+from svdata2vec.pipeline.prefetch import Prefetch
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
-Item = TypeVar("Item")
 LEAST_SCORE = 0.1  # detections are stored down to this score, so that --min-score can change without another pass
 
 
@@ -153,7 +151,7 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
     frames: list[Detections] = []
     with VideoReader(video.path) as reader:
         width, height = reader.info.width, reader.info.height
-        with closing(ahead(_prepared(reader, model, given))) as steps:
+        with closing(Prefetch(_prepared(reader, model, given), depth=2, name="frames")) as steps:
             for prepared in steps:
                 frames += [inside(found, width, height) for found in model.predict(prepared)]
                 report(len(prepared))
@@ -176,43 +174,6 @@ def _prepared(reader: VideoReader, model: Any, given: dict[int, np.ndarray] | No
             batch = []
     if batch:
         yield batch
-
-
-def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items, made by a thread that is at most `depth` ahead. Its exceptions are raised here."""
-    buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                return buffer.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if stop.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - handed over and raised below
-            put(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = buffer.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Progress:
