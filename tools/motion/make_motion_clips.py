@@ -28,12 +28,11 @@ import av
 import cv2
 import numpy as np
 from motion_actions import CLASSES, perform
-from motion_bodies import make_body
+from motion_bodies import FPS, make_body
 from motion_detector import detect
 from motion_drawing import render
 from motion_scene import AZIMUTHS, Scene, make_camera, make_look, make_scene
 from motion_scenery import Picture
-from motion_stage import FPS
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track

@@ -1,9 +1,10 @@
 """The twelve actions of the synthetic action data set: one or two performers in three dimensions.
 
-Nothing here draws. An action changes the stances at rest of its stage. The result of `perform` is a `Cast`: joints in metres for one or two performers and the track of the
-object that one of them may carry. Actions differ in motion and come in groups that share their poses, so that one
-frame does not tell the class: raise / lower, sit down / stand up / jump, wave / hold up, shake hands / hand over. No
-two actions are mirror images of each other, because the training recipe flips clips at random.
+Nothing here draws. An action changes the stances of a stage, which are at rest before. The result of `perform` is a
+`Cast`: joints in metres for one or two performers and the track of the object that one of them may carry. Actions differ
+in motion and come in groups that share their poses, so that one frame does not tell the class: raise / lower, sit down /
+stand up / jump, wave / hold up, shake hands / hand over. No two actions are mirror images of each other, because the
+training recipe flips clips at random.
 
 Axes and joints as in `motion_bodies`. Letters: T frames, M performers, J drawn joints.
 """
@@ -12,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from motion_bodies import JOINT, Array, Body, Rng, columns, pose
-from motion_stage import FPS, Stage, active_window, clip_time, facing, hump, idle, move_wrist, ramp, wobble
+from motion_bodies import FPS, JOINT, Array, Body, Rng, columns, pose
+from motion_stage import Stage, active_window, clip_time, facing, hump, idle, move_wrist, ramp, wobble
 
 BYSTANDER_RATE = 0.45  # share of one-person actions with a second person who only stands there
 CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object

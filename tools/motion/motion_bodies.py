@@ -18,6 +18,7 @@ Rng = np.random.Generator
 EXTRA = ("neck", "pelvis", "head", "l_hand", "r_hand", "l_toe", "r_toe")
 JOINT = {name: index for index, name in enumerate(COCO17.joints + EXTRA)}
 SIDES = ("l", "r")
+FPS = 30
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Stance:
     ankles_T23: Array
     meet_T23: Array
     meet_weight_T2: Array
+
+
+def oscillation(rng: Rng, num_frames: int, slowest: float, fastest: float) -> Array:
+    """(T,) sine of random phase and a random frequency in Hz."""
+    return np.sin(2 * np.pi * (rng.uniform(slowest, fastest) * np.arange(num_frames) / FPS + rng.uniform()))
 
 
 def columns(num_frames: int, *values: float | Array) -> Array:

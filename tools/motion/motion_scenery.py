@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from motion_bodies import Array, Rng
+from motion_bodies import FPS, Array, Rng, oscillation
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
@@ -73,14 +73,13 @@ class Mover:
 
 def make_movers(rng: Rng, num_frames: int, width: int, height: int) -> list[Mover]:
     movers = []
-    time_T = np.arange(num_frames) / 30.0
+    time_T = np.arange(num_frames) / FPS
     for _ in range(int(rng.integers(1, 5))):
         start = rng.uniform(0, 1, 2) * (width, 0.75 * height)
         if rng.uniform() < 0.5:
             path = start + time_T[:, None] * rng.uniform(-0.3, 0.3, 2) * (width, height)
         else:
-            swing_T1 = np.sin(2 * np.pi * (rng.uniform(0.3, 2.0) * time_T + rng.uniform()))[:, None]
-            path = start + swing_T1 * rng.uniform(-0.12, 0.12, 2) * (width, height)
+            path = start + oscillation(rng, num_frames, 0.3, 2.0)[:, None] * rng.uniform(-0.12, 0.12, 2) * (width, height)
         movers.append(Mover(path, int(rng.uniform(0.02, 0.07) * height), colour(rng), colour(rng)))
     return movers
 
@@ -145,10 +144,10 @@ class Light:
 
 
 def make_light(rng: Rng, num_frames: int) -> Light:
-    time_T = np.arange(num_frames) / 30.0
-    slow_T = np.sin(2 * np.pi * (rng.uniform(0.1, 0.9) * time_T + rng.uniform()))
+    time_T = np.arange(num_frames) / FPS
+    slow_T = oscillation(rng, num_frames, 0.1, 0.9)
     gain_T = rng.uniform(0.8, 1.12) * (1.0 + rng.uniform(0.0, 0.14) * slow_T)
     if rng.uniform() < 0.25:  # a lamp goes on or off
         gain_T *= np.where(time_T < rng.uniform(0.2, 0.8) * time_T[-1], 1.0, rng.uniform(0.78, 1.2))
-    mix_T = 0.5 + 0.5 * np.sin(2 * np.pi * (rng.uniform(0.1, 0.6) * time_T + rng.uniform()))
+    mix_T = 0.5 + 0.5 * oscillation(rng, num_frames, 0.1, 0.6)
     return Light(gain_T, rng.uniform(-12, 12) + rng.uniform(-1.0, 1.0, num_frames), mix_T)

@@ -6,9 +6,7 @@ Axes and joints as in `motion_bodies`. Letters: T frames.
 from dataclasses import dataclass, field
 
 import numpy as np
-from motion_bodies import Array, Body, Rng, Stance
-
-FPS = 30
+from motion_bodies import FPS, Array, Body, Rng, Stance, oscillation
 
 
 @dataclass
@@ -45,9 +43,7 @@ def active_window(stage: Stage, low: float, high: float) -> tuple[float, float]:
 
 def wobble(rng: Rng, num_frames: int, size: float) -> Array:
     """Slow smooth random motion around zero: two sines of less than 1 Hz."""
-    time_T = np.arange(num_frames) / FPS
-    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.8) * time_T + rng.uniform())) for _ in range(2)]
-    return size * 0.5 * (waves[0] + waves[1])
+    return size * 0.5 * (oscillation(rng, num_frames, 0.15, 0.8) + oscillation(rng, num_frames, 0.15, 0.8))
 
 
 def clip_time(stage: Stage) -> Array:
