@@ -179,8 +179,7 @@ def error_limit(case: Case, truth: list[Tensor], scale: Scale) -> float:
 def bench_candidate(name: str, case: Case, truth: list[Tensor], scale: Scale, budget: Budget) -> list[Row]:
     """Verify one candidate, then time it."""
     candidate = case.candidates[name]
-    dtype = str(scale.dtype).removeprefix("torch.")
-    about: dict[str, Any] = {"op": case.op, "shape": case.shape, "dtype": dtype, "candidate": name}
+    about = {"op": case.op, "shape": case.shape, "dtype": str(scale.dtype).removeprefix("torch."), "candidate": name}
     try:
         error = relative_error(evaluate(candidate, case.inputs), truth, case.smooth)
     except RuntimeError as refusal:  # a backend of SDPA that doesn't take this shape says so this way

@@ -86,7 +86,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
         "fuse_tokens": [lambda b: fuse_case(scale, b)],
         "restore_tokens": [lambda b: restore_case(scale, b)],
-        "attention": [lambda b: attention_case(scale, b, KEPT, H, D // H), lambda b: attention_case(scale, b, T, H, D // H)],
+        "attention": [lambda b, n=n: attention_case(scale, b, n, H, D // H) for n in (KEPT, T)],
         "layer_targets": [lambda b: targets_case(scale, b)],
         "masked_mse": [lambda b: loss_case(scale, b)],
         "add_layer_norm": [
@@ -94,7 +94,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
             lambda b: norm_case(scale, b, T),
             lambda b: norm_case(scale, b, T, branch=False),
         ],
-        "bias_gelu": [lambda b: epilogue_case(scale, b, KEPT), lambda b: epilogue_case(scale, b, T)],
+        "bias_gelu": [lambda b, n=n: epilogue_case(scale, b, n) for n in (KEPT, T)],
         "batch_norm_prelu": [
             lambda b: batch_norm_case(scale, b, 1, shortcut=False),
             lambda b: batch_norm_case(scale, b, 1, shortcut=True),
