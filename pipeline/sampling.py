@@ -32,7 +32,9 @@ def _check(num_frames: int, clip_frames: int) -> None:
 
 
 def draw_frames(generator: np.random.Generator, num_frames: int, clip_frames: int) -> NDArray[np.int64]:
-    """T frame numbers (int64) of an n-frame clip, by the rule of the authors' code (pipeline/README.md, "Frames").
+    """T frame numbers (int64) of an n-frame clip, as the authors' code draws them.
+
+    See pipeline/README.md, "What a clip looks like".
 
     n >= 2T: one uniform frame per segment. T <= n < 2T: all in order, skipping n-T of T+1 gaps. n < T: T consecutive
     frames from a random start, modulo n.

@@ -49,7 +49,7 @@ def test_videos_become_shards(pose_python: str, tmp_path: Path) -> None:
                  "--batch", 4, "--device", "cpu")
     first = extract(pose_python, *arguments)
     assert first.returncode == 0, first.stderr
-    assert "what is found means nothing" in first.stdout and "3/3 videos, 9 frames" in first.stdout
+    assert "the detections are meaningless" in first.stdout and "3/3 videos, 9 frames" in first.stdout
     assert "broken.mp4" in json.loads((tmp_path / "poses/own.work/skipped.jsonl").read_text())["reason"]
     content = out.read_bytes()
     (videos / "run" / "broken.mp4").unlink()

@@ -48,7 +48,7 @@ PROGRAMS = {
     "crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV: no message"),
     "error": ("import sys; print('bad luck', file=sys.stderr); sys.exit(7)", "ended with 7: bad luck"),
     "silence": ("print('all is well')", "ended with 0: no message"),
-    "hang": ("import time; time.sleep(60)", "no end after 1 s"),
+    "hang": ("import time; time.sleep(60)", "did not finish within 1 s"),
 }
 
 

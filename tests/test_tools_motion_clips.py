@@ -10,12 +10,13 @@ from typing import Any
 import av
 import check_motion_clips as check
 import make_motion_clips as make
+import motion_crops as crops
 import numpy as np
 import pytest
+from motion_actions import CLASSES, perform
 from motion_bodies import JOINT, make_body
 from motion_detector import detect
 from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render
-from motion_figures import CLASSES, perform
 
 from svdata2vec.shards.errors import UserError
 
@@ -196,11 +197,11 @@ def test_bones_keep_their_length_and_feet_stay_on_or_above_the_floor(label: int)
     rng = np.random.default_rng(label)
     cast = perform(label, rng, 50, (make_body(rng), make_body(rng)), 0.3)
     for joints_TJ3 in cast.joints_MTJ3:
-        for first, second in (("left_shoulder", "left_elbow"), ("right_elbow", "right_wrist"),
-                              ("left_hip", "left_knee"), ("right_knee", "right_ankle"), ("neck", "pelvis")):
+        for first, second in (("l_shoulder", "l_elbow"), ("r_elbow", "r_wrist"),
+                              ("l_hip", "l_knee"), ("r_knee", "r_ankle"), ("neck", "pelvis")):
             length_T = np.linalg.norm(joints_TJ3[:, JOINT[first]] - joints_TJ3[:, JOINT[second]], axis=1)
             assert np.ptp(length_T) < 1e-6 * length_T.mean() + 1e-9
-        assert joints_TJ3[:, JOINT["left_ankle"], 2].min() > 0.0
+        assert joints_TJ3[:, JOINT["l_ankle"], 2].min() > 0.0
         assert np.abs(np.diff(joints_TJ3, axis=0)).max() < 0.45  # no joint jumps: 13 m/s at most
 
 
@@ -220,18 +221,18 @@ def reversals(values_T: np.ndarray) -> int:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_actions_are_what_their_names_say(seed: int) -> None:
-    up, down = track("raise both arms", "left_wrist", seed)[:, 2], track("lower both arms", "left_wrist", seed)[:, 2]
+    up, down = track("raise both arms", "l_wrist", seed)[:, 2], track("lower both arms", "l_wrist", seed)[:, 2]
     assert up[-1] - up[0] > 0.5
     assert down[0] - down[-1] > 0.5
     assert track("sit down", "pelvis", seed)[0, 2] - track("sit down", "pelvis", seed)[-1, 2] > 0.3
     assert track("stand up", "pelvis", seed)[-1, 2] - track("stand up", "pelvis", seed)[0, 2] > 0.3
-    assert np.ptp(track("jump", "left_ankle", seed)[:, 2]) > 0.15
+    assert np.ptp(track("jump", "l_ankle", seed)[:, 2]) > 0.15
     walked = track("walk", "pelvis", seed)
     assert np.linalg.norm(walked[-1, :2] - walked[0, :2]) > 1.0
-    assert max(np.ptp(track("kick", f"{side}_ankle", seed)[:, 2]) for side in ("left", "right")) > 0.35
-    waves = max(reversals(track("wave", f"{side}_wrist", seed)[:, 0]) for side in ("left", "right"))
+    assert max(np.ptp(track("kick", f"{side}_ankle", seed)[:, 2]) for side in ("l", "r")) > 0.35
+    waves = max(reversals(track("wave", f"{side}_wrist", seed)[:, 0]) for side in ("l", "r"))
     assert waves >= 3
-    apart = np.linalg.norm(track("clap", "left_wrist", seed) - track("clap", "right_wrist", seed), axis=1)
+    apart = np.linalg.norm(track("clap", "l_wrist", seed) - track("clap", "r_wrist", seed), axis=1)
     assert reversals(apart) >= 3
 
 
@@ -239,7 +240,7 @@ def test_the_object_changes_hands_in_hand_over() -> None:
     rng = np.random.default_rng(1)
     cast = perform(CLASSES.index("hand over"), rng, 60, (make_body(rng), make_body(rng)), 0.0)
     assert cast.object_T3 is not None
-    hands = cast.joints_MTJ3[:, :, JOINT["right_hand"]]
+    hands = cast.joints_MTJ3[:, :, JOINT["r_hand"]]
     np.testing.assert_allclose(cast.object_T3[0], hands[0, 0], atol=1e-9)
     np.testing.assert_allclose(cast.object_T3[-1], hands[1, -1], atol=1e-9)
 
@@ -343,7 +344,7 @@ def test_check_tells_order_from_pose() -> None:
     for i, label in enumerate(label_N):
         data[i, :, 1::3] = (ramp if label else -ramp)[:, None] + rng.normal(0, 0.1, (12, 34))
     empty = np.zeros((240, 0), np.uint8)
-    clips = check.Clips(empty, empty, empty, data, data, label_N, np.arange(240) < 160)
+    clips = crops.Clips(empty, empty, empty, data, data, label_N, np.arange(240) < 160)
     whole = check.run_trial(joint_trial(data, one_frame=False), clips, 2, 0)
     single = check.run_trial(joint_trial(data, one_frame=True), clips, 2, 0)
     assert whole["accuracy"] > 0.95
@@ -354,7 +355,7 @@ def test_check_tells_order_from_pose() -> None:
 def test_background_patch_avoids_the_persons() -> None:
     joints = np.array([[[[470.0, 260.0], [300.0, 40.0], [0.0, 0.0]]]], np.float32)
     for seed in range(10):
-        left, top = check.free_patch(joints, 480, 270, np.random.default_rng(seed))
+        left, top = crops.free_patch(joints, 480, 270, np.random.default_rng(seed))
         assert (left, top) in [(0, 0), (0, 90), (0, 180), (390, 0), (390, 90)]
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos
-from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_doubles
+from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
 from pose_work import WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
@@ -39,13 +38,13 @@ def seen(joints_TV2: np.ndarray) -> list[int]:
 
 
 def test_two_persons_keep_their_places_whatever_the_order_of_detections() -> None:
-    """Two walk past each other at different heights, detected in shuffled order, one with a doubled detection."""
+    """Two walk past each other at different heights, detected in shuffled order, one with a duplicate detection."""
     rng = np.random.default_rng(0)
     frames = []
     for t in range(40):
         big, small = person(10 + 4 * t, 20, 60, 150), person(250 - 4 * t, 90, 40, 90, score=0.8)
-        doubled = person(11 + 4 * t, 21, 60, 150, score=0.5)
-        entries = [big, small, doubled]
+        duplicate = person(11 + 4 * t, 21, 60, 150, score=0.5)
+        entries = [big, small, duplicate]
         frames.append(together([entries[i] for i in rng.permutation(3)]))
     found = find_persons(frames)
     assert found.joints_MTV2.shape == (2, 40, V, 2)
@@ -99,11 +98,11 @@ def test_people_who_hug_are_two_and_a_pose_found_twice_is_one() -> None:
     mirrored = Detections(right.box_N4, right.score_N, right.joints_NV2[:, ::-1], right.joint_score_NV)
     hug = together([left, mirrored])
     assert 0.65 < box_iou(left.box_N4, mirrored.box_N4)[0, 0] < 0.9
-    assert len(without_doubles(hug)) == 2
+    assert len(without_duplicates(hug)) == 2
     upper_body = Detections(np.array([[50, 30, 110, 100]], np.float32), np.array([0.5], np.float32), left.joints_NV2 + 2,
                             left.joint_score_NV)
     assert box_iou(left.box_N4, upper_body.box_N4)[0, 0] < 0.5
-    assert len(without_doubles(together([left, upper_body]))) == 1
+    assert len(without_duplicates(together([left, upper_body]))) == 1
 
 
 def test_unusable_detections_are_ignored() -> None:
@@ -346,7 +345,7 @@ def test_boxes_of_an_earlier_run_are_taken(videos: Path, tmp_path: Path, model: 
     (["--out", "x.pkl", "--part", "2/2"], "--part 2/2: expected I/N with I below N"),
     (["--out", "x.pkl", "--batch", "0"], "--batch 0: expected at least 1"),
     (["--out", "x.pkl", "--min-score", "3"], "--min-score 3.0: expected 0 to 1"),
-    (["--out", "x.pkl", "--model", "hrnet-w32"], "name their folder with --boxes"),
+    (["--out", "x.pkl", "--model", "hrnet-w32"], "pass their folder with --boxes"),
     (["--out", "x.pkl", "--boxes", "."], "rtmo-m finds boxes itself"),
 ])
 def test_wrong_options_end_with_one_line(arguments: list[str], message: str, videos: Path, tmp_path: Path,
@@ -361,7 +360,7 @@ def test_other_settings_and_other_classes_are_refused(videos: Path, tmp_path: Pa
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert run(videos / "walk", "--out", tmp_path / "x.pkl") == 0
     assert run(videos / "walk", "--out", tmp_path / "x.pkl", "--model", "rtmo-l") == 2
-    assert "holds results made with model=rtmo-m, now model=rtmo-l; name another folder" in capsys.readouterr().err
+    assert "holds results made with model=rtmo-m, now model=rtmo-l; choose another folder" in capsys.readouterr().err
     assert run(videos, "--out", tmp_path / "y.pkl") == 2
     assert "classes.txt: names other classes" in capsys.readouterr().err
 
@@ -420,36 +419,7 @@ def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: Blo
 
     monkeypatch.setattr(WorkFolder, "save", full)
     assert run(videos, "--out", tmp_path / "x.pkl") == 2
-    assert "No space left on device; finished videos are kept, run again to go on" in capsys.readouterr().err
-
-
-def test_working_ahead_keeps_order_and_passes_errors_on() -> None:
-    assert list(extract_poses.ahead(iter(range(50)))) == list(range(50))
-
-    def failing() -> Iterator[int]:
-        yield 1
-        raise UserError("frame 1 is damaged")
-
-    items = extract_poses.ahead(failing())
-    assert next(items) == 1
-    with pytest.raises(UserError, match="frame 1 is damaged"):
-        next(items)
-
-
-def test_working_ahead_stops_when_nobody_reads_on() -> None:
-    made = []
-
-    def endless() -> Iterator[int]:
-        for number in range(10**9):
-            made.append(number)
-            yield number
-
-    items = extract_poses.ahead(endless(), depth=2)
-    assert next(items) == 0
-    items.close()
-    count = len(made)
-    time.sleep(0.2)
-    assert len(made) == count <= 5
+    assert "No space left on device; finished videos are kept, run again to continue" in capsys.readouterr().err
 
 
 def test_progress_tells_rate_and_end() -> None:

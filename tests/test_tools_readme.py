@@ -1,4 +1,4 @@
-"""The README says what the result files say, and its commands have the options they name."""
+"""The result pages say what their records say, and the commands of both pages have the options they name."""
 
 import re
 import shlex
@@ -12,10 +12,19 @@ from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-LINES = [line.split(" #")[0].strip() for line in SHELL.splitlines() if line.strip() and not line.startswith("#")]
-README_COMMANDS = [line for line in LINES if "svdata2vec " in line and not line.startswith("pip")]
+README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tools/results/README.md"))
+
+
+def shell_lines(page: str) -> list[str]:
+    """The commands of a page's bash blocks, without comments."""
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    return [line.split(" #")[0].strip() for line in shell.splitlines() if line.strip() and not line.startswith("#")]
+
+
+LINES = shell_lines(README)
+ALL_LINES = LINES + shell_lines(RESULTS)
+PAGE_COMMANDS = [line for line in ALL_LINES if "svdata2vec " in line and not line.startswith("pip")]
+SCRIPTS = [command for line in ALL_LINES for command in line.split(" && ") if "python tools/" in command]
 
 
 def test_tables_are_what_the_files_say() -> None:
@@ -25,7 +34,15 @@ def test_tables_are_what_the_files_say() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("line", README_COMMANDS)
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_scripts_have_the_options_that_they_are_given(line: str) -> None:
+    _, script, *words = shlex.split(line)
+    assert (ROOT / script).is_file()
+    source = "".join(path.read_text() for path in (ROOT / script).parent.glob("*.py"))  # some share their options
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
+
+
+@pytest.mark.parametrize("line", PAGE_COMMANDS)
 def test_commands_parse(line: str) -> None:
     words = shlex.split(line)
     read(words[words.index("svdata2vec") + 1 :], COMMANDS, "svdata2vec")
@@ -43,3 +60,9 @@ def test_the_first_two_commands_exist_and_parse() -> None:
     assert first == [["bash", "tools/demo.sh"], ["bash", "tools/test.sh"]]
     for script in ("tools/demo.sh", "tools/test.sh", "tools/environment.sh", ".ci/run"):
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+def test_the_page_about_tools_lists_every_script() -> None:
+    page = (ROOT / "tools" / "README.md").read_text()
+    scripts = {path.name for suffix in ("py", "sh", "sbatch") for path in (ROOT / "tools").rglob(f"*.{suffix}")}
+    assert set(re.findall(r"`(\w+\.(?:py|sh|sbatch))`", page)) == scripts

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import render_results as render
+import result_cells as cells
 
 from svdata2vec.bench import record as bench_record
 from svdata2vec.bench import scale as bench_scale
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
-
-README = (ROOT / "README.md").read_text()
+PAGES = {page: (ROOT / page).read_text() for page in render.PAGES}
+HEADLINES = {"claim", "training_step"}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -46,9 +47,34 @@ def test_the_committed_record_of_scaling_is_sound() -> None:
         assert checked["clips"] == checked["steps"][0] * row["processes"] * record["setting"]["batch_size"]
 
 
-@pytest.mark.parametrize("section", ["bench_run", "scaling_measured"])
-def test_the_readme_has_the_tables(section: str) -> None:
-    assert f"<!-- results:{section} -->\n{render.SECTIONS[section]()}<!-- /results -->" in README
+@pytest.mark.parametrize("name", render.SECTIONS)
+def test_the_page_has_every_table_and_the_readme_the_headlines(name: str) -> None:
+    written = f"<!-- results:{name} -->\n{render.section(name)}<!-- /results -->"
+    assert [PAGES[page].count(written) for page in render.PAGES] == [name in HEADLINES, 1]
+    assert not render.section(name).startswith(render.NOT_MEASURED)
+
+
+def test_every_record_is_shown() -> None:
+    shown = {record for _, records in render.SECTIONS.values() for record in records}
+    assert {path.stem for path in RESULTS.glob("*.json")} - shown <= {"kernels_cpu", "kernels_cuda"}  # on a page of their own
+
+
+def test_a_page_is_rendered_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "ROOT", tmp_path)
+    monkeypatch.setattr(render, "PAGES", ("README.md",))
+    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- results:index -->\nold\n<!-- /results -->\nafter\n")
+    monkeypatch.setattr("sys.argv", ["render_results.py", "--check"])
+    with pytest.raises(SystemExit, match=r"README\.md: not what .* say; run: python tools/results/render_results\.py"):
+        render.main()
+    assert "old" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["render_results.py"])
+    render.main()
+    assert page.read_text() == "before\n<!-- results:index -->\nNot measured yet.\n<!-- /results -->\nafter\n"
+    page.write_text("<!-- results:nothing -->\n<!-- /results -->\n")
+    with pytest.raises(SystemExit, match=r"README\.md: unknown results section 'nothing'; expected one of demo"):
+        render.main()
 
 
 def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
@@ -61,22 +87,23 @@ def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
     for name in ("original model", "original train"):
         del gpu["stages"][name]
     (results / "bench_run_cpu.json").write_text(json.dumps(record))
-    alone = render.bench_run()
+    alone = render.section("bench_run")
     (results / "bench_run_gpu.json").write_text(json.dumps(gpu))
-    both = render.bench_run()
+    both = render.section("bench_run")
     lines = (line.split(" | ") for line in both.splitlines())
     cells = {first.strip("| "): [cell.strip("| ") for cell in rest] for first, *rest in lines}
     train = record["roofline"]["train"]
     rate = f"{record['stages']['train']['clips_per_s']:.2f}"
     assert cells["train"][:4] == [rate, f"{train['limit_clips_per_s']:.2f}", f"{100 * train['efficiency']:.3g} %", "1,234"]
     assert cells["read"][4:6] == ["", ""] and cells["the original's way: train"][3] == ""
-    assert "GPU X, torch" in both and "Doubtful: too many cooks." in both and "GPU:" not in alone.replace("a GPU", "")
+    assert "GPU X, torch" in both and "Doubtful: too many cooks." in both and "GPU X" not in alone
+    assert "hence empty: GPU, `demo` preset, CPU." in alone and "hence empty: `demo` preset, CPU." in both
     assert both.count("times as fast") == alone.count("times as fast") == 1
     assert f"training {record['baseline']['train_speedup']:.1f} times as fast" in both
 
 
 def test_rates_keep_three_digits() -> None:
-    assert [render._rate(value) for value in (None, 0.365, 2.18, 76.33, 1269.03)] == ["", "0.36", "2.18", "76.3", "1,269"]
+    assert [cells.rate(value) for value in (None, 0.365, 2.18, 76.33, 1269.03)] == ["", "0.36", "2.18", "76.3", "1,269"]
 
 
 def test_no_speed_is_shown_where_processes_share_cores(results: Path) -> None:
@@ -85,20 +112,34 @@ def test_no_speed_is_shown_where_processes_share_cores(results: Path) -> None:
     record["worlds"][1]["checks"].update(student_equal=False, lost=3)
     record["notes"] = ["4 processes share 2 cores"]
     (results / "scaling_measured.json").write_text(json.dumps(record))
-    text = render.scaling_measured()
+    text = render.section("scaling_measured")
     one, two, four = (line.split(" | ") for line in text.splitlines()[2:5])
     assert one[2] == "100.0 %" and one[5] == one[6] == "" and two[2] != "" and four[1] == four[2] == ""
     assert two[8] == "NO" and two[9].startswith(f"{record['worlds'][1]['checks']['clips'] - 3} of ")
     assert four[3] == f"{record['worlds'][2]['gradient_bytes'] / 1e6:.2f}" and "4 processes share 2 cores." in text
     record["machine"]["usable_cores"] = 4
     (results / "scaling_measured.json").write_text(json.dumps(record))
-    four = render.scaling_measured().splitlines()[4].split(" | ")
+    four = render.section("scaling_measured").splitlines()[4].split(" | ")
     assert four[2] != "" and four[5] != "" and four[6] != ""
     record["notes"] = ["doubtful: the machine was busy before the first step"]
     (results / "scaling_measured.json").write_text(json.dumps(record))
-    four = render.scaling_measured().splitlines()[4].split(" | ")
+    four = render.section("scaling_measured").splitlines()[4].split(" | ")
     assert four[1] == four[2] == four[5] == "" and four[6] != ""  # CPU time holds
 
 
-def test_without_files_nothing_is_said(results: Path) -> None:
-    assert render.scaling_measured() == "" and render.bench_run().count("\n") == 2
+def test_without_records_no_figure_is_shown(results: Path) -> None:
+    assert {render.section(name) for name in render.SECTIONS} == {"Not measured yet.\n"}
+
+
+@pytest.mark.parametrize(("record", "said"), [
+    ({"machine": "2 CPU cores", "gpu": None, "versions": {"torch": "2.13"}, "date": "2026-11-22"},
+     "2 CPU cores, torch 2.13, 2026-11-22."),
+    ({"machine": "2 CPU cores", "gpu": "GPU X", "date": "2026-11-22"}, "GPU X, 2026-11-22."),
+    ({"machine": {"cpu": "C", "cores": 2, "gpu": None}, "date": "2026-11-22", "load_average": 7.25},
+     "2 CPU cores (C), 2026-11-22. Other work was running (load average 7.2): read the ratios."),
+    ({"machine": {"device": "cpu", "cpu": "C", "cores": 4, "versions": {"torch": "2.13"}}, "date": "2026-11-22T19:45:41Z"},
+     "4 CPU cores (C), torch 2.13, 2026-11-22."),
+    ({"cores": 2, "date": "2026-11-22"}, "2 CPU cores, 2026-11-22."),
+])
+def test_machine_and_date_come_from_every_kind_of_record(record: dict[str, Any], said: str) -> None:
+    assert cells.measured(record) == said

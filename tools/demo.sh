@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole road on a data set that it makes: clips -> shards -> DALI -> pretraining -> fine-tuning -> report.
-# A second run reuses what is there; `rm -r demo` starts anew. DEMO chooses another folder.
+# The whole pipeline on a data set that it makes: clips -> shards -> DALI -> pretraining -> fine-tuning -> report.
+# A second run reuses what is there; `rm -r demo` starts over. DEMO chooses another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh

@@ -2,7 +2,7 @@
 
     bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; about five minutes
 
-Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose program is not
+Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
 installed says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1 something failed; 2 wrong
 options; 3 no usable GPU; 4 nothing failed, but parts were not run.
 
@@ -39,7 +39,7 @@ KERNELS = ("gather_frames", "fuse_tokens", "restore_tokens", "attention", "layer
 CONFIGURATION = ("torch", "triton", "numpy")
 
 
-class NotRun(Exception):  # noqa: N818 - not an error: the part says that it cannot be checked here
+class NotRun(Exception):  # noqa: N818 - not an error: the part cannot be checked here
     """This part cannot be checked here; the message says why."""
 
 
@@ -101,7 +101,7 @@ def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -
         figures = load(part.function)(*part.arguments)
     except NotRun as reason:
         return Outcome(part.name, NOT_RUN, str(reason), seconds=time.perf_counter() - started)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it belongs into the table
+    except Exception as error:  # noqa: BLE001 - whatever it was, it belongs in the table
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)
     note = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -117,7 +117,7 @@ def run_apart(part: Part, command: Sequence[str]) -> Outcome:
             [*command, "--part", part.name], capture_output=True, text=True, timeout=part.limit_s, errors="replace"
         )
     except subprocess.TimeoutExpired:
-        return Outcome(part.name, FAILED, f"no end after {part.limit_s} s", seconds=time.perf_counter() - started)
+        return Outcome(part.name, FAILED, f"did not finish within {part.limit_s} s", seconds=time.perf_counter() - started)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(ANSWER) and done.returncode == 0:
             return Outcome(**json.loads(line[len(ANSWER):]))
@@ -138,13 +138,13 @@ def gpu_problem() -> str | None:
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is built without CUDA; install a CUDA build to use a GPU"
     return (
-        f"PyTorch {torch.__version__} finds no NVIDIA GPU here (nvidia-smi says: {nvidia_smi() or 'nothing'}); "
+        f"PyTorch {torch.__version__} finds no NVIDIA GPU here (nvidia-smi reports: {nvidia_smi() or 'nothing'}); "
         "check the driver and CUDA_VISIBLE_DEVICES"
     )
 
 
 def nvidia_smi() -> str:
-    """Name, driver and memory of every GPU, as the driver's own tool says; empty without one."""
+    """Name, driver and memory of every GPU, as the driver's own tool reports; empty without one."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30)
@@ -154,7 +154,7 @@ def nvidia_smi() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the results belong to."""
+    """The machine that the results describe."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -165,7 +165,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(outcomes: Sequence[Outcome], where: dict[str, Any]) -> str:
-    """For people: the machine, a line per part, the sum."""
+    """For people: the machine, a line per part, the totals."""
     versions = " ".join(f"{name} {version}" for name, version in where["versions"].items())
     lines = [f"{where['gpu'] or 'no GPU'}; {where['cores']} CPU cores", versions, ""]
     wide = max((len(outcome.name) for outcome in outcomes), default=0) + 2

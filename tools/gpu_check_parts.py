@@ -60,7 +60,7 @@ def check_driver(device: str = "cuda") -> Figures:
 
 
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
-    """DALI gives the wanted frames, in order, cropped and mirrored as the reference decoder does, and no neighbour instead."""
+    """DALI gives the wanted frames, not their neighbours, in order, cropped and mirrored as the reference decoder does."""
     from svdata2vec.pipeline.graph import DaliDecoder
     from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 
@@ -159,7 +159,7 @@ def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
 
 
 def without_command_line() -> None:
-    """Let configurations be imported where tyro, which only reads the command line for them, is not installed."""
+    """Make configurations importable where tyro, which is needed for the command line alone, is not installed."""
     if importlib.util.find_spec("tyro") is None:
         stand_in = types.ModuleType("tyro")
         stand_in.conf = types.SimpleNamespace(arg=lambda **_: None)  # type: ignore[attr-defined]
@@ -232,7 +232,7 @@ def check_training_step(device: str = "cuda") -> Figures:
         gradients.append({name: p.grad.cpu() for name, p in step.student.named_parameters() if p.grad is not None})
     difference = abs(losses[1] - losses[0]) / abs(losses[0])
     require(difference < 1e-3, f"the loss is {losses[1]:.6g}, on the CPU {losses[0]:.6g}")
-    require(gradients[0].keys() == gradients[1].keys(), "other parameters have a gradient than on the CPU")
+    require(gradients[0].keys() == gradients[1].keys(), "not the same parameters have a gradient as on the CPU")
     worst = 0.0
     for name, expected in gradients[0].items():
         error = ((gradients[1][name] - expected).norm() / expected.norm().clamp_min(1e-8)).item()

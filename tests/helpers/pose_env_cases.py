@@ -1,4 +1,4 @@
-"""Tests that run inside .venv-pose (test_tools_extract_poses.py starts them): mmpose's models, checkpoints, stubs.
+"""Tests that run inside .venv-pose (test_tools_extract_poses.py starts them): mmpose's models and checkpoints.
 
 `bash tools/pose/pose_env.sh && .venv-pose/bin/python -m pytest --noconftest tests/helpers/pose_env_cases.py` runs them alone.
 """
@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pose_models import MODELS, NUM_JOINTS, OPENMMLAB, PoseModel, choose_device, fetch, import_mmpose, read_checkpoint
+from pose_checkpoint import fetch, read_checkpoint
+from pose_models import NUM_JOINTS, PoseModel, choose_device, import_mmpose
+from pose_zoo import MODELS, OPENMMLAB
 
 from svdata2vec.shards.errors import UserError
 
@@ -147,10 +149,10 @@ def test_a_download_is_held_against_the_hash_in_its_name(tmp_path: Path, monkeyp
     assert fetch(good.as_uri()).is_file(), "the second time it comes from the cache"
     bad = tmp_path / "model-01234567_20231211.pth"
     bad.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"cannot be fetched \(invalid hash value"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(invalid hash value"):
         fetch(bad.as_uri())
     assert not (tmp_path / "cache" / "checkpoints" / bad.name).exists()
-    with pytest.raises(UserError, match=r"cannot be fetched .* name the file with --checkpoint"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .* pass the file with --checkpoint"):
         fetch((tmp_path / "nowhere.pth").as_uri())
 
 
@@ -162,11 +164,17 @@ def test_the_addresses_of_the_weights_are_mmposes_own() -> None:
         assert (root / choice.config).is_file()
 
 
-def test_missing_libraries_raise_on_use() -> None:
+def test_missing_libraries_raise_on_use(tmp_path: Path) -> None:
     import_mmpose()
     from mmcv.ops import DeformConv2d
     from mmdet.utils import reduce_mean
+    from mmpose.datasets.datasets.base.base_coco_style_dataset import COCO
+    from mmpose.datasets.transforms.bottomup_transforms import cocomask
 
+    with pytest.raises(NotImplementedError, match=r"xtcocotools\.coco\.COCO is not installed"):
+        COCO(tmp_path / "annotations.json")
+    with pytest.raises(NotImplementedError, match=r"xtcocotools\.mask\.frPyObjects is not installed"):
+        cocomask.frPyObjects([], 4, 4)
     with pytest.raises(NotImplementedError, match=r"mmcv\.ops\.DeformConv2d is not installed"):
         DeformConv2d(3, 3, 3)
     with pytest.raises(NotImplementedError, match=r"mmdet\.utils\.reduce_mean is not installed"):

@@ -124,6 +124,7 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
         return
     for start, end in itertools.pairwise(sample.offsets):
         picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None
         yield np.ascontiguousarray(picture[..., ::-1])
 
 

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,7 +138,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, side in sides.items():
             side.settle(batch)
-            times[name].append(seconds(lambda side=side: side.step(batch), device))
+            times[name].append(seconds(partial(side.step, batch), device))
     medians = {name: statistics.median(values) for name, values in times.items()}
     speedups = {name: medians[BASELINE] / median for name, median in medians.items()}
     record = {

@@ -110,7 +110,7 @@ def storage(given: Assumptions, packing: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def figures(config: PretrainConfig, given: Assumptions) -> dict[str, Any]:
-    """Everything that the README says about scaling."""
+    """Everything that the page of results says about scaling on paper."""
     gradients, buffers = model_bytes(config)
     return {
         "assumptions": asdict(given), "gradient_bytes": gradients, "buffer_bytes": buffers,

@@ -17,7 +17,7 @@ command=(pretrain ntu60-xsub --data.shards data/ntu60 --run.out runs/pretrain-nt
 # -----------------------------------------------------------------------------------------------------------------------
 
 threads=$(($(nproc) / gpus))
-# Else the processes of a restart may find the addresses of the dead ones in torchrun's store, and not each other.
+# Otherwise restarted processes may find the addresses of the dead ones in torchrun's store instead of each other's.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$python" -m torch.distributed.run \
     --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" \

@@ -14,30 +14,21 @@ too, and beside them one whose weights never moved. Writes every accuracy as JSO
 """
 
 import argparse
-import json
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch
+from experiment import make_parser, on_shards, probe_all_labels, process_pool, write_record
+from matplotlib.figure import Figure
 
-from svdata2vec.bench.machine import machine
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
-from svdata2vec.config.probe import PROBE
 from svdata2vec.config.schema import OptimConfig, PretrainConfig
-from svdata2vec.evaluation.probe import probe
 from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
 
 FRACTIONS = (0.05, 0.2, 1.0)
 PRETRAINED = ("rgb", "skeleton")  # what the teacher reads
@@ -52,15 +43,12 @@ NAMES = {
 
 def pretrain_config(options: argparse.Namespace, kind: str, seed: int) -> PretrainConfig:
     """The demo's pretraining with another input for the teacher."""
-    base = demo_pretrain()
-    run = replace(
-        base.run, out=options.work / f"pretrain-{kind}-{seed}", seed=seed, epochs=options.epochs, precision=options.precision
-    )
-    config = replace(base, data=replace(base.data, shards=str(options.shards), threads=1), run=run)
+    config = on_shards(demo_pretrain(), options, f"pretrain-{kind}-{seed}", seed)
     if kind == "untrained":
-        return replace(config, optim=OptimConfig(lr=STILL, min_lr=STILL), run=replace(run, epochs=1))
+        return replace(config, optim=OptimConfig(lr=STILL, min_lr=STILL), run=replace(config.run, epochs=1))
+    config = replace(config, run=replace(config.run, epochs=options.epochs))
     if kind == "rgb":
-        return replace(config, encode="all_frames", target=replace(base.target, teacher_input="rgb"))
+        return replace(config, encode="all_frames", target=replace(config.target, teacher_input="rgb"))
     return config
 
 
@@ -77,18 +65,13 @@ def run_pretraining(options: argparse.Namespace, kind: str, seed: int) -> dict[s
 
 def run_finetuning(options: argparse.Namespace, start: str, fraction: float, seed: int) -> dict[str, Any]:
     """Top-1 on unseen subjects; every start sees the same labels for the same number of steps."""
-    base = demo_finetune()
-    shards = ShardSet.open(options.shards)
-    labels = len(labelled_rows(shards, base.data.train_split, fraction, seed))
+    base = on_shards(demo_finetune(), options, f"rgb-{start}-{fraction:g}-{seed}", seed)
+    labels = len(labelled_rows(ShardSet.open(options.shards), base.data.train_split, fraction, seed))
     epochs = -(-options.steps // (labels // base.run.batch_size))
     config = replace(
-        base,
-        pretrained=None if start == "scratch" else options.work / f"pretrain-{start}-{seed}",
-        label_fraction=fraction,
-        data=replace(base.data, shards=str(options.shards), threads=1),
+        base, label_fraction=fraction, run=replace(base.run, epochs=epochs),
         optim=replace(base.optim, warmup_epochs=epochs / 10),
-        run=replace(base.run, out=options.work / f"rgb-{start}-{fraction:g}-{seed}", seed=seed, epochs=epochs,
-                    precision=options.precision),
+        pretrained=None if start == "scratch" else options.work / f"pretrain-{start}-{seed}",
     )
     result = finetune(config)
     return {"start": start, "fraction": fraction, "seed": seed, "labels": labels, "top1": result["top1"],
@@ -96,21 +79,14 @@ def run_finetuning(options: argparse.Namespace, start: str, fraction: float, see
 
 
 def run_probe(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
-    """Frozen RGB features with all labels: linear probe and nearest neighbours."""
-    base = PROBE["demo"]()
-    config = replace(
-        base, data=replace(base.data, shards=str(options.shards), threads=1), label_fraction=1.0, seed=seed,
-        pretrained=options.work / f"pretrain-{kind}-{seed}", out=options.work / f"probe-{kind}-{seed}",
-    )
-    result = probe(config)
+    result = probe_all_labels(options, f"pretrain-{kind}-{seed}", seed)
     return {"kind": kind, "seed": seed, "linear_top1": result["top1"], "knn_top1": result["knn"]["top1"]}
 
 
 def run_all(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All runs, `--jobs` at a time: pretraining first, then whatever starts from it."""
     seeds = range(options.seeds)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with process_pool(options.jobs) as pool:
         slowest_first = ("rgb", "skeleton", "untrained")  # so that no process idles at the end
         pretraining = [pool.submit(run_pretraining, options, kind, seed) for kind in slowest_first for seed in seeds]
         found = {"pretraining": [future.result() for future in pretraining]}
@@ -180,25 +156,16 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="shards of synthetic motion clips")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=24, help="of pretraining")
+    parser = make_parser(__doc__, seeds=3, epochs=24)
     parser.add_argument("--steps", type=int, default=270, help="of each fine-tuning, rounded up to whole epochs")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
     found = run_all(options)
     shards = ShardSet.open(options.shards)
     splits = {name: len(shards.rows(name)) for name in (demo_finetune().data.train_split, demo_finetune().data.test_split)}
-    settings = {"epochs": options.epochs, "steps": options.steps, "precision": options.precision, "seeds": options.seeds}
-    record = {**machine(), **settings, "classes": len(shards.manifest.classes), "clips": splits,
-              "comparison": compare(found), **found}
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    plot(record, options.out.with_suffix(".png"))
-    print(json.dumps(record["comparison"], indent=1))
+    settings = {name: getattr(options, name) for name in ("epochs", "steps", "precision", "seeds")}
+    compared = compare(found)
+    figures = {**settings, "classes": len(shards.manifest.classes), "clips": splits, "comparison": compared, **found}
+    write_record(options.out, figures, plot, compared)
 
 
 if __name__ == "__main__":

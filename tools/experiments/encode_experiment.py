@@ -9,30 +9,21 @@ loss curves, the accuracies and the seed-to-seed spread as JSON, and a plot besi
 """
 
 import argparse
-import json
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import matplotlib
-import torch
+from experiment import make_parser, on_shards, probe_all_labels, process_pool, write_record
+from matplotlib.figure import Figure
 
-from svdata2vec.bench.machine import machine
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
-from svdata2vec.config.probe import PROBE
-from svdata2vec.evaluation.probe import probe
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-
-WAYS = ("kept_frames", "all_frames")
+WAYS: tuple[Literal["kept_frames", "all_frames"], ...] = ("kept_frames", "all_frames")
 
 
 def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -40,36 +31,17 @@ def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed, "top1": {}, "probe_top1": {}, "loss": {}, "clips_per_second": {}}
     starts: dict[str, Path | None] = {"scratch": None}
     for way in WAYS:
-        base = demo_pretrain()
-        out = options.work / f"{way}-{seed}"
-        config = replace(
-            base, encode=way, data=replace(base.data, shards=str(options.shards), threads=1),
-            run=replace(base.run, out=out, seed=seed, epochs=options.epochs, precision=options.precision),
-        )
-        pretrain(config)
-        records = read_metrics(out / "metrics.jsonl")
+        config = on_shards(demo_pretrain(), options, f"{way}-{seed}", seed)
+        pretrain(replace(config, encode=way, run=replace(config.run, epochs=options.epochs)))
+        records = read_metrics(config.run.out / "metrics.jsonl")
         found["loss"][way] = [[record["epoch"], record["loss"]] for record in records]
         found["clips_per_second"][way] = statistics.median(record["clips_per_second"] for record in records)
-        found["probe_top1"][way] = probe_all_labels(options, out, seed)
-        starts[way] = out
+        found["probe_top1"][way] = probe_all_labels(options, f"{way}-{seed}", seed)["top1"]
+        starts[way] = config.run.out
     for start, source in starts.items():
-        tuned = demo_finetune()
-        config = replace(
-            tuned, pretrained=source, data=replace(tuned.data, shards=str(options.shards), threads=1),
-            run=replace(tuned.run, out=options.work / f"rgb-{start}-{seed}", seed=seed, precision=options.precision),
-        )
-        found["top1"][start] = finetune(config)["top1"]
+        tuned = on_shards(demo_finetune(), options, f"rgb-{start}-{seed}", seed)
+        found["top1"][start] = finetune(replace(tuned, pretrained=source))["top1"]
     return found
-
-
-def probe_all_labels(options: argparse.Namespace, run: Path, seed: int) -> float:
-    """Top-1 of a linear map of the run's frozen RGB features."""
-    base = PROBE["demo"]()
-    config = replace(
-        base, data=replace(base.data, shards=str(options.shards), threads=1), label_fraction=1.0, seed=seed, pretrained=run,
-        out=run.with_name(f"probe-{run.name}"),
-    )
-    return probe(config)["top1"]
 
 
 def compare(seeds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,23 +84,12 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="the demo's shards")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each")
-    parser.add_argument("--epochs", type=int, default=16, help="of pretraining")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    options = make_parser(__doc__, seeds=4, epochs=16).parse_args()
+    with process_pool(options.jobs) as pool:
         seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
-    settings = {"epochs": options.epochs, "precision": options.precision}
-    record = {**machine(), **settings, **compare(seeds), "seeds": seeds}
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    plot(record, options.out.with_suffix(".png"))
-    print(json.dumps({name: value for name, value in record.items() if name != "seeds"}, indent=1))
+    compared = compare(seeds)
+    figures = {"epochs": options.epochs, "precision": options.precision, **compared, "seeds": seeds}
+    write_record(options.out, figures, plot, compared)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Show that the synthetic action data set asks for motion: neither one frame nor the background tells the class.
+"""Show that the synthetic action data set needs motion: neither one frame nor the background tells the class.
 
     python tools/motion/check_motion_clips.py OUT --json tools/results/motion_clips_check.json
 
 trains the same small classifier, split by subject, on: one random frame of each clip (cropped to the persons in that
 frame, and as it lies in the clip's crop), on a patch of background over the whole clip, and on the whole clip; for
-pixels and for joints. Errors are in favour of what must fail: one frame and background count with their best epoch on
+pixels and for joints. The comparison favours what must fail: one frame and background count with their best epoch on
 the evaluation subjects, the whole clip with its last.
 
 Letters: N clips, T sampled frames, C channels, H and W pixels, F features, M persons, V joints.
@@ -13,12 +13,10 @@ Letters: N clips, T sampled frames, C channels, H and W pixels, F features, M pe
 import argparse
 import datetime
 import json
-import pickle
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,131 +25,16 @@ import av
 import cv2
 import numpy as np
 import torch
+from motion_crops import STORED, Clips, read_clips
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from svdata2vec import __version__
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import COCO17
 
-STORED, SHOWN = 50, 44  # pixels: crops are stored a little larger than the network's input, for random shifts
+SHOWN = 44  # pixels of the network's input
 FRAMES_PER_EPOCH = 4  # random frames of each clip that a one-frame classifier sees in an epoch
-
-
-@dataclass(frozen=True)
-class Clips:
-    """What the classifiers read: crops (N, T, H, W, 3) uint8, joints (N, T, features), labels and the split."""
-
-    frame_crops: NDArray[np.uint8]
-    clip_crops: NDArray[np.uint8]
-    background: NDArray[np.uint8]
-    frame_joints: NDArray[np.float32]
-    clip_joints: NDArray[np.float32]
-    label_N: NDArray[np.int64]
-    train_N: NDArray[np.bool_]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def load_annotations(folder: Path) -> tuple[list[dict[str, Any]], list[str], set[str]]:
-    """Annotations, class names and the names of the training clips (xsub)."""
-    missing = [name for name in ("motion.pkl", "classes.txt", "videos") if not (folder / name).exists()]
-    if missing:
-        raise UserError(f"{folder}: {', '.join(missing)} not found; make the data set first: "
-                        f"python tools/motion/make_motion_clips.py {folder}")
-    content = pickle.loads((folder / "motion.pkl").read_bytes())
-    classes = (folder / "classes.txt").read_text().splitlines()
-    return content["annotations"], classes, set(content["split"]["xsub_train"])
-
-
-def square(joints: NDArray[np.float32], width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of a square around all joints that are not zero, with a margin; the whole picture if none."""
-    seen = joints.reshape(-1, 2)
-    seen = seen[(seen != 0).all(axis=1)]
-    if len(seen) < 3:
-        return (width - max(width, height)) // 2, (height - max(width, height)) // 2, max(width, height)
-    low, high = seen.min(axis=0), seen.max(axis=0)
-    side = float((high - low).max()) * 1.15 + 12
-    corner = 0.5 * (low + high) - 0.5 * side
-    return int(corner[0]), int(corner[1]), max(8, int(side))
-
-
-def cut(picture: NDArray[np.uint8], left: int, top: int, side: int) -> NDArray[np.uint8]:
-    """A square of the picture, black beyond its edges, resized to STORED pixels."""
-    canvas = np.zeros((side, side, 3), np.uint8)
-    height, width = picture.shape[:2]
-    x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + side), min(height, top + side)
-    if x0 < x1 and y0 < y1:
-        canvas[y0 - top:y1 - top, x0 - left:x1 - left] = picture[y0:y1, x0:x1]
-    return np.asarray(cv2.resize(canvas, (STORED, STORED), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def normalised(joints_MTV2: NDArray[np.float32], corner_T2: NDArray[np.float32], side_T: NDArray[np.float32]) -> Any:
-    """(T, 2*V*3): coordinates in the square as -1..1 and whether the joint is there; two persons, zeros for none."""
-    both = np.zeros((2, *joints_MTV2.shape[1:]), np.float32)
-    both[:len(joints_MTV2[:2])] = joints_MTV2[:2]
-    there = (both != 0).all(axis=-1, keepdims=True)
-    inside = 2 * (both - corner_T2[:, None]) / side_T[:, None, None] - 1
-    return np.concatenate([np.where(there, inside, 0), there], axis=-1).swapaxes(0, 1).reshape(both.shape[1], -1)
-
-
-def free_patch(joints_MTV2: NDArray[np.float32], width: int, height: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Left and top of a patch of background that no person ever enters, if there is one."""
-    side, margin = height // 3, 0.04 * height
-    seen = joints_MTV2.reshape(-1, 2)
-    seen = seen[(seen != 0).all(axis=1)]
-
-    def entered(corner: tuple[int, int]) -> bool:
-        near = (seen > np.array(corner) - margin) & (seen < np.array(corner) + side + margin)
-        return bool(near.all(axis=1).any())
-
-    corners = [(x, y) for x in (0, width - side) for y in (0, height // 3, height - side)]
-    free = [corner for corner in corners if not entered(corner)]
-    choices = free or corners[:1]
-    return choices[rng.integers(len(choices))]
-
-
-def read_clip(folder: Path, index: int, entry: dict[str, Any], num_frames: int) -> tuple[Any, ...]:
-    """Sample `num_frames` frames evenly and cut the three kinds of crops; joints in the same squares."""
-    path = folder / "videos" / f"{entry['frame_dir']}.mp4"
-    total, (height, width) = entry["total_frames"], entry["img_shape"]
-    wanted = np.linspace(0, total - 1, num_frames).round().astype(int)
-    with av.open(str(path)) as container:
-        decoded = [frame for _, frame in zip(range(total), container.decode(video=0), strict=False)]
-    if len(decoded) != total:
-        raise UserError(f"{path}: has {len(decoded)} frames, motion.pkl says {total}; make the data set again")
-    pictures = [decoded[t].to_ndarray(format="rgb24") for t in wanted]
-    joints_MTV2 = entry["keypoint"].astype(np.float32)
-    sampled = joints_MTV2[:, wanted]
-    squares = [square(sampled[:, t], width, height) for t in range(num_frames)]
-    whole = square(joints_MTV2, width, height)
-    x, y = free_patch(joints_MTV2, width, height, np.random.default_rng(index))
-    places = np.array(squares, np.float32)
-    wholes = np.tile(np.array(whole, np.float32), (num_frames, 1))
-    return (
-        np.stack([cut(p, *s) for p, s in zip(pictures, squares, strict=True)]),
-        np.stack([cut(p, *whole) for p in pictures]),
-        np.stack([cut(p, x, y, height // 3) for p in pictures]),
-        normalised(sampled, places[:, :2], places[:, 2]),
-        normalised(sampled, wholes[:, :2], wholes[:, 2]),
-    )
-
-
-def read_clips(folder: Path, num_frames: int, threads: int) -> tuple[Clips, list[str]]:
-    annotations, classes, train = load_annotations(folder)
-    cv2.setNumThreads(1)
-    with ThreadPoolExecutor(threads) as pool:
-        read = pool.map(lambda pair: read_clip(folder, pair[0], pair[1], num_frames), enumerate(annotations))
-        parts = [np.stack(part) for part in zip(*read, strict=True)]
-    label_N = np.array([entry["label"] for entry in annotations])
-    train_N = np.array([entry["frame_dir"] in train for entry in annotations])
-    frames, wholes, background, frame_joints, clip_joints = parts
-    return Clips(frames, wholes, background, frame_joints, clip_joints, label_N, train_N), classes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The classifiers
 
 
 class FrameNet(nn.Sequential):
@@ -215,10 +98,9 @@ def show_joints(joints: NDArray[np.float32], rng: np.random.Generator | None) ->
     if rng is None:
         return torch.from_numpy(joints)
     clips = joints.reshape(*joints.shape[:2], 2, -1, 3).copy()
-    order = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
     for i in range(len(clips)):
         if rng.uniform() < 0.5:
-            clips[i] = clips[i][:, :, order] * np.array([-1, 1, 1], np.float32)
+            clips[i] = clips[i][:, :, COCO17.flip_V] * np.array([-1, 1, 1], np.float32)
         if rng.uniform() < 0.5:
             clips[i] = clips[i][:, ::-1]
     clips[..., :2] += clips[..., 2:] * rng.normal(0, 0.02, (*clips.shape[:-1], 2))
@@ -310,19 +192,15 @@ def make_trials(clips: Clips, epochs: int) -> list[Trial]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-
 def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -> dict[str, Any]:
-    """Run all trials and describe them; prints a line for each as it ends."""
+    """Run all trials and return the record; prints a line for each as it ends."""
     torch.set_num_threads(threads)
     start = time.monotonic()
     clips, classes = read_clips(folder, num_frames, threads)
     chance = max(np.bincount(clips.label_N[~clips.train_N])) / (~clips.train_N).sum()
     print(f"{len(clips.label_N)} clips read in {time.monotonic() - start:.0f} s: {clips.train_N.sum()} for training, "
           f"{(~clips.train_N).sum()} of other subjects for evaluation; {len(classes)} classes")
-    print(f"{100 * chance:5.1f} %  chance (the commonest class)", flush=True)
+    print(f"{100 * chance:5.1f} %  chance (the most frequent class)", flush=True)
     trials = []
     for trial in make_trials(clips, epochs):
         trials.append(run_trial(trial, clips, len(classes), seed))

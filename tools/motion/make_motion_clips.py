@@ -3,9 +3,12 @@
     python tools/motion/make_motion_clips.py OUT --clips 600 --seed 0 --workers 2
 
 writes OUT/videos/S001C001P001R001A001.mp4 ..., OUT/motion.pkl (`split`, `annotations` with COCO-17 keypoints in
-pixels), OUT/classes.txt and OUT/motion.json (options, version; its "complete" turns true last). The result depends on
-the options alone, not on the number of workers. Run again with the same options, it keeps what is there and makes what
-is missing.
+pixels), OUT/classes.txt and OUT/motion.json (options, version; its "complete" becomes true last). The result depends on
+the options alone, not on the number of workers. A second run with the same options makes only what is missing.
+
+A clip goes through motion_actions.py (joints in three dimensions, from motion_stage.py and motion_bodies.py),
+motion_scene.py (camera and looks; motion_scenery.py: what stands around), motion_drawing.py (frames) and
+motion_detector.py (the annotated joints, with a detector's errors).
 """
 
 import argparse
@@ -24,12 +27,15 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from motion_bodies import make_body
+from motion_actions import CLASSES, perform
+from motion_bodies import FPS, make_body
 from motion_detector import detect
 from motion_drawing import render
-from motion_figures import CLASSES, FPS, perform
-from motion_scene import AZIMUTHS, Picture, Scene, make_camera, make_look, make_scene
+from motion_scene import AZIMUTHS, Scene, make_camera, make_look, make_scene
+from motion_scenery import Picture
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -108,10 +114,6 @@ def splits(specs: Sequence[ClipSpec]) -> dict[str, list[str]]:
             for rule, trains in rules.items() for part in ("train", "val")}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One clip
-
-
 def build_scene(spec: ClipSpec, options: Options) -> Scene:
     """Choreography, camera and looks of one clip."""
     seed = options.seed
@@ -182,30 +184,6 @@ def make_clip(spec: ClipSpec, options: Options, folder: Path) -> tuple[int, Pose
     return spec.index, Poses(keypoint.astype(np.float16), score.astype(np.float16)), drawn
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole set
-
-
-class Progress:
-    """Rate and time left: one changing line on a terminal, a line every five seconds in a log."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.frames = total, 0, 0
-        self.start = self.last = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def add(self, frames: int) -> None:
-        self.done, self.frames = self.done + 1, self.frames + frames
-        now = time.monotonic()
-        if now - self.last >= (0.2 if self.terminal else 5.0) or self.done == self.total:
-            self.last = now
-            rate = self.done / max(now - self.start, 1e-6)
-            line = (f"{self.done}/{self.total} clips, {rate:.1f} clips/s, {self.frames} frames drawn, "
-                    f"{(self.total - self.done) / rate:.0f} s left")
-            end = "\n" if not self.terminal or self.done == self.total else ""
-            print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
-
-
 def clip_results(
     specs: Sequence[ClipSpec], options: Options, folder: Path, workers: int
 ) -> Iterator[tuple[int, Poses, int]]:
@@ -221,10 +199,6 @@ def clip_results(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def settings(options: Options) -> dict[str, Any]:
-    return {"format": "svdata2vec-motion-clips", "version": VERSION, "options": asdict(options)}
 
 
 def check_folder(folder: Path, options: Options) -> bool:
@@ -255,7 +229,8 @@ def check_folder(folder: Path, options: Options) -> bool:
 
 
 def write_state(folder: Path, options: Options, *, complete: bool, frames: int = 0) -> None:
-    state = {**settings(options), "classes": list(CLASSES), "complete": complete, "frames": frames}
+    state = {"format": "svdata2vec-motion-clips", "version": VERSION, "options": asdict(options), "classes": list(CLASSES),
+             "complete": complete, "frames": frames}
     write_atomically(folder / "motion.json", (json.dumps(state, indent=1) + "\n").encode())
 
 
@@ -269,11 +244,11 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     write_state(folder, options, complete=False)
     specs = clip_specs(options.clips)
     annotations: dict[int, dict[str, Any]] = {}
-    progress, drawn = Progress(len(specs)), 0
-    for index, poses, frames in clip_results(specs, options, folder, workers):
+    drawn = 0
+    results = clip_results(specs, options, folder, workers)
+    for index, poses, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
         annotations[index] = annotation(specs[index], poses, options)
         drawn += frames
-        progress.add(frames)
     content = {"split": splits(specs), "annotations": [annotations[spec.index] for spec in specs]}
     write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
     write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())

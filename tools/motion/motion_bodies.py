@@ -10,17 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from svdata2vec.shards.layouts import COCO17
+
 Array = NDArray[np.float64]
 Rng = np.random.Generator
 
-COCO = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-    "right_ankle",
-)
-EXTRA = ("neck", "pelvis", "head", "left_hand", "right_hand", "left_toe", "right_toe")
-JOINT = {name: index for index, name in enumerate(COCO + EXTRA)}
-SIDES = ("left", "right")
+EXTRA = ("neck", "pelvis", "head", "l_hand", "r_hand", "l_toe", "r_toe")
+JOINT = {name: index for index, name in enumerate(COCO17.joints + EXTRA)}
+SIDES = ("l", "r")
+FPS = 30
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,11 @@ class Stance:
     ankles_T23: Array
     meet_T23: Array
     meet_weight_T2: Array
+
+
+def oscillation(rng: Rng, num_frames: int, slowest: float, fastest: float) -> Array:
+    """(T,) sine of random phase and a random frequency in Hz."""
+    return np.sin(2 * np.pi * (rng.uniform(slowest, fastest) * np.arange(num_frames) / FPS + rng.uniform()))
 
 
 def columns(num_frames: int, *values: float | Array) -> Array:

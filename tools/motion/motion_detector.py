@@ -1,4 +1,4 @@
-"""What a pose detector would say about a scene of the synthetic action data set: errors, scores, missing joints.
+"""What a pose detector would report for a scene of the synthetic action data set: errors, scores, missing joints.
 
 Letters: T frames, M performers, V the 17 COCO joints.
 """
@@ -15,8 +15,8 @@ def detect(scene: Scene, rng: Rng) -> tuple[Array, Array]:
     """What a pose detector reports: keypoints (M, T, V, 2) in pixels and scores (M, T, V); exact zeros where missing.
 
     Errors are partly correlated in time and grow with the person's size. Like a top-down detector, it guesses joints
-    that are hidden (larger errors, low scores) and seldom leaves one out; joints outside the picture are missing, and
-    now and then a whole person is lost for some frames.
+    that are hidden (larger errors, low scores) and rarely leaves one out; joints outside the picture are missing, and
+    occasionally a whole person is lost for some frames.
     """
     joints_MTV2 = scene.coco()
     hidden_MTV = hidden_joints(scene)

@@ -1,7 +1,7 @@
 """Drawing of the synthetic action data set: figures from capsules, scenery with changing light, occluders in front.
 
-Everything is worked out for the whole clip first (coordinates, thickness, depth order), so that a frame costs little more
-than its OpenCV calls.
+Coordinates, thickness and depth order are computed for the whole clip first, so that a frame costs little more than its
+OpenCV calls.
 
 Letters: T frames, M performers, J drawn joints, P parts of a body.
 """
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from motion_bodies import JOINT, Array
-from motion_scene import MARGIN, Colour, Look, Picture, Scene, colour, darker, make_backdrop, make_light, make_movers
+from motion_bodies import JOINT, SIDES, Array
+from motion_scene import Look, Scene
+from motion_scenery import MARGIN, Colour, Picture, colour, darker, make_backdrop, make_light, make_movers
 from numpy.typing import NDArray
 
 SHIFT = 3  # OpenCV draws with 1/8 pixel
@@ -32,8 +33,8 @@ class Part:
 
 def body_parts() -> tuple[Part, ...]:
     parts = [Part("neck", "pelvis", 0.058, "shirt"), Part("neck", "head", 0.03, "skin", -0.05),
-             Part("left_hip", "right_hip", 0.05, "thigh", -0.02), Part("head", "head", 0.066, "head", 0.06)]
-    for side in ("left", "right"):
+             Part("l_hip", "r_hip", 0.05, "thigh", -0.02), Part("head", "head", 0.066, "head", 0.06)]
+    for side in SIDES:
         parts += [
             Part(f"{side}_shoulder", f"{side}_elbow", 0.033, "upper_arm", 0.04),
             Part(f"{side}_elbow", f"{side}_wrist", 0.028, "forearm", 0.05),
@@ -64,7 +65,7 @@ def fixed(values: Array) -> list:
 
 
 class FigurePainter:
-    """Draws one performer; all coordinates and depth orders are worked out for the whole clip beforehand."""
+    """Draws one performer; all coordinates and depth orders are computed for the whole clip first."""
 
     def __init__(self, scene: Scene, person: int) -> None:
         pixels_TJ2 = scene.pixels_MTJ2[person]
@@ -80,15 +81,15 @@ class FigurePainter:
         self.corners = self.torso_corners(pixels_TJ2, radius_TP[:, TORSO])
         self.head = fixed(pixels_TJ2[:, JOINT["head"]])
         self.hair = fixed(self.hair_centre(pixels_TJ2))
-        self.eyes = fixed(pixels_TJ2[:, [JOINT["left_eye"], JOINT["right_eye"]]])
+        self.eyes = fixed(pixels_TJ2[:, [JOINT["l_eye"], JOINT["r_eye"]]])
         depth_TJ = scene.depth_MTJ[person]
-        eye_depth_T2 = depth_TJ[:, [JOINT["left_eye"], JOINT["right_eye"]]]
+        eye_depth_T2 = depth_TJ[:, [JOINT["l_eye"], JOINT["r_eye"]]]
         self.eye_seen = (eye_depth_T2 < depth_TJ[:, JOINT["head"], None]).tolist()
 
     @staticmethod
     def torso_corners(pixels_TJ2: Array, radius_T: Array) -> NDArray[np.int32]:
         """(T, 4, 2) fixed point: shoulders and hips, never narrower than the trunk is deep."""
-        names = ("left_shoulder", "right_shoulder", "right_hip", "left_hip")
+        names = ("l_shoulder", "r_shoulder", "r_hip", "l_hip")
         corners_T42 = pixels_TJ2[:, [JOINT[name] for name in names]].copy()
         axis_T2 = pixels_TJ2[:, JOINT["pelvis"]] - pixels_TJ2[:, JOINT["neck"]]
         across_T2 = np.stack([-axis_T2[:, 1], axis_T2[:, 0]], axis=1)
@@ -156,7 +157,7 @@ class FigurePainter:
 
 
 class SceneryPainter:
-    """Draws what is behind the performers: two lightings of one backdrop, mixed, and moving things."""
+    """Draws what is behind the performers: two lightings of one backdrop, mixed, and moving objects."""
 
     def __init__(self, scene: Scene) -> None:
         rng = np.random.default_rng([*scene.scenery_seed, 2])

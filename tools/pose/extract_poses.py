@@ -7,32 +7,31 @@
 
 VIDEOS is a folder (class/video.mp4 or split/class/video.mp4 gives the labels), some files, or a CSV path,label,split.
 RTMO finds boxes and joints (COCO-17) of all persons in one pass; `--model hrnet-w32 --boxes FOLDER` finds the joints in
-boxes that are given. Run the same command again to go on after an interruption: finished videos are in the work folder.
+boxes that are given. After an interruption run the same command again: finished videos are in the work folder.
 Every decoded frame has its place in the arrays, whether somebody is seen in it or not.
 """
 
 import argparse
 import hashlib
 import itertools
-import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pose_inputs import GivenBoxes, Video, VideoList, find_videos
 from pose_tracking import Detections, TrackingOptions, find_persons, inside
 from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pickle
+from pose_zoo import MODELS, OPENMMLAB
 
+from svdata2vec.pipeline.background import Prefetch
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
-Item = TypeVar("Item")
-MODEL_NAMES = ("rtmo-t", "rtmo-s", "rtmo-m", "rtmo-l", "hrnet-w32")
+LEAST_SCORE = 0.1  # detections are stored down to this score, so that --min-score can change without another pass
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,13 +40,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("videos", nargs="+", help="a folder, a CSV path,label,split, or video files")
     parser.add_argument("--out", type=Path, required=True, help="the pickle to write, NAME.pkl; classes.txt goes beside it")
     parser.add_argument("--work", type=Path, help="folder for finished videos (default: NAME.work beside the pickle)")
-    parser.add_argument("--model", choices=MODEL_NAMES, default="rtmo-m",
+    parser.add_argument("--model", choices=MODELS, default="rtmo-m",
                         help="rtmo-t (fast) to rtmo-l (exact), or hrnet-w32 in given boxes (default rtmo-m)")
     parser.add_argument("--boxes", type=Path, help="for hrnet-w32: folder with NAME.csv (frame,x1,y1,x2,y2) or NAME.npz of "
                                                    "an earlier run's work folder")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", help="file or URL of the weights (default: OpenMMLab's)")
-    weights.add_argument("--random-weights", action="store_true", help="for tests only: what is found means nothing")
+    weights.add_argument("--random-weights", action="store_true", help="for tests only: the detections are meaningless")
     parser.add_argument("--trust-checkpoint", action="store_true",
                         help="load a checkpoint that holds more than weights, though unpickling it could run code")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
@@ -80,8 +79,8 @@ def _check(given: argparse.Namespace) -> None:
     if not 0 <= given.min_score <= 1:
         raise UserError(f"--min-score {given.min_score}: expected 0 to 1")
     if (given.model == "hrnet-w32") != (given.boxes is not None):
-        raise UserError("--model hrnet-w32 finds joints in given boxes: name their folder with --boxes"
-                        if given.boxes is None else f"--boxes: {given.model} finds boxes itself; take --model hrnet-w32")
+        raise UserError("--model hrnet-w32 finds joints in given boxes: pass their folder with --boxes"
+                        if given.boxes is None else f"--boxes: {given.model} finds boxes itself; use --model hrnet-w32")
 
 
 def extract(given: argparse.Namespace) -> int:
@@ -92,11 +91,11 @@ def extract(given: argparse.Namespace) -> int:
     work = WorkFolder(given.work, settings_of(given))
     first, parts = given.part
     todo = videos.videos[first::parts]
-    open_ones = [video for video in todo if not work.is_finished(video)]
-    print(f"{len(videos.videos)} videos of {len(videos.classes)} classes; {len(todo) - len(open_ones)} finished before")
+    unfinished = [video for video in todo if not work.is_finished(video)]
+    print(f"{len(videos.videos)} videos of {len(videos.classes)} classes; {len(todo) - len(unfinished)} finished before")
     skipped: dict[str, str] = {}
-    if open_ones:
-        skipped = extract_videos(open_ones, load_model(given), work, boxes)
+    if unfinished:
+        skipped = extract_videos(unfinished, load_model(given), work, boxes)
     if parts > 1:
         print(f"part {first}/{parts} done, {len(skipped)} skipped; run once without --part to write the pickle")
         return 0
@@ -110,19 +109,19 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         with Path(given.checkpoint).open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
     return {"model": given.model, "weights": weights, "input_size": given.input_size,
-            "least_score": min(given.min_score, 0.1), "boxes": str(given.boxes.resolve()) if given.boxes else None}
+            "least_score": min(given.min_score, LEAST_SCORE), "boxes": str(given.boxes.resolve()) if given.boxes else None}
 
 
 def load_model(given: argparse.Namespace) -> Any:
     """The pose model with its weights on the device."""
-    from pose_models import MODELS, OPENMMLAB, PoseModel, choose_device
+    from pose_models import PoseModel, choose_device
 
     device = choose_device(given.device)
-    model = PoseModel(given.model, device, input_size=given.input_size, min_score=min(given.min_score, 0.1),
-                      batch=given.batch)
+    model = PoseModel(given.model, device, input_size=given.input_size, batch=given.batch,
+                      min_score=min(given.min_score, LEAST_SCORE))
     if given.random_weights:
         model.draw_weights()
-        print(f"{given.model} with random weights on {device}: what is found means nothing")
+        print(f"{given.model} with random weights on {device}: the detections are meaningless")
     elif given.checkpoint:
         model.load_weights(given.checkpoint, trust=given.trust_checkpoint)
     else:
@@ -152,7 +151,7 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
     frames: list[Detections] = []
     with VideoReader(video.path) as reader:
         width, height = reader.info.width, reader.info.height
-        with closing(ahead(_prepared(reader, model, given))) as steps:
+        with closing(Prefetch(_prepared(reader, model, given), depth=2, name="frames")) as steps:
             for prepared in steps:
                 frames += [inside(found, width, height) for found in model.predict(prepared)]
                 report(len(prepared))
@@ -175,43 +174,6 @@ def _prepared(reader: VideoReader, model: Any, given: dict[int, np.ndarray] | No
             batch = []
     if batch:
         yield batch
-
-
-def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items, made by a thread that is at most `depth` ahead. Its exceptions are raised here."""
-    buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                return buffer.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if stop.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - handed over and raised below
-            put(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = buffer.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Progress:
@@ -289,11 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error}; finished videos are kept, run again to go on", file=sys.stderr)
+        print(f"error: {error}; finished videos are kept, run again to continue", file=sys.stderr)
     except MemoryError as error:
-        print(f"error: {error or 'out of memory'}; take a smaller --batch and run again to go on", file=sys.stderr)
+        print(f"error: {error or 'out of memory'}; use a smaller --batch and run again to continue", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+        print("\ninterrupted: run the same command again to continue", file=sys.stderr)
         return 130
     return 2
 

@@ -5,61 +5,36 @@ RTMO finds boxes and joints of all persons in one pass; HRNet-w32 finds the join
 """
 
 import contextlib
-import importlib
-import pickle
-import re
 import sys
 import types
-import urllib.error
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pose_checkpoint import first_line, read_checkpoint
 from pose_tracking import Detections
+from pose_zoo import MODELS
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import COCO17
 
-OPENMMLAB = "https://download.openmmlab.com/mmpose/v1/"
-NUM_JOINTS = 17
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """`config`: below mmpose's body_2d_keypoint configurations; `weights`: below OPENMMLAB; `size`: input side in pixels
-    that can be changed, None where the model fixes it."""
-
-    config: str
-    weights: str
-    top_down: bool = False
-    size: int | None = 640
-
-
-MODELS: dict[str, ModelChoice] = {
-    "rtmo-t": ModelChoice("rtmo/body7/rtmo-t_8xb32-600e_body7-416x416.py",
-                          "projects/rtmo/rtmo-t_8xb32-600e_body7-416x416-f48f75cb_20231219.pth", size=416),
-    "rtmo-s": ModelChoice("rtmo/body7/rtmo-s_8xb32-600e_body7-640x640.py",
-                          "projects/rtmo/rtmo-s_8xb32-600e_body7-640x640-dac2bf74_20231211.pth"),
-    "rtmo-m": ModelChoice("rtmo/body7/rtmo-m_16xb16-600e_body7-640x640.py",
-                          "projects/rtmo/rtmo-m_16xb16-600e_body7-640x640-39e78cc4_20231211.pth"),
-    "rtmo-l": ModelChoice("rtmo/body7/rtmo-l_16xb16-600e_body7-640x640.py",
-                          "projects/rtmo/rtmo-l_16xb16-600e_body7-640x640-b37118ce_20231211.pth"),
-    "hrnet-w32": ModelChoice("topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py",
-                             "body_2d_keypoint/topdown_heatmap/coco/"
-                             "td-hm_hrnet-w32_8xb64-210e_coco-256x192-81c58e40_20220909.pth", top_down=True, size=None),
-}
+NUM_JOINTS = len(COCO17.joints)
+NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils", "xtcocotools", "xtcocotools.coco",
+                 "xtcocotools.cocoeval", "xtcocotools.mask")
 
 
 class _RaisingModule(types.ModuleType):
-    """A module in place of a library that is not installed: every name in it is a class that cannot be used."""
+    """A module in place of a library that is not installed: what it holds are such modules, and classes that cannot be used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         place = self.__name__
+        if f"{place}.{name}" in sys.modules:
+            return sys.modules[f"{place}.{name}"]
 
         def refuse(self: object, *args: object, **kwargs: object) -> None:
             raise NotImplementedError(f"{place}.{name} is not installed: the models of this tool do without it")
@@ -68,16 +43,16 @@ class _RaisingModule(types.ModuleType):
 
 
 def import_mmpose() -> Any:
-    """Import mmpose without compiled mmcv and without mmdet. Returns the module.
+    """Import mmpose without compiled mmcv, mmdet and xtcocotools, so that nothing needs a compiler. Returns the module.
 
     mmpose imports mmcv.ops (deformable convolutions) and two names of mmdet.utils (an alias and a training-only function)
-    for models that are not used here.
+    for models that are not used here, and xtcocotools (COCO's annotations, metrics and masks) for training and evaluation.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import_torchvision()
-            for name in ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils"):
+            for name in NOT_INSTALLED:
                 sys.modules.setdefault(name, _RaisingModule(name))
             import mmpose
         except ImportError as error:
@@ -189,7 +164,7 @@ class PoseModel:
         wrong = [name for name in wanted if name not in state or state[name].shape != needed[name].shape]
         if wrong:
             raise UserError(f"{source}: not the weights of {self.name}: {len(wrong)} of {len(wanted)} arrays are missing or "
-                            f"of another size, e.g. {wrong[0]}; name the model that they belong to with --model")
+                            f"of another size, e.g. {wrong[0]}; choose their model with --model")
         self.model.load_state_dict({name: state[name] for name in needed if name in state}, strict=False)
 
 
@@ -198,7 +173,7 @@ def _clear_memory_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the GPU's memory is full ({_first_line(error)})") from error
+        raise MemoryError(f"the GPU's memory is full ({first_line(error)})") from error
 
 
 def _checked_size(name: str, input_size: int | None) -> int | None:
@@ -229,80 +204,3 @@ def no_detections() -> Detections:
     """A frame where nobody is."""
     return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, NUM_JOINTS, 2), np.float32),
                       np.zeros((0, NUM_JOINTS), np.float32))
-
-
-def read_checkpoint(source: str, *, trust: bool = False) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint file or URL of OpenMMLab's form.
-
-    Such files are pickles. They are read with torch's safe unpickler, which is told of the log buffer that mmengine saves
-    beside the weights. A file that holds anything else could run code: it is read only with `trust`. UserError otherwise.
-    """
-    path = fetch(source) if "://" in source else Path(source)
-    if not path.is_file():
-        raise UserError(f"{source}: no such file; expected a checkpoint of mmpose")
-    try:
-        with _known_globals():
-            content = _load(source, path, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise UserError(f"{source}: not a checkpoint ({_first_line(error)})") from error
-        if not trust:
-            raise UserError(f"{source}: holds {found.group(1)} beside weights, which could run code; "
-                            "if you trust its source, say --trust-checkpoint") from error
-        content = _load(source, path, weights_only=False)
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{source}: holds no weights; expected a dictionary with 'state_dict'")
-    return state
-
-
-def _load(source: str, path: Path, *, weights_only: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError, OSError) as error:
-        raise UserError(f"{source}: not a checkpoint ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-@contextlib.contextmanager
-def _known_globals() -> Iterator[None]:
-    """What mmengine's checkpoints hold beside weights: HistoryBuffer, made of NumPy arrays."""
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_statistic, "builtins.getattr"), (_statistic, "getattr")]
-    kinds += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-    for name in ("_reconstruct", "scalar"):
-        function = getattr(importlib.import_module("numpy._core.multiarray"), name)
-        kinds += [(function, f"numpy.core.multiarray.{name}"), (function, f"numpy._core.multiarray.{name}")]
-    with torch.serialization.safe_globals(kinds):
-        yield
-
-
-def _statistic(owner: Any, name: str) -> Any:
-    """In place of `getattr`, by which a HistoryBuffer's pickle names its four methods; unrestricted it leads anywhere."""
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    if (owner is not HistoryBuffer and type(owner) is not HistoryBuffer) or name not in ("min", "max", "mean", "current"):
-        raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r})")
-    return getattr(owner, name)
-
-
-def fetch(url: str) -> Path:
-    """The file of a URL, in torch's cache; the 8 digits of its hash that OpenMMLab puts into names are held against it."""
-    name = url.rpartition("/")[2]
-    target = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if target.is_file():
-        return target
-    hash_start = re.search(r"-([0-9a-f]{8})_\d{8}\.pth$", name)
-    print(f"fetching {url} into {target.parent} (once)", flush=True)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(target), hash_start.group(1) if hash_start else None, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({_first_line(error)}); fetch it yourself and name the file with "
-                        "--checkpoint") from error
-    return target

@@ -1,7 +1,7 @@
 """From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic.
 
 N detections in a frame, M persons, T frames, V joints. Boxes are (x1, y1, x2, y2) in pixels of the decoded video.
-Steps: drop unusable and doubled detections, link boxes from frame to frame, join the pieces of a person who was lost for
+Steps: drop unusable and duplicate detections, link boxes from frame to frame, join the pieces of a person who was lost for
 a while, keep the persons who are largest for longest.
 """
 
@@ -65,7 +65,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Persons:
-    """The main persons of a clip, the weightiest first; zeros where a person is not seen. M is 1 if there is nobody.
+    """The main persons of a clip, largest and longest seen first; zeros where a person is not seen. M is 1 if there is nobody.
 
     `joints_MTV2` and `joint_score_MTV` float32; `box_T5` float32: box around all of them and the best score, per frame.
     """
@@ -78,7 +78,7 @@ class Persons:
 def find_persons(frames: Sequence[Detections], num_joints: int = 17,
                  options: TrackingOptions = TrackingOptions()) -> Persons:
     """The main persons of a clip from its frames' detections (one entry per decoded frame, empty ones included)."""
-    cleaned = [without_doubles(usable(detections, options)) for detections in frames]
+    cleaned = [without_duplicates(usable(detections, options)) for detections in frames]
     tracks = join_pieces(link_boxes(cleaned, options), cleaned, options)
     return _arrays(main_tracks(tracks, cleaned, options), cleaned, num_joints)
 
@@ -100,8 +100,8 @@ def usable(detections: Detections, options: TrackingOptions) -> Detections:
     return detections.take(rows[np.argsort(-detections.score_N[rows], kind="stable")])
 
 
-def without_doubles(detections: Detections, same_box: float = 0.9, same_pose: float = 0.1) -> Detections:
-    """Leaves out a detection that repeats a better one. `detections` are sorted, best first.
+def without_duplicates(detections: Detections, same_box: float = 0.9, same_pose: float = 0.1) -> Detections:
+    """Leaves out detections that repeat a better one. `detections` are sorted, best first.
 
     Two are the same person if their boxes coincide (IoU >= `same_box`), or if their joints lie on top of each other: mean
     distance below `same_pose` times the square root of the larger box's area. Boxes that merely overlap much are not

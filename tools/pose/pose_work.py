@@ -48,7 +48,7 @@ class WorkFolder:
             if changed:
                 name = changed[0]
                 raise UserError(f"{folder}: holds results made with {name}={before.get(name)}, now {name}={settings[name]}; "
-                                "name another folder with --work, or delete this one")
+                                "choose another folder with --work, or delete this one")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(settings, indent=1).encode())

@@ -1,20 +1,21 @@
-"""Choreography of the synthetic action data set: twelve actions of one or two performers in three dimensions.
+"""The twelve actions of the synthetic action data set: one or two performers in three dimensions.
 
-Nothing here draws. The result of `perform` is a `Cast`: joints in metres for one or two performers and the track of the
-object that one of them may carry. Actions differ in motion and come in groups that share their poses, so that one
-frame does not tell the class: raise / lower, sit down / stand up / jump, wave / hold up, shake hands / hand over. No
-two actions are mirror images of each other, because the training recipe flips clips at random.
+Nothing here draws. An action changes the stances of a stage, which are at rest before. The result of `perform` is a
+`Cast`: joints in metres for one or two performers and the track of the object that one of them may carry. Actions differ
+in motion and come in groups that share their poses, so that one frame does not tell the class: raise / lower, sit down /
+stand up / jump, wave / hold up, shake hands / hand over. No two actions are mirror images of each other, because the
+training recipe flips clips at random.
 
 Axes and joints as in `motion_bodies`. Letters: T frames, M performers, J drawn joints.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from motion_bodies import JOINT, Array, Body, Rng, Stance, columns, pose
+from motion_bodies import FPS, JOINT, Array, Body, Rng, columns, pose
+from motion_stage import Stage, active_window, clip_time, facing, hump, idle, move_wrist, ramp, wobble
 
-FPS = 30
 BYSTANDER_RATE = 0.45  # share of one-person actions with a second person who only stands there
 CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object
 
@@ -26,95 +27,6 @@ class Cast:
     joints_MTJ3: Array
     bodies: tuple[Body, ...]
     object_T3: Array | None
-
-
-@dataclass
-class Stage:
-    """What an action may use: its random numbers, the frame count, the bodies, and one stance for each performer."""
-
-    rng: Rng
-    num_frames: int
-    bodies: tuple[Body, ...]
-    stances: list[Stance] = field(default_factory=list)
-
-    @property
-    def tempo(self) -> float:
-        return self.bodies[0].tempo
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Timing
-
-
-def ramp(num_frames: int, start: float, length: float) -> Array:
-    """Smooth step 0 -> 1 that begins at frame `start` and takes `length` frames."""
-    x_T = np.clip((np.arange(num_frames) - start) / max(length, 1.0), 0.0, 1.0)
-    return x_T * x_T * (3.0 - 2.0 * x_T)
-
-
-def hump(num_frames: int, start: float, stop: float, rise: float, fall: float) -> Array:
-    """0 -> 1 -> 0: rises from `start` in `rise` frames, is back at `stop` after `fall` frames."""
-    return ramp(num_frames, start, rise) * (1.0 - ramp(num_frames, stop - fall, fall))
-
-
-def active_window(stage: Stage, low: float, high: float) -> tuple[float, float]:
-    """Random first and last frame of the action: `low` to `high` of the clip, anywhere in it."""
-    length = stage.rng.uniform(low, high) * stage.num_frames
-    start = stage.rng.uniform(0.04, 0.96) * (stage.num_frames - length)
-    return start, start + length
-
-
-def wobble(rng: Rng, num_frames: int, size: float) -> Array:
-    """Slow smooth random motion around zero: two sines of less than 1 Hz."""
-    time_T = np.arange(num_frames) / FPS
-    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.8) * time_T + rng.uniform())) for _ in range(2)]
-    return size * 0.5 * (waves[0] + waves[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Idle stance, and moves shared by actions
-
-HANG, BELLY, HIP, CHEST = (0.06, 0.16, -0.97), (0.5, -0.2, -0.5), (0.02, 0.06, -0.72), (0.5, -0.12, -0.12)
-REST_POSES = ((HANG, HANG), (BELLY, BELLY), (HIP, HIP), (HANG, CHEST), (CHEST, HANG))  # left wrist, right wrist
-REST_SHARES = (0.5, 0.2, 0.14, 0.08, 0.08)
-
-
-def idle(rng: Rng, num_frames: int, ground: Array, yaw: float) -> Stance:
-    """Standing at rest in one of a few poses, breathing and swaying a little, looking around."""
-    rest_23 = np.array(REST_POSES[rng.choice(len(REST_POSES), p=REST_SHARES)])
-    wrists_T23 = np.tile(rest_23, (num_frames, 1, 1)) + rng.normal(0.0, 0.03, (1, 2, 3))
-    for side in range(2):
-        wrists_T23[:, side, 0] += wobble(rng, num_frames, 0.06)
-    ankles_T23 = np.zeros((num_frames, 2, 3))
-    ankles_T23[:, :, 0] = rng.normal(0.0, 0.03, (1, 2))
-    ankles_T23[:, :, 1] = rng.uniform(0.12, 0.2)
-    sway_T2 = np.stack([wobble(rng, num_frames, 0.02), wobble(rng, num_frames, 0.02)], axis=1)
-    return Stance(
-        ground_T2=ground + sway_T2,
-        yaw_T=yaw + wobble(rng, num_frames, 0.08),
-        drop_T=np.full(num_frames, 0.0),
-        pitch_T=rng.uniform(0.0, 0.08) + wobble(rng, num_frames, 0.03),
-        head_yaw_T=rng.uniform(-0.3, 0.3) + wobble(rng, num_frames, 0.3),
-        wrists_T23=wrists_T23,
-        ankles_T23=ankles_T23,
-        meet_T23=np.zeros((num_frames, 2, 3)),
-        meet_weight_T2=np.zeros((num_frames, 2)),
-    )
-
-
-def move_wrist(stance: Stance, side: int, weight_T: Array, target_T3: Array) -> None:
-    """Blend one wrist towards a target (forward, outward, up) in arm lengths."""
-    weight_T1 = weight_T[:, None]
-    stance.wrists_T23[:, side] = (1.0 - weight_T1) * stance.wrists_T23[:, side] + weight_T1 * target_T3
-
-
-def clip_time(stage: Stage) -> Array:
-    """Seconds of the first performer's own clock: subjects differ in tempo."""
-    return np.arange(stage.num_frames) / FPS * stage.tempo
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The actions. Each changes the idle stances of its stage.
 
 
 def raised_hand(stage: Stage, swing_T: Array) -> None:
@@ -308,17 +220,6 @@ CLASSES = tuple(ACTIONS)
 TOGETHER = ("shake hands", "hand over")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Who stands where
-
-
-def facing(rng: Rng) -> float:
-    """Yaw of a lone performer: towards the cameras or across, for every action alike."""
-    if rng.uniform() < 0.45:
-        return float(rng.uniform(-0.8, 0.8))
-    return float(rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.75))
-
-
 def build_stage(action: str, rng: Rng, num_frames: int, bodies: tuple[Body, Body], camera_yaw: float) -> Stage:
     """One or two idle performers in their places; two stand side by side for the camera (azimuth in radians)."""
     together = action in TOGETHER
@@ -345,7 +246,7 @@ def build_stage(action: str, rng: Rng, num_frames: int, bodies: tuple[Body, Body
 
 def object_track(rng: Rng, joints_MTJ3: Array, taker_T: Array | None) -> Array | None:
     """Track (T, 3) of the object: passed from the first to the second, else held by somebody, or None."""
-    hands_MT3 = joints_MTJ3[:, :, JOINT["right_hand"]]
+    hands_MT3 = joints_MTJ3[:, :, JOINT["r_hand"]]
     if taker_T is not None:
         share_T1 = np.convolve(np.pad(taker_T, 1, mode="edge"), np.ones(3) / 3, mode="valid")[:, None]
         return (1.0 - share_T1) * hands_MT3[0] + share_T1 * hands_MT3[1]

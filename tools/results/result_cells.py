@@ -1,0 +1,61 @@
+"""Tables, cells and remarks that the sections of the result pages share. A record is what a file of tools/results/ holds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left, the others to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    """A share as a cell; empty where there is none."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def rate(clips_per_s: float | None) -> str:
+    """Clips per second with about three digits; empty where there are none."""
+    if clips_per_s is None:
+        return ""
+    return f"{clips_per_s:,.0f}" if clips_per_s >= 100 else f"{clips_per_s:.1f}" if clips_per_s >= 10 else f"{clips_per_s:.2f}"
+
+
+def sentence(text: str) -> str:
+    """A remark of a record as a sentence."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def device(record: Record) -> str:
+    """What the record was measured on, as far as it says so: the GPU if one was used, else the CPU."""
+    machine = record.get("machine", record)
+    if isinstance(machine, str):
+        return record.get("gpu") or machine
+    gpu = machine.get("gpu") or machine.get("device", "cpu")
+    if gpu != "cpu":
+        return str(gpu)
+    cpu = f" ({machine['cpu']})" if "cpu" in machine else ""
+    return f"{machine['cores']} CPU cores{cpu}" if "cores" in machine else ""
+
+
+def measured(record: Record) -> str:
+    """Machine, version of torch and date of a record, and whether other work was running, as sentences."""
+    machine = record.get("machine")
+    inner: Record = machine if isinstance(machine, dict) else record
+    torch = (record.get("versions") or inner.get("versions") or {}).get("torch")
+    date = record.get("date") or inner["date"]
+    load = record.get("load_average") or inner.get("load_average") or inner.get("load_1min") or 0
+    busy = load > 2 * inner.get("cores", 1)
+    return (
+        f"{', '.join(part for part in (device(record), torch and f'torch {torch}', date[:10]) if part)}."
+        f"{f' Other work was running (load average {load:.1f}): read the ratios.' if busy else ''}"
+    )
+
+
+def not_measured(columns: Mapping[str, Record | None]) -> str:
+    """Why some columns are empty; nothing if none is."""
+    missing = [name for name, record in columns.items() if record is None]
+    return f"\nNot measured yet, hence empty: {', '.join(missing)}.\n" if missing else ""

@@ -1,0 +1,115 @@
+"""Sections of the result pages about speed: a training step, the stages of a run, loading, encodings, geometry, start-up."""
+
+from result_cells import Record, measured, not_measured, percent, rate, sentence, table
+
+
+def training_step(cpu: Record, gpu: Record | None) -> str:
+    """One pretraining step at the paper's sizes: ours against the authors' way."""
+    columns = {"CPU": cpu, "GPU": gpu}
+    rows = []
+    for side in ("all frames", "kept frames", "kept frames, bf16"):
+        cells = [[f"{run['median_seconds'][side]:.2f} s", f"{run['speedups'][side]:.1f}x"] if run else ["", ""]
+                 for run in columns.values()]
+        rows.append([side, *cells[0], *cells[1]])
+    return table(["one pretraining step, 40 frames of 224 px", "CPU", "", "GPU", ""], rows) + (
+        f"\n\"all frames\" is the authors' way: every frame encoded, float32, the host waiting for the loss. Batch "
+        f"{cpu['batch']}, median of {cpu['rounds']} steps, the sides in turn in one process. {measured(cpu)}\n"
+    ) + not_measured(columns)
+
+
+def bench_run(cpu: Record, gpu: Record | None, demo_cpu: Record | None) -> str:
+    """Every stage of a pretraining run against its limit."""
+    runs = {"CPU": cpu, "GPU": gpu, "`demo` preset, CPU": demo_cpu}
+    stages = dict.fromkeys(stage for run in runs.values() if run for stage in run["stages"])
+    rows = [
+        [stage.replace("original", "the original's way:"), *_rate_and_limit(cpu, stage), *_rate_and_limit(gpu, stage),
+         _rate_and_limit(demo_cpu, stage)[0]]
+        for stage in stages
+    ]
+    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "`demo` preset, CPU"]
+    remarks = [f"\n{name}: {_bench_words(run)}\n" for name, run in runs.items() if run]
+    return table(header, rows) + "".join(remarks) + not_measured(runs)
+
+
+def _rate_and_limit(run: Record | None, stage: str) -> list[str]:
+    """Cells of a stage: clips/s, its limit, the share of it that is reached."""
+    if run is None or stage not in run["stages"]:
+        return ["", "", ""]
+    roof = run["roofline"].get(stage, {})
+    reached = roof.get("efficiency")
+    return [rate(run["stages"][stage]["clips_per_s"]), rate(roof.get("limit_clips_per_s")),
+            "" if reached is None else f"{100 * reached:.3g} %"]
+
+
+def _bench_words(run: Record) -> str:
+    """Setting, verdict, speed-up, shares and machine of a record of `bench run`."""
+    setting, base = run["setting"], run.get("baseline")
+    faster = (
+        f" Against the original's way (all frames, float32, a wait in each step) the model is {base['model_speedup']:.1f} and "
+        f"training {base['train_speedup']:.1f} times as fast." if base else ""
+    )
+    return (
+        f"{setting['num_frames']} frames of {setting['size']} px, batch {setting['batch_size']}, {setting['precision']}, "
+        f"`{setting['codec']}` shards. {sentence(run['verdict']['text'])}{faster} Data wait "
+        f"{percent(run['data_wait_share'])}, MFU {percent(run['mfu'])} of a large matrix product. "
+        f"{' '.join([measured(run), *map(sentence, run['doubts'])])}"
+    )
+
+
+def loader(record: Record) -> str:
+    """Loading the same clips in other ways, in one run."""
+    methods = record["methods"]
+    base = methods.get("original style, decord") or methods["original style, pyav"]
+    rows = [
+        [name, f"{row['clips_per_s']:.1f}", f"{row['cpu_ms_per_clip']:.0f}",
+         f"{base['cpu_ms_per_clip'] / row['cpu_ms_per_clip']:.1f}x"]
+        for name, row in methods.items()
+    ]
+    return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
+        f"\nThe same source clips (960x540 H.264), {record['frames_sampled']} frames each, median of {record['rounds']} rounds "
+        f"in one run. {measured(record)}\n"
+    )
+
+
+def encodings(packing: Record, loading: Record | None = None) -> str:
+    """Cost and fidelity of each encoding of the shards, and what loading it costs where that was measured."""
+    methods = loading["methods"] if loading else {}
+    rows = []
+    for row in packing["rows"]:
+        codec, is_default = row["codec"], row["codec"] != "jpeg" or (row["quality"], row["chroma"]) == (90, "444")
+        method = methods.get(f"ours, {codec}") if is_default else None
+        rows.append([
+            "`copy` (full frame)" if codec == "copy" else
+            f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else ""),
+            f"{100 * row['kib_per_frame'] / 1024:.2f}",
+            f"{row['psnr_db_mean']:.1f}",
+            f"{row['frames_per_cpu_second']:.0f}",
+            *([f"{method['cpu_ms_per_clip']:.0f}" if method else ""] if loading else []),
+        ])
+    header = ["encoding (320 px)", "MiB per 100 frames", "PSNR of the crop, dB", "packed frames per CPU second",
+              *(["loading, CPU ms per clip of 40 frames"] if loading else [])]
+    loaded = ", loaded from synthetic 540p clips" if loading else ""
+    return table(header, rows) + f"\nPacked from H.264 ({packing['source']}){loaded}. {measured(packing)}\n"
+
+
+def geometry(record: Record) -> str:
+    """Decoding and cropping a batch in other ways: what the choices of the pipeline rest on."""
+    rows = [
+        [name, f"{form['cpu_ms_per_clip']:.0f}", f"{form['wall_ms_per_clip']:.0f}",
+         f"{form['psnr_db_to_reference']:.1f}" if "psnr_db_to_reference" in form else ""]
+        for name, form in record["forms"].items()
+    ]
+    header = ["way of decoding and cropping", "CPU ms per clip", "elapsed ms per clip", "PSNR to the reference decoder, dB"]
+    return table(header, rows) + f"\n{record['threads']} threads. {measured(record)}\n"
+
+
+def index(record: Record) -> str:
+    """What a very long index costs a process."""
+    rows = [
+        ["start of one rank of four, CPU seconds", f"{record['start_seconds']:.2f}"],
+        ["its private memory, MB", f"{record['private_mb']:.0f}"],
+        [f"the same after {record['distinct_keys']:,} keys in the order of three epochs, MB",
+         f"{record['private_mb_walked']:.0f}"],
+        ["largest resident memory, MB", f"{record['peak_resident_mb']:.0f}"],
+    ]
+    return table([f"index of {record['clips']:,} clips", ""], rows) + f"\n{measured(record)}\n"
