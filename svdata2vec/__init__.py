@@ -4,4 +4,4 @@ The sub-packages `svdata2vec.shards`, `svdata2vec.pipeline` and `svdata2vec.kern
 repository, reached through relative symlinks (see README, "Layout").
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

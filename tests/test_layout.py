@@ -13,7 +13,7 @@ FOLDERS = ("shards", "pipeline", "kernels", "svdata2vec")
 # may import all those before it.
 SHARDS = ("shards", "shards.reading", "shards.readers", "shards.packing")
 ROW = ("config", "model", "runs", "reports", "original", "evaluation", "training", "bench", "cli")
-BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}  # "svdata2vec" itself holds the version and the public names
+BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}
 ALLOWED: dict[str, set[str]] = {
     "shards": set(),
     "shards.reading": {"shards"},
@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "shards.packing": {"shards", "shards.reading"},
     "pipeline": {"shards", "shards.reading"},
     "kernels": set(),
-    "svdata2vec": {*ROW},
+    "svdata2vec": {*BELOW, *ROW},  # the version and the public names, which come from any room
     **{room: {*BELOW, *ROW[:number]} for number, room in enumerate(ROW)},
 }
 FORBIDDEN_LIBRARIES = {"shards": {"torch", "nvidia", "triton"}, "kernels": {"nvidia", "cv2", "av", "webdataset"}}
