@@ -213,10 +213,10 @@ def test_a_killed_decoder_process_is_replaced():
     decoder = make_decoder("dali", "h264", SIZE, "cpu", 1)
     clips = [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     clean, _ = decode(decoder, clips)
-    worker = decoder._idle.get()
+    worker = decoder._idle.get()  # type: ignore[attr-defined]
     worker._process.kill()
     worker._process.wait()
-    decoder._idle.put(worker)
+    decoder._idle.put(worker)  # type: ignore[attr-defined]
     _, failed = decode(decoder, clips)
     assert "process died" in failed[0]
     again, failed = decode(decoder, clips)
