@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from svdata2vec.shards.errors import UserError
     from svdata2vec.shards.reading.remote import open_shards
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ClipLoader", "PlanConfig", "UserError", "load_encoder", "open_shards"]
 
 _HOMES = {

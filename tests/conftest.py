@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny import tiny_shards
 
+LONG_LIMIT_FACTOR = 3  # times `timeout` of setup.cfg
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -19,7 +21,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot do; REQUIRE_GPU=1 forbids the skip of `gpu` tests."""
+    """Skip what this machine cannot do; REQUIRE_GPU=1 forbids the skip of `gpu` tests. Slow tests get a longer limit."""
     reasons = {}
     if not torch.cuda.is_available() and os.environ.get("REQUIRE_GPU") != "1":
         reasons["gpu"] = "needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)"
@@ -29,6 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, reason in reasons.items():
             if name in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+        if "slow" in item.keywords or "installs" in item.keywords:
+            item.add_marker(pytest.mark.timeout(LONG_LIMIT_FACTOR * float(config.getini("timeout"))))
 
 
 @pytest.fixture(autouse=True)

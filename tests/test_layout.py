@@ -1,19 +1,21 @@
-"""The shape of the tree: fixed folders, symlinks, and who may import whom."""
+"""The shape of the tree: fixed folders, symlinks, who may import whom, and what documents point to."""
 
 import ast
 import configparser
+import re
+import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT, repository_files
 
-ROOT = Path(__file__).parent.parent
 PROJECT = {"shards", "pipeline", "kernels", "svdata2vec", "tools", "tests"}
 FOLDERS = ("shards", "pipeline", "kernels", "svdata2vec")
 # Every room with the rooms that its files may import, besides themselves. The rooms of `svdata2vec/` stand in one row: each
 # may import all those before it.
 SHARDS = ("shards", "shards.reading", "shards.readers", "shards.packing")
 ROW = ("config", "model", "runs", "reports", "original", "evaluation", "training", "bench", "cli")
-BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}  # "svdata2vec" itself holds the version and the public names
+BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}
 ALLOWED: dict[str, set[str]] = {
     "shards": set(),
     "shards.reading": {"shards"},
@@ -21,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "shards.packing": {"shards", "shards.reading"},
     "pipeline": {"shards", "shards.reading"},
     "kernels": set(),
-    "svdata2vec": {*SHARDS, "pipeline", *ROW},
+    "svdata2vec": {*BELOW, *ROW},  # the version and the public names, which come from any room
     **{room: {*BELOW, *ROW[:number]} for number, room in enumerate(ROW)},
 }
 FORBIDDEN_LIBRARIES = {"shards": {"torch", "nvidia", "triton"}, "kernels": {"nvidia", "cv2", "av", "webdataset"}}
@@ -98,12 +100,59 @@ def test_dali_is_imported_in_one_file_of_the_library() -> None:
 def test_folders_are_reached_through_relative_symlinks(folder: str) -> None:
     link = ROOT / "svdata2vec" / folder
     assert link.is_symlink() and link.readlink() == Path("..") / folder
-    assert not (ROOT / folder / "__init__.py").exists(), "a top-level package would collide with other projects' names"
+    assert not list((ROOT / folder).rglob("__init__.py")), "a top-level package would collide with other projects' names"
+
+
+@pytest.mark.parametrize("room", ROW)
+def test_a_room_says_what_it_is_for(room: str) -> None:
+    """In one or two lines at the top of its `__init__.py`, which holds nothing else."""
+    tree = ast.parse((ROOT / "svdata2vec" / room / "__init__.py").read_text())
+    assert len(ast.get_docstring(tree) or "") > 20 and len(tree.body) == 1
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "tools/results"])
+def test_a_folder_explains_itself(folder: str) -> None:
+    assert (ROOT / folder / "README.md").read_text().startswith("# ")
+
+
+def test_links_between_documents_lead_to_files_and_headings() -> None:
+    """Relative links in Markdown, with the heading after a #."""
+    documents = [path for path in repository_files() if path.suffix == ".md"]
+    assert Path("README.md") in documents
+    broken = []
+    for document in documents:
+        for target in re.findall(r"\]\(([^)\s]+)\)", without_code(ROOT / document)):
+            name, _, heading = target.partition("#")
+            file = ROOT / document.parent / name if name else ROOT / document
+            if "://" not in target and not (file.exists() and (not heading or heading in headings(file))):
+                broken.append(f"{document}: {target}")
+    assert broken == []
+
+
+def without_code(document: Path) -> str:
+    return re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+
+
+def headings(document: Path) -> set[str]:
+    """The names that links to a document's headings use."""
+    titles = re.findall(r"^#+ (.+)$", without_code(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_no_path_of_one_machine_is_in_the_repository() -> None:
+    paths = re.compile(rb"(?<![\w.\-])/(?:work|root|home|Users|mnt|tmp)/\w")
+    texts = [path for path in repository_files() if path.suffix != ".png" and (ROOT / path).is_file()]
+    assert [str(path) for path in texts if paths.search((ROOT / path).read_bytes())] == []
+
+
+def test_the_tests_share_code_through_their_helpers_alone() -> None:
+    names = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    assert {name for name in names if not name.startswith("test_")} == {"conftest"}
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not names & {module.split(".")[0] for module in imported_modules(path)}, path.name
 
 
 def test_no_tool_hides_a_module_of_the_standard_library() -> None:
-    import sys
-
     names = {path.stem for path in (ROOT / "tools").rglob("*.py")}
     assert not names & set(sys.stdlib_module_names)
 

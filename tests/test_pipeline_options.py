@@ -79,15 +79,18 @@ def test_inspect_names_its_own_options():
         command.run(options)
 
 
-def test_a_saved_configuration_names_the_field_too():
-    values = json.loads(to_json(demo_pretrain()))
-    for change, message in [
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"crop": "middle"}, r'^config\.json: data\.crop is "middle"; expected one of "joints", "boxes"'),
         ({"frame_draw": "random"}, r'data\.frame_draw is "random"; expected one of "fixed", "original"'),
         ({"augment": {"hue": 0.7}}, r"data\.augment\.hue is 0\.7"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            from_dict(PretrainConfig, {**values, "data": {**values["data"], **change}}, "config.json")
+    ],
+)
+def test_a_saved_configuration_names_the_field_too(change, message):
+    values = json.loads(to_json(demo_pretrain()))
+    with pytest.raises(UserError, match=message):
+        from_dict(PretrainConfig, {**values, "data": {**values["data"], **change}}, "config.json")
 
 
 class Mean(torch.nn.Module):

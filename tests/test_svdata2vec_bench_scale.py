@@ -61,6 +61,7 @@ def hand_count(width: int, depth: int, decoder_depth: int, stem: int, joints: in
     return video + skeleton + encoder + decoder
 
 
+@pytest.mark.slow
 def test_bytes_of_the_exchange_are_those_of_the_parameters(record: dict[str, Any]) -> None:
     one, two = record["worlds"]
     by_hand = 4 * hand_count(width=32, depth=2, decoder_depth=1, stem=16, joints=17, frames=6)
@@ -77,6 +78,7 @@ def test_the_hand_count_holds_for_the_default_sizes() -> None:
     assert sum(p.numel() for p in SVData2Vec(default, 40, 17).parameters()) == hand_count(256, 8, 3, 64, 17, 40)
 
 
+@pytest.mark.slow
 def test_two_processes_do_one_training(record: dict[str, Any]) -> None:
     assert record["wrong"] == []
     one, two = (row["checks"] for row in record["worlds"])
@@ -87,6 +89,7 @@ def test_two_processes_do_one_training(record: dict[str, Any]) -> None:
         assert found["twice"] == found["lost"] == found["foreign"] == found["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_the_record_is_consistent(record: dict[str, Any]) -> None:
     assert faults(record, scale.SCHEMA) == []
     assert [faults(row, scale.WORLD_SCHEMA) for row in record["worlds"]] == [[], []]

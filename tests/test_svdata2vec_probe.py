@@ -204,7 +204,8 @@ def test_embed_names_what_it_cannot_do(
 
 
 def test_embed_parquet(pretrained: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     features = embed(pretrained, "all", tmp_path / "features.parquet", modality="skeleton", device="cpu")
     table = parquet.read_table(tmp_path / "features.parquet")
     assert table.column("key").to_pylist() == features.keys

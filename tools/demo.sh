@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-make_environment "${SVDATA2VEC_CUDA:-cuda13},cluster,test"
+make_environment
 demo="${DEMO:-demo}"
 started=$SECONDS
 say() { echo "== $1 ($((SECONDS - started)) s)"; }

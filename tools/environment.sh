@@ -1,6 +1,6 @@
-# Sourced by demo.sh and test.sh: makes .venv in the repository and installs this package, once per state of setup.cfg.
-# PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 DALI's build for CUDA 12 (default: cuda13).
-# Leaves the path of the environment's interpreter in $python. Once installed, no network is used.
+# Sourced by the scripts in tools/: makes .venv in the repository and installs this package with its test environment, once per
+# state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 DALI's build for CUDA 12 (default:
+# cuda13). Leaves the path of the environment's interpreter in $python. Once installed, no network is used.
 
 find_python() {
     local candidate
@@ -15,11 +15,12 @@ find_python() {
     return 2
 }
 
-make_environment() { # $1: extras to install
-    local root wanted stamp interpreter
+make_environment() {
+    local root extras wanted stamp interpreter
     root=$(pwd)
+    extras="${SVDATA2VEC_CUDA:-cuda13},test"
     stamp=.venv/installed
-    wanted="$1 $(cksum < setup.cfg) $(cksum < pyproject.toml) $root"
+    wanted="$extras $(cksum < setup.cfg) $(cksum < pyproject.toml) $root"
     python="$root/.venv/bin/python"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
@@ -27,6 +28,6 @@ make_environment() { # $1: extras to install
     interpreter=$(find_python) || return
     echo "== installing into .venv (once)"
     "$interpreter" -m venv --clear .venv || return
-    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]" || return
+    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" || return
     echo "$wanted" > "$stamp"
 }

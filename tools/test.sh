@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-make_environment "${SVDATA2VEC_CUDA:-cuda13},cluster,test"
+make_environment
 "$python" -m ruff check .
 "$python" -m mypy
 if [ $# -eq 0 ]; then

@@ -8,6 +8,7 @@ import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -52,7 +53,7 @@ def write_video(path: Path, num_frames: int = 8, seed: int = 0, *, codec: str = 
                 container_options: dict[str, str] | None = None, pixel_format: str = "yuv420p") -> Path:
     """A small video; `times`: presentation times in 1/30 s for a variable frame rate."""
     with av.open(str(path), "w", container_options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=30, options=options or {"crf": "12"} if codec == "libx264" else {})
+        stream: Any = container.add_stream(codec, rate=30, options=options or {"crf": "12"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, 30)

@@ -10,7 +10,7 @@ if command -v flock > /dev/null; then flock 9; fi # two at once would build into
 if [ -x .venv/bin/python ]; then
     python="$(pwd)/.venv/bin/python"
 else
-    make_environment "${SVDATA2VEC_CUDA:-cuda13},cluster,test"
+    make_environment
 fi
 
 packages=(
