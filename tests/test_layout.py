@@ -129,6 +129,15 @@ def test_links_between_documents_lead_to_files_and_headings() -> None:
     assert broken == []
 
 
+def test_files_that_documents_name_exist() -> None:
+    """In text and commands, by their path from the root. The changelog may name what is gone."""
+    named = re.compile(r"(?<![\w/.])(?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./-]+\.(?:py|sh|sbatch|json|md)\b")
+    documents = [path for path in repository_files() if path.suffix == ".md" and path.name != "CHANGELOG.md"]
+    found = {(str(path), name) for path in documents for name in named.findall((ROOT / path).read_text())}
+    assert len(found) > 8
+    assert sorted(entry for entry in found if not (ROOT / entry[1]).exists()) == []
+
+
 def without_code(document: Path) -> str:
     return re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
 
