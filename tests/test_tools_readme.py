@@ -48,13 +48,6 @@ def test_commands_parse(line: str) -> None:
     read(words[words.index("svdata2vec") + 1 :], COMMANDS, "svdata2vec")
 
 
-def test_files_that_are_named_exist() -> None:
-    named = set(re.findall(r"`((?:svdata2vec|pipeline|shards|kernels|tools|tests)/[\w./]+\.(?:py|sh|sbatch|json|md))`", README))
-    assert len(named) > 8
-    missing = sorted(name for name in named if not (ROOT / name).exists())
-    assert missing == []
-
-
 def test_the_first_two_commands_exist_and_parse() -> None:
     first = [shlex.split(line, comments=True) for line in LINES[:2]]
     assert first == [["bash", "tools/demo.sh"], ["bash", "tools/test.sh"]]

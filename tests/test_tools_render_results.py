@@ -15,7 +15,7 @@ from svdata2vec.bench import scale as bench_scale
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 PAGES = {page: (ROOT / page).read_text() for page in render.PAGES}
-HEADLINES = {"claim", "training_step"}
+HEADLINES = {"loader", "training_step"}
 
 
 def load(name: str) -> dict[str, Any]:
