@@ -87,7 +87,7 @@ def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
         data=DataConfig(num_frames=10, size=64), model=model, encode=encode,
         target=dataclasses.replace(DEFAULT.target, top_layers=3),
     )
-    student = SVData2Vec(model, 10, 17, all_frames=encode == "all_frames")
+    student = SVData2Vec(config, 17)
     teacher = Teacher(student.encoder.blocks)
     masks = draw_masks(["a"], 10, config.mask.video_ratio, config.mask.skeleton_ratio, 0, 0)
     with FlopCounterMode(display=False) as forward:
@@ -111,7 +111,7 @@ def test_bytes_of_a_step() -> None:
     clip = 40 * 224 * 224 * 3
     activations = step_bytes(layers, DEFAULT, 2) - weights / 32 - clip
     assert step_bytes(layers, DEFAULT, 4) - weights / 32 - clip == pytest.approx(2 * activations)
-    parameters = sum(p.numel() for p in SVData2Vec(DEFAULT.model, 40, 17).parameters())
+    parameters = sum(p.numel() for p in SVData2Vec(DEFAULT, 17).parameters())
     counted = sum(layer.weights for layer in layers if layer.part != "teacher")
     assert counted == pytest.approx(parameters, rel=0.005)  # biases, norms, embeddings are left out
 

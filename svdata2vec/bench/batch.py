@@ -67,9 +67,9 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
 def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
     """Decode a few clips of the preset, on the CPU: the GPU's memory stays free for what is measured."""
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
-    run = replace(config.run, batch_size=max(len(rows), 1))
+    config = replace(config, run=replace(config.run, batch_size=max(len(rows), 1)))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, config.data, run, here, config.model.persons, train=True, rows=rows) as loader:
+    with build_loader(shards, config, here, train=True, rows=rows) as loader:
         batch = next(iter(loader))
     torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)
 

@@ -54,7 +54,7 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
 def build(config: BatchConfig, runtime: Runtime, shards: ShardSet) -> Pretraining:
     """The trainer as it is; its loader only tells it how long an epoch is, which does not matter here."""
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
-    loader = build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True)
+    loader = build_loader(shards, config, runtime, train=True)
     return Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
 
 

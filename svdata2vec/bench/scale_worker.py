@@ -152,7 +152,7 @@ def time_exchange(training: Pretraining, batch: ClipBatch, config: ScaleConfig, 
     steps = max(2, config.steps // config.rounds)
     turns = (
         (report.synced_seconds, report.synced_cpu, contextlib.nullcontext),
-        (report.alone_seconds, report.alone_cpu, no_exchange(training.student)),
+        (report.alone_seconds, report.alone_cpu, no_exchange(training.network)),
     )
     for _ in range(config.rounds):
         for seconds, cpu_seconds, turn in turns:
@@ -177,7 +177,7 @@ def no_exchange(student: nn.Module) -> Any:
 
 def count_exchange(training: Pretraining, batch: ClipBatch, report: RankReport) -> None:
     """Bytes of one step's exchange, counted bucket by bucket while it happens. The last step of all: the hook stays."""
-    student = training.student
+    student = training.network
     report.gradient_bytes = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     if not isinstance(student, DistributedDataParallel):
         return
@@ -198,7 +198,7 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> Ran
     backend = dist.get_backend() if runtime.world_size > 1 else "none"
     report = RankReport(runtime.rank, backend, config.run.batch_size)
     rows = epoch_rows(shards, config, runtime.world_size)
-    with build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True, rows=rows) as loader:
+    with build_loader(shards, config, runtime, train=True, rows=rows) as loader:
         training = Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
         batch = train_epochs(training, loader, config, report).to(runtime.device)
         report.skipped = loader.stats.clips_skipped
@@ -208,21 +208,12 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> Ran
     return report
 
 
-def gather(runtime: Runtime, report: RankReport) -> list[dict[str, Any]]:
-    """The reports of all processes, by rank."""
-    reports: list[Any] = [None] * runtime.world_size
-    if runtime.world_size == 1:
-        return [asdict(report)]
-    dist.all_gather_object(reports, asdict(report))
-    return reports
-
-
 def main(job: Path, out: Path) -> None:
     with refused(out):
         config = from_dict(ScaleConfig, json.loads(job.read_text()), str(job))
         with running(config.run) as runtime:
             shards = open_shards(config.data.shards)
-            reports = gather(runtime, measure_rank(config, runtime, shards))
+            reports = runtime.gather(asdict(measure_rank(config, runtime, shards)))
             if runtime.is_main:
                 where = {"machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
                 out.write_text(json.dumps({"reports": reports, **where}))

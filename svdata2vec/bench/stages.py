@@ -20,7 +20,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.runtime import Runtime, unwrap
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import epoch_batches
@@ -205,10 +205,10 @@ def open_stages(
     with contextlib.ExitStack() as stack:
 
         def stream(place: Runtime) -> Generator[tuple[int, ClipBatch]]:
-            loader = stack.enter_context(build_loader(shards, config.data, config.run, place, config.model.persons, train=True))
+            loader = stack.enter_context(build_loader(shards, config, place, train=True))
             return stack.enter_context(contextlib.closing(epoch_batches(loader)))
 
-        loader = build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True)
+        loader = build_loader(shards, config, runtime, train=True)
         producer = loader.make_producer()
         stack.callback(producer.close)
         training = Pretraining(config, runtime, loader, joints)
@@ -236,10 +236,10 @@ def check_same_loss(ours: Pretraining, original: Pretraining, batch: ClipBatch) 
     losses = []
     original.model.load_state_dict(ours.model.state_dict())
     for training in (ours, original):
-        unwrap(training.student).eval()
+        training.model.eval()
         with torch.no_grad():
             losses.append(float(training.forward(batch, 0).loss))
-        unwrap(training.student).train()
+        training.model.train()
     difference = abs(losses[0] - losses[1]) / abs(losses[1])
     allowed = MODEL_DIFFERENCE["bf16" if ours.runtime.bf16 else "fp32"]
     if difference > allowed and ours.config.encode == "kept_frames":

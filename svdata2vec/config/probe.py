@@ -49,6 +49,7 @@ class ProbeConfig:
             f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0",
         )
 
+    @property
     def run(self) -> RunConfig:
         """The part that every run has."""
         return RunConfig(out=self.out, batch_size=self.batch_size, seed=self.seed, device=self.device)

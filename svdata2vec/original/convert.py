@@ -85,14 +85,7 @@ class Network:
     def build(self) -> SVData2Vec | Classifier:
         """A network of this shape with new weights; `load_state_dict` gives it the converted ones."""
         if isinstance(self.config, PretrainConfig):
-            config = self.config
-            return SVData2Vec(
-                config.model,
-                config.data.num_frames,
-                self.num_joints,
-                all_frames=config.encode == "all_frames",
-                teacher_input=config.target.teacher_input,
-            )
+            return SVData2Vec(self.config, self.num_joints)
         return Classifier(self.config, self.num_joints, self.num_classes, linear=self.kind == "probe")
 
 

@@ -20,6 +20,7 @@ from svdata2vec.shards.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
+
 @dataclass(frozen=True)
 class Runtime:
     """Where this process runs and which part of the work it has.
@@ -83,11 +84,6 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside its DistributedDataParallel wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager

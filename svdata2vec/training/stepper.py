@@ -107,7 +107,7 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         batches_per_epoch: int,
     ) -> None:
-        self.optim, self.run, self.runtime, self.optimizer = optim, run, runtime, optimizer
+        self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.batches_per_epoch = batches_per_epoch
         self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
         self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
@@ -133,15 +133,12 @@ class Stepper:
         """Whole passes over the training split."""
         return self.step * self.optim.accumulate // self.batches_per_epoch
 
-    def backward(self, loss: Tensor, model: nn.Module, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
-        wait = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+        wait = isinstance(self.network, DistributedDataParallel) and not last
+        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             (loss / self.optim.accumulate).backward()
         self.clock.mark("backward")
-
-    def note(self, values: dict[str, Tensor]) -> None:
-        self.averages.add(values)
 
     def update(self, keys: list[str]) -> None:
         """Apply the gradient unless it is not finite (decided on the device, without waiting for it)."""
