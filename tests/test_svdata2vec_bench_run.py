@@ -13,11 +13,11 @@ import torch
 from tiny import pretrain_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdata2vec.bench import stages as bench_stages
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
 from svdata2vec.bench.record import as_table, compare, faults, load_record
 from svdata2vec.bench.run import bench_run
+from svdata2vec.bench.stages import Stage
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.cli import main as cli
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
@@ -287,6 +287,6 @@ def test_networks_that_disagree_are_not_timed(tiny_shard_folder: Path, tmp_path:
         return dataclasses.replace(output, loss=output.loss * (1.5 if run.config.encode == "all_frames" else 1.0))
 
     monkeypatch.setattr(Pretraining, "forward", wrong)
-    monkeypatch.setattr(bench_stages, "time_stages", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(Stage, "time_round", lambda *_: pytest.fail("timed"))
     with pytest.raises(UserError, match="the same weights give the loss"):
         bench_run(small_bench(tiny_shard_folder, tmp_path, baseline="original-style"))

@@ -9,7 +9,6 @@ smaller ones, exceeds the limit is not run, and a process that exceeds it nevert
 """
 
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +24,7 @@ from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.limits import clip_bytes
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
-from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
-from svdata2vec.config.files import to_json
+from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
@@ -109,20 +107,11 @@ class Sizes:
 
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
     """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
-    folder = clips.parent
-    job, out, log_file = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
-    job.write_text(to_json(config))
-    words = [sys.executable, "-m", "svdata2vec.bench.batch_worker", str(job), str(size), str(clips), str(out)]
-    with log_file.open("w") as stderr:
-        process = subprocess.Popen(words, env=worker_environment(None), stdout=stderr, stderr=stderr)
-        try:
-            ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
-        finally:
-            process.kill()
-            status = process.wait()
-    if ended or status == -9:  # by the limit here, or by the system for want of memory
-        return None, peak
-    return read_answer(out, status, log_file, f"bench batch: batch size {size}"), peak
+    with worker("batch_worker", config, str(size), str(clips)) as (process, answer):
+        ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
+        if ended or process.wait() == -9:  # by the limit here, or by the system for want of memory
+            return None, peak
+        return answer(f"bench batch: batch size {size}"), peak
 
 
 def watch(

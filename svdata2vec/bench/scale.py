@@ -9,14 +9,11 @@ right thing: equal weights everywhere, every clip once, equally many steps. The 
 import logging
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +22,8 @@ from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
 from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
-from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
+from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
 from svdata2vec.bench.verdict import notes
-from svdata2vec.config.files import to_json
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 
@@ -107,20 +103,11 @@ def check_clips_suffice(config: ScaleConfig, clips: int) -> None:
 
 
 def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
-    """Run the workers under torchrun; returns what they wrote. UserError with their own sentence if they refused."""
+    """Run the workers under torchrun; returns what they wrote. Errors: see `worker`."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
-    with tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as folder:
-        job, out, log_file = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
-        job.write_text(to_json(config))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        words = [*launcher, "-m", "svdata2vec.bench.scale_worker", str(job), str(out)]
-        environment = worker_environment(threads)
-        with log_file.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
-            try:
-                status = process.wait()
-            finally:
-                process.terminate()  # torchrun ends its workers; nothing happens where it has ended
-        return read_answer(out, status, log_file, f"bench scale: {count} processes")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    with worker("scale_worker", config, launcher=launcher, threads=threads) as (_, answer):
+        return answer(f"bench scale: {count} processes")
 
 
 def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """One process of `svdata2vec bench scale`: real data-parallel training steps, what they cost, and what they did.
 
-    torchrun --nproc-per-node 2 -m svdata2vec.bench.scale_worker JOB.json REPORTS.json
+    torchrun --nproc-per-node 2 -m svdata2vec.bench.scale_worker JOB.json OUT.json
 
-JOB.json is a `ScaleConfig`. Every process runs the trainer as it is; process 0 writes what all of them report, with the
-machine and the setting.
+JOB.json is a `ScaleConfig`. Every process runs the trainer as it is.
 """
 
 import contextlib
 import hashlib
-import json
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import hardware, synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
-from svdata2vec.bench.start import refused, setting
-from svdata2vec.config.files import from_dict
+from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.metrics_log import Ticks
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -68,29 +64,6 @@ class RankReport:
     allreduce_bytes: list[int] = field(default_factory=list)
     broadcast_bytes: int = 0
     gradient_bytes: int = 0
-
-
-class Ticks:
-    """Time from one tick to the next; on a GPU by events, so that no step waits for the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self._ticks: list[Any] = []
-
-    def tick(self) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._ticks.append(event)
-        else:
-            self._ticks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Durations between neighbouring ticks; waits for the device."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        pairs = zip(self._ticks, self._ticks[1:], strict=False)
-        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
 
 
 def epoch_rows(shards: ShardSet, config: ScaleConfig, world_size: int) -> np.ndarray:
@@ -208,16 +181,15 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> Ran
     return report
 
 
-def main(job: Path, out: Path) -> None:
-    with refused(out):
-        config = from_dict(ScaleConfig, json.loads(job.read_text()), str(job))
-        with running(config.run) as runtime:
-            shards = open_shards(config.data.shards)
-            reports = runtime.gather(asdict(measure_rank(config, runtime, shards)))
-            if runtime.is_main:
-                where = {"machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
-                out.write_text(json.dumps({"reports": reports, **where}))
+def measure_world(config: ScaleConfig) -> dict[str, Any] | None:
+    """What all processes report, with the machine and the setting; None on all but the first one."""
+    with running(config.run) as runtime:
+        shards = open_shards(config.data.shards)
+        reports = runtime.gather(asdict(measure_rank(config, runtime, shards)))
+        if not runtime.is_main:
+            return None
+        return {"reports": reports, "machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    answer_job(ScaleConfig, measure_world)

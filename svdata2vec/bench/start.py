@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
-from collections.abc import Generator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.files import from_dict, read_json, to_json
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -46,28 +50,59 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
     }
 
 
-def worker_environment(threads: int | None) -> dict[str, str]:
-    """This process's environment, with this package importable; `threads` per process, None = as many as here."""
+@contextlib.contextmanager
+def worker(
+    module: str, config: PretrainConfig, *words: str, launcher: Sequence[str] = (), threads: int | None = None
+) -> Generator[tuple[subprocess.Popen, Callable[[str], Any]]]:
+    """A process of its own that runs `answer_job` of a module of this folder; ended at the end.
+
+    Args:
+        words: for the module's function, behind the configuration.
+        launcher: arguments of Python that start the module instead of Python itself.
+        threads: OMP_NUM_THREADS of the process; None = as many as here.
+
+    Yields:
+        The process, and a function that gives its answer once it has ended. UserError with the process's own sentence if it
+        refused, RuntimeError (which begins with the function's argument) if it broke.
+    """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, **chosen, "PYTHONPATH": path}
+    with tempfile.TemporaryDirectory(prefix="svdata2vec-bench-") as folder:
+        job, out, log = (Path(folder) / name for name in ("job.json", "answer.json", "stderr"))
+        job.write_text(to_json(config))
+        command = [sys.executable, *launcher, "-m", f"svdata2vec.bench.{module}", str(job), str(out), *words]
+        with log.open("w") as stderr:
+            environment = {**os.environ, **chosen, "PYTHONPATH": path}
+            process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
+
+        def answer(what: str) -> Any:
+            status, sentence = process.wait(), out.with_suffix(".error")
+            if sentence.is_file():
+                raise UserError(sentence.read_text())
+            if status or not out.is_file():
+                raise RuntimeError(f"{what} ended with status {status}:\n{log.read_text()[-4000:]}")
+            return json.loads(out.read_text())
+
+        try:
+            yield process, answer
+        finally:
+            process.terminate()  # torchrun ends its workers; nothing happens where it has ended
+            process.wait()
 
 
-@contextlib.contextmanager
-def refused(out: Path) -> Generator[None]:
-    """In a worker: write a UserError's sentence beside `out`, where the starting process finds it."""
+def answer_job(kind: type[PretrainConfig], measure: Callable[..., Any]) -> None:
+    """All that a worker does: the arguments JOB.json OUT.json WORDS -> OUT.json, with what `measure` makes of job and words.
+
+    A UserError's sentence is written beside OUT.json, where the starting process finds it; None is not written.
+
+    Args:
+        kind: of the configuration in JOB.json.
+    """
+    job, out, *words = sys.argv[1:]
     try:
-        yield
+        answer = measure(from_dict(kind, read_json(Path(job)), job), *words)
     except UserError as error:
-        out.with_suffix(".error").write_text(str(error))
+        Path(out).with_suffix(".error").write_text(str(error))
         raise SystemExit(2) from error
-
-
-def read_answer(out: Path, status: int, stderr: Path, what: str) -> Any:
-    """What workers wrote to `out`. UserError with their own sentence if they refused, RuntimeError if they broke."""
-    sentence = out.with_suffix(".error")
-    if sentence.is_file():
-        raise UserError(sentence.read_text())
-    if status or not out.is_file():
-        raise RuntimeError(f"{what} ended with status {status}:\n{stderr.read_text()[-4000:]}")
-    return json.loads(out.read_text())
+    if answer is not None:
+        Path(out).write_text(json.dumps(answer))
