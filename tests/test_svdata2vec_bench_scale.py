@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import record_schemas
 import torch
 from tiny import pretrain_config
 
@@ -91,8 +92,8 @@ def test_two_processes_do_one_training(record: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_the_record_is_consistent(record: dict[str, Any]) -> None:
-    assert faults(record, scale.SCHEMA) == []
-    assert [faults(row, scale.WORLD_SCHEMA) for row in record["worlds"]] == [[], []]
+    assert faults(record, record_schemas.SCALE) == []
+    assert [faults(row, record_schemas.WORLD) for row in record["worlds"]] == [[], []]
     one, two = record["worlds"]
     assert (one["processes"], two["processes"]) == (1, 2)  # ascending, however they were asked for
     assert one["efficiency"] == 1 and two["efficiency"] == pytest.approx(two["clips_per_s"] / (2 * one["clips_per_s"]))

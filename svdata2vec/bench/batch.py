@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from svdata2vec.bench.batch_search import GPU_STEP, Trial, bytes_per_clip, expected_peak, recommend, search
+from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.limits import clip_bytes
 from svdata2vec.bench.machine import available_bytes, resident_bytes
-from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
+from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
@@ -37,12 +37,6 @@ VERSION = 1
 CLIPS_IN_MEMORY = 16  # decoded; a larger batch repeats them
 WATCH_SECONDS = 0.02
 
-SCHEMA: dict[str, Any] = {
-    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
-    "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
-    "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
-}
-
 
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
@@ -54,7 +48,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         save_clips(config, shards, clips)
         limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
         sizes = Sizes(config, clips, limit)
-        trials = search(sizes.try_size, GPU_STEP if gpu else 1, config.largest, gpu)
+        trials = search(sizes.try_size, config.largest, gpu)
     record = make_record(config, sizes, trials)
     sys.stdout.write(as_table(record))
     if config.out is not None:

@@ -8,7 +8,7 @@ B clips, T frames, K kept frames, N tokens, D width
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,21 +99,14 @@ def _blocks(part: Part, model: ModelConfig, depth: int, tokens: int) -> Iterator
         yield _linear(part, tokens, hidden, width)
 
 
-def forward_macs(layers: Iterable[Layer], parts: Iterable[Part] | None = None) -> int:
-    """Multiply-adds of one clip's forward pass, of some parts or of all."""
-    chosen = None if parts is None else set(parts)
-    return sum(layer.macs for layer in layers if chosen is None or layer.part in chosen)
+def forward_macs(layers: Iterable[Layer], parts: Sequence[Part]) -> int:
+    """Multiply-adds of one clip's forward pass, of some parts."""
+    return sum(layer.macs for layer in layers if layer.part in parts)
 
 
 def step_flops(layers: Iterable[Layer]) -> int:
     """FLOP per clip of a training step: forward, gradient of the weights, gradient of the inputs where one is needed."""
-    return sum(2 * layer.macs * _products(layer) for layer in layers)
-
-
-def _products(layer: Layer) -> int:
-    if layer.part == "teacher":
-        return 1
-    return 3 if layer.input_gradient else 2
+    return sum(2 * layer.macs * (1 if layer.part == "teacher" else 2 + layer.input_gradient) for layer in layers)
 
 
 def step_bytes(layers: Iterable[Layer], config: PretrainConfig, value_bytes: int) -> float:

@@ -20,7 +20,7 @@ import torch
 
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
-from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
+from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
 from svdata2vec.bench.verdict import notes
@@ -31,20 +31,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
-
-SCHEMA: dict[str, Any] = {
-    **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},
-    "worlds": list, "notes": list, "wrong": list,
-}
-WORLD_SCHEMA: dict[str, Any] = {
-    "processes": int, "backend": str, "timed_steps": int, "clips_per_s": float, "efficiency": float,
-    "step_ms": {"median": float, "q20": float, "q80": float}, "data_wait_share": float,
-    "gradient_bytes": int, "allreduce_bytes_per_step": int, "allreduces_per_step": int, "broadcast_bytes_per_step": int,
-    "exchange_ms": {"synced": float, "alone": float, "added": NUMBER},
-    "exchange_cpu_ms": {"synced": float, "alone": float, "added": NUMBER},
-    "checks": {"steps": list, "student_equal": bool, "teacher_equal": bool, "epochs": int, "clips": int, "twice": int,
-               "lost": int, "foreign": int, "skipped": int},
-}
 
 
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:

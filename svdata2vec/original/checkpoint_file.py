@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.config.schema import TargetConfig
+from svdata2vec.runs.failures import first_line
 from svdata2vec.shards.errors import UserError
 
 PAPERS_HEADS = 8
@@ -76,14 +77,14 @@ class OriginalFile:
         if not self.settings.get("block_norm_first", True):
             raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
         stored = self.settings.get("num_heads")
-        if given is not None or not isinstance(stored, int):
-            heads = PAPERS_HEADS if given is None else given
-            if given is None:
-                log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, heads)
-            elif isinstance(stored, int) and stored != given:
+        if given is not None:
+            if isinstance(stored, int) and stored != given:
                 log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
-            return heads
-        return stored
+            return given
+        if isinstance(stored, int):
+            return stored
+        log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, PAPERS_HEADS)
+        return PAPERS_HEADS
 
     def target(self, default: TargetConfig) -> TargetConfig:
         """How the run made its targets, as far as the file says."""
@@ -143,12 +144,10 @@ def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refusal = str(error)
     except Exception as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
-    if "weights_only" not in refusal and "Unsupported" not in refusal:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({refusal.splitlines()[0]}); copy it again")
+        refused = isinstance(error, pickle.UnpicklingError) and ("weights_only" in str(error) or "Unsupported" in str(error))
+        if not refused:
+            raise _unreadable(path, error) from error
     return _read_tensors_only(path)
 
 
@@ -169,10 +168,10 @@ def _read_tensors_only(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
     except Exception as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
+        raise _unreadable(path, error) from error
     log.warning("%s: left out objects that are no tensors, without running their code: %s", path, ", ".join(sorted(replaced)))
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as a PyTorch checkpoint ({first_line(error)}); copy it again")

@@ -122,7 +122,12 @@ def convert_state_dict(
     weights = {
         ours: _reshape(theirs, original.get(theirs, torch.zeros((), dtype=torch.int64))) for theirs, ours in expected.items()
     }
-    _refuse_shapes(expected, original, weights, wanted)
+    wrong = [
+        f"{theirs} {tuple(original[theirs].shape)} instead of {tuple(wanted[ours].shape)}"
+        for theirs, ours in sorted(expected.items()) if weights[ours].shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
     return weights, network
 
 
@@ -131,19 +136,6 @@ def _reshape(name: str, tensor: Tensor) -> Tensor:
     if name == _SKELETON:
         tensor = tensor.flatten(1)  # (D, M*C, 1, V) of a convolution -> features ordered person, coordinate, joint
     return tensor.clone().contiguous()
-
-
-def _refuse_shapes(
-    expected: Mapping[str, str], original: Mapping[str, Tensor], weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    """List every weight whose shape does not go with the sizes that the others tell."""
-    wrong = [
-        f"{theirs} {tuple(original[theirs].shape)} instead of {tuple(wanted[ours].shape)}"
-        for theirs, ours in sorted(expected.items())
-        if weights[ours].shape != wanted[ours].shape
-    ]
-    if wrong:
-        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
 
 
 def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -164,21 +156,13 @@ def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def our_name(name: str) -> str | None:
-    """The name here of a weight of the authors' code; None for an unknown one."""
-    return _renamed(name, NAMES)
-
-
 def original_name(name: str) -> str | None:
     """The name in the authors' code of one of our weights; None for an unknown one."""
-    return _renamed(name, tuple((ours, theirs) for theirs, ours in NAMES))
+    return next((theirs + name.removeprefix(ours) for theirs, ours in NAMES if _fits(name, ours)), None)
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    for before, after in table:
-        if name == before or (before.endswith(".") and name.startswith(before)):
-            return after + name.removeprefix(before)
-    return None
+def _fits(name: str, beginning: str) -> bool:
+    return name == beginning or (beginning.endswith(".") and name.startswith(beginning))
 
 
 def _refuse_names(unknown: list[str], missing: list[str]) -> None:
@@ -205,7 +189,8 @@ def describe_network(
     if kind == "finetune":
         needed |= {"head.fc1.weight": 2, "head.fc2.weight": 2}
     missing = [name for name in needed if name not in original]
-    _refuse_names([name for name in original if missing and our_name(name) is None], missing)
+    if missing:
+        _refuse_names([name for name in original if not any(_fits(name, theirs) for theirs, _ in NAMES)], missing)
     for name, dimensions in needed.items():
         if original[name].ndim != dimensions:
             raise UserError(f"{name} has shape {tuple(original[name].shape)}; expected {dimensions} dimensions")
@@ -281,8 +266,8 @@ def convert_file(
         text = str(error)
         raise UserError(text if text.startswith(str(checkpoint)) else f"{checkpoint}: {text}") from error
     packed = open_shards(shards) if shards is not None else None
-    data = replace(network.config.data, size=size, test_split=split or network.config.data.test_split)
-    data = replace(data, shards=shards) if shards is not None else data
+    data = network.config.data
+    data = replace(data, size=size, shards=data.shards if shards is None else shards, test_split=split or data.test_split)
     config = replace(network.config, data=data, run=RunConfig(out=out))
     classes = _class_names(network, packed, data.test_split)
     if isinstance(config, FinetuneConfig) and network.kind == "probe":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from svdata2vec import __version__
-from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.failures import SaveFailedError, first_line
 from svdata2vec.shards.atomic import atomic_file
 from svdata2vec.shards.errors import UserError
 
@@ -44,8 +44,9 @@ class Checkpoints:
             with atomic_file(path) as file:
                 torch.save({**state, "step": step, "version": __version__}, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
-            reason = str(error).splitlines()[0]
-            raise SaveFailedError(f"{path} could not be written ({reason}); the run stops, older ones are kept") from error
+            raise SaveFailedError(
+                f"{path} could not be written ({first_line(error)}); the run stops, older ones are kept"
+            ) from error
         left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
         for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
             old.unlink()
@@ -76,6 +77,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - a torn file fails in many ways inside zip and pickle
-        log.warning("%s: %s", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.warning("%s: %s", path, first_line(error))
         return None
     return state if isinstance(state, dict) and "step" in state else None
