@@ -18,9 +18,8 @@ from svdata2vec.bench.stages import NEVER_ENDING, training_stage
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.runtime import running
 from svdata2vec.shards.reading.remote import open_shards
-from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
 
 WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
@@ -48,20 +47,15 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
     return peak_bytes() if peak else resident_bytes(os.getpid())
 
 
-def build(config: BatchConfig, runtime: Runtime, shards: ShardSet) -> Pretraining:
-    """The trainer as it is; its loader only tells it how long an epoch is, which does not matter here."""
-    config = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
-    loader = build_loader(shards, config, runtime, train=True)
-    return Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
-
-
 def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
     """Rate and peak memory of the training step at one batch size; says so where memory ends."""
+    # The trainer as it is; its loader only tells it how long an epoch is, which does not matter here.
+    alone = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
     with running(config.run) as runtime:
         limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
         shards, timing, base = open_shards(config.data.shards), None, 0
         try:
-            training = build(config, runtime, shards)
+            training = Pretraining(alone, runtime, build_loader(shards, alone, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)
             batch = repeated(torch.load(clips), int(size), runtime.device)
             stage = training_stage(training, itertools.repeat((0, batch)))

@@ -23,7 +23,6 @@ from svdata2vec.bench.machine import hardware, synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.metrics_log import Ticks
@@ -46,7 +45,6 @@ class RankReport:
     exchanged. broadcast_bytes: buffers that a step sends from process 0.
     """
 
-    rank: int
     backend: str
     clips_per_step: int
     steps: int = 0
@@ -89,17 +87,15 @@ def digest(module: nn.Module) -> str:
     return state.hexdigest()
 
 
-def train_epochs(
-    training: Pretraining, loader: ClipLoader, config: ScaleConfig, report: RankReport
-) -> ClipBatch:
+def train_epochs(training: Pretraining, config: ScaleConfig, report: RankReport) -> ClipBatch:
     """Warm up, then train for `steps` steps or more, to the end of an epoch; returns the last batch."""
-    device, runtime = training.runtime.device, training.runtime
+    device, loader = training.runtime.device, training.loader
     ticks = Ticks(device)
     with contextlib.closing(epoch_batches(loader)) as stream:
         while report.steps < config.warm_up + config.steps or report.steps % loader.batches_per_epoch:
             if report.steps == config.warm_up:
                 synchronise(device)
-                runtime.barrier()
+                training.runtime.barrier()
                 training.stepper.take_record()
                 started = time.perf_counter()
                 ticks.tick()
@@ -169,11 +165,11 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> Ran
     """Everything that this process measures; all processes call it together."""
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
     backend = dist.get_backend() if runtime.world_size > 1 else "none"
-    report = RankReport(runtime.rank, backend, config.run.batch_size)
+    report = RankReport(backend, config.run.batch_size)
     rows = epoch_rows(shards, config, runtime.world_size)
     with build_loader(shards, config, runtime, train=True, rows=rows) as loader:
-        training = Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
-        batch = train_epochs(training, loader, config, report).to(runtime.device)
+        training = Pretraining(config, runtime, loader)
+        batch = train_epochs(training, config, report).to(runtime.device)
         report.skipped = loader.stats.clips_skipped
     report.student, report.teacher = digest(training.model), digest(training.teacher)
     time_exchange(training, batch, config, report)

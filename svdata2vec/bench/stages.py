@@ -130,7 +130,6 @@ def open_stages(
     Raises UserError if the same weights give another loss when all frames are encoded.
     """
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
-    joints = len(shards.manifest.layout.joints)
     with contextlib.ExitStack() as stack:
 
         def stream(place: Runtime) -> Generator[EpochBatch]:
@@ -140,7 +139,7 @@ def open_stages(
         loader = build_loader(shards, config, runtime, train=True)
         producer = loader.make_producer()
         stack.callback(producer.close)
-        training = Pretraining(config, runtime, loader, joints)
+        training = Pretraining(config, runtime, loader)
         _, batch = next(stream(runtime))
         stages: dict[str, Stage] = {
             "read": Stage(reading(producer)),
@@ -152,7 +151,7 @@ def open_stages(
         difference = None
         if baseline:
             plain = replace(runtime, bf16=False)
-            original = Pretraining(original_style(config), plain, loader, joints)
+            original = Pretraining(original_style(config), plain, loader)
             difference = check_same_loss(training, original, batch)
             stages["original model"] = training_stage(original, itertools.repeat((0, batch)), host_waits=True)
             on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU

@@ -72,13 +72,7 @@ def _mean_of_views(views: Predictions) -> Predictions:
 
 
 def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
-    """Evaluate a finished fine-tuning run.
-
-    Args:
-        run: the run's folder.
-        shards: folder of shards; the run's own by default.
-        split: name of a split; the run's test split by default.
-        device: "auto", "cpu" or "cuda".
+    """Evaluate a finished fine-tuning run; arguments as the options of `svdata2vec evaluate`.
 
     Returns:
         The metrics with the class names, the split and the run, ready for JSON.

@@ -127,17 +127,7 @@ def embed(
     batch_size: int = 32,
     device: Device = "auto",
 ) -> Features:
-    """Write the features of a split to `out`: .npy (with clip names and labels beside it, in OUT.json) or .parquet.
-
-    Args:
-        run: folder of a finished run.
-        split: clips to take.
-        out: file to write; its ending says how.
-        shards: folder of shards; default: the run's own.
-        modality: see `load_encoder`.
-        batch_size: clips at a time.
-        device: "auto", "cpu" or "cuda".
-    """
+    """Write the features of a split to `out`; arguments as the options of `svdata2vec embed`."""
     if out.suffix not in (".npy", ".parquet"):
         raise UserError(f"{out}: expected a file name that ends in .npy or .parquet")
     if out.suffix == ".parquet":

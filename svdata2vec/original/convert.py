@@ -244,14 +244,7 @@ def convert_file(
 ) -> Network:
     """Write a checkpoint of the authors' code as the folder of a finished run, for `finetune`, `probe` or `evaluate`.
 
-    Args:
-        checkpoint: the file.
-        out: folder to make.
-        heads: attention heads; default: those that the file names, else the paper's 8, with a warning.
-        coordinates, modality: see `convert_state_dict`.
-        size: side of the crop that the network was trained on, in pixels.
-        shards: packed data set to take the class names from; without it classes are called by their numbers.
-        split: its split to evaluate on; default: the split that `DataConfig` names.
+    Arguments as the options of `svdata2vec convert`; the default split is the one that `DataConfig` names.
     """
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a model already; choose another folder")

@@ -4,7 +4,6 @@ A checkpoint is one file, written beside its final name and renamed; the newest 
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from svdata2vec.shards.atomic import atomic_file
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 class Checkpoints:
@@ -54,7 +51,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+        return sorted(self.folder.glob(f"step-{9 * '[0-9]'}.pt"))
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest readable checkpoint (damaged ones are skipped with a warning), or None if there is none at all."""

@@ -53,14 +53,14 @@ def spread(x_BTD: Tensor) -> Tensor:
 
 
 class Pretraining(TrainingRun):
-    """A pretraining run: student and teacher, for shards with `num_joints` joints (V)."""
+    """A pretraining run: student and teacher, for the joint layout of the loader's shards."""
 
     config: PretrainConfig
     model: SVData2Vec
 
-    def __init__(self, config: PretrainConfig, runtime: Runtime, loader: ClipLoader, num_joints: int) -> None:
+    def __init__(self, config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> None:
         torch.manual_seed(config.run.seed)
-        model = SVData2Vec(config, num_joints)
+        model = SVData2Vec(config, len(loader.shards.manifest.layout.joints))
         self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
         super().__init__(config, runtime, loader, model)
 
@@ -93,9 +93,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if is_finished(config):
             return read_result(config.run)
         shards = open_data(config.data)
-        num_joints = len(shards.manifest.layout.joints)
+        card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
         with build_loader(shards, config, runtime, train=True) as loader:
-            run = Pretraining(config, runtime, loader, num_joints)
-            result = train(run, model_card("pretrain", config, num_joints=num_joints, shards=shards))
+            result = train(Pretraining(config, runtime, loader), card)
         finish_run(config.run, runtime, result)
         return result
