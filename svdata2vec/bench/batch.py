@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         save_clips(config, shards, clips)
         limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
         sizes = Sizes(config, clips, limit)
-        trials = search(sizes.try_size, config.largest, gpu)
-    record = make_record(config, sizes, trials)
+        search(sizes.try_size, config.largest, gpu)
+    record = make_record(config, sizes)
     sys.stdout.write(as_table(record))
     if config.out is not None:
         save(record, config.out)
@@ -122,8 +122,9 @@ def watch(
     return False, peak
 
 
-def make_record(config: BatchConfig, sizes: Sizes, trials: Sequence[Trial]) -> dict[str, Any]:
+def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     """What goes into the JSON. UserError if nothing fits."""
+    trials = sizes.trials
     found, first = recommend(trials), next(iter(sizes.answers.values()), None)
     limit = sizes.limit_bytes or (first["limit_bytes"] if first else 0)
     if found is None or first is None:
