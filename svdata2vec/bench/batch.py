@@ -24,7 +24,7 @@ from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.limits import clip_bytes
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.bench.record import head, save, where_and_what
-from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
+from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
@@ -40,9 +40,8 @@ WATCH_SECONDS = 0.02
 
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
-    refuse_torchrun("bench batch measures one process")
+    shards = open_preset_shards(config, "bench batch measures one process")
     gpu = pick_device(config.run.device).type == "cuda"
-    shards = open_preset_shards(config)
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
         clips = Path(folder) / "clips.pt"
         save_clips(config, shards, clips)

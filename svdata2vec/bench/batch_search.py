@@ -13,7 +13,7 @@ GPU_STEP = 8  # tensor cores and BatchNorm like multiples of 8
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one size.
+    """The result of one size.
 
     peak_bytes: most memory of the step; where it did not run, what was expected. base_bytes: memory before the first step.
     clips_per_s: 0 where it does not fit. ran: False where the memory was known to be too little beforehand. reason: why it
@@ -80,7 +80,7 @@ def expected_peak(trials: Sequence[Trial], size: int) -> int | None:
 
 
 def bytes_per_clip(trials: Sequence[Trial]) -> float | None:
-    """What a clip more adds to the peak, from the smallest to the largest size that fits; None with fewer than two."""
+    """What one more clip adds to the peak, from the smallest to the largest size that fits; None with fewer than two."""
     ran = fitting(trials)
     if len(ran) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The loaders that `bench data` compares. Each yields the number of clips it delivered, batch by batch, for ever.
+"""The loaders that `bench data` compares. Each yields the number of clips it delivered, batch by batch, without end.
 
 Ours runs in this process with two threads; the others in two DataLoader workers, as their users run them.
 """

@@ -25,7 +25,7 @@ READ_CHUNK = 2**20
 Part = Literal["video", "skeleton", "encoder", "decoder", "teacher"]
 
 STEM_TAPS = 3 * 5 * 7 * 7  # multiply-adds of one output value of the stem
-# Passes over a layer's output at the least: written and read going forward; read again, its gradient written and read.
+# Passes over a layer's output, at least: written and read going forward; read again, its gradient written and read.
 TRAINED_PASSES = 5
 TEACHER_PASSES = 2
 # float32 words per weight and step: weight read forward and backward; gradient written and read; AdamW reads and writes
@@ -110,7 +110,7 @@ def step_flops(layers: Iterable[Layer]) -> int:
 
 
 def step_bytes(layers: Iterable[Layer], config: PretrainConfig, value_bytes: int) -> float:
-    """Bytes per clip that a training step moves at the least, everything between two layers' products fused.
+    """Bytes per clip that a training step moves at least, everything between two layers' products fused.
 
     Args:
         value_bytes: size of an activation (2 for bf16, 4 for float32); weights and optimizer are float32.

@@ -17,7 +17,7 @@ from svdata2vec.bench.limits import Rates, count, measure_ceilings, roofline
 from svdata2vec.bench.machine import hardware, peak_bytes
 from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
 from svdata2vec.bench.stages import Stage, open_stages
-from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, setting
+from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
-    refuse_torchrun("bench run measures one process")
-    shards = open_preset_shards(config)
+    shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
         record = measure(config, runtime, shards)
     sys.stdout.write(as_table(record))
@@ -67,7 +66,9 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         "train_share_of_model": rates.train / rates.model,
         "data_wait_share": wait,
         "waterfall_ms_per_clip": waterfall(stages),
-        "peak_memory_bytes": peak_memory(stages),
+        "peak_memory_bytes": {
+            "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
+        },
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
         "baseline": compare_baseline(stages, difference),
     }
@@ -80,12 +81,6 @@ def waterfall(stages: dict[str, Stage]) -> dict[str, dict[str, float]]:
     parts["other"] = max(1e3 * train.parts["total"] / train.clips - sum(parts.values()), 0.0)
     beside = {name: 1e3 / stages[name].median for name in ("read", "decode")}
     return {"step": parts, "beside": beside}
-
-
-def peak_memory(stages: dict[str, Stage]) -> dict[str, Any]:
-    """Bytes: of the GPU per stage that trains, and of the process since its start."""
-    gpu = {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}
-    return {"gpu": gpu, "process": peak_bytes()}
 
 
 def compare_baseline(stages: dict[str, Stage], difference: float | None) -> dict[str, float] | None:

@@ -22,7 +22,7 @@ from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
 from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
-from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, worker
+from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
@@ -35,8 +35,7 @@ VERSION = 1
 
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record. UserError at the end if a check failed."""
-    refuse_torchrun("bench scale starts its processes itself")
-    shards = open_preset_shards(config)
+    shards = open_preset_shards(config, "bench scale starts its processes itself")
     gpus = torch.cuda.device_count() if pick_device(config.run.device).type == "cuda" else None
     config = replace(config, processes=choose_processes(config.processes, gpus))
     check_clips_suffice(config, len(shards.rows(config.data.train_split)))

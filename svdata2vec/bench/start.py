@@ -21,14 +21,10 @@ from svdata2vec.shards.reading.shardset import ShardSet
 ROOT = Path(__file__).parent.parent.parent  # what holds this package
 
 
-def refuse_torchrun(why: str) -> None:
-    """UserError in a process that torchrun started."""
+def open_preset_shards(config: PretrainConfig, why_alone: str) -> ShardSet:
+    """The preset's shards; where there are none, the error says how to get some. UserError if torchrun started the process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{why}; start it without torchrun")
-
-
-def open_preset_shards(config: PretrainConfig) -> ShardSet:
-    """The preset's shards; where there are none, the error says how to get some."""
+        raise UserError(f"{why_alone}; start it without torchrun")
     try:
         return open_shards(config.data.shards)
     except UserError as error:
@@ -54,16 +50,18 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
 def worker(
     module: str, config: PretrainConfig, *words: str, launcher: Sequence[str] = (), threads: int | None = None
 ) -> Generator[tuple[subprocess.Popen, Callable[[str], Any]]]:
-    """A process of its own that runs `answer_job` of a module of this folder; ended at the end.
+    """A process of its own that runs a module of this folder (see `answer_job`); it is ended when the context is left.
 
     Args:
-        words: for the module's function, behind the configuration.
-        launcher: arguments of Python that start the module instead of Python itself.
-        threads: OMP_NUM_THREADS of the process; None = as many as here.
+        module: name of the module.
+        config: its job.
+        words: further arguments of what the module measures.
+        launcher: arguments for Python that start a launcher, which starts the module.
+        threads: OMP_NUM_THREADS of the process; None = as here.
 
     Yields:
-        The process, and a function that gives its answer once it has ended. UserError with the process's own sentence if it
-        refused, RuntimeError (which begins with the function's argument) if it broke.
+        The process, and a function that waits for it and returns its answer. UserError with the process's own sentence if it
+        refused; RuntimeError that begins with the function's argument if it broke.
     """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}

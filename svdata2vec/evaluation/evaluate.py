@@ -1,4 +1,4 @@
-"""Run a classifier over a split, every clip exactly once, alone or on several processes."""
+"""Run a network over a split, every clip exactly once, alone or on several processes; accuracy of a classifier."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

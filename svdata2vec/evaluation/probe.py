@@ -50,9 +50,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         test = _features(config, trained, shards, config.data.test_split, None, runtime)
         classes = list(shards.split_classes(config.data.train_split))
         linear = fit_linear(train, len(classes), config.weight_decay, config.iterations)
-        metrics = measure(_scores(linear, test), test.labels_n)
-        neighbours = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
-        nearest = measure(neighbours, test.labels_n)
+        with torch.no_grad():
+            scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+        votes_nc = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
+        metrics, nearest = (measure(each, test.labels_n) for each in (scores_nc, votes_nc))
         result = {
             "kind": "probe", "split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict(),
             "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
@@ -117,11 +118,6 @@ def fit_linear(train: Features, num_classes: int, weight_decay: float, iteration
         linear.weight.copy_(weight_cD / std_D)
         linear.bias.copy_(bias_c - (weight_cD / std_D) @ mean_D)
     return linear
-
-
-def _scores(linear: nn.Linear, test: Features) -> np.ndarray:
-    with torch.no_grad():
-        return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
 
 
 def knn_scores(train: Features, test: Features, num_classes: int, neighbours: int, temperature: float) -> np.ndarray:

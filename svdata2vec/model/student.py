@@ -123,7 +123,8 @@ class SVData2Vec(nn.Module):
     sees the statistics of all frames (svdata2vec/README.md, "Kept-frame encoding").
 
     Args:
-        config: of the run; `num_joints`: V of the joint layout.
+        config: of the run.
+        num_joints: V of the joint layout.
     """
 
     def __init__(self, config: PretrainConfig, num_joints: int) -> None:

@@ -10,7 +10,7 @@ import collections
 import logging
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,12 +65,12 @@ class OriginalFile:
     """What a checkpoint holds.
 
     Attributes:
-        weights: its state dict on the CPU, without the "module." that DistributedDataParallel puts before names.
+        weights: its state dict on the CPU.
         settings: the `model_args` of the run that wrote it; empty where the file does not say.
     """
 
     weights: dict[str, Tensor]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
     def heads(self, path: Path, given: int | None) -> int:
         """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
@@ -132,12 +132,7 @@ def read_original(path: Path) -> OriginalFile:
         raise UserError(
             f"{path}: {', '.join(sorted(wrong)[:8])} are no tensors; expected a state dict, or a dict with one under 'model'"
         )
-    weights = {without_module(name): tensor for name, tensor in content.items()}
-    return OriginalFile(weights, dict(settings) if isinstance(settings, Mapping) else {})
-
-
-def without_module(name: str) -> str:
-    return name.removeprefix("module.")
+    return OriginalFile(dict(content), dict(settings) if isinstance(settings, Mapping) else {})
 
 
 def _read(path: Path) -> Any:

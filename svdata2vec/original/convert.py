@@ -29,7 +29,7 @@ from svdata2vec.config.schema import (
 )
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.original.checkpoint_file import read_original, without_module
+from svdata2vec.original.checkpoint_file import read_original
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.published import publish
@@ -95,7 +95,7 @@ def convert_state_dict(
     """Rename and reshape the weights of a network of the authors' code.
 
     Args:
-        original: its state dict; a "module." before the names is taken off.
+        original: its state dict; the "module." that DistributedDataParallel puts before names is taken off.
         heads: attention heads, which no shape tells.
         coordinates: C; the shapes tell M * C only.
         modality: what a classifier sees; default: all that it has an embedding for.
@@ -106,7 +106,7 @@ def convert_state_dict(
     Raises:
         UserError: names that are unknown or missing (all are listed), or shapes that do not go together.
     """
-    original = _fold_probe_norm({without_module(name): tensor for name, tensor in original.items()})
+    original = _fold_probe_norm({name.removeprefix("module."): tensor for name, tensor in original.items()})
     if modality == "rgb":
         original = {name: tensor for name, tensor in original.items() if not name.startswith("joints_embed.")}
     if modality == "skeleton":

@@ -32,9 +32,9 @@ def inspect_shards(
     for name, rows in chosen:
         with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows) as loader:
             batch = next(iter(loader))
-        sheet = contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows))
-        write_atomically(out / f"{name}.png", to_png(sheet))
-        pictures.append(image(to_png(sheet), name))
+        png = to_png(contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows)))
+        write_atomically(out / f"{name}.png", png)
+        pictures.append(image(png, name))
     statistics = set_statistics(shards)
     write_atomically(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2).encode())
     note = f"svdata2vec {__version__}; {root}, split {split}, {'training' if train else 'evaluation'} crops at {plan.size} px"

@@ -107,7 +107,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones: on a CPU, every training step would else fetch its pages again.
+    """Let glibc keep what tensors free for the next ones: otherwise every training step on a CPU fetches its pages again.
 
     Measured on 2 cores at the paper's sizes: 4.6 times fewer page faults, a training step 1.2 times faster. Elsewhere than
     on glibc this does nothing.

@@ -46,7 +46,7 @@ class TrainingRun:
         self.config, self.runtime, self.loader, self.model = config, runtime, loader, model
         self.network = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)
-        self.stepper = Stepper(config.optim, config.run, runtime, self.network, self.optimizer, loader.batches_per_epoch)
+        self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader.batches_per_epoch)
 
     def step(self, batches: list[EpochBatch]) -> None:
         """One optimizer step over `optim.accumulate` batches."""

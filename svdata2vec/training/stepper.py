@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.config.schema import OptimConfig, RunConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
@@ -99,14 +99,10 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        optim: OptimConfig,
-        run: RunConfig,
-        runtime: Runtime,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, network: nn.Module, optimizer: torch.optim.Optimizer,
         batches_per_epoch: int,
     ) -> None:
+        optim, run = config.optim, config.run
         self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.batches_per_epoch = batches_per_epoch
         self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
