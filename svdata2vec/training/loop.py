@@ -36,7 +36,7 @@ class TrainingRun:
         config: the resolved configuration.
         runtime: this process and its device.
         loader: training clips.
-        model: what is trained and published; `network` is the same as this process calls it.
+        model: what is trained and published; `network` is the same module, wrapped for this process.
         layers: depth and decay of layer-wise learning rates, see `build_optimizer`.
     """
 
