@@ -8,7 +8,7 @@ The sub-packages `svdata2vec.shards`, `svdata2vec.pipeline` and `svdata2vec.kern
 repository, reached through relative symlinks.
 """
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return pkgutil.resolve_name(f"{__name__}.{_HOMES[name]}:{name}")
 
 
 def __dir__() -> list[str]:

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_device import DEVICE, triton_marks
-from tiny import MODEL
+from tiny import MODEL, student_config
 from torch import Tensor
 
-from svdata2vec.config.schema import PretrainConfig, TargetConfig
+from svdata2vec.config.schema import DataConfig
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
@@ -21,6 +21,7 @@ from svdata2vec.training.pretrain import forward
 
 pytestmark = triton_marks()
 NUM_CLIPS, NUM_FRAMES, NUM_JOINTS, SIDE = 3, 10, 17, 32
+DATA = DataConfig(num_frames=NUM_FRAMES, size=SIDE)
 
 
 def one_step(
@@ -31,8 +32,8 @@ def one_step(
     video = torch.randint(0, 256, (NUM_CLIPS, NUM_FRAMES, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     joints = SIDE * torch.rand((NUM_CLIPS, MODEL.persons, NUM_FRAMES, NUM_JOINTS, MODEL.coordinates), generator=generator)
     masks = draw_masks(["a", "b", "c"], NUM_FRAMES, 0.5, 0.5, seed=0, epoch=0).to(torch.device(DEVICE))
-    config = PretrainConfig(model=replace(MODEL, impl=impl, fused_blocks=fused), target=TargetConfig(top_layers=2))
-    student = SVData2Vec(config.model, NUM_FRAMES, NUM_JOINTS)
+    config = student_config(replace(MODEL, impl=impl, fused_blocks=fused), data=DATA)
+    student = SVData2Vec(config, NUM_JOINTS)
     student.load_state_dict(copy.deepcopy(state))
     student.to(DEVICE)
     teacher = Teacher(student.encoder.blocks).to(DEVICE)
@@ -46,7 +47,7 @@ def one_step(
 def test_a_training_step_is_the_same_through_triton(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     """Fused blocks as well: they are held against the plain ones."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    state = SVData2Vec(MODEL, NUM_FRAMES, NUM_JOINTS).state_dict()
+    state = SVData2Vec(student_config(data=DATA), NUM_JOINTS).state_dict()
     loss, grads, buffers = one_step(state, "triton", fused)
     want_loss, want_grads, want_buffers = one_step(state, "torch", fused=False)
     torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)

@@ -102,8 +102,8 @@ class Mean(torch.nn.Module):
 
 
 def test_scores_are_the_mean_of_the_views(tiny_shard_folder):
-    shards, run = ShardSet.open(tiny_shard_folder), RunConfig(batch_size=5)
-    with build_loader(shards, DATA, run, HERE, 2, train=False, views=3) as loader:
+    shards, config = ShardSet.open(tiny_shard_folder), PretrainConfig(data=DATA, run=RunConfig(batch_size=5))
+    with build_loader(shards, config, HERE, train=False, views=3) as loader:
         mean = predict_split(Mean(), loader, HERE)
         batches = list(loader)
     single: dict[str, list[np.ndarray]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import record_schemas
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ def test_the_search_finds_a_planted_limit(limit: int, largest: int, gpu: bool) -
         tried.append(size)
         return Trial(size, size <= limit, size)
 
-    trials = search(step, GPU_STEP if gpu else 1, largest, gpu)
+    trials = search(step, largest, gpu)
     assert [trial.size for trial in trials] == tried and len(set(tried)) == len(tried) <= 26
     found = recommend(trials)
     if found is None:
@@ -61,7 +62,7 @@ def test_the_search_finds_a_planted_limit(limit: int, largest: int, gpu: bool) -
 
 def test_the_sizes_of_a_search() -> None:
     def sizes(limit: int, gpu: bool, largest: int = 4096) -> list[int]:
-        return [trial.size for trial in search(lambda n: Trial(n, n <= limit, n), GPU_STEP if gpu else 1, largest, gpu)]
+        return [trial.size for trial in search(lambda n: Trial(n, n <= limit, n), largest, gpu)]
 
     assert sizes(100, gpu=True) == [8, 16, 32, 64, 128, 96, 112, 104]
     assert sizes(5, gpu=False) == [1, 2, 4, 8, 6, 5]
@@ -87,7 +88,7 @@ def test_no_size_beyond_the_limit_is_run(constant: int, per_clip: int, base: flo
             trials.append(Trial(size, true <= limit, true, int(base * constant)))
         return trials[-1]
 
-    search(step, 1, 512, gpu=False)
+    search(step, 512, gpu=False)
     sizes = [trial.size for trial in trials if trial.fits]
     if len(sizes) > 1:
         assert bytes_per_clip(trials) == pytest.approx(per_clip)
@@ -187,7 +188,7 @@ def record(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_record_is_consistent(record: dict[str, Any]) -> None:
-    assert faults(record, batch.SCHEMA) == [] and "batch_size" not in record["setting"]
+    assert faults(record, record_schemas.BATCH) == [] and "batch_size" not in record["setting"]
     small, large = record["trials"]
     assert small["fits"] and large["fits"] and (small["size"], large["size"]) == (1, 32)
     assert 2**27 < small["base_bytes"] < small["peak_bytes"] < large["peak_bytes"] < record["limit_bytes"]

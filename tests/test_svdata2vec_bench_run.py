@@ -13,11 +13,11 @@ import torch
 from tiny import pretrain_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdata2vec.bench import stages as bench_stages
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
 from svdata2vec.bench.record import as_table, compare, faults, load_record
 from svdata2vec.bench.run import bench_run
+from svdata2vec.bench.stages import Stage
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.cli import main as cli
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
@@ -87,7 +87,7 @@ def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
         data=DataConfig(num_frames=10, size=64), model=model, encode=encode,
         target=dataclasses.replace(DEFAULT.target, top_layers=3),
     )
-    student = SVData2Vec(model, 10, 17, all_frames=encode == "all_frames")
+    student = SVData2Vec(config, 17)
     teacher = Teacher(student.encoder.blocks)
     masks = draw_masks(["a"], 10, config.mask.video_ratio, config.mask.skeleton_ratio, 0, 0)
     with FlopCounterMode(display=False) as forward:
@@ -111,7 +111,7 @@ def test_bytes_of_a_step() -> None:
     clip = 40 * 224 * 224 * 3
     activations = step_bytes(layers, DEFAULT, 2) - weights / 32 - clip
     assert step_bytes(layers, DEFAULT, 4) - weights / 32 - clip == pytest.approx(2 * activations)
-    parameters = sum(p.numel() for p in SVData2Vec(DEFAULT.model, 40, 17).parameters())
+    parameters = sum(p.numel() for p in SVData2Vec(DEFAULT, 17).parameters())
     counted = sum(layer.weights for layer in layers if layer.part != "teacher")
     assert counted == pytest.approx(parameters, rel=0.005)  # biases, norms, embeddings are left out
 
@@ -287,6 +287,6 @@ def test_networks_that_disagree_are_not_timed(tiny_shard_folder: Path, tmp_path:
         return dataclasses.replace(output, loss=output.loss * (1.5 if run.config.encode == "all_frames" else 1.0))
 
     monkeypatch.setattr(Pretraining, "forward", wrong)
-    monkeypatch.setattr(bench_stages, "time_stages", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(Stage, "time_round", lambda *_: pytest.fail("timed"))
     with pytest.raises(UserError, match="the same weights give the loss"):
         bench_run(small_bench(tiny_shard_folder, tmp_path, baseline="original-style"))

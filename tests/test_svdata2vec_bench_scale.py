@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import record_schemas
 import torch
 from tiny import pretrain_config
 
@@ -16,6 +17,7 @@ from svdata2vec.bench.record import faults
 from svdata2vec.bench.scale_worker import Ticks, digest, expected_keys
 from svdata2vec.bench.verdict import notes
 from svdata2vec.cli import main as cli
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -73,9 +75,8 @@ def test_bytes_of_the_exchange_are_those_of_the_parameters(record: dict[str, Any
 
 
 def test_the_hand_count_holds_for_the_default_sizes() -> None:
-    model = pretrain_config(Path(), Path()).model
-    default = dataclasses.replace(model, width=256, depth=8, decoder_depth=3, heads=8, stem_width=64)
-    assert sum(p.numel() for p in SVData2Vec(default, 40, 17).parameters()) == hand_count(256, 8, 3, 64, 17, 40)
+    default = PretrainConfig()
+    assert sum(p.numel() for p in SVData2Vec(default, 17).parameters()) == hand_count(256, 8, 3, 64, 17, 40)
 
 
 @pytest.mark.slow
@@ -91,8 +92,8 @@ def test_two_processes_do_one_training(record: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_the_record_is_consistent(record: dict[str, Any]) -> None:
-    assert faults(record, scale.SCHEMA) == []
-    assert [faults(row, scale.WORLD_SCHEMA) for row in record["worlds"]] == [[], []]
+    assert faults(record, record_schemas.SCALE) == []
+    assert [faults(row, record_schemas.WORLD) for row in record["worlds"]] == [[], []]
     one, two = record["worlds"]
     assert (one["processes"], two["processes"]) == (1, 2)  # ascending, however they were asked for
     assert one["efficiency"] == 1 and two["efficiency"] == pytest.approx(two["clips_per_s"] / (2 * one["clips_per_s"]))

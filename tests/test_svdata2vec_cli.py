@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
@@ -14,7 +15,7 @@ from tyro._docstrings import get_field_docstring
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
-from svdata2vec.cli.options import Command, Group, read
+from svdata2vec.cli.options import Command, Group, Later, read
 from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
@@ -238,3 +239,18 @@ def test_configurations_survive_the_way_through_json(tmp_path: Path) -> None:
         assert from_dict(type(config), json.loads(to_json(config)), "test") == config
     with pytest.raises(UserError, match=r"x.json: unknown names colour; PretrainConfig has data, ema"):
         from_dict(PretrainConfig, {"colour": 1}, "x.json")
+
+
+def later(group: Group) -> Iterator[Later]:
+    """What the commands of a group import when they run."""
+    for found in group.commands.values():
+        if isinstance(found, Group):
+            yield from later(found)
+        elif isinstance(found.run, Later):
+            yield found.run
+
+
+def test_what_is_imported_later_is_there() -> None:
+    names = {run.name for run in later(COMMANDS)}
+    assert {"training.pretrain:pretrain", "bench.data:bench_data"} <= names
+    assert all(callable(pkgutil.resolve_name(f"svdata2vec.{name}")) for name in names)

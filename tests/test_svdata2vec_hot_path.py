@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def without_values(network: nn.Module) -> None:
 def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, encode_all: bool) -> None:
     """On a GPU each value that the host reads is a wait. Fake tensors refuse to be read, and count as on a GPU here."""
     monkeypatch.setattr(functional, "require_kept_frames", lambda *_: None)  # reads tensors in main memory only
-    student = SVData2Vec(MODEL, FRAMES, JOINTS, all_frames=encode_all)
+    student = SVData2Vec(replace(CONFIG, encode="all_frames" if encode_all else "kept_frames"), JOINTS)
     use_channels_last(student)
     teacher = Teacher(student.encoder.blocks)
     drawn = draw_masks([f"clip{i}" for i in range(CLIPS)], FRAMES, 0.5, 0.5, seed=0, epoch=0)

@@ -15,7 +15,7 @@ JOINTS = 17
 
 
 def student() -> nn.Module:
-    return SVData2Vec(PretrainConfig().model, 40, JOINTS)
+    return SVData2Vec(PretrainConfig(), JOINTS)
 
 
 def classifier() -> nn.Module:

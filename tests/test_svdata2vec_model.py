@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from tiny import MODEL
+from tiny import MODEL, student_config
 from torch import Tensor
 
 from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
@@ -34,14 +34,14 @@ def millions(module: torch.nn.Module) -> float:
 
 
 def test_default_sizes_are_the_papers() -> None:
-    model = SVData2Vec(ModelConfig(), num_frames=40, num_joints=17)
+    model = SVData2Vec(PretrainConfig(), num_joints=17)
     assert millions(model) == pytest.approx(20.21, abs=0.005)
     assert millions(model.encoder.video_encoder) == pytest.approx(11.35, abs=0.005)
     assert mask_counts(40, 0.66, 0.75) == (13, 3)
 
 
 def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
-    encoder = VideoEncoder(width=32, stem_width=16).eval()
+    encoder = VideoEncoder(ModelConfig(width=32, stem_width=16)).eval()
     for parameter in encoder.parameters():
         parameter.data.add_(0.01 * torch.randn_like(parameter))
     video, _, masks = inputs()
@@ -52,7 +52,7 @@ def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
 
 
 def test_filling_channels_change_nothing() -> None:
-    stem = VideoEncoder(width=32, stem_width=16).eval().stem
+    stem = VideoEncoder(ModelConfig(width=32, stem_width=16)).eval().stem
     windows_FCHW = torch.randn(2, 15, SIZE, SIZE)
     filled_FCHW = torch.cat([windows_FCHW, torch.zeros(2, 1, SIZE, SIZE)], dim=1)
     torch.testing.assert_close(stem.forward_windows(filled_FCHW), stem.forward_windows(windows_FCHW))
@@ -62,7 +62,7 @@ def test_both_ways_of_encoding_give_the_same_gradients() -> None:
     video, joints, masks = inputs()
     gradients = []
     torch.manual_seed(0)
-    model = SVData2Vec(MODEL, T, 17).eval()
+    model = SVData2Vec(student_config(), 17).eval()
     weight_BTD = torch.randn(3, T, MODEL.width)
     for model.all_frames in (False, True):
         model.zero_grad()
@@ -73,8 +73,8 @@ def test_both_ways_of_encoding_give_the_same_gradients() -> None:
 
 
 def test_loss_reaches_every_parameter_of_the_student_and_none_of_the_teacher() -> None:
-    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
-    model = SVData2Vec(MODEL, T, 17)
+    config = student_config()
+    model = SVData2Vec(config, 17)
     teacher = Teacher(model.encoder.blocks)
     output = forward(model, teacher, *inputs(), config)
     output.loss.backward()
@@ -84,8 +84,8 @@ def test_loss_reaches_every_parameter_of_the_student_and_none_of_the_teacher() -
 
 
 def test_loss_reads_scored_positions_only() -> None:
-    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
-    model = SVData2Vec(MODEL, T, 17).eval()
+    config = student_config()
+    model = SVData2Vec(config, 17).eval()
     teacher = Teacher(model.encoder.blocks)
     video, joints, masks = inputs()
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_loss_reads_scored_positions_only() -> None:
 
 
 def test_hidden_skeletons_do_not_influence_the_prediction() -> None:
-    model = SVData2Vec(MODEL, T, 17).eval()
+    model = SVData2Vec(student_config(), 17).eval()
     video, joints, masks = inputs(1)
     hidden = masks.scored_BT[0].nonzero().flatten()
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_encoder_without_input_is_refused() -> None:
 
 
 def test_teacher_starts_as_the_student_and_stays_in_evaluation_mode() -> None:
-    model = SVData2Vec(MODEL, T, 17)
+    model = SVData2Vec(student_config(), 17)
     teacher = Teacher(model.encoder.blocks).train()
     assert not teacher.training and not any(module.training for module in teacher.modules())
     for mine, theirs in zip(teacher.parameters(), model.encoder.blocks.parameters(), strict=True):
@@ -162,9 +162,8 @@ def test_drop_path_keeps_the_mean_and_drops_whole_clips() -> None:
 def test_a_video_target_needs_all_frames(teacher_input: Literal["rgb", "both"]) -> None:
     with pytest.raises(UserError, match=f"{teacher_input} reads the video tokens of all frames; set encode=all_frames"):
         PretrainConfig(target=TargetConfig(teacher_input=teacher_input))
-    with pytest.raises(ValueError, match="set encode=all_frames"):
-        SVData2Vec(MODEL, T, 17, teacher_input=teacher_input)
-    model = SVData2Vec(MODEL, T, 17, all_frames=True, teacher_input=teacher_input).eval()
+    target = TargetConfig(top_layers=2, teacher_input=teacher_input)
+    model = SVData2Vec(student_config(encode="all_frames", target=target), 17).eval()
     video, joints, masks = inputs()
     tokens = model.encoder.video_encoder(video)
     if teacher_input == "both":
@@ -180,8 +179,8 @@ def test_spread_is_zero_when_all_clips_look_the_same() -> None:
 
 
 def test_bfloat16_autocast_stays_near_float32() -> None:
-    config = PretrainConfig(model=MODEL, target=TargetConfig(top_layers=2))
-    model = SVData2Vec(MODEL, T, 17).eval()
+    config = student_config()
+    model = SVData2Vec(config, 17).eval()
     teacher = Teacher(model.encoder.blocks)
     video, joints, masks = inputs()
     exact = forward(model, teacher, video, joints, masks, config).loss.item()
@@ -196,7 +195,7 @@ def test_checkpointed_and_compiled_parts_give_the_same_gradients(how: str) -> No
     for special in (False, True):
         torch.manual_seed(0)
         config = dataclasses.replace(MODEL, checkpoint_activations=special and how == "checkpointed")
-        model = SVData2Vec(config, T, 17).eval()  # evaluation mode: BatchNorm must not move between two passes
+        model = SVData2Vec(student_config(config), 17).eval()  # evaluation mode: BatchNorm must not move between two passes
         if special and how == "compiled":
             compile_parts(model, backend="aot_eager")  # the graphs that are compiled, without the C++ compiler
         torch.manual_seed(1)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MODEL
+from tiny import MODEL, student_config
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, PretrainConfig, TargetConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, TargetConfig
 from svdata2vec.evaluation.export import load_rgb_classifier
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
@@ -37,8 +37,8 @@ def step(
     """Loss, gradients and buffers of one step of the same student on the same clips."""
     torch.manual_seed(0)
     changes = {"fused_blocks": fused, "impl": impl, "checkpoint_activations": checkpointed}
-    config = PretrainConfig(model=dataclasses.replace(MODEL, **changes), target=TargetConfig(top_layers=2))
-    model = SVData2Vec(config.model, T, 17, all_frames=all_frames).train(training)
+    config = student_config(dataclasses.replace(MODEL, **changes), encode="all_frames" if all_frames else "kept_frames")
+    model = SVData2Vec(config, 17).train(training)
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms, biases and slopes that differ from channel to channel
             parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -100,7 +100,7 @@ def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parameters_and_buffers_keep_their_names() -> None:
-    plain, fused = SVData2Vec(MODEL, T, 17), SVData2Vec(FUSED, T, 17)
+    plain, fused = SVData2Vec(student_config(), 17), SVData2Vec(student_config(FUSED), 17)
     assert list(fused.state_dict()) == list(plain.state_dict())
     fused.load_state_dict(plain.state_dict())
     assert len(list(fused.modules())) == len(list(plain.modules()))
@@ -172,7 +172,7 @@ def test_an_exported_classifier_holds_no_fused_step(tmp_path: Path) -> None:
 def test_targets_are_those_of_stacked_layers(fused: bool, top_layers: int, feed_forward: bool, autocast: bool) -> None:
     """The teacher's blocks write into one tensor; not a bit differs from gathering copies of their results."""
     config = dataclasses.replace(MODEL, depth=3, fused_blocks=fused)
-    teacher = Teacher(SVData2Vec(config, T, 17).encoder.blocks)
+    teacher = Teacher(SVData2Vec(student_config(config), 17).encoder.blocks)
     given_BTD = torch.randn(3, T, MODEL.width)
     target = TargetConfig(top_layers=top_layers, feed_forward=feed_forward)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -187,7 +187,7 @@ def test_targets_are_those_of_stacked_layers(fused: bool, top_layers: int, feed_
 
 def test_a_compiled_teacher_gives_the_same_targets() -> None:
     """In one graph, as the benchmark of the whole transformer compiles it: writing into one tensor breaks none."""
-    teacher = Teacher(SVData2Vec(FUSED, T, 17).encoder.blocks)
+    teacher = Teacher(SVData2Vec(student_config(FUSED), 17).encoder.blocks)
     tokens_BTD, target = torch.randn(3, T, MODEL.width), TargetConfig(top_layers=2)
     compiled = torch.compile(teacher, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(tokens_BTD, target, "torch"), teacher(tokens_BTD, target), rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from svdata2vec.config.schema import EmaConfig, OptimConfig
+from svdata2vec.config.schema import EmaConfig, ModelConfig, OptimConfig
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
 from svdata2vec.model.teacher import Teacher, ema_decay
 from svdata2vec.model.transformer import Block
@@ -84,7 +84,7 @@ def test_ema_decay_of_both_schedules() -> None:
 
 
 def test_teacher_moves_by_the_decay() -> None:
-    blocks = nn.ModuleList([Block(8, 2)])
+    blocks = nn.ModuleList([Block(ModelConfig(width=8, heads=2))])
     teacher = Teacher(blocks)
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():

@@ -13,6 +13,7 @@ import render_kernels as render
 import torch
 from kernel_inputs import draw_keep
 
+from svdata2vec.config.schema import ModelConfig
 from svdata2vec.model.block_ops import BlockOps
 from svdata2vec.model.video_encoder import VideoEncoder
 
@@ -172,7 +173,7 @@ def test_bytes_on_paper_are_those_of_the_maps_that_the_network_makes() -> None:
             seen["batch_norm_prelu" if shortcut_FCHW is None else "batch_norm_prelu with shortcut"] += x_FCHW.numel()
             return super().norm_prelu(norm, prelu, x_FCHW, shortcut_FCHW)
 
-    encoder = VideoEncoder(width=32, stem_width=16)
+    encoder = VideoEncoder(ModelConfig(width=32, stem_width=16))
     for module in encoder.modules():
         if hasattr(module, "ops"):
             module.ops = Counting()

@@ -177,7 +177,7 @@ class Step:
 
         torch.manual_seed(0)
         data, mask = config.data, config.mask
-        model = SVData2Vec(config.model, data.num_frames, 17, all_frames=config.encode == "all_frames")
+        model = SVData2Vec(config, 17)
         self.teacher = Teacher(model.encoder.blocks).to(device)
         self.student = model.to(device)
         if device != "cpu":

@@ -9,24 +9,22 @@ smaller ones, exceeds the limit is not run, and a process that exceeds it nevert
 """
 
 import logging
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from svdata2vec.bench.batch_search import GPU_STEP, Trial, bytes_per_clip, expected_peak, recommend, search
+from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.limits import clip_bytes
 from svdata2vec.bench.machine import available_bytes, resident_bytes
-from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
-from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
-from svdata2vec.config.files import to_json
+from svdata2vec.bench.record import head, save, where_and_what
+from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
@@ -39,25 +37,18 @@ VERSION = 1
 CLIPS_IN_MEMORY = 16  # decoded; a larger batch repeats them
 WATCH_SECONDS = 0.02
 
-SCHEMA: dict[str, Any] = {
-    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
-    "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
-    "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
-}
-
 
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
-    refuse_torchrun("bench batch measures one process")
+    shards = open_preset_shards(config, "bench batch measures one process")
     gpu = pick_device(config.run.device).type == "cuda"
-    shards = open_preset_shards(config)
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
         clips = Path(folder) / "clips.pt"
         save_clips(config, shards, clips)
         limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
         sizes = Sizes(config, clips, limit)
-        trials = search(sizes.try_size, GPU_STEP if gpu else 1, config.largest, gpu)
-    record = make_record(config, sizes, trials)
+        search(sizes.try_size, config.largest, gpu)
+    record = make_record(config, sizes)
     sys.stdout.write(as_table(record))
     if config.out is not None:
         save(record, config.out)
@@ -67,9 +58,9 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
 def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
     """Decode a few clips of the preset, on the CPU: the GPU's memory stays free for what is measured."""
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
-    run = replace(config.run, batch_size=max(len(rows), 1))
+    config = replace(config, run=replace(config.run, batch_size=max(len(rows), 1)))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, config.data, run, here, config.model.persons, train=True, rows=rows) as loader:
+    with build_loader(shards, config, here, train=True, rows=rows) as loader:
         batch = next(iter(loader))
     torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)
 
@@ -109,20 +100,11 @@ class Sizes:
 
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
     """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
-    folder = clips.parent
-    job, out, log_file = (folder / f"{size}{suffix}" for suffix in (".job", ".json", ".stderr"))
-    job.write_text(to_json(config))
-    words = [sys.executable, "-m", "svdata2vec.bench.batch_worker", str(job), str(size), str(clips), str(out)]
-    with log_file.open("w") as stderr:
-        process = subprocess.Popen(words, env=worker_environment(None), stdout=stderr, stderr=stderr)
-        try:
-            ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
-        finally:
-            process.kill()
-            status = process.wait()
-    if ended or status == -9:  # by the limit here, or by the system for want of memory
-        return None, peak
-    return read_answer(out, status, log_file, f"bench batch: batch size {size}"), peak
+    with worker("batch_worker", config, str(size), str(clips)) as (process, answer):
+        ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
+        if ended or process.wait() == -9:  # by the limit here, or by the system for want of memory
+            return None, peak
+        return answer(f"bench batch: batch size {size}"), peak
 
 
 def watch(
@@ -139,8 +121,9 @@ def watch(
     return False, peak
 
 
-def make_record(config: BatchConfig, sizes: Sizes, trials: Sequence[Trial]) -> dict[str, Any]:
+def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     """What goes into the JSON. UserError if nothing fits."""
+    trials = sizes.trials
     found, first = recommend(trials), next(iter(sizes.answers.values()), None)
     limit = sizes.limit_bytes or (first["limit_bytes"] if first else 0)
     if found is None or first is None:

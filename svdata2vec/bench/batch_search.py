@@ -13,7 +13,7 @@ GPU_STEP = 8  # tensor cores and BatchNorm like multiples of 8
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one size.
+    """The result of one size.
 
     peak_bytes: most memory of the step; where it did not run, what was expected. base_bytes: memory before the first step.
     clips_per_s: 0 where it does not fit. ran: False where the memory was known to be too little beforehand. reason: why it
@@ -29,13 +29,13 @@ class Trial:
     reason: str = ""
 
 
-def search(try_size: Callable[[int], Trial], smallest: int, largest: int, gpu: bool) -> list[Trial]:
-    """Double from `smallest` until a size does not fit (or `largest` is reached), then halve the gap down to `granularity`.
+def search(try_size: Callable[[int], Trial], largest: int, gpu: bool) -> list[Trial]:
+    """Double from 1 (on a GPU 8) until a size does not fit or `largest` is reached, then halve the gap down to `granularity`.
 
     No size is tried twice, and none above twice the largest that is known to fit. Trials come in the order they were made.
     """
     trials: list[Trial] = []
-    fits, too_large, size = 0, 0, min(smallest, largest)
+    fits, too_large, size = 0, 0, min(GPU_STEP if gpu else 1, largest)
     while not too_large and size > fits:
         trials.append(try_size(size))
         if trials[-1].fits:
@@ -57,13 +57,18 @@ def granularity(fits: int, gpu: bool) -> int:
     return 2 ** (max(fits // 16, 1).bit_length() - 1)
 
 
+def fitting(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that ran and fit, by size."""
+    return sorted((trial for trial in trials if trial.fits), key=lambda trial: trial.size)
+
+
 def expected_peak(trials: Sequence[Trial], size: int) -> int | None:
     """Peak bytes of a larger size, from those that ran; None if none did. Rather too much than too little.
 
     Memory is a constant and so much per clip: what the two largest sizes differ by gives the part per clip. Of one size
     alone, all that its steps took is held to grow with its clips (gradients and the optimizer's averages do not).
     """
-    ran = sorted((trial for trial in trials if trial.ran and trial.fits), key=lambda trial: trial.size)
+    ran = fitting(trials)
     if not ran:
         return None
     last = ran[-1]
@@ -75,8 +80,8 @@ def expected_peak(trials: Sequence[Trial], size: int) -> int | None:
 
 
 def bytes_per_clip(trials: Sequence[Trial]) -> float | None:
-    """What a clip more adds to the peak, from the smallest to the largest size that fits; None with fewer than two."""
-    ran = sorted((trial for trial in trials if trial.ran and trial.fits), key=lambda trial: trial.size)
+    """What one more clip adds to the peak, from the smallest to the largest size that fits; None with fewer than two."""
+    ran = fitting(trials)
     if len(ran) < 2:
         return None
     return (ran[-1].peak_bytes - ran[0].peak_bytes) / (ran[-1].size - ran[0].size)
@@ -93,9 +98,9 @@ class Recommendation:
 
 def recommend(trials: Sequence[Trial]) -> Recommendation | None:
     """None if no size fits."""
-    fitting = sorted((trial for trial in trials if trial.fits), key=lambda trial: trial.size)
-    if not fitting:
+    found = fitting(trials)
+    if not found:
         return None
-    best = max(fitting, key=lambda trial: trial.clips_per_s)
-    smallest = next(trial for trial in fitting if trial.clips_per_s >= NEARLY_BEST * best.clips_per_s)
-    return Recommendation(smallest.size, best.size, fitting[-1].size)
+    best = max(found, key=lambda trial: trial.clips_per_s)
+    smallest = next(trial for trial in found if trial.clips_per_s >= NEARLY_BEST * best.clips_per_s)
+    return Recommendation(smallest.size, best.size, found[-1].size)

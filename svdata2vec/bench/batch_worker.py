@@ -1,29 +1,25 @@
 """One batch size of `svdata2vec bench batch`, in a process of its own: its peak memory is this size's and no other's.
 
-    python -m svdata2vec.bench.batch_worker JOB.json SIZE CLIPS.pt OUT.json
+    python -m svdata2vec.bench.batch_worker JOB.json OUT.json SIZE CLIPS.pt
 
 JOB.json is a `BatchConfig`, CLIPS.pt a decoded batch that is repeated up to SIZE clips.
 """
 
-import json
+import itertools
 import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import hardware, peak_bytes, resident_bytes
-from svdata2vec.bench.stages import NEVER_ENDING, ModelStage, Timing, time_round
-from svdata2vec.bench.start import refused, setting
-from svdata2vec.config.files import from_dict
+from svdata2vec.bench.stages import NEVER_ENDING, training_stage
+from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.runtime import running
 from svdata2vec.shards.reading.remote import open_shards
-from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
 
 WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
@@ -51,31 +47,27 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
     return peak_bytes() if peak else resident_bytes(os.getpid())
 
 
-def build(config: BatchConfig, runtime: Runtime, shards: ShardSet) -> Pretraining:
-    """The trainer as it is; its loader only tells it how long an epoch is, which does not matter here."""
-    config = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
-    loader = build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True)
-    return Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
-
-
-def measure_size(config: BatchConfig, size: int, clips: Path) -> dict[str, Any]:
+def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
     """Rate and peak memory of the training step at one batch size; says so where memory ends."""
+    # The trainer as it is; its loader only tells it how long an epoch is, which does not matter here.
+    alone = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
     with running(config.run) as runtime:
         limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
-        shards, timing, fits, base = open_shards(config.data.shards), Timing(), True, 0
+        shards, timing, base = open_shards(config.data.shards), None, 0
         try:
-            training = build(config, runtime, shards)
+            training = Pretraining(alone, runtime, build_loader(shards, alone, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)
-            stage = ModelStage(training, repeated(torch.load(clips), size, runtime.device))
+            batch = repeated(torch.load(clips), int(size), runtime.device)
+            stage = training_stage(training, itertools.repeat((0, batch)))
             for number in range(config.rounds):
-                time_round(stage, timing, runtime.device, config.seconds, 0 if number else WARM_UP)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                stage.time_round(runtime.device, config.seconds, 0 if number else WARM_UP)
+            timing = stage.as_dict()
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            fits = False
         return {
-            "fits": fits, "base_bytes": base, "peak_bytes": memory_bytes(runtime.device, peak=True),
-            "timing": timing.as_dict() if fits else None, "limit_bytes": limit,
+            "fits": timing is not None, "base_bytes": base, "peak_bytes": memory_bytes(runtime.device, peak=True),
+            "timing": timing, "limit_bytes": limit,
             "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
         }
 
@@ -85,11 +77,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def main(job: Path, size: int, clips: Path, out: Path) -> None:
-    with refused(out):
-        config = from_dict(BatchConfig, json.loads(job.read_text()), str(job))
-        out.write_text(json.dumps(measure_size(config, size, clips)))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    answer_job(BatchConfig, measure_size)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from svdata2vec.config.schema import PretrainConfig
-from svdata2vec.shards.errors import UserError
+from svdata2vec.config.schema import PretrainConfig, check, check_at_least, check_share
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,9 @@ class MeasuredConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optim.accumulate != 1:
-            raise UserError(f"optim.accumulate is {self.optim.accumulate}; a benchmark's step takes one batch, leave it at 1")
-        self._at_least(rounds=1)
-
-    def _at_least(self, **lowest: float) -> None:
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least {low}")
+        accumulate = self.optim.accumulate
+        check(accumulate == 1, f"optim.accumulate is {accumulate}; a benchmark's step takes one batch, leave it at 1")
+        check_at_least(self, rounds=1)
 
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
@@ -50,7 +44,7 @@ class BenchConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(seconds=0.01)
+        check_at_least(self, seconds=0.01)
 
 
 @dataclass(frozen=True)
@@ -68,9 +62,8 @@ class ScaleConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(steps=1, warm_up=0)
-        if any(count < 1 for count in self.processes):
-            raise UserError(f"processes are {self.processes}; expected at least 1 each")
+        check_at_least(self, steps=1, warm_up=0)
+        check(all(count >= 1 for count in self.processes), f"processes are {self.processes}; expected at least 1 each")
 
 
 @dataclass(frozen=True)
@@ -88,9 +81,8 @@ class BatchConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(memory_limit_gib=0, largest=1, seconds=0.01)
-        if not 0 < self.memory_share <= 1:
-            raise UserError(f"memory_share is {self.memory_share}; expected a share above 0 and up to 1")
+        check_at_least(self, memory_limit_gib=0, largest=1, seconds=0.01)
+        check_share(self, "memory_share")
 
 
 @dataclass(frozen=True)

@@ -33,50 +33,54 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 
 WARM_UP_CLIPS = 16
-BEYOND_CLIPS = 64  # that much more is on offer than is timed, so that no loader runs dry before the clock stops
 MIN_PSNR_DB = 33.0
-OURS = "ours, jpeg"
 REFERENCE = "original style, decord"
 
 
-def method_table(folder: Path, num_sources: int) -> dict[str, Callable[[int], Iterator[int]]]:
-    """Name -> function of the number of clips; the names of the report."""
+Method = Callable[[], Iterator[int]]
+
+
+def clips_and_shards(folder: Path, num_sources: int) -> tuple[DataSet, dict[str, ShardSet]]:
+    """The source clips, and packed by each codec."""
     dataset = make_sources(folder / "source", num_sources)
-    shards = {codec: packed(folder, dataset, codec) for codec in CODECS}
-    table: dict[str, Callable[[int], Iterator[int]]] = {
-        "ours, jpeg: read only": lambda n: methods.ours_read_only(shards["jpeg"], n),
-        "ours, jpeg: + decode": lambda n: methods.ours_decode(shards["jpeg"], n),
-        OURS: lambda n: methods.ours(shards["jpeg"], n),
-        "ours, vp9: + decode": lambda n: methods.ours_decode(shards["vp9"], n),
-        "ours, vp9": lambda n: methods.ours(shards["vp9"], n),
-        "ours, h264": lambda n: methods.ours(shards["h264"], n),
-        "original style, pyav": lambda n: methods.source_clips(dataset, methods.decode_pyav, n),
-        "original style, pyav, uint8": lambda n: methods.source_clips(dataset, methods.decode_pyav, n, normalise=False),
-        "plain webdataset + pyav": lambda n: methods.plain_webdataset(write_source_tars_once(dataset, folder), n),
+    return dataset, {codec: packed(folder, dataset, codec) for codec in CODECS}
+
+
+def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
+    """The loaders, by the names of the report."""
+    dataset, shards = clips_and_shards(folder, num_sources)
+    original = partial(methods.source_clips, dataset)
+    table: dict[str, Method] = {
+        "ours, jpeg: read only": partial(methods.ours_read_only, shards["jpeg"]),
+        "ours, jpeg: + decode": partial(methods.ours_decode, shards["jpeg"]),
+        "ours, jpeg": partial(methods.ours, shards["jpeg"]),
+        "ours, vp9: + decode": partial(methods.ours_decode, shards["vp9"]),
+        "ours, vp9": partial(methods.ours, shards["vp9"]),
+        "ours, h264": partial(methods.ours, shards["h264"]),
+        "original style, pyav": partial(original, methods.decode_pyav),
+        "original style, pyav, uint8": partial(original, methods.decode_pyav, normalise=False),
+        "plain webdataset + pyav": lambda: methods.plain_webdataset(write_source_tars_once(dataset, folder)),
     }
     if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
-        for codec in CODECS:
-            table[f"ours, {codec}, GPU"] = partial(_ours_on_gpu, shards[codec])
+        on_gpu = partial(methods.ours, device="cuda", batch_size=32, threads=min(os.cpu_count() or 1, 16))
+        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS}
     if importlib.util.find_spec("decord"):
-        table[REFERENCE] = lambda n: methods.source_clips(dataset, methods.decode_decord, n)
+        table[REFERENCE] = partial(original, methods.decode_decord)
     if importlib.util.find_spec("torchcodec"):
-        table["original style, torchcodec"] = lambda n: methods.source_clips(dataset, methods.decode_torchcodec, n)
+        table["original style, torchcodec"] = partial(original, methods.decode_torchcodec)
     return table
 
 
-def _ours_on_gpu(shards: ShardSet, num_clips: int) -> Iterator[int]:
-    return methods.ours(shards, num_clips, "cuda", batch_size=32, threads=min(os.cpu_count() or 1, 16))
-
-
-def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str, float]:
+def measure(method: Method, num_clips: int) -> dict[str, float]:
     """One run in this process, start-up excluded."""
-    batches = method(WARM_UP_CLIPS + num_clips + BEYOND_CLIPS)
+    batches = method()
     warm = 0
     while warm < WARM_UP_CLIPS:
         warm += next(batches)
@@ -97,7 +101,7 @@ def measure(method: Callable[[int], Iterator[int]], num_clips: int) -> dict[str,
 
 def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
     """PSNR of our evaluation frames against the original chain; RunFailedError if one is below 33 dB."""
-    dataset = make_sources(folder / "source", num_sources)
+    dataset, shards = clips_and_shards(folder, num_sources)
     clip = dataset.clips[0]
     assert clip.pose_MTVC is not None
     frames_T = draw_frames_original(40, clip.pose_MTVC.shape[1])
@@ -105,9 +109,8 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
     wanted = methods.original_chain(pictures, clip.pose_MTVC[:, frames_T], np.random.default_rng(0), train=False)
     found = {}
     for codec in CODECS:
-        shards = packed(folder, dataset, codec)
-        options = {"batch_size": 1, "train": False, "limit": shards.find([clip.key])}
-        with ClipLoader(shards, "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
+        options = {"batch_size": 1, "train": False, "limit": shards[codec].find([clip.key])}
+        with ClipLoader(shards[codec], "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
             video = next(iter(loader)).video_BTHWC
         assert video is not None
         found[codec] = psnr(video[0], wanted)
@@ -119,18 +122,16 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
 
 def clip_bytes(folder: Path, num_sources: int) -> dict[str, int]:
     """Mean bytes of a clip: the source file, and packed with everything that belongs to it."""
-    dataset = make_sources(folder / "source", num_sources)
-    sizes = {"source 960x540 H.264": round(statistics.mean(Path(clip.video).stat().st_size for clip in dataset.clips))}
-    for codec in CODECS:
-        shards = packed(folder, dataset, codec)
-        sizes[codec] = round(float(shards.index["size"].sum(axis=1).mean()))
-    return sizes
+    dataset, shards = clips_and_shards(folder, num_sources)
+    source = round(statistics.mean(Path(clip.video).stat().st_size for clip in dataset.clips))
+    sizes = {codec: round(float(shards[codec].index["size"].sum(axis=1).mean())) for codec in CODECS}
+    return {"source 960x540 H.264": source, **sizes}
 
 
 def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
     """The whole benchmark; returns what goes into the JSON."""
     table = method_table(folder, num_sources)
-    psnr = check_outputs(folder, num_sources)
+    likeness = check_outputs(folder, num_sources)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in table}
     for _ in range(rounds):
         for name in table:
@@ -147,7 +148,7 @@ def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": versions()["python"], "gpu": machine()["gpu"]},
         "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
         "rounds": rounds, "clips_per_round": num_clips, "frames_sampled": 40,
-        "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": psnr, "methods": rows,
+        "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": likeness, "methods": rows,
     }
 
 

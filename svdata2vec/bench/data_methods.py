@@ -1,9 +1,10 @@
-"""The loaders that `bench data` compares. Each yields the number of clips it delivered, batch by batch.
+"""The loaders that `bench data` compares. Each yields the number of clips it delivered, batch by batch, without end.
 
 Ours runs in this process with two threads; the others in two DataLoader workers, as their users run them.
 """
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 
 import av
@@ -30,19 +31,12 @@ DecodeFrames = Callable[[bytes | str, np.ndarray], list[np.ndarray]]
 # ---- ours ---------------------------------------------------------------------------------------------------------
 
 
-def ours(
-    shards: ShardSet, num_clips: int, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS
-) -> Iterator[int]:
+def ours(shards: ShardSet, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS) -> Iterator[int]:
     """Read, plan, decode, geometry: what training gets."""
     options = {"batch_size": batch_size, "device": device, "num_threads": threads}
     with ClipLoader(shards, "all", PLAN, train=True, last_batch="partial", **options) as loader:  # type: ignore[arg-type]
-        done = 0
-        while done < num_clips:
-            for batch in loader:
-                done += len(batch)
-                yield len(batch)
-                if done >= num_clips:
-                    break
+        while True:
+            yield from map(len, loader)
 
 
 def _read(shards: ShardSet) -> Iterator[list[EncodedClip]]:
@@ -51,16 +45,12 @@ def _read(shards: ShardSet) -> Iterator[list[EncodedClip]]:
         yield [clip.encoded for clip in read.clips if clip.encoded is not None]
 
 
-def ours_read_only(shards: ShardSet, num_clips: int) -> Iterator[int]:
+def ours_read_only(shards: ShardSet) -> Iterator[int]:
     """Storage, parsing and plans; every byte of the clip is touched, nothing is decoded."""
-    done = 0
     for clips in _read(shards):
         for clip in clips:
             clip.video.sum()
-        done += len(clips)
         yield len(clips)
-        if done >= num_clips:
-            return
 
 
 class _DecodeOnly(DaliDecoder):
@@ -68,16 +58,13 @@ class _DecodeOnly(DaliDecoder):
         """No geometry."""
 
 
-def ours_decode(shards: ShardSet, num_clips: int) -> Iterator[int]:
+def ours_decode(shards: ShardSet) -> Iterator[int]:
     """The same and DALI's decoding, without geometry."""
     decoder = _DecodeOnly(shards.manifest.codec, PLAN.size, num_threads=WORKERS)
-    out, done = torch.empty((BATCH, PLAN.num_frames, PLAN.size, PLAN.size, 3), dtype=torch.uint8), 0
+    out = torch.empty((BATCH, PLAN.num_frames, PLAN.size, PLAN.size, 3), dtype=torch.uint8)
     for clips in _read(shards):
         decoder.decode(clips, out)
-        done += len(clips)
         yield len(clips)
-        if done >= num_clips:
-            return
 
 
 # ---- what a user would do instead -----------------------------------------------------------------------------------
@@ -149,11 +136,8 @@ def normalised(frames_THWC: np.ndarray) -> torch.Tensor:
 class SourceClips(torch.utils.data.Dataset):
     """The original's way: decode the whole source picture in a DataLoader worker."""
 
-    def __init__(self, clips: list[ClipAnnotation], decode: DecodeFrames, num_clips: int, normalise: bool) -> None:
-        self.clips, self.decode, self.num_clips, self.normalise = clips, decode, num_clips, normalise
-
-    def __len__(self) -> int:
-        return self.num_clips
+    def __init__(self, clips: list[ClipAnnotation], decode: DecodeFrames, normalise: bool) -> None:
+        self.clips, self.decode, self.normalise = clips, decode, normalise
 
     def __getitem__(self, number: int) -> torch.Tensor:
         clip = self.clips[number % len(self.clips)]
@@ -165,11 +149,11 @@ class SourceClips(torch.utils.data.Dataset):
         return normalised(out) if self.normalise else torch.from_numpy(out)
 
 
-def source_clips(dataset: DataSet, decode: DecodeFrames, num_clips: int, normalise: bool = True) -> Iterator[int]:
+def source_clips(dataset: DataSet, decode: DecodeFrames, normalise: bool = True) -> Iterator[int]:
     """Batches of `SourceClips` from two workers."""
-    clips = SourceClips(list(dataset.clips), decode, num_clips, normalise)
-    for batch in torch.utils.data.DataLoader(clips, batch_size=BATCH, num_workers=WORKERS):
-        yield len(batch)
+    clips = SourceClips(list(dataset.clips), decode, normalise)
+    numbers = itertools.count()
+    yield from map(len, torch.utils.data.DataLoader(clips, sampler=numbers, batch_size=BATCH, num_workers=WORKERS))
 
 
 def _from_tar(sample: dict) -> torch.Tensor:
@@ -180,11 +164,10 @@ def _from_tar(sample: dict) -> torch.Tensor:
     return normalised(original_chain(decode_pyav(sample["mp4"], frames_T), joints[:, frames_T], generator))
 
 
-def plain_webdataset(urls: list[str], num_clips: int) -> Iterator[int]:
+def plain_webdataset(urls: list[str]) -> Iterator[int]:
     """webdataset + PyAV over tars of the source videos, two workers."""
     import webdataset
 
-    clips = webdataset.WebDataset(urls, shardshuffle=False).map(_from_tar).repeat(num_clips)  # the caller stops
+    clips = webdataset.WebDataset(urls, shardshuffle=False).map(_from_tar).repeat()
     batches = clips.batched(BATCH, collation_fn=torch.stack)
-    for batch in torch.utils.data.DataLoader(batches, batch_size=None, num_workers=WORKERS):
-        yield len(batch)
+    yield from map(len, torch.utils.data.DataLoader(batches, batch_size=None, num_workers=WORKERS))

@@ -1,7 +1,5 @@
 """Source clips for the loader benchmark: 960x540 H.264 of a textured figure in front of a still, slightly noisy scene."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import av
@@ -78,17 +76,13 @@ def packed(folder: Path, dataset: DataSet, codec: str) -> ShardSet:
 
 def write_source_tars_once(dataset: DataSet, folder: Path, num_tars: int = 2) -> list[str]:
     """Plain WebDataset tars of the source videos and joints."""
+    import webdataset  # is not to count as the other loaders' memory
+
     names = [folder / f"source-{number}.tar" for number in range(num_tars)]
     for number, name in enumerate(names):
         if name.exists():
             continue
-        with tarfile.open(name, "w") as tar:
+        with webdataset.TarWriter(str(name)) as tar:
             for clip in list(dataset.clips)[number::num_tars]:
-                assert clip.pose_MTVC is not None
-                joints = io.BytesIO()
-                np.save(joints, clip.pose_MTVC)
-                for extension, content in (("mp4", Path(clip.video).read_bytes()), ("pose.npy", joints.getvalue())):
-                    member = tarfile.TarInfo(f"{clip.key}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                tar.write({"__key__": clip.key, "mp4": Path(clip.video).read_bytes(), "pose.npy": clip.pose_MTVC})
     return [str(name) for name in names]

@@ -8,7 +8,7 @@ B clips, T frames, K kept frames, N tokens, D width
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ READ_CHUNK = 2**20
 Part = Literal["video", "skeleton", "encoder", "decoder", "teacher"]
 
 STEM_TAPS = 3 * 5 * 7 * 7  # multiply-adds of one output value of the stem
-# Passes over a layer's output at the least: written and read going forward; read again, its gradient written and read.
+# Passes over a layer's output, at least: written and read going forward; read again, its gradient written and read.
 TRAINED_PASSES = 5
 TEACHER_PASSES = 2
 # float32 words per weight and step: weight read forward and backward; gradient written and read; AdamW reads and writes
@@ -99,25 +99,18 @@ def _blocks(part: Part, model: ModelConfig, depth: int, tokens: int) -> Iterator
         yield _linear(part, tokens, hidden, width)
 
 
-def forward_macs(layers: Iterable[Layer], parts: Iterable[Part] | None = None) -> int:
-    """Multiply-adds of one clip's forward pass, of some parts or of all."""
-    chosen = None if parts is None else set(parts)
-    return sum(layer.macs for layer in layers if chosen is None or layer.part in chosen)
+def forward_macs(layers: Iterable[Layer], parts: Sequence[Part]) -> int:
+    """Multiply-adds of one clip's forward pass, of some parts."""
+    return sum(layer.macs for layer in layers if layer.part in parts)
 
 
 def step_flops(layers: Iterable[Layer]) -> int:
     """FLOP per clip of a training step: forward, gradient of the weights, gradient of the inputs where one is needed."""
-    return sum(2 * layer.macs * _products(layer) for layer in layers)
-
-
-def _products(layer: Layer) -> int:
-    if layer.part == "teacher":
-        return 1
-    return 3 if layer.input_gradient else 2
+    return sum(2 * layer.macs * (1 if layer.part == "teacher" else 2 + layer.input_gradient) for layer in layers)
 
 
 def step_bytes(layers: Iterable[Layer], config: PretrainConfig, value_bytes: int) -> float:
-    """Bytes per clip that a training step moves at the least, everything between two layers' products fused.
+    """Bytes per clip that a training step moves at least, everything between two layers' products fused.
 
     Args:
         value_bytes: size of an activation (2 for bf16, 4 for float32); weights and optimizer are float32.

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.files import read_json
 from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
@@ -67,10 +68,7 @@ def load_record(path: Path) -> dict[str, Any]:
     """Read and check a record of `bench run`; UserError names the file and what is wrong with it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected one written by `svdata2vec bench run PRESET --out FILE`")
-    try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); expected a file of `svdata2vec bench run --out`") from error
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path}: not a record of `svdata2vec bench run`; expected the format {FORMAT!r}")
     if record.get("version") != VERSION:

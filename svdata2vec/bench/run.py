@@ -16,8 +16,8 @@ from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, count, measure_ceilings, roofline
 from svdata2vec.bench.machine import hardware, peak_bytes
 from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
-from svdata2vec.bench.stages import Timing, open_stages, time_stages
-from svdata2vec.bench.start import open_preset_shards, refuse_torchrun, setting
+from svdata2vec.bench.stages import Stage, open_stages
+from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
-    refuse_torchrun("bench run measures one process")
-    shards = open_preset_shards(config)
+    shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
         record = measure(config, runtime, shards)
     sys.stdout.write(as_table(record))
@@ -48,16 +47,14 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     with open_stages(config, runtime, shards, baseline=baseline) as (stages, difference):
         log.info("%d rounds of %s, %.0f s each", config.rounds, ", ".join(stages), config.seconds)
         drained = 2 * config.data.prefetch + 2  # what the loader had prepared while others were timed
-
-        def warm_up(name: str) -> int:
-            return drained if name == "data" or name.endswith("train") else 2
-
-        timings = time_stages(stages, device, config.rounds, config.seconds, warm_up)
+        for _ in range(config.rounds):
+            for name, stage in stages.items():
+                stage.time_round(device, config.seconds, drained if name == "data" or name.endswith("train") else 2)
         ceilings = measure_ceilings(device, shards, runtime.bf16)
     counts = count(config, shards, runtime.bf16)
-    rows = {name: timing.as_dict() for name, timing in timings.items()}
-    rates = Rates(**{field.name: timings[field.name].median for field in fields(Rates)})
-    wait = timings["train"].parts["data"] / timings["train"].parts["total"]
+    rows = {name: stage.as_dict() for name, stage in stages.items()}
+    rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
+    wait = stages["train"].parts["data"] / stages["train"].parts["total"]
     where = Surroundings(device.type, os.cpu_count() or 1, shards.manifest.codec, runtime.bf16)
     return {
         **head(FORMAT, VERSION), "machine": hardware(device),
@@ -68,34 +65,30 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         "mfu_model": counts["flops_per_clip"] * rates.model / ceilings["matmul_flops_per_s"],
         "train_share_of_model": rates.train / rates.model,
         "data_wait_share": wait,
-        "waterfall_ms_per_clip": waterfall(timings),
-        "peak_memory_bytes": peak_memory(timings),
+        "waterfall_ms_per_clip": waterfall(stages),
+        "peak_memory_bytes": {
+            "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
+        },
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
-        "baseline": compare_baseline(timings, difference),
+        "baseline": compare_baseline(stages, difference),
     }
 
 
-def waterfall(timings: dict[str, Timing]) -> dict[str, dict[str, float]]:
+def waterfall(stages: dict[str, Stage]) -> dict[str, dict[str, float]]:
     """Milliseconds per clip: of the step, part by part; and of the loader's halves, which run beside it."""
-    train = timings["train"]
+    train = stages["train"]
     parts = {name: 1e3 * value / train.clips for name, value in train.parts.items() if name != "total"}
     parts["other"] = max(1e3 * train.parts["total"] / train.clips - sum(parts.values()), 0.0)
-    beside = {name: 1e3 / timings[name].median for name in ("read", "decode")}
+    beside = {name: 1e3 / stages[name].median for name in ("read", "decode")}
     return {"step": parts, "beside": beside}
 
 
-def peak_memory(timings: dict[str, Timing]) -> dict[str, Any]:
-    """Bytes: of the GPU per stage that trains, and of the process since its start."""
-    gpu = {name: timing.peak_bytes for name, timing in timings.items() if timing.peak_bytes}
-    return {"gpu": gpu, "process": peak_bytes()}
-
-
-def compare_baseline(timings: dict[str, Timing], difference: float | None) -> dict[str, float] | None:
+def compare_baseline(stages: dict[str, Stage], difference: float | None) -> dict[str, float] | None:
     """How much faster than the original's way; None if that was not measured."""
     if difference is None:
         return None
     return {
         "loss_difference": difference,
-        "model_speedup": timings["model"].median / timings["original model"].median,
-        "train_speedup": timings["train"].median / timings["original train"].median,
+        "model_speedup": stages["model"].median / stages["original model"].median,
+        "train_speedup": stages["train"].median / stages["original train"].median,
     }

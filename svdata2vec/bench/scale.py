@@ -9,25 +9,21 @@ right thing: equal weights everywhere, every clip once, equally many steps. The 
 import logging
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
-from svdata2vec.bench.record import HEAD, NUMBER, SETTING, head, save, where_and_what
+from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
-from svdata2vec.bench.start import open_preset_shards, read_answer, refuse_torchrun, worker_environment
+from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
-from svdata2vec.config.files import to_json
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 
@@ -36,25 +32,10 @@ log = logging.getLogger(__name__)
 FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
 
-SCHEMA: dict[str, Any] = {
-    **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},
-    "worlds": list, "notes": list, "wrong": list,
-}
-WORLD_SCHEMA: dict[str, Any] = {
-    "processes": int, "backend": str, "timed_steps": int, "clips_per_s": float, "efficiency": float,
-    "step_ms": {"median": float, "q20": float, "q80": float}, "data_wait_share": float,
-    "gradient_bytes": int, "allreduce_bytes_per_step": int, "allreduces_per_step": int, "broadcast_bytes_per_step": int,
-    "exchange_ms": {"synced": float, "alone": float, "added": NUMBER},
-    "exchange_cpu_ms": {"synced": float, "alone": float, "added": NUMBER},
-    "checks": {"steps": list, "student_equal": bool, "teacher_equal": bool, "epochs": int, "clips": int, "twice": int,
-               "lost": int, "foreign": int, "skipped": int},
-}
-
 
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record. UserError at the end if a check failed."""
-    refuse_torchrun("bench scale starts its processes itself")
-    shards = open_preset_shards(config)
+    shards = open_preset_shards(config, "bench scale starts its processes itself")
     gpus = torch.cuda.device_count() if pick_device(config.run.device).type == "cuda" else None
     config = replace(config, processes=choose_processes(config.processes, gpus))
     check_clips_suffice(config, len(shards.rows(config.data.train_split)))
@@ -107,20 +88,11 @@ def check_clips_suffice(config: ScaleConfig, clips: int) -> None:
 
 
 def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
-    """Run the workers under torchrun; returns what they wrote. UserError with their own sentence if they refused."""
+    """Run the workers under torchrun; returns what they wrote. Errors: see `worker`."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
-    with tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as folder:
-        job, out, log_file = (Path(folder) / name for name in ("job.json", "found.json", "stderr"))
-        job.write_text(to_json(config))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        words = [*launcher, "-m", "svdata2vec.bench.scale_worker", str(job), str(out)]
-        environment = worker_environment(threads)
-        with log_file.open("w") as stderr, subprocess.Popen(words, env=environment, stdout=stderr, stderr=stderr) as process:
-            try:
-                status = process.wait()
-            finally:
-                process.terminate()  # torchrun ends its workers; nothing happens where it has ended
-        return read_answer(out, status, log_file, f"bench scale: {count} processes")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    with worker("scale_worker", config, launcher=launcher, threads=threads) as (_, answer):
+        return answer(f"bench scale: {count} processes")
 
 
 def world_row(reports: list[dict[str, Any]], expected: Callable[[int], list[str]]) -> dict[str, Any]:

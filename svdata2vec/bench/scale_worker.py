@@ -1,18 +1,14 @@
 """One process of `svdata2vec bench scale`: real data-parallel training steps, what they cost, and what they did.
 
-    torchrun --nproc-per-node 2 -m svdata2vec.bench.scale_worker JOB.json REPORTS.json
+    torchrun --nproc-per-node 2 -m svdata2vec.bench.scale_worker JOB.json OUT.json
 
-JOB.json is a `ScaleConfig`. Every process runs the trainer as it is; process 0 writes what all of them report, with the
-machine and the setting.
+JOB.json is a `ScaleConfig`. Every process runs the trainer as it is.
 """
 
 import contextlib
 import hashlib
-import json
-import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,72 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import hardware, synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
-from svdata2vec.bench.start import refused, setting
-from svdata2vec.config.files import from_dict
+from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import epoch_order
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.metrics_log import Ticks
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import epoch_batches
 from svdata2vec.training.pretrain import Pretraining
-
-
-@dataclass
-class RankReport:
-    """What one process saw.
-
-    steps: optimizer steps of training. seen: (epoch, key) of every clip that it trained on. step_seconds: of each timed
-    step, loader included; wall_seconds: of all of them; data_wait_seconds: the part of it in which it waited for clips.
-    student, teacher: digests of the weights after training. synced_seconds, alone_seconds: of each step on a batch in
-    memory, with and without the exchange of gradients; synced_cpu, alone_cpu: CPU seconds per step of each round, of all
-    threads (they hold where others use the machine, too). allreduce_bytes: size of each bucket of gradients that one step
-    exchanged. broadcast_bytes: buffers that a step sends from process 0.
-    """
-
-    rank: int
-    backend: str
-    clips_per_step: int
-    steps: int = 0
-    seen: list[tuple[int, str]] = field(default_factory=list)
-    skipped: int = 0
-    step_seconds: list[float] = field(default_factory=list)
-    wall_seconds: float = 0.0
-    data_wait_seconds: float = 0.0
-    student: str = ""
-    teacher: str = ""
-    synced_seconds: list[float] = field(default_factory=list)
-    alone_seconds: list[float] = field(default_factory=list)
-    synced_cpu: list[float] = field(default_factory=list)
-    alone_cpu: list[float] = field(default_factory=list)
-    allreduce_bytes: list[int] = field(default_factory=list)
-    broadcast_bytes: int = 0
-    gradient_bytes: int = 0
-
-
-class Ticks:
-    """Time from one tick to the next; on a GPU by events, so that no step waits for the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self._ticks: list[Any] = []
-
-    def tick(self) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._ticks.append(event)
-        else:
-            self._ticks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Durations between neighbouring ticks; waits for the device."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        pairs = zip(self._ticks, self._ticks[1:], strict=False)
-        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
 
 
 def epoch_rows(shards: ShardSet, config: ScaleConfig, world_size: int) -> np.ndarray:
@@ -116,46 +56,42 @@ def digest(module: nn.Module) -> str:
     return state.hexdigest()
 
 
-def train_epochs(
-    training: Pretraining, loader: ClipLoader, config: ScaleConfig, report: RankReport
-) -> ClipBatch:
-    """Warm up, then train for `steps` steps or more, to the end of an epoch; returns the last batch."""
-    device, runtime = training.runtime.device, training.runtime
-    ticks = Ticks(device)
+def train_epochs(training: Pretraining, config: ScaleConfig) -> tuple[ClipBatch, dict[str, Any]]:
+    """Warm up, then train for `steps` steps or more, to the end of an epoch; returns the last batch and what was seen."""
+    device, loader = training.runtime.device, training.loader
+    ticks, steps, seen = Ticks(device), 0, []
     with contextlib.closing(epoch_batches(loader)) as stream:
-        while report.steps < config.warm_up + config.steps or report.steps % loader.batches_per_epoch:
-            if report.steps == config.warm_up:
+        while steps < config.warm_up + config.steps or steps % loader.batches_per_epoch:
+            if steps == config.warm_up:
                 synchronise(device)
-                runtime.barrier()
+                training.runtime.barrier()
                 training.stepper.take_record()
                 started = time.perf_counter()
                 ticks.tick()
             epoch, batch = next(stream)
             training.step([(epoch, batch)])
-            report.steps += 1
-            report.seen += [(epoch, key) for key in batch.keys]
-            if report.steps > config.warm_up:
+            steps += 1
+            seen += [(epoch, key) for key in batch.keys]
+            if steps > config.warm_up:
                 ticks.tick()
         synchronise(device)
-        report.wall_seconds = time.perf_counter() - started
-        report.data_wait_seconds = training.stepper.take_record().get("seconds_data", 0.0)
-    report.step_seconds = ticks.seconds()
-    return batch
+        wall = time.perf_counter() - started
+        waited = training.stepper.take_record().get("seconds_data", 0.0)
+    return batch, {
+        "steps": steps, "seen": seen, "step_seconds": ticks.seconds(), "wall_seconds": wall, "data_wait_seconds": waited,
+    }
 
 
-def time_exchange(training: Pretraining, batch: ClipBatch, config: ScaleConfig, report: RankReport) -> None:
+def time_exchange(training: Pretraining, batch: ClipBatch, config: ScaleConfig) -> dict[str, list[float]]:
     """Steps on a batch in memory, with and without the exchange of gradients, in turn.
 
     After the steps without exchange the processes' weights differ: call it after everything that looks at weights.
     The first step of each turn is not timed: whether buffers are broadcast depends on the step before.
     """
     steps = max(2, config.steps // config.rounds)
-    turns = (
-        (report.synced_seconds, report.synced_cpu, contextlib.nullcontext),
-        (report.alone_seconds, report.alone_cpu, no_exchange(training.student)),
-    )
+    found: dict[str, list[float]] = {"synced_seconds": [], "synced_cpu": [], "alone_seconds": [], "alone_cpu": []}
     for _ in range(config.rounds):
-        for seconds, cpu_seconds, turn in turns:
+        for name, turn in (("synced", contextlib.nullcontext), ("alone", no_exchange(training.network))):
             training.runtime.barrier()
             ticks = Ticks(training.runtime.device)
             with turn():
@@ -165,9 +101,10 @@ def time_exchange(training: Pretraining, batch: ClipBatch, config: ScaleConfig, 
                 for _ in range(steps):
                     training.step([(0, batch)])
                     ticks.tick()
-            seconds += ticks.seconds()
-            cpu_seconds.append((time.process_time() - started) / steps)
+            found[f"{name}_seconds"] += ticks.seconds()
+            found[f"{name}_cpu"].append((time.process_time() - started) / steps)
             training.stepper.take_record()
+    return found
 
 
 def no_exchange(student: nn.Module) -> Any:
@@ -175,15 +112,17 @@ def no_exchange(student: nn.Module) -> Any:
     return student.no_sync if isinstance(student, DistributedDataParallel) else contextlib.nullcontext
 
 
-def count_exchange(training: Pretraining, batch: ClipBatch, report: RankReport) -> None:
+def count_exchange(training: Pretraining, batch: ClipBatch) -> dict[str, Any]:
     """Bytes of one step's exchange, counted bucket by bucket while it happens. The last step of all: the hook stays."""
-    student = training.student
-    report.gradient_bytes = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
-    if not isinstance(student, DistributedDataParallel):
-        return
-    report.broadcast_bytes = sum(buffer.numel() * buffer.element_size() for buffer in student.modules_buffers)
-    student.register_comm_hook(report.allreduce_bytes, counted_allreduce)
-    training.step([(0, batch)])
+    student = training.network
+    gradients = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
+    buckets: list[int] = []
+    buffers = 0
+    if isinstance(student, DistributedDataParallel):
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in student.modules_buffers)
+        student.register_comm_hook(buckets, counted_allreduce)
+        training.step([(0, batch)])
+    return {"gradient_bytes": gradients, "broadcast_bytes": buffers, "allreduce_bytes": buckets}
 
 
 def counted_allreduce(sizes: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -192,41 +131,39 @@ def counted_allreduce(sizes: list[int], bucket: dist.GradBucket) -> torch.future
     return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
 
 
-def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> RankReport:
-    """Everything that this process measures; all processes call it together."""
+def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> dict[str, Any]:
+    """What this process saw; all processes call it together.
+
+    steps: optimizer steps of training. seen: (epoch, key) of every clip that it trained on. skipped: clips that could not be
+    read. step_seconds: of each timed step, loader included; wall_seconds: of all of them; data_wait_seconds: the part of it
+    in which it waited for clips. student, teacher: digests of the weights after training. synced_seconds, alone_seconds: of
+    each step on a batch in memory, with and without the exchange of gradients; synced_cpu, alone_cpu: CPU seconds per step of
+    each round, of all threads (they hold where others use the machine, too). allreduce_bytes: size of each bucket of
+    gradients that one step exchanged. broadcast_bytes: buffers that a step sends from process 0.
+    """
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
-    backend = dist.get_backend() if runtime.world_size > 1 else "none"
-    report = RankReport(runtime.rank, backend, config.run.batch_size)
     rows = epoch_rows(shards, config, runtime.world_size)
-    with build_loader(shards, config.data, config.run, runtime, config.model.persons, train=True, rows=rows) as loader:
-        training = Pretraining(config, runtime, loader, len(shards.manifest.layout.joints))
-        batch = train_epochs(training, loader, config, report).to(runtime.device)
-        report.skipped = loader.stats.clips_skipped
-    report.student, report.teacher = digest(training.model), digest(training.teacher)
-    time_exchange(training, batch, config, report)
-    count_exchange(training, batch, report)
-    return report
+    with build_loader(shards, config, runtime, train=True, rows=rows) as loader:
+        training = Pretraining(config, runtime, loader)
+        batch, trained = train_epochs(training, config)
+        skipped = loader.stats.clips_skipped
+    batch = batch.to(runtime.device)
+    return {
+        "backend": dist.get_backend() if runtime.world_size > 1 else "none", "clips_per_step": config.run.batch_size,
+        **trained, "skipped": skipped, "student": digest(training.model), "teacher": digest(training.teacher),
+        **time_exchange(training, batch, config), **count_exchange(training, batch),
+    }
 
 
-def gather(runtime: Runtime, report: RankReport) -> list[dict[str, Any]]:
-    """The reports of all processes, by rank."""
-    reports: list[Any] = [None] * runtime.world_size
-    if runtime.world_size == 1:
-        return [asdict(report)]
-    dist.all_gather_object(reports, asdict(report))
-    return reports
-
-
-def main(job: Path, out: Path) -> None:
-    with refused(out):
-        config = from_dict(ScaleConfig, json.loads(job.read_text()), str(job))
-        with running(config.run) as runtime:
-            shards = open_shards(config.data.shards)
-            reports = gather(runtime, measure_rank(config, runtime, shards))
-            if runtime.is_main:
-                where = {"machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
-                out.write_text(json.dumps({"reports": reports, **where}))
+def measure_world(config: ScaleConfig) -> dict[str, Any] | None:
+    """What all processes report, with the machine and the setting; None on all but the first one."""
+    with running(config.run) as runtime:
+        shards = open_shards(config.data.shards)
+        reports = runtime.gather(measure_rank(config, runtime, shards))
+        if not runtime.is_main:
+            return None
+        return {"reports": reports, "machine": hardware(runtime.device), "setting": setting(config, runtime, shards)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    answer_job(ScaleConfig, measure_world)

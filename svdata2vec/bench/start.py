@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
-from collections.abc import Generator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.files import from_dict, read_json, to_json
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -17,14 +21,10 @@ from svdata2vec.shards.reading.shardset import ShardSet
 ROOT = Path(__file__).parent.parent.parent  # what holds this package
 
 
-def refuse_torchrun(why: str) -> None:
-    """UserError in a process that torchrun started."""
+def open_preset_shards(config: PretrainConfig, why_alone: str) -> ShardSet:
+    """The preset's shards; where there are none, the error says how to get some. UserError if torchrun started the process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{why}; start it without torchrun")
-
-
-def open_preset_shards(config: PretrainConfig) -> ShardSet:
-    """The preset's shards; where there are none, the error says how to get some."""
+        raise UserError(f"{why_alone}; start it without torchrun")
     try:
         return open_shards(config.data.shards)
     except UserError as error:
@@ -46,28 +46,61 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
     }
 
 
-def worker_environment(threads: int | None) -> dict[str, str]:
-    """This process's environment, with this package importable; `threads` per process, None = as many as here."""
+@contextlib.contextmanager
+def worker(
+    module: str, config: PretrainConfig, *words: str, launcher: Sequence[str] = (), threads: int | None = None
+) -> Generator[tuple[subprocess.Popen, Callable[[str], Any]]]:
+    """A process of its own that runs a module of this folder (see `answer_job`); it is ended when the context is left.
+
+    Args:
+        module: name of the module.
+        config: its job.
+        words: further arguments of what the module measures.
+        launcher: arguments for Python that start a launcher, which starts the module.
+        threads: OMP_NUM_THREADS of the process; None = as here.
+
+    Yields:
+        The process, and a function that waits for it and returns its answer. UserError with the process's own sentence if it
+        refused; RuntimeError that begins with the function's argument if it broke.
+    """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, **chosen, "PYTHONPATH": path}
+    with tempfile.TemporaryDirectory(prefix="svdata2vec-bench-") as folder:
+        job, out, log = (Path(folder) / name for name in ("job.json", "answer.json", "stderr"))
+        job.write_text(to_json(config))
+        command = [sys.executable, *launcher, "-m", f"svdata2vec.bench.{module}", str(job), str(out), *words]
+        with log.open("w") as stderr:
+            environment = {**os.environ, **chosen, "PYTHONPATH": path}
+            process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
+
+        def answer(what: str) -> Any:
+            status, sentence = process.wait(), out.with_suffix(".error")
+            if sentence.is_file():
+                raise UserError(sentence.read_text())
+            if status or not out.is_file():
+                raise RuntimeError(f"{what} ended with status {status}:\n{log.read_text()[-4000:]}")
+            return json.loads(out.read_text())
+
+        try:
+            yield process, answer
+        finally:
+            process.terminate()  # torchrun ends its workers; nothing happens where it has ended
+            process.wait()
 
 
-@contextlib.contextmanager
-def refused(out: Path) -> Generator[None]:
-    """In a worker: write a UserError's sentence beside `out`, where the starting process finds it."""
+def answer_job(kind: type[PretrainConfig], measure: Callable[..., Any]) -> None:
+    """All that a worker does: the arguments JOB.json OUT.json WORDS -> OUT.json, with what `measure` makes of job and words.
+
+    A UserError's sentence is written beside OUT.json, where the starting process finds it; None is not written.
+
+    Args:
+        kind: of the configuration in JOB.json.
+    """
+    job, out, *words = sys.argv[1:]
     try:
-        yield
+        answer = measure(from_dict(kind, read_json(Path(job)), job), *words)
     except UserError as error:
-        out.with_suffix(".error").write_text(str(error))
+        Path(out).with_suffix(".error").write_text(str(error))
         raise SystemExit(2) from error
-
-
-def read_answer(out: Path, status: int, stderr: Path, what: str) -> Any:
-    """What workers wrote to `out`. UserError with their own sentence if they refused, RuntimeError if they broke."""
-    sentence = out.with_suffix(".error")
-    if sentence.is_file():
-        raise UserError(sentence.read_text())
-    if status or not out.is_file():
-        raise RuntimeError(f"{what} ended with status {status}:\n{stderr.read_text()[-4000:]}")
-    return json.loads(out.read_text())
+    if answer is not None:
+        Path(out).write_text(json.dumps(answer))

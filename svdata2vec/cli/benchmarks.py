@@ -8,14 +8,8 @@ from typing import Annotated
 import tyro
 
 from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, ScaleConfig
-from svdata2vec.cli.options import Command, Group, preset_commands
+from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
-
-
-def _run(config: BenchConfig) -> None:
-    from svdata2vec.bench.run import bench_run
-
-    bench_run(config)
 
 
 @dataclass(frozen=True)
@@ -41,31 +35,20 @@ def _compare(options: CompareOptions) -> None:
         write_comparison(first, second, options.out)
 
 
-def _scale(config: ScaleConfig) -> None:
-    from svdata2vec.bench.scale import bench_scale
-
-    bench_scale(config)
-
-
-def _batch(config: BatchConfig) -> None:
-    from svdata2vec.bench.batch import bench_batch
-
-    bench_batch(config)
-
-
-def _data(options: DataBenchOptions) -> None:
-    from svdata2vec.bench.data import bench_data
-
-    bench_data(options)
-
-
 BENCH = Group(
     "how fast a run's stages are, and what bounds it", "benchmark",
     {
-        "run": preset_commands("every stage of a pretraining run, and what bounds it", _run, PRETRAIN, BenchConfig.of),
+        "run": preset_commands(
+            "every stage of a pretraining run, and what bounds it", Later("bench.run:bench_run"), PRETRAIN, BenchConfig.of
+        ),
         "compare": Command("two records of `bench run --out`", _compare, CompareOptions),
-        "scale": preset_commands("more and more processes on this machine, one batch each", _scale, PRETRAIN, ScaleConfig.of),
-        "batch": preset_commands("which batch size is fast enough, and which still fits", _batch, PRETRAIN, BatchConfig.of),
-        "data": Command("the loader against other ways of loading", _data, DataBenchOptions),
+        "scale": preset_commands(
+            "more and more processes on this machine, one batch each",
+            Later("bench.scale:bench_scale"), PRETRAIN, ScaleConfig.of,
+        ),
+        "batch": preset_commands(
+            "which batch size is fast enough, and which still fits", Later("bench.batch:bench_batch"), PRETRAIN, BatchConfig.of
+        ),
+        "data": Command("the loader against other ways of loading", Later("bench.data:bench_data"), DataBenchOptions),
     },
 )

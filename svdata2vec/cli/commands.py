@@ -3,7 +3,7 @@
 from svdata2vec.cli import runs
 from svdata2vec.cli.benchmarks import BENCH
 from svdata2vec.cli.datasets import SHARD, InspectOptions, VerifyOptions, run_inspect, run_verify
-from svdata2vec.cli.options import Command, Group, preset_commands
+from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
 
@@ -13,8 +13,12 @@ COMMANDS = Group(
         "shard": SHARD,
         "verify": Command("check packed shards", run_verify, VerifyOptions),
         "inspect": Command("pictures of what the model sees", run_inspect, InspectOptions),
-        "pretrain": preset_commands("self-supervised pretraining on video + skeletons", runs.run_pretrain, PRETRAIN),
-        "finetune": preset_commands("train a classifier, from a pretraining run or from scratch", runs.run_finetune, FINETUNE),
+        "pretrain": preset_commands(
+            "self-supervised pretraining on video + skeletons", Later("training.pretrain:pretrain"), PRETRAIN
+        ),
+        "finetune": preset_commands(
+            "train a classifier, from a pretraining run or from scratch", Later("training.finetune:finetune"), FINETUNE
+        ),
         "evaluate": Command("accuracy and confusion matrix of a classifier", runs.run_evaluate, runs.EvaluateOptions),
         "probe": preset_commands(
             "linear probe and nearest neighbours on a pretraining run's features", runs.run_probe, PROBE

@@ -31,11 +31,9 @@ def _shard_options(kind: str) -> type:
         else (name, parameter.annotation, field(default=parameter.default))
         for name, parameter in SOURCES[kind].options.items()
     ]
-    required = [entry for entry in reader if len(entry) == 2]
     place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write the shards to.")]
     packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
-    optional = [entry for entry in reader if len(entry) == 3]
-    made = make_dataclass("Shard", [("out", place), *required, *optional, packing])
+    made = make_dataclass("Shard", [("out", place), *sorted(reader, key=len), packing])  # those with a default come last
     made.__doc__ = f"{SOURCES[kind].about}.\n\n{inspect.getdoc(SOURCES[kind].read)}"  # its Args explain the options
     return made
 

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -30,6 +31,16 @@ class Command:
     summary: str
     run: Callable[[Any], None]
     options: type | Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function of this package, as in "training.pretrain:pretrain", that is imported when it is called."""
+
+    name: str
+
+    def __call__(self, options: Any) -> None:
+        pkgutil.resolve_name(f"svdata2vec.{self.name}")(options)
 
 
 @dataclass(frozen=True)

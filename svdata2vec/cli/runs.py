@@ -1,4 +1,4 @@
-"""Commands that train, and that take what training leaves behind. Heavy imports happen when a command runs."""
+"""Commands on what training leaves behind. Heavy imports happen when a command runs."""
 
 import json
 import os
@@ -10,23 +10,11 @@ from typing import Annotated, Any
 import tyro
 
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig
+from svdata2vec.config.schema import Device, Modality
 from svdata2vec.shards.errors import UserError
 
 # The folder of a run as the first word after the command.
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-
-
-def run_pretrain(config: PretrainConfig) -> None:
-    from svdata2vec.training.pretrain import pretrain
-
-    pretrain(config)
-
-
-def run_finetune(config: FinetuneConfig) -> None:
-    from svdata2vec.training.finetune import finetune
-
-    finetune(config)
 
 
 def run_probe(config: ProbeConfig) -> None:
@@ -34,8 +22,8 @@ def run_probe(config: ProbeConfig) -> None:
 
     result = probe(config)
     names = ("count", "top1", "top5", "mean_class")
-    figures = {name: result[name] for name in names}
-    _print({"run": str(config.out), "linear": figures, "knn": {name: result["knn"][name] for name in names}})
+    linear, knn = ({name: figures[name] for name in names} for figures in (result, result["knn"]))
+    _print({"run": str(config.out), "linear": linear, "knn": knn})
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class EvaluateOptions:
 def run_evaluate(options: EvaluateOptions) -> None:
     from svdata2vec.evaluation.evaluate import evaluate_run
 
-    _print(evaluate_run(options.run, options.shards, options.split, options.device))
+    _print(evaluate_run(**vars(options)))
 
 
 @dataclass(frozen=True)
@@ -81,9 +69,7 @@ class EmbedOptions:
 def run_embed(options: EmbedOptions) -> None:
     from svdata2vec.evaluation.features import embed
 
-    arguments = dict(vars(options))
-    features = embed(arguments.pop("run"), arguments.pop("split"), arguments.pop("out"), **arguments)
-    clips, width = features.features_nD.shape
+    clips, width = embed(**vars(options)).features_nD.shape
     _print({"out": str(options.out), "clips": clips, "width": width})
 
 
@@ -117,10 +103,7 @@ def run_predict(options: PredictOptions) -> None:
     """Print the top classes of a video file, and what was done to get them."""
     from svdata2vec.evaluation.predict import predict
 
-    result = predict(
-        options.run, options.video, box=parse_box(options.box), poses=options.poses, whole_picture=options.whole_picture,
-        top=options.top, picture=options.picture, device=options.device,
-    )
+    result = predict(**{**vars(options), "box": parse_box(options.box)})
     for line in result["did"]:
         sys.stdout.write(f"{line}\n")
     for best in result["classes"]:
@@ -167,9 +150,7 @@ class ConvertOptions:
 def run_convert(options: ConvertOptions) -> None:
     from svdata2vec.original.convert import convert_file, summary
 
-    arguments = dict(vars(options))
-    network = convert_file(arguments.pop("checkpoint"), arguments.pop("out"), **arguments)
-    _print({"run": str(options.out), **summary(network)})
+    _print({"run": str(options.out), **summary(convert_file(**vars(options)))})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Named runs: a preset is a function that returns a full configuration; a variant calls another and changes a few fields."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from svdata2vec.config.schema import (
-    Config,
     DataConfig,
     FinetuneConfig,
     HeadConfig,
@@ -14,44 +14,29 @@ from svdata2vec.config.schema import (
     PretrainConfig,
     RunConfig,
 )
-from svdata2vec.shards.errors import UserError
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """A data set with one of its splits: where the shards lie by default, and what to train and test on."""
-
-    shards: str
-    train_split: str
-    test_split: str
-    description: str
-
-
+# Data sets with one of their splits: folder of the shards, splits to train and test on (as `DataConfig` begins), a description.
 PROTOCOLS = {
-    "ntu60-xsub": Protocol("data/ntu60", "xsub_train", "xsub_val", "NTU RGB+D 60, cross-subject (40,091 / 16,487 clips)"),
-    "ntu60-xview": Protocol("data/ntu60", "xview_train", "xview_val", "NTU RGB+D 60, cross-view (37,646 / 18,932 clips)"),
-    "ntu120-xsub": Protocol("data/ntu120", "xsub_train", "xsub_val", "NTU RGB+D 120, cross-subject (63,026 / 50,919 clips)"),
-    "ntu120-xset": Protocol("data/ntu120", "xset_train", "xset_val", "NTU RGB+D 120, cross-setup (54,468 / 59,477 clips)"),
-    "smarthome-cs": Protocol("data/smarthome", "cs_train", "cs_test", "Toyota Smarthome, cross-subject (31 classes)"),
-    "smarthome-cv1": Protocol("data/smarthome", "cv1_train", "cv1_test", "Toyota Smarthome, cross-view 1 (19 classes)"),
-    "smarthome-cv2": Protocol("data/smarthome", "cv2_train", "cv2_test", "Toyota Smarthome, cross-view 2 (19 classes)"),
-    "uav-human-csv1": Protocol("data/uav-human", "csv1_train", "csv1_test", "UAV-Human, cross-subject 1 (155 classes)"),
-    "uav-human-csv2": Protocol("data/uav-human", "csv2_train", "csv2_test", "UAV-Human, cross-subject 2 (155 classes)"),
-    "pku-mmd-xsub": Protocol("data/pku-mmd", "xsub_train", "xsub_val", "PKU-MMD, cross-subject (51 classes)"),
-    "pku-mmd-xview": Protocol("data/pku-mmd", "xview_train", "xview_val", "PKU-MMD, cross-view (51 classes)"),
+    "ntu60-xsub": ("data/ntu60", "xsub_train", "xsub_val", "NTU RGB+D 60, cross-subject (40,091 / 16,487 clips)"),
+    "ntu60-xview": ("data/ntu60", "xview_train", "xview_val", "NTU RGB+D 60, cross-view (37,646 / 18,932 clips)"),
+    "ntu120-xsub": ("data/ntu120", "xsub_train", "xsub_val", "NTU RGB+D 120, cross-subject (63,026 / 50,919 clips)"),
+    "ntu120-xset": ("data/ntu120", "xset_train", "xset_val", "NTU RGB+D 120, cross-setup (54,468 / 59,477 clips)"),
+    "smarthome-cs": ("data/smarthome", "cs_train", "cs_test", "Toyota Smarthome, cross-subject (31 classes)"),
+    "smarthome-cv1": ("data/smarthome", "cv1_train", "cv1_test", "Toyota Smarthome, cross-view 1 (19 classes)"),
+    "smarthome-cv2": ("data/smarthome", "cv2_train", "cv2_test", "Toyota Smarthome, cross-view 2 (19 classes)"),
+    "uav-human-csv1": ("data/uav-human", "csv1_train", "csv1_test", "UAV-Human, cross-subject 1 (155 classes)"),
+    "uav-human-csv2": ("data/uav-human", "csv2_train", "csv2_test", "UAV-Human, cross-subject 2 (155 classes)"),
+    "pku-mmd-xsub": ("data/pku-mmd", "xsub_train", "xsub_val", "PKU-MMD, cross-subject (51 classes)"),
+    "pku-mmd-xview": ("data/pku-mmd", "xview_train", "xview_val", "PKU-MMD, cross-view (51 classes)"),
 }
 
 
-def _data(protocol: Protocol) -> DataConfig:
-    return DataConfig(protocol.shards, protocol.train_split, protocol.test_split)
-
-
 def _pretrain(name: str) -> PretrainConfig:
-    return PretrainConfig(data=_data(PROTOCOLS[name]), run=RunConfig(out=Path("runs") / f"pretrain-{name}"))
+    return PretrainConfig(data=DataConfig(*PROTOCOLS[name][:3]), run=RunConfig(out=Path("runs") / f"pretrain-{name}"))
 
 
 def _finetune(name: str) -> FinetuneConfig:
-    data = replace(_data(PROTOCOLS[name]), crop="boxes")  # RGB alone: no joints to crop around
+    data = DataConfig(*PROTOCOLS[name][:3], crop="boxes")  # RGB alone: no joints to crop around
     return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
 
 
@@ -88,22 +73,15 @@ def demo_finetune() -> FinetuneConfig:
 
 
 PRETRAIN: dict[str, Callable[[], PretrainConfig]] = {
-    **{name: (lambda name=name: _pretrain(name)) for name in PROTOCOLS},  # type: ignore[misc]
+    **{name: partial(_pretrain, name) for name in PROTOCOLS},
     "demo": demo_pretrain,
 }
 FINETUNE: dict[str, Callable[[], FinetuneConfig]] = {
-    **{name: (lambda name=name: _finetune(name)) for name in PROTOCOLS},  # type: ignore[misc]
+    **{name: partial(_finetune, name) for name in PROTOCOLS},
     "demo": demo_finetune,
 }
 
 
 def describe(name: str) -> str:
     """One line about a preset, for `--help`."""
-    return PROTOCOLS[name].description if name in PROTOCOLS else "synthetic motion clips, small network, for a CPU"
-
-
-def preset(table: Mapping[str, Callable[[], Config]], name: str) -> Config:
-    """The preset's configuration; an unknown name is an error that lists the known ones."""
-    if name not in table:
-        raise UserError(f"unknown preset {name!r}; choose one of: {', '.join(table)}")
-    return table[name]()
+    return PROTOCOLS[name][3] if name in PROTOCOLS else "synthetic motion clips, small network, for a CPU"

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from svdata2vec.config.presets import FINETUNE, preset
-from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig, check, check_at_least_one, check_share
+from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig, check, check_at_least, check_share
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,20 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_share(self, "label_fraction")
-        check_at_least_one(self, "iterations", "neighbours", "batch_size")
+        check_at_least(self, iterations=1, neighbours=1, batch_size=1)
         check(
             self.weight_decay >= 0 and self.temperature > 0,
             f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0",
         )
 
+    @property
     def run(self) -> RunConfig:
         """The part that every run has."""
         return RunConfig(out=self.out, batch_size=self.batch_size, seed=self.seed, device=self.device)
 
 
 def _preset(name: str) -> ProbeConfig:
-    classifier = preset(FINETUNE, name)
+    classifier = FINETUNE[name]()
     out = classifier.run.out
     return ProbeConfig(
         data=classifier.data,

@@ -6,7 +6,7 @@ are made and are written as JSON beside every checkpoint.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -14,7 +14,6 @@ from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
 
-Config = TypeVar("Config")
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
@@ -24,9 +23,9 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def check_at_least_one(config: Any, *names: str, section: str = "") -> None:
-    for name in names:
-        check(getattr(config, name) >= 1, f"{section}{name} is {getattr(config, name)}; expected at least 1")
+def check_at_least(config: Any, section: str = "", **lowest: float) -> None:
+    for name, low in lowest.items():
+        check(getattr(config, name) >= low, f"{section}{name} is {getattr(config, name)}; expected at least {low}")
 
 
 def check_share(config: Any, name: str) -> None:
@@ -71,7 +70,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.plan(views=self.views)
-        check_at_least_one(self, "threads", "prefetch", section="data.")
+        check_at_least(self, "data.", threads=1, prefetch=1)
         check(
             self.size >= 32 and self.size % 32 == 0,
             f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
@@ -118,7 +117,7 @@ class ModelConfig:
     `tools/bench/bench_kernels.py`."""
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "width", "depth", "heads", "persons", "coordinates", section="model.")
+        check_at_least(self, "model.", width=1, depth=1, heads=1, persons=1, coordinates=1)
         check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
@@ -140,10 +139,9 @@ class MaskConfig:
     """Share of the kept frames that show their video without their skeleton."""
 
     def __post_init__(self) -> None:
-        for name in ("video_ratio", "skeleton_ratio"):
+        for name, possible in (("video_ratio", self.video_ratio < 1), ("skeleton_ratio", self.skeleton_ratio <= 1)):
             value = getattr(self, name)
-            check(0 <= value < 1 or (value == 1 and name == "skeleton_ratio"),
-                   f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
+            check(value >= 0 and possible, f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ class EmaConfig:
             0 <= self.start <= self.end <= 1,
             f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
         )
-        check_at_least_one(self, "anneal_steps", section="ema.")
+        check_at_least(self, "ema.", anneal_steps=1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
-        check_at_least_one(self, "accumulate", section="optim.")
+        check_at_least(self, "optim.", accumulate=1)
 
 
 @dataclass(frozen=True)
@@ -241,8 +239,8 @@ class RunConfig:
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
-        names = ("epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
-        check_at_least_one(self, *names, section="run.")
+        check_at_least(self, "run.", epochs=1, batch_size=1, log_every=1)
+        check_at_least(self, "run.", checkpoint_every=1, keep_checkpoints=1, max_bad_steps=1)
 
 
 @dataclass(frozen=True)

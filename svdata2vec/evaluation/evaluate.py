@@ -1,17 +1,19 @@
-"""Run a classifier over a split, every clip exactly once, alone or on several processes."""
+"""Run a network over a split, every clip exactly once, alone or on several processes; accuracy of a classifier."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import measure
+from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import build_loader, open_data, require_joints, to_device
+from svdata2vec.runs.data import build_loader, open_data, require_joints
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -27,27 +29,34 @@ class Predictions:
 
 
 @torch.no_grad()
+def over_split(
+    loader: ClipLoader, runtime: Runtime, network: Callable[[ClipBatch], Tensor]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, outputs of a network (float32) and labels of a split's clips as they were visited, the same on all processes."""
+    keys: list[str] = []
+    outputs, labels = [], []
+    for batch in loader:
+        batch = batch.to(runtime.device)
+        with runtime.autocast():
+            outputs.append(network(batch).float())
+        keys.extend(batch.keys)
+        labels.append(batch.label_B)
+    mine = (keys, torch.cat(outputs).cpu().numpy(), torch.cat(labels).cpu().numpy()) if keys else None
+    filled = [part for part in runtime.gather(mine) if part is not None]
+    if not filled:
+        raise UserError(f"split {loader.split} has no clip that can be read")
+    names, values, numbers = zip(*filled, strict=True)
+    return [key for part in names for key in part], np.concatenate(values), np.concatenate(numbers)
+
+
 def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
     """Softmax scores of every clip of the loader's split, the mean over its views; all processes get the whole."""
     model.eval()
-    keys: list[str] = []
-    scores, labels = [], []
-    for batch in loader:
-        video_BTHWC, joints_BMTVC, label_B = to_device(batch, runtime.device)
-        with runtime.autocast():
-            logits_BC = model(video_BTHWC, joints_BMTVC)
-        keys.extend(batch.keys)
-        scores.append(logits_BC.float().softmax(1))
-        labels.append(label_B)
-    mine = (keys, torch.cat(scores).cpu().numpy(), torch.cat(labels).cpu().numpy()) if keys else None
-    filled = [part for part in runtime.gather(mine) if part is not None]
-    if not filled:
-        raise UserError(f"split {loader.split} has no clip to evaluate")
-    whole = Predictions(
-        [key for part in filled for key in part[0]],
-        np.concatenate([part[1] for part in filled]),
-        np.concatenate([part[2] for part in filled]),
-    )
+
+    def scores(batch: ClipBatch) -> Tensor:
+        return model(batch.video_BTHWC, batch.joints_BMTVC).float().softmax(1)
+
+    whole = Predictions(*over_split(loader, runtime, scores))
     return _mean_of_views(whole) if loader.plan.views > 1 else whole
 
 
@@ -63,27 +72,22 @@ def _mean_of_views(views: Predictions) -> Predictions:
 
 
 def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
-    """Evaluate a finished fine-tuning run.
-
-    Args:
-        run: the run's folder.
-        shards: folder of shards; the run's own by default.
-        split: name of a split; the run's test split by default.
-        device: "auto", "cpu" or "cuda".
+    """Evaluate a finished fine-tuning run; arguments as the options of `svdata2vec evaluate`.
 
     Returns:
         The metrics with the class names, the split and the run, ready for JSON.
     """
     model, config, card = load_classifier(run)
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
-    settings = replace(config.run, device=device)
+    config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
-    with running(settings) as runtime:
-        persons, modality = config.model.persons, config.modality
-        with build_loader(packed, data, settings, runtime, persons, train=False, modality=modality, views=data.views) as loader:
-            predictions = predict_split(model.to(runtime.device), loader, runtime)
+    with (
+        running(config.run) as runtime,
+        build_loader(packed, config, runtime, train=False, modality=config.modality, views=data.views) as loader,
+    ):
+        predictions = predict_split(model.to(runtime.device), loader, runtime)
     metrics = measure(predictions.scores_nc, predictions.labels_n)
     return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
+from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import Box
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
@@ -107,18 +108,13 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Features:
     """Features of every clip of the loader's split; all processes get the whole."""
-    mine: list[tuple[str, np.ndarray, int]] = []
-    for batch in loader:
-        with runtime.autocast():
-            features_BD = trained.features(batch.video_BTHWC, batch.joints_BMTVC)
-        mine.extend(zip(batch.keys, features_BD.cpu().numpy(), batch.label_B.tolist(), strict=True))
-    found = {key: (feature, label) for part in runtime.gather(mine) for key, feature, label in part}
-    order = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
-    keys = [key for key in order if key in found]
-    if not keys:
-        raise UserError(f"split {loader.split} has no clip to take features of")
-    features_nD = np.stack([found[key][0] for key in keys])
-    return Features(keys, features_nD, np.array([found[key][1] for key in keys], np.int64))
+    found, features_nD, labels_n = over_split(
+        loader, runtime, lambda batch: trained.features(batch.video_BTHWC, batch.joints_BMTVC)
+    )
+    place = {key: number for number, key in enumerate(found)}
+    split = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
+    order_n = [place[key] for key in split if key in place]
+    return Features([found[number] for number in order_n], features_nD[order_n], labels_n[order_n])
 
 
 def embed(
@@ -131,29 +127,18 @@ def embed(
     batch_size: int = 32,
     device: Device = "auto",
 ) -> Features:
-    """Write the features of a split to `out`: .npy (with clip names and labels beside it, in OUT.json) or .parquet.
-
-    Args:
-        run: folder of a finished run.
-        split: clips to take.
-        out: file to write; its ending says how.
-        shards: folder of shards; default: the run's own.
-        modality: see `load_encoder`.
-        batch_size: clips at a time.
-        device: "auto", "cpu" or "cuda".
-    """
+    """Write the features of a split to `out`; arguments as the options of `svdata2vec embed`."""
     if out.suffix not in (".npy", ".parquet"):
         raise UserError(f"{out}: expected a file name that ends in .npy or .parquet")
     if out.suffix == ".parquet":
         _require_pyarrow(out)
     trained = load_encoder(run, modality, device)
     data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split)
-    settings = RunConfig(batch_size=batch_size, device=device)
+    config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality)
-    with running(settings) as runtime:
-        persons = trained.config.model.persons
-        with build_loader(packed, data, settings, runtime, persons, train=False, modality=trained.modality) as loader:
+    with running(config.run) as runtime:
+        with build_loader(packed, config, runtime, train=False, modality=trained.modality) as loader:
             features = extract(trained, loader, runtime)
         if runtime.is_main:
             write_features(out, features, packed.split_classes(split))

@@ -66,14 +66,7 @@ def predict(
     """Recognise the action in a video file with the RGB classifier of a finished run.
 
     Args:
-        run: folder of a finetune or probe run with modality rgb.
-        video: video file.
-        box: person box (x1, y1, x2, y2) in pixels of the upright picture.
-        poses: instead of a box, annotation pickle of tools/pose/extract_poses.py with this video in it.
-        whole_picture: look for nobody. Else, without box and poses, the clip is cropped around what moves.
-        top: classes to name.
-        picture: PNG to write: sampled frames and the top classes.
-        device: "auto", "cpu" or "cuda".
+        box: person box (x1, y1, x2, y2) in pixels of the upright picture; the others are options of `svdata2vec predict`.
 
     Returns:
         {"video", "classes": [{"name", "probability"}], "did": [lines that say what was done]}.

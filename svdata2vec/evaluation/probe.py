@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
-from svdata2vec.evaluation.metrics import Metrics, measure
+from svdata2vec.evaluation.metrics import measure
 from svdata2vec.runs.card import evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints
 from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
@@ -38,9 +38,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """
     if config.pretrained is None:
         raise UserError("probing needs a finished pretraining run: give its folder with --from RUN")
-    with running(config.run()) as runtime:
-        if is_finished(config, config.run()):
-            return read_result(config.run())
+    with running(config.run) as runtime:
+        if is_finished(config):
+            return read_result(config.run)
         trained = load_encoder(config.pretrained, config.modality, config.device)
         _check_input(config, trained)
         shards = open_data(config.data)
@@ -50,13 +50,17 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         test = _features(config, trained, shards, config.data.test_split, None, runtime)
         classes = list(shards.split_classes(config.data.train_split))
         linear = fit_linear(train, len(classes), config.weight_decay, config.iterations)
-        metrics = measure(_scores(linear, test), test.labels_n)
-        neighbours = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
-        nearest = measure(neighbours, test.labels_n)
-        result = _result(config, classes, len(rows), metrics, nearest)
+        with torch.no_grad():
+            scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+        votes_nc = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
+        metrics, nearest = (measure(each, test.labels_n) for each in (scores_nc, votes_nc))
+        result = {
+            "kind": "probe", "split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict(),
+            "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
+        }
         if runtime.is_main:
-            _publish(config, trained, linear, shards, classes, len(rows), result)
-        finish_run(config.run(), runtime, result)
+            _publish(config, trained, linear, shards, result)
+        finish_run(config.run, runtime, result)
     log.info(
         "%s: linear probe top-1 %.1f %%, %d nearest neighbours top-1 %.1f %% of %d clips",
         config.out, 100 * metrics.top1, config.neighbours, 100 * nearest.top1, metrics.count,
@@ -81,11 +85,8 @@ def _features(
     config: ProbeConfig, trained: TrainedEncoder, shards: ShardSet, split: str, rows: np.ndarray | None, runtime: Runtime
 ) -> Features:
     """Features of a split (or some rows of it), as evaluation sees them: fixed frames, no augmentation."""
-    data = replace(config.data, test_split=split)
-    persons, modality = trained.config.model.persons, trained.modality
-    with build_loader(
-        shards, data, config.run(), runtime, persons, train=False, modality=modality, rows=rows
-    ) as loader:
+    settings = replace(trained.config, data=replace(config.data, test_split=split), run=config.run)
+    with build_loader(shards, settings, runtime, train=False, modality=trained.modality, rows=rows) as loader:
         return extract(trained, loader, runtime)
 
 
@@ -119,11 +120,6 @@ def fit_linear(train: Features, num_classes: int, weight_decay: float, iteration
     return linear
 
 
-def _scores(linear: nn.Linear, test: Features) -> np.ndarray:
-    with torch.no_grad():
-        return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
-
-
 def knn_scores(train: Features, test: Features, num_classes: int, neighbours: int, temperature: float) -> np.ndarray:
     """(n, c) votes of the k nearest training clips by cosine, each with weight exp(cosine / temperature)."""
     bank_nD = F.normalize(torch.from_numpy(train.features_nD), dim=1)
@@ -139,40 +135,22 @@ def knn_scores(train: Features, test: Features, num_classes: int, neighbours: in
     return (scores_nc / scores_nc.sum(1, keepdim=True).clamp_min(1e-30)).numpy()
 
 
-def _result(
-    config: ProbeConfig, classes: list[str], labels: int, linear: Metrics, nearest: Metrics
-) -> dict[str, Any]:
-    knn = nearest.to_dict()
-    return {
-        "kind": "probe",
-        "split": config.data.test_split,
-        "labels": labels,
-        "classes": classes,
-        **linear.to_dict(),
-        "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **knn},
-    }
-
-
 def _publish(
-    config: ProbeConfig,
-    trained: TrainedEncoder,
-    linear: nn.Linear,
-    shards: ShardSet,
-    classes: list[str],
-    labels: int,
-    result: dict[str, Any],
+    config: ProbeConfig, trained: TrainedEncoder, linear: nn.Linear, shards: ShardSet, result: dict[str, Any]
 ) -> None:
     """The frozen encoder with the linear probe as its head: `evaluate`, `predict` and `export` take it."""
     classifier = FinetuneConfig(
         data=config.data,
         model=trained.config.model,
-        run=config.run(),
+        run=config.run,
         pretrained=config.pretrained,
         modality=trained.modality,
         label_fraction=config.label_fraction,
     )
-    num_joints = trained.card["num_joints"]
-    card = model_card("probe", classifier, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
+    card = model_card(
+        "probe", classifier, num_joints=trained.card["num_joints"], classes=result["classes"], shards=shards,
+        train_clips=result["labels"],
+    )
     figures = {"evaluation": evaluation_entry(result), "knn": {name: result["knn"][name] for name in ("top1", "top5")}}
     weights = {f"encoder.{name}": tensor for name, tensor in trained.encoder.state_dict().items()}
     head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}

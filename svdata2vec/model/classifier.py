@@ -3,7 +3,6 @@
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
 
-
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig

@@ -82,8 +82,7 @@ def draw_masks(
         rng = keyed_generator("mask", seed, epoch, key)
         keep_BK[row] = np.sort(rng.permutation(num_frames)[:kept])
         hidden_BK[row, rng.permutation(kept)[:paired]] = False
-    keep, hidden = torch.from_numpy(keep_BK), torch.from_numpy(hidden_BK)
-    return Masks(keep, hidden, scored_frames(keep, hidden, num_frames))
+    return Masks.given(torch.from_numpy(keep_BK), torch.from_numpy(hidden_BK), num_frames)
 
 
 def scored_frames(keep_BK: Tensor, skeleton_hidden_BK: Tensor, num_frames: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import ModelConfig
+from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
 from svdata2vec.model.masking import Masks
 from svdata2vec.model.transformer import Block, initialise_transformer, run_part
@@ -52,23 +52,14 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if modality != "skeleton":
-            self.video_encoder = VideoEncoder(
-                config.width,
-                config.stem_width,
-                config.impl,
-                checkpoint=config.checkpoint_activations,
-                fused=config.fused_blocks,
-            )
+            self.video_encoder = VideoEncoder(config)
             self.video_encoder.proj.apply(initialise_transformer)
         if modality != "rgb":
             self.skeleton_embed = SkeletonEmbedding(config.persons, num_joints, config.coordinates, config.width)
         self.checkpoint = config.checkpoint_activations
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, rate, config.impl, fused=config.fused_blocks)
-            for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width)
         self.blocks.apply(initialise_transformer)
 
@@ -98,10 +89,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, config.width)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.width), std=0.02))
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, impl=config.impl, fused=config.fused_blocks)
-            for _ in range(config.decoder_depth)
-        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(config.width)
         self.pred = nn.Linear(config.width, config.width)
         self.apply(initialise_transformer)
@@ -109,9 +97,7 @@ class Decoder(nn.Module):
     def forward(self, encoded_BKD: Tensor, keep_BK: Tensor) -> Tensor:
         """(B, K, D) encoder output of the kept frames -> (B, T, D) prediction."""
         embedded_BKD = self.embed(encoded_BKD)
-        tokens_BTD = restore_tokens(
-            embedded_BKD, self.mask_token[0, 0], keep_BK, self.temporal_embed[0], impl=self.impl
-        )
+        tokens_BTD = restore_tokens(embedded_BKD, self.mask_token[0, 0], keep_BK, self.temporal_embed[0], impl=self.impl)
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD)
         return self.pred(self.norm(tokens_BTD))
@@ -133,35 +119,21 @@ class StudentOutput:
 class SVData2Vec(nn.Module):
     """The student (paper section 3): masked video and skeleton tokens in, predicted teacher latents out.
 
+    With `encode="all_frames"` it encodes every frame and selects tokens afterwards, as the original does, so that BatchNorm
+    sees the statistics of all frames (svdata2vec/README.md, "Kept-frame encoding").
+
     Args:
-        config: widths and depths.
-        num_frames: T, sampled frames per clip.
+        config: of the run.
         num_joints: V of the joint layout.
-        all_frames: encode every frame and select tokens afterwards, as the original does, so that BatchNorm sees the
-            statistics of all frames. False (default) encodes the kept frames only
-            (svdata2vec/README.md, "Kept-frame encoding").
-        teacher_input: "skeleton"; "rgb" for the video tokens, "both" for the mean of the two (these need `all_frames`).
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        num_frames: int,
-        num_joints: int,
-        *,
-        all_frames: bool = False,
-        teacher_input: str = "skeleton",
-    ) -> None:
+    def __init__(self, config: PretrainConfig, num_joints: int) -> None:
         super().__init__()
-        if teacher_input != "skeleton" and not all_frames:
-            raise ValueError(
-                f"target.teacher_input={teacher_input} reads the video tokens of all frames; set encode=all_frames"
-            )
-        self.encoder = Encoder(config, num_frames, num_joints)
-        self.decoder = Decoder(config, num_frames)
-        self.all_frames = all_frames
-        self.teacher_input = teacher_input
-        self.impl = config.impl
+        self.encoder = Encoder(config.model, config.data.num_frames, num_joints)
+        self.decoder = Decoder(config.model, config.data.num_frames)
+        self.all_frames = config.encode == "all_frames"
+        self.teacher_input = config.target.teacher_input
+        self.impl = config.model.impl
 
     def forward(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
         """Predict the teacher's latents of all frames from what the masks leave (paper, section 3).

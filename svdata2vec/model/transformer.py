@@ -7,7 +7,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.config.schema import ModelConfig
 from svdata2vec.kernels.functional import attention
 from svdata2vec.model.block_ops import BlockOps, block_ops
 
@@ -15,12 +15,11 @@ from svdata2vec.model.block_ops import BlockOps, block_ops
 class Attention(nn.Module):
     """Multi-head self-attention; one packed qkv projection (rows q, k, v, each split into heads)."""
 
-    def __init__(self, width: int, num_heads: int, impl: Impl = "auto") -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.impl = impl
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.num_heads, self.impl = config.heads, config.impl
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         return self.proj(attention(self.qkv(x_BND), self.num_heads, impl=self.impl))
@@ -54,24 +53,15 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `fused` runs what stands between the products as one op each."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), each branch dropped with probability `drop_path` while training."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        impl: Impl = "auto",
-        *,
-        fused: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.ops = block_ops(fused, impl)
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, num_heads, impl)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), self.ops)
+        self.ops = block_ops(config.fused_blocks, config.impl)
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio), self.ops)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:

@@ -7,13 +7,11 @@ five-frame windows, which is the same sum: nothing but the wanted frames is enco
 B clips, T frames, K kept frames, H W picture, C channels, D token width, F = B*T or B*K frames
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.config.schema import ModelConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD, gather_frames
 from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.transformer import run_part
@@ -76,48 +74,27 @@ class Stem(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """uint8 video -> one token per (kept) frame.
+    """uint8 video -> one token per (kept) frame; the stages' convolutions start as He's, the stem's as PyTorch's."""
 
-    Args:
-        width: token width D.
-        stem_width: channels of the stem and first stage (64 in the paper); later stages double it.
-        checkpoint: compute the stages' activations again for the gradient instead of keeping them.
-        impl: implementation of the frame gathering and of fused ops ("auto", "triton" or "torch").
-        fused: BatchNorm, shortcut and PReLU as one op.
-    """
-
-    def __init__(
-        self, width: int, stem_width: int = 64, impl: Impl = "auto", *, checkpoint: bool = False, fused: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        ops = block_ops(fused, impl)
-        self.impl = impl
-        self.checkpoint = checkpoint
-        self.stem = Stem(stem_width, ops)
+        ops = block_ops(config.fused_blocks, config.impl)
+        self.impl, self.checkpoint = config.impl, config.checkpoint_activations
+        channels = config.stem_width
+        self.stem = Stem(channels, ops)
         self.stages = nn.ModuleList()
-        channels = stem_width
         for stage in range(4):
-            out_channels = stem_width * 2**stage
-            stride = 1 if stage == 0 else 2
-            self.stages.append(
-                nn.Sequential(
-                    BasicBlock(channels, out_channels, stride, ops), BasicBlock(out_channels, out_channels, 1, ops)
-                )
-            )
-            channels = out_channels
-        self.proj = nn.Linear(channels, width)
+            wide, stride = config.stem_width * 2**stage, 1 if stage == 0 else 2
+            self.stages.append(nn.Sequential(BasicBlock(channels, wide, stride, ops), BasicBlock(wide, wide, 1, ops)))
+            channels = wide
+        self.proj = nn.Linear(channels, config.width)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
-        self._initialise_trunk()
-
-    def _initialise_trunk(self) -> None:
-        """2-D convolutions: normal(0, sqrt(2 / (k*k*out))); the 3-D stem keeps PyTorch's default."""
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, video_BTHWC: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """Tokens of the kept frames (of all frames if `keep_BK` is None).

@@ -10,7 +10,7 @@ import collections
 import logging
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.config.schema import TargetConfig
+from svdata2vec.runs.failures import first_line
 from svdata2vec.shards.errors import UserError
 
 PAPERS_HEADS = 8
@@ -64,26 +65,26 @@ class OriginalFile:
     """What a checkpoint holds.
 
     Attributes:
-        weights: its state dict on the CPU, without the "module." that DistributedDataParallel puts before names.
+        weights: its state dict on the CPU.
         settings: the `model_args` of the run that wrote it; empty where the file does not say.
     """
 
     weights: dict[str, Tensor]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
     def heads(self, path: Path, given: int | None) -> int:
         """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
         if not self.settings.get("block_norm_first", True):
             raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
         stored = self.settings.get("num_heads")
-        if given is not None or not isinstance(stored, int):
-            heads = PAPERS_HEADS if given is None else given
-            if given is None:
-                log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, heads)
-            elif isinstance(stored, int) and stored != given:
+        if given is not None:
+            if isinstance(stored, int) and stored != given:
                 log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
-            return heads
-        return stored
+            return given
+        if isinstance(stored, int):
+            return stored
+        log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, PAPERS_HEADS)
+        return PAPERS_HEADS
 
     def target(self, default: TargetConfig) -> TargetConfig:
         """How the run made its targets, as far as the file says."""
@@ -131,24 +132,17 @@ def read_original(path: Path) -> OriginalFile:
         raise UserError(
             f"{path}: {', '.join(sorted(wrong)[:8])} are no tensors; expected a state dict, or a dict with one under 'model'"
         )
-    weights = {without_module(name): tensor for name, tensor in content.items()}
-    return OriginalFile(weights, dict(settings) if isinstance(settings, Mapping) else {})
-
-
-def without_module(name: str) -> str:
-    return name.removeprefix("module.")
+    return OriginalFile(dict(content), dict(settings) if isinstance(settings, Mapping) else {})
 
 
 def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refusal = str(error)
     except Exception as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
-    if "weights_only" not in refusal and "Unsupported" not in refusal:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({refusal.splitlines()[0]}); copy it again")
+        refused = isinstance(error, pickle.UnpicklingError) and ("weights_only" in str(error) or "Unsupported" in str(error))
+        if not refused:
+            raise _unreadable(path, error) from error
     return _read_tensors_only(path)
 
 
@@ -169,10 +163,10 @@ def _read_tensors_only(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
     except Exception as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); copy it again") from error
+        raise _unreadable(path, error) from error
     log.warning("%s: left out objects that are no tensors, without running their code: %s", path, ", ".join(sorted(replaced)))
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as a PyTorch checkpoint ({first_line(error)}); copy it again")

@@ -29,7 +29,7 @@ from svdata2vec.config.schema import (
 )
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.original.checkpoint_file import read_original, without_module
+from svdata2vec.original.checkpoint_file import read_original
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.published import publish
@@ -85,14 +85,7 @@ class Network:
     def build(self) -> SVData2Vec | Classifier:
         """A network of this shape with new weights; `load_state_dict` gives it the converted ones."""
         if isinstance(self.config, PretrainConfig):
-            config = self.config
-            return SVData2Vec(
-                config.model,
-                config.data.num_frames,
-                self.num_joints,
-                all_frames=config.encode == "all_frames",
-                teacher_input=config.target.teacher_input,
-            )
+            return SVData2Vec(self.config, self.num_joints)
         return Classifier(self.config, self.num_joints, self.num_classes, linear=self.kind == "probe")
 
 
@@ -102,7 +95,7 @@ def convert_state_dict(
     """Rename and reshape the weights of a network of the authors' code.
 
     Args:
-        original: its state dict; a "module." before the names is taken off.
+        original: its state dict; the "module." that DistributedDataParallel puts before names is taken off.
         heads: attention heads, which no shape tells.
         coordinates: C; the shapes tell M * C only.
         modality: what a classifier sees; default: all that it has an embedding for.
@@ -113,7 +106,7 @@ def convert_state_dict(
     Raises:
         UserError: names that are unknown or missing (all are listed), or shapes that do not go together.
     """
-    original = _fold_probe_norm({without_module(name): tensor for name, tensor in original.items()})
+    original = _fold_probe_norm({name.removeprefix("module."): tensor for name, tensor in original.items()})
     if modality == "rgb":
         original = {name: tensor for name, tensor in original.items() if not name.startswith("joints_embed.")}
     if modality == "skeleton":
@@ -129,7 +122,12 @@ def convert_state_dict(
     weights = {
         ours: _reshape(theirs, original.get(theirs, torch.zeros((), dtype=torch.int64))) for theirs, ours in expected.items()
     }
-    _refuse_shapes(expected, original, weights, wanted)
+    wrong = [
+        f"{theirs} {tuple(original[theirs].shape)} instead of {tuple(wanted[ours].shape)}"
+        for theirs, ours in sorted(expected.items()) if weights[ours].shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
     return weights, network
 
 
@@ -138,19 +136,6 @@ def _reshape(name: str, tensor: Tensor) -> Tensor:
     if name == _SKELETON:
         tensor = tensor.flatten(1)  # (D, M*C, 1, V) of a convolution -> features ordered person, coordinate, joint
     return tensor.clone().contiguous()
-
-
-def _refuse_shapes(
-    expected: Mapping[str, str], original: Mapping[str, Tensor], weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    """List every weight whose shape does not go with the sizes that the others tell."""
-    wrong = [
-        f"{theirs} {tuple(original[theirs].shape)} instead of {tuple(wanted[ours].shape)}"
-        for theirs, ours in sorted(expected.items())
-        if weights[ours].shape != wanted[ours].shape
-    ]
-    if wrong:
-        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
 
 
 def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,21 +156,13 @@ def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def our_name(name: str) -> str | None:
-    """The name here of a weight of the authors' code; None for an unknown one."""
-    return _renamed(name, NAMES)
-
-
 def original_name(name: str) -> str | None:
     """The name in the authors' code of one of our weights; None for an unknown one."""
-    return _renamed(name, tuple((ours, theirs) for theirs, ours in NAMES))
+    return next((theirs + name.removeprefix(ours) for theirs, ours in NAMES if _fits(name, ours)), None)
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    for before, after in table:
-        if name == before or (before.endswith(".") and name.startswith(before)):
-            return after + name.removeprefix(before)
-    return None
+def _fits(name: str, beginning: str) -> bool:
+    return name == beginning or (beginning.endswith(".") and name.startswith(beginning))
 
 
 def _refuse_names(unknown: list[str], missing: list[str]) -> None:
@@ -212,7 +189,8 @@ def describe_network(
     if kind == "finetune":
         needed |= {"head.fc1.weight": 2, "head.fc2.weight": 2}
     missing = [name for name in needed if name not in original]
-    _refuse_names([name for name in original if missing and our_name(name) is None], missing)
+    if missing:
+        _refuse_names([name for name in original if not any(_fits(name, theirs) for theirs, _ in NAMES)], missing)
     for name, dimensions in needed.items():
         if original[name].ndim != dimensions:
             raise UserError(f"{name} has shape {tuple(original[name].shape)}; expected {dimensions} dimensions")
@@ -266,14 +244,7 @@ def convert_file(
 ) -> Network:
     """Write a checkpoint of the authors' code as the folder of a finished run, for `finetune`, `probe` or `evaluate`.
 
-    Args:
-        checkpoint: the file.
-        out: folder to make.
-        heads: attention heads; default: those that the file names, else the paper's 8, with a warning.
-        coordinates, modality: see `convert_state_dict`.
-        size: side of the crop that the network was trained on, in pixels.
-        shards: packed data set to take the class names from; without it classes are called by their numbers.
-        split: its split to evaluate on; default: the split that `DataConfig` names.
+    Arguments as the options of `svdata2vec convert`; the default split is the one that `DataConfig` names.
     """
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a model already; choose another folder")
@@ -288,8 +259,8 @@ def convert_file(
         text = str(error)
         raise UserError(text if text.startswith(str(checkpoint)) else f"{checkpoint}: {text}") from error
     packed = open_shards(shards) if shards is not None else None
-    data = replace(network.config.data, size=size, test_split=split or network.config.data.test_split)
-    data = replace(data, shards=shards) if shards is not None else data
+    data = network.config.data
+    data = replace(data, size=size, shards=data.shards if shards is None else shards, test_split=split or data.test_split)
     config = replace(network.config, data=data, run=RunConfig(out=out))
     classes = _class_names(network, packed, data.test_split)
     if isinstance(config, FinetuneConfig) and network.kind == "probe":

@@ -20,7 +20,7 @@ def contact_sheet(
         batch: clips with video and joints.
         layout: names the joints and their connections.
         classes: names of the labels.
-        clips, frames: rows and columns at the most.
+        clips, frames: at most so many rows and columns.
 
     Returns:
         (H, W, 3) uint8 RGB picture.

@@ -21,19 +21,9 @@ from svdata2vec.shards.reading.stats import SetStatistics, Spread, set_statistic
 def inspect_shards(
     root: str, split: str, out: Path, plan: PlanConfig, *, train: bool, clips: int, keys: Sequence[str] = ()
 ) -> int:
-    """Write one contact sheet per class (or of the given clips), `statistics.json` and the page `index.html` into `out`.
+    """Write one contact sheet per class (or of the clips `keys`), `statistics.json` and the page `index.html` into `out`.
 
-    Args:
-        root: folder of shards, or its URL.
-        split: which clips.
-        out: folder to write to; made if needed.
-        plan: what the model sees of a clip.
-        train: training crops (random crop and flip) instead of evaluation crops.
-        clips: clips per class.
-        keys: show these clips of the split instead.
-
-    Returns:
-        The number of pictures.
+    Arguments as the options of `svdata2vec inspect`; returns the number of pictures.
     """
     shards = open_shards(root)
     chosen = _clips_by_name(shards, split, keys) if keys else _clips_by_class(shards, split, clips)
@@ -42,9 +32,9 @@ def inspect_shards(
     for name, rows in chosen:
         with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows) as loader:
             batch = next(iter(loader))
-        sheet = contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows))
-        write_atomically(out / f"{name}.png", to_png(sheet))
-        pictures.append(image(to_png(sheet), name))
+        png = to_png(contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows)))
+        write_atomically(out / f"{name}.png", png)
+        pictures.append(image(png, name))
     statistics = set_statistics(shards)
     write_atomically(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2).encode())
     note = f"svdata2vec {__version__}; {root}, split {split}, {'training' if train else 'evaluation'} crops at {plan.size} px"

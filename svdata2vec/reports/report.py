@@ -43,7 +43,6 @@ class Run:
     """What a run left in its folder."""
 
     name: str
-    kind: str
     config: Settings
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
@@ -78,7 +77,6 @@ def read_run(folder: Path) -> Run:
     result = folder / "result.json"
     return Run(
         folder.name,
-        config.kind,
         config,
         read_metrics(folder / "metrics.jsonl"),
         json.loads(result.read_text()) if config.kind != "pretrain" and result.is_file() else None,
@@ -172,7 +170,7 @@ def _confusion(run: Run) -> str:
 
 
 def _inputs(runs: Sequence[Run]) -> str:
-    run = min(runs, key=lambda run: ("pretrain", "finetune", "probe").index(run.kind))
+    run = min(runs, key=lambda run: ("pretrain", "finetune", "probe").index(run.config.kind))
     data = run.config.data
     if isinstance(run.config, ProbeConfig):
         return ""  # nothing is trained on augmented clips
@@ -181,7 +179,7 @@ def _inputs(runs: Sequence[Run]) -> str:
     except UserError as error:
         return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
     runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, data, run.config.run, runtime, run.config.model.persons, train=True) as loader:
+    with build_loader(shards, run.config, runtime, train=True) as loader:
         batch = next(iter(loader))
     picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
     caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
@@ -190,4 +188,4 @@ def _inputs(runs: Sequence[Run]) -> str:
 
 def _settings(run: Run) -> str:
     text = html.escape(to_json(run.config))
-    return f"<details><summary>{html.escape(run.name)} ({run.kind})</summary><pre>{text}</pre></details>"
+    return f"<details><summary>{html.escape(run.name)} ({run.config.kind})</summary><pre>{text}</pre></details>"

@@ -4,20 +4,17 @@ A checkpoint is one file, written beside its final name and renamed; the newest 
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdata2vec import __version__
-from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.failures import SaveFailedError, first_line
 from svdata2vec.shards.atomic import atomic_file
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 class Checkpoints:
@@ -44,8 +41,9 @@ class Checkpoints:
             with atomic_file(path) as file:
                 torch.save({**state, "step": step, "version": __version__}, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
-            reason = str(error).splitlines()[0]
-            raise SaveFailedError(f"{path} could not be written ({reason}); the run stops, older ones are kept") from error
+            raise SaveFailedError(
+                f"{path} could not be written ({first_line(error)}); the run stops, older ones are kept"
+            ) from error
         left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
         for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
             old.unlink()
@@ -53,7 +51,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+        return sorted(self.folder.glob(f"step-{9 * '[0-9]'}.pt"))
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest readable checkpoint (damaged ones are skipped with a warning), or None if there is none at all."""
@@ -76,6 +74,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - a torn file fails in many ways inside zip and pickle
-        log.warning("%s: %s", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.warning("%s: %s", path, first_line(error))
         return None
     return state if isinstance(state, dict) and "step" in state else None

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from svdata2vec.config.schema import DataConfig, Modality, RunConfig
-from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -21,10 +19,8 @@ def open_data(data: DataConfig) -> ShardSet:
 
 def build_loader(
     shards: ShardSet,
-    data: DataConfig,
-    run: RunConfig,
+    config: PretrainConfig | FinetuneConfig,
     runtime: Runtime,
-    persons: int,
     *,
     train: bool,
     modality: Modality = "both",
@@ -38,14 +34,14 @@ def build_loader(
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
     """
-    split = data.train_split if train else data.test_split
+    data = config.data
     return ClipLoader(
         shards,
-        split,
-        data.plan(persons, views),
-        batch_size=run.batch_size,
+        data.train_split if train else data.test_split,
+        data.plan(config.model.persons, views),
+        batch_size=config.run.batch_size,
         train=train,
-        seed=run.seed,
+        seed=config.run.seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
         device=str(runtime.device),
@@ -82,12 +78,3 @@ def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> n
         members = rng.permutation(rows[labels == label])
         chosen.append(members[: max(1, round(fraction * len(members)))])
     return np.sort(np.concatenate(chosen))
-
-
-def to_device(batch: ClipBatch, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """(video, joints, label) of a batch on the device, copied without waiting."""
-
-    def move(x: torch.Tensor | None) -> torch.Tensor | None:
-        return None if x is None else x.to(device, non_blocking=True)
-
-    return move(batch.video_BTHWC), move(batch.joints_BMTVC), batch.label_B.to(device, non_blocking=True)

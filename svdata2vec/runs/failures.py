@@ -7,3 +7,8 @@ class RunFailedError(RuntimeError):
 
 class SaveFailedError(RunFailedError):
     """A checkpoint could not be written."""
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's text, or its kind where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

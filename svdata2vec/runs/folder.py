@@ -42,11 +42,12 @@ def read_config(folder: Path) -> Settings:
     return from_dict(KINDS[kind], values, str(path))
 
 
-def is_finished(config: Settings, run: RunConfig) -> bool:
+def is_finished(config: Settings) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
     Raises UserError if it holds a finished run with other settings, or any run where `run.resume` is "never".
     """
+    run = config.run
     if not (run.out / CONFIG).is_file():
         return False
     if run.resume == "never":

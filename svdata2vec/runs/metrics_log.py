@@ -1,5 +1,6 @@
 """What a run says while it trains: JSON lines, TensorBoard, one line on the terminal; times without waiting for the GPU."""
 
+import itertools
 import json
 import logging
 import time
@@ -57,41 +58,51 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class StepClock:
-    """Seconds per part of the training step (data, forward, backward, optimizer), summed over a log interval.
-
-    On a GPU parts are timed by events that are read once per interval, so that no step waits for the device.
-    """
+class Ticks:
+    """Time from one tick to the next; on a GPU by events, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        self._ticks: list[Any] = []
+
+    def tick(self) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._ticks.append(event)
+        else:
+            self._ticks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Durations between neighbouring ticks; waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        pairs = itertools.pairwise(self._ticks)
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+
+
+class StepClock:
+    """Seconds per part of the training step (data, forward, backward, optimizer), summed over a log interval."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.reset()
 
     def reset(self) -> None:
         self.started = time.perf_counter()
-        self._last: Any = self._now()
-        self._parts: list[tuple[str, Any, Any]] = []
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        self._parts: list[str] = []
+        self._ticks = Ticks(self.device)
+        self._ticks.tick()
 
     def mark(self, part: str) -> None:
         """The time since the last mark belongs to `part`."""
-        now = self._now()
-        self._parts.append((part, self._last, now))
-        self._last = now
+        self._parts.append(part)
+        self._ticks.tick()
 
     def seconds(self) -> dict[str, float]:
         """Seconds per part since the last reset, and `total` by the wall clock."""
-        if self.cuda:
-            torch.cuda.synchronize()
         sums: dict[str, float] = {}
-        for part, begin, end in self._parts:
-            spent = begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
+        for part, spent in zip(self._parts, self._ticks.seconds(), strict=True):
             sums[part] = sums.get(part, 0.0) + spent
         sums["total"] = time.perf_counter() - self.started
         return sums

@@ -1,4 +1,4 @@
-"""The loop that pretraining and fine-tuning share: batches, checkpoints, log, stopping and going on."""
+"""What pretraining and fine-tuning share: the step, and the loop of batches, checkpoints, log, stopping and going on."""
 
 import contextlib
 import json
@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from svdata2vec.config.files import to_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
@@ -21,6 +21,7 @@ from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested, StopSignal
 from svdata2vec.shards.errors import UserError
+from svdata2vec.training.optim import build_optimizer
 from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
@@ -28,27 +29,53 @@ log = logging.getLogger(__name__)
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
-class Stateful(Protocol):
-    """What a checkpoint holds a part of a run by."""
+class TrainingRun:
+    """A run, wired once: a network, its optimizer and the training step.
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+    Args:
+        config: the resolved configuration.
+        runtime: this process and its device.
+        loader: training clips.
+        model: what is trained and published; `network` is the same module, wrapped for this process.
+        layers: depth and decay of layer-wise learning rates, see `build_optimizer`.
+    """
 
+    def __init__(
+        self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, loader: ClipLoader, model: nn.Module, **layers: Any
+    ) -> None:
+        self.config, self.runtime, self.loader, self.model = config, runtime, loader, model
+        self.network = runtime.wrap(model, config.run)
+        self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)
+        self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader.batches_per_epoch)
 
-class TrainingRun(Protocol):
-    """What the loop needs of a run. `parts`: everything that a checkpoint holds, by name."""
+    def step(self, batches: list[EpochBatch]) -> None:
+        """One optimizer step over `optim.accumulate` batches."""
+        stepper = self.stepper
+        stepper.begin()
+        self.network.train()
+        for epoch, batch in batches:
+            figures = self.figures(batch, epoch)
+            stepper.clock.mark("forward")
+            stepper.backward(figures["loss"], last=batch is batches[-1][1])
+            stepper.averages.add(figures)
+        stepper.update([key for _, batch in batches for key in batch.keys])
+        stepper.end(self.after_update())
 
-    stepper: Stepper
-    loader: ClipLoader
-    runtime: Runtime
+    def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:
+        """The loss of a batch (with gradient), under "loss", and scalars for the log."""
+        raise NotImplementedError
 
-    @property
-    def config(self) -> PretrainConfig | FinetuneConfig: ...
-    @property
-    def model(self) -> nn.Module: ...
-    def step(self, batches: list[EpochBatch]) -> None: ...
-    def parts(self) -> dict[str, Stateful]: ...
-    def epoch_end(self, epoch: int) -> dict[str, float]: ...
+    def after_update(self) -> dict[str, float]:
+        """What belongs to a step behind the update of the weights; returns values for the log."""
+        return {}
+
+    def epoch_end(self, epoch: int) -> dict[str, float]:
+        """What happens after each epoch; returns values for the log."""
+        return {}
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
+        return {"optimizer": self.optimizer, "stepper": self.stepper, "loader": self.loader}
 
 
 def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:

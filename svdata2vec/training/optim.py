@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -55,16 +55,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                yield parameter.grad
-
-
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     """Scale gradients down to norm `largest` (0 = leave them) and return their norm, without waiting for the device."""
-    grads = list(gradients(optimizer))
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     if largest > 0:
         torch._foreach_mul_(grads, torch.clamp(largest / (norm + 1e-6), max=1.0))

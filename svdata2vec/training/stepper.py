@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.config.schema import OptimConfig, RunConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
@@ -99,15 +99,11 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        optim: OptimConfig,
-        run: RunConfig,
-        runtime: Runtime,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, network: nn.Module, optimizer: torch.optim.Optimizer,
         batches_per_epoch: int,
     ) -> None:
-        self.optim, self.run, self.runtime, self.optimizer = optim, run, runtime, optimizer
+        optim, run = config.optim, config.run
+        self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.batches_per_epoch = batches_per_epoch
         self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
         self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
@@ -133,15 +129,12 @@ class Stepper:
         """Whole passes over the training split."""
         return self.step * self.optim.accumulate // self.batches_per_epoch
 
-    def backward(self, loss: Tensor, model: nn.Module, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
-        wait = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+        wait = isinstance(self.network, DistributedDataParallel) and not last
+        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             (loss / self.optim.accumulate).backward()
         self.clock.mark("backward")
-
-    def note(self, values: dict[str, Tensor]) -> None:
-        self.averages.add(values)
 
     def update(self, keys: list[str]) -> None:
         """Apply the gradient unless it is not finite (decided on the device, without waiting for it)."""

@@ -46,6 +46,12 @@ def pretrain_config(shards: Path, out: Path, *, optim: OptimConfig | None = None
     )
 
 
+def student_config(model: ModelConfig = MODEL, **changes: Any) -> PretrainConfig:
+    """Settings of a student that is made without a run."""
+    data = DataConfig(num_frames=6, size=32)
+    return dataclasses.replace(PretrainConfig(data=data, model=model, target=TargetConfig(top_layers=2)), **changes)
+
+
 def finetune_config(shards: Path, out: Path, *, pretrained: Path | None = None, **run: Any) -> FinetuneConfig:
     return FinetuneConfig(
         data=data_config(shards),

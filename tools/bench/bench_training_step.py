@@ -42,12 +42,12 @@ Batch = tuple[Tensor, Tensor, Masks]
 class Side:
     """One of the ways of training, with its own weights (equal at the start)."""
 
-    def __init__(self, config: PretrainConfig, device: torch.device, *, all_frames: bool, bf16: bool) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, *, bf16: bool = False) -> None:
         torch.manual_seed(0)
-        self.config, self.device, self.all_frames, self.bf16 = config, device, all_frames, bf16
-        self.model = SVData2Vec(config.model, config.data.num_frames, NUM_JOINTS, all_frames=all_frames).to(device)
+        self.config, self.device, self.all_frames, self.bf16 = config, device, config.encode == "all_frames", bf16
+        self.model = SVData2Vec(config, NUM_JOINTS).to(device)
         self.teacher = Teacher(self.model.encoder.blocks).to(device)
-        if not all_frames:
+        if not self.all_frames:
             use_channels_last(self.model)
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optim)
 
@@ -129,9 +129,9 @@ def main() -> None:
     config = replace(base, data=replace(base.data, size=options.size))
     batch = make_batch(config, options.batch, device)
     sides = {
-        "kept frames": Side(config, device, all_frames=False, bf16=False),
-        "kept frames, bf16": Side(config, device, all_frames=False, bf16=True),
-        BASELINE: Side(config, device, all_frames=True, bf16=False),
+        "kept frames": Side(config, device),
+        "kept frames, bf16": Side(config, device, bf16=True),
+        BASELINE: Side(replace(config, encode="all_frames"), device),
     }
     losses = check_equal(sides, batch)
     times: dict[str, list[float]] = {name: [] for name in sides}

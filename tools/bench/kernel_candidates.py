@@ -371,10 +371,11 @@ def video_encoder_case(scale: Scale, batch: int) -> Case:
     keep = draw_keep(batch, T, KEPT, scale.device)
     video = torch.randint(0, 256, (batch, T, scale.side, scale.side, 3), dtype=torch.uint8, device=scale.device)
     name, impl = own_op(scale.device)
-    state = VideoEncoder(D, scale.stem_width).state_dict()
+    config = ModelConfig(width=D, stem_width=scale.stem_width, impl=impl)
+    state = VideoEncoder(config).state_dict()
 
     def candidate(fused: bool, compile_it: bool, exact: bool = False) -> Candidate:
-        part = VideoEncoder(D, scale.stem_width, impl, fused=fused).to(scale.device)
+        part = VideoEncoder(replace(config, fused_blocks=fused)).to(scale.device)
         part.load_state_dict(state)
         use_channels_last(part)
         if compile_it:

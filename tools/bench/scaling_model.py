@@ -62,7 +62,7 @@ class Expected:
 
 def model_bytes(config: PretrainConfig) -> tuple[int, int]:
     """(bytes of the gradients, bytes of the buffers) of the student, float32."""
-    student = SVData2Vec(config.model, config.data.num_frames, NUM_JOINTS)
+    student = SVData2Vec(config, NUM_JOINTS)
     gradients = sum(4 * parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return gradients, sum(buffer.numel() * buffer.element_size() for buffer in student.buffers())
 

@@ -1,0 +1,24 @@
+"""What records of `bench batch` and `bench scale` hold: names that must be there, and their types (`bench.record.faults`)."""
+
+from typing import Any
+
+from svdata2vec.bench.record import HEAD, NUMBER, SETTING
+
+BATCH: dict[str, Any] = {
+    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
+    "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
+    "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
+}
+SCALE: dict[str, Any] = {
+    **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},
+    "worlds": list, "notes": list, "wrong": list,
+}
+WORLD: dict[str, Any] = {
+    "processes": int, "backend": str, "timed_steps": int, "clips_per_s": float, "efficiency": float,
+    "step_ms": {"median": float, "q20": float, "q80": float}, "data_wait_share": float,
+    "gradient_bytes": int, "allreduce_bytes_per_step": int, "allreduces_per_step": int, "broadcast_bytes_per_step": int,
+    "exchange_ms": {"synced": float, "alone": float, "added": NUMBER},
+    "exchange_cpu_ms": {"synced": float, "alone": float, "added": NUMBER},
+    "checks": {"steps": list, "student_equal": bool, "teacher_equal": bool, "epochs": int, "clips": int, "twice": int,
+               "lost": int, "foreign": int, "skipped": int},
+}
