@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -18,12 +19,11 @@ import numpy as np
 from svdata2vec.shards.annotations import DataSet, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError
-from svdata2vec.shards.executors import open_executor, run_tasks
-from svdata2vec.shards.packing.clip import Times
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
 from svdata2vec.shards.packing.lock import folder_lock
+from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.plan import (
-    PackOptions,
     components_of,
     fingerprint,
     make_plan,
@@ -34,6 +34,7 @@ from svdata2vec.shards.packing.plan import (
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
 from svdata2vec.shards.reading.index import INDEX_NAME, build_index
 from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest, ShardEntry, program_version
+from svdata2vec.shards.times import Times
 
 SKIPPED_NAME = "skipped.jsonl"
 
@@ -128,16 +129,14 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
                 yield task
 
     refused = load_refused(root / PARTS)
-    clips = {clip.key: clip for clip in dataset.clips}
     while True:
         try:
-            with open_executor(options.workers, options.cluster) as (executor, slots):
-                for record, times in run_tasks(executor, slots, pack_shard, missing()):
+            with closing(run_tasks(pack_shard, missing(), options.workers, options.cluster)) as packed:
+                for record, times in packed:
                     note(record, times)
             return sorted(records, key=lambda record: record.number)
         except WorkerDiedError:
-            joints = len(dataset.layout.joints)
-            if not find_crashing_clips(root / PARTS, clips, joints, options.clip_options(), refused):
+            if not find_crashing_clips(root / PARTS, dataset, options, refused):
                 raise
             remove_leftovers(root)
 
@@ -164,7 +163,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
-        codec_options={"quality": options.clip_options().quality, "gop": options.gop},
+        codec_options={"quality": options.coded_quality, "gop": options.gop},
         split_classes=dataset.split_classes, published=dataset.published, created_with=program_version(),
     )
     _report(manifest, skipped)

@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, islice
@@ -16,7 +17,7 @@ import numpy as np
 
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.executors import open_executor, run_tasks
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.reading.index import INDEX_NAME
 from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from svdata2vec.shards.reading.sample import Sample
@@ -59,8 +60,8 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards), *_split_faults(shards)]
     tasks = [_ShardTask(str(root), number, decode) for number in range(len(shards.manifest.shards))]
     by_shard: dict[int, list[Finding]] = {}
-    with open_executor(workers, None) as (executor, slots):
-        for number, found in run_tasks(executor, slots, _verify_shard, tasks):
+    with closing(run_tasks(_verify_shard, tasks, workers)) as results:
+        for number, found in results:
             by_shard[number] = found
             if progress is not None:
                 progress(len(by_shard), len(tasks))
