@@ -52,16 +52,12 @@ class TarWriter:
             content = parts.get(name, b"")
             if len(content) > MAX_COMPONENT_BYTES:
                 raise UserError(f"clip {key}: component {name} has {len(content)} bytes, at most {MAX_COMPONENT_BYTES}")
-            if not content:
-                offsets.append(0)
-                sizes.append(0)
-                continue
-            member = tarfile.TarInfo(f"{key}.{name}")
-            member.size = len(content)
-            member.mode = 0o444
-            offsets.append(self._hashing.size + tarfile.BLOCKSIZE)
+            offsets.append(self._hashing.size + tarfile.BLOCKSIZE if content else 0)
             sizes.append(len(content))
-            self._tar.addfile(member, BytesIO(content))
+            if content:
+                member = tarfile.TarInfo(f"{key}.{name}")
+                member.size, member.mode = len(content), 0o444
+                self._tar.addfile(member, BytesIO(content))
         return offsets, sizes
 
     def commit(self) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from svdata2vec.shards.layouts import JointLayout
 FORMAT = "svdata2vec-shards"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SKIPPED_NAME = "skipped.jsonl"  # clips that were not packed, and why
 
 
 @dataclass(frozen=True)
