@@ -65,11 +65,8 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"root": self.root}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__dict__.update(ShardSet.open(state["root"]).__dict__)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet.open, (self.root,)
 
     def rows(self, split: str) -> np.ndarray:
         """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""

@@ -1,8 +1,7 @@
 """What is in a packed data set, in figures: lengths, sizes, persons, missing joints, classes per split."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,10 +60,6 @@ class SetStatistics:
     clips_with_other_pose_count: int
     short_clips: int
     splits: dict[str, SplitStatistics]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 def set_statistics(shards: ShardSet) -> SetStatistics:
