@@ -59,7 +59,7 @@ class ClipFetcher:
             sample = self.shards.sample(row, video=self.video and not by_frame)
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
-                train=self.train, seed=self.seed, epoch=epoch, key=sample.key, view=view,
+                train=self.train, seed=self.seed, epoch=epoch, view=view,
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
