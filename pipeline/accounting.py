@@ -3,10 +3,6 @@
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -54,8 +50,3 @@ class BadClips:
                 f"{skipped} of {read} clips are unusable, more than the allowed {self._max_rate:.2%}; "
                 f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise max_bad_rate"
             )
-
-
-def replacement_row(rows: NDArray[np.int64], seed: int, epoch: int, key: str, attempt: int) -> int:
-    """Another row in place of a bad clip: keyed like every draw, so all ranks and any resumed run agree on it."""
-    return int(rows[keyed_generator("replacement", seed, epoch, key, attempt).integers(len(rows))])

@@ -51,7 +51,6 @@ class VideoReader:
         self.path = str(path)
         self._file = open_bytes(path)
         try:
-            self._refuse_empty()
             self._container = self._open_container()
             self._stream = self._container.streams.best("video")  # not a cover picture
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
@@ -64,12 +63,10 @@ class VideoReader:
             self._file.close()
             raise
 
-    def _refuse_empty(self) -> None:
+    def _open_container(self) -> Any:
         if not self._file.read(1):
             raise UserError(f"{self.path}: the file is empty")
         self._file.seek(0)
-
-    def _open_container(self) -> Any:
         with self._named():
             container = av.open(self._file, mode="r", metadata_errors="ignore")
         if not container.streams.video:
