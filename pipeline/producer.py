@@ -3,6 +3,7 @@
 B clips of a batch, T sampled frames, S output size.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +15,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.accounting import BadClips, LoaderStats
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
 from svdata2vec.pipeline.pixels import apply_pixel_augment
+from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 8  # whose clips the shard set is told of
 MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
+GRACE_CLIPS = 1000  # the rate is taken of at least so many clips: early on, one bad clip of ten says nothing
+
+
+@dataclass
+class LoaderStats:
+    """Counts since the loader was made; they include what is prefetched, in training also of the next epoch.
+
+    wait_seconds: the consumer waited for a batch, the only time that costs training. The others run in the background.
+    """
+
+    clips_read: int = 0
+    clips_decoded: int = 0
+    clips_skipped: int = 0
+    batches: int = 0
+    wait_seconds: float = 0.0
+    read_seconds: float = 0.0    # read, parse, plan
+    decode_seconds: float = 0.0  # decode, geometry, pixel augmentation
 
 
 @dataclass(frozen=True)
@@ -45,13 +65,17 @@ class Read:
 
 
 class Producer:
-    """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched."""
+    """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched.
+
+    Ends the run when more clips are unusable than a share `max_bad_rate` of those read; 0 ends it at the first one.
+    """
 
     def __init__(
-        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, bad: BadClips, stats: LoaderStats,
-        device: str, read_threads: int = 1,
+        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, max_bad_rate: float,
+        stats: LoaderStats, device: str, read_threads: int,
     ) -> None:
-        self.order, self.fetcher, self.decoder, self.bad, self.stats = order, fetcher, decoder, bad, stats
+        self.order, self.fetcher, self.decoder, self.stats = order, fetcher, decoder, stats
+        self.max_bad_rate = max_bad_rate
         self.device = torch.device(device)
         # Threads where reading means waiting for a network.
         self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
@@ -110,7 +134,7 @@ class Producer:
         self.stats.clips_read += 1
         if isinstance(outcome, FetchedClip):
             return outcome
-        self.bad.record(row, str(outcome))
+        self._record_bad(row, str(outcome))
         return self._replace(row, epoch) if self.order.train else None
 
     def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
@@ -130,10 +154,24 @@ class Producer:
                         raise BadClipError(reason)
             except BadClipError as error:
                 if row != bad_row:
-                    self.bad.record(row, str(error))
+                    self._record_bad(row, str(error))
                 continue
             return clip
         raise BadClipError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
+
+    def _record_bad(self, row: int, reason: str) -> None:
+        """Log and count one clip. Raises UserError above the rate."""
+        self.stats.clips_skipped += 1
+        skipped, read = self.stats.clips_skipped, self.stats.clips_read
+        shards = self.fetcher.shards
+        entry = shards.index[row]
+        key, shard = entry["key"].decode(), shards.manifest.shards[int(entry["shard"])].name
+        log.warning("skipping clip %s of %s: %s", key, shard, reason)
+        if skipped > self.max_bad_rate * max(read, GRACE_CLIPS):
+            raise UserError(
+                f"{skipped} of {read} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
+                f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise max_bad_rate"
+            )
 
     def _batch(self, read: Read) -> ClipBatch | None:
         clips = read.clips
@@ -159,7 +197,7 @@ class Producer:
         failed = self._decode_into(clips, video)
         kept = list(clips)
         for i, reason in sorted(failed.items()):
-            self.bad.record(clips[i].row, reason)
+            self._record_bad(clips[i].row, reason)
             if self.order.train:
                 kept[i] = self._replace(clips[i].row, epoch, video[i : i + 1])
         if failed and not self.order.train:

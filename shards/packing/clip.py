@@ -3,7 +3,6 @@
 M persons, T annotated frames, F decoded frames, V joints.
 """
 
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -15,18 +14,10 @@ from svdata2vec.shards.boxes import joint_box, packed_square, packed_to_source, 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
 from svdata2vec.shards.packing.options import PackOptions
-from svdata2vec.shards.packing.video_pose import VideoPose, to_video_pixels
+from svdata2vec.shards.packing.video_pose import to_video_pixels
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
-
-
-@dataclass(frozen=True)
-class PackedClip:
-    """Components of one clip (name -> bytes) and its number of frames."""
-
-    parts: dict[str, bytes]
-    num_frames: int
 
 
 class ClipPacker:
@@ -37,8 +28,8 @@ class ClipPacker:
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
 
-    def pack(self, clip: ClipAnnotation) -> PackedClip:
-        """Pack one clip. Raises UserError with the reason if the clip cannot be packed."""
+    def pack(self, clip: ClipAnnotation) -> tuple[dict[str, bytes], int]:
+        """A clip's components (name -> bytes) and number of frames. Raises UserError if the clip cannot be packed."""
         with self.times.step("own"):
             pose = clip.load_pose()
         with self.times.step("decode"):
@@ -64,17 +55,31 @@ class ClipPacker:
         self._reader = VideoReader(clip.video)
         return self._reader
 
-    def _pack_from(self, reader: VideoReader, clip: ClipAnnotation, pose: Pose | None) -> PackedClip:
+    def _pack_from(self, reader: VideoReader, clip: ClipAnnotation, pose: Pose | None
+                   ) -> tuple[dict[str, bytes], int]:
         info, options = reader.info, self._options
         with self.times.step("own"):
-            people = None if pose is None else to_video_pixels(clip.key, pose, info, self._num_joints)
+            people, bad_joints = None, 0
+            if pose is not None:
+                people, bad_joints = to_video_pixels(clip.key, pose, info, self._num_joints)
             square = _square(people, info, options.size)
-        video, num_frames = (self._copy(clip, reader) if options.codec == "copy" else self._encode(clip, reader, square))
+        if options.codec == "copy":
+            video, num_frames = self._copy(clip, reader)
+            size, matrix = (info.width, info.height), np.eye(2, 3)
+        else:
+            video, num_frames = self._encode(clip, reader, square)
+            size, matrix = (options.size, options.size), packed_to_source(*square, options.size)
         with self.times.step("own"):
             _check_count(clip, people, info, num_frames, options.pose_slack)
             side = _side_parts(people, info, num_frames, self._num_joints)
-            meta = _meta(clip, people, info, num_frames, square, options)
-            return PackedClip({**video, **side, "json": meta.to_bytes()}, num_frames)
+            poses = num_frames if people is None else people.pose_MTVC.shape[1]
+            meta = ClipMeta(
+                key=clip.key, label=clip.label, num_frames=num_frames, fps=round(info.fps, 4), width=info.width,
+                height=info.height, packed_width=size[0], packed_height=size[1], packed_to_source=matrix,
+                source=Path(str(clip.video)).name, subject=clip.subject, camera=clip.camera, setup=clip.setup,
+                pose_frames=None if poses == num_frames else poses, bad_joints=bad_joints,
+            )
+        return {**video, **side, "json": meta.to_bytes()}, num_frames
 
     def _encode(self, clip: ClipAnnotation, reader: VideoReader,
                 square: tuple[int, int, int]) -> tuple[dict[str, bytes], int]:
@@ -128,7 +133,7 @@ def container_component(video: str) -> str:
     return PurePosixPath(video).suffix.lower().lstrip(".")
 
 
-def _square(people: VideoPose | None, info: VideoInfo, size: int) -> tuple[int, int, int]:
+def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, int]:
     """The stored square (x, y, side): around all joints and boxes of the whole clip."""
     if people is None:
         return packed_square(None, info.width, info.height, size)
@@ -139,7 +144,7 @@ def _square(people: VideoPose | None, info: VideoInfo, size: int) -> tuple[int, 
     return packed_square(union_box(np.array(boxes)) if boxes else None, info.width, info.height, size)
 
 
-def _check_count(clip: ClipAnnotation, people: VideoPose | None, info: VideoInfo, num_frames: int, slack: int) -> None:
+def _check_count(clip: ClipAnnotation, people: Pose | None, info: VideoInfo, num_frames: int, slack: int) -> None:
     whole = clip.start_frame == 0 and clip.end_frame is None
     expected = people.pose_MTVC.shape[1] if people is not None else clip.num_frames
     if people is not None and clip.num_frames is not None and clip.num_frames != expected:
@@ -151,7 +156,7 @@ def _check_count(clip: ClipAnnotation, people: VideoPose | None, info: VideoInfo
         raise UserError(f"{clip.video}: cut short, {num_frames} of {info.claimed_frames} frames can be decoded")
 
 
-def _side_parts(people: VideoPose | None, info: VideoInfo, num_frames: int, num_joints: int) -> dict[str, bytes]:
+def _side_parts(people: Pose | None, info: VideoInfo, num_frames: int, num_joints: int) -> dict[str, bytes]:
     """pose.npy, score.npy (if there are scores) and box.npy, all with exactly `num_frames` frames."""
     if people is None:  # video alone: the whole picture is the box
         box_T4 = np.tile(np.array([0, 0, info.width, info.height], np.float32), (num_frames, 1))
@@ -166,19 +171,3 @@ def _side_parts(people: VideoPose | None, info: VideoInfo, num_frames: int, num_
     if people.score_MTV is not None:
         parts["score.npy"] = npy_bytes(people.score_MTV[:, frames_F])
     return parts
-
-
-def _meta(clip: ClipAnnotation, people: VideoPose | None, info: VideoInfo, num_frames: int,
-          square: tuple[int, int, int], options: PackOptions) -> ClipMeta:
-    poses = num_frames if people is None else people.pose_MTVC.shape[1]
-    meta = ClipMeta(
-        key=clip.key, label=clip.label, num_frames=num_frames, fps=round(info.fps, 4),
-        width=info.width, height=info.height, packed_width=options.size, packed_height=options.size,
-        packed_to_source=packed_to_source(*square, options.size), source=Path(str(clip.video)).name,
-        subject=clip.subject, camera=clip.camera, setup=clip.setup,
-        pose_frames=None if poses == num_frames else poses, bad_joints=0 if people is None else people.bad_joints,
-    )
-    if options.codec != "copy":
-        return meta
-    identity = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    return replace(meta, packed_width=info.width, packed_height=info.height, packed_to_source=identity)

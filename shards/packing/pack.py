@@ -31,8 +31,15 @@ from svdata2vec.shards.packing.plan import (
     start_or_resume,
 )
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
-from svdata2vec.shards.reading.index import INDEX_NAME, build_index
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, program_version
+from svdata2vec.shards.reading.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SKIPPED_NAME,
+    Manifest,
+    ShardEntry,
+    build_index,
+    program_version,
+)
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import cv2
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.clip import ClipPacker, PackedClip
+from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.tarwriter import TarWriter
@@ -96,13 +96,13 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
-                packed = _pack_or_refuse(clip, task, packer)
+                parts, num_frames = _pack_or_refuse(clip, task, packer)
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
             with packer.times.step("write"):
-                offsets, sizes = tar.add(clip.key, packed.parts, task.components)
-            rows.append((clip.key, clip.label, packed.num_frames, offsets, sizes))
+                offsets, sizes = tar.add(clip.key, parts, task.components)
+            rows.append((clip.key, clip.label, num_frames, offsets, sizes))
         if not rows:
             return ShardRecord(task.number, "", 0, rows, skipped)
         with packer.times.step("write"):
@@ -110,8 +110,8 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     return ShardRecord(task.number, sha256, size, rows, skipped)
 
 
-def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> PackedClip:
-    """The packed clip; whatever is wrong with the source files becomes a UserError."""
+def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
+    """`ClipPacker.pack`; whatever is wrong with the source files becomes a UserError."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)

@@ -3,6 +3,7 @@
 (`README.md` says why not by `webdataset.TarWriter`.)
 """
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -13,7 +14,7 @@ from typing import BinaryIO
 
 from svdata2vec.shards.atomic import temporary_name
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import MAX_COMPONENT_BYTES
+from svdata2vec.shards.reading.manifest import MAX_COMPONENT_BYTES
 
 
 class _HashingFile:
@@ -73,9 +74,6 @@ class TarWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full disk also fails the last flush; what matters is raised already
             self._file.close()
-        except OSError:  # a full disk also fails the last flush; the error that matters is on its way already
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)

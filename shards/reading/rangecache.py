@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from svdata2vec.shards.atomic import renamed
+
 _STALE_SECONDS = 3600
 _UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks what the others have added
 
@@ -58,15 +60,9 @@ class RangeCache:
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
         """An entry whose file `write` makes at the path it is given. What it raises is passed on, nothing is kept."""
-        path = self.folder / name
-        temporary = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.tmp")
-        try:
+        with renamed(self.folder / name) as temporary:
             write(temporary)
             size = temporary.stat().st_size
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         with self._lock:
             self.misses += 1
             self._note(name, size)

@@ -19,8 +19,7 @@ import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import INDEX_NAME
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import load_index
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import Manifest, file_bytes
+from svdata2vec.shards.reading.manifest import Manifest, file_bytes, load_index
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds

@@ -18,8 +18,7 @@ import numpy as np
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import run_tasks
-from svdata2vec.shards.reading.index import INDEX_NAME, load_index
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, load_index
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify_video import video_faults
