@@ -25,11 +25,9 @@ class FrameDecoder(Protocol):
 
         The rows of failed clips hold anything; all other rows are right.
         """
-        ...
 
     def close(self) -> None:
         """Give threads, processes and device memory back; may be called twice."""
-        ...
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:

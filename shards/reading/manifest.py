@@ -103,10 +103,6 @@ class Manifest:
             fields = json.loads(path.read_bytes())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
-        return cls._from_json(fields, path)
-
-    @classmethod
-    def _from_json(cls, fields: Any, path: Path) -> "Manifest":
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
         if fields.get("version") != VERSION:

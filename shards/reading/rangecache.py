@@ -39,7 +39,8 @@ class RangeCache:
         """The `size` bytes called `name`, fetched if they are not there. Whatever `fetch` raises is passed on."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             if self.has(name, size):
-                content = _map(self.folder / name)
+                with (self.folder / name).open("rb") as file:
+                    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 self.hits += 1
                 return content
         content = memoryview(fetch())
@@ -94,8 +95,3 @@ class RangeCache:
             name, size = self._sizes.popitem(last=False)
             (self.folder / name).unlink(missing_ok=True)
             self.num_bytes -= size
-
-
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
