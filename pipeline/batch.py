@@ -55,8 +55,6 @@ class ClipBatch:
         return replace(self, **moved)
 
     def __repr__(self) -> str:
-        def shape(tensor: Tensor | None) -> str:
-            return "None" if tensor is None else str(tuple(tensor.shape))
-
-        video, joints = shape(self.video_BTHWC), shape(self.joints_BMTVC)
-        return f"ClipBatch(video_BTHWC={video}, joints_BMTVC={joints}, clips={len(self)})"
+        tensors = {"video_BTHWC": self.video_BTHWC, "joints_BMTVC": self.joints_BMTVC}
+        shapes = ", ".join(f"{name}={None if value is None else tuple(value.shape)}" for name, value in tensors.items())
+        return f"ClipBatch({shapes}, clips={len(self)})"

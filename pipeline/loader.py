@@ -236,10 +236,7 @@ def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, spli
 
 def _check_labels(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> None:
     """Raise UserError if a clip has a class that its split does not have: its label would be meaningless."""
-    label_map = shards.label_map(split)
-    label_N = shards.index["label"][rows]
-    valid_N = (label_N >= 0) & (label_N < len(label_map))
-    valid_N[valid_N] = label_map[label_N[valid_N]] >= 0
+    valid_N = np.isin(shards.index["label"][rows], np.flatnonzero(shards.label_map(split) >= 0))
     if not valid_N.all():
         row = rows[np.argmin(valid_N)]
         raise UserError(

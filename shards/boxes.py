@@ -42,12 +42,9 @@ def _outer_box(low_N2: np.ndarray, high_N2: np.ndarray, each_coordinate: bool) -
 
 def person_boxes(joints_MTVC: np.ndarray) -> np.ndarray:
     """float32 (T, 4): box around all persons' joints frame by frame; zeros where nobody is."""
-    num_frames = joints_MTVC.shape[1]
-    if joints_MTVC.shape[0] == 0 or joints_MTVC.shape[2] == 0:
-        return np.zeros((num_frames, 4), np.float32)
     present_MTV1 = present_joints(joints_MTVC)[..., None]
-    low_T2 = np.where(present_MTV1, joints_MTVC[..., :2], np.inf).min(axis=(0, 2))
-    high_T2 = np.where(present_MTV1, joints_MTVC[..., :2], -np.inf).max(axis=(0, 2))
+    low_T2 = np.where(present_MTV1, joints_MTVC[..., :2], np.inf).min(axis=(0, 2), initial=np.inf)
+    high_T2 = np.where(present_MTV1, joints_MTVC[..., :2], -np.inf).max(axis=(0, 2), initial=-np.inf)
     box_T4 = np.concatenate([low_T2, high_T2], axis=1)
     return np.where(np.isfinite(box_T4), box_T4, 0.0).astype(np.float32)
 

@@ -59,8 +59,7 @@ def _processes(workers: int) -> Iterator[tuple[cf.Executor, int]]:
 def _end_with_parent() -> None:
     """Let a worker die with the process that started it: after kill -9 there, it would wait for work for ever."""
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    assert parent is not None
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])

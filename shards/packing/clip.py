@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, Pose
-from svdata2vec.shards.boxes import joint_box, packed_square, packed_to_source, person_boxes, union_box
+from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, person_boxes, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
 from svdata2vec.shards.packing.options import PackOptions
@@ -135,13 +135,11 @@ def container_component(video: str) -> str:
 
 def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, int]:
     """The stored square (x, y, side): around all joints and boxes of the whole clip."""
-    if people is None:
-        return packed_square(None, info.width, info.height, size)
-    found = [joint_box(people.pose_MTVC)]
-    if people.box_T4 is not None:
-        found.append(union_box(people.box_T4))
-    boxes = [box for box in found if box is not None]
-    return packed_square(union_box(np.array(boxes)) if boxes else None, info.width, info.height, size)
+    found: list[Box | None] = []
+    if people is not None:
+        found = [joint_box(people.pose_MTVC), None if people.box_T4 is None else union_box(people.box_T4)]
+    boxes_N4 = np.array([box for box in found if box is not None]).reshape(-1, 4)
+    return packed_square(union_box(boxes_N4), info.width, info.height, size)
 
 
 def _check_count(clip: ClipAnnotation, people: Pose | None, info: VideoInfo, num_frames: int, slack: int) -> None:

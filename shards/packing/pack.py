@@ -22,24 +22,9 @@ from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
 from svdata2vec.shards.packing.encode import npy_bytes
 from svdata2vec.shards.packing.lock import folder_lock
 from svdata2vec.shards.packing.options import PackOptions
-from svdata2vec.shards.packing.plan import (
-    components_of,
-    fingerprint,
-    make_plan,
-    remove_leftovers,
-    shard_tasks,
-    start_or_resume,
-)
+from svdata2vec.shards.packing.plan import components_of, fingerprint, make_plan, remove_leftovers, shard_tasks, start_or_resume
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
-from svdata2vec.shards.reading.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SKIPPED_NAME,
-    Manifest,
-    ShardEntry,
-    build_index,
-    program_version,
-)
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, build_index
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
@@ -162,7 +147,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
         codec_options={"quality": options.coded_quality, "gop": options.gop},
-        split_classes=dataset.split_classes, published=dataset.published, created_with=program_version(),
+        split_classes=dataset.split_classes, published=dataset.published,
     )
     _report(manifest, skipped)
     manifest.save(root)

@@ -35,10 +35,11 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
                     "gop": options.gop, "size": options.size, "pose_slack": options.pose_slack}
     facts = [dataset.name, dataset.classes, dataset.splits, clip_options, asdict(dataset.layout)]
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
-    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video stand in a row and share a file
+    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
-        videos.update(repr((clip.key, _video_bytes(clip))).encode())
+        video_bytes = None if "://" in str(clip.video) else file_bytes(Path(clip.video))
+        videos.update(repr((clip.key, video_bytes)).encode())
         if clip.pose_file is not None:
             skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
     return {"dataset": dataset.name, "clips": len(dataset.clips), **clip_options, "seed": options.seed,
@@ -57,10 +58,6 @@ def _annotation(clip: ClipAnnotation) -> bytes:
     return repr(facts).encode() + b"".join(array.tobytes() for array in arrays)
 
 
-def _video_bytes(clip: ClipAnnotation) -> int | None:
-    return None if "://" in str(clip.video) else file_bytes(Path(clip.video))
-
-
 def _content_hash(path: str) -> str:
     try:
         with open_bytes(path) as file:
@@ -75,7 +72,7 @@ def fingerprint(plan: dict[str, object]) -> str:
 
 
 def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -> None:
-    """Leave the plan in a fresh folder, or hold it against the one of the run to resume; UserError if they differ."""
+    """Leave the plan in a fresh folder, or compare it with that of the run to resume; UserError if they differ."""
     parts = root / PARTS
     stored = parts / PLAN_NAME
     if not stored.is_file():

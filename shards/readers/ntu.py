@@ -5,9 +5,9 @@ Names are S001C002P003R002A013: setup, camera, performer, replication, action. T
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
@@ -36,8 +36,7 @@ PUBLISHED_VIDEOS = {
 }
 
 
-@dataclass(frozen=True)
-class NtuName:
+class NtuName(NamedTuple):
     """The numbers in a sample's name."""
 
     setup: int

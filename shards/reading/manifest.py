@@ -57,6 +57,14 @@ def file_bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
+def program_version() -> str:
+    """`svdata2vec <version>` of the installed package."""
+    try:
+        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "svdata2vec (not installed)"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Contents of `manifest.json`.
@@ -79,7 +87,7 @@ class Manifest:
     codec_options: dict[str, int] = field(default_factory=dict)
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
-    created_with: str = ""
+    created_with: str = field(default_factory=program_version)
 
     @property
     def num_clips(self) -> int:
@@ -125,14 +133,6 @@ class Manifest:
 def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:
     return JointLayout(fields["name"], tuple(fields["joints"]), tuple((a, b) for a, b in fields["edges"]),
                        tuple(fields["left"]), tuple(fields["right"]))
-
-
-def program_version() -> str:
-    """`svdata2vec <version>` of the installed package."""
-    try:
-        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "svdata2vec (not installed)"
 
 
 def index_dtype(key_bytes: int, num_components: int) -> np.dtype:

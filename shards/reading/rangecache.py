@@ -12,7 +12,7 @@ from pathlib import Path
 from svdata2vec.shards.atomic import renamed
 
 _STALE_SECONDS = 3600
-_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks what the others have added
+_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks at what others have added
 
 
 class RangeCache:
@@ -78,7 +78,7 @@ class RangeCache:
         self._sizes.move_to_end(name)
 
     def _look(self) -> None:
-        """What lies in the folder, by whomever, the least recently used first."""
+        """Take stock of the folder, whoever wrote to it, the least recently used first."""
         found = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):

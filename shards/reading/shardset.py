@@ -79,8 +79,6 @@ class ShardSet:
         if self._order is None:
             self._order = np.argsort(keys_N, kind="stable")
         wanted = (keys if isinstance(keys, KeyList) else KeyList(keys)).names_N
-        if not len(wanted):
-            return np.zeros(0, np.int64)
         by_name = np.argsort(wanted, kind="stable")  # in sorted order the search stays in the cache
         place = np.empty(len(wanted), np.int64)
         place[by_name] = np.searchsorted(keys_N[self._order], wanted[by_name])

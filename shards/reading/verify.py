@@ -18,7 +18,7 @@ import numpy as np
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import run_tasks
-from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, load_index
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_index
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify_video import video_faults
@@ -118,7 +118,7 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
             if count > 1:
                 yield Finding("split", name, f"clip {key} is listed {count} times")
         present = [key for key in keys if key in known]
-        labels = shards.index["label"][shards.find(present)] if present else np.zeros(0, int)
+        labels = shards.index["label"][shards.find(present)]
         names = set(shards.split_classes(name))
         for label in sorted({int(label) for label in labels if 0 <= label < len(shards.manifest.classes)}):
             if shards.manifest.classes[label] not in names:
@@ -138,18 +138,13 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
     path = root / entry.name
     if not path.is_file():
         return number, [Finding("missing", entry.name, "no such file")]
-    findings = list(_file_faults(path, entry))
+    problems = {"size": entry.size_problem(path.stat().st_size), "hash": entry.hash_problem(path)}
+    findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
     rows = np.flatnonzero(shards.index["shard"] == number)
     findings += _tar_faults(path, shards, rows)
     for row in rows:
         findings += _clip_faults(shards, int(row), decode)
     return number, findings
-
-
-def _file_faults(path: Path, entry: ShardEntry) -> Iterator[Finding]:
-    for kind, problem in (("size", entry.size_problem(path.stat().st_size)), ("hash", entry.hash_problem(path))):
-        if problem is not None:
-            yield Finding(kind, path.name, problem)
 
 
 def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Finding]:
