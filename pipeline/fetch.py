@@ -12,7 +12,6 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
@@ -54,7 +53,7 @@ class ClipFetcher:
         """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
         shard = int(self.shards.index[row]["shard"])
         if self.check_hashes and shard not in self._hashed:
-            self._check_shard(shard)
+            self.shards.check_shard(shard)
             self.shards.check_hash(shard)
             self._hashed.add(shard)
         by_frame = self.video and self.shards.reads_frames and self.shards.manifest.codec == "jpeg"
@@ -69,7 +68,7 @@ class ClipFetcher:
         except TarError:
             raise
         except (OSError, ValueError) as error:
-            self._check_shard(shard)
+            self.shards.check_shard(shard)
             raise BadClipError(str(error)) from error
         label = int(self.label_map[sample.label]) if 0 <= sample.label < len(self.label_map) else -1
         return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
@@ -86,9 +85,3 @@ class ClipFetcher:
         assert sample.video is not None
         video = np.frombuffer(sample.video, np.uint8)
         return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size)
-
-    def _check_shard(self, shard: int) -> None:
-        """Raise UserError if the tar itself is gone or shorter than promised: then no clip of it can be trusted."""
-        problem = self.shards.shard_problem(shard)
-        if problem is not None:
-            raise UserError(problem)

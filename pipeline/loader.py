@@ -115,8 +115,7 @@ class ClipLoader:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of a whole epoch on this rank; equal on every rank in training."""
-        parts = (self.order.part(step) for step in self.order.steps(0))
-        return sum(start < stop for start, stop in parts)
+        return sum(start < stop for start, stop in map(self.order.part, self.order.steps(0)))
 
     @property
     def epoch(self) -> int:

@@ -75,8 +75,7 @@ class Producer:
         stats: LoaderStats, device: str, read_threads: int,
     ) -> None:
         self.order, self.fetcher, self.decoder, self.stats = order, fetcher, decoder, stats
-        self.max_bad_rate = max_bad_rate
-        self.device = torch.device(device)
+        self.max_bad_rate, self.device = max_bad_rate, torch.device(device)
         # Threads where reading means waiting for a network.
         self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 

@@ -54,9 +54,7 @@ def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]
     state = np.random.RandomState(ORIGINAL_SEED)
     state.rand()
     state.randint(1)
-    return _draw(
-        num_frames, clip_frames, lambda n: 0, lambda n, k: state.choice(n, k, replace=False), state.randint
-    )
+    return _draw(num_frames, clip_frames, lambda n: 0, lambda n, k: state.choice(n, k, replace=False), state.randint)
 
 
 def draw_temporal_window(

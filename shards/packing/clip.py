@@ -48,12 +48,11 @@ class ClipPacker:
 
     def _open(self, clip: ClipAnnotation) -> VideoReader:
         """The reader of the last clip if it stands at or before this one's start, else a new one."""
-        kept = self._reader
-        if kept is not None and kept.path == str(clip.video) and kept.position <= clip.start_frame:
-            return kept
-        self.close()
-        self._reader = VideoReader(clip.video)
-        return self._reader
+        reader = self._reader
+        if reader is None or reader.path != str(clip.video) or reader.position > clip.start_frame:
+            self.close()
+            reader = self._reader = VideoReader(clip.video)
+        return reader
 
     def _pack_from(self, reader: VideoReader, clip: ClipAnnotation, pose: Pose | None
                    ) -> tuple[dict[str, bytes], int]:

@@ -59,8 +59,7 @@ class ShardRecord:
         fields["rows"] = [tuple(row) for row in fields["rows"]]
         fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
         record = cls(**fields)
-        there = not record.rows or file_bytes(root / shard_name(number)) == record.bytes
-        return record if there else None
+        return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
 
 def shard_name(number: int) -> str:

@@ -23,16 +23,14 @@ class _HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
-        self.size = 0
 
     def write(self, content: bytes) -> int:
         self._file.write(content)
         self.sha256.update(content)
-        self.size += len(content)
         return len(content)
 
     def tell(self) -> int:
-        return self.size
+        return self._file.tell()
 
 
 class TarWriter:
@@ -53,7 +51,7 @@ class TarWriter:
             content = parts.get(name, b"")
             if len(content) > MAX_COMPONENT_BYTES:
                 raise UserError(f"clip {key}: component {name} has {len(content)} bytes, at most {MAX_COMPONENT_BYTES}")
-            offsets.append(self._hashing.size + tarfile.BLOCKSIZE if content else 0)
+            offsets.append(self._hashing.tell() + tarfile.BLOCKSIZE if content else 0)
             sizes.append(len(content))
             if content:
                 member = tarfile.TarInfo(f"{key}.{name}")
@@ -64,11 +62,12 @@ class TarWriter:
     def commit(self) -> tuple[str, int]:
         """Finish, flush to the disk, rename. Returns sha256 and size in bytes."""
         self._tar.close()
+        size = self._file.tell()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
-        return self._hashing.sha256.hexdigest(), self._hashing.size
+        return self._hashing.sha256.hexdigest(), size
 
     def __enter__(self) -> "TarWriter":
         return self

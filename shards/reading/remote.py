@@ -87,15 +87,16 @@ class RemoteShardSet(ShardSet):
         """URL of a tar."""
         return f"{self.url}/{self.manifest.shards[shard].name}"
 
-    def shard_problem(self, shard: int) -> str | None:
-        """What is wrong with a whole tar in the store, by the size that the store reports."""
+    def check_shard(self, shard: int) -> None:
+        """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
         entry = self.manifest.shards[shard]
         try:
             found = self._here()._filesystem.size(f"{self._base}/{entry.name}")
         except OSError as error:
-            return f"{self.tar_name(shard)}: cannot be read ({error})"
+            raise UserError(f"{self.tar_name(shard)}: cannot be read ({error})") from error
         problem = None if found is None else entry.size_problem(found)
-        return problem and f"{self.tar_name(shard)}: {problem}"
+        if problem is not None:
+            raise UserError(f"{self.tar_name(shard)}: {problem}")
 
     def check_hash(self, shard: int) -> None:
         """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""

@@ -56,9 +56,7 @@ class ShardSet:
             raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
         shards = cls(root, *load_head(root, str(root)))
         for number in range(len(shards.manifest.shards)):
-            problem = shards.shard_problem(number)
-            if problem is not None:
-                raise UserError(problem)
+            shards.check_shard(number)
         return shards
 
     def __len__(self) -> int:
@@ -107,10 +105,11 @@ class ShardSet:
         """Where a tar lies, for messages."""
         return str(self._path(shard))
 
-    def shard_problem(self, shard: int) -> str | None:
-        """What is wrong with a whole tar: missing, or of another size than the manifest says. None if it is neither."""
+    def check_shard(self, shard: int) -> None:
+        """UserError if a tar is missing or of another size than the manifest says: then no clip of it can be trusted."""
         problem = self.manifest.shards[shard].size_problem(file_bytes(self._path(shard)))
-        return problem and f"{self.tar_name(shard)}: {problem}"
+        if problem is not None:
+            raise UserError(f"{self.tar_name(shard)}: {problem}")
 
     def check_hash(self, shard: int) -> None:
         """Read a whole tar; UserError if its sha256 is not the manifest's."""
