@@ -3,10 +3,16 @@
 B clips, T frames, H W picture, M persons, V joints, C coordinates (x, y).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# name, data type, dimensions
+_TENSORS = (
+    ("label_B", torch.int64, 1), ("view_B", torch.int64, 1),
+    ("video_BTHWC", torch.uint8, 5), ("joints_BMTVC", torch.float32, 5),
+)
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,15 @@ class ClipBatch:
     view_B: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check(self.label_B, "label_B", torch.int64, 1, len(self.keys))
-        if self.video_BTHWC is not None:
-            _check(self.video_BTHWC, "video_BTHWC", torch.uint8, 5, len(self.keys))
-            if self.video_BTHWC.shape[-1] != 3:
-                raise ValueError(f"video_BTHWC has shape {tuple(self.video_BTHWC.shape)}: expected 3 colours last")
-        if self.joints_BMTVC is not None:
-            _check(self.joints_BMTVC, "joints_BMTVC", torch.float32, 5, len(self.keys))
-        if self.view_B is not None:
-            _check(self.view_B, "view_B", torch.int64, 1, len(self.keys))
+        for name, dtype, ndim in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None and (tensor.dtype, tensor.ndim, *tensor.shape[:1]) != (dtype, ndim, len(self.keys)):
+                raise ValueError(
+                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}: "
+                    f"expected {dtype} with {ndim} dimensions and {len(self.keys)} clips"
+                )
+        if self.video_BTHWC is not None and self.video_BTHWC.shape[-1] != 3:
+            raise ValueError(f"video_BTHWC has shape {tuple(self.video_BTHWC.shape)}: expected 3 colours last")
         if self.video_BTHWC is not None and self.joints_BMTVC is not None:
             video_frames, joint_frames = self.video_BTHWC.shape[1], self.joints_BMTVC.shape[2]
             if video_frames != joint_frames:
@@ -44,24 +50,11 @@ class ClipBatch:
 
     def to(self, device: str | torch.device) -> "ClipBatch":
         """The same batch with every tensor on a device."""
-        moved = [
-            None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.video_BTHWC, self.joints_BMTVC, self.label_B, self.view_B)
-        ]
-        assert moved[2] is not None
-        return ClipBatch(moved[0], moved[1], moved[2], self.keys, moved[3])
+        tensors = {name: getattr(self, name) for name, _, _ in _TENSORS}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved)
 
     def __repr__(self) -> str:
-        def shape(tensor: Tensor | None) -> str:
-            return "None" if tensor is None else str(tuple(tensor.shape))
-
-        video, joints = shape(self.video_BTHWC), shape(self.joints_BMTVC)
-        return f"ClipBatch(video_BTHWC={video}, joints_BMTVC={joints}, clips={len(self)})"
-
-
-def _check(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int, num_clips: int) -> None:
-    if tensor.dtype != dtype or tensor.ndim != ndim or tensor.shape[0] != num_clips:
-        raise ValueError(
-            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}: "
-            f"expected {dtype} with {ndim} dimensions and {num_clips} clips"
-        )
+        tensors = {"video_BTHWC": self.video_BTHWC, "joints_BMTVC": self.joints_BMTVC}
+        shapes = ", ".join(f"{name}={None if value is None else tuple(value.shape)}" for name, value in tensors.items())
+        return f"ClipBatch({shapes}, clips={len(self)})"

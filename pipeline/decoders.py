@@ -25,11 +25,9 @@ class FrameDecoder(Protocol):
 
         The rows of failed clips hold anything; all other rows are right.
         """
-        ...
 
     def close(self) -> None:
         """Give threads, processes and device memory back; may be called twice."""
-        ...
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
@@ -37,13 +35,13 @@ def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_thre
 
     size: output pixels. DALI is imported here alone, and only if it is used.
     """
-    if name not in ("dali", "reference"):
-        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'reference'")
     on_cpu = torch.device(device).type == "cpu"
     if name == "reference":
         if not on_cpu:
             raise ValueError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
         return ReferenceDecoder()
+    if name != "dali":
+        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'reference'")
     if on_cpu and codec not in DALI_CPU_CODECS:
         return PyavDecoder(num_threads)
     from svdata2vec.pipeline.graph import DaliDecoder

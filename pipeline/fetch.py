@@ -12,7 +12,6 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
@@ -52,21 +51,24 @@ class ClipFetcher:
 
     def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
         """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
-        if self.check_hashes:
-            self._check_hash(int(self.shards.index[row]["shard"]))
+        shard = int(self.shards.index[row]["shard"])
+        if self.check_hashes and shard not in self._hashed:
+            self.shards.check_shard(shard)
+            self.shards.check_hash(shard)
+            self._hashed.add(shard)
         by_frame = self.video and self.shards.reads_frames and self.shards.manifest.codec == "jpeg"
         try:
             sample = self.shards.sample(row, video=self.video and not by_frame)
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
-                train=self.train, seed=self.seed, epoch=epoch, key=sample.key, view=view,
+                train=self.train, seed=self.seed, epoch=epoch, view=view,
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
         except TarError:
             raise
         except (OSError, ValueError) as error:
-            self._check_shard(int(self.shards.index[row]["shard"]), error)
+            self.shards.check_shard(shard)
             raise BadClipError(str(error)) from error
         label = int(self.label_map[sample.label]) if 0 <= sample.label < len(self.label_map) else -1
         return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
@@ -83,15 +85,3 @@ class ClipFetcher:
         assert sample.video is not None
         video = np.frombuffer(sample.video, np.uint8)
         return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size)
-
-    def _check_shard(self, shard: int, error: Exception) -> None:
-        """Raise UserError if the tar itself is gone or shorter than promised: then no clip of it can be trusted."""
-        problem = self.shards.shard_problem(shard)
-        if problem is not None:
-            raise UserError(problem) from error
-
-    def _check_hash(self, shard: int) -> None:
-        if shard not in self._hashed:
-            self._check_shard(shard, ValueError("size"))
-            self.shards.check_hash(shard)
-            self._hashed.add(shard)

@@ -102,7 +102,7 @@ class DaliDecoder:
         cv2.setNumThreads(1)  # else OpenCV's own threads compete with this object's
         self._pipeline: Any = None
         self._fed: dict[str, Any] = {}  # not copied by DALI, whose GPU may read it after `run` has returned
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="svdata2vec-warp")
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         """Fill `out_BTSS3` (B, T, size, size, 3) uint8; returns clip number -> reason of those that could not be decoded."""
@@ -122,9 +122,7 @@ class DaliDecoder:
     def close(self) -> None:
         self._pipeline = None
         self._fed = {}
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._pool.shutdown()
 
     def clips_per_run(self, num_frames: int) -> int:
         """How many clips of so many frames DALI decodes at once."""
@@ -218,11 +216,6 @@ class DaliDecoder:
                 pictures = list(np.asarray(output[sample]))
             sample += len(run.feed["data"])
             jobs += [(picture, index_map, out[run.row, t]) for t, picture in enumerate(pictures)]
-        if self.num_threads == 1:
-            _warp_jobs(jobs)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="svdata2vec-warp")
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
         list(self._pool.map(_warp_jobs, parts))
 

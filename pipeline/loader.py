@@ -13,14 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from svdata2vec.pipeline.accounting import BadClips, LoaderStats
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.decoders import DecoderName, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.producer import Producer, Ready
+from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -83,13 +82,15 @@ class ClipLoader:
             raise ValueError(
                 f"batch_size {batch_size}, prefetch {prefetch}, num_threads {num_threads}: expected 1 or more"
             )
+        if not 0 <= max_bad_rate <= 1:
+            raise ValueError(f"max_bad_rate is {max_bad_rate}: expected a share from 0 to 1")
         if not (video or joints):
             raise ValueError("video=False and joints=False: a batch would be empty; switch one of them on")
         if self.last_batch == "drop" and not train:
             raise ValueError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
         self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
         self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
-        self.video, self.joints, self.check_hashes = video, joints, check_hashes
+        self.video, self.joints, self.check_hashes, self.max_bad_rate = video, joints, check_hashes, max_bad_rate
         rows = _select(shards.rows(split), limit, split)
         _check_labels(shards, split, rows)
         self.order = OrderConfig(
@@ -102,7 +103,6 @@ class ClipLoader:
                 "ranks; use a smaller batch, or last_batch='partial', which needs one clip per rank"
             )
         self.stats = LoaderStats()
-        self._bad = BadClips(shards, max_bad_rate, self.stats)
         self._epoch = self._position = 0
         self._fingerprint = _fingerprint(shards, split, rows)
         self._background: Background | None = None
@@ -115,8 +115,7 @@ class ClipLoader:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of a whole epoch on this rank; equal on every rank in training."""
-        parts = (self.order.part(step) for step in self.order.steps(0))
-        return sum(start < stop for start, stop in parts)
+        return sum(start < stop for start, stop in map(self.order.part, self.order.steps(0)))
 
     @property
     def epoch(self) -> int:
@@ -211,7 +210,9 @@ class ClipLoader:
         decoder = make_decoder(
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
         ) if self.video else None
-        return Producer(self.order, fetcher, decoder, self._bad, self.stats, self.device, self.shards.read_threads)
+        return Producer(
+            self.order, fetcher, decoder, self.max_bad_rate, self.stats, self.device, self.shards.read_threads
+        )
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:
@@ -234,10 +235,7 @@ def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, spli
 
 def _check_labels(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> None:
     """Raise UserError if a clip has a class that its split does not have: its label would be meaningless."""
-    label_map = shards.label_map(split)
-    label_N = shards.index["label"][rows]
-    valid_N = (label_N >= 0) & (label_N < len(label_map))
-    valid_N[valid_N] = label_map[label_N[valid_N]] >= 0
+    valid_N = np.isin(shards.index["label"][rows], np.flatnonzero(shards.label_map(split) >= 0))
     if not valid_N.all():
         row = rows[np.argmin(valid_N)]
         raise UserError(

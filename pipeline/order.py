@@ -17,29 +17,6 @@ def epoch_order(num_clips: int, seed: int, epoch: int, shuffle: bool) -> NDArray
     return keyed_generator("order", seed, epoch).permutation(num_clips).astype(np.int64, copy=False)
 
 
-def rank_slice(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part of the positions [start, stop) that belongs to a rank: contiguous parts that differ by at most one."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of world size {world_size}: expected 0 <= rank < world size")
-    count = stop - start
-    return start + count * rank // world_size, start + count * (rank + 1) // world_size
-
-
-def global_steps(num_clips: int, position: int, global_batch: int, drop_last: bool) -> list[tuple[int, int]]:
-    """The ranges [start, stop) of positions that the steps left in an epoch consume, over all ranks together.
-
-    Because a step consumes a contiguous range of the global order, a run may stop after any step and go on with another
-    number of ranks or another batch size without losing or repeating a clip.
-    """
-    if global_batch < 1 or not 0 <= position <= num_clips:
-        raise ValueError(
-            f"position {position} of {num_clips} clips with {global_batch} clips per step: "
-            "expected 0 <= position <= clips and at least one clip per step"
-        )
-    last = num_clips - global_batch + 1 if drop_last else num_clips
-    return [(start, min(start + global_batch, num_clips)) for start in range(position, last, global_batch)]
-
-
 @dataclass(frozen=True)
 class OrderConfig:
     """Everything that decides which clips a rank sees, and when.
@@ -63,12 +40,29 @@ class OrderConfig:
         return len(self.rows) * self.views
 
     def steps(self, position: int) -> list[tuple[int, int]]:
-        """Ranges of the global order that are left in an epoch, one per step of all ranks together."""
-        return global_steps(self.num_entries, position, self.batch_size * self.world_size, self.drop_last)
+        """Ranges [start, stop) of the global order that are left in an epoch, one per step of all ranks together.
+
+        Because a step consumes a contiguous range of the global order, a run may stop after any step and go on with another
+        number of ranks or another batch size without losing or repeating a clip.
+        """
+        size = self.batch_size * self.world_size
+        if size < 1 or not 0 <= position <= self.num_entries:
+            raise ValueError(
+                f"position {position} of {self.num_entries} clips with {size} clips per step: "
+                "expected 0 <= position <= clips and at least one clip per step"
+            )
+        last = self.num_entries - size + 1 if self.drop_last else self.num_entries
+        return [(start, min(start + size, self.num_entries)) for start in range(position, last, size)]
 
     def part(self, step: tuple[int, int]) -> tuple[int, int]:
-        """This rank's part of a step. In training a short last step gives every rank as many clips as the others."""
+        """This rank's part of a step: the ranks' parts are contiguous and differ by at most one clip.
+
+        In training a short last step gives every rank as many clips as the others.
+        """
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of world size {self.world_size}: expected 0 <= rank < world size")
         start, stop = step
         if self.train:
             stop -= (stop - start) % self.world_size
-        return rank_slice(start, stop, self.rank, self.world_size)
+        count = stop - start
+        return start + count * self.rank // self.world_size, start + count * (self.rank + 1) // self.world_size

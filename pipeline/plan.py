@@ -7,7 +7,7 @@ and to joints exactly. M persons, T sampled frames, F frames of the clip, V join
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,7 @@ from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw
 from svdata2vec.shards.boxes import crop_square, joint_box, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
-
-
-class PictureSize(Protocol):
-    """What a plan must know of a clip (`shards.ClipMeta` has it): frames, and the source picture's size in pixels.
-
-    pose_frames: frames of the annotation, where they are not the video's.
-    """
-
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def pose_frames(self) -> int | None: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
+from svdata2vec.shards.reading.sample import ClipMeta
 
 
 @dataclass(frozen=True)
@@ -95,7 +80,7 @@ class ClipPlan:
 
 
 def make_plan(
-    meta: PictureSize,
+    meta: ClipMeta,
     pose_MFVC: NDArray[np.floating],
     box_F4: NDArray[np.floating],
     config: PlanConfig,
@@ -103,10 +88,9 @@ def make_plan(
     train: bool,
     seed: int,
     epoch: int,
-    key: str,
     view: int = 0,
 ) -> ClipPlan:
-    """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, key, view).
+    """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, meta.key, view).
 
     `pose_MFVC` are source pixels with (0, 0) = missing. Evaluation: crop, resize; with frame_draw "original" number for
     number as the authors' code: its frames (drawn out of as many as the annotation has), its rule that any zero is
@@ -114,19 +98,19 @@ def make_plan(
     """
     if pose_MFVC.ndim != 4 or pose_MFVC.shape[1] != meta.num_frames:
         raise ValueError(
-            f"clip {key}: pose of shape {pose_MFVC.shape} for {meta.num_frames} frames: expected (persons, frames, "
+            f"clip {meta.key}: pose of shape {pose_MFVC.shape} for {meta.num_frames} frames: expected (persons, frames, "
             "joints, 2); run `svdata2vec verify` on the shards"
         )
     original = not train and config.frame_draw == "original"
     if train:
-        generator = keyed_generator("train", seed, epoch, key, view)
+        generator = keyed_generator("train", seed, epoch, meta.key, view)
         first, length = draw_temporal_window(generator, meta.num_frames, config.augment.temporal_crop)
         frames_T = first + draw_frames(generator, config.num_frames, length)
     elif original:
         annotated = meta.pose_frames or meta.num_frames
         frames_T = draw_frames_original(config.num_frames, min(annotated, meta.num_frames))
     else:
-        generator = keyed_generator("evaluate", config.frame_seed, key, view)
+        generator = keyed_generator("evaluate", config.frame_seed, meta.key, view)
         frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
     crop = _crop(meta, pose_MFVC, box_F4, frames_T, config, original)
     if not train:
@@ -142,7 +126,7 @@ def make_plan(
 
 
 def _crop(
-    meta: PictureSize,
+    meta: ClipMeta,
     pose_MFVC: NDArray[np.floating],
     box_F4: NDArray[np.floating],
     frames_T: NDArray[np.int64],

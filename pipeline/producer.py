@@ -3,25 +3,47 @@
 B clips of a batch, T sampled frames, S output size.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.accounting import BadClips, LoaderStats, replacement_row
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
+from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
 from svdata2vec.pipeline.pixels import apply_pixel_augment
+from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 8  # whose clips the shard set is told of
 MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
+GRACE_CLIPS = 1000  # the rate is taken of at least so many clips: early on, one bad clip of ten says nothing
+
+
+@dataclass
+class LoaderStats:
+    """Counts since the loader was made; they include what is prefetched, in training also of the next epoch.
+
+    wait_seconds: the consumer waited for a batch, the only time that costs training. The others run in the background.
+    """
+
+    clips_read: int = 0
+    clips_decoded: int = 0
+    clips_skipped: int = 0
+    batches: int = 0
+    wait_seconds: float = 0.0
+    read_seconds: float = 0.0    # read, parse, plan
+    decode_seconds: float = 0.0  # decode, geometry, pixel augmentation
 
 
 @dataclass(frozen=True)
@@ -42,19 +64,20 @@ class Read:
     clips: list[FetchedClip]
 
 
-_Attempt = tuple[int, FetchedClip | BadClipError]  # row, and what became of it
-
-
 class Producer:
-    """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched."""
+    """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched.
+
+    Ends the run when more clips are unusable than a share `max_bad_rate` of those read; 0 ends it at the first one.
+    """
 
     def __init__(
-        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, bad: BadClips, stats: LoaderStats,
-        device: str, read_threads: int = 1,
+        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, max_bad_rate: float,
+        stats: LoaderStats, device: str, read_threads: int,
     ) -> None:
-        self.order, self.fetcher, self.decoder, self.bad, self.stats = order, fetcher, decoder, bad, stats
-        self.device, self.read_threads = torch.device(device), read_threads
-        self._pool: ThreadPoolExecutor | None = None
+        self.order, self.fetcher, self.decoder, self.stats = order, fetcher, decoder, stats
+        self.max_bad_rate, self.device = max_bad_rate, torch.device(device)
+        # Threads where reading means waiting for a network.
+        self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 
     def read(self, epoch: int, position: int) -> Iterator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
@@ -85,48 +108,43 @@ class Producer:
 
     def _fetch_all(self, positions: NDArray[np.int64], epoch: int) -> list[FetchedClip]:
         started = time.perf_counter()
-        places = [divmod(position, self.order.views) for position in positions.tolist()]
-        attempts = self._map(lambda place: self._try_fetch(int(self.order.rows[place[0]]), epoch, place[1]), places)
-        clips = [self._settle(attempt, epoch) for attempt in attempts]
+        rows = self.order.rows[positions // self.order.views].tolist()
+        run = map if self._pool is None else self._pool.map
+        outcomes = list(run(self._try_fetch, rows, repeat(epoch), (positions % self.order.views).tolist()))
+        clips = [self._settle(row, outcome, epoch) for row, outcome in zip(rows, outcomes, strict=True)]
         self.stats.read_seconds += time.perf_counter() - started
         return [clip for clip in clips if clip is not None]
-
-    def _map(self, function: Callable[[tuple[int, int]], _Attempt], places: list[tuple[int, int]]) -> list[_Attempt]:
-        """Over threads where reading means waiting for a network, else in place."""
-        if self.read_threads == 1:
-            return [function(place) for place in places]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.read_threads, thread_name_prefix="svdata2vec-fetch")
-        return list(self._pool.map(function, places))
 
     def close(self) -> None:
         """End threads and decoder; `read` and `decode` must have ended."""
         if self._pool is not None:
             self._pool.shutdown()
-            self._pool = None
         if self.decoder is not None:
             self.decoder.close()
 
-    def _try_fetch(self, row: int, epoch: int, view: int) -> _Attempt:
+    def _try_fetch(self, row: int, epoch: int, view: int) -> FetchedClip | BadClipError:
         try:
-            return row, self.fetcher.fetch(row, epoch, view)
+            return self.fetcher.fetch(row, epoch, view)
         except BadClipError as error:
-            return row, error
+            return error
 
-    def _settle(self, attempt: _Attempt, epoch: int) -> FetchedClip | None:
+    def _settle(self, row: int, outcome: FetchedClip | BadClipError, epoch: int) -> FetchedClip | None:
         """The clip, its replacement in training, None in evaluation if it is unusable."""
         self.stats.clips_read += 1
-        row, outcome = attempt
         if isinstance(outcome, FetchedClip):
             return outcome
-        self.bad.record(row, str(outcome))
+        self._record_bad(row, str(outcome))
         return self._replace(row, epoch) if self.order.train else None
 
     def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
-        """A deterministic other clip; with `decoded` (1, T, S, S, 3) one whose frames could be written there."""
+        """Another clip, drawn by a key, so that all ranks and any resumed run agree on it.
+
+        With `decoded` (1, T, S, S, 3) one whose frames could be written there.
+        """
         key = self.fetcher.shards.index[bad_row]["key"].decode()
         for attempt in range(MAX_REPLACEMENTS):
-            row = replacement_row(self.order.rows, self.order.seed, epoch, key, attempt)
+            generator = keyed_generator("replacement", self.order.seed, epoch, key, attempt)
+            row = int(self.order.rows[generator.integers(len(self.order.rows))])
             try:
                 clip = self.fetcher.fetch(row, epoch, 0)
                 if decoded is not None:
@@ -135,10 +153,24 @@ class Producer:
                         raise BadClipError(reason)
             except BadClipError as error:
                 if row != bad_row:
-                    self.bad.record(row, str(error))
+                    self._record_bad(row, str(error))
                 continue
             return clip
         raise BadClipError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
+
+    def _record_bad(self, row: int, reason: str) -> None:
+        """Log and count one clip. Raises UserError above the rate."""
+        self.stats.clips_skipped += 1
+        skipped, read = self.stats.clips_skipped, self.stats.clips_read
+        shards = self.fetcher.shards
+        entry = shards.index[row]
+        key, shard = entry["key"].decode(), shards.manifest.shards[int(entry["shard"])].name
+        log.warning("skipping clip %s of %s: %s", key, shard, reason)
+        if skipped > self.max_bad_rate * max(read, GRACE_CLIPS):
+            raise UserError(
+                f"{skipped} of {read} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
+                f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise max_bad_rate"
+            )
 
     def _batch(self, read: Read) -> ClipBatch | None:
         clips = read.clips
@@ -164,7 +196,7 @@ class Producer:
         failed = self._decode_into(clips, video)
         kept = list(clips)
         for i, reason in sorted(failed.items()):
-            self.bad.record(clips[i].row, reason)
+            self._record_bad(clips[i].row, reason)
             if self.order.train:
                 kept[i] = self._replace(clips[i].row, epoch, video[i : i + 1])
         if failed and not self.order.train:

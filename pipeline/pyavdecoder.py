@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
 
 import numpy as np
 import torch
@@ -80,6 +79,8 @@ class _Worker:
             [sys.executable, "-m", "svdata2vec.pipeline.pyavworker", str(descriptor)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(descriptor,), env=environment,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def decode(self, clip: EncodedClip, out_TSS3: Tensor) -> str | None:
         """Raises OSError or EOFError when the process is gone."""
@@ -87,10 +88,9 @@ class _Worker:
         if os.fstat(self._memory.fileno()).st_size < num_bytes:
             self._memory.truncate(num_bytes)
         request = Request(clip.video.tobytes(), clip.frames_T, clip.output_to_packed, out_TSS3.shape[1])
-        requests, answers = self._pipes()
-        pickle.dump((num_bytes, request), requests, protocol=pickle.HIGHEST_PROTOCOL)
-        requests.flush()
-        reason = pickle.load(answers)
+        pickle.dump((num_bytes, request), self._requests, protocol=pickle.HIGHEST_PROTOCOL)
+        self._requests.flush()
+        reason = pickle.load(self._answers)
         if reason is None:
             with mmap.mmap(self._memory.fileno(), num_bytes) as memory:
                 frames = np.frombuffer(memory, np.uint8).reshape(out_TSS3.shape)
@@ -98,18 +98,13 @@ class _Worker:
                 del frames
         return reason
 
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
-
     def close(self) -> None:
-        requests, answers = self._pipes()
         with contextlib.suppress(OSError):  # the process has ended already
-            requests.close()
+            self._requests.close()
         try:
             self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        answers.close()
+        self._answers.close()
         self._memory.close()

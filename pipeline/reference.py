@@ -1,4 +1,4 @@
-"""The reference decoder: a plan executed slowly and obviously, to hold the others against.
+"""The reference decoder: a plan carried out slowly and plainly, which the others are compared with.
 
 PyAV or OpenCV decodes, two matrices of weights resample. B clips, T sampled frames, S output size.
 """

@@ -49,8 +49,8 @@ class PoseFile:
 class ClipAnnotation:
     """One clip: where its video lies, what it shows, where its people are.
 
-    `video` is a path or an fsspec URL. `num_frames` is the annotation's count (None = not annotated); the packer holds
-    it against the decoded frames. `start_frame`, `end_frame` cut the clip out of a longer video (end excluded).
+    `video` is a path or an fsspec URL. `num_frames` is the annotation's count (None = not annotated); the packer
+    compares it with the decoded frames. `start_frame`, `end_frame` cut the clip out of a longer video (end excluded).
     Exactly one of `pose_MTVC`, `pose_file` is given where there are skeletons, none of them for video alone.
     """
 
@@ -109,7 +109,9 @@ class DataSet:
     def check(self) -> None:
         """Raise UserError on what would make wrong shards: bad or duplicate keys, labels or splits out of range."""
         if not self.clips:
-            raise UserError(f"data set {self.name}: no clip to pack{_first_reason(self.skipped)}")
+            first = self.skipped[0] if self.skipped else None
+            why = f"; all {len(self.skipped)} were left out, the first, {first.key}, because: {first.reason}" if first else ""
+            raise UserError(f"data set {self.name}: no clip to pack{why}")
         for clip in self.clips:
             check_key(clip.key)
             if not 0 <= clip.label < len(self.classes):
@@ -125,12 +127,6 @@ class DataSet:
             if len(set(keys)) != len(keys):
                 twice = next(key for key, count in Counter(keys).items() if count > 1)
                 raise UserError(f"split {name}: clip {twice} is listed twice")
-
-
-def _first_reason(skipped: list[Skipped]) -> str:
-    if not skipped:
-        return ""
-    return f"; all {len(skipped)} were left out, the first, {skipped[0].key}, because: {skipped[0].reason}"
 
 
 def check_key(key: str) -> None:

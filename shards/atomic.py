@@ -14,17 +14,23 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; when the block ends, readers see it whole under `path`. If it fails, nothing is left behind."""
+def renamed(path: Path) -> Iterator[Path]:
+    """Where to write a file that appears as `path` when the block ends. If it fails, nothing is left behind."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; when the block ends, readers see it whole under `path`. If it fails, nothing is left behind."""
+    with renamed(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -26,20 +26,15 @@ def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box 
 
     `each_coordinate`: as the paper's code, which takes any zero for missing, also the x of a joint on the left edge.
     """
-    if each_coordinate:
-        return _nonzero_box(joints_MTVC[..., :2].reshape(-1, 2), joints_MTVC[..., :2].reshape(-1, 2))
-    xy_N2 = joints_MTVC[..., :2][present_joints(joints_MTVC)]
-    if xy_N2.size == 0:
-        return None
-    (x1, y1), (x2, y2) = xy_N2.min(axis=0), xy_N2.max(axis=0)
-    return float(x1), float(y1), float(x2), float(y2)
+    xy_N2 = joints_MTVC[..., :2].reshape(-1, 2)
+    return _outer_box(xy_N2, xy_N2, each_coordinate)
 
 
-def _nonzero_box(low_N2: np.ndarray, high_N2: np.ndarray) -> Box | None:
-    """Box of the smallest `low` and the largest `high` value of each axis among those that are not zero."""
-    low_x, low_y, high_x, high_y = (
-        values[values != 0] for values in (low_N2[:, 0], low_N2[:, 1], high_N2[:, 0], high_N2[:, 1])
-    )
+def _outer_box(low_N2: np.ndarray, high_N2: np.ndarray, each_coordinate: bool) -> Box | None:
+    """Box of each axis's smallest `low` and largest `high`, without rows that are all zero, or without any zero."""
+    edges = [*low_N2.T, *high_N2.T]
+    used_N = ((low_N2 != 0) | (high_N2 != 0)).any(axis=1)
+    low_x, low_y, high_x, high_y = (values[values != 0 if each_coordinate else used_N] for values in edges)
     if not (low_x.size and low_y.size and high_x.size and high_y.size):
         return None
     return float(low_x.min()), float(low_y.min()), float(high_x.max()), float(high_y.max())
@@ -47,12 +42,9 @@ def _nonzero_box(low_N2: np.ndarray, high_N2: np.ndarray) -> Box | None:
 
 def person_boxes(joints_MTVC: np.ndarray) -> np.ndarray:
     """float32 (T, 4): box around all persons' joints frame by frame; zeros where nobody is."""
-    num_frames = joints_MTVC.shape[1]
-    if joints_MTVC.shape[0] == 0 or joints_MTVC.shape[2] == 0:
-        return np.zeros((num_frames, 4), np.float32)
     present_MTV1 = present_joints(joints_MTVC)[..., None]
-    low_T2 = np.where(present_MTV1, joints_MTVC[..., :2], np.inf).min(axis=(0, 2))
-    high_T2 = np.where(present_MTV1, joints_MTVC[..., :2], -np.inf).max(axis=(0, 2))
+    low_T2 = np.where(present_MTV1, joints_MTVC[..., :2], np.inf).min(axis=(0, 2), initial=np.inf)
+    high_T2 = np.where(present_MTV1, joints_MTVC[..., :2], -np.inf).max(axis=(0, 2), initial=-np.inf)
     box_T4 = np.concatenate([low_T2, high_T2], axis=1)
     return np.where(np.isfinite(box_T4), box_T4, 0.0).astype(np.float32)
 
@@ -62,13 +54,7 @@ def union_box(box_T4: np.ndarray, *, each_coordinate: bool = False) -> Box | Non
 
     `each_coordinate`: as the paper's code, which leaves out every coordinate that is zero, also a box's left edge at 0.
     """
-    if each_coordinate:
-        return _nonzero_box(box_T4[:, :2], box_T4[:, 2:])
-    used_N4 = box_T4[(box_T4 != 0).any(axis=1)]
-    if used_N4.size == 0:
-        return None
-    (x1, y1), (x2, y2) = used_N4[:, :2].min(axis=0), used_N4[:, 2:].max(axis=0)
-    return float(x1), float(y1), float(x2), float(y2)
+    return _outer_box(box_T4[:, :2], box_T4[:, 2:], each_coordinate)
 
 
 def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) -> IntBox:

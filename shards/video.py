@@ -5,32 +5,22 @@ plain frame numbers), turned upright if the file has a rotation flag. (`reading/
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import av
 import fsspec
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.times import Times
 
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
-
-
-class StepTimer(Protocol):
-    """Adds the time of a block to a named step."""
-
-    def step(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Context manager around the block."""
-
-
-def _no_timer(name: str) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -61,25 +51,22 @@ class VideoReader:
         self.path = str(path)
         self._file = open_bytes(path)
         try:
-            self._refuse_empty()
             self._container = self._open_container()
             self._stream = self._container.streams.best("video")  # not a cover picture
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
             decoded = self._decode()
             first = next(decoded)
             self.info = self._describe(first)
-            self._frames = self._of_one_size(chain([first], decoded), (first.width, first.height))
+            self._frames = chain([first], decoded)
             self.position = 0
         except BaseException:
             self._file.close()
             raise
 
-    def _refuse_empty(self) -> None:
+    def _open_container(self) -> Any:
         if not self._file.read(1):
             raise UserError(f"{self.path}: the file is empty")
         self._file.seek(0)
-
-    def _open_container(self) -> Any:
         with self._named():
             container = av.open(self._file, mode="r", metadata_errors="ignore")
         if not container.streams.video:
@@ -96,13 +83,17 @@ class VideoReader:
             raise UserError(f"{self.path}: cannot be decoded ({error.strerror or error})") from error
 
     def _decode(self) -> Iterator[Any]:
-        number = -1
+        size = None
         with self._named():
             for number, frame in enumerate(self._container.decode(self._stream)):
                 if frame.is_corrupt:
                     raise UserError(f"{self.path}: frame {number} is damaged")
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    raise UserError(f"{self.path}: the picture changes from {size[0]}x{size[1]} to "
+                                    f"{frame.width}x{frame.height} at frame {number}; re-encode it to one size")
                 yield frame
-        if number < 0:
+        if size is None:
             raise UserError(f"{self.path}: the video stream has no frame")
 
     def _describe(self, frame: Any) -> VideoInfo:
@@ -113,7 +104,7 @@ class VideoReader:
         rate = self._stream.average_rate or self._stream.guessed_rate
         return VideoInfo(width, height, float(rate) if rate else 0.0, self._stream.frames, rotation)
 
-    def crops(self, x: int, y: int, side: int, start: int = 0, times: StepTimer | None = None) -> Iterator[np.ndarray]:
+    def crops(self, x: int, y: int, side: int, start: int = 0, times: Times | None = None) -> Iterator[np.ndarray]:
         """uint8 (side, side, 3) RGB of the frames from `start` on: the square at (x, y) in upright pixels.
 
         Black outside the picture. The array is reused for the next frame. `start` must not lie before `position`;
@@ -127,15 +118,15 @@ class VideoReader:
         target = canvas[top - y : bottom - y, left - x : right - x]
         region = (left, top, right, bottom)
         cutter = _Cutter()
-        step = times.step if times else _no_timer
+        times = times or Times()
         while True:
-            with step("decode"):
+            with times.step("decode"):
                 frame = self._next()
             if frame is None:
                 return
             if self.position <= start:
                 continue
-            with step("convert"):
+            with times.step("convert"):
                 if target.size:
                     target[:] = self._region(frame, region, cutter)
             yield canvas
@@ -151,13 +142,6 @@ class VideoReader:
         frame = next(self._frames, None)
         self.position += frame is not None
         return frame
-
-    def _of_one_size(self, frames: Iterable[Any], size: tuple[int, int]) -> Iterator[Any]:
-        for number, frame in enumerate(frames):
-            if (frame.width, frame.height) != size:
-                raise UserError(f"{self.path}: the picture changes from {size[0]}x{size[1]} to "
-                                f"{frame.width}x{frame.height} at frame {number}; re-encode it to one size")
-            yield frame
 
     def _region(self, frame: Any, region: tuple[int, int, int, int], cutter: "_Cutter") -> np.ndarray:
         left, top, right, bottom = region

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.order import epoch_order, global_steps, rank_slice
+from svdata2vec.pipeline.order import OrderConfig, epoch_order
 
 
 def test_order_is_a_permutation_keyed_by_seed_and_epoch():
@@ -33,14 +33,19 @@ def test_generator_keys_do_not_run_together():
     assert len(draws) == 7
 
 
+def order_of(num_clips, batch, drop, rank, world_size):
+    return OrderConfig(np.arange(num_clips), 1, batch, 0, False, drop, rank, world_size)
+
+
 @pytest.mark.parametrize("num_clips", [1, 7, 64, 101])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_ranks_share_every_step_without_gap_or_overlap(num_clips, world_size, batch):
     for drop in (True, False):
         seen: list[int] = []
-        for step in global_steps(num_clips, 0, batch * world_size, drop):
-            parts = [rank_slice(*step, rank, world_size) for rank in range(world_size)]
+        ranks = [order_of(num_clips, batch, drop, rank, world_size) for rank in range(world_size)]
+        for step in ranks[0].steps(0):
+            parts = [order.part(step) for order in ranks]
             sizes = [stop - start for start, stop in parts]
             assert max(sizes) - min(sizes) <= 1 and (not drop or set(sizes) == {batch})
             seen += [i for start, stop in parts for i in range(start, stop)]
@@ -49,15 +54,15 @@ def test_ranks_share_every_step_without_gap_or_overlap(num_clips, world_size, ba
 
 
 def test_another_world_size_goes_on_where_the_first_stopped():
-    first = global_steps(100, 0, 8, False)[:5]
-    rest = global_steps(100, first[-1][1], 12, False)
+    first = order_of(100, 4, False, 0, 2).steps(0)[:5]
+    rest = order_of(100, 4, False, 0, 3).steps(first[-1][1])
     assert [i for start, stop in first + rest for i in range(start, stop)] == list(range(100))
 
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="rank 2 of world size 2"):
-        rank_slice(0, 4, 2, 2)
+        order_of(4, 2, True, 2, 2).part((0, 4))
     with pytest.raises(ValueError, match="position 9 of 5 clips"):
-        global_steps(5, 9, 2, True)
+        order_of(5, 2, True, 0, 1).steps(9)
     with pytest.raises(ValueError, match="num_clips is -1"):
         epoch_order(-1, 0, 0, True)

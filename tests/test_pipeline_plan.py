@@ -22,6 +22,7 @@ class Meta:
     width: int = 320
     height: int = 240
     pose_frames: int | None = None
+    key: str = "k"
 
 
 CONFIG = PlanConfig(num_frames=8, size=56)
@@ -35,9 +36,9 @@ def pose_of(num_frames: int, persons: int, seed: int, spread: float = 60.0) -> n
 
 
 def plan_of(pose: np.ndarray, *, train: bool, key: str = "k", epoch: int = 0, config=CONFIG, view: int = 0) -> ClipPlan:
-    meta = Meta(pose.shape[1])
+    meta = Meta(pose.shape[1], key=key)
     boxes = np.zeros((pose.shape[1], 4), np.float32)
-    return make_plan(meta, pose, boxes, config, train=train, seed=3, epoch=epoch, key=key, view=view)
+    return make_plan(meta, pose, boxes, config, train=train, seed=3, epoch=epoch, view=view)
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 40])
@@ -116,7 +117,7 @@ def test_stored_boxes_decide_in_rgb_only_mode():
     pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
     boxes[3], boxes[6] = (10, 20, 60, 100), (30, 40, 90, 90)  # union 80 x 80 around (50, 60): half side 44
     config = replace(CONFIG, crop="boxes")
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
 
 
@@ -125,10 +126,10 @@ def test_boxes_that_touch_the_left_edge_in_original_mode():
     pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
     boxes[:4], boxes[4:] = (0, 20, 60, 100), (20, 20, 100, 100)
     config = replace(CONFIG, crop="boxes", frame_draw="original")
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
     np.testing.assert_allclose(plan.output_to_source[:, 2], (16, 16))  # 20..100 around 60: half side 44
     boxes[4:] = boxes[0]
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0, key="k")
+    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
     np.testing.assert_allclose(plan.output_to_source[:, 2], (-14, 16))  # 0..60 around 30, as high as 80
 
 
@@ -227,7 +228,7 @@ def test_flip_swaps_sides_and_mirrors():
 
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"clip k: pose of shape \(1, 7, 17, 2\) for 8 frames.*verify"):
-        make_plan(Meta(8), pose_of(7, 1, 0), np.zeros((8, 4)), CONFIG, train=False, seed=0, epoch=0, key="k")
+        make_plan(Meta(8), pose_of(7, 1, 0), np.zeros((8, 4)), CONFIG, train=False, seed=0, epoch=0)
     pose = pose_of(8, 1, 0)
     with pytest.raises(ValueError, match="16 joints but layout coco17 has 17"):
         apply_to_joints(plan_of(pose, train=False), pose[:, :, :16], COCO17, 2)

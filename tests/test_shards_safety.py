@@ -19,7 +19,7 @@ from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.executors import open_executor, run_tasks
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.packing.plan import fingerprint, make_plan
@@ -92,11 +92,13 @@ def test_kill_at_random_moments(source: tuple[Path, Path], undisturbed: dict[str
 def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys, time\n"
-        "from svdata2vec.shards.executors import open_executor\n"
+        "import os, time\n"
+        "from svdata2vec.shards.executors import run_tasks\n"
+        "def worker(_):\n"
+        "    return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    with open_executor(2, None) as (pool, slots):\n"
-        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    for pid in run_tasks(worker, [0], workers=2):\n"
+        "        print(pid, flush=True)\n"
         "        time.sleep(60)\n")
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -293,10 +295,8 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
         address = cluster.scheduler_address
         pack(dataset, tmp_path / "out", replace(OPTIONS, cluster=address))
         assert folder_bytes(tmp_path / "out") == undisturbed
-        with pytest.raises(UserError, match=f"--cluster {address}: workers or the scheduler died"), open_executor(
-                1, address) as (executor, slots):
-            assert slots == 2
-            list(run_tasks(executor, slots, os._exit, [1]))
+        with pytest.raises(UserError, match=f"--cluster {address}: workers or the scheduler died"):
+            list(run_tasks(os._exit, [1], workers=1, cluster=address))
 
 
 def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Path) -> None:
@@ -311,9 +311,8 @@ def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Pa
 
 
 def test_dead_worker_process_is_named() -> None:
-    with pytest.raises(UserError, match=r"a worker process died .*; finished shards are kept: run again"), open_executor(
-            2, None) as (executor, slots):
-        list(run_tasks(executor, slots, os._exit, [1]))
+    with pytest.raises(UserError, match=r"a worker process died .*; finished shards are kept: run again"):
+        list(run_tasks(os._exit, [1], workers=2))
 
 
 def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -304,4 +304,4 @@ def test_statistics_count(folder: Path) -> None:
     assert set(figures.missing_joints.values()) == {0.0} and figures.empty_frames == 0
     assert figures.splits["train"].clips_per_class == {"stand": 2, "walk": 2, "run": 2}
     assert figures.splits["val"].clips == 3 and figures.splits["val"].published is None
-    json.dumps(figures.to_dict())
+    json.dumps(asdict(figures))

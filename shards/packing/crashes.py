@@ -5,17 +5,18 @@ that end it again are left out.
 """
 
 import concurrent.futures as cf
+import contextlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from svdata2vec.shards.annotations import ClipAnnotation
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.clip import ClipOptions, Readers, Times, pack_clip
+from svdata2vec.shards.packing.clip import ClipPacker
+from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.video import silence_decoder
 
 NOTE_SUFFIX = ".now"
@@ -31,17 +32,17 @@ def load_refused(parts: Path) -> dict[str, str]:
     return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
-def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_joints: int, options: ClipOptions,
-                        refused: dict[str, str]) -> bool:
+def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, refused: dict[str, str]) -> bool:
     """Try the clips that workers were at; add those that crash again to `refused` and to the folder. False: none does.
 
-    `parts`: the folder with the workers' notes. `clips`: all clips by key.
+    `parts`: the folder with the workers' notes.
     """
     found = False
+    clips = {clip.key: clip for clip in dataset.clips}
     for note in sorted(parts.glob("*" + NOTE_SUFFIX)):
         key = note.read_text(encoding="ascii")
         note.unlink()
-        if key in clips and key not in refused and _crashes(clips[key], num_joints, options):
+        if key in clips and key not in refused and _crashes(clips[key], len(dataset.layout.joints), options):
             logger.warning("clip %s (%s) %s", key, clips[key].video, REASON)
             refused[key] = f"{clips[key].video}: {REASON}"
             found = True
@@ -50,7 +51,7 @@ def find_crashing_clips(parts: Path, clips: Mapping[str, ClipAnnotation], num_jo
     return found
 
 
-def _crashes(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> bool:
+def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> bool:
     with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             pool.submit(_try, clip, num_joints, options).result()
@@ -59,10 +60,8 @@ def _crashes(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> boo
     return False
 
 
-def _try(clip: ClipAnnotation, num_joints: int, options: ClipOptions) -> None:
+def _try(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> None:
     """Pack the clip and drop the result; an ordinary error is no crash."""
     silence_decoder()
-    try:
-        pack_clip(clip, num_joints, options, Times(), Readers())
-    except (UserError, OSError, ValueError, MemoryError):
-        return
+    with contextlib.suppress(UserError, OSError, ValueError, MemoryError):
+        ClipPacker(num_joints, options).pack(clip)

@@ -1,14 +1,14 @@
 """Encodes the packed frames of one clip into its video component(s).
 
-Every encoder takes uint8 RGB frames (size, size, 3) one by one and ends with the bytes of the tar members. All run on
-one thread and write nothing that depends on time or machine, so that equal input gives equal bytes.
+An encoder's `add` takes uint8 RGB frames (size, size, 3) one by one (the array may be reused afterwards), its `finish`
+returns component name -> bytes. All run on one thread and write nothing that depends on time or machine, so that equal
+input gives equal bytes.
 """
 
 import io
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 import cv2
@@ -30,19 +30,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 JPEG_CHROMA = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 
 
-class Encoder(ABC):
-    """Takes the frames of one clip; `finish` returns component name -> bytes."""
-
-    @abstractmethod
-    def add(self, frame_HWC: np.ndarray) -> None:
-        """Append one frame. The array may be reused by the caller afterwards."""
-
-    @abstractmethod
-    def finish(self) -> dict[str, bytes]:
-        """The clip's components."""
-
-
-class JpegEncoder(Encoder):
+class JpegEncoder:
     """One blob of baseline JPEGs and an int64 (F + 1,) table of offsets: frame f is blob[offsets[f]:offsets[f + 1]]."""
 
     def __init__(self, quality: int, chroma: str) -> None:
@@ -84,30 +72,27 @@ VIDEO_CODECS = {
 CODEC_QUALITY = {"jpeg": 90, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
 
 
-def _open_mp4(buffer: io.BytesIO) -> Any:
-    return av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"})
-
-
-class VideoEncoder(Encoder):
+class VideoEncoder:
     """An MP4 with constant frame rate; `gop` frames between key frames, 0 = one key frame per clip."""
 
     def __init__(self, codec: VideoCodec, quality: int, gop: int, size: int, fps: float) -> None:
         self._buffer = io.BytesIO()
         # The frame rate goes nowhere but into time stamps; videos without one get 30.
         rate = Fraction(fps if fps > 0 else 30.0).limit_denominator(1001)
-        self._container: Any = _open_mp4(self._buffer)
-        self._stream = self._container.add_stream(codec.encoder, rate=rate)
+        self._container = av.open(self._buffer, "w", format="mp4", container_options={"fflags": "+bitexact"})
+        self._stream = cast(Any, self._container.add_stream(codec.encoder, rate=rate))
         self._stream.width = self._stream.height = size
         self._stream.pix_fmt = codec.pixel_format
-        self._stream.options = dict(codec.options)
         context = self._stream.codec_context
         context.thread_count = 1
         context.gop_size = gop or 1_000_000
         context.flags |= av.codec.context.Flags.bitexact
+        options = dict(codec.options)
         if codec.quality_option == "qscale":
             context.qmin = context.qmax = quality
         else:
-            self._stream.options = {**dict(codec.options), codec.quality_option: str(quality)}
+            options[codec.quality_option] = str(quality)
+        self._stream.options = options
         self._pixel_format = codec.pixel_format
         self._count = 0
 
@@ -121,3 +106,6 @@ class VideoEncoder(Encoder):
         self._container.mux(self._stream.encode())
         self._container.close()
         return {"mp4": self._buffer.getvalue()}
+
+
+Encoder = JpegEncoder | VideoEncoder

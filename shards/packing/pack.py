@@ -8,34 +8,24 @@ import json
 import logging
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
-
-import numpy as np
 
 from svdata2vec.shards.annotations import DataSet, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError
-from svdata2vec.shards.executors import open_executor, run_tasks
-from svdata2vec.shards.packing.clip import Times
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
+from svdata2vec.shards.packing.encode import npy_bytes
 from svdata2vec.shards.packing.lock import folder_lock
-from svdata2vec.shards.packing.plan import (
-    PackOptions,
-    components_of,
-    fingerprint,
-    make_plan,
-    remove_leftovers,
-    shard_tasks,
-    start_or_resume,
-)
+from svdata2vec.shards.packing.options import PackOptions
+from svdata2vec.shards.packing.plan import components_of, fingerprint, make_plan, remove_leftovers, shard_tasks, start_or_resume
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
-from svdata2vec.shards.reading.index import INDEX_NAME, build_index
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest, ShardEntry, program_version
-
-SKIPPED_NAME = "skipped.jsonl"
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, build_index
+from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +42,7 @@ class Progress:
     bytes_done: int = 0
     resumed_shards: int = 0
     elapsed_seconds: float = 0.0
-    step_seconds: dict[str, float] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, record: ShardRecord, times: Times | None) -> None:
         """Count one finished shard; `times` None = it was finished by an earlier run."""
@@ -63,7 +53,7 @@ class Progress:
         self.frames_done += sum(row[2] for row in record.rows)
         self.bytes_done += record.bytes
         for name, seconds in (times.seconds if times else {}).items():
-            self.step_seconds[name] = self.step_seconds.get(name, 0.0) + seconds
+            self.step_seconds[name] += seconds
 
 
 def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
@@ -79,19 +69,14 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
     try:
         root.mkdir(parents=True, exist_ok=True)
         with folder_lock(root):
-            return _pack_locked(dataset, root, options, progress)
+            plan = make_plan(dataset, options)
+            if (root / MANIFEST_NAME).exists():
+                return _already_packed(root, plan, options)
+            start_or_resume(root, plan, options)
+            records = _pack_shards(root, dataset, options, progress)
+            return _finish(root, dataset, options, plan, records)
     except OSError as error:
         raise write_error(root, error) from error
-
-
-def _pack_locked(dataset: DataSet, root: Path, options: PackOptions,
-                 progress: Callable[[Progress], None] | None) -> Manifest:
-    plan = make_plan(dataset, options)
-    if (root / MANIFEST_NAME).exists():
-        return _already_packed(root, plan, options)
-    start_or_resume(root, plan, options)
-    records = _pack_shards(root, dataset, options, progress)
-    return _finish(root, dataset, options, plan, records)
 
 
 def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -> Manifest:
@@ -109,35 +94,34 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
                  progress: Callable[[Progress], None] | None) -> list[ShardRecord]:
     start = time.monotonic()
     state = Progress(len(dataset.clips))
-    records: list[ShardRecord] = []
+    records: dict[int, ShardRecord] = {}
 
     def note(record: ShardRecord, times: Times | None) -> None:
-        records.append(record)
+        records[record.number] = record
         state.add(record, times)
         state.elapsed_seconds = time.monotonic() - start
         if progress is not None:
             progress(state)
 
     def missing() -> Iterator[ShardTask]:
-        noted = {record.number for record in records}
         for task in shard_tasks(root, dataset, options, refused):
-            record = None if task.number in noted else ShardRecord.load(root, task.number)
-            if record is not None:
-                note(record, None)
-            elif task.number not in noted:
+            if task.number in records:
+                continue
+            record = ShardRecord.load(root, task.number)
+            if record is None:
                 yield task
+            else:
+                note(record, None)
 
     refused = load_refused(root / PARTS)
-    clips = {clip.key: clip for clip in dataset.clips}
     while True:
         try:
-            with open_executor(options.workers, options.cluster) as (executor, slots):
-                for record, times in run_tasks(executor, slots, pack_shard, missing()):
+            with closing(run_tasks(pack_shard, missing(), options.workers, options.cluster)) as packed:
+                for record, times in packed:
                     note(record, times)
-            return sorted(records, key=lambda record: record.number)
+            return [records[number] for number in sorted(records)]
         except WorkerDiedError:
-            joints = len(dataset.layout.joints)
-            if not find_crashing_clips(root / PARTS, clips, joints, options.clip_options(), refused):
+            if not find_crashing_clips(root / PARTS, dataset, options, refused):
                 raise
             remove_leftovers(root)
 
@@ -154,9 +138,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     components = components_of(dataset, options.codec)
     rows = [(key, shard, label, frames, offsets, sizes) for shard, record in enumerate(full)
             for key, label, frames, offsets, sizes in record.rows]
-    buffer = BytesIO()
-    np.save(buffer, build_index(rows, len(components)), allow_pickle=False)
-    write_atomically(root / INDEX_NAME, buffer.getvalue())
+    write_atomically(root / INDEX_NAME, npy_bytes(build_index(rows, len(components))))
     packed = {row[0] for row in rows}
     manifest = Manifest(
         dataset=dataset.name, codec=options.codec, packed_size=0 if options.codec == "copy" else options.size,
@@ -164,8 +146,8 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
-        codec_options={"quality": options.clip_options().quality, "gop": options.gop},
-        split_classes=dataset.split_classes, published=dataset.published, created_with=program_version(),
+        codec_options={"quality": options.coded_quality, "gop": options.gop},
+        split_classes=dataset.split_classes, published=dataset.published,
     )
     _report(manifest, skipped)
     manifest.save(root)

@@ -1,10 +1,9 @@
-"""What is packed and how: the options, the plan that makes two runs comparable, the order of clips, the shards' tasks."""
+"""What is packed: the plan that makes two runs comparable, the order of clips, the shards' tasks."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,63 +12,15 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.clip import ClipOptions, container_component
-from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, OFFSETS
+from svdata2vec.shards.packing.clip import container_component
+from svdata2vec.shards.packing.encode import OFFSETS
+from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import file_bytes, program_version
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
 from svdata2vec.shards.video import open_bytes
 
 PLAN_NAME = "plan.json"
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How to pack: encoding, picture size, order, processes."""
-
-    codec: str = "jpeg"
-    """Encoding of the pictures: jpeg (random access, the default), vp9, h264, hevc, mjpeg, or copy (original stream)."""
-    quality: int | None = None
-    """JPEG quality, CRF, or qscale (mjpeg); None = the codec's own default."""
-    chroma: str = "444"
-    """Colour resolution of JPEGs: 444, or 420 for smaller files (video codecs always have 420)."""
-    gop: int = 0
-    """Frames between two key frames of a video codec; 0 = one key frame per clip."""
-    size: int = 320
-    """Side of the stored square, in pixels; a multiple of 32."""
-    clips_per_shard: int = 128
-    """Clips in one tar."""
-    seed: int = 0
-    """Seed of the order in which clips are packed."""
-    pose_slack: int = 2
-    """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that decode and encode on this machine."""
-    cluster: str | None = None
-    """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
-    resume: bool = False
-    """Go on with an unfinished folder; a finished one of the same data and options is kept."""
-
-    def __post_init__(self) -> None:
-        if self.codec not in CODEC_QUALITY:
-            raise UserError(f"unknown codec {self.codec!r}: expected one of {', '.join(CODEC_QUALITY)}")
-        if self.size % 32 or not 32 <= self.size <= 4096:
-            raise UserError(f"size {self.size}: expected a multiple of 32 between 32 and 4096")
-        if self.chroma not in JPEG_CHROMA:
-            raise UserError(f"chroma {self.chroma!r}: expected one of {', '.join(JPEG_CHROMA)}")
-        low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
-        if self.quality is not None and not low <= self.quality <= high:
-            raise UserError(f"quality {self.quality}: expected {low}..{high} for codec {self.codec}")
-        for name in ("gop", "pose_slack", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
-        if self.clips_per_shard < 1:
-            raise UserError(f"clips_per_shard {self.clips_per_shard}: expected 1 or more")
-
-    def clip_options(self) -> ClipOptions:
-        """The part of the options that decides on bytes."""
-        quality = CODEC_QUALITY[self.codec] if self.quality is None else self.quality
-        return ClipOptions(self.codec, quality, self.chroma, self.gop, self.size, self.pose_slack)
 
 
 def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
@@ -80,13 +31,15 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
     and size; behind a URL, where even the size is a request per clip, with the name alone.
     """
-    clip_options = asdict(options.clip_options())
+    clip_options = {"codec": options.codec, "quality": options.coded_quality, "chroma": options.chroma,
+                    "gop": options.gop, "size": options.size, "pose_slack": options.pose_slack}
     facts = [dataset.name, dataset.classes, dataset.splits, clip_options, asdict(dataset.layout)]
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
-    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video stand in a row and share a file
+    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
-        videos.update(repr((clip.key, _video_bytes(clip))).encode())
+        video_bytes = None if "://" in str(clip.video) else file_bytes(Path(clip.video))
+        videos.update(repr((clip.key, video_bytes)).encode())
         if clip.pose_file is not None:
             skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
     return {"dataset": dataset.name, "clips": len(dataset.clips), **clip_options, "seed": options.seed,
@@ -105,10 +58,6 @@ def _annotation(clip: ClipAnnotation) -> bytes:
     return repr(facts).encode() + b"".join(array.tobytes() for array in arrays)
 
 
-def _video_bytes(clip: ClipAnnotation) -> int | None:
-    return None if "://" in str(clip.video) else file_bytes(Path(clip.video))
-
-
 def _content_hash(path: str) -> str:
     try:
         with open_bytes(path) as file:
@@ -123,7 +72,7 @@ def fingerprint(plan: dict[str, object]) -> str:
 
 
 def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -> None:
-    """Leave the plan in a fresh folder, or hold it against the one of the run to resume; UserError if they differ."""
+    """Leave the plan in a fresh folder, or compare it with that of the run to resume; UserError if they differ."""
     parts = root / PARTS
     stored = parts / PLAN_NAME
     if not stored.is_file():
@@ -183,5 +132,5 @@ def shard_tasks(root: Path, dataset: DataSet, options: PackOptions, refused: dic
     components = components_of(dataset, options.codec)
     for number, start in enumerate(range(0, len(clips), options.clips_per_shard)):
         part = tuple(clips[start : start + options.clips_per_shard])
-        yield ShardTask(number, str(root.resolve()), part, len(dataset.layout.joints), components,
-                        options.clip_options(), {clip.key: refused[clip.key] for clip in part if clip.key in refused})
+        yield ShardTask(number, root.resolve(), part, len(dataset.layout.joints), components, options,
+                        {clip.key: refused[clip.key] for clip in part if clip.key in refused})

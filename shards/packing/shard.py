@@ -3,7 +3,7 @@
 import errno
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import cv2
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.clip import ClipOptions, PackedClip, Readers, Times, pack_clip
+from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
+from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import file_bytes
+from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import silence_decoder
 
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
@@ -29,17 +31,12 @@ class ShardTask:
     """
 
     number: int
-    root: str
+    root: Path
     clips: tuple[ClipAnnotation, ...]
     num_joints: int
     components: tuple[str, ...]
-    options: ClipOptions
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """File name of the tar."""
-        return shard_name(self.number)
+    options: PackOptions
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ class ShardRecord:
         fields["rows"] = [tuple(row) for row in fields["rows"]]
         fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
         record = cls(**fields)
-        there = not record.rows or file_bytes(root / shard_name(number)) == record.bytes
-        return record if there else None
+        return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
 
 def shard_name(number: int) -> str:
@@ -83,44 +79,44 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
     """
     silence_decoder()
     cv2.setNumThreads(1)  # one worker per core
-    root, times = Path(task.root), Times()
+    packer = ClipPacker(task.num_joints, task.options)
     try:
-        with times.step("total"):
-            record = _write_shard(task, root / task.name, times)
-            with times.step("write"):
-                write_atomically(record_path(root, task.number), json.dumps(asdict(record)).encode())
+        with packer.times.step("total"):
+            record = _write_shard(task, packer)
+            with packer.times.step("write"):
+                write_atomically(record_path(task.root, task.number), json.dumps(asdict(record)).encode())
     except OSError as error:
-        raise write_error(root, error) from error
-    return record, times
+        raise write_error(task.root, error) from error
+    return record, packer.times
 
 
-def _write_shard(task: ShardTask, path: Path, times: Times) -> ShardRecord:
+def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     rows, skipped = [], []
-    with TarWriter(path) as tar, closing(Readers()) as readers:
+    with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
-                packed = _pack_or_refuse(clip, task, times, readers)
+                parts, num_frames = _pack_or_refuse(clip, task, packer)
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
-            with times.step("write"):
-                offsets, sizes = tar.add(clip.key, packed.parts, task.components)
-            rows.append((clip.key, clip.label, packed.num_frames, offsets, sizes))
+            with packer.times.step("write"):
+                offsets, sizes = tar.add(clip.key, parts, task.components)
+            rows.append((clip.key, clip.label, num_frames, offsets, sizes))
         if not rows:
             return ShardRecord(task.number, "", 0, rows, skipped)
-        with times.step("write"):
+        with packer.times.step("write"):
             sha256, size = tar.commit()
     return ShardRecord(task.number, sha256, size, rows, skipped)
 
 
-def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, times: Times, readers: Readers) -> PackedClip:
-    """The packed clip; whatever is wrong with the source files becomes a UserError."""
+def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
+    """`ClipPacker.pack`; whatever is wrong with the source files becomes a UserError."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
-    note = record_path(Path(task.root), task.number).with_suffix(NOTE_SUFFIX)
+    note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
     try:
-        return pack_clip(clip, task.num_joints, task.options, times, readers)
+        return packer.pack(clip)
     except UserError:
         raise
     except OSError as error:

@@ -3,6 +3,7 @@
 (`README.md` says why not by `webdataset.TarWriter`.)
 """
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -13,7 +14,7 @@ from typing import BinaryIO
 
 from svdata2vec.shards.atomic import temporary_name
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import MAX_COMPONENT_BYTES
+from svdata2vec.shards.reading.manifest import MAX_COMPONENT_BYTES
 
 
 class _HashingFile:
@@ -22,16 +23,14 @@ class _HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
-        self.size = 0
 
     def write(self, content: bytes) -> int:
         self._file.write(content)
         self.sha256.update(content)
-        self.size += len(content)
         return len(content)
 
     def tell(self) -> int:
-        return self.size
+        return self._file.tell()
 
 
 class TarWriter:
@@ -52,34 +51,28 @@ class TarWriter:
             content = parts.get(name, b"")
             if len(content) > MAX_COMPONENT_BYTES:
                 raise UserError(f"clip {key}: component {name} has {len(content)} bytes, at most {MAX_COMPONENT_BYTES}")
-            if not content:
-                offsets.append(0)
-                sizes.append(0)
-                continue
-            member = tarfile.TarInfo(f"{key}.{name}")
-            member.size = len(content)
-            member.mode = 0o444
-            offsets.append(self._hashing.size + tarfile.BLOCKSIZE)
+            offsets.append(self._hashing.tell() + tarfile.BLOCKSIZE if content else 0)
             sizes.append(len(content))
-            self._tar.addfile(member, BytesIO(content))
+            if content:
+                member = tarfile.TarInfo(f"{key}.{name}")
+                member.size, member.mode = len(content), 0o444
+                self._tar.addfile(member, BytesIO(content))
         return offsets, sizes
 
     def commit(self) -> tuple[str, int]:
         """Finish, flush to the disk, rename. Returns sha256 and size in bytes."""
         self._tar.close()
+        size = self._file.tell()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
-        return self._hashing.sha256.hexdigest(), self._hashing.size
+        return self._hashing.sha256.hexdigest(), size
 
     def __enter__(self) -> "TarWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full disk also fails the last flush; what matters is raised already
             self._file.close()
-        except OSError:  # a full disk also fails the last flush; the error that matters is on its way already
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)

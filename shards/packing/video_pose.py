@@ -3,8 +3,6 @@
 M persons, T annotated frames, V joints.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
@@ -13,20 +11,10 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
 
 
-@dataclass(frozen=True)
-class VideoPose:
-    """A clip's people in pixels of the upright decoded video; no NaN, zero = missing. `box_T4` None: not annotated."""
+def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> tuple[Pose, int]:
+    """The pose in pixels of the upright decoded video, and how many joints are NaN, infinite or far outside it.
 
-    pose_MTVC: np.ndarray
-    score_MTV: np.ndarray | None
-    box_T4: np.ndarray | None
-    bad_joints: int
-
-
-def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> VideoPose:
-    """Scale joints and boxes to the video's pixels; NaN, infinite and far-away joints become missing (zero).
-
-    Raises UserError if an array has a wrong shape.
+    These become missing (zero). Raises UserError if an array has a wrong shape.
     """
     pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
     if pose_MTVC.ndim != 4 or pose_MTVC.shape[2:] != (num_joints, 2):
@@ -42,7 +30,7 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> V
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
     box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
-    return VideoPose(pose_MTVC, score_MTV, box_T4, int(bad_MTV.sum()))
+    return Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height), int(bad_MTV.sum())
 
 
 def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

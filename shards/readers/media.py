@@ -62,6 +62,13 @@ class VideoFolder:
         """All names without extension, sorted."""
         return sorted(self._by_stem)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        """(name without extension, path) of every video, by name. UserError if a name exists twice."""
+        for stem in self.stems():
+            path = self.find(stem)
+            assert path is not None
+            yield stem, path
+
     def find(self, *stems: str) -> str | None:
         """Path of the first of these names that exists, None if there is none. UserError if it exists twice.
 

@@ -5,9 +5,9 @@ Names are S001C002P003R002A013: setup, camera, performer, replication, action. T
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
@@ -15,7 +15,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
-from svdata2vec.shards.readers.tables import lines, name_groups, numbers
+from svdata2vec.shards.readers.tables import lines, name_groups, numbers, train_and_rest
 
 NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080  # the picture that all published 2-D joints of this data set refer to
@@ -36,8 +36,7 @@ PUBLISHED_VIDEOS = {
 }
 
 
-@dataclass(frozen=True)
-class NtuName:
+class NtuName(NamedTuple):
     """The numbers in a sample's name."""
 
     setup: int
@@ -51,7 +50,7 @@ class NtuName:
         match = NAME.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r}: expected an NTU RGB+D name like S001C002P003R002A013")
-        return cls(*(int(number) for number in match.groups()))
+        return cls(*map(int, match.groups()))
 
 
 def missing_names(classes: int) -> frozenset[str]:
@@ -61,17 +60,14 @@ def missing_names(classes: int) -> frozenset[str]:
 
 def ntu_splits(names: Iterable[str], classes: int) -> dict[str, list[str]]:
     """Both official protocols (`val` = the official test set; there is no validation set)."""
-    rules = {"xsub": lambda name: name.subject in (XSUB60_TRAIN if classes == 60 else XSUB120_TRAIN)}
+    parsed = {name: NtuName.parse(name) for name in sorted(names)}
+    subjects = XSUB60_TRAIN if classes == 60 else XSUB120_TRAIN
+    training = {"xsub": {text for text, name in parsed.items() if name.subject in subjects}}
     if classes == 60:
-        rules["xview"] = lambda name: name.camera in XVIEW_TRAIN
+        training["xview"] = {text for text, name in parsed.items() if name.camera in XVIEW_TRAIN}
     else:
-        rules["xset"] = lambda name: name.setup % 2 == 0
-    splits: dict[str, list[str]] = {f"{rule}_{part}": [] for rule in rules for part in ("train", "val")}
-    for text in sorted(names):
-        name = NtuName.parse(text)
-        for rule, trains in rules.items():
-            splits[f"{rule}_{'train' if trains(name) else 'val'}"].append(text)
-    return splits
+        training["xset"] = {text for text, name in parsed.items() if name.setup % 2 == 0}
+    return train_and_rest(parsed, training, "val")
 
 
 def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Literal[60, 120]) -> DataSet:
@@ -90,17 +86,15 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
     Raises:
         UserError: the pickle is of another format or data set, or there is no video.
     """
-    found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=_class_names(classes))
+    found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=lines("ntu_classes.txt")[:classes])
     clips = []
     for clip in found.clips:
         name = NtuName.parse(clip.key)
+        if clip.label != name.action - 1:
+            raise UserError(f"{pickle_path}: clip {clip.key} has label {clip.label}, its name says {name.action - 1}")
         # Annotations made by older tools lack img_shape; their joints are in the same pixels.
         clips.append(replace(clip, subject=name.subject, camera=name.camera, setup=name.setup,
                              width=clip.width or COLOR_WIDTH, height=clip.height or COLOR_HEIGHT))
-    wrong = next((clip for clip in clips if NtuName.parse(clip.key).action != clip.label + 1), None)
-    if wrong is not None:
-        raise UserError(f"{pickle_path}: clip {wrong.key} has label {wrong.label}, its name says "
-                        f"{NtuName.parse(wrong.key).action - 1}")
     return replace(found, clips=clips, published=PUBLISHED[classes])
 
 
@@ -122,40 +116,30 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
         UserError: a folder does not exist or has no such files.
     """
     folder = VideoFolder(videos)
-    files = {stem: path for stem, path in skeleton_files(skeletons, ".skeleton").items() if NAME.fullmatch(stem)}
-    missing = missing_names(classes)
+    files = skeleton_files(skeletons, ".skeleton")
+    missing = frozenset() if keep_missing else missing_names(classes)
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
-    for text in sorted(set(files) | set(_video_names(folder))):
+    for text in sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())}):
+        if NAME.fullmatch(text) is None:
+            continue
         name = NtuName.parse(text)
         if name.action > classes or (classes == 60 and name.setup > 17):
             continue
         video = folder.find(text + "_rgb", text)
-        reason = _reason_to_skip(text, video, text in files, text in missing and not keep_missing)
-        if reason or video is None:
-            skipped.append(Skipped(text, reason, str(video or files.get(text, ""))))
+        if text in missing:
+            reason = "in the official list of samples with missing or incomplete skeletons"
+        elif video is None:
+            reason = f"no video {text}_rgb.avi or {text}.mp4"
+        elif text not in files:
+            reason = f"no file {text}.skeleton"
+        else:
+            arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
+            clips.append(ClipAnnotation(
+                key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
+                pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments)))
             continue
-        arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
-        clips.append(ClipAnnotation(
-            key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
-            pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments)))
-    names = [clip.key for clip in clips]
-    return DataSet(f"ntu{classes}", layout("kinect25"), _class_names(classes), ntu_splits(names, classes), clips,
-                   skipped, PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])
-
-
-def _class_names(classes: int) -> tuple[str, ...]:
-    return lines("ntu_classes.txt")[:classes]
-
-
-def _video_names(folder: VideoFolder) -> list[str]:
-    names = (stem.removesuffix("_rgb") for stem in folder.stems())
-    return [name for name in names if NAME.fullmatch(name)]
-
-
-def _reason_to_skip(name: str, video: str | None, has_skeleton: bool, is_missing: bool) -> str:
-    if is_missing:
-        return "in the official list of samples with missing or incomplete skeletons"
-    if video is None:
-        return f"no video {name}_rgb.avi or {name}.mp4"
-    return "" if has_skeleton else f"no file {name}.skeleton"
+        skipped.append(Skipped(text, reason, str(video or files.get(text, ""))))
+    splits = ntu_splits((clip.key for clip in clips), classes)
+    return DataSet(f"ntu{classes}", layout("kinect25"), lines("ntu_classes.txt")[:classes], splits, clips, skipped,
+                   PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])

@@ -16,7 +16,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFil
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.media import VideoFolder
-from svdata2vec.shards.readers.tables import lines
+from svdata2vec.shards.readers.tables import lines, train_and_rest
 from svdata2vec.shards.video import open_bytes
 
 VIDEO_NAME = re.compile(r"[AB]?\d+-[LMR]")
@@ -53,13 +53,11 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
         UserError: a folder or file does not exist, or is not of this format.
     """
     folder = VideoFolder(videos)
-    training = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}
+    training_videos = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
-    parts: dict[str, list[str]] = {f"{protocol}_{part}": [] for protocol in splits for part in ("train", "val")}
-    for stem in folder.stems():
-        video = folder.find(stem)
-        if video is None or VIDEO_NAME.fullmatch(stem) is None:
+    for stem, video in folder.videos():
+        if VIDEO_NAME.fullmatch(stem) is None:
             raise UserError(f"{video}: expected a PKU-MMD name like 0002-L.avi")
         skeleton, label_file = Path(skeletons, stem + ".txt"), Path(labels, stem + ".txt")
         absent = next((path for path in (skeleton, label_file) if not path.is_file()), None)
@@ -67,12 +65,12 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
             skipped.append(Skipped(stem, f"{absent}: no such file", video))
             continue
         for number, (label, start, end) in enumerate(_read_labels(label_file)):
-            key = f"{stem}_{number:03d}"
             clips.append(ClipAnnotation(
-                key=key, label=label, video=video, camera=VIEWS[stem[-1]], start_frame=start, end_frame=end,
-                pose_file=PoseFile(read_pku_skeleton, str(skeleton), (start, end))))
-            for protocol, names in training.items():
-                parts[f"{protocol}_{'train' if stem in names else 'val'}"].append(key)
+                key=f"{stem}_{number:03d}", label=label, video=video, camera=VIEWS[stem[-1]], start_frame=start,
+                end_frame=end, pose_file=PoseFile(read_pku_skeleton, str(skeleton), (start, end))))
+    training = {protocol: {clip.key for clip in clips if Path(clip.video).stem in names}
+                for protocol, names in training_videos.items()}
+    parts = train_and_rest([clip.key for clip in clips], training, "val")
     return DataSet(name, layout("kinect25"), lines("pku_classes.txt"), parts, clips, skipped)
 
 

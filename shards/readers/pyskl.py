@@ -168,11 +168,9 @@ def class_names(classes: str | Path | Sequence[str] | None, beside: str | Path,
                 clips: Sequence[ClipAnnotation]) -> tuple[str, ...]:
     """Class names from a list, a file, `classes.txt` beside the annotations, or made up from the labels."""
     if classes is None:
-        file = Path(str(beside)).parent / "classes.txt"
-        if "://" not in str(beside) and file.is_file():
-            classes = file
-    if classes is None:
-        return tuple(f"class_{label}" for label in range(max((clip.label for clip in clips), default=-1) + 1))
+        classes = Path(str(beside)).parent / "classes.txt"
+        if "://" in str(beside) or not classes.is_file():
+            return tuple(f"class_{label}" for label in range(max((clip.label for clip in clips), default=-1) + 1))
     if isinstance(classes, str | Path):
         return tuple(line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(classes)

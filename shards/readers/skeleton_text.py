@@ -4,8 +4,6 @@ Lines: number of frames; per frame the number of bodies; per body one line that 
 number of joints, then one line per joint. M persons, T frames, V joints.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
@@ -45,7 +43,7 @@ class _Lines:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with open_bytes(path if "://" in path else Path(path)) as file:
+        with open_bytes(path) as file:
             self._lines = file.read().decode("ascii", errors="replace").splitlines()
         self._next = 0
 

@@ -7,8 +7,7 @@ A video is Cook.Cleandishes_p02_r00_v02_c03.mp4: activity, person, recording, vi
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.video import open_bytes
 
-NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r(\d{2})_v(\d{2})_c(\d{2})")
+NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r\d{2}_v\d{2}_c(\d{2})")  # activity, person, camera
 WIDTH, HEIGHT = 640, 480
 DROPPED_CLASS = "Pour.Fromcup"  # 14 clips of the published lists; the authors say to ignore them
 
 CLASSES = lines("smarthome_classes.txt")
 VIEW_CLASSES = lines("smarthome_view_classes.txt")
 
-TRAIN_SUBJECTS = numbers("3,4,6,7,9,12,13,15,17")  # the published lists hold out 19 and 25 for validation
-VAL_SUBJECTS = numbers("19,25")
-TEST_SUBJECTS = numbers("2,10,11,14,16,18,20")
-CV1_TRAIN, CV2_TRAIN, CV_VAL, CV_TEST = numbers("1"), numbers("1,3,4,6,7"), numbers("5"), numbers("2")
+# Subjects and cameras of each split; the published lists hold out 19 and 25 for validation.
+SUBJECTS = {"cs_train": numbers("3,4,6,7,9,12,13,15,17"), "cs_val": numbers("19,25"),
+            "cs_test": numbers("2,10,11,14,16,18,20")}
+CAMERAS = {"cv1_train": numbers("1"), "cv1_val": numbers("5"), "cv1_test": numbers("2"),
+           "cv2_train": numbers("1,3,4,6,7"), "cv2_val": numbers("5"), "cv2_test": numbers("2")}
 
 PUBLISHED = {
     "cs_train": 8829, "cs_val": 1853, "cs_test": 5433,
@@ -42,23 +42,6 @@ PUBLISHED = {
 # LCR-Net's 13 joints run from the right ankle up to the head; ours from the head down. Then neck and mid-hip.
 _FROM_LCR13 = [12 - v for v in range(13)]
 _NECK_OF, _MID_HIP_OF = (10, 11), (4, 5)
-
-
-@dataclass(frozen=True)
-class SmarthomeName:
-    """The parts of a video's name."""
-
-    activity: str
-    subject: int
-    camera: int
-
-    @classmethod
-    def parse(cls, stem: str) -> "SmarthomeName":
-        """From Cook.Cleandishes_p02_r00_v02_c03; UserError for any other name."""
-        match = NAME.fullmatch(stem)
-        if match is None:
-            raise UserError(f"{stem!r}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03")
-        return cls(match[1], int(match[2]), int(match[5]))
 
 
 def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
@@ -79,39 +62,31 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
     files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json").items()}
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
-    for stem in folder.stems():
-        name = SmarthomeName.parse(stem)
-        video = folder.find(stem)
-        if video is None or name.activity == DROPPED_CLASS:
+    for stem, video in folder.videos():
+        match = NAME.fullmatch(stem)
+        if match is None:
+            raise UserError(f"{stem!r}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03")
+        activity = match[1]
+        if activity == DROPPED_CLASS:
             continue
-        if name.activity not in CLASSES:
-            raise UserError(f"{video}: unknown activity {name.activity!r}; expected one of {', '.join(CLASSES)}")
+        if activity not in CLASSES:
+            raise UserError(f"{video}: unknown activity {activity!r}; expected one of {', '.join(CLASSES)}")
         if stem not in files:
             skipped.append(Skipped(safe_key(stem), f"no skeleton {stem}.json or {stem}_pose3d.json", video))
             continue
         clips.append(ClipAnnotation(
-            key=safe_key(stem), label=CLASSES.index(name.activity), video=video, subject=name.subject,
-            camera=name.camera, pose_file=PoseFile(read_smarthome_json, str(files[stem]))))
-    views = {name: VIEW_CLASSES for name in PUBLISHED if name.startswith("cv")}
-    splits = smarthome_splits(clips)
-    return DataSet("smarthome", layout("smarthome15"), CLASSES, splits, clips, skipped, PUBLISHED, views)
+            key=safe_key(stem), label=CLASSES.index(activity), video=video, subject=int(match[2]), camera=int(match[3]),
+            pose_file=PoseFile(read_smarthome_json, str(files[stem]))))
+    views = dict.fromkeys(CAMERAS, VIEW_CLASSES)
+    return DataSet("smarthome", layout("smarthome15"), CLASSES, smarthome_splits(clips), clips, skipped, PUBLISHED, views)
 
 
-def smarthome_splits(clips: Iterable[ClipAnnotation]) -> dict[str, list[str]]:
+def smarthome_splits(clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]:
     """The nine splits by subject and camera."""
-    splits: dict[str, list[str]] = {name: [] for name in PUBLISHED}
-    parts = {"train": (TRAIN_SUBJECTS, CV1_TRAIN, CV2_TRAIN), "val": (VAL_SUBJECTS, CV_VAL, CV_VAL),
-             "test": (TEST_SUBJECTS, CV_TEST, CV_TEST)}
-    for clip in clips:
-        for part, (subjects, cameras1, cameras2) in parts.items():
-            if clip.subject in subjects:
-                splits[f"cs_{part}"].append(clip.key)
-            if CLASSES[clip.label] in VIEW_CLASSES:
-                if clip.camera in cameras1:
-                    splits[f"cv1_{part}"].append(clip.key)
-                if clip.camera in cameras2:
-                    splits[f"cv2_{part}"].append(clip.key)
-    return splits
+    seen = [clip for clip in clips if CLASSES[clip.label] in VIEW_CLASSES]
+    by_subject = {name: [clip.key for clip in clips if clip.subject in some] for name, some in SUBJECTS.items()}
+    by_camera = {name: [clip.key for clip in seen if clip.camera in some] for name, some in CAMERAS.items()}
+    return by_subject | by_camera
 
 
 def read_smarthome_json(path: str) -> Pose:

@@ -1,5 +1,6 @@
-"""Facts about the data sets that are too long for code: class names and official lists, as text files in data/."""
+"""Official lists and splits. What is too long for code, such as class names, lies in text files in data/."""
 
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -33,3 +34,9 @@ def numbers(text: str) -> frozenset[int]:
             raise UserError(f"{text!r}: expected numbers like 1,2,4-6")
         found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)
+
+
+def train_and_rest(keys: Collection[str], training: Mapping[str, Collection[str]], rest: str) -> dict[str, list[str]]:
+    """Two splits per protocol: PROTOCOL_train with the keys that `training` has for it, PROTOCOL_`rest` with all others."""
+    return {f"{protocol}_{part}": [key for key in keys if (key in chosen) == (part == "train")]
+            for protocol, chosen in training.items() for part in ("train", rest)}

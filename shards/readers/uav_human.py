@@ -13,7 +13,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import class_names
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
-from svdata2vec.shards.readers.tables import numbers
+from svdata2vec.shards.readers.tables import numbers, train_and_rest
 
 NAME = re.compile(r"P(\d+)S(\d+)G\d+B\d+H\d+UC\d+LC\d+A(\d+)R\d+_\d+")
 NUM_CLASSES = 155
@@ -46,10 +46,9 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     files = skeleton_files(skeletons, ".txt")
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
-    for stem in folder.stems():
+    for stem, video in folder.videos():
         match = NAME.fullmatch(stem)
-        video = folder.find(stem)
-        if match is None or video is None:
+        if match is None:
             raise UserError(f"{video}: expected a UAV-Human name like P070S01G10B00H10UC102000LC092000A031R0_09131758")
         if stem not in files:
             skipped.append(Skipped(stem, f"no skeleton {stem}.txt", video))
@@ -57,11 +56,9 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
         clips.append(ClipAnnotation(
             key=stem, label=int(match[3]), video=video, subject=int(match[1]), setup=int(match[2]),
             pose_file=PoseFile(read_text_skeleton, str(files[stem]), (FIRST_COLUMNS, 17, None, None))))
-    splits: dict[str, list[str]] = {f"{name}_{part}": [] for name in ("csv1", "csv2") for part in ("train", "test")}
-    for clip in clips:
-        for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN)):
-            splits[f"{name}_{'train' if clip.subject in subjects else 'test'}"].append(clip.key)
-    if classes is None:
-        classes = [f"A{label:03d}" for label in range(NUM_CLASSES)]
-    names = class_names(classes, skeletons, [])
+    training = {name: {clip.key for clip in clips if clip.subject in subjects}
+                for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN))}
+    splits = train_and_rest([clip.key for clip in clips], training, "test")
+    numbered = [f"A{label:03d}" for label in range(NUM_CLASSES)]
+    names = class_names(numbered if classes is None else classes, skeletons, [])
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

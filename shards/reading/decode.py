@@ -43,14 +43,6 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
     raise ValueError(f"frame {max(wanted)} wanted, but the video ends before it")
 
 
-def decode_jpegs(blob: memoryview, offsets: NDArray[np.int64], frames_K: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """(H, W, 3) RGB of the wanted frames of concatenated JPEGs. Raises ValueError for a damaged one."""
-    return [
-        decode_jpeg(np.frombuffer(blob[offsets[number] : offsets[number + 1]], np.uint8), number)
-        for number in frames_K.tolist()
-    ]
-
-
 def decode_jpeg(content: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of frame `number`. Raises ValueError for a damaged one.
 

@@ -11,7 +11,7 @@ class KeyList(Sequence[str]):
 
     def __init__(self, keys: Sequence[str]) -> None:
         # Names that are not ASCII cannot be in an index; they stay findable in messages.
-        self.names_N = np.array([key.encode() for key in keys], dtype=np.bytes_) if len(keys) else np.zeros(0, "S1")
+        self.names_N = np.array([key.encode() for key in keys], dtype=np.bytes_)
 
     def __len__(self) -> int:
         return len(self.names_N)

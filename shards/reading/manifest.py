@@ -1,20 +1,30 @@
-"""`manifest.json`: what a folder of shards holds. Written last and atomically, so a folder with one is complete."""
+"""What a folder of shards holds: `manifest.json`, and `index.npy` with the place of every component of every clip.
+
+The manifest is written last and atomically, so a folder with one is complete. The index is memory-mapped, one fixed-width
+row per clip: key (ASCII bytes), shard u4 (number in the manifest), label i4, frames i4, and per component of the manifest
+`offset` u8 and `size` u4 (bytes within the tar; size 0 = the clip has no such component).
+"""
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 
+MAX_COMPONENT_BYTES = 2**32 - 1
 FORMAT = "svdata2vec-shards"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.npy"
+SKIPPED_NAME = "skipped.jsonl"  # clips that were not packed, and why
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,14 @@ def file_bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
+def program_version() -> str:
+    """`svdata2vec <version>` of the installed package."""
+    try:
+        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "svdata2vec (not installed)"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Contents of `manifest.json`.
@@ -69,7 +87,7 @@ class Manifest:
     codec_options: dict[str, int] = field(default_factory=dict)
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
-    created_with: str = ""
+    created_with: str = field(default_factory=program_version)
 
     @property
     def num_clips(self) -> int:
@@ -93,10 +111,6 @@ class Manifest:
             fields = json.loads(path.read_bytes())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
-        return cls._from_json(fields, path)
-
-    @classmethod
-    def _from_json(cls, fields: Any, path: Path) -> "Manifest":
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
         if fields.get("version") != VERSION:
@@ -121,9 +135,33 @@ def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:
                        tuple(fields["left"]), tuple(fields["right"]))
 
 
-def program_version() -> str:
-    """`svdata2vec <version>` of the installed package."""
+def index_dtype(key_bytes: int, num_components: int) -> np.dtype:
+    """The structured type of a row."""
+    return np.dtype([
+        ("key", f"S{key_bytes}"), ("shard", "<u4"), ("label", "<i4"), ("frames", "<i4"),
+        ("offset", "<u8", (num_components,)), ("size", "<u4", (num_components,)),
+    ])
+
+
+def build_index(rows: Sequence[tuple], num_components: int) -> np.ndarray:
+    """Index from tuples (key, shard, label, frames, offsets, sizes) in packed order."""
+    key_bytes = max((len(row[0]) for row in rows), default=1)
+    index = np.empty(len(rows), index_dtype(key_bytes, num_components))
+    for i, (key, shard, label, frames, offsets, sizes) in enumerate(rows):
+        index[i] = key.encode(), shard, label, frames, tuple(offsets), tuple(sizes)
+    return index
+
+
+def load_index(root: Path, num_components: int) -> np.ndarray:
+    """The memory-mapped index of a folder; UserError if it is missing or of another shape."""
+    path = root / INDEX_NAME
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist although the manifest does; pack again with --resume")
     try:
-        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "svdata2vec (not installed)"
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable index ({error}); pack again") from error
+    names = index.dtype.names or ()
+    if names != ("key", "shard", "label", "frames", "offset", "size") or index["size"].shape[1:] != (num_components,):
+        raise UserError(f"{path}: columns {index.dtype}, expected those of {num_components} components; pack again")
+    return index

@@ -9,8 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from svdata2vec.shards.atomic import renamed
+
 _STALE_SECONDS = 3600
-_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks what the others have added
+_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks at what others have added
 
 
 class RangeCache:
@@ -37,7 +39,8 @@ class RangeCache:
         """The `size` bytes called `name`, fetched if they are not there. Whatever `fetch` raises is passed on."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             if self.has(name, size):
-                content = _map(self.folder / name)
+                with (self.folder / name).open("rb") as file:
+                    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 self.hits += 1
                 return content
         content = memoryview(fetch())
@@ -58,15 +61,9 @@ class RangeCache:
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
         """An entry whose file `write` makes at the path it is given. What it raises is passed on, nothing is kept."""
-        path = self.folder / name
-        temporary = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.tmp")
-        try:
+        with renamed(self.folder / name) as temporary:
             write(temporary)
             size = temporary.stat().st_size
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         with self._lock:
             self.misses += 1
             self._note(name, size)
@@ -81,7 +78,7 @@ class RangeCache:
         self._sizes.move_to_end(name)
 
     def _look(self) -> None:
-        """What lies in the folder, by whomever, the least recently used first."""
+        """Take stock of the folder, whoever wrote to it, the least recently used first."""
         found = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
@@ -98,8 +95,3 @@ class RangeCache:
             name, size = self._sizes.popitem(last=False)
             (self.folder / name).unlink(missing_ok=True)
             self.num_bytes -= size
-
-
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

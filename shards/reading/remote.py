@@ -19,8 +19,7 @@ import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import INDEX_NAME
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
@@ -39,7 +38,7 @@ def open_shards(
 ) -> ShardSet:
     """Open a folder, or a URL with `://` in it as `RemoteShardSet`."""
     if "://" in str(root):
-        return RemoteShardSet.open_url(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes, fetch=fetch)
+        return RemoteShardSet(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes, fetch=fetch)
     return ShardSet.open(root)
 
 
@@ -49,11 +48,19 @@ class RemoteShardSet(ShardSet):
     read_threads = READ_THREADS
     reads_frames = False  # one request for the whole clip is faster than several
 
-    def __init__(
-        self, url: str, filesystem: Any, path: str, manifest: Manifest, index: np.ndarray, options: dict[str, Any]
-    ) -> None:
-        super().__init__(Path(path), manifest, index)
-        self.url, self._base, self._options = url, path, options
+    def __init__(self, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips") -> None:
+        """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
+        self.url = url.rstrip("/")
+        try:
+            filesystem, self._base = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{self.url}: {error}") from error
+        folder = _folder(cache, self.url, "head")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (INDEX_NAME, MANIFEST_NAME):
+            write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.url))
+        super().__init__(Path(self._base), *load_head(folder, self.url))
+        self._options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
         self._connect(filesystem)
 
     def _connect(self, filesystem: Any) -> None:
@@ -71,23 +78,6 @@ class RemoteShardSet(ShardSet):
             self._connect(fsspec.core.url_to_fs(self.url)[0])
         return self
 
-    @classmethod
-    def open_url(
-        cls, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
-    ) -> "RemoteShardSet":
-        """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
-        url = url.rstrip("/")
-        try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{url}: {error}") from error
-        folder = _folder(cache, url, "head")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (INDEX_NAME, MANIFEST_NAME):
-            write_atomically(folder / name, _fetch(filesystem, f"{path}/{name}", url))
-        options = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
-        return cls(url, filesystem, path, *load_head(folder, url), options)
-
     @property
     def tars(self) -> list[Path]:
         """None: reading them means fetching them."""
@@ -97,15 +87,16 @@ class RemoteShardSet(ShardSet):
         """URL of a tar."""
         return f"{self.url}/{self.manifest.shards[shard].name}"
 
-    def shard_problem(self, shard: int) -> str | None:
-        """What is wrong with a whole tar in the store, by the size that the store reports."""
+    def check_shard(self, shard: int) -> None:
+        """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
         entry = self.manifest.shards[shard]
         try:
             found = self._here()._filesystem.size(f"{self._base}/{entry.name}")
         except OSError as error:
-            return f"{self.tar_name(shard)}: cannot be read ({error})"
+            raise UserError(f"{self.tar_name(shard)}: cannot be read ({error})") from error
         problem = None if found is None else entry.size_problem(found)
-        return problem and f"{self.tar_name(shard)}: {problem}"
+        if problem is not None:
+            raise UserError(f"{self.tar_name(shard)}: {problem}")
 
     def check_hash(self, shard: int) -> None:
         """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""
@@ -134,11 +125,8 @@ class RemoteShardSet(ShardSet):
     def _download(self, name: str, path: Path) -> None:
         _try(lambda: self._filesystem.get_file(f"{self._base}/{name}", str(path)), f"{self.url}/{name}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, **self._options}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(RemoteShardSet.open_url(**state).__dict__)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(RemoteShardSet, self.url, **self._options), ()
 
 
 def _folder(cache: Path, url: str, what: str) -> Path:

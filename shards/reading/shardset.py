@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.index import load_index
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import Manifest, file_bytes
+from svdata2vec.shards.reading.manifest import Manifest, file_bytes, load_index
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
@@ -57,19 +56,14 @@ class ShardSet:
             raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
         shards = cls(root, *load_head(root, str(root)))
         for number in range(len(shards.manifest.shards)):
-            problem = shards.shard_problem(number)
-            if problem is not None:
-                raise UserError(problem)
+            shards.check_shard(number)
         return shards
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"root": self.root}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__dict__.update(ShardSet.open(state["root"]).__dict__)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet.open, (self.root,)
 
     def rows(self, split: str) -> np.ndarray:
         """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""
@@ -83,8 +77,6 @@ class ShardSet:
         if self._order is None:
             self._order = np.argsort(keys_N, kind="stable")
         wanted = (keys if isinstance(keys, KeyList) else KeyList(keys)).names_N
-        if not len(wanted):
-            return np.zeros(0, np.int64)
         by_name = np.argsort(wanted, kind="stable")  # in sorted order the search stays in the cache
         place = np.empty(len(wanted), np.int64)
         place[by_name] = np.searchsorted(keys_N[self._order], wanted[by_name])
@@ -113,10 +105,11 @@ class ShardSet:
         """Where a tar lies, for messages."""
         return str(self._path(shard))
 
-    def shard_problem(self, shard: int) -> str | None:
-        """What is wrong with a whole tar: missing, or of another size than the manifest says. None if it is neither."""
+    def check_shard(self, shard: int) -> None:
+        """UserError if a tar is missing or of another size than the manifest says: then no clip of it can be trusted."""
         problem = self.manifest.shards[shard].size_problem(file_bytes(self._path(shard)))
-        return problem and f"{self.tar_name(shard)}: {problem}"
+        if problem is not None:
+            raise UserError(f"{self.tar_name(shard)}: {problem}")
 
     def check_hash(self, shard: int) -> None:
         """Read a whole tar; UserError if its sha256 is not the manifest's."""

@@ -1,8 +1,7 @@
 """What is in a packed data set, in figures: lengths, sizes, persons, missing joints, classes per split."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,22 +61,16 @@ class SetStatistics:
     short_clips: int
     splits: dict[str, SplitStatistics]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
 
 def set_statistics(shards: ShardSet) -> SetStatistics:
     """Figures of all clips; reads every clip's joints and description but no pixel."""
-    sums = _Sums(len(shards.manifest.layout.joints))
+    index, names = shards.index, shards.manifest.layout.joints
+    sums = _Sums(len(names))
     for row in range(len(shards)):
         sums.add(shards, row)
-    index = shards.index
-    sizes = index["size"].astype(np.int64).sum(axis=1)
-    names = shards.manifest.layout.joints
     return SetStatistics(
         clips=len(shards), frames=int(index["frames"].sum()), bytes=sum(s.bytes for s in shards.manifest.shards),
-        frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(sizes),
+        frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(index["size"].sum(axis=1, dtype=np.int64)),
         enlargement=Spread.of(np.array(sums.enlargements)), box_height_px=Spread.of(np.array(sums.heights or [0.0])),
         picture_sizes=dict(sums.pictures.most_common()), frame_rates=dict(sums.rates.most_common()),
         persons_per_clip=dict(sorted(sums.persons.items())),

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 from svdata2vec.shards.errors import UserError
@@ -19,21 +20,6 @@ class TarError(UserError):
     """A whole tar cannot be fetched, so none of its clips can be read."""
 
 
-class _Fetch(threading.Thread):
-    """One tar on its way; `error` is what ended it. A daemon: a stalled store does not keep the program alive."""
-
-    def __init__(self, fetch: Callable[[], None], name: str) -> None:
-        super().__init__(name=f"svdata2vec-tar-{name}", daemon=True)
-        self._fetch = fetch
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            self._fetch()
-        except Exception as error:  # noqa: BLE001 - raised again by whoever needs the tar
-            self.error = error
-
-
 class TarFetcher:
     """Makes tars of a store local. `download(name, path)` writes one to a path and raises OSError or UserError.
 
@@ -45,7 +31,7 @@ class TarFetcher:
     ) -> None:
         self._url, self._shards, self._cache, self._download = url, shards, cache, download
         self._lock = threading.Lock()
-        self._on_the_way: dict[int, _Fetch] = {}
+        self._on_the_way: dict[int, Future[None]] = {}
         total = sum(shard.bytes for shard in shards)
         if total > cache.max_bytes:
             log.warning("%s: %d bytes of shards, the cache holds %d: in a global shuffle tars will be fetched again and "
@@ -69,10 +55,9 @@ class TarFetcher:
     def path(self, shard: int) -> Path:
         """The local file of a tar, after waiting for it if need be. Raises TarError if it cannot be fetched."""
         while not self._is_here(shard):
-            fetch = self._start(shard)
-            fetch.join()
-            if fetch.error is not None:
-                raise TarError(str(fetch.error)) from fetch.error
+            error = self._start(shard).exception()  # waits
+            if error is not None:
+                raise TarError(str(error)) from error
         self._cache.hits += 1
         return self._cache.folder / self._shards[shard].name
 
@@ -80,26 +65,30 @@ class TarFetcher:
         entry = self._shards[shard]
         return self._cache.has(entry.name, entry.bytes)
 
-    def _start(self, shard: int) -> _Fetch:
+    def _start(self, shard: int) -> "Future[None]":
+        """The download of a tar, begun if it is not on its way already."""
         with self._lock:
             fetch = self._on_the_way.get(shard)
             if fetch is None:
-                fetch = _Fetch(lambda: self._fetch(shard), self._shards[shard].name)
-                self._on_the_way[shard] = fetch
-                fetch.start()
+                fetch = self._on_the_way[shard] = Future()
+                name = f"svdata2vec-tar-{self._shards[shard].name}"
+                # A daemon: a stalled store does not keep the program alive.
+                threading.Thread(target=self._fetch, args=(shard, fetch), name=name, daemon=True).start()
         return fetch
 
-    def _fetch(self, shard: int) -> None:
-        entry = self._shards[shard]
+    def _fetch(self, shard: int, fetch: "Future[None]") -> None:
+        entry, failure = self._shards[shard], None
         try:
             with (self._cache.folder / f"{entry.name}.lock").open("wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self._is_here(shard):  # another process may have fetched it meanwhile
                     self._cache.add(entry.name, lambda path: self._checked_download(entry, path))
                     log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
-        finally:
-            with self._lock:
-                del self._on_the_way[shard]
+        except Exception as error:  # noqa: BLE001 - raised again by whoever needs the tar
+            failure = error
+        with self._lock:
+            del self._on_the_way[shard]
+        fetch.set_exception(failure) if failure else fetch.set_result(None)
 
     def _checked_download(self, entry: ShardEntry, path: Path) -> None:
         self._download(entry.name, path)

@@ -7,8 +7,9 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -16,15 +17,12 @@ import numpy as np
 
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.executors import open_executor, run_tasks
-from svdata2vec.shards.reading.index import INDEX_NAME
-from svdata2vec.shards.reading.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from svdata2vec.shards.executors import run_tasks
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_index
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify_video import video_faults
 from svdata2vec.shards.video import silence_decoder
-
-SKIPPED_NAME = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,6 @@ class Finding:
         return f"{self.kind}: {self.where}: {self.message}"
 
 
-@dataclass(frozen=True)
-class _ShardTask:
-    root: str
-    shard: int
-    decode: bool
-
-
 def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
            progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """All faults of the folder, an empty list if there is none.
@@ -57,13 +48,13 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     root = Path(root)
     shards = _open(root)
     findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards), *_split_faults(shards)]
-    tasks = [_ShardTask(str(root), number, decode) for number in range(len(shards.manifest.shards))]
+    total = len(shards.manifest.shards)
     by_shard: dict[int, list[Finding]] = {}
-    with open_executor(workers, None) as (executor, slots):
-        for number, found in run_tasks(executor, slots, _verify_shard, tasks):
+    with closing(run_tasks(partial(_verify_shard, root, decode), range(total), workers)) as results:
+        for number, found in results:
             by_shard[number] = found
             if progress is not None:
-                progress(len(by_shard), len(tasks))
+                progress(len(by_shard), total)
     return findings + [finding for number in sorted(by_shard) for finding in by_shard[number]]
 
 
@@ -76,16 +67,9 @@ def _open(root: Path) -> ShardSet:
 
 @lru_cache(maxsize=1)
 def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
-    """Manifest and index; a process that checks many shards reads them once."""
+    """Manifest and index; a process that checks many shards opens them once."""
     manifest = Manifest.load(root)
-    try:
-        index = np.load(root / INDEX_NAME, allow_pickle=False)
-        shape = index["size"].shape
-    except (OSError, ValueError, IndexError, EOFError) as error:
-        raise UserError(f"{root / INDEX_NAME}: not a readable index ({error}); pack again") from error
-    if shape[1:] != (len(manifest.components),):
-        raise UserError(f"{root / INDEX_NAME}: {shape[1:]} components, the manifest has {len(manifest.components)}")
-    return manifest, index
+    return manifest, load_index(root, len(manifest.components))
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
@@ -134,7 +118,7 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
             if count > 1:
                 yield Finding("split", name, f"clip {key} is listed {count} times")
         present = [key for key in keys if key in known]
-        labels = shards.index["label"][shards.find(present)] if present else np.zeros(0, int)
+        labels = shards.index["label"][shards.find(present)]
         names = set(shards.split_classes(name))
         for label in sorted({int(label) for label in labels if 0 <= label < len(shards.manifest.classes)}):
             if shards.manifest.classes[label] not in names:
@@ -147,25 +131,20 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
             yield Finding("split", f"{first}, {second}", f"{len(both)} clips in both, e.g. {min(both)}")
 
 
-def _verify_shard(task: _ShardTask) -> tuple[int, list[Finding]]:
+def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding]]:
     silence_decoder()
-    shards = _open(Path(task.root))
-    entry = shards.manifest.shards[task.shard]
-    path = shards.root / entry.name
+    shards = _open(root)
+    entry = shards.manifest.shards[number]
+    path = root / entry.name
     if not path.is_file():
-        return task.shard, [Finding("missing", entry.name, "no such file")]
-    findings = list(_file_faults(path, entry))
-    rows = np.flatnonzero(shards.index["shard"] == task.shard)
+        return number, [Finding("missing", entry.name, "no such file")]
+    problems = {"size": entry.size_problem(path.stat().st_size), "hash": entry.hash_problem(path)}
+    findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
+    rows = np.flatnonzero(shards.index["shard"] == number)
     findings += _tar_faults(path, shards, rows)
     for row in rows:
-        findings += _clip_faults(shards, int(row), task.decode)
-    return task.shard, findings
-
-
-def _file_faults(path: Path, entry: ShardEntry) -> Iterator[Finding]:
-    for kind, problem in (("size", entry.size_problem(path.stat().st_size)), ("hash", entry.hash_problem(path))):
-        if problem is not None:
-            yield Finding(kind, path.name, problem)
+        findings += _clip_faults(shards, int(row), decode)
+    return number, findings
 
 
 def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Finding]:

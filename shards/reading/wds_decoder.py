@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.decode import decode_jpegs, decode_video
+from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
 
 Numbers = Sequence[int] | np.ndarray
@@ -67,7 +67,8 @@ def _pictures(clip: Sample, frames_K: np.ndarray) -> np.ndarray:
         raise UserError(f"frame {outside[0]} wanted, it has 0..{meta.num_frames - 1}")
     assert clip.video is not None
     if clip.offsets is not None:
-        pictures = decode_jpegs(clip.video, clip.offsets, frames_K)
+        blob, offsets = np.frombuffer(clip.video, np.uint8), clip.offsets
+        pictures = [decode_jpeg(blob[offsets[number] : offsets[number + 1]], number) for number in frames_K.tolist()]
     else:
         found = decode_video(np.frombuffer(clip.video, np.uint8), frames_K) if frames_K.size else {}
         pictures = [found[number] for number in frames_K.tolist()]

@@ -13,6 +13,7 @@ from svdata2vec.evaluation.persons import Box
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.pipeline.reference import resample
+from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.video import VideoInfo, VideoReader
 
 MARGIN_PX = 2  # around the crop: bilinear sampling at its edge reads the pixels beyond it
@@ -35,14 +36,6 @@ class Clip:
     info: VideoInfo
 
 
-@dataclass(frozen=True)
-class _Size:
-    num_frames: int
-    width: int
-    height: int
-    pose_frames: int | None = None
-
-
 def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
     """Sample and crop a video file as evaluation does: fixed frames per file name, square crop, bilinear resize.
 
@@ -63,9 +56,11 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
         box_F4[:] = box
     config = replace(data, crop="boxes").plan(persons=1)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
-    plan = make_plan(
-        _Size(num_frames, info.width, info.height), nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, key=video.stem
+    meta = ClipMeta(
+        key=video.stem, label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
+        packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
+    plan = make_plan(meta, nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0)
     return Clip(_read_frames(video, plan), plan, num_frames, info)
 
 

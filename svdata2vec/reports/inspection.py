@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def inspect_shards(
         write_atomically(out / f"{name}.png", png)
         pictures.append(image(png, name))
     statistics = set_statistics(shards)
-    write_atomically(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2).encode())
+    write_atomically(out / "statistics.json", json.dumps(asdict(statistics), indent=2).encode())
     note = f"svdata2vec {__version__}; {root}, split {split}, {'training' if train else 'evaluation'} crops at {plan.size} px"
     sections = [_overview(statistics), _splits(statistics), _joints(statistics), section("Clips", "".join(pictures))]
     write_atomically(out / "index.html", page(f"{shards.manifest.dataset}: what is in it", note, sections).encode())

@@ -10,8 +10,7 @@ from svdata2vec.shards.boxes import packed_to_source, person_boxes
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
 from svdata2vec.shards.packing.tarwriter import TarWriter
-from svdata2vec.shards.reading.index import INDEX_NAME, build_index
-from svdata2vec.shards.reading.manifest import Manifest, ShardEntry
+from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, build_index
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
 

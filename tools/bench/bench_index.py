@@ -16,8 +16,7 @@ import numpy as np
 
 from svdata2vec.bench.record import save
 from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.reading.index import INDEX_NAME, index_dtype
-from svdata2vec.shards.reading.manifest import Manifest, ShardEntry
+from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, index_dtype
 
 CLIPS_PER_SHARD = 4096
 COMPONENTS = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json")

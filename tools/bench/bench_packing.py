@@ -80,7 +80,7 @@ def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, A
     psnr_db = [crop_psnr(shards.sample(row), videos) for row in range(len(shards))]
     frames = int(shards.index["frames"].sum())
     return {
-        "codec": options.codec, "quality": options.clip_options().quality, "chroma": options.chroma, "gop": options.gop,
+        "codec": options.codec, "quality": options.coded_quality, "chroma": options.chroma, "gop": options.gop,
         "size": options.size, "clips": len(shards), "frames": frames, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "frames_per_cpu_second": round(frames / cpu_seconds, 1),
         "kib_per_frame": round(state.bytes_done / frames / 1024, 2),
