@@ -102,6 +102,14 @@ def _locate_rows(
 
 
 @triton.jit
+def _head_at(
+    clip_N: tl.tensor, token_N: tl.tensor, head_N: tl.tensor, e_E: tl.tensor, strides: tl.tuple, E: tl.constexpr
+) -> tl.tensor:
+    """(rows, BLOCK_E) offsets of each row's head in (B, N, channels)."""
+    return (clip_N * strides[0] + token_N * strides[1] + head_N * E * strides[2])[:, None] + e_E[None, :] * strides[2]
+
+
+@triton.jit
 def _softmax(score_MN: tl.tensor, allowed_MN: tl.tensor) -> tl.tensor:
     """Row softmax over the allowed columns; rows without any are zero. The finite floor avoids inf - inf."""
     score_MN = tl.where(allowed_MN, score_MN, -1e30)
@@ -116,9 +124,7 @@ def _attention_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     out_ptr: tl.tensor,  # (B, N, H * E) contiguous
     num_pairs: tl.tensor,  # B * H
-    qkv_stride_b: tl.tensor,
-    qkv_stride_n: tl.tensor,
-    qkv_stride_c: tl.tensor,
+    qkv_strides: tl.tuple,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,
@@ -136,22 +142,20 @@ def _attention_kernel(
     part_N, clip_N, token_N, head_N, _, real_N = _locate_rows(
         tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
-    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    at_NE = _head_at(clip_N, token_N, head_N, e_E, qkv_strides, E)
     read_NE = real_N[:, None] & in_head_1E
 
     for first in range(0, BLOCK_N, BLOCK_M):
         part_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
             first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
-        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
-        q_at_ME = row_at_M[:, None] + e_E[None, :] * qkv_stride_c
+        q_at_ME = _head_at(clip_M, token_M, head_M, e_E, qkv_strides, E)
+        k_NE = tl.load(qkv_ptr + width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         q_ME = tl.load(qkv_ptr + q_at_ME, mask=real_M[:, None] & in_head_1E, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
         allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN).to(q_ME.dtype)
-        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         out_ME = tl.dot(prob_MN, v_NE, input_precision="tf32x3")
         out_at_M = (clip_M * N + token_M) * width + head_M * E
         out_mask_ME = exists_M[:, None] & in_head_1E
@@ -165,12 +169,8 @@ def _attention_backward_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     grad_qkv_ptr: tl.tensor,  # (B, N, 3 * H * E) contiguous
     num_pairs: tl.tensor,  # B * H
-    grad_stride_b: tl.tensor,
-    grad_stride_n: tl.tensor,
-    grad_stride_c: tl.tensor,
-    qkv_stride_b: tl.tensor,
-    qkv_stride_n: tl.tensor,
-    qkv_stride_c: tl.tensor,
+    grad_strides: tl.tuple,
+    qkv_strides: tl.tuple,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,
@@ -188,8 +188,7 @@ def _attention_backward_kernel(
     part_N, clip_N, token_N, head_N, exists_N, real_N = _locate_rows(
         tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
-    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    at_NE = _head_at(clip_N, token_N, head_N, e_E, qkv_strides, E)
     read_NE = real_N[:, None] & in_head_1E
     grad_k_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     grad_v_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
@@ -199,17 +198,17 @@ def _attention_backward_kernel(
             first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
         read_ME = real_M[:, None] & in_head_1E
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
-        q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_stride_c, mask=read_ME, other=0)
-        grad_at_M = clip_M * grad_stride_b + token_M * grad_stride_n + head_M * E * grad_stride_c
-        grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_stride_c, mask=read_ME, other=0)
+        row_at_M = clip_M * qkv_strides[0] + token_M * qkv_strides[1] + head_M * E * qkv_strides[2]
+        q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_strides[2], mask=read_ME, other=0)
+        grad_at_M = clip_M * grad_strides[0] + token_M * grad_strides[1] + head_M * E * grad_strides[2]
+        grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_strides[2], mask=read_ME, other=0)
 
-        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        k_NE = tl.load(qkv_ptr + width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
         allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN)
         grad_v_NE = tl.dot(tl.trans(prob_MN.to(grad_ME.dtype)), grad_ME, grad_v_NE, input_precision="tf32x3")
-        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         grad_prob_MN = tl.dot(grad_ME, tl.trans(v_NE), input_precision="tf32x3")
         mean_M = tl.sum(prob_MN * grad_prob_MN, axis=1)
         grad_score_MN = (prob_MN * (grad_prob_MN - mean_M[:, None]) * scale).to(q_ME.dtype)

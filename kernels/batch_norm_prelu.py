@@ -22,6 +22,7 @@ from torch import Tensor
 from svdata2vec.kernels.batch_statistics import channel_chunks, launch_batch_statistics
 from svdata2vec.kernels.launch import channel_tile, launch
 from svdata2vec.kernels.register import refuse_double_backward, register_op
+from svdata2vec.kernels.tiles import load_vector
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ def _channels_last(x_FCHW: Tensor) -> Tensor:
 @triton.jit
 def _load_channels(ptr: tl.tensor, c_C: tl.tensor, num_channels: tl.tensor) -> tl.tensor:
     """(1, BLOCK_C) values of a vector over channels, in float32."""
-    return tl.load(ptr + c_C, mask=c_C < num_channels, other=0).to(tl.float32)[None, :]
+    return load_vector(ptr, c_C, num_channels)[None, :]
 
 
 @triton.jit

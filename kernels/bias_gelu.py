@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svdata2vec.kernels.launch import channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
+from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -53,19 +54,17 @@ def _bias_gelu_kernel(
     num_rows: tl.tensor,  # B * N
     num_tokens: tl.tensor,
     width: tl.tensor,
-    x_stride_b: tl.tensor,
-    x_stride_n: tl.tensor,
-    x_stride_h: tl.tensor,
+    x_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_H values."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-    clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+    clip_R, token_R = clip_and_token(row_R, num_tokens)
     valid_RH = (row_R < num_rows)[:, None] & (h_H < width)[None, :]
-    x_at_RH = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + h_H[None, :] * x_stride_h
-    bias_H = tl.load(bias_ptr + h_H, mask=h_H < width, other=0).to(tl.float32)
+    x_at_RH = tile_at(clip_R, token_R, h_H, x_strides)
+    bias_H = load_vector(bias_ptr, h_H, width)
     z_RH = tl.load(x_ptr + x_at_RH, mask=valid_RH, other=0).to(tl.float32) + bias_H[None, :]
     out_RH = 0.5 * z_RH * (1.0 + tl.erf(z_RH * SQRT_HALF))
     at_RH = row_R.to(tl.int64)[:, None] * width + h_H[None, :]
@@ -83,27 +82,22 @@ def _bias_gelu_backward_kernel(
     num_tokens: tl.tensor,
     width: tl.tensor,
     rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
-    grad_stride_b: tl.tensor,
-    grad_stride_n: tl.tensor,
-    grad_stride_h: tl.tensor,
-    x_stride_b: tl.tensor,
-    x_stride_n: tl.tensor,
-    x_stride_h: tl.tensor,
+    grad_strides: tl.tuple,
+    x_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
     """One program walks through a chunk of rows of BLOCK_H channels and keeps the sum of the bias's gradient."""
     chunk = tl.program_id(0)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-    bias_H = tl.load(bias_ptr + h_H, mask=h_H < width, other=0).to(tl.float32)
+    bias_H = load_vector(bias_ptr, h_H, width)
     total_RH = tl.zeros((BLOCK_R, BLOCK_H), dtype=tl.float32)
     first = chunk * rows_per_chunk
     for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
         row_R = row + tl.arange(0, BLOCK_R)
-        clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+        clip_R, token_R = clip_and_token(row_R, num_tokens)
         valid_RH = (row_R < num_rows)[:, None] & (h_H < width)[None, :]
-        grad_at_RH = (clip_R * grad_stride_b + token_R * grad_stride_n)[:, None] + h_H[None, :] * grad_stride_h
-        x_at_RH = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + h_H[None, :] * x_stride_h
+        grad_at_RH, x_at_RH = tile_at(clip_R, token_R, h_H, grad_strides), tile_at(clip_R, token_R, h_H, x_strides)
         grad_RH = tl.load(grad_ptr + grad_at_RH, mask=valid_RH, other=0).to(tl.float32)
         z_RH = tl.load(x_ptr + x_at_RH, mask=valid_RH, other=0).to(tl.float32) + bias_H[None, :]
         below_RH = 0.5 * (1.0 + tl.erf(z_RH * SQRT_HALF))

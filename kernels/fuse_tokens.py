@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.kept_frames import token_of_frame
 from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
 from svdata2vec.kernels.register import register_op
+from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
 # --- reference ------------------------------------------------------------------------------------------------------
 
@@ -69,18 +69,11 @@ def _fuse_tokens_kernel(
     num_kept: tl.tensor,
     num_frames: tl.tensor,
     width: tl.tensor,
-    video_stride_b: tl.tensor,
-    video_stride_k: tl.tensor,
-    video_stride_d: tl.tensor,
-    skeleton_stride_b: tl.tensor,
-    skeleton_stride_t: tl.tensor,
-    skeleton_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    hidden_stride_b: tl.tensor,
-    hidden_stride_k: tl.tensor,
-    temporal_stride_t: tl.tensor,
-    temporal_stride_d: tl.tensor,
+    video_strides: tl.tuple,
+    skeleton_strides: tl.tuple,
+    keep_strides: tl.tuple,
+    hidden_strides: tl.tuple,
+    temporal_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
@@ -88,24 +81,24 @@ def _fuse_tokens_kernel(
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     row_valid_R, d_valid_D = row_R < num_rows, d_D < width
-    clip_R, kept_R = (row_R // num_kept).to(tl.int64), (row_R % num_kept).to(tl.int64)
+    clip_R, kept_R = clip_and_token(row_R, num_kept)
 
-    frame_R = tl.load(keep_ptr + clip_R * keep_stride_b + kept_R * keep_stride_k, mask=row_valid_R, other=-1)
-    hidden_R = tl.load(hidden_ptr + clip_R * hidden_stride_b + kept_R * hidden_stride_k, mask=row_valid_R, other=1)
+    frame_R = tl.load(keep_ptr + row_at(clip_R, kept_R, keep_strides), mask=row_valid_R, other=-1)
+    hidden_R = tl.load(hidden_ptr + row_at(clip_R, kept_R, hidden_strides), mask=row_valid_R, other=1)
     in_clip_R = (frame_R >= 0) & (frame_R < num_frames)
     visible_R = in_clip_R & (hidden_R == 0)
 
     valid_RD = row_valid_R[:, None] & d_valid_D[None, :]
-    video_at_R = clip_R * video_stride_b + kept_R * video_stride_k
-    video_RD = tl.load(video_ptr + video_at_R[:, None] + d_D[None, :] * video_stride_d, mask=valid_RD, other=0)
-    skeleton_at_R = clip_R * skeleton_stride_b + frame_R * skeleton_stride_t
+    video_at_R = row_at(clip_R, kept_R, video_strides)
+    video_RD = tl.load(video_ptr + video_at_R[:, None] + d_D[None, :] * video_strides[2], mask=valid_RD, other=0)
+    skeleton_at_R = row_at(clip_R, frame_R, skeleton_strides)
     skeleton_RD = tl.load(
-        skeleton_ptr + skeleton_at_R[:, None] + d_D[None, :] * skeleton_stride_d,
+        skeleton_ptr + skeleton_at_R[:, None] + d_D[None, :] * skeleton_strides[2],
         mask=visible_R[:, None] & d_valid_D[None, :],  # a hidden token isn't even read
         other=0,
     )
     temporal_RD = tl.load(
-        temporal_ptr + (frame_R * temporal_stride_t)[:, None] + d_D[None, :] * temporal_stride_d,
+        temporal_ptr + (frame_R * temporal_strides[0])[:, None] + d_D[None, :] * temporal_strides[1],
         mask=in_clip_R[:, None] & d_valid_D[None, :],
         other=0,
     )
@@ -129,13 +122,9 @@ def _fuse_tokens_backward_kernel(
     num_frames: tl.tensor,
     width: tl.tensor,
     clips_per_chunk: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_k: tl.tensor,
-    grad_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    hidden_stride_b: tl.tensor,
-    hidden_stride_k: tl.tensor,
+    grad_strides: tl.tuple,
+    keep_strides: tl.tuple,
+    hidden_strides: tl.tuple,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -149,13 +138,13 @@ def _fuse_tokens_backward_kernel(
 
     first = chunk * clips_per_chunk
     for clip in range(first, tl.minimum(first + clips_per_chunk, num_clips)):
-        kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
-        hidden_at_T = hidden_ptr + clip * hidden_stride_b + kept_T * hidden_stride_k
+        kept_T = token_of_frame(keep_ptr + clip * keep_strides[0], keep_strides[1], num_kept, t_T, BLOCK_K)
+        hidden_at_T = hidden_ptr + clip * hidden_strides[0] + kept_T * hidden_strides[1]
         hidden_T = tl.load(hidden_at_T, mask=kept_T >= 0, other=1)
         fed_TD = (kept_T >= 0)[:, None] & valid_TD
 
-        grad_at_T = clip * grad_stride_b + kept_T * grad_stride_k
-        grad_TD = tl.load(grad_ptr + grad_at_T[:, None] + d_D[None, :] * grad_stride_d, mask=fed_TD, other=0)
+        grad_at_T = row_at(clip, kept_T, grad_strides)
+        grad_TD = tl.load(grad_ptr + grad_at_T[:, None] + d_D[None, :] * grad_strides[2], mask=fed_TD, other=0)
         grad_TD = grad_TD.to(tl.float32)
         total_TD += grad_TD
         half_TD = grad_TD * 0.5

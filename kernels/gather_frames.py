@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.launch import launch
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
@@ -59,10 +59,8 @@ def _gather_frames_kernel(
     num_frames: tl.tensor,
     num_kept: tl.tensor,
     num_pixels: tl.tensor,
-    video_stride_b: tl.tensor,
-    video_stride_t: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
+    video_strides: tl.tuple,  # of B and T
+    keep_strides: tl.tuple,
     mean_0: float,
     mean_1: float,
     mean_2: float,
@@ -77,7 +75,7 @@ def _gather_frames_kernel(
     """One program writes BLOCK_P pixels of one window; what depends on the channel alone is computed once for all."""
     row = tl.program_id(0).to(tl.int64)
     clip, kept = row // num_kept, row % num_kept
-    keep = tl.load(keep_ptr + clip * keep_stride_b + kept * keep_stride_k)
+    keep = tl.load(keep_ptr + clip * keep_strides[0] + kept * keep_strides[1])
 
     channel_S = tl.arange(0, BLOCK_S)
     colour_S = channel_S // WINDOW
@@ -85,7 +83,7 @@ def _gather_frames_kernel(
     inside_S = (colour_S < 3) & (frame_S >= 0) & (frame_S < num_frames)
     mean_S = tl.where(colour_S == 0, mean_0, tl.where(colour_S == 1, mean_1, mean_2))
     factor_S = tl.where(colour_S == 0, factor_0, tl.where(colour_S == 1, factor_1, factor_2))
-    source_S = clip * video_stride_b + frame_S * video_stride_t + colour_S
+    source_S = clip * video_strides[0] + frame_S * video_strides[1] + colour_S
 
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     in_frame_P = pixel_P < num_pixels
@@ -125,8 +123,7 @@ def launch_gather_frames(
         (B * K, triton.cdiv(H * W, block_p)),
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
-        *video_BTHWC.stride()[:2],
-        *strides(keep_BK),
+        *(video_BTHWC.stride()[:2], keep_BK.stride()),
         *mean,
         *(1.0 / value for value in std),
         WINDOW=window,

@@ -5,7 +5,8 @@ registers and 227 KiB of shared memory; a warp should read whole 128-byte lines)
 `tools/bench/bench_kernels.py` is the place to try others.
 
 Integer arguments of the kernels are annotated `tl.tensor`, which is what they are inside. Triton takes an annotation
-`int` for a type: it would pass them in 32 bits, and would no longer make a constant of a stride that is 1.
+`int` for a type: it would pass them in 32 bits, and would no longer make a constant of a size that is 1. The strides of a
+tensor are one argument, a tuple, whose values Triton treats in the same way.
 """
 
 from contextlib import nullcontext
@@ -43,9 +44,9 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_wa
     kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=NUM_STAGES)
 
 
-def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """The strides of all tensors in a row, as the kernels take them."""
-    return tuple(stride for tensor in tensors for stride in tensor.stride())
+def strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The strides of each tensor, as the kernels take them."""
+    return tuple(tensor.stride() for tensor in tensors)
 
 
 def channel_tile(width: int) -> tuple[int, int]:

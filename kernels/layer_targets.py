@@ -59,10 +59,7 @@ def _layer_targets_kernel(
     num_layers: tl.tensor,
     num_frames: tl.tensor,
     width: tl.tensor,
-    stride_l: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
-    stride_d: tl.tensor,
+    strides: tl.tuple,
     eps: float,
     BLOCK_T: tl.constexpr,  # all frames of a clip
     BLOCK_D: tl.constexpr,
@@ -72,10 +69,10 @@ def _layer_targets_kernel(
     t_T = tl.arange(0, BLOCK_T).to(tl.int64)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
-    source_TD = clip * stride_b + (t_T * stride_t)[:, None] + d_D[None, :] * stride_d
+    source_TD = clip * strides[1] + (t_T * strides[2])[:, None] + d_D[None, :] * strides[3]
     sum_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
     for layer in range(num_layers):
-        x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * stride_l + source_TD, mask=valid_TD, other=0)
+        x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * strides[0] + source_TD, mask=valid_TD, other=0)
         x_TD = x_TD.to(tl.float32)
         mean_D = tl.sum(x_TD, axis=0) / num_frames
         # From the values in registers: mean of squares minus square of means would lose what large means leave.
