@@ -23,7 +23,7 @@ STORED = 50  # pixels: crops are stored a little larger than the network's input
 
 @dataclass(frozen=True)
 class Clips:
-    """What the classifiers read: crops (N, T, H, W, 3), joints (N, T, features), as `read_clip` gives them; labels, split."""
+    """What the classifiers read, as `read_clip` gives it: crops (N, T, H, W, 3), joints (N, T, features); labels and the split."""
 
     frame_crops: NDArray[np.uint8]
     clip_crops: NDArray[np.uint8]
@@ -127,6 +127,6 @@ def read_clips(folder: Path, num_frames: int, threads: int) -> tuple[Clips, list
     with ThreadPoolExecutor(threads) as pool:
         read = pool.map(partial(read_clip, folder, num_frames), count(), annotations)
         parts = [np.stack(part) for part in zip(*read, strict=True)]
-    label_N = np.array([entry["label"] for entry in annotations])
-    train_N = np.array([entry["frame_dir"] in train for entry in annotations])
-    return Clips(*parts, label_N, train_N), classes
+    parts.append(np.array([entry["label"] for entry in annotations]))
+    parts.append(np.array([entry["frame_dir"] in train for entry in annotations]))
+    return Clips(*parts), classes
