@@ -23,7 +23,7 @@ STORED = 50  # pixels: crops are stored a little larger than the network's input
 
 @dataclass(frozen=True)
 class Clips:
-    """What the classifiers read, as `read_clip` gives it: crops (N, T, H, W, 3), joints (N, T, features); labels and the split."""
+    """What the classifiers read, as `read_clip` gives it: crops (N, T, H, W, 3), joints (N, T, features); labels, split."""
 
     frame_crops: NDArray[np.uint8]
     clip_crops: NDArray[np.uint8]
