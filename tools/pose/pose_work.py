@@ -72,10 +72,8 @@ class WorkFolder:
         np.savez_compressed(
             buffer, source=np.array(_fingerprint(video.path), np.int64), size=np.array([poses.width, poses.height], np.int32),
             count_T=np.array([len(frame) for frame in frames], np.int32),
-            box_N4=np.concatenate([frame.box_N4 for frame in frames]).astype(np.float32),
-            score_N=np.concatenate([frame.score_N for frame in frames]).astype(np.float32),
-            joints_NV2=np.concatenate([frame.joints_NV2 for frame in frames]).astype(np.float32),
-            joint_score_NV=np.concatenate([frame.joint_score_NV for frame in frames]).astype(np.float32),
+            **{name: np.concatenate([getattr(frame, name) for frame in frames]).astype(np.float32)
+               for name in Detections.ARRAYS},
         )
         write_atomically(self.path(video), buffer.getvalue())
 
@@ -83,7 +81,7 @@ class WorkFolder:
         """The detections of a finished video."""
         with np.load(self.path(video)) as content:
             cuts = np.cumsum(content["count_T"])[:-1]
-            parts = [np.split(content[name], cuts) for name in ("box_N4", "score_N", "joints_NV2", "joint_score_NV")]
+            parts = [np.split(content[name], cuts) for name in Detections.ARRAYS]
             width, height = content["size"].tolist()
         return VideoPoses([Detections(*frame) for frame in zip(*parts, strict=True)], width, height)
 
