@@ -68,12 +68,13 @@ class WorkFolder:
     def save(self, video: Video, poses: VideoPoses) -> None:
         """Store the detections of a finished video."""
         buffer = io.BytesIO()
-        frames = poses.frames
+        found: dict[str, Any] = {
+            name: np.concatenate([getattr(frame, name) for frame in poses.frames]).astype(np.float32)
+            for name in Detections.ARRAYS
+        }
         np.savez_compressed(
             buffer, source=np.array(_fingerprint(video.path), np.int64), size=np.array([poses.width, poses.height], np.int32),
-            count_T=np.array([len(frame) for frame in frames], np.int32),
-            **{name: np.concatenate([getattr(frame, name) for frame in frames]).astype(np.float32)
-               for name in Detections.ARRAYS},
+            count_T=np.array([len(frame) for frame in poses.frames], np.int32), **found,
         )
         write_atomically(self.path(video), buffer.getvalue())
 
