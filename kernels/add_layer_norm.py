@@ -7,8 +7,7 @@ The result `normed` is written in the dtype of whoever reads it: under autocast 
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
 Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """

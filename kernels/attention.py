@@ -7,7 +7,6 @@ Tokens at or beyond `lengths_B[b]` are padding: nobody attends to them, their ou
 B clips, N tokens, H heads, E head dimension, D = H * E.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -234,18 +233,10 @@ MAX_TOKENS = 128
 MAX_HEAD_DIM = 64
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Launch geometry of both kernels."""
+def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Launch constants of both kernels.
 
-    block_m: int
-    block_n: int
-    block_e: int
-    num_warps: int
-
-
-def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
+    The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
 
     32 rows at least, so that 13 tokens (26 of 32 rows used) leave fewer idle than one pair in 16 rows, at half as many
     programs. Above 64 tokens the queries go through in blocks of 16, and likewise in float32: the backward pass holds
@@ -254,12 +245,12 @@ def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """
     block_n = max(triton.next_power_of_2(num_tokens), 32)
     full = dtype == torch.float32
-    return Tiles(
-        block_m=16 if full or block_n > 64 else block_n,
-        block_n=block_n,
-        block_e=max(triton.next_power_of_2(head_dim), 16),
-        num_warps={32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
-    )
+    return {
+        "BLOCK_M": 16 if full or block_n > 64 else block_n,
+        "BLOCK_N": block_n,
+        "BLOCK_E": max(triton.next_power_of_2(head_dim), 16),
+        "num_warps": {32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
+    }
 
 
 def launch_attention(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
@@ -300,7 +291,7 @@ def _launch(
             "attention: Triton's interpreter multiplies the bit patterns of bfloat16 matrices; take float32 or float16"
         )
     tiles = choose_tiles(max(N, 1), head_dim, qkv_BNC.dtype)
-    pairs_per_program = tiles.block_n // max(N, 1)
+    pairs_per_program = tiles["BLOCK_N"] // max(N, 1)
     launch(
         kernel,
         (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
@@ -311,10 +302,7 @@ def _launch(
         E=head_dim,
         PAIRS=pairs_per_program,
         HAS_LENGTHS=lengths_B is not None,
-        BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n,
-        BLOCK_E=tiles.block_e,
-        num_warps=tiles.num_warps,
+        **tiles,
     )
 
 

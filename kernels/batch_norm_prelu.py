@@ -6,8 +6,7 @@
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
 given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
@@ -79,8 +78,8 @@ def batch_norm_prelu_backward_reference(
         along_C, mean_grad_C = grads_3C[0] / _num_rows(x_FCHW), grads_3C[1] / _num_rows(x_FCHW)
         through = grad_z - _per_channel(mean_grad_C) - centre * _per_channel(along_C)
     grad_x = through * _per_channel(rstd_C * weight_C)
-    grad_shortcut = grad.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
-    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut.to(_shortcut_dtype(x_FCHW, shortcut_FCHW)), grads_3C
+    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
+    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut, grads_3C
 
 
 def _per_channel(vector_C: Tensor) -> Tensor:
@@ -93,10 +92,6 @@ def _num_rows(x_FCHW: Tensor) -> int:
 
 def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
     return x_FCHW.dtype if shortcut_FCHW is None else torch.promote_types(x_FCHW.dtype, shortcut_FCHW.dtype)
-
-
-def _shortcut_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
-    return x_FCHW.dtype if shortcut_FCHW is None else shortcut_FCHW.dtype
 
 
 def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,10 +242,6 @@ def _backward_input_kernel(
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-def _empty_map(x_FCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(x_FCHW.shape, dtype=dtype, device=x_FCHW.device, memory_format=torch.channels_last)
-
-
 def launch_batch_norm_prelu(
     x_FCHW: Tensor,
     shortcut_FCHW: Tensor | None,
@@ -266,7 +257,7 @@ def launch_batch_norm_prelu(
     mean_C, variance_C = (mean_C, variance_C) if mean_C is not None and variance_C is not None else saved
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     rows, channels = channel_tile(num_channels)
-    out_FCHW = _empty_map(x_FCHW, _result_dtype(x_FCHW, shortcut_FCHW))
+    out_FCHW = torch.empty_like(x_FCHW, dtype=_result_dtype(x_FCHW, shortcut_FCHW), memory_format=torch.channels_last)
     vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
     launch(
         _apply_kernel,
@@ -300,8 +291,10 @@ def launch_batch_norm_prelu_backward(
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     chunks, rows_per_chunk, rows, channels = channel_chunks(num_rows, num_channels)
     has_shortcut = shortcut_FCHW is not None
-    grad_x_FCHW = _empty_map(x_FCHW, x_FCHW.dtype)
-    grad_shortcut_FCHW = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _empty_map(x_FCHW, shortcut_FCHW.dtype)
+    grad_x_FCHW = torch.empty_like(x_FCHW, memory_format=torch.channels_last)
+    grad_shortcut_FCHW = x_FCHW.new_empty((0,))
+    if shortcut_FCHW is not None:
+        grad_shortcut_FCHW = torch.empty_like(shortcut_FCHW, memory_format=torch.channels_last)
     partial_G3C = x_FCHW.new_empty((chunks, 3, num_channels), dtype=torch.float32)
     vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
     launch(

@@ -3,9 +3,6 @@
 Welford's recurrence within a program, then Chan's merge of programs, in a fixed order: variances are sums of squared
 distances from a mean, never differences of large sums.
 
-Part of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on
-a GPU. They stay until one has judged them.
-
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
 

@@ -4,8 +4,7 @@
 
 The backward pass computes z again from the product and gives the bias's gradient in the same pass over memory.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 B clips, N tokens, H hidden width; R rows of (B, N) flattened.
 """

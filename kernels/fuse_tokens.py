@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
@@ -195,7 +195,7 @@ def launch_fuse_tokens_backward(
     B, K, D = grad_BKD.shape
     grad_video_BKD = grad_BKD.new_empty((B, K, D))
     grad_skeleton_BTD = grad_BKD.new_empty((B, num_frames, D), dtype=skeleton_dtype)
-    chunks, clips_per_chunk = clip_chunks(B)
+    chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_CTD = grad_BKD.new_empty((chunks, num_frames, D), dtype=torch.float32)
     frames, channels = channel_tile(D)
     launch(

@@ -61,12 +61,8 @@ def _gather_frames_kernel(
     num_pixels: tl.tensor,
     video_strides: tl.tuple,  # of B and T
     keep_strides: tl.tuple,
-    mean_0: float,
-    mean_1: float,
-    mean_2: float,
-    factor_0: float,
-    factor_1: float,
-    factor_2: float,
+    mean: tl.tuple,  # of each colour
+    factor: tl.tuple,  # of each colour: 1 / deviation
     WINDOW: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
@@ -81,8 +77,8 @@ def _gather_frames_kernel(
     colour_S = channel_S // WINDOW
     frame_S = keep + channel_S % WINDOW - WINDOW // 2
     inside_S = (colour_S < 3) & (frame_S >= 0) & (frame_S < num_frames)
-    mean_S = tl.where(colour_S == 0, mean_0, tl.where(colour_S == 1, mean_1, mean_2))
-    factor_S = tl.where(colour_S == 0, factor_0, tl.where(colour_S == 1, factor_1, factor_2))
+    mean_S = tl.where(colour_S == 0, mean[0], tl.where(colour_S == 1, mean[1], mean[2]))
+    factor_S = tl.where(colour_S == 0, factor[0], tl.where(colour_S == 1, factor[1], factor[2]))
     source_S = clip * video_strides[0] + frame_S * video_strides[1] + colour_S
 
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -124,8 +120,7 @@ def launch_gather_frames(
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
         *(video_BTHWC.stride()[:2], keep_BK.stride()),
-        *mean,
-        *(1.0 / value for value in std),
+        *(tuple(mean), tuple(1.0 / value for value in std)),
         WINDOW=window,
         CHANNELS=channels,
         BLOCK_S=block_s,

@@ -58,17 +58,11 @@ def channel_tile(width: int) -> tuple[int, int]:
 # A gradient summed over the batch is summed within chunks of clips first, each by its own program, then over chunks: a
 # fixed order without atomics. 32 chunks keep the partial sums small enough for L2 and, times the blocks of frames and
 # channels, give every SM something to do.
-MAX_CHUNKS = 32
-
-
-def clip_chunks(num_clips: int) -> tuple[int, int]:
-    """(chunks, clips per chunk) for sums over a batch."""
-    clips_per_chunk = max(triton.cdiv(num_clips, MAX_CHUNKS), 1)
-    return triton.cdiv(num_clips, clips_per_chunk), clips_per_chunk
+MAX_CLIP_CHUNKS = 32
 
 
 def row_chunks(num_rows: int, tile_rows: int, max_chunks: int) -> tuple[int, int]:
-    """(chunks, rows per chunk) for sums over rows that are read in tiles: each chunk but the last is whole tiles."""
+    """(chunks, rows per chunk) for sums over rows, or clips, that are read in tiles: each chunk but the last is whole tiles."""
     tiles_per_chunk = max(triton.cdiv(triton.cdiv(num_rows, tile_rows), max_chunks), 1)
     rows_per_chunk = tiles_per_chunk * tile_rows
     return triton.cdiv(num_rows, rows_per_chunk), rows_per_chunk

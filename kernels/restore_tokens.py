@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import row_at, tile_at, token_of_frame
 
@@ -153,7 +153,7 @@ def launch_restore_tokens_backward(
     B, T, D = grad_BTD.shape
     K = keep_BK.shape[1]
     grad_encoded_BKD = grad_BTD.new_empty((B, K, D))
-    chunks, clips_per_chunk = clip_chunks(B)
+    chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_2CTD = grad_BTD.new_empty((2, chunks, T, D), dtype=torch.float32)
     frames, channels = channel_tile(D)
     launch(
