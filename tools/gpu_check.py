@@ -10,6 +10,7 @@ Only Python's standard library is needed to start it.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -157,10 +158,8 @@ def machine() -> dict[str, Any]:
     """The machine that the results describe."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {"gpu": nvidia_smi(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
 
 

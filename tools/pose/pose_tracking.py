@@ -114,8 +114,8 @@ def without_duplicates(detections: Detections, same_box: float = 0.9, same_pose:
 
 
 def box_area(box_N4: np.ndarray) -> np.ndarray:
-    """(N,) areas."""
-    return (box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])
+    """(N,) areas, or that of one box."""
+    return (box_N4[..., 2] - box_N4[..., 0]) * (box_N4[..., 3] - box_N4[..., 1])
 
 
 def box_iou(a_N4: np.ndarray, b_K4: np.ndarray) -> np.ndarray:
@@ -196,16 +196,11 @@ def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: 
     """Up to `persons` tracks of the largest weight = sum over frames of score times the square root of the box's area."""
     weights = []
     for number, track in enumerate(tracks):
-        weight = sum(float(frames[t].score_N[row]) * _size(frames[t].box_N4[row]) for t, row in track)
+        weight = sum(float(frames[t].score_N[row]) * float(np.sqrt(box_area(frames[t].box_N4[row]))) for t, row in track)
         weights.append((-weight, track[0][0], number))
     weights.sort()
-    heaviest = -weights[0][0] if weights else 0.0
     return [tracks[number] for weight, _, number in weights[: options.persons]
-            if -weight >= options.min_share * heaviest]
-
-
-def _size(box_4: np.ndarray) -> float:
-    return float(np.sqrt((box_4[2] - box_4[0]) * (box_4[3] - box_4[1])))
+            if -weight >= options.min_share * -weights[0][0]]
 
 
 def _arrays(tracks: Sequence[Track], frames: Sequence[Detections]) -> Persons:

@@ -21,8 +21,7 @@ from pose_tracking import Detections, Persons
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
-SETTINGS = "settings.json"
-SKIPPED = "skipped.jsonl"
+CLASSES = "classes.txt"  # where the readers look for the names of the classes
 FLOAT16_LIMIT = 60000.0
 
 
@@ -41,7 +40,7 @@ class WorkFolder:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Open or make it. UserError if it was made with other settings (another model, say)."""
         self.folder = folder
-        file = folder / SETTINGS
+        file = folder / "settings.json"
         if file.is_file():
             before = json.loads(file.read_text())
             changed = [name for name in settings if before.get(name) != settings[name]]
@@ -88,7 +87,7 @@ class WorkFolder:
 
     def write_skipped(self, reasons: dict[str, str]) -> Path:
         """List the videos that could not be used: one JSON object per line with `video` and `reason`."""
-        path = self.folder / SKIPPED
+        path = self.folder / "skipped.jsonl"
         lines = [json.dumps({"video": video, "reason": reason}, ensure_ascii=False) for video, reason in reasons.items()]
         write_atomically(path, "".join(line + "\n" for line in lines).encode())
         return path
@@ -126,19 +125,14 @@ def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, 
             splits.setdefault(video.split, []).append(video.name)
     content = {"split": splits, "annotations": list(annotations), "made_with": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(classes_file(path), "".join(f"{name}\n" for name in videos.classes).encode())
+    write_atomically(path.with_name(CLASSES), "".join(f"{name}\n" for name in videos.classes).encode())
     write_atomically(path, pickle.dumps(content, protocol=4))
-
-
-def classes_file(path: Path) -> Path:
-    """Where the readers look for the names of the classes."""
-    return path.with_name("classes.txt")
 
 
 def check_output(path: Path, classes: Sequence[str]) -> None:
     """UserError before the work begins, if the pickle or classes.txt could not be written as they must."""
     if path.suffix != ".pkl":
         raise UserError(f"--out {path}: expected a file name that ends in .pkl")
-    names = classes_file(path)
+    names = path.with_name(CLASSES)
     if names.is_file() and names.read_text(encoding="utf-8").split("\n") != [*classes, ""]:
         raise UserError(f"{names}: names other classes than these videos have; choose another folder for --out")
