@@ -23,8 +23,6 @@ from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks, strides
 from svdata2vec.kernels.register import refuse_double_backward, register_op
 from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def add_layer_norm_reference(
     x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
@@ -60,9 +58,6 @@ def add_layer_norm_backward_reference(
         result_BND = result_BND + grad_total_BND.to(exact)
     grads_2D = torch.stack([(grad_BND * centre_BND).sum((0, 1)), grad_BND.sum((0, 1))])
     return result_BND.to(total_BND.dtype).contiguous(), grads_2D
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -168,8 +163,6 @@ def _add_layer_norm_backward_kernel(
     tl.store(partial_D + width, tl.sum(grad_bias_RD, axis=0), mask=d_D < width)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
 MAX_WIDTH = 8192
 # One program per SM of an H100 (132): the partial sums of 128 chunks at width 256 are a quarter of a megabyte, a tenth of
 # the activation of 5,120 tokens.
@@ -247,8 +240,6 @@ def launch_add_layer_norm_backward(
     )
     return grad_BND, partial_C2D.sum(0)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 add_layer_norm_op = register_op("add_layer_norm", add_layer_norm_reference, launch_add_layer_norm)
 add_layer_norm_backward_op = register_op(

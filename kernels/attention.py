@@ -18,8 +18,6 @@ from svdata2vec.kernels import dispatch
 from svdata2vec.kernels.launch import launch, strides
 from svdata2vec.kernels.register import register_op
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def attention_reference(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
     """Plain PyTorch: products in the input's dtype, also inside an autocast region; softmax in at least float32."""
@@ -65,8 +63,6 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
     score_BHNN = score_BHNN.masked_fill(~real_BN[:, None, None, :], torch.finfo(score_BHNN.dtype).min)
     return score_BHNN.softmax(-1) * (real_BN[:, None, :, None] & real_BN[:, None, None, :])
 
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 # A program holds BLOCK_N rows of tokens: PAIRS whole (clip, head) pairs, one after the other, neighbouring pairs being
 # neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs apart, so that 13 tokens
@@ -227,8 +223,6 @@ def _attention_backward_kernel(
     tl.store(to_NE + 2 * width, grad_v_NE.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_NE)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
 MAX_TOKENS = 128
 MAX_HEAD_DIM = 64
 
@@ -305,8 +299,6 @@ def _launch(
         **tiles,
     )
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 attention_backward_op = register_op("attention_backward", attention_backward_reference, launch_attention_backward)
 attention_op = register_op(

@@ -23,8 +23,6 @@ from svdata2vec.kernels.launch import channel_tile, launch
 from svdata2vec.kernels.register import refuse_double_backward, register_op
 from svdata2vec.kernels.tiles import load_vector
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def batch_norm_prelu_reference(
     x_FCHW: Tensor,
@@ -103,8 +101,6 @@ def _channels_last(x_FCHW: Tensor) -> Tensor:
     """A copy with the strides of a channels-last map, also where an axis of size 1 would allow others."""
     return x_FCHW.clone(memory_format=torch.channels_last)
 
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 # A map is a matrix of M rows: channels-last memory needs no division to find a row's place. Rows are counted in 64 bits.
 
@@ -239,9 +235,6 @@ def _backward_input_kernel(
     tl.store(grad_x_ptr + at_RC, grad_x_RC.to(grad_x_ptr.dtype.element_ty), mask=valid_RC)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
 def launch_batch_norm_prelu(
     x_FCHW: Tensor,
     shortcut_FCHW: Tensor | None,
@@ -319,8 +312,6 @@ def launch_batch_norm_prelu_backward(
     )
     return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 batch_norm_prelu_op = register_op("batch_norm_prelu", batch_norm_prelu_reference, launch_batch_norm_prelu)
 batch_norm_prelu_backward_op = register_op(

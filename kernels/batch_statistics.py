@@ -13,8 +13,6 @@ from torch import Tensor
 
 from svdata2vec.kernels.launch import channel_tile, launch, row_chunks
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
 
 @triton.jit
 def _statistics_kernel(
@@ -87,8 +85,6 @@ def _merge_statistics_kernel(
     tl.store(mean_ptr + c_C, mean_C, mask=c_C < num_channels)
     tl.store(variance_ptr + c_C, tl.sum(spread_GC, axis=0) / num_rows, mask=c_C < num_channels)
 
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 # Programs that sum over rows: eight for each SM of an H100 (132), which together keep 32 KiB of a bfloat16 map in flight per
 # SM; their partial sums (1024 * 64 * 4 bytes each where C is 64) stay in L2.

@@ -20,8 +20,6 @@ from svdata2vec.kernels.launch import channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def bias_gelu_reference(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
     """Plain PyTorch: computed in at least float32, rounded once to the dtype of `x_BNH`."""
@@ -38,8 +36,6 @@ def bias_gelu_backward_reference(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor
     grad_z_BNH = grad_BNH.to(exact) * (below_BNH + z_BNH * density_BNH)
     return grad_z_BNH.to(x_BNH.dtype).contiguous(), grad_z_BNH.sum((0, 1)).to(bias_H.dtype)
 
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_TAU = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
@@ -107,8 +103,6 @@ def _bias_gelu_backward_kernel(
     tl.store(partial_ptr + chunk.to(tl.int64) * width + h_H, tl.sum(total_RH, axis=0), mask=h_H < width)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
 # With four blocks of 256 channels (hidden width 1024) 512 programs, four for each SM of an H100.
 MAX_ROW_CHUNKS = 128
 
@@ -148,8 +142,6 @@ def launch_bias_gelu_backward(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -
     )
     return grad_x_BNH, partial_CH.sum(0).to(bias_H.dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 bias_gelu_backward_op = register_op("bias_gelu_backward", bias_gelu_backward_reference, launch_bias_gelu_backward)
 bias_gelu_op = register_op(

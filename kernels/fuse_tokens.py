@@ -17,8 +17,6 @@ from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def fuse_tokens_reference(
     video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, skeleton_hidden_BK: Tensor, temporal_TD: Tensor
@@ -52,9 +50,6 @@ def fuse_tokens_backward_reference(
         grad_skeleton_BTD.to(skeleton_dtype),
         grad_temporal_TD.to(temporal_dtype),
     )
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -161,9 +156,6 @@ def _fuse_tokens_backward_kernel(
     tl.store(partial_ptr + partial_TD, total_TD, mask=valid_TD)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
 def launch_fuse_tokens(
     video_BKD: Tensor, skeleton_BTD: Tensor, keep_BK: Tensor, skeleton_hidden_BK: Tensor, temporal_TD: Tensor
 ) -> Tensor:
@@ -210,8 +202,6 @@ def launch_fuse_tokens_backward(
     )
     return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 def _save(inputs: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
     _, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD = inputs

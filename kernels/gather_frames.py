@@ -19,9 +19,6 @@ from svdata2vec.kernels.register import register_op
 COLOURS = 3
 
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
-
 def gather_frames_reference(
     video_BTHWC: Tensor,
     keep_BK: Tensor,
@@ -46,9 +43,6 @@ def gather_frames_reference(
     if channels > COLOURS * window:
         windows_RHWS = torch.nn.functional.pad(windows_RHWS, (0, channels - COLOURS * window))
     return windows_RHWS.permute(0, 3, 1, 2)
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -91,8 +85,6 @@ def _gather_frames_kernel(
     tl.store(out_ptr + target_PS, value_PS.to(out_ptr.dtype.element_ty), mask=written_PS)
 
 
-# --- launcher --------------------------------------------------------------------------------------------------------
-
 # Values per program: 32 per thread in four warps. The written side is ten times the read side (each byte of a frame
 # serves up to five windows and becomes two bytes or four), so the tile follows the output: with 16 channels a thread
 # stores eight neighbouring bfloat16 at once, and the bytes of its pixels come from the same few lines of L1.
@@ -128,8 +120,6 @@ def launch_gather_frames(
     )
     return windows_RHWS.permute(0, 3, 1, 2)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 # No gradient: pixels are integers.
 gather_frames_op = register_op("gather_frames", gather_frames_reference, launch_gather_frames)

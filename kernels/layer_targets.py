@@ -25,9 +25,6 @@ AverageNormalisation = Literal["instance", "layer", "none"]
 NORMALISED_AXES: dict[str, tuple[int, ...]] = {"instance": (-2,), "layer": (-1,), "batch": (-3, -2), "none": ()}
 
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
-
 def layer_targets_reference(
     layers_LBTD: Tensor,
     eps: float,
@@ -47,9 +44,6 @@ def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     # Not torch.var_mean, which is ten times slower over an inner axis on a CPU.
     return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-
-
-# --- kernel ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -83,8 +77,6 @@ def _layer_targets_kernel(
     tl.store(target_ptr + at_TD, sum_TD / num_layers, mask=valid_TD)
 
 
-# --- launcher --------------------------------------------------------------------------------------------------------
-
 # Values per program: 64 (40 frames rounded up) x 32 channels are 16 per thread in four warps, held about four times over
 # in registers; a row of 32 bfloat16 is two whole sectors of 32 bytes. 1024 programs at batch 128 and width 256.
 TARGET_TILE_VALUES = 2048
@@ -115,7 +107,5 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
     )
     return target_BTD
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 layer_targets_op = register_op("layer_targets", layer_targets_reference, launch_layer_targets)

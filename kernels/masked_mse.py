@@ -16,8 +16,6 @@ from svdata2vec.kernels.launch import channel_tile, launch, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, row_at, tile_at
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: the loss, in at least float32, and the number of scored positions."""
@@ -39,9 +37,6 @@ def _scored_difference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Te
     exact = torch.promote_types(prediction_BTD.dtype, torch.float32)
     # `where` and not a product: a position that isn't scored may hold anything, NaN included.
     return torch.where(scored_BT[:, :, None], prediction_BTD.to(exact) - target_BTD.to(exact), 0.0)
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -138,9 +133,6 @@ def _masked_mse_backward_kernel(
     tl.store(grad_prediction_ptr + at_RD, grad_RD, mask=(row_R < num_rows)[:, None] & (d_D < width)[None, :])
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
 def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Start the Triton kernels: errors of blocks of positions, then their sum; arguments as in the reference."""
     B, T, D = prediction_BTD.shape
@@ -182,8 +174,6 @@ def launch_masked_mse_backward(
     )
     return grad_BTD
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 masked_mse_backward_op = register_op("masked_mse_backward", masked_mse_backward_reference, launch_masked_mse_backward)
 masked_mse_op = register_op(

@@ -14,8 +14,6 @@ from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import row_at, tile_at, token_of_frame
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
 
 def restore_tokens_reference(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
     """Plain PyTorch: computed in at least float32, rounded once to the dtype of `encoded_BKD`."""
@@ -38,9 +36,6 @@ def restore_tokens_backward_reference(
     masked_BT = torch.ones((B, T), dtype=exact, device=grad_BTD.device).scatter(1, keep_BK, 0.0)
     grad_mask_D = torch.einsum("bt,btd->d", masked_BT, grad_BTD.to(exact))
     return grad_encoded_BKD, grad_mask_D.to(mask_dtype), grad_BTD.to(exact).sum(0).to(temporal_dtype)
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -124,9 +119,6 @@ def _restore_tokens_backward_kernel(
     tl.store(partial_masked_ptr + at_TD, masked_TD, mask=valid_TD)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
 def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
     """Start the Triton kernel; arguments as in the reference."""
     B, K, D = encoded_BKD.shape
@@ -169,8 +161,6 @@ def launch_restore_tokens_backward(
     all_TD, masked_TD = partial_2CTD.sum(1)
     return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 restore_tokens_backward_op = register_op(
     "restore_tokens_backward", restore_tokens_backward_reference, launch_restore_tokens_backward
