@@ -40,10 +40,6 @@ KERNELS = ("gather_frames", "fuse_tokens", "restore_tokens", "attention", "layer
 CONFIGURATION = ("torch", "triton", "numpy")
 
 
-class NotRun(Exception):  # noqa: N818 - not an error: the part cannot be checked here
-    """This part cannot be checked here; the message says why."""
-
-
 @dataclass(frozen=True)
 class Part:
     """One line of the table: what it needs, and where its function is (in gpu_check_parts.py)."""
@@ -100,8 +96,6 @@ def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -
     started = time.perf_counter()
     try:
         figures = load(part.function)(*part.arguments)
-    except NotRun as reason:
-        return Outcome(part.name, NOT_RUN, str(reason), seconds=time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001 - whatever it was, it belongs in the table
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)

@@ -38,9 +38,6 @@ def require(condition: bool, message: str) -> None:
         raise CheckError(message)
 
 
-# ---- driver ---------------------------------------------------------------------------------------------------------
-
-
 def check_driver(device: str = "cuda") -> Figures:
     """The GPU multiplies, convolves and copies back what the CPU computes."""
     generator = torch.Generator().manual_seed(0)
@@ -59,9 +56,6 @@ def check_driver(device: str = "cuda") -> Figures:
         "device": properties.name, "memory_gib": properties.total_memory / 2**30,
         "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda,
     }
-
-
-# ---- decoding -------------------------------------------------------------------------------------------------------
 
 
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
@@ -120,9 +114,6 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
     return EncodedClip("clip", np.frombuffer(video, np.uint8), offsets, np.array(frames, np.int64), window, PACKED, PACKED)
 
 
-# ---- kernels --------------------------------------------------------------------------------------------------------
-
-
 def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:
     """Results and gradients of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
     from kernel_inputs import CALLS, Draw, Sizes, values_and_gradients
@@ -154,9 +145,6 @@ def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
     allowed = 2 * usual + steps * torch.finfo(got.dtype).eps * scale
     require(error <= allowed, f"{what} is off by {error:.3g}, expected {allowed:.3g} or less (plain PyTorch: {usual:.3g})")
     return error / scale
-
-
-# ---- training -------------------------------------------------------------------------------------------------------
 
 
 def small_config() -> Any:
