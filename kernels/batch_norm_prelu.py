@@ -115,11 +115,7 @@ def _load_channels(ptr: tl.tensor, c_C: tl.tensor, num_channels: tl.tensor) -> t
 def _apply_kernel(
     x_ptr: tl.tensor,  # (M, C)
     shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     out_ptr: tl.tensor,  # (M, C)
     num_rows: tl.tensor,
     num_channels: tl.tensor,
@@ -129,6 +125,7 @@ def _apply_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_C values of the result."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
@@ -148,11 +145,7 @@ def _backward_sums_kernel(
     grad_ptr: tl.tensor,  # (M, C): gradient of the result
     x_ptr: tl.tensor,  # (M, C)
     shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     grad_shortcut_ptr: tl.tensor,  # (M, C), which is also the gradient of z; not written unless HAS_SHORTCUT
     partial_ptr: tl.tensor,  # (G, 3, C) float32: weight's, bias's and slope's gradient of each chunk of rows
     num_rows: tl.tensor,
@@ -164,6 +157,7 @@ def _backward_sums_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program walks through a chunk of rows of BLOCK_C channels and keeps three sums."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     chunk = tl.program_id(0).to(tl.int64)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rstd_1C = tl.rsqrt(_load_channels(variance_ptr, c_C, num_channels) + eps)
@@ -198,11 +192,7 @@ def _backward_sums_kernel(
 def _backward_input_kernel(
     grad_ptr: tl.tensor,  # (M, C): gradient of z with HAS_SHORTCUT, else of the result
     x_ptr: tl.tensor,  # (M, C)
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     sums_ptr: tl.tensor,  # (3, C) float32: gradients of weight, bias and slope
     grad_x_ptr: tl.tensor,  # (M, C)
     num_rows: tl.tensor,
@@ -214,6 +204,7 @@ def _backward_input_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_C values of x's gradient; in training it also passes through mean and variance."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
@@ -251,11 +242,11 @@ def launch_batch_norm_prelu(
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     rows, channels = channel_tile(num_channels)
     out_FCHW = torch.empty_like(x_FCHW, dtype=_result_dtype(x_FCHW, shortcut_FCHW), memory_format=torch.channels_last)
-    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _apply_kernel,
         (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
-        *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors, out_FCHW),
+        *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors, out_FCHW),
         *(num_rows, num_channels, eps),
         HAS_SHORTCUT=shortcut_FCHW is not None,
         BLOCK_R=rows,
@@ -289,11 +280,11 @@ def launch_batch_norm_prelu_backward(
     if shortcut_FCHW is not None:
         grad_shortcut_FCHW = torch.empty_like(shortcut_FCHW, memory_format=torch.channels_last)
     partial_G3C = x_FCHW.new_empty((chunks, 3, num_channels), dtype=torch.float32)
-    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _backward_sums_kernel,
         (chunks, triton.cdiv(num_channels, channels)),
-        *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors),
+        *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors),
         *(grad_shortcut_FCHW, partial_G3C, num_rows, num_channels, rows_per_chunk, eps),
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
@@ -303,7 +294,7 @@ def launch_batch_norm_prelu_backward(
     launch(
         _backward_input_kernel,
         (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
-        *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, *vectors, grads_3C, grad_x_FCHW),
+        *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, vectors, grads_3C, grad_x_FCHW),
         *(num_rows, num_channels, eps),
         TRAINING=training,
         HAS_SHORTCUT=has_shortcut,

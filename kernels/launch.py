@@ -29,7 +29,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
     Raises:
         ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose.
     """
-    if any(isinstance(argument, Tensor) and argument.dtype == torch.float64 for argument in arguments):
+    single = (value for argument in arguments for value in (argument if isinstance(argument, tuple) else (argument,)))
+    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in single):
         raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
     if 0 in grid:
         return

@@ -64,28 +64,12 @@ def one_way(stage: Stage) -> Array:
     return ramp(stage.num_frames, centre - length / 2, length)
 
 
-def raise_arms(stage: Stage) -> None:
-    both_arms(stage, one_way(stage))
-
-
-def lower_arms(stage: Stage) -> None:
-    both_arms(stage, 1.0 - one_way(stage))
-
-
 def crouch(stage: Stage, down_T: Array) -> None:
     """Knees bend, the trunk leans forward, the arms come forward: 0 standing, 1 as low as on a stool."""
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
     stance.drop_T += rng.uniform(0.46, 0.56) * down_T
     stance.pitch_T += rng.uniform(0.35, 0.6) * down_T
     move_wrists(stance, 0.9 * down_T, columns(count, rng.uniform(0.35, 0.6), 0.1, -0.72))
-
-
-def sit_down(stage: Stage) -> None:
-    crouch(stage, one_way(stage))
-
-
-def stand_up(stage: Stage) -> None:
-    crouch(stage, 1.0 - one_way(stage))
 
 
 def jump(stage: Stage) -> None:
@@ -190,10 +174,10 @@ def hand_over(stage: Stage) -> Array:
 ACTIONS: dict[str, Callable[[Stage], Array | None]] = {
     "wave": wave,
     "hold up a hand": hold_up,
-    "raise both arms": raise_arms,
-    "lower both arms": lower_arms,
-    "sit down": sit_down,
-    "stand up": stand_up,
+    "raise both arms": lambda stage: both_arms(stage, one_way(stage)),
+    "lower both arms": lambda stage: both_arms(stage, 1.0 - one_way(stage)),
+    "sit down": lambda stage: crouch(stage, one_way(stage)),
+    "stand up": lambda stage: crouch(stage, 1.0 - one_way(stage)),
     "jump": jump,
     "clap": clap,
     "walk": walk,
