@@ -7,8 +7,7 @@ The result `normed` is written in the dtype of whoever reads it: under autocast 
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
 Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """
@@ -22,8 +21,7 @@ from torch import Tensor
 
 from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks, strides
 from svdata2vec.kernels.register import refuse_double_backward, register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
 
 def add_layer_norm_reference(
@@ -62,9 +60,6 @@ def add_layer_norm_backward_reference(
     return result_BND.to(total_BND.dtype).contiguous(), grads_2D
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _add_layer_norm_kernel(
     x_ptr: tl.tensor,  # (B, N, D)
@@ -78,12 +73,8 @@ def _add_layer_norm_kernel(
     num_rows: tl.tensor,  # B * N
     num_tokens: tl.tensor,
     width: tl.tensor,
-    x_stride_b: tl.tensor,
-    x_stride_n: tl.tensor,
-    x_stride_d: tl.tensor,
-    branch_stride_b: tl.tensor,
-    branch_stride_n: tl.tensor,
-    branch_stride_d: tl.tensor,
+    x_strides: tl.tuple,
+    branch_strides: tl.tuple,
     eps: float,
     HAS_BRANCH: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -92,14 +83,13 @@ def _add_layer_norm_kernel(
     """One program holds BLOCK_R whole tokens, so that the sum is written once and not read again."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = tl.arange(0, BLOCK_D).to(tl.int64)
-    clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+    clip_R, token_R = clip_and_token(row_R, num_tokens)
     valid_RD = (row_R < num_rows)[:, None] & (d_D < width)[None, :]
-    x_at_RD = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + d_D[None, :] * x_stride_d
+    x_at_RD = tile_at(clip_R, token_R, d_D, x_strides)
     at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
     total_RD = tl.load(x_ptr + x_at_RD, mask=valid_RD, other=0).to(tl.float32)
     if HAS_BRANCH:
-        branch_at_R = clip_R * branch_stride_b + token_R * branch_stride_n
-        branch_at_RD = branch_at_R[:, None] + d_D[None, :] * branch_stride_d
+        branch_at_RD = tile_at(clip_R, token_R, d_D, branch_strides)
         total_RD += tl.load(branch_ptr + branch_at_RD, mask=valid_RD, other=0).to(tl.float32)
         rounded_RD = total_RD.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + at_RD, rounded_RD, mask=valid_RD)
@@ -108,8 +98,7 @@ def _add_layer_norm_kernel(
     mean_R = tl.sum(total_RD, axis=1) / width
     centred_RD = tl.where(valid_RD, total_RD - mean_R[:, None], 0.0)
     rstd_R = tl.rsqrt(tl.sum(centred_RD * centred_RD, axis=1) / width + eps)
-    weight_D = tl.load(weight_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
-    bias_D = tl.load(bias_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
+    weight_D, bias_D = load_vector(weight_ptr, d_D, width), load_vector(bias_ptr, d_D, width)
     normed_RD = centred_RD * rstd_R[:, None] * weight_D[None, :] + bias_D[None, :]
 
     tl.store(normed_ptr + at_RD, normed_RD.to(normed_ptr.dtype.element_ty), mask=valid_RD)
@@ -131,15 +120,9 @@ def _add_layer_norm_backward_kernel(
     num_tokens: tl.tensor,
     width: tl.tensor,
     rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
-    grad_total_stride_b: tl.tensor,
-    grad_total_stride_n: tl.tensor,
-    grad_total_stride_d: tl.tensor,
-    grad_normed_stride_b: tl.tensor,
-    grad_normed_stride_n: tl.tensor,
-    grad_normed_stride_d: tl.tensor,
-    total_stride_b: tl.tensor,
-    total_stride_n: tl.tensor,
-    total_stride_d: tl.tensor,
+    grad_total_strides: tl.tuple,
+    grad_normed_strides: tl.tuple,
+    total_strides: tl.tuple,
     HAS_GRAD_TOTAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # all channels
@@ -147,20 +130,18 @@ def _add_layer_norm_backward_kernel(
     """One program walks through a chunk of tokens and keeps the sums of weight's and bias's gradients in registers."""
     chunk = tl.program_id(0)
     d_D = tl.arange(0, BLOCK_D).to(tl.int64)
-    weight_D = tl.load(weight_ptr + d_D, mask=d_D < width, other=0).to(tl.float32)
+    weight_D = load_vector(weight_ptr, d_D, width)
     grad_weight_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     grad_bias_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     first = chunk * rows_per_chunk
     for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
         row_R = row + tl.arange(0, BLOCK_R)
-        clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+        clip_R, token_R = clip_and_token(row_R, num_tokens)
         valid_RD = (row_R < num_rows)[:, None] & (d_D < width)[None, :]
         at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
-        normed_at_R = clip_R * grad_normed_stride_b + token_R * grad_normed_stride_n
-        normed_at_RD = normed_at_R[:, None] + d_D[None, :] * grad_normed_stride_d
+        normed_at_RD = tile_at(clip_R, token_R, d_D, grad_normed_strides)
         grad_RD = tl.load(grad_normed_ptr + normed_at_RD, mask=valid_RD, other=0).to(tl.float32)
-        total_at_R = clip_R * total_stride_b + token_R * total_stride_n
-        total_at_RD = total_at_R[:, None] + d_D[None, :] * total_stride_d
+        total_at_RD = tile_at(clip_R, token_R, d_D, total_strides)
         total_RD = tl.load(total_ptr + total_at_RD, mask=valid_RD, other=0).to(tl.float32)
         mean_R = tl.load(mean_ptr + row_R, mask=row_R < num_rows, other=0)
         rstd_R = tl.load(rstd_ptr + row_R, mask=row_R < num_rows, other=0)
@@ -173,8 +154,7 @@ def _add_layer_norm_backward_kernel(
         along_R = tl.sum(scaled_RD * centre_RD, axis=1) / width
         result_RD = (scaled_RD - mean_scaled_R[:, None] - centre_RD * along_R[:, None]) * rstd_R[:, None]
         if HAS_GRAD_TOTAL:
-            direct_at_R = clip_R * grad_total_stride_b + token_R * grad_total_stride_n
-            direct_at_RD = direct_at_R[:, None] + d_D[None, :] * grad_total_stride_d
+            direct_at_RD = tile_at(clip_R, token_R, d_D, grad_total_strides)
             result_RD += tl.load(grad_total_ptr + direct_at_RD, mask=valid_RD, other=0).to(tl.float32)
         tl.store(grad_ptr + at_RD, result_RD.to(grad_ptr.dtype.element_ty), mask=valid_RD)
 
@@ -182,8 +162,6 @@ def _add_layer_norm_backward_kernel(
     tl.store(partial_D, tl.sum(grad_weight_RD, axis=0), mask=d_D < width)
     tl.store(partial_D + width, tl.sum(grad_bias_RD, axis=0), mask=d_D < width)
 
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 MAX_WIDTH = 8192
 # One program per SM of an H100 (132): the partial sums of 128 chunks at width 256 are a quarter of a megabyte, a tenth of
@@ -262,8 +240,6 @@ def launch_add_layer_norm_backward(
     )
     return grad_BND, partial_C2D.sum(0)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 add_layer_norm_op = register_op("add_layer_norm", add_layer_norm_reference, launch_add_layer_norm)
 add_layer_norm_backward_op = register_op(

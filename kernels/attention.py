@@ -7,7 +7,6 @@ Tokens at or beyond `lengths_B[b]` are padding: nobody attends to them, their ou
 B clips, N tokens, H heads, E head dimension, D = H * E.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor
 from svdata2vec.kernels import dispatch
 from svdata2vec.kernels.launch import launch, strides
 from svdata2vec.kernels.register import register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
 
 
 def attention_reference(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
@@ -67,8 +64,6 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
     return score_BHNN.softmax(-1) * (real_BN[:, None, :, None] & real_BN[:, None, None, :])
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
 # A program holds BLOCK_N rows of tokens: PAIRS whole (clip, head) pairs, one after the other, neighbouring pairs being
 # neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs apart, so that 13 tokens
 # fill the tensor cores' tiles and 40 or 128 tokens need no other kernel. Since every row of scores is complete within
@@ -102,6 +97,14 @@ def _locate_rows(
 
 
 @triton.jit
+def _head_at(
+    clip_N: tl.tensor, token_N: tl.tensor, head_N: tl.tensor, e_E: tl.tensor, strides: tl.tuple, E: tl.constexpr
+) -> tl.tensor:
+    """(rows, BLOCK_E) offsets of each row's head in (B, N, channels)."""
+    return (clip_N * strides[0] + token_N * strides[1] + head_N * E * strides[2])[:, None] + e_E[None, :] * strides[2]
+
+
+@triton.jit
 def _softmax(score_MN: tl.tensor, allowed_MN: tl.tensor) -> tl.tensor:
     """Row softmax over the allowed columns; rows without any are zero. The finite floor avoids inf - inf."""
     score_MN = tl.where(allowed_MN, score_MN, -1e30)
@@ -116,9 +119,7 @@ def _attention_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     out_ptr: tl.tensor,  # (B, N, H * E) contiguous
     num_pairs: tl.tensor,  # B * H
-    qkv_stride_b: tl.tensor,
-    qkv_stride_n: tl.tensor,
-    qkv_stride_c: tl.tensor,
+    qkv_strides: tl.tuple,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,
@@ -136,22 +137,20 @@ def _attention_kernel(
     part_N, clip_N, token_N, head_N, _, real_N = _locate_rows(
         tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
-    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    at_NE = _head_at(clip_N, token_N, head_N, e_E, qkv_strides, E)
     read_NE = real_N[:, None] & in_head_1E
 
     for first in range(0, BLOCK_N, BLOCK_M):
         part_M, clip_M, token_M, head_M, exists_M, real_M = _locate_rows(
             first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
-        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
-        q_at_ME = row_at_M[:, None] + e_E[None, :] * qkv_stride_c
+        q_at_ME = _head_at(clip_M, token_M, head_M, e_E, qkv_strides, E)
+        k_NE = tl.load(qkv_ptr + width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         q_ME = tl.load(qkv_ptr + q_at_ME, mask=real_M[:, None] & in_head_1E, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
         allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN).to(q_ME.dtype)
-        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         out_ME = tl.dot(prob_MN, v_NE, input_precision="tf32x3")
         out_at_M = (clip_M * N + token_M) * width + head_M * E
         out_mask_ME = exists_M[:, None] & in_head_1E
@@ -165,12 +164,8 @@ def _attention_backward_kernel(
     lengths_ptr: tl.tensor,  # (B,) integers; not read unless HAS_LENGTHS
     grad_qkv_ptr: tl.tensor,  # (B, N, 3 * H * E) contiguous
     num_pairs: tl.tensor,  # B * H
-    grad_stride_b: tl.tensor,
-    grad_stride_n: tl.tensor,
-    grad_stride_c: tl.tensor,
-    qkv_stride_b: tl.tensor,
-    qkv_stride_n: tl.tensor,
-    qkv_stride_c: tl.tensor,
+    grad_strides: tl.tuple,
+    qkv_strides: tl.tuple,
     scale: float,
     N: tl.constexpr,
     H: tl.constexpr,
@@ -188,8 +183,7 @@ def _attention_backward_kernel(
     part_N, clip_N, token_N, head_N, exists_N, real_N = _locate_rows(
         tl.arange(0, BLOCK_N), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
     )
-    row_at_N = clip_N * qkv_stride_b + token_N * qkv_stride_n + head_N * E * qkv_stride_c
-    at_NE = row_at_N[:, None] + e_E[None, :] * qkv_stride_c
+    at_NE = _head_at(clip_N, token_N, head_N, e_E, qkv_strides, E)
     read_NE = real_N[:, None] & in_head_1E
     grad_k_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     grad_v_NE = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
@@ -199,17 +193,17 @@ def _attention_backward_kernel(
             first + tl.arange(0, BLOCK_M), lengths_ptr, num_pairs, N, H, PAIRS, HAS_LENGTHS
         )
         read_ME = real_M[:, None] & in_head_1E
-        row_at_M = clip_M * qkv_stride_b + token_M * qkv_stride_n + head_M * E * qkv_stride_c
-        q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_stride_c, mask=read_ME, other=0)
-        grad_at_M = clip_M * grad_stride_b + token_M * grad_stride_n + head_M * E * grad_stride_c
-        grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_stride_c, mask=read_ME, other=0)
+        row_at_M = clip_M * qkv_strides[0] + token_M * qkv_strides[1] + head_M * E * qkv_strides[2]
+        q_ME = tl.load(qkv_ptr + row_at_M[:, None] + e_E[None, :] * qkv_strides[2], mask=read_ME, other=0)
+        grad_at_M = clip_M * grad_strides[0] + token_M * grad_strides[1] + head_M * E * grad_strides[2]
+        grad_ME = tl.load(grad_ptr + grad_at_M[:, None] + e_E[None, :] * grad_strides[2], mask=read_ME, other=0)
 
-        k_NE = tl.load(qkv_ptr + width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        k_NE = tl.load(qkv_ptr + width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="tf32x3") * scale
         allowed_MN = (part_M[:, None] == part_N[None, :]) & real_M[:, None] & real_N[None, :]
         prob_MN = _softmax(score_MN, allowed_MN)
         grad_v_NE = tl.dot(tl.trans(prob_MN.to(grad_ME.dtype)), grad_ME, grad_v_NE, input_precision="tf32x3")
-        v_NE = tl.load(qkv_ptr + 2 * width * qkv_stride_c + at_NE, mask=read_NE, other=0)
+        v_NE = tl.load(qkv_ptr + 2 * width * qkv_strides[2] + at_NE, mask=read_NE, other=0)
         grad_prob_MN = tl.dot(grad_ME, tl.trans(v_NE), input_precision="tf32x3")
         mean_M = tl.sum(prob_MN * grad_prob_MN, axis=1)
         grad_score_MN = (prob_MN * (grad_prob_MN - mean_M[:, None]) * scale).to(q_ME.dtype)
@@ -229,24 +223,14 @@ def _attention_backward_kernel(
     tl.store(to_NE + 2 * width, grad_v_NE.to(grad_qkv_ptr.dtype.element_ty), mask=to_mask_NE)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
 MAX_TOKENS = 128
 MAX_HEAD_DIM = 64
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Launch geometry of both kernels."""
+def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Launch constants of both kernels.
 
-    block_m: int
-    block_n: int
-    block_e: int
-    num_warps: int
-
-
-def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
+    The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
 
     32 rows at least, so that 13 tokens (26 of 32 rows used) leave fewer idle than one pair in 16 rows, at half as many
     programs. Above 64 tokens the queries go through in blocks of 16, and likewise in float32: the backward pass holds
@@ -255,12 +239,12 @@ def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """
     block_n = max(triton.next_power_of_2(num_tokens), 32)
     full = dtype == torch.float32
-    return Tiles(
-        block_m=16 if full or block_n > 64 else block_n,
-        block_n=block_n,
-        block_e=max(triton.next_power_of_2(head_dim), 16),
-        num_warps={32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
-    )
+    return {
+        "BLOCK_M": 16 if full or block_n > 64 else block_n,
+        "BLOCK_N": block_n,
+        "BLOCK_E": max(triton.next_power_of_2(head_dim), 16),
+        "num_warps": {32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
+    }
 
 
 def launch_attention(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None) -> Tensor:
@@ -301,7 +285,7 @@ def _launch(
             "attention: Triton's interpreter multiplies the bit patterns of bfloat16 matrices; take float32 or float16"
         )
     tiles = choose_tiles(max(N, 1), head_dim, qkv_BNC.dtype)
-    pairs_per_program = tiles.block_n // max(N, 1)
+    pairs_per_program = tiles["BLOCK_N"] // max(N, 1)
     launch(
         kernel,
         (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
@@ -312,14 +296,9 @@ def _launch(
         E=head_dim,
         PAIRS=pairs_per_program,
         HAS_LENGTHS=lengths_B is not None,
-        BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n,
-        BLOCK_E=tiles.block_e,
-        num_warps=tiles.num_warps,
+        **tiles,
     )
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 attention_backward_op = register_op("attention_backward", attention_backward_reference, launch_attention_backward)
 attention_op = register_op(

@@ -6,8 +6,7 @@
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
 given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
@@ -22,8 +21,7 @@ from torch import Tensor
 from svdata2vec.kernels.batch_statistics import channel_chunks, launch_batch_statistics
 from svdata2vec.kernels.launch import channel_tile, launch
 from svdata2vec.kernels.register import refuse_double_backward, register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import load_vector
 
 
 def batch_norm_prelu_reference(
@@ -78,8 +76,8 @@ def batch_norm_prelu_backward_reference(
         along_C, mean_grad_C = grads_3C[0] / _num_rows(x_FCHW), grads_3C[1] / _num_rows(x_FCHW)
         through = grad_z - _per_channel(mean_grad_C) - centre * _per_channel(along_C)
     grad_x = through * _per_channel(rstd_C * weight_C)
-    grad_shortcut = grad.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
-    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut.to(_shortcut_dtype(x_FCHW, shortcut_FCHW)), grads_3C
+    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
+    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut, grads_3C
 
 
 def _per_channel(vector_C: Tensor) -> Tensor:
@@ -94,10 +92,6 @@ def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
     return x_FCHW.dtype if shortcut_FCHW is None else torch.promote_types(x_FCHW.dtype, shortcut_FCHW.dtype)
 
 
-def _shortcut_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
-    return x_FCHW.dtype if shortcut_FCHW is None else shortcut_FCHW.dtype
-
-
 def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
@@ -108,26 +102,20 @@ def _channels_last(x_FCHW: Tensor) -> Tensor:
     return x_FCHW.clone(memory_format=torch.channels_last)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
 # A map is a matrix of M rows: channels-last memory needs no division to find a row's place. Rows are counted in 64 bits.
 
 
 @triton.jit
 def _load_channels(ptr: tl.tensor, c_C: tl.tensor, num_channels: tl.tensor) -> tl.tensor:
     """(1, BLOCK_C) values of a vector over channels, in float32."""
-    return tl.load(ptr + c_C, mask=c_C < num_channels, other=0).to(tl.float32)[None, :]
+    return load_vector(ptr, c_C, num_channels)[None, :]
 
 
 @triton.jit
 def _apply_kernel(
     x_ptr: tl.tensor,  # (M, C)
     shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     out_ptr: tl.tensor,  # (M, C)
     num_rows: tl.tensor,
     num_channels: tl.tensor,
@@ -137,6 +125,7 @@ def _apply_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_C values of the result."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
@@ -156,11 +145,7 @@ def _backward_sums_kernel(
     grad_ptr: tl.tensor,  # (M, C): gradient of the result
     x_ptr: tl.tensor,  # (M, C)
     shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     grad_shortcut_ptr: tl.tensor,  # (M, C), which is also the gradient of z; not written unless HAS_SHORTCUT
     partial_ptr: tl.tensor,  # (G, 3, C) float32: weight's, bias's and slope's gradient of each chunk of rows
     num_rows: tl.tensor,
@@ -172,6 +157,7 @@ def _backward_sums_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program walks through a chunk of rows of BLOCK_C channels and keeps three sums."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     chunk = tl.program_id(0).to(tl.int64)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rstd_1C = tl.rsqrt(_load_channels(variance_ptr, c_C, num_channels) + eps)
@@ -206,11 +192,7 @@ def _backward_sums_kernel(
 def _backward_input_kernel(
     grad_ptr: tl.tensor,  # (M, C): gradient of z with HAS_SHORTCUT, else of the result
     x_ptr: tl.tensor,  # (M, C)
-    weight_ptr: tl.tensor,  # (C,), as the four below
-    bias_ptr: tl.tensor,
-    slope_ptr: tl.tensor,
-    mean_ptr: tl.tensor,
-    variance_ptr: tl.tensor,
+    vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     sums_ptr: tl.tensor,  # (3, C) float32: gradients of weight, bias and slope
     grad_x_ptr: tl.tensor,  # (M, C)
     num_rows: tl.tensor,
@@ -222,6 +204,7 @@ def _backward_input_kernel(
     BLOCK_C: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_C values of x's gradient; in training it also passes through mean and variance."""
+    weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid_RC = (row_R < num_rows)[:, None] & (c_C < num_channels)[None, :]
@@ -243,13 +226,6 @@ def _backward_input_kernel(
     tl.store(grad_x_ptr + at_RC, grad_x_RC.to(grad_x_ptr.dtype.element_ty), mask=valid_RC)
 
 
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
-def _empty_map(x_FCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(x_FCHW.shape, dtype=dtype, device=x_FCHW.device, memory_format=torch.channels_last)
-
-
 def launch_batch_norm_prelu(
     x_FCHW: Tensor,
     shortcut_FCHW: Tensor | None,
@@ -265,12 +241,12 @@ def launch_batch_norm_prelu(
     mean_C, variance_C = (mean_C, variance_C) if mean_C is not None and variance_C is not None else saved
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     rows, channels = channel_tile(num_channels)
-    out_FCHW = _empty_map(x_FCHW, _result_dtype(x_FCHW, shortcut_FCHW))
-    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    out_FCHW = torch.empty_like(x_FCHW, dtype=_result_dtype(x_FCHW, shortcut_FCHW), memory_format=torch.channels_last)
+    vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _apply_kernel,
         (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
-        *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors, out_FCHW),
+        *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors, out_FCHW),
         *(num_rows, num_channels, eps),
         HAS_SHORTCUT=shortcut_FCHW is not None,
         BLOCK_R=rows,
@@ -299,14 +275,16 @@ def launch_batch_norm_prelu_backward(
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     chunks, rows_per_chunk, rows, channels = channel_chunks(num_rows, num_channels)
     has_shortcut = shortcut_FCHW is not None
-    grad_x_FCHW = _empty_map(x_FCHW, x_FCHW.dtype)
-    grad_shortcut_FCHW = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _empty_map(x_FCHW, shortcut_FCHW.dtype)
+    grad_x_FCHW = torch.empty_like(x_FCHW, memory_format=torch.channels_last)
+    grad_shortcut_FCHW = x_FCHW.new_empty((0,))
+    if shortcut_FCHW is not None:
+        grad_shortcut_FCHW = torch.empty_like(shortcut_FCHW, memory_format=torch.channels_last)
     partial_G3C = x_FCHW.new_empty((chunks, 3, num_channels), dtype=torch.float32)
-    vectors = [vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C)]
+    vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _backward_sums_kernel,
         (chunks, triton.cdiv(num_channels, channels)),
-        *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, *vectors),
+        *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors),
         *(grad_shortcut_FCHW, partial_G3C, num_rows, num_channels, rows_per_chunk, eps),
         HAS_SHORTCUT=has_shortcut,
         BLOCK_R=rows,
@@ -316,7 +294,7 @@ def launch_batch_norm_prelu_backward(
     launch(
         _backward_input_kernel,
         (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
-        *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, *vectors, grads_3C, grad_x_FCHW),
+        *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, vectors, grads_3C, grad_x_FCHW),
         *(num_rows, num_channels, eps),
         TRAINING=training,
         HAS_SHORTCUT=has_shortcut,
@@ -325,8 +303,6 @@ def launch_batch_norm_prelu_backward(
     )
     return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 batch_norm_prelu_op = register_op("batch_norm_prelu", batch_norm_prelu_reference, launch_batch_norm_prelu)
 batch_norm_prelu_backward_op = register_op(

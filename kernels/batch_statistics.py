@@ -3,9 +3,6 @@
 Welford's recurrence within a program, then Chan's merge of programs, in a fixed order: variances are sums of squared
 distances from a mean, never differences of large sums.
 
-Part of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on
-a GPU. They stay until one has judged them.
-
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
 
@@ -15,8 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels.launch import channel_tile, launch, row_chunks
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -90,8 +85,6 @@ def _merge_statistics_kernel(
     tl.store(mean_ptr + c_C, mean_C, mask=c_C < num_channels)
     tl.store(variance_ptr + c_C, tl.sum(spread_GC, axis=0) / num_rows, mask=c_C < num_channels)
 
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 # Programs that sum over rows: eight for each SM of an H100 (132), which together keep 32 KiB of a bfloat16 map in flight per
 # SM; their partial sums (1024 * 64 * 4 bytes each where C is 64) stay in L2.

@@ -4,8 +4,7 @@
 
 The backward pass computes z again from the product and gives the bias's gradient in the same pass over memory.
 
-One of the fused block ops behind `model.fused_blocks`, which is off by default: correct by every test, but never timed on a
-GPU. They stay until one has judged them.
+One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
 
 B clips, N tokens, H hidden width; R rows of (B, N) flattened.
 """
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from svdata2vec.kernels.launch import channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
 
 def bias_gelu_reference(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
@@ -39,8 +37,6 @@ def bias_gelu_backward_reference(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor
     return grad_z_BNH.to(x_BNH.dtype).contiguous(), grad_z_BNH.sum((0, 1)).to(bias_H.dtype)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_TAU = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
 
@@ -53,19 +49,17 @@ def _bias_gelu_kernel(
     num_rows: tl.tensor,  # B * N
     num_tokens: tl.tensor,
     width: tl.tensor,
-    x_stride_b: tl.tensor,
-    x_stride_n: tl.tensor,
-    x_stride_h: tl.tensor,
+    x_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
     """One program makes BLOCK_R x BLOCK_H values."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-    clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+    clip_R, token_R = clip_and_token(row_R, num_tokens)
     valid_RH = (row_R < num_rows)[:, None] & (h_H < width)[None, :]
-    x_at_RH = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + h_H[None, :] * x_stride_h
-    bias_H = tl.load(bias_ptr + h_H, mask=h_H < width, other=0).to(tl.float32)
+    x_at_RH = tile_at(clip_R, token_R, h_H, x_strides)
+    bias_H = load_vector(bias_ptr, h_H, width)
     z_RH = tl.load(x_ptr + x_at_RH, mask=valid_RH, other=0).to(tl.float32) + bias_H[None, :]
     out_RH = 0.5 * z_RH * (1.0 + tl.erf(z_RH * SQRT_HALF))
     at_RH = row_R.to(tl.int64)[:, None] * width + h_H[None, :]
@@ -83,27 +77,22 @@ def _bias_gelu_backward_kernel(
     num_tokens: tl.tensor,
     width: tl.tensor,
     rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
-    grad_stride_b: tl.tensor,
-    grad_stride_n: tl.tensor,
-    grad_stride_h: tl.tensor,
-    x_stride_b: tl.tensor,
-    x_stride_n: tl.tensor,
-    x_stride_h: tl.tensor,
+    grad_strides: tl.tuple,
+    x_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
     """One program walks through a chunk of rows of BLOCK_H channels and keeps the sum of the bias's gradient."""
     chunk = tl.program_id(0)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-    bias_H = tl.load(bias_ptr + h_H, mask=h_H < width, other=0).to(tl.float32)
+    bias_H = load_vector(bias_ptr, h_H, width)
     total_RH = tl.zeros((BLOCK_R, BLOCK_H), dtype=tl.float32)
     first = chunk * rows_per_chunk
     for row in range(first, tl.minimum(first + rows_per_chunk, num_rows), BLOCK_R):
         row_R = row + tl.arange(0, BLOCK_R)
-        clip_R, token_R = (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
+        clip_R, token_R = clip_and_token(row_R, num_tokens)
         valid_RH = (row_R < num_rows)[:, None] & (h_H < width)[None, :]
-        grad_at_RH = (clip_R * grad_stride_b + token_R * grad_stride_n)[:, None] + h_H[None, :] * grad_stride_h
-        x_at_RH = (clip_R * x_stride_b + token_R * x_stride_n)[:, None] + h_H[None, :] * x_stride_h
+        grad_at_RH, x_at_RH = tile_at(clip_R, token_R, h_H, grad_strides), tile_at(clip_R, token_R, h_H, x_strides)
         grad_RH = tl.load(grad_ptr + grad_at_RH, mask=valid_RH, other=0).to(tl.float32)
         z_RH = tl.load(x_ptr + x_at_RH, mask=valid_RH, other=0).to(tl.float32) + bias_H[None, :]
         below_RH = 0.5 * (1.0 + tl.erf(z_RH * SQRT_HALF))
@@ -113,8 +102,6 @@ def _bias_gelu_backward_kernel(
         tl.store(grad_x_ptr + at_RH, grad_z_RH.to(grad_x_ptr.dtype.element_ty), mask=valid_RH)
     tl.store(partial_ptr + chunk.to(tl.int64) * width + h_H, tl.sum(total_RH, axis=0), mask=h_H < width)
 
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 # With four blocks of 256 channels (hidden width 1024) 512 programs, four for each SM of an H100.
 MAX_ROW_CHUNKS = 128
@@ -155,8 +142,6 @@ def launch_bias_gelu_backward(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -
     )
     return grad_x_BNH, partial_CH.sum(0).to(bias_H.dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 bias_gelu_backward_op = register_op("bias_gelu_backward", bias_gelu_backward_reference, launch_bias_gelu_backward)
 bias_gelu_op = register_op(

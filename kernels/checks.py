@@ -45,11 +45,12 @@ def require_dtypes(allowed: Sequence[torch.dtype], /, **tensors: Tensor | None) 
 
 
 def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:
-    """Demand strictly increasing frame numbers in [0, num_frames) in each row.
+    """Demand int64 frame numbers in [0, num_frames), strictly increasing in each row.
 
     A tensor on a GPU isn't read, since that would stop the host until the GPU has caught up. There the kernels treat a
     frame outside the clip as missing and touch no memory outside their tensors.
     """
+    require_dtypes((torch.int64,), keep_BK=keep_BK)
     if keep_BK.device.type != "cpu" or torch.compiler.is_compiling() or keep_BK.numel() == 0:
         return
     low, high = int(keep_BK.min()), int(keep_BK.max())

@@ -79,7 +79,6 @@ def gather_frames(
     """
     require_shapes({"C": COLOURS}, video_BTHWC=video_BTHWC, keep_BK=keep_BK)
     require_dtypes((torch.uint8,), video_BTHWC=video_BTHWC)
-    require_dtypes((torch.int64,), keep_BK=keep_BK)
     require_kept_frames(keep_BK, video_BTHWC.shape[1])
     if video_BTHWC.stride()[2:] != (video_BTHWC.shape[3] * COLOURS, COLOURS, 1):
         raise ValueError(
@@ -123,7 +122,6 @@ def fuse_tokens(
     sizes = require_shapes({}, **tokens, keep_BK=keep_BK, skeleton_hidden_BK=skeleton_hidden_BK)
     require_dtypes(FLOATS, **tokens)
     require_dtypes((torch.bool,), skeleton_hidden_BK=skeleton_hidden_BK)
-    require_dtypes((torch.int64,), keep_BK=keep_BK)
     require_kept_frames(keep_BK, sizes["T"])
     return fuse_tokens_op.run(impl, video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD)
 
@@ -145,7 +143,6 @@ def restore_tokens(
     tokens = {"encoded_BKD": encoded_BKD, "mask_token_D": mask_token_D, "temporal_TD": temporal_TD}
     sizes = require_shapes({}, **tokens, keep_BK=keep_BK)
     require_dtypes(FLOATS, **tokens)
-    require_dtypes((torch.int64,), keep_BK=keep_BK)
     require_kept_frames(keep_BK, sizes["T"])
     return restore_tokens_op.run(impl, encoded_BKD, mask_token_D, keep_BK, temporal_TD)
 

@@ -13,11 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
 
 def fuse_tokens_reference(
@@ -54,9 +52,6 @@ def fuse_tokens_backward_reference(
     )
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _fuse_tokens_kernel(
     video_ptr: tl.tensor,  # (B, K, D)
@@ -69,18 +64,11 @@ def _fuse_tokens_kernel(
     num_kept: tl.tensor,
     num_frames: tl.tensor,
     width: tl.tensor,
-    video_stride_b: tl.tensor,
-    video_stride_k: tl.tensor,
-    video_stride_d: tl.tensor,
-    skeleton_stride_b: tl.tensor,
-    skeleton_stride_t: tl.tensor,
-    skeleton_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    hidden_stride_b: tl.tensor,
-    hidden_stride_k: tl.tensor,
-    temporal_stride_t: tl.tensor,
-    temporal_stride_d: tl.tensor,
+    video_strides: tl.tuple,
+    skeleton_strides: tl.tuple,
+    keep_strides: tl.tuple,
+    hidden_strides: tl.tuple,
+    temporal_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
@@ -88,24 +76,24 @@ def _fuse_tokens_kernel(
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     row_valid_R, d_valid_D = row_R < num_rows, d_D < width
-    clip_R, kept_R = (row_R // num_kept).to(tl.int64), (row_R % num_kept).to(tl.int64)
+    clip_R, kept_R = clip_and_token(row_R, num_kept)
 
-    frame_R = tl.load(keep_ptr + clip_R * keep_stride_b + kept_R * keep_stride_k, mask=row_valid_R, other=-1)
-    hidden_R = tl.load(hidden_ptr + clip_R * hidden_stride_b + kept_R * hidden_stride_k, mask=row_valid_R, other=1)
+    frame_R = tl.load(keep_ptr + row_at(clip_R, kept_R, keep_strides), mask=row_valid_R, other=-1)
+    hidden_R = tl.load(hidden_ptr + row_at(clip_R, kept_R, hidden_strides), mask=row_valid_R, other=1)
     in_clip_R = (frame_R >= 0) & (frame_R < num_frames)
     visible_R = in_clip_R & (hidden_R == 0)
 
     valid_RD = row_valid_R[:, None] & d_valid_D[None, :]
-    video_at_R = clip_R * video_stride_b + kept_R * video_stride_k
-    video_RD = tl.load(video_ptr + video_at_R[:, None] + d_D[None, :] * video_stride_d, mask=valid_RD, other=0)
-    skeleton_at_R = clip_R * skeleton_stride_b + frame_R * skeleton_stride_t
+    video_at_R = row_at(clip_R, kept_R, video_strides)
+    video_RD = tl.load(video_ptr + video_at_R[:, None] + d_D[None, :] * video_strides[2], mask=valid_RD, other=0)
+    skeleton_at_R = row_at(clip_R, frame_R, skeleton_strides)
     skeleton_RD = tl.load(
-        skeleton_ptr + skeleton_at_R[:, None] + d_D[None, :] * skeleton_stride_d,
+        skeleton_ptr + skeleton_at_R[:, None] + d_D[None, :] * skeleton_strides[2],
         mask=visible_R[:, None] & d_valid_D[None, :],  # a hidden token isn't even read
         other=0,
     )
     temporal_RD = tl.load(
-        temporal_ptr + (frame_R * temporal_stride_t)[:, None] + d_D[None, :] * temporal_stride_d,
+        temporal_ptr + (frame_R * temporal_strides[0])[:, None] + d_D[None, :] * temporal_strides[1],
         mask=in_clip_R[:, None] & d_valid_D[None, :],
         other=0,
     )
@@ -129,13 +117,9 @@ def _fuse_tokens_backward_kernel(
     num_frames: tl.tensor,
     width: tl.tensor,
     clips_per_chunk: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_k: tl.tensor,
-    grad_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    hidden_stride_b: tl.tensor,
-    hidden_stride_k: tl.tensor,
+    grad_strides: tl.tuple,
+    keep_strides: tl.tuple,
+    hidden_strides: tl.tuple,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -149,13 +133,13 @@ def _fuse_tokens_backward_kernel(
 
     first = chunk * clips_per_chunk
     for clip in range(first, tl.minimum(first + clips_per_chunk, num_clips)):
-        kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
-        hidden_at_T = hidden_ptr + clip * hidden_stride_b + kept_T * hidden_stride_k
+        kept_T = token_of_frame(keep_ptr + clip * keep_strides[0], keep_strides[1], num_kept, t_T, BLOCK_K)
+        hidden_at_T = hidden_ptr + clip * hidden_strides[0] + kept_T * hidden_strides[1]
         hidden_T = tl.load(hidden_at_T, mask=kept_T >= 0, other=1)
         fed_TD = (kept_T >= 0)[:, None] & valid_TD
 
-        grad_at_T = clip * grad_stride_b + kept_T * grad_stride_k
-        grad_TD = tl.load(grad_ptr + grad_at_T[:, None] + d_D[None, :] * grad_stride_d, mask=fed_TD, other=0)
+        grad_at_T = row_at(clip, kept_T, grad_strides)
+        grad_TD = tl.load(grad_ptr + grad_at_T[:, None] + d_D[None, :] * grad_strides[2], mask=fed_TD, other=0)
         grad_TD = grad_TD.to(tl.float32)
         total_TD += grad_TD
         half_TD = grad_TD * 0.5
@@ -170,9 +154,6 @@ def _fuse_tokens_backward_kernel(
 
     partial_TD = (chunk * num_frames + t_T)[:, None] * width + d_D[None, :]
     tl.store(partial_ptr + partial_TD, total_TD, mask=valid_TD)
-
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 
 def launch_fuse_tokens(
@@ -206,7 +187,7 @@ def launch_fuse_tokens_backward(
     B, K, D = grad_BKD.shape
     grad_video_BKD = grad_BKD.new_empty((B, K, D))
     grad_skeleton_BTD = grad_BKD.new_empty((B, num_frames, D), dtype=skeleton_dtype)
-    chunks, clips_per_chunk = clip_chunks(B)
+    chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_CTD = grad_BKD.new_empty((chunks, num_frames, D), dtype=torch.float32)
     frames, channels = channel_tile(D)
     launch(
@@ -221,8 +202,6 @@ def launch_fuse_tokens_backward(
     )
     return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 def _save(inputs: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
     _, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD = inputs

@@ -13,13 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.launch import launch
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
-
-
-# --- reference ------------------------------------------------------------------------------------------------------
 
 
 def gather_frames_reference(
@@ -48,9 +45,6 @@ def gather_frames_reference(
     return windows_RHWS.permute(0, 3, 1, 2)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _gather_frames_kernel(
     video_ptr: tl.tensor,  # (B, T, H*W*3) uint8
@@ -59,16 +53,10 @@ def _gather_frames_kernel(
     num_frames: tl.tensor,
     num_kept: tl.tensor,
     num_pixels: tl.tensor,
-    video_stride_b: tl.tensor,
-    video_stride_t: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    mean_0: float,
-    mean_1: float,
-    mean_2: float,
-    factor_0: float,
-    factor_1: float,
-    factor_2: float,
+    video_strides: tl.tuple,  # of B and T
+    keep_strides: tl.tuple,
+    mean: tl.tuple,  # of each colour
+    factor: tl.tuple,  # of each colour: 1 / deviation
     WINDOW: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
@@ -77,15 +65,15 @@ def _gather_frames_kernel(
     """One program writes BLOCK_P pixels of one window; what depends on the channel alone is computed once for all."""
     row = tl.program_id(0).to(tl.int64)
     clip, kept = row // num_kept, row % num_kept
-    keep = tl.load(keep_ptr + clip * keep_stride_b + kept * keep_stride_k)
+    keep = tl.load(keep_ptr + clip * keep_strides[0] + kept * keep_strides[1])
 
     channel_S = tl.arange(0, BLOCK_S)
     colour_S = channel_S // WINDOW
     frame_S = keep + channel_S % WINDOW - WINDOW // 2
     inside_S = (colour_S < 3) & (frame_S >= 0) & (frame_S < num_frames)
-    mean_S = tl.where(colour_S == 0, mean_0, tl.where(colour_S == 1, mean_1, mean_2))
-    factor_S = tl.where(colour_S == 0, factor_0, tl.where(colour_S == 1, factor_1, factor_2))
-    source_S = clip * video_stride_b + frame_S * video_stride_t + colour_S
+    mean_S = tl.where(colour_S == 0, mean[0], tl.where(colour_S == 1, mean[1], mean[2]))
+    factor_S = tl.where(colour_S == 0, factor[0], tl.where(colour_S == 1, factor[1], factor[2]))
+    source_S = clip * video_strides[0] + frame_S * video_strides[1] + colour_S
 
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     in_frame_P = pixel_P < num_pixels
@@ -96,8 +84,6 @@ def _gather_frames_kernel(
     written_PS = in_frame_P[:, None] & (channel_S < CHANNELS)[None, :]
     tl.store(out_ptr + target_PS, value_PS.to(out_ptr.dtype.element_ty), mask=written_PS)
 
-
-# --- launcher --------------------------------------------------------------------------------------------------------
 
 # Values per program: 32 per thread in four warps. The written side is ten times the read side (each byte of a frame
 # serves up to five windows and becomes two bytes or four), so the tile follows the output: with 16 channels a thread
@@ -125,10 +111,8 @@ def launch_gather_frames(
         (B * K, triton.cdiv(H * W, block_p)),
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
-        *video_BTHWC.stride()[:2],
-        *strides(keep_BK),
-        *mean,
-        *(1.0 / value for value in std),
+        *(video_BTHWC.stride()[:2], keep_BK.stride()),
+        *(tuple(mean), tuple(1.0 / value for value in std)),
         WINDOW=window,
         CHANNELS=channels,
         BLOCK_S=block_s,
@@ -136,8 +120,6 @@ def launch_gather_frames(
     )
     return windows_RHWS.permute(0, 3, 1, 2)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 # No gradient: pixels are integers.
 gather_frames_op = register_op("gather_frames", gather_frames_reference, launch_gather_frames)

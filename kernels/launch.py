@@ -5,7 +5,8 @@ registers and 227 KiB of shared memory; a warp should read whole 128-byte lines)
 `tools/bench/bench_kernels.py` is the place to try others.
 
 Integer arguments of the kernels are annotated `tl.tensor`, which is what they are inside. Triton takes an annotation
-`int` for a type: it would pass them in 32 bits, and would no longer make a constant of a stride that is 1.
+`int` for a type: it would pass them in 32 bits, and would no longer make a constant of a size that is 1. The strides of a
+tensor are one argument, a tuple, whose values Triton treats in the same way.
 """
 
 from contextlib import nullcontext
@@ -28,7 +29,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
     Raises:
         ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose.
     """
-    if any(isinstance(argument, Tensor) and argument.dtype == torch.float64 for argument in arguments):
+    single = (value for argument in arguments for value in (argument if isinstance(argument, tuple) else (argument,)))
+    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in single):
         raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
     if 0 in grid:
         return
@@ -43,9 +45,9 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_wa
     kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=NUM_STAGES)
 
 
-def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """The strides of all tensors in a row, as the kernels take them."""
-    return tuple(stride for tensor in tensors for stride in tensor.stride())
+def strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The strides of each tensor, as the kernels take them."""
+    return tuple(tensor.stride() for tensor in tensors)
 
 
 def channel_tile(width: int) -> tuple[int, int]:
@@ -57,17 +59,11 @@ def channel_tile(width: int) -> tuple[int, int]:
 # A gradient summed over the batch is summed within chunks of clips first, each by its own program, then over chunks: a
 # fixed order without atomics. 32 chunks keep the partial sums small enough for L2 and, times the blocks of frames and
 # channels, give every SM something to do.
-MAX_CHUNKS = 32
-
-
-def clip_chunks(num_clips: int) -> tuple[int, int]:
-    """(chunks, clips per chunk) for sums over a batch."""
-    clips_per_chunk = max(triton.cdiv(num_clips, MAX_CHUNKS), 1)
-    return triton.cdiv(num_clips, clips_per_chunk), clips_per_chunk
+MAX_CLIP_CHUNKS = 32
 
 
 def row_chunks(num_rows: int, tile_rows: int, max_chunks: int) -> tuple[int, int]:
-    """(chunks, rows per chunk) for sums over rows that are read in tiles: each chunk but the last is whole tiles."""
+    """(chunks, rows per chunk) for sums over rows, or clips, that are read in tiles: each chunk but the last is whole tiles."""
     tiles_per_chunk = max(triton.cdiv(triton.cdiv(num_rows, tile_rows), max_chunks), 1)
     rows_per_chunk = tiles_per_chunk * tile_rows
     return triton.cdiv(num_rows, rows_per_chunk), rows_per_chunk

@@ -25,9 +25,6 @@ AverageNormalisation = Literal["instance", "layer", "none"]
 NORMALISED_AXES: dict[str, tuple[int, ...]] = {"instance": (-2,), "layer": (-1,), "batch": (-3, -2), "none": ()}
 
 
-# --- reference ------------------------------------------------------------------------------------------------------
-
-
 def layer_targets_reference(
     layers_LBTD: Tensor,
     eps: float,
@@ -49,9 +46,6 @@ def _normalise(x: Tensor, kind: str, eps: float) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
 
 
-# --- kernel ----------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _layer_targets_kernel(
     layers_ptr: tl.tensor,  # (L, B, T, D)
@@ -59,10 +53,7 @@ def _layer_targets_kernel(
     num_layers: tl.tensor,
     num_frames: tl.tensor,
     width: tl.tensor,
-    stride_l: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
-    stride_d: tl.tensor,
+    strides: tl.tuple,
     eps: float,
     BLOCK_T: tl.constexpr,  # all frames of a clip
     BLOCK_D: tl.constexpr,
@@ -72,10 +63,10 @@ def _layer_targets_kernel(
     t_T = tl.arange(0, BLOCK_T).to(tl.int64)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
-    source_TD = clip * stride_b + (t_T * stride_t)[:, None] + d_D[None, :] * stride_d
+    source_TD = clip * strides[1] + (t_T * strides[2])[:, None] + d_D[None, :] * strides[3]
     sum_TD = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
     for layer in range(num_layers):
-        x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * stride_l + source_TD, mask=valid_TD, other=0)
+        x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * strides[0] + source_TD, mask=valid_TD, other=0)
         x_TD = x_TD.to(tl.float32)
         mean_D = tl.sum(x_TD, axis=0) / num_frames
         # From the values in registers: mean of squares minus square of means would lose what large means leave.
@@ -85,8 +76,6 @@ def _layer_targets_kernel(
     at_TD = (clip * num_frames + t_T)[:, None] * width + d_D[None, :]
     tl.store(target_ptr + at_TD, sum_TD / num_layers, mask=valid_TD)
 
-
-# --- launcher --------------------------------------------------------------------------------------------------------
 
 # Values per program: 64 (40 frames rounded up) x 32 channels are 16 per thread in four warps, held about four times over
 # in registers; a row of 32 bfloat16 is two whole sectors of 32 bytes. 1024 programs at batch 128 and width 256.
@@ -118,7 +107,5 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
     )
     return target_BTD
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 layer_targets_op = register_op("layer_targets", layer_targets_reference, launch_layer_targets)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from svdata2vec.kernels.launch import channel_tile, launch, strides
 from svdata2vec.kernels.register import register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import clip_and_token, row_at, tile_at
 
 
 def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +39,6 @@ def _scored_difference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Te
     return torch.where(scored_BT[:, :, None], prediction_BTD.to(exact) - target_BTD.to(exact), 0.0)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _partial_errors_kernel(
     prediction_ptr: tl.tensor,  # (B, T, D)
@@ -53,30 +49,23 @@ def _partial_errors_kernel(
     num_rows: tl.tensor,  # B * T
     num_frames: tl.tensor,
     width: tl.tensor,
-    prediction_stride_b: tl.tensor,
-    prediction_stride_t: tl.tensor,
-    prediction_stride_d: tl.tensor,
-    target_stride_b: tl.tensor,
-    target_stride_t: tl.tensor,
-    target_stride_d: tl.tensor,
-    scored_stride_b: tl.tensor,
-    scored_stride_t: tl.tensor,
+    prediction_strides: tl.tuple,
+    target_strides: tl.tuple,
+    scored_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
     """One program sums BLOCK_R positions over all channels; positions that aren't scored are not read."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    clip_R, t_R = (row_R // num_frames).to(tl.int64), (row_R % num_frames).to(tl.int64)
-    scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
+    clip_R, t_R = clip_and_token(row_R, num_frames)
+    scored_at_R = row_at(clip_R, t_R, scored_strides)
     scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
-    prediction_at_R = clip_R * prediction_stride_b + t_R * prediction_stride_t
-    target_at_R = clip_R * target_stride_b + t_R * target_stride_t
     error_RD = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     for first in range(0, width, BLOCK_D):
         d_D = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
         read_RD = scored_R[:, None] & (d_D < width)[None, :]
-        prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_stride_d
-        target_at_RD = target_at_R[:, None] + d_D[None, :] * target_stride_d
+        prediction_at_RD = tile_at(clip_R, t_R, d_D, prediction_strides)
+        target_at_RD = tile_at(clip_R, t_R, d_D, target_strides)
         prediction_RD = tl.load(prediction_ptr + prediction_at_RD, mask=read_RD, other=0).to(tl.float32)
         target_RD = tl.load(target_ptr + target_at_RD, mask=read_RD, other=0).to(tl.float32)
         difference_RD = prediction_RD - target_RD
@@ -118,28 +107,22 @@ def _masked_mse_backward_kernel(
     num_rows: tl.tensor,  # B * T
     num_frames: tl.tensor,
     width: tl.tensor,
-    prediction_stride_b: tl.tensor,
-    prediction_stride_t: tl.tensor,
-    prediction_stride_d: tl.tensor,
-    target_stride_b: tl.tensor,
-    target_stride_t: tl.tensor,
-    target_stride_d: tl.tensor,
-    scored_stride_b: tl.tensor,
-    scored_stride_t: tl.tensor,
+    prediction_strides: tl.tuple,
+    target_strides: tl.tuple,
+    scored_strides: tl.tuple,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
     """One program writes BLOCK_R x BLOCK_D values of the gradient; the factor never leaves the GPU."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
-    clip_R, t_R = (row_R // num_frames).to(tl.int64), (row_R % num_frames).to(tl.int64)
-    scored_at_R = clip_R * scored_stride_b + t_R * scored_stride_t
+    clip_R, t_R = clip_and_token(row_R, num_frames)
+    scored_at_R = row_at(clip_R, t_R, scored_strides)
     scored_R = tl.load(scored_ptr + scored_at_R, mask=row_R < num_rows, other=0) != 0
     read_RD = scored_R[:, None] & (d_D < width)[None, :]
-    prediction_at_R = clip_R * prediction_stride_b + t_R * prediction_stride_t
-    target_at_R = clip_R * target_stride_b + t_R * target_stride_t
-    prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_stride_d
-    target_at_RD = target_at_R[:, None] + d_D[None, :] * target_stride_d
+    prediction_at_R, target_at_R = row_at(clip_R, t_R, prediction_strides), row_at(clip_R, t_R, target_strides)
+    prediction_at_RD = prediction_at_R[:, None] + d_D[None, :] * prediction_strides[2]
+    target_at_RD = target_at_R[:, None] + d_D[None, :] * target_strides[2]
     prediction_RD = tl.load(prediction_ptr + prediction_at_RD, mask=read_RD, other=0).to(tl.float32)
     target_RD = tl.load(target_ptr + target_at_RD, mask=read_RD, other=0).to(tl.float32)
 
@@ -148,9 +131,6 @@ def _masked_mse_backward_kernel(
     grad_RD = ((prediction_RD - target_RD) * factor).to(grad_prediction_ptr.dtype.element_ty)
     at_RD = row_R.to(tl.int64)[:, None] * width + d_D[None, :]
     tl.store(grad_prediction_ptr + at_RD, grad_RD, mask=(row_R < num_rows)[:, None] & (d_D < width)[None, :])
-
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 
 def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,8 +174,6 @@ def launch_masked_mse_backward(
     )
     return grad_BTD
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 masked_mse_backward_op = register_op("masked_mse_backward", masked_mse_backward_reference, launch_masked_mse_backward)
 masked_mse_op = register_op(

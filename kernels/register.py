@@ -6,7 +6,7 @@ from another op.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NoReturn
@@ -66,7 +66,9 @@ def register_op(
     """
 
     def plain(*arguments: Any) -> Any:
-        with without_autocast(next(x for x in arguments if isinstance(x, Tensor))):
+        """In the precision of the arguments, as the kernels compute, whatever region the call stands in."""
+        kind = next(x for x in arguments if isinstance(x, Tensor)).device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return reference(*arguments)
 
     def on_cpu(*arguments: Any) -> Any:
@@ -111,9 +113,3 @@ def refuse_double_backward(backward: Op, name: str) -> None:
         raise RuntimeError(f"{name} has no second derivative; call it with impl='torch' to differentiate twice")
 
     backward.registered.register_autograd(refuse)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """The precision of the arguments, as the kernels compute, whatever region the call stands in."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -10,11 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.kept_frames import token_of_frame
-from svdata2vec.kernels.launch import channel_tile, clip_chunks, launch, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
-
-# --- reference ------------------------------------------------------------------------------------------------------
+from svdata2vec.kernels.tiles import row_at, tile_at, token_of_frame
 
 
 def restore_tokens_reference(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
@@ -40,9 +38,6 @@ def restore_tokens_backward_reference(
     return grad_encoded_BKD, grad_mask_D.to(mask_dtype), grad_BTD.to(exact).sum(0).to(temporal_dtype)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _restore_tokens_kernel(
     encoded_ptr: tl.tensor,  # (B, K, D)
@@ -53,14 +48,10 @@ def _restore_tokens_kernel(
     num_kept: tl.tensor,
     num_frames: tl.tensor,
     width: tl.tensor,
-    encoded_stride_b: tl.tensor,
-    encoded_stride_k: tl.tensor,
-    encoded_stride_d: tl.tensor,
-    mask_token_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
-    temporal_stride_t: tl.tensor,
-    temporal_stride_d: tl.tensor,
+    encoded_strides: tl.tuple,
+    mask_token_strides: tl.tuple,
+    keep_strides: tl.tuple,
+    temporal_strides: tl.tuple,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -70,16 +61,16 @@ def _restore_tokens_kernel(
     t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     valid_TD = (t_T < num_frames)[:, None] & (d_D < width)[None, :]
-    kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
+    kept_T = token_of_frame(keep_ptr + clip * keep_strides[0], keep_strides[1], num_kept, t_T, BLOCK_K)
 
-    encoded_at_T = clip * encoded_stride_b + kept_T * encoded_stride_k
+    encoded_at_T = row_at(clip, kept_T, encoded_strides)
     encoded_TD = tl.load(
-        encoded_ptr + encoded_at_T[:, None] + d_D[None, :] * encoded_stride_d,
+        encoded_ptr + encoded_at_T[:, None] + d_D[None, :] * encoded_strides[2],
         mask=(kept_T >= 0)[:, None] & valid_TD,
         other=0,
     )
-    mask_D = tl.load(mask_token_ptr + d_D * mask_token_stride_d, mask=d_D < width, other=0)
-    temporal_at_TD = (t_T * temporal_stride_t)[:, None] + d_D[None, :] * temporal_stride_d
+    mask_D = tl.load(mask_token_ptr + d_D * mask_token_strides[0], mask=d_D < width, other=0)
+    temporal_at_TD = (t_T * temporal_strides[0])[:, None] + d_D[None, :] * temporal_strides[1]
     temporal_TD = tl.load(temporal_ptr + temporal_at_TD, mask=valid_TD, other=0)
     token_TD = tl.where((kept_T >= 0)[:, None], encoded_TD.to(tl.float32), mask_D.to(tl.float32)[None, :])
     full_TD = token_TD + temporal_TD.to(tl.float32)
@@ -99,11 +90,8 @@ def _restore_tokens_backward_kernel(
     num_frames: tl.tensor,
     width: tl.tensor,
     clips_per_chunk: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_t: tl.tensor,
-    grad_stride_d: tl.tensor,
-    keep_stride_b: tl.tensor,
-    keep_stride_k: tl.tensor,
+    grad_strides: tl.tuple,
+    keep_strides: tl.tuple,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -118,9 +106,8 @@ def _restore_tokens_backward_kernel(
 
     first = chunk * clips_per_chunk
     for clip in range(first, tl.minimum(first + clips_per_chunk, num_clips)):
-        kept_T = token_of_frame(keep_ptr + clip * keep_stride_b, keep_stride_k, num_kept, t_T, BLOCK_K)
-        grad_at_TD = (clip * grad_stride_b + t_T * grad_stride_t)[:, None] + d_D[None, :] * grad_stride_d
-        grad_TD = tl.load(grad_ptr + grad_at_TD, mask=valid_TD, other=0)
+        kept_T = token_of_frame(keep_ptr + clip * keep_strides[0], keep_strides[1], num_kept, t_T, BLOCK_K)
+        grad_TD = tl.load(grad_ptr + tile_at(clip, t_T, d_D, grad_strides), mask=valid_TD, other=0)
         is_kept_T1 = (kept_T >= 0)[:, None]
         token_TD = (clip * num_kept + kept_T)[:, None] * width + d_D[None, :]
         tl.store(grad_encoded_ptr + token_TD, grad_TD, mask=is_kept_T1 & valid_TD)
@@ -130,9 +117,6 @@ def _restore_tokens_backward_kernel(
     at_TD = (chunk * num_frames + t_T)[:, None] * width + d_D[None, :]
     tl.store(partial_all_ptr + at_TD, all_TD, mask=valid_TD)
     tl.store(partial_masked_ptr + at_TD, masked_TD, mask=valid_TD)
-
-
-# --- launchers -------------------------------------------------------------------------------------------------------
 
 
 def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Tensor, temporal_TD: Tensor) -> Tensor:
@@ -161,7 +145,7 @@ def launch_restore_tokens_backward(
     B, T, D = grad_BTD.shape
     K = keep_BK.shape[1]
     grad_encoded_BKD = grad_BTD.new_empty((B, K, D))
-    chunks, clips_per_chunk = clip_chunks(B)
+    chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_2CTD = grad_BTD.new_empty((2, chunks, T, D), dtype=torch.float32)
     frames, channels = channel_tile(D)
     launch(
@@ -177,8 +161,6 @@ def launch_restore_tokens_backward(
     all_TD, masked_TD = partial_2CTD.sum(1)
     return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)
 
-
-# --- registration ---------------------------------------------------------------------------------------------------
 
 restore_tokens_backward_op = register_op(
     "restore_tokens_backward", restore_tokens_backward_reference, launch_restore_tokens_backward

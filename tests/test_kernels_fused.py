@@ -209,9 +209,9 @@ def test_rows_of_a_map_are_found_beyond_two_giga_elements() -> None:
     x, out = (torch.empty(2 * apart + 8, dtype=torch.float16, device=DEVICE) for _ in range(2))
     values = [tensor.as_strided((3, 8), (apart, 1)) for tensor in (x, out)]
     values[0].copy_(torch.randn(3, 8))
-    vectors = [torch.rand(8, device=DEVICE) + 0.5 for _ in range(5)]
+    vectors = tuple(torch.rand(8, device=DEVICE) + 0.5 for _ in range(5))
     tiles = {"BLOCK_R": 4, "BLOCK_C": 8, "num_warps": 4}
-    launch.launch(_apply_kernel, (1, 1), x, x, *vectors, out, 3, apart, 0.0, HAS_SHORTCUT=False, **tiles)
+    launch.launch(_apply_kernel, (1, 1), x, x, vectors, out, 3, apart, 0.0, HAS_SHORTCUT=False, **tiles)
     weight, bias, slope, mean, variance = vectors
     z = (values[0].float() - mean) / variance.sqrt() * weight + bias
     torch.testing.assert_close(values[1].float(), torch.where(z > 0, z, slope * z), rtol=1e-3, atol=1e-3)

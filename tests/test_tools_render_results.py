@@ -103,7 +103,8 @@ def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
 
 
 def test_rates_keep_three_digits() -> None:
-    assert [cells.rate(value) for value in (None, 0.365, 2.18, 76.33, 1269.03)] == ["", "0.36", "2.18", "76.3", "1,269"]
+    rates = [bench_record.rate_text(value) for value in (None, 0.365, 2.18, 76.33, 1269.03)]
+    assert rates == ["", "0.36", "2.18", "76.3", "1,269"]
 
 
 def test_no_speed_is_shown_where_processes_share_cores(results: Path) -> None:

@@ -10,6 +10,7 @@ Only Python's standard library is needed to start it.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -37,10 +38,6 @@ CODECS = ("jpeg", "vp9", "h264", "hevc", "mjpeg")
 KERNELS = ("gather_frames", "fuse_tokens", "restore_tokens", "attention", "layer_targets", "masked_mse", "add_layer_norm",
            "bias_gelu", "batch_norm_prelu")
 CONFIGURATION = ("torch", "triton", "numpy")
-
-
-class NotRun(Exception):  # noqa: N818 - not an error: the part cannot be checked here
-    """This part cannot be checked here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,6 @@ def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -
     started = time.perf_counter()
     try:
         figures = load(part.function)(*part.arguments)
-    except NotRun as reason:
-        return Outcome(part.name, NOT_RUN, str(reason), seconds=time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001 - whatever it was, it belongs in the table
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)
@@ -157,10 +152,8 @@ def machine() -> dict[str, Any]:
     """The machine that the results describe."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {"gpu": nvidia_smi(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
 
 

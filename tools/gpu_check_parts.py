@@ -23,6 +23,11 @@ PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
 STEP_CLIPS = 32
 Figures = dict[str, Any]
 
+if importlib.util.find_spec("tyro") is None:  # configurations need it for the command line alone
+    stand_in = types.ModuleType("tyro")
+    stand_in.conf = types.SimpleNamespace(arg=lambda **_: None)  # type: ignore[attr-defined]
+    sys.modules["tyro"] = stand_in
+
 
 class CheckError(AssertionError):
     """What was computed is not what it should be."""
@@ -31,9 +36,6 @@ class CheckError(AssertionError):
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise CheckError(message)
-
-
-# ---- driver ---------------------------------------------------------------------------------------------------------
 
 
 def check_driver(device: str = "cuda") -> Figures:
@@ -56,17 +58,16 @@ def check_driver(device: str = "cuda") -> Figures:
     }
 
 
-# ---- decoding -------------------------------------------------------------------------------------------------------
-
-
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
     """DALI gives the wanted frames, not their neighbours, in order, cropped and mirrored as the reference decoder does."""
+    import numpy as np
+
     from svdata2vec.pipeline.graph import DaliDecoder
     from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 
     frames = [59, 0, 1, 31, 30, 2, 0, 45]
     clip = encoded_clip(codec, 60, frames)
-    whole = replace(clip, frames_T=encoded_frames(range(60)))
+    whole = replace(clip, frames_T=np.arange(60))
     out = torch.zeros((1, len(frames), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
     decoder = DaliDecoder(codec, SIZE, device=device)
     try:
@@ -110,16 +111,7 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
     offsets = np.load(io.BytesIO(parts.pop("offsets.npy"))) if codec == "jpeg" else None
     (video,) = parts.values()
     window = affine.compose(affine.window_map((-20, 10, 230, 250), SIZE), affine.mirror_map(SIZE))
-    return EncodedClip("clip", np.frombuffer(video, np.uint8), offsets, encoded_frames(frames), window, PACKED, PACKED)
-
-
-def encoded_frames(frames: Any) -> Any:
-    import numpy as np
-
-    return np.array(list(frames), np.int64)
-
-
-# ---- kernels --------------------------------------------------------------------------------------------------------
+    return EncodedClip("clip", np.frombuffer(video, np.uint8), offsets, np.array(frames, np.int64), window, PACKED, PACKED)
 
 
 def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:
@@ -155,64 +147,7 @@ def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
     return error / scale
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
-
-
-def without_command_line() -> None:
-    """Make configurations importable where tyro, which is needed for the command line alone, is not installed."""
-    if importlib.util.find_spec("tyro") is None:
-        stand_in = types.ModuleType("tyro")
-        stand_in.conf = types.SimpleNamespace(arg=lambda **_: None)  # type: ignore[attr-defined]
-        sys.modules["tyro"] = stand_in
-
-
-class Step:
-    """Student, teacher and AdamW on a device, and one batch of random clips; the same on every device."""
-
-    def __init__(self, device: str, config: Any, clips: int, *, bf16: bool = False) -> None:
-        without_command_line()
-        from svdata2vec.model.masking import draw_masks
-        from svdata2vec.model.student import SVData2Vec
-        from svdata2vec.model.teacher import Teacher
-
-        torch.manual_seed(0)
-        data, mask = config.data, config.mask
-        model = SVData2Vec(config, 17)
-        self.teacher = Teacher(model.encoder.blocks).to(device)
-        self.student = model.to(device)
-        if device != "cpu":
-            for module in model.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        generator = torch.Generator().manual_seed(0)
-        shape = (clips, data.num_frames, data.size, data.size, 3)
-        self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-        joints = torch.rand(clips, config.model.persons, data.num_frames, 17, 2, generator=generator)
-        self.joints = (data.size * joints).to(device)
-        keys = [f"clip{number}" for number in range(clips)]
-        self.masks = draw_masks(keys, data.num_frames, mask.video_ratio, mask.skeleton_ratio, 0, 0).to(torch.device(device))
-        self.device, self.config, self.bf16 = device, config, bf16
-
-    def loss(self) -> Tensor:
-        from svdata2vec.kernels.functional import masked_mse
-
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-            output = self.student(self.video, self.joints, self.masks)
-            target = self.teacher(output.teacher_tokens_BTD, self.config.target, self.config.model.impl)
-            return masked_mse(output.prediction_BTD.float(), target, self.masks.scored_BT, impl=self.config.model.impl)
-
-    def run(self) -> Tensor:
-        loss = self.loss()
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.teacher.update(self.student.encoder.blocks, 0.999)
-        return loss.detach()
-
-
 def small_config() -> Any:
-    without_command_line()
     from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig, TargetConfig
 
     model = ModelConfig(width=64, depth=3, decoder_depth=2, heads=4, stem_width=16)
@@ -221,9 +156,11 @@ def small_config() -> Any:
 
 def check_training_step(device: str = "cuda") -> Figures:
     """Loss and gradients of a step with equal weights and data, on the device against the CPU, in float32."""
+    from pretraining_step import Step, make_batch
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     config = small_config()
-    here, there = Step("cpu", config, 3), Step(device, config, 3)
+    here, there = (Step(config, make_batch(config, 3, torch.device(place))) for place in ("cpu", device))
     losses, gradients = [], []
     for step in (here, there):
         loss = step.loss()
@@ -246,32 +183,31 @@ def check_training_step(device: str = "cuda") -> Figures:
 
 def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:
     """Clips per second of the default preset's step on a batch in memory: ours, also with fused blocks; all frames, float32."""
-    without_command_line()
+    from pretraining_step import Step, make_batch
+
     from svdata2vec.config.schema import PretrainConfig
 
-    base = config or PretrainConfig()
-    ways = {"ours": (base, device != "cpu"),
-            "fused_blocks": (replace(base, model=replace(base.model, fused_blocks=True)), device != "cpu"),
+    base, on_gpu = config or PretrainConfig(), device != "cpu"
+    ways = {"ours": (base, on_gpu),
+            "fused_blocks": (replace(base, model=replace(base.model, fused_blocks=True)), on_gpu),
             "original_style": (replace(base, encode="all_frames", model=replace(base.model, impl="torch")), False)}
     figures: Figures = {"batch": clips}
     for name, (settings, bf16) in ways.items():
-        step = Step(device, settings, clips, bf16=bf16)
+        step = Step(settings, make_batch(settings, clips, torch.device(device)), bf16=bf16)
         for _ in range(3):
             step.run()
-        if device != "cpu":
+        if on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         times = []
         for _ in range(repetitions):
             started = time.perf_counter()
-            loss = step.run()
-            if name == "original_style":
-                loss.item()
-            if device != "cpu":
+            step.run()
+            if on_gpu:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
         figures[f"{name}_clips_per_s"] = clips / sorted(times)[len(times) // 2]
-        if device != "cpu":
+        if on_gpu:
             figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         del step
     figures["fused_blocks_speedup"] = figures["fused_blocks_clips_per_s"] / figures["ours_clips_per_s"]

@@ -59,11 +59,8 @@ class WholePictures(DaliDecoder):
         return feed
 
 
-class WholePicturesOnly(WholePictures):
+class WholePicturesOnly(DecodeOnly, WholePictures):
     """Decoding of whole JPEGs by DALI, without geometry."""
-
-    def place(self, *_: object) -> None:
-        """No geometry."""
 
 
 class OpencvOnly:

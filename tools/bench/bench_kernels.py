@@ -27,6 +27,7 @@ from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
 
 from svdata2vec.bench.machine import cpu_name, quantiles
+from svdata2vec.bench.record import save
 
 # Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
 # bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.
@@ -271,18 +272,16 @@ def main(arguments: list[str] | None = None) -> int:
     }
     out = options.out or Path(__file__).parent.parent / "results" / f"kernels_{kind}.json"
     earlier = earlier_record(out, options.ops, about)
-    budgets = {"warmup_ms": budget.warmup_ms, "measure_ms": budget.measure_ms}
     machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
     best = earlier.get("ceilings") or ceilings(device, scale.dtype, budget)
     print(f"{about['device']}: copy {best['copy_gb_per_s']:.1f} GB/s, product {best['matmul_tflop_per_s']:.3f} TFLOP/s")
     # A compiled backward pass may otherwise reuse its inputs' memory, and then runs only once: it couldn't be repeated.
     with torch._functorch.config.patch(donated_buffer=False):
         rows = bench(scale, budget, options.ops)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = {**about, **budgets, **machine, "kind": kind, "ceilings": best}
+    record = {**about, **asdict(budget), **machine, "kind": kind, "ceilings": best}
     others = [row for row in earlier.get("rows", []) if row["op"] not in options.ops]
     record["rows"] = [*others, *({**asdict(row), **about} for row in rows)]
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, out)
     print(f"wrote {out}")
     return int(any(row.status == "wrong" for row in rows))
 

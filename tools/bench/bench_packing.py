@@ -27,6 +27,8 @@ import numpy as np
 from svdata2vec.bench.data_methods import padded_crop
 from svdata2vec.bench.machine import cpu_name, versions
 from svdata2vec.bench.record import save
+from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.frames import warp_frame
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
@@ -95,21 +97,20 @@ def crop_psnr(sample: Sample, videos: dict[str, Any]) -> float:
     meta = sample.meta
     chosen = np.linspace(0, meta.num_frames - 1, min(SAMPLED, meta.num_frames)).astype(int)
     box = crop_square(joint_box(sample.pose_MTVC[:, chosen]), meta.width, meta.height)
-    to_source = np.array([[(box[2] - box[0]) / SIZE, 0, box[0]], [0, (box[3] - box[1]) / SIZE, box[1]], [0, 0, 1]])
-    to_packed = np.linalg.inv(np.vstack([meta.packed_to_source, [0, 0, 1]])) @ to_source
+    to_packed = affine.compose(affine.invert(meta.packed_to_source), affine.window_map(box, SIZE))
     wanted = set(chosen.tolist())
     found, expected = [], []
-    pairs = zip(source_frames(videos[meta.key]), packed_frames(sample), strict=True)
+    pairs = zip(video_frames(str(videos[meta.key])), packed_frames(sample), strict=True)
     for number, (source, packed) in enumerate(pairs):
         if number in wanted:
             expected.append(cv2.resize(padded_crop(source, box), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR))
-            found.append(warp(packed, to_packed[:2]))
+            found.append(warp(packed, to_packed))
     return psnr(found, expected)
 
 
-def source_frames(path: Any) -> Iterator[np.ndarray]:
-    """RGB frames of the source, upright or not: as decoded."""
-    with av.open(str(path), mode="r") as container:
+def video_frames(video: str | BytesIO) -> Iterator[np.ndarray]:
+    """RGB frames of a video, upright or not: as decoded."""
+    with av.open(video, mode="r") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
 
@@ -118,23 +119,19 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
     """RGB frames of a packed clip."""
     assert sample.video is not None
     if sample.offsets is None:
-        with av.open(BytesIO(sample.video), mode="r") as container:
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+        yield from video_frames(BytesIO(sample.video))
         return
     for start, end in itertools.pairwise(sample.offsets):
-        picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR_RGB)
         assert picture is not None
-        yield np.ascontiguousarray(picture[..., ::-1])
+        yield picture
 
 
 def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
-    """Bilinear sampling; the map has pixel centres at + 0.5, OpenCV's at whole numbers."""
-    scale = output_to_input[:, :2]
-    shift = scale @ [0.5, 0.5] + output_to_input[:, 2] - 0.5
-    matrix = np.hstack([scale, shift[:, None]])
-    return cv2.warpAffine(picture, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_CONSTANT)
+    """The crop by bilinear sampling, as the loader takes it."""
+    crop = np.empty((SIZE, SIZE, 3), np.uint8)
+    warp_frame(picture, affine.pixel_index_form(output_to_input), crop)
+    return crop
 
 
 def variants() -> Iterator[PackOptions]:
@@ -153,7 +150,6 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all variants and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--clips", type=int, default=24, help="synthetic clips (default 24)")
@@ -171,8 +167,8 @@ def main() -> None:
             dataset = read_pyskl(made / "motion.pkl", made / "videos")
             source = f"{len(dataset.clips)} clips of make_motion_clips.py"
         for number, options in enumerate(variants()):
-            rows.append(measure(dataset, options, folder / f"packed{number}"))
-            row = rows[-1]
+            row = measure(dataset, options, folder / f"packed{number}")
+            rows.append(row)
             print(f"{row['codec']:6} q{row['quality']:<3} {row['chroma']}  {row['frames_per_cpu_second']:7.1f} "
                   f"frames/s  {row['kib_per_frame']:6.2f} KiB/frame  PSNR {row['psnr_db_mean']:.2f} (worst clip "
                   f"{row['psnr_db_worst_clip']:.2f}) dB  own {row['own_share']:.1%}  {row['shares']}", flush=True)

@@ -3,8 +3,7 @@
 B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -59,7 +58,7 @@ class Case:
     inputs: tuple[Tensor, ...]
     truth: Candidate
     candidates: dict[str, Candidate]
-    forward_bytes: int
+    forward_bytes: int = 0
     backward_bytes: int = 0
     forward_flops: int = 0
     backward_flops: int = 0
@@ -85,33 +84,29 @@ class Scale:
 
 def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
     """Every op (or those named) at the model's shapes, then the sweep; made one by one, as memory allows."""
-    makers: dict[str, list[Callable[[int], Case]]] = {
-        "gather_frames": [lambda b: gather_case(scale, b, channels=16), lambda b: gather_case(scale, b, channels=15)],
-        "fuse_tokens": [lambda b: fuse_case(scale, b)],
-        "restore_tokens": [lambda b: restore_case(scale, b)],
-        "attention": [partial(attention_case, scale, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
-        "layer_targets": [lambda b: targets_case(scale, b)],
-        "masked_mse": [lambda b: loss_case(scale, b)],
+    makers: dict[str, list[Callable[..., Case]]] = {  # called with the scale and a batch size
+        "gather_frames": [partial(gather_case, channels=channels) for channels in (16, 15)],
+        "fuse_tokens": [fuse_case],
+        "restore_tokens": [restore_case],
+        "attention": [partial(attention_case, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
+        "layer_targets": [targets_case],
+        "masked_mse": [loss_case],
         "add_layer_norm": [
-            lambda b: norm_case(scale, b, KEPT),
-            lambda b: norm_case(scale, b, T),
-            lambda b: norm_case(scale, b, T, branch=False),
+            partial(norm_case, tokens=n, branch=branch) for n, branch in ((KEPT, True), (T, True), (T, False))
         ],
-        "bias_gelu": [partial(epilogue_case, scale, tokens=n) for n in (KEPT, T)],
+        "bias_gelu": [partial(epilogue_case, tokens=n) for n in (KEPT, T)],
         "batch_norm_prelu": [
-            lambda b: batch_norm_case(scale, b, 1, shortcut=False),
-            lambda b: batch_norm_case(scale, b, 1, shortcut=True),
-            lambda b: batch_norm_case(scale, b, 8, shortcut=True),
+            partial(batch_norm_case, widening=wide, shortcut=shortcut) for wide, shortcut in ((1, False), (1, True), (8, True))
         ],
-        "transformer": [lambda b: transformer_case(scale, b)],
-        "video encoder": [lambda b: video_encoder_case(scale, b)],
+        "transformer": [transformer_case],
+        "video encoder": [video_encoder_case],
     }
     if unknown := set(ops) - set(makers):
         raise SystemExit(f"unknown ops {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
     for batch in scale.batches:
         for op, cases in makers.items():
             if not ops or op in ops:
-                yield from (make(batch) for make in cases)
+                yield from (make(scale, batch) for make in cases)
     if not ops or "attention" in ops:
         yield from (attention_case(scale, scale.batches[-1], n, D // e, e) for n, e in scale.sweep)
 
@@ -148,6 +143,11 @@ def compiled(run: Function) -> Function:
     return torch.compile(run, fullgraph=True, dynamic=False)
 
 
+def model_call(scale: Scale, op: str, **sizes: Any) -> Call:
+    """A call of the table at the model's sizes but for those given."""
+    return CALLS[op](replace(MODEL, **sizes), Draw(scale.dtype, scale.device))
+
+
 def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | None = None) -> Tensor:
     """Normally distributed values on the device."""
     return torch.randn(shape, device=scale.device, dtype=dtype or scale.dtype).requires_grad_(grad)
@@ -155,7 +155,7 @@ def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | No
 
 def gather_case(scale: Scale, batch: int, channels: int) -> Case:
     side = scale.side
-    call = CALLS["gather_frames"](replace(MODEL, B=batch, side=side, channels=channels), Draw(scale.dtype, scale.device))
+    call = model_call(scale, "gather_frames", B=batch, side=side, channels=channels)
     near = (call.fixed["keep_BK"][:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
     frames_read = sum(len({t for t in row if 0 <= t < T}) for row in near.tolist())
     written = batch * KEPT * side * side * channels * scale.dtype.itemsize
@@ -164,7 +164,7 @@ def gather_case(scale: Scale, batch: int, channels: int) -> Case:
 
 
 def fuse_case(scale: Scale, batch: int) -> Case:
-    call = CALLS["fuse_tokens"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    call = model_call(scale, "fuse_tokens", B=batch)
     row = D * scale.dtype.itemsize
     visible = int((~call.fixed["skeleton_hidden_BK"]).sum())
     return op_case(
@@ -175,15 +175,14 @@ def fuse_case(scale: Scale, batch: int) -> Case:
 
 
 def restore_case(scale: Scale, batch: int) -> Case:
-    call = CALLS["restore_tokens"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    call = model_call(scale, "restore_tokens", B=batch)
     moved = batch * (KEPT + T) * D * scale.dtype.itemsize + (T + 1) * D * 4
     return op_case(scale, call, f"B={batch} K={KEPT} T={T} D={D}", forward_bytes=moved, backward_bytes=moved)
 
 
 def attention_case(scale: Scale, batch: int, tokens: int, heads: int, head_dim: int) -> Case:
-    sizes = Sizes(batch, tokens, D=heads * head_dim, H=heads)
-    call = CALLS["attention"](sizes, Draw(scale.dtype, scale.device))
-    values = batch * tokens * sizes.D * scale.dtype.itemsize
+    call = model_call(scale, "attention", B=batch, T=tokens, D=heads * head_dim, H=heads)
+    values = batch * tokens * heads * head_dim * scale.dtype.itemsize
     product = 2 * batch * heads * tokens * tokens * head_dim
     case = op_case(
         scale, call, f"B={batch} N={tokens} H={heads} E={head_dim}",
@@ -210,49 +209,61 @@ def sdpa(backend: SDPBackend, heads: int) -> Function:
 
 
 def targets_case(scale: Scale, batch: int) -> Case:
-    call = CALLS["layer_targets"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    call = model_call(scale, "layer_targets", B=batch)
     moved = batch * T * D * (L * scale.dtype.itemsize + 4)
     return op_case(scale, call, f"L={L} B={batch} T={T} D={D}", forward_bytes=moved)
 
 
 def loss_case(scale: Scale, batch: int) -> Case:
-    call = CALLS["masked_mse"](replace(MODEL, B=batch), Draw(scale.dtype, scale.device))
+    call = model_call(scale, "masked_mse", B=batch)
     read = int(call.fixed["scored_BT"].sum()) * D * (scale.dtype.itemsize + 4)
     written = batch * T * D * scale.dtype.itemsize
     return op_case(scale, call, f"B={batch} T={T} D={D}", forward_bytes=read, backward_bytes=read + written)
 
 
-def block_candidates(
-    scale: Scale, run: Callable[[BlockOps], Function], parameters: Sequence[Tensor]
-) -> tuple[Candidate, dict[str, Candidate]]:
-    """Truth and candidates of what stands between two products, under autocast: one op, module by module, and that compiled."""
+def within(scale: Scale, function: Function, parameters: Iterable[Tensor], exact: bool = False) -> Candidate:
+    """A function under autocast, as training runs it; not so for a float32 truth."""
+
+    def call(*inputs: Tensor) -> Any:
+        with scale.autocast(exact):
+            return function(*inputs)
+
+    return Candidate(call, tuple(parameters))
+
+
+def block_case(
+    scale: Scale, op: str, shape: str, inputs: tuple[Tensor, ...], modules: Sequence[nn.Module],
+    run: Callable[[BlockOps], Function],
+) -> Case:
+    """What stands between two products: one op, module by module, and that compiled.
+
+    `op` names its row in kernel_passes.py, whose fused passes over the first input (the others are like it) are the bytes.
+    """
     name, impl = own_op(scale.device)
-
-    def within(function: Function, exact: bool = False) -> Candidate:
-        def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-            with scale.autocast(exact):
-                return function(*inputs)
-
-        return Candidate(call, tuple(parameters))
-
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     plain = run(BlockOps())
-    fused = within(run(block_ops(True, impl)))
-    return within(plain, exact=True), {name: fused, "eager": within(plain), "torch.compile": within(compiled(plain))}
+    one, passes = inputs[0].numel() * scale.dtype.itemsize, BLOCK_OPS[op].fused
+    return Case(
+        op.partition(" with")[0], shape, inputs, within(scale, plain, parameters, exact=True),
+        {
+            name: within(scale, run(block_ops(True, impl)), parameters),
+            "eager": within(scale, plain, parameters),
+            "torch.compile": within(scale, compiled(plain), parameters),
+        },
+        one * passes.forward, one * passes.backward,
+    )
 
 
 def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> Case:
     """Residual sum and LayerNorm in a block; without a branch the norm before the attention."""
     norm = nn.LayerNorm(D, device=scale.device)
-    # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
-    truth, candidates = block_candidates(
-        scale,
-        lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
-        list(norm.parameters()),
-    )
-    name = "add_layer_norm" if branch else "add_layer_norm without branch"
-    shape = f"B={batch} N={tokens} D={D}{'' if branch else ' without branch'}"
+    without = "" if branch else " without branch"
     inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
-    return replace(block_case(scale, name, shape, truth, candidates, inputs), op="add_layer_norm")
+    # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
+    return block_case(
+        scale, f"add_layer_norm{without}", f"B={batch} N={tokens} D={D}{without}", inputs, [norm],
+        lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
+    )
 
 
 def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
@@ -264,13 +275,10 @@ def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tenso
 def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
     """The first product of an MLP with its bias and GELU, since the bias is part of the product module by module."""
     linear = nn.Linear(D, 4 * D, device=scale.device)
-    truth, candidates = block_candidates(
-        scale, lambda steps: lambda x: steps.linear_gelu(linear, x), list(linear.parameters())
-    )
     product = 2 * batch * tokens * D * 4 * D
     case = block_case(
-        scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", truth, candidates,
-        (floats(scale, batch, tokens, D),),
+        scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", (floats(scale, batch, tokens, D),),
+        [linear], lambda steps: lambda x: steps.linear_gelu(linear, x),
     )
     # The op's own bytes are a part of what is timed here, hence no rate of bytes.
     return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
@@ -281,25 +289,16 @@ def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) 
     channels, side = scale.stem_width * widening, scale.side // 4 // widening
     norm, prelu = nn.BatchNorm2d(channels, device=scale.device), nn.PReLU(channels, device=scale.device)
     shape = (batch * KEPT, channels, side, side)
-    maps = [
+    maps = tuple(
         floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(2 if shortcut else 1)
-    ]
-    truth, candidates = block_candidates(
-        scale, lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x), [*norm.parameters(), *prelu.parameters()]
     )
-    name = "batch_norm_prelu with shortcut" if shortcut else "batch_norm_prelu"
-    size = f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}"
-    return replace(block_case(scale, name, size, truth, candidates, tuple(maps)), op="batch_norm_prelu", smooth=False)
-
-
-def block_case(
-    scale: Scale, op: str, shape: str, truth: Candidate, candidates: dict[str, Candidate], inputs: tuple[Tensor, ...]
-) -> Case:
-    """A case whose bytes are the fused passes of kernel_passes.py over its (first, and like) input."""
-    one = inputs[0].numel() * scale.dtype.itemsize
-    passes = BLOCK_OPS[op].fused
-    return Case(op, shape, inputs, truth, candidates, one * passes.forward, one * passes.backward)
+    case = block_case(
+        scale, f"batch_norm_prelu{' with shortcut' if shortcut else ''}",
+        f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}", maps, [norm, prelu],
+        lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x),
+    )
+    return replace(case, smooth=False)
 
 
 class TransformerPart(nn.Module):
@@ -331,16 +330,12 @@ def transformer_case(scale: Scale, batch: int) -> Case:
     name, impl = own_op(scale.device)
     own_part, fused_part = (TransformerPart(impl, fused).to(scale.device) for fused in (False, True))
     for part in (own_part, fused_part):
-        part.load_state_dict(copy.deepcopy(torch_part.state_dict()))
+        part.load_state_dict(torch_part.state_dict())
 
-    def candidate(part: TransformerPart, compile_it: bool, exact: bool = False) -> Candidate:
+    def candidate(part: TransformerPart, compile_it: bool = False, exact: bool = False) -> Candidate:
         forward = compiled(part) if compile_it else part
-
-        def step(video: Tensor, skeleton: Tensor) -> Tensor:
-            with scale.autocast(exact):
-                return forward(video, skeleton, keep, hidden)
-
-        return Candidate(step, tuple(p for p in part.parameters() if p.requires_grad))
+        trained = (parameter for parameter in part.parameters() if parameter.requires_grad)
+        return within(scale, lambda video, skeleton: forward(video, skeleton, keep, hidden), trained, exact)
 
     def per_block(tokens: int) -> int:
         """Operations of one block on one sequence: projections, MLP, attention."""
@@ -351,16 +346,15 @@ def transformer_case(scale: Scale, batch: int) -> Case:
         op="transformer",
         shape=f"B={batch} student + teacher + decoder + loss",
         inputs=(floats(scale, batch, KEPT, D, dtype=torch.float32), floats(scale, batch, T, D, dtype=torch.float32)),
-        truth=candidate(torch_part, compile_it=False, exact=True),
+        truth=candidate(torch_part, exact=True),
         candidates={
-            name: candidate(own_part, compile_it=False),
+            name: candidate(own_part),
             f"{name} + torch.compile": candidate(own_part, compile_it=True),
-            f"{name}, fused blocks": candidate(fused_part, compile_it=False),
+            f"{name}, fused blocks": candidate(fused_part),
             f"{name}, fused blocks + torch.compile": candidate(fused_part, compile_it=True),
-            "eager": candidate(torch_part, compile_it=False),
+            "eager": candidate(torch_part),
             "torch.compile": candidate(torch_part, compile_it=True),
         },
-        forward_bytes=0,
         forward_flops=batch * (student + watch + decode),
         backward_flops=2 * batch * (student + decode),
     )
@@ -374,32 +368,26 @@ def video_encoder_case(scale: Scale, batch: int) -> Case:
     config = ModelConfig(width=D, stem_width=scale.stem_width, impl=impl)
     state = VideoEncoder(config).state_dict()
 
-    def candidate(fused: bool, compile_it: bool, exact: bool = False) -> Candidate:
+    def candidate(fused: bool, compile_it: bool = False, exact: bool = False) -> Candidate:
         part = VideoEncoder(replace(config, fused_blocks=fused)).to(scale.device)
         part.load_state_dict(state)
         use_channels_last(part)
         if compile_it:
             compile_parts(part)
-
-        def run() -> Tensor:
-            with scale.autocast(exact):
-                return part(video, keep)
-
-        return Candidate(run, tuple(part.parameters()))
+        return within(scale, lambda: part(video, keep), part.parameters(), exact)
 
     operations = int(2e9 * GMAC_PER_FRAME * batch * KEPT * (scale.side / 224) ** 2 * (scale.stem_width / 64) ** 2)
     return Case(
         op="video encoder",
         shape=f"B={batch} K={KEPT} {scale.side}x{scale.side} stem={scale.stem_width}",
         inputs=(),
-        truth=candidate(fused=False, compile_it=False, exact=True),
+        truth=candidate(fused=False, exact=True),
         candidates={
-            f"{name}, fused blocks": candidate(fused=True, compile_it=False),
+            f"{name}, fused blocks": candidate(fused=True),
             f"{name}, fused blocks + torch.compile": candidate(fused=True, compile_it=True),
-            "eager": candidate(fused=False, compile_it=False),
+            "eager": candidate(fused=False),
             "torch.compile": candidate(fused=False, compile_it=True),
         },
-        forward_bytes=0,
         forward_flops=operations,
         backward_flops=2 * operations,
         smooth=False,

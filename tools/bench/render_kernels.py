@@ -8,6 +8,7 @@ A device without a file leaves its cells empty; nothing is filled in by hand.
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def timed(record: dict[str, Any], op: str, direction: str) -> dict[str, dict[str
     return shapes
 
 
+def gains(
+    record: dict[str, Any], op: str, ours: Callable[[str], bool], others: Callable[[str], bool]
+) -> Iterator[tuple[str, float]]:
+    """Shape, and how many times as fast as the best of the others the best of ours is, where both were timed."""
+    for shape, rows in timed(record, op, "both").items():
+        mine, theirs = ([row["ms"] for name, row in rows.items() if wanted(name)] for wanted in (ours, others))
+        if mine and theirs:
+            yield shape, min(theirs) / min(mine)
+
+
 def targets(record: dict[str, Any]) -> str:
     """The targets and what was measured against them, shape by shape."""
     lines = []
@@ -85,35 +96,18 @@ def targets(record: dict[str, Any]) -> str:
             for shape, rows in timed(record, op, direction).items():
                 share = rows["triton"]["gb_per_s"] / record["ceilings"]["copy_gb_per_s"]
                 lines.append((share >= COPY_SHARE, f"{op}, {shape}, {direction}: {share:.0%} of copy ({COPY_SHARE:.0%})"))
-    for shape, rows in timed(record, "attention", "both").items():
-        rivals = [row["ms"] for name, row in rows.items() if name.startswith("SDPA")]
-        if rivals and "triton" in rows:
-            gain = min(rivals) / rows["triton"]["ms"]
-            lines.append((gain >= ATTENTION_SPEEDUP, f"attention, {shape}: {gain:.2f} x best SDPA ({ATTENTION_SPEEDUP} x)"))
-    for shape, rows in timed(record, "transformer", "both").items():
-        ours = min(row["ms"] for name, row in rows.items() if name.startswith("triton"))
-        gain = rows["torch.compile"]["ms"] / ours
+    for shape, gain in gains(record, "attention", "triton".__eq__, lambda name: name.startswith("SDPA")):
+        lines.append((gain >= ATTENTION_SPEEDUP, f"attention, {shape}: {gain:.2f} x best SDPA ({ATTENTION_SPEEDUP} x)"))
+    for shape, gain in gains(record, "transformer", lambda name: name.startswith("triton"), "torch.compile".__eq__):
         wanted = f"({TRANSFORMER_SPEEDUP} x)"
         lines.append((gain >= TRANSFORMER_SPEEDUP, f"transformer, {shape}: {gain:.2f} x torch.compile {wanted}"))
-    lines += fusion_gains(record)
-    return "\n".join(f"- {'reached' if reached else '**missed**'}: {line}" for reached, line in lines)
-
-
-def fusion_gains(record: dict[str, Any]) -> list[tuple[bool, str]]:
-    """Each fused op against the compiled modules; each whole part, best way with fused blocks against best without."""
-    lines = []
     for op in FUSED_BLOCK_OPS:
-        for shape, rows in timed(record, op, "both").items():
-            if "triton" in rows and "torch.compile" in rows:
-                gain = rows["torch.compile"]["ms"] / rows["triton"]["ms"]
-                lines.append((gain > 1, f"{op}, {shape}: {gain:.2f} x torch.compile (more than 1 x)"))
+        for shape, gain in gains(record, op, "triton".__eq__, "torch.compile".__eq__):
+            lines.append((gain > 1, f"{op}, {shape}: {gain:.2f} x torch.compile (more than 1 x)"))
     for op in FUSED_PARTS:
-        for shape, rows in timed(record, op, "both").items():
-            ways = {fused: [row["ms"] for name, row in rows.items() if ("fused" in name) == fused] for fused in (True, False)}
-            if ways[True] and ways[False]:
-                gain = min(ways[False]) / min(ways[True])
-                lines.append((gain > 1, f"{op}, {shape}: fused blocks {gain:.2f} x the best way without (more than 1 x)"))
-    return lines
+        for shape, gain in gains(record, op, lambda name: "fused" in name, lambda name: "fused" not in name):
+            lines.append((gain > 1, f"{op}, {shape}: fused blocks {gain:.2f} x the best way without (more than 1 x)"))
+    return "\n".join(f"- {'reached' if reached else '**missed**'}: {line}" for reached, line in lines)
 
 
 def fusions() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.bench.record import save
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
 
@@ -129,7 +130,7 @@ def main() -> None:
     out = options.pop("out")
     found = figures(PretrainConfig(), Assumptions(**options))
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        save(found, out)
     print(f"gradients {found['gradient_bytes'] / 1e6:.1f} MB, buffers {found['buffer_bytes'] / 1e3:.1f} kB, "
           f"{found['flops_per_clip'] / 1e9:.1f} GFLOP per clip and step")
     for run in found["runs"]:

@@ -36,8 +36,7 @@ STARTS = ("scratch", *PRETRAINED)
 PROBED = ("untrained", *PRETRAINED)
 STILL = 1e-12  # a learning rate that moves no weight: BatchNorm gets its statistics, nothing is learnt
 NAMES = {
-    "untrained": "untrained encoder", "scratch": "from scratch", "rgb": "after pretraining on RGB targets",
-    "skeleton": "after pretraining on skeleton targets",
+    "scratch": "from scratch", "rgb": "after pretraining on RGB targets", "skeleton": "after pretraining on skeleton targets",
 }
 
 

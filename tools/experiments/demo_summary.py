@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.bench.machine import machine
+from svdata2vec.bench.record import save
 from svdata2vec.runs.metrics_log import read_metrics
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = summarise(options.demo)
     if options.json is not None:
-        options.json.write_text(json.dumps({**machine(), **figures}, indent=1) + "\n")
+        save({**machine(), **figures}, options.json)
     print(lines(figures))
 
 

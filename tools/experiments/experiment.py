@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from svdata2vec.bench.machine import machine
+from svdata2vec.bench.record import save
 from svdata2vec.config.probe import PROBE
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
@@ -58,6 +59,6 @@ def write_record(
 ) -> None:
     """The figures with the machine and the date, a plot beside them; prints what sums them up."""
     record = {**machine(), **figures}
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, out)
     plot(record, out.with_suffix(".png"))
     print(json.dumps(shown, indent=1))

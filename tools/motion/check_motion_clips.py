@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from svdata2vec import __version__
+from svdata2vec.bench.record import save
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 
@@ -119,6 +120,10 @@ class Trial:
     show: Callable[[Any, np.random.Generator | None], Tensor]
     frame_net: Callable[[], nn.Module]
 
+    @property
+    def batch(self) -> int:
+        return 64 if self.one_frame else 24
+
 
 def frames_apart(data: NDArray[Any], label_N: NDArray[np.int64], rng: np.random.Generator) -> tuple[Any, Any]:
     """Some random frames of every clip, each a clip of length one with the clip's label."""
@@ -129,18 +134,16 @@ def frames_apart(data: NDArray[Any], label_N: NDArray[np.int64], rng: np.random.
 
 def train_epoch(
     net: nn.Module, trial: Trial, data: NDArray[Any], label_N: NDArray[np.int64], rng: np.random.Generator,
-    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     net.train()
-    batch = 64 if trial.one_frame else 24
     order = rng.permutation(len(data))
-    for start in range(0, len(order) - len(order) % batch, batch):
-        rows = order[start:start + batch]
+    for rows in order[:len(order) - len(order) % trial.batch].reshape(-1, trial.batch):
         logits = net(trial.show(data[rows], rng))
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(label_N[rows]), label_smoothing=0.1)
-        optimizer.zero_grad()
+        scheduler.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        scheduler.optimizer.step()
         scheduler.step()
 
 
@@ -162,13 +165,13 @@ def run_trial(trial: Trial, clips: Clips, num_classes: int, seed: int) -> dict[s
         test, test_label = frames_apart(test, test_label, rng)
     net = ClipNet(trial.frame_net(), 96, num_classes)
     samples = len(train) * (FRAMES_PER_EPOCH if trial.one_frame else 1)
-    steps = trial.epochs * max(1, samples // (64 if trial.one_frame else 24))
+    steps = trial.epochs * max(1, samples // trial.batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
     history = []
     for epoch in range(trial.epochs):
         data, label = frames_apart(train, train_label, rng) if trial.one_frame else (train, train_label)
-        train_epoch(net, trial, data, label, rng, optimizer, scheduler)
+        train_epoch(net, trial, data, label, rng, scheduler)
         if epoch == trial.epochs - 1 or (trial.best_epoch and epoch % 2):
             guess = predictions(net, trial, test)
             history.append((float((guess == test_label).mean()), guess))
@@ -234,8 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(result, given.json)
     return 0
 
 

@@ -91,7 +91,7 @@ class ClipSpec:
 
     @property
     def name(self) -> str:
-        return (f"S{self.setup:03d}C{self.camera:03d}P{self.subject:03d}R{self.replication:03d}A{self.label + 1:03d}")
+        return f"S{self.setup:03d}C{self.camera:03d}P{self.subject:03d}R{self.replication:03d}A{self.label + 1:03d}"
 
 
 def clip_specs(clips: int) -> list[ClipSpec]:
@@ -119,8 +119,7 @@ def build_scene(spec: ClipSpec, options: Options) -> Scene:
     seed = options.seed
     rng = np.random.default_rng([seed, CLIP, spec.index])
     num_frames = int(rng.integers(options.min_frames, options.max_frames + 1))
-    partner = int(rng.choice([s for s in SUBJECTS if s != spec.subject]))
-    pair = (spec.subject, partner)
+    pair = (spec.subject, int(rng.choice([s for s in SUBJECTS if s != spec.subject])))
     setup_rng = np.random.default_rng([seed, EXTRAS, spec.setup, spec.camera])
     azimuth = AZIMUTHS[spec.camera - 1] + setup_rng.uniform(-0.12, 0.12) + rng.uniform(-0.04, 0.04)
     camera = make_camera(azimuth, rng, num_frames, options.width, options.height)
@@ -128,21 +127,11 @@ def build_scene(spec: ClipSpec, options: Options) -> Scene:
     looks = [make_look(np.random.default_rng([seed, BODIES, s, 1]),
                        np.random.default_rng([seed, CLOTHES, s, spec.setup])) for s in pair]
     cast = perform(spec.label, rng, num_frames, (bodies[0], bodies[1]), azimuth)
-    persons = len(cast.joints_MTJ3)
-    scene_seed = (seed, CLIP, spec.index)
-    return make_scene(cast, tuple(looks[:persons]), camera, options.width, options.height, scene_seed,
-                      plain=options.plain)
+    return make_scene(cast, tuple(looks[:len(cast.bodies)]), camera, options.width, options.height,
+                      (seed, CLIP, spec.index), plain=options.plain)
 
 
-@dataclass(frozen=True)
-class Poses:
-    """A clip's keypoints (M, T, V, 2) and scores (M, T, V), float16, zeros where a joint is missing."""
-
-    keypoint: NDArray[np.float16]
-    score: NDArray[np.float16]
-
-
-def annotation(spec: ClipSpec, poses: Poses, options: Options) -> dict[str, Any]:
+def annotation(spec: ClipSpec, keypoint: NDArray[np.float16], score: NDArray[np.float16], options: Options) -> dict[str, Any]:
     """The clip's entry in the pickle, built in one process so that the pickle's bytes are always the same."""
     size = (options.height, options.width)
     return {
@@ -150,9 +139,9 @@ def annotation(spec: ClipSpec, poses: Poses, options: Options) -> dict[str, Any]
         "label": spec.label,
         "img_shape": size,
         "original_shape": size,
-        "total_frames": poses.keypoint.shape[1],
-        "keypoint": np.array(poses.keypoint.tolist(), dtype=np.float16),
-        "keypoint_score": np.array(poses.score.tolist(), dtype=np.float16),
+        "total_frames": keypoint.shape[1],
+        "keypoint": np.array(keypoint.tolist(), dtype=np.float16),
+        "keypoint_score": np.array(score.tolist(), dtype=np.float16),
     }
 
 
@@ -171,8 +160,12 @@ def encode(frames: Iterator[Picture], path: Path, options: Options) -> None:
     part.replace(path)
 
 
-def make_clip(spec: ClipSpec, options: Options, folder: Path) -> tuple[int, Poses, int]:
-    """Make one clip unless its video is there; returns (index, poses, frames drawn)."""
+# Number of the clip; its keypoints (M, T, V, 2) and scores (M, T, V), zeros where a joint is missing; frames drawn.
+Made = tuple[int, NDArray[np.float16], NDArray[np.float16], int]
+
+
+def make_clip(spec: ClipSpec, options: Options, folder: Path) -> Made:
+    """Make one clip, without drawing it if its video is there."""
     cv2.setNumThreads(1)
     scene = build_scene(spec, options)
     path = folder / "videos" / f"{spec.name}.mp4"
@@ -181,12 +174,10 @@ def make_clip(spec: ClipSpec, options: Options, folder: Path) -> tuple[int, Pose
         encode(render(scene, plain=options.plain), path, options)
         drawn = scene.num_frames
     keypoint, score = detect(scene, np.random.default_rng([options.seed, CLIP, spec.index, 9]))
-    return spec.index, Poses(keypoint.astype(np.float16), score.astype(np.float16)), drawn
+    return spec.index, keypoint.astype(np.float16), score.astype(np.float16), drawn
 
 
-def clip_results(
-    specs: Sequence[ClipSpec], options: Options, folder: Path, workers: int
-) -> Iterator[tuple[int, Poses, int]]:
+def clip_results(specs: Sequence[ClipSpec], options: Options, folder: Path, workers: int) -> Iterator[Made]:
     """Make all clips here (one worker) or in fresh processes; results come in any order."""
     if workers == 1:
         yield from (make_clip(spec, options, folder) for spec in specs)
@@ -246,8 +237,8 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     annotations: dict[int, dict[str, Any]] = {}
     drawn = 0
     results = clip_results(specs, options, folder, workers)
-    for index, poses, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
-        annotations[index] = annotation(specs[index], poses, options)
+    for index, keypoint, score, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
+        annotations[index] = annotation(specs[index], keypoint, score, options)
         drawn += frames
     content = {"split": splits(specs), "annotations": [annotations[spec.index] for spec in specs]}
     write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
@@ -278,21 +269,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
                         help="H.264 effort (default ultrafast)")
     parser.add_argument("--plain", action="store_true", help="figures alone on grey: for looking at the joints")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    given = parser.parse_args(arguments)
-    low, high = frame_range(given.frames)
-    options = Options(clips=given.clips, seed=given.seed, min_frames=low, max_frames=high, width=given.width,
-                      height=given.height, crf=given.crf, preset=given.preset, plain=given.plain)
-    return given.out, options, given.workers
+    given = vars(parser.parse_args(arguments))
+    folder, workers, (low, high) = given.pop("out"), given.pop("workers"), frame_range(given.pop("frames"))
+    return folder, Options(min_frames=low, max_frames=high, **given), workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        folder, options, workers = parse(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     start = time.monotonic()
     try:
+        folder, options, workers = parse(arguments)
         frames = make_motion_clips(folder, options, workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from motion_bodies import FPS, JOINT, Array, Body, Rng, columns, pose
-from motion_stage import Stage, active_window, clip_time, facing, hump, idle, move_wrist, ramp, wobble
+from motion_stage import Stage, active_window, clip_time, cycles, facing, hump, idle, move_wrist, move_wrists, ramp, wobble
 
 BYSTANDER_RATE = 0.45  # share of one-person actions with a second person who only stands there
 CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object
@@ -54,9 +54,7 @@ def both_arms(stage: Stage, up_T: Array) -> None:
     angle_T = np.pi * 0.93 * up_T
     forward, side_reach = rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.85)
     target_T3 = columns(count, forward, 0.15 + side_reach * np.sin(angle_T), -0.95 * np.cos(angle_T))
-    weight_T = np.minimum(1.0, 8.0 * up_T)
-    for side in range(2):
-        move_wrist(stage.stances[0], side, weight_T, target_T3)
+    move_wrists(stage.stances[0], np.minimum(1.0, 8.0 * up_T), target_T3)
 
 
 def one_way(stage: Stage) -> Array:
@@ -66,40 +64,18 @@ def one_way(stage: Stage) -> Array:
     return ramp(stage.num_frames, centre - length / 2, length)
 
 
-def raise_arms(stage: Stage) -> None:
-    both_arms(stage, one_way(stage))
-
-
-def lower_arms(stage: Stage) -> None:
-    both_arms(stage, 1.0 - one_way(stage))
-
-
 def crouch(stage: Stage, down_T: Array) -> None:
     """Knees bend, the trunk leans forward, the arms come forward: 0 standing, 1 as low as on a stool."""
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
     stance.drop_T += rng.uniform(0.46, 0.56) * down_T
     stance.pitch_T += rng.uniform(0.35, 0.6) * down_T
-    reach = rng.uniform(0.35, 0.6)
-    for side in range(2):
-        move_wrist(stance, side, 0.9 * down_T, columns(count, reach, 0.1, -0.72))
-
-
-def sit_down(stage: Stage) -> None:
-    crouch(stage, one_way(stage))
-
-
-def stand_up(stage: Stage) -> None:
-    crouch(stage, 1.0 - one_way(stage))
+    move_wrists(stance, 0.9 * down_T, columns(count, rng.uniform(0.35, 0.6), 0.1, -0.72))
 
 
 def jump(stage: Stage) -> None:
     """Two or three times: crouch, leave the floor, land."""
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
-    period = rng.uniform(17, 20) / stage.tempo
-    repeats = int(np.clip(0.9 * count / period, 1, 3))
-    start = rng.uniform(0.0, max(count - repeats * period, 1.0))
-    cycles_T = (np.arange(count) - start) / period
-    phase_T = np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
+    phase_T = cycles(stage, rng.uniform(17, 20) / stage.tempo, 3, 0.0, 1.0)
     bend_T = np.where(phase_T < 0.42, np.sin(np.pi * phase_T / 0.42), 0.0)
     bend_T += np.where(phase_T > 0.8, 0.5 * np.sin(np.pi * (phase_T - 0.8) / 0.2), 0.0)
     air_T = np.clip((phase_T - 0.38) / 0.44, 0.0, 1.0)
@@ -107,9 +83,8 @@ def jump(stage: Stage) -> None:
     stance.drop_T += 0.34 * bend_T - lift_T
     stance.pitch_T += 0.35 * bend_T
     stance.ankles_T23[:, :, 2] += lift_T[:, None]
-    for side in range(2):
-        move_wrist(stance, side, 0.8 * bend_T, columns(count, -0.3, 0.3, -0.8))
-        move_wrist(stance, side, 1.6 * np.minimum(lift_T, 0.5), columns(count, 0.7, 0.35, 0.1))
+    move_wrists(stance, 0.8 * bend_T, columns(count, -0.3, 0.3, -0.8))
+    move_wrists(stance, 1.6 * np.minimum(lift_T, 0.5), columns(count, 0.7, 0.35, 0.1))
 
 
 def clap(stage: Stage) -> None:
@@ -121,8 +96,7 @@ def clap(stage: Stage) -> None:
     together = -0.9 * stage.bodies[0].shoulder / stage.bodies[0].arm
     height = rng.uniform(-0.15, 0.2)
     target_T3 = columns(count, 0.62 - 0.12 * open_T, together + 0.95 * open_T, height)
-    for side in range(2):
-        move_wrist(stance, side, envelope_T, target_T3)
+    move_wrists(stance, envelope_T, target_T3)
 
 
 def walk(stage: Stage) -> None:
@@ -151,11 +125,7 @@ def kick(stage: Stage) -> None:
     """One leg swings back, then high to the front, once or twice."""
     rng, count, stance = stage.rng, stage.num_frames, stage.stances[0]
     side = int(rng.integers(2))
-    period = rng.uniform(23, 28) / stage.tempo
-    repeats = int(np.clip(0.9 * count / period, 1, rng.integers(1, 3)))
-    start = rng.uniform(0.02, 0.98) * max(count - repeats * period, 1.0)
-    cycles_T = (np.arange(count) - start) / period
-    phase_T = np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
+    phase_T = cycles(stage, rng.uniform(23, 28) / stage.tempo, int(rng.integers(1, 3)), 0.02, 0.98)
     back_T = np.where(phase_T < 0.4, np.sin(np.pi * phase_T / 0.4) ** 2, 0.0)
     front_T = np.sin(np.pi * np.clip((phase_T - 0.32) / 0.6, 0.0, 1.0)) ** 2
     high = rng.uniform(0.5, 0.66)
@@ -163,8 +133,7 @@ def kick(stage: Stage) -> None:
     stance.ankles_T23[:, side, 2] += 0.22 * back_T + high * front_T
     stance.pitch_T -= 0.25 * front_T - 0.15 * back_T
     stance.drop_T += 0.05 * front_T
-    for arm in range(2):
-        move_wrist(stance, arm, 0.7 * front_T, columns(count, 0.25, 0.55, -0.6))
+    move_wrists(stance, 0.7 * front_T, columns(count, 0.25, 0.55, -0.6))
 
 
 RIGHT = 1
@@ -205,10 +174,10 @@ def hand_over(stage: Stage) -> Array:
 ACTIONS: dict[str, Callable[[Stage], Array | None]] = {
     "wave": wave,
     "hold up a hand": hold_up,
-    "raise both arms": raise_arms,
-    "lower both arms": lower_arms,
-    "sit down": sit_down,
-    "stand up": stand_up,
+    "raise both arms": lambda stage: both_arms(stage, one_way(stage)),
+    "lower both arms": lambda stage: both_arms(stage, 1.0 - one_way(stage)),
+    "sit down": lambda stage: crouch(stage, one_way(stage)),
+    "stand up": lambda stage: crouch(stage, 1.0 - one_way(stage)),
     "jump": jump,
     "clap": clap,
     "walk": walk,

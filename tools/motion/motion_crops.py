@@ -6,6 +6,8 @@ Letters: N clips, T sampled frames, H and W pixels, M persons, V joints.
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ STORED = 50  # pixels: crops are stored a little larger than the network's input
 
 @dataclass(frozen=True)
 class Clips:
-    """What the classifiers read: crops (N, T, H, W, 3) uint8, joints (N, T, features), labels and the split."""
+    """What the classifiers read, as `read_clip` gives it: crops (N, T, H, W, 3), joints (N, T, features); labels, split."""
 
     frame_crops: NDArray[np.uint8]
     clip_crops: NDArray[np.uint8]
@@ -43,10 +45,15 @@ def load_annotations(folder: Path) -> tuple[list[dict[str, Any]], list[str], set
     return content["annotations"], classes, set(content["split"]["xsub_train"])
 
 
+def seen_joints(joints: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(joints, 2): all that are not zero."""
+    every = joints.reshape(-1, 2)
+    return every[(every != 0).all(axis=1)]
+
+
 def square(joints: NDArray[np.float32], width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of a square around all joints that are not zero, with a margin; the whole picture if none."""
-    seen = joints.reshape(-1, 2)
-    seen = seen[(seen != 0).all(axis=1)]
+    """Left, top and side of a square around all joints that are there, with a margin; the whole picture if there are none."""
+    seen = seen_joints(joints)
     if len(seen) < 3:
         return (width - max(width, height)) // 2, (height - max(width, height)) // 2, max(width, height)
     low, high = seen.min(axis=0), seen.max(axis=0)
@@ -76,9 +83,7 @@ def normalised(joints_MTV2: NDArray[np.float32], corner_T2: NDArray[np.float32],
 
 def free_patch(joints_MTV2: NDArray[np.float32], width: int, height: int, rng: np.random.Generator) -> tuple[int, int]:
     """Left and top of a patch of background that no person ever enters, if there is one."""
-    side, margin = height // 3, 0.04 * height
-    seen = joints_MTV2.reshape(-1, 2)
-    seen = seen[(seen != 0).all(axis=1)]
+    side, margin, seen = height // 3, 0.04 * height, seen_joints(joints_MTV2)
 
     def entered(corner: tuple[int, int]) -> bool:
         near = (seen > np.array(corner) - margin) & (seen < np.array(corner) + side + margin)
@@ -90,7 +95,7 @@ def free_patch(joints_MTV2: NDArray[np.float32], width: int, height: int, rng: n
     return choices[rng.integers(len(choices))]
 
 
-def read_clip(folder: Path, index: int, entry: dict[str, Any], num_frames: int) -> tuple[Any, ...]:
+def read_clip(folder: Path, num_frames: int, index: int, entry: dict[str, Any]) -> tuple[Any, ...]:
     """Sample `num_frames` frames evenly and cut the three kinds of crops; joints in the same squares."""
     path = folder / "videos" / f"{entry['frame_dir']}.mp4"
     total, (height, width) = entry["total_frames"], entry["img_shape"]
@@ -120,9 +125,8 @@ def read_clips(folder: Path, num_frames: int, threads: int) -> tuple[Clips, list
     annotations, classes, train = load_annotations(folder)
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(threads) as pool:
-        read = pool.map(lambda pair: read_clip(folder, pair[0], pair[1], num_frames), enumerate(annotations))
+        read = pool.map(partial(read_clip, folder, num_frames), count(), annotations)
         parts = [np.stack(part) for part in zip(*read, strict=True)]
-    label_N = np.array([entry["label"] for entry in annotations])
-    train_N = np.array([entry["frame_dir"] in train for entry in annotations])
-    frames, wholes, background, frame_joints, clip_joints = parts
-    return Clips(frames, wholes, background, frame_joints, clip_joints, label_N, train_N), classes
+    parts.append(np.array([entry["label"] for entry in annotations]))
+    parts.append(np.array([entry["frame_dir"] in train for entry in annotations]))
+    return Clips(*parts), classes

@@ -62,10 +62,8 @@ def hidden_joints(scene: Scene) -> NDArray[np.bool_]:
     """(M, T, V): behind an occluder, or behind the trunk of a nearer performer or of the body itself."""
     joints_MTV2, depth_MTJ = scene.coco(), scene.depth_MTJ
     hidden_MTV = np.zeros(joints_MTV2.shape[:3], dtype=bool)
-    for person in range(len(joints_MTV2)):
-        for joint in range(NUM_JOINTS):
-            for occluder in scene.occluders:
-                hidden_MTV[person, :, joint] |= occluder.covers(joints_MTV2[person, :, joint])
+    for occluder in scene.occluders:
+        hidden_MTV |= occluder.covers(joints_MTV2.swapaxes(1, 2)).swapaxes(1, 2)
     neck, pelvis = JOINT["neck"], JOINT["pelvis"]
     for other in range(len(joints_MTV2)):
         top_T12 = scene.pixels_MTJ2[other, :, neck, None]

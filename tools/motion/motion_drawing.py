@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from motion_bodies import JOINT, SIDES, Array
-from motion_scene import Look, Scene
-from motion_scenery import MARGIN, Colour, Picture, colour, darker, make_backdrop, make_light, make_movers
+from motion_scene import Scene
+from motion_scenery import MARGIN, Picture, colour, darker, make_backdrop, make_light, make_movers
 from numpy.typing import NDArray
 
 SHIFT = 3  # OpenCV draws with 1/8 pixel
@@ -22,7 +22,7 @@ PLAIN_GREY = 128
 
 @dataclass(frozen=True)
 class Part:
-    """A capsule between two joints; radius as a share of the body's height; `colour_of` picks from a look."""
+    """A capsule between two joints; radius as a share of the body's height; `colour_of` names a colour of a `Look`."""
 
     first: str
     second: str
@@ -33,7 +33,7 @@ class Part:
 
 def body_parts() -> tuple[Part, ...]:
     parts = [Part("neck", "pelvis", 0.058, "shirt"), Part("neck", "head", 0.03, "skin", -0.05),
-             Part("l_hip", "r_hip", 0.05, "thigh", -0.02), Part("head", "head", 0.066, "head", 0.06)]
+             Part("l_hip", "r_hip", 0.05, "thigh", -0.02), Part("head", "head", 0.066, "skin", 0.06)]
     for side in SIDES:
         parts += [
             Part(f"{side}_shoulder", f"{side}_elbow", 0.033, "upper_arm", 0.04),
@@ -53,38 +53,31 @@ PART_RADIUS = np.array([p.radius for p in PARTS])
 TORSO, HEAD = 0, 3
 
 
-def part_colours(look: Look) -> list[Colour]:
-    table = {"shirt": look.shirt, "skin": look.skin, "head": look.skin, "upper_arm": look.sleeves[0],
-             "forearm": look.sleeves[1], "thigh": look.legs[0], "shin": look.legs[1], "shoe": look.shoes}
-    return [table[p.colour_of] for p in PARTS]
-
-
 def fixed(values: Array) -> list:
     """Continuous coordinates -> OpenCV's fixed point numbers, whose origin is the centre of the first pixel."""
     return np.round((values - 0.5) * (1 << SHIFT)).astype(np.int64).tolist()
 
 
 class FigurePainter:
-    """Draws one performer; all coordinates and depth orders are computed for the whole clip first."""
+    """Draws one performer."""
 
     def __init__(self, scene: Scene, person: int) -> None:
-        pixels_TJ2 = scene.pixels_MTJ2[person]
-        ends_TP22 = pixels_TJ2[:, PART_ENDS]
+        pixels_TJ2, depth_TJ = scene.pixels_MTJ2[person], scene.depth_MTJ[person]
         size_T = scene.scale_MT[person] * scene.bodies[person].height
         radius_TP = size_T[:, None] * PART_RADIUS * scene.bodies[person].girth
-        depth_TP = scene.depth_MTJ[person][:, PART_ENDS].mean(axis=2) - PART_NEARER
+        depth_TP = depth_TJ[:, PART_ENDS].mean(axis=2) - PART_NEARER
         self.look = scene.looks[person]
-        self.colours = part_colours(self.look)
-        self.ends = fixed(ends_TP22)
+        self.colours = [getattr(self.look, part.colour_of) for part in PARTS]
+        self.ends = fixed(pixels_TJ2[:, PART_ENDS])
         self.thickness = np.maximum(2, np.round(2 * radius_TP)).astype(int).tolist()
         self.order = np.argsort(-depth_TP, axis=1, kind="stable").tolist()
         self.corners = self.torso_corners(pixels_TJ2, radius_TP[:, TORSO])
-        self.head = fixed(pixels_TJ2[:, JOINT["head"]])
-        self.hair = fixed(self.hair_centre(pixels_TJ2))
-        self.eyes = fixed(pixels_TJ2[:, [JOINT["l_eye"], JOINT["r_eye"]]])
-        depth_TJ = scene.depth_MTJ[person]
-        eye_depth_T2 = depth_TJ[:, [JOINT["l_eye"], JOINT["r_eye"]]]
-        self.eye_seen = (eye_depth_T2 < depth_TJ[:, JOINT["head"], None]).tolist()
+        head_T2, neck_T2, nose_T2 = (pixels_TJ2[:, JOINT[name]] for name in ("head", "neck", "nose"))
+        self.head = fixed(head_T2)
+        self.hair = fixed(head_T2 + 0.35 * (head_T2 - nose_T2) + 0.22 * (head_T2 - neck_T2))  # behind and above the face
+        eyes = [JOINT["l_eye"], JOINT["r_eye"]]
+        self.eyes = fixed(pixels_TJ2[:, eyes])
+        self.eye_seen = (depth_TJ[:, eyes] < depth_TJ[:, JOINT["head"], None]).tolist()
 
     @staticmethod
     def torso_corners(pixels_TJ2: Array, radius_T: Array) -> NDArray[np.int32]:
@@ -102,13 +95,6 @@ class FigurePainter:
             corners_T42[:, second] -= (sign_T * extra_T)[:, None] * across_T2
         return np.asarray(fixed(corners_T42), dtype=np.int32)
 
-    @staticmethod
-    def hair_centre(pixels_TJ2: Array) -> Array:
-        """Hair sits behind and above the face."""
-        head_T2, neck_T2 = pixels_TJ2[:, JOINT["head"]], pixels_TJ2[:, JOINT["neck"]]
-        back_T2 = head_T2 - pixels_TJ2[:, JOINT["nose"]]
-        return np.asarray(head_T2 + 0.35 * back_T2 + 0.22 * (head_T2 - neck_T2))
-
     def draw(self, frame: Picture, time: int) -> None:
         ends, thickness = self.ends[time], self.thickness[time]
         for part in self.order[time]:
@@ -124,8 +110,7 @@ class FigurePainter:
     def draw_torso(self, frame: Picture, time: int) -> None:
         look, corners_42 = self.look, self.corners[time]
         wide = self.thickness[time][TORSO] // 3
-        outline = [corners_42.reshape(-1, 1, 2)]
-        cv2.polylines(frame, outline, True, look.shirt, wide, shift=SHIFT)
+        cv2.polylines(frame, [corners_42.reshape(-1, 1, 2)], True, look.shirt, wide, shift=SHIFT)
         cv2.fillConvexPoly(frame, corners_42, look.shirt, shift=SHIFT)
         left, right = corners_42[[0, 3]], corners_42[[1, 2]]
         thin = max(1, wide // 2)
@@ -135,12 +120,10 @@ class FigurePainter:
 
         if look.pattern_kind == 1:
             for share in (0.1, 0.36, 0.62, 0.88):
-                first, second = (side[0] + share * (side[1] - side[0]) for side in (left, right))
-                line(first, second)
+                line(*(side[0] + share * (side[1] - side[0]) for side in (left, right)))
         elif look.pattern_kind == 2:
             for share in (0.2, 0.5, 0.8):
-                first, second = (left[k] + share * (right[k] - left[k]) for k in (0, 1))
-                line(first, second)
+                line(*(left[k] + share * (right[k] - left[k]) for k in (0, 1)))
         elif look.pattern_kind == 3:
             for down, across in ((0.15, 0.25), (0.2, 0.75), (0.5, 0.5), (0.8, 0.2), (0.85, 0.8)):
                 top, bottom = (left[k] + across * (right[k] - left[k]) for k in (0, 1))

@@ -65,9 +65,11 @@ class Look:
     shirt: Colour
     pattern: Colour
     pattern_kind: int  # 0 plain, 1 stripes across, 2 stripes along, 3 dots
-    sleeves: tuple[Colour, Colour]  # upper arm, forearm
-    legs: tuple[Colour, Colour]  # thigh, shin
-    shoes: Colour
+    upper_arm: Colour
+    forearm: Colour
+    thigh: Colour
+    shin: Colour
+    shoe: Colour
 
 
 def make_look(person: Rng, clothes: Rng) -> Look:
@@ -80,9 +82,11 @@ def make_look(person: Rng, clothes: Rng) -> Look:
         shirt=shirt,
         pattern=colour(clothes),
         pattern_kind=int(clothes.integers(4)),
-        sleeves=(darker(shirt, 0.8), skin if clothes.uniform() < 0.6 else colour(clothes)),
-        legs=(trousers, skin if clothes.uniform() < 0.25 else darker(trousers, 0.8)),
-        shoes=colour(clothes),
+        upper_arm=darker(shirt, 0.8),
+        forearm=skin if clothes.uniform() < 0.6 else colour(clothes),
+        thigh=trousers,
+        shin=skin if clothes.uniform() < 0.25 else darker(trousers, 0.8),
+        shoe=colour(clothes),
     )
 
 

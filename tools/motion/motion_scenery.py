@@ -92,13 +92,13 @@ class Occluder:
     mask: Picture
     corner_T2: NDArray[np.int64]
 
-    def covers(self, pixels_T2: Array) -> NDArray[np.bool_]:
-        """Which of the points (T, 2) lie behind it."""
+    def covers(self, pixels: Array) -> NDArray[np.bool_]:
+        """Which of the points (..., T, 2) lie behind it."""
         height, width = self.mask.shape
-        place_T2 = np.floor(pixels_T2).astype(np.int64) - self.corner_T2
-        inside_T = ((place_T2 >= 0) & (place_T2 < (width, height))).all(axis=1)
-        place_T2 = place_T2.clip(0, (width - 1, height - 1))
-        return inside_T & (self.mask[place_T2[:, 1], place_T2[:, 0]] > 0)
+        place = np.floor(pixels).astype(np.int64) - self.corner_T2
+        inside = ((place >= 0) & (place < (width, height))).all(axis=-1)
+        place = place.clip(0, (width - 1, height - 1))
+        return inside & (self.mask[place[..., 1], place[..., 0]] > 0)
 
     def draw(self, frame: Picture, time: int) -> None:
         """Paint it over the frame, cut at the frame's edges."""

@@ -41,6 +41,17 @@ def active_window(stage: Stage, low: float, high: float) -> tuple[float, float]:
     return start, start + length
 
 
+def cycles(stage: Stage, period: float, most: int, low: float, high: float) -> Array:
+    """(T,) how far a move of `period` frames is, 0 to 1, in each of at most `most` turns; 0 outside of them.
+
+    They begin `low` to `high` of the time that they leave after the clip's start.
+    """
+    repeats = int(np.clip(0.9 * stage.num_frames / period, 1, most))
+    start = stage.rng.uniform(low, high) * max(stage.num_frames - repeats * period, 1.0)
+    cycles_T = (np.arange(stage.num_frames) - start) / period
+    return np.where((cycles_T > 0) & (cycles_T < repeats), cycles_T % 1.0, 0.0)
+
+
 def wobble(rng: Rng, num_frames: int, size: float) -> Array:
     """Slow smooth random motion around zero: two sines of less than 1 Hz."""
     return size * 0.5 * (oscillation(rng, num_frames, 0.15, 0.8) + oscillation(rng, num_frames, 0.15, 0.8))
@@ -69,7 +80,7 @@ def idle(rng: Rng, num_frames: int, ground: Array, yaw: float) -> Stance:
     return Stance(
         ground_T2=ground + sway_T2,
         yaw_T=yaw + wobble(rng, num_frames, 0.08),
-        drop_T=np.full(num_frames, 0.0),
+        drop_T=np.zeros(num_frames),
         pitch_T=rng.uniform(0.0, 0.08) + wobble(rng, num_frames, 0.03),
         head_yaw_T=rng.uniform(-0.3, 0.3) + wobble(rng, num_frames, 0.3),
         wrists_T23=wrists_T23,
@@ -83,6 +94,12 @@ def move_wrist(stance: Stance, side: int, weight_T: Array, target_T3: Array) -> 
     """Blend one wrist towards a target (forward, outward, up) in arm lengths."""
     weight_T1 = weight_T[:, None]
     stance.wrists_T23[:, side] = (1.0 - weight_T1) * stance.wrists_T23[:, side] + weight_T1 * target_T3
+
+
+def move_wrists(stance: Stance, weight_T: Array, target_T3: Array) -> None:
+    """Both of them, each on its own side."""
+    for side in range(2):
+        move_wrist(stance, side, weight_T, target_T3)
 
 
 def facing(rng: Rng) -> float:

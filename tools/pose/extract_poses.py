@@ -165,14 +165,13 @@ def _prepared(reader: VideoReader, model: Any, given: dict[int, np.ndarray] | No
     """The model's inputs of `model.batch` frames at a time, for all frames in order."""
     width, height = reader.info.width, reader.info.height
     nobody = np.zeros((0, 4), np.float32)
-    batch: list[Any] = []
-    for number, canvas_rgb in enumerate(reader.crops(0, 0, max(width, height))):
+
+    def prepare(number: int, canvas_rgb: np.ndarray) -> Any:
         frame_bgr = np.ascontiguousarray(canvas_rgb[:height, :width, ::-1])
-        batch.append(model.prepare(frame_bgr, None if given is None else given.get(number, nobody)))
-        if len(batch) == model.batch:
-            yield batch
-            batch = []
-    if batch:
+        return model.prepare(frame_bgr, None if given is None else given.get(number, nobody))
+
+    prepared = itertools.starmap(prepare, enumerate(reader.crops(0, 0, max(width, height))))
+    while batch := list(itertools.islice(prepared, model.batch)):
         yield batch
 
 
@@ -183,21 +182,23 @@ class Progress:
         self.num_videos, self.num_done, self.num_frames, self.skipped = num_videos, 0, 0, 0
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stdout.isatty()
+        self._every_seconds = 1.0 if self._terminal else 30.0
 
     def frames(self, count: int) -> None:
         """Some frames are done."""
         self.num_frames += count
-        self._show(1.0 if self._terminal else 30.0)
+        self._show()
 
     def video(self, skipped: int) -> None:
         """A video is done."""
         self.num_done += 1
         self.skipped = skipped
-        self._show(1.0 if self._terminal else 30.0)
+        self._show()
 
     def end(self) -> None:
         """Print the last state."""
-        self._show(0.0)
+        self._every_seconds = 0.0
+        self._show()
         if self._terminal:
             print()
 
@@ -209,9 +210,9 @@ class Progress:
         return (f"{self.num_done}/{self.num_videos} videos, {self.num_frames} frames, {rate:.1f} frames/s, "
                 f"{self.skipped} skipped, {expected} left")
 
-    def _show(self, every_seconds: float) -> None:
+    def _show(self) -> None:
         now = time.monotonic()
-        if now - self._shown >= every_seconds:
+        if now - self._shown >= self._every_seconds:
             self._shown = now
             text = self.line(now - self._start)
             print(f"\r{text:<100}" if self._terminal else text, end="" if self._terminal else "\n", flush=True)

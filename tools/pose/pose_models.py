@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from pose_checkpoint import first_line, read_checkpoint
-from pose_tracking import Detections
+from pose_tracking import NUM_JOINTS, Detections
 from pose_zoo import MODELS
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.layouts import COCO17
 
-NUM_JOINTS = len(COCO17.joints)
 NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils", "xtcocotools", "xtcocotools.coco",
                  "xtcocotools.cocoeval", "xtcocotools.mask")
 
@@ -189,18 +187,11 @@ def _checked_size(name: str, input_size: int | None) -> int | None:
 def _detections(instances: Sequence[Any], top_down: bool) -> Detections:
     """One frame's detections: from one set of instances of RTMO, or from one instance per box."""
     if not instances:
-        return no_detections()
-    box_N4 = np.concatenate([entry.bboxes for entry in instances]).astype(np.float32)
-    joints_NV2 = np.concatenate([entry.keypoints for entry in instances]).astype(np.float32)
-    joint_score_NV = np.concatenate([entry.keypoint_scores for entry in instances]).astype(np.float32)
-    if top_down:
-        score_N = joint_score_NV.mean(axis=1)
-    else:
-        score_N = np.concatenate([entry.bbox_scores for entry in instances]).astype(np.float32)
-    return Detections(box_N4, score_N, joints_NV2, joint_score_NV)
+        return Detections(*(np.zeros((0, *rest), np.float32) for rest in ((4,), (), (NUM_JOINTS, 2), (NUM_JOINTS,))))
 
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(entry, name) for entry in instances]).astype(np.float32)
 
-def no_detections() -> Detections:
-    """A frame where nobody is."""
-    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, NUM_JOINTS, 2), np.float32),
-                      np.zeros((0, NUM_JOINTS), np.float32))
+    joint_score_NV = joined("keypoint_scores")
+    score_N = joint_score_NV.mean(axis=1) if top_down else joined("bbox_scores")
+    return Detections(joined("bboxes"), score_N, joined("keypoints"), joint_score_NV)

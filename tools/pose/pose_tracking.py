@@ -6,9 +6,13 @@ a while, keep the persons who are largest for longest.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from svdata2vec.shards.layouts import COCO17
+
+NUM_JOINTS = len(COCO17.joints)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Detections:
     score_N: np.ndarray
     joints_NV2: np.ndarray
     joint_score_NV: np.ndarray
+
+    ARRAYS = ("box_N4", "score_N", "joints_NV2", "joint_score_NV")
 
     def __post_init__(self) -> None:
         count, num_joints = self.joint_score_NV.shape
@@ -32,7 +38,7 @@ class Detections:
     def take(self, rows: Sequence[int] | np.ndarray) -> "Detections":
         """These rows, in this order."""
         rows = np.asarray(rows, np.int64)
-        return Detections(self.box_N4[rows], self.score_N[rows], self.joints_NV2[rows], self.joint_score_NV[rows])
+        return Detections(*(getattr(self, name)[rows] for name in self.ARRAYS))
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,8 @@ class TrackingOptions:
     min_side_px: float = 2.0
 
 
-@dataclass
-class Track:
-    """One person: the frames where they are seen, ascending, and the row of the detection in each."""
-
-    frames: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-
-    def add(self, frame: int, row: int) -> None:
-        """Add a sighting in a later frame."""
-        self.frames.append(frame)
-        self.rows.append(row)
+# One person: frame and row of the detection of each sighting, frames ascending.
+Track = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -75,18 +72,16 @@ class Persons:
     box_T5: np.ndarray
 
 
-def find_persons(frames: Sequence[Detections], num_joints: int = 17,
-                 options: TrackingOptions = TrackingOptions()) -> Persons:
+def find_persons(frames: Sequence[Detections], options: TrackingOptions = TrackingOptions()) -> Persons:
     """The main persons of a clip from its frames' detections (one entry per decoded frame, empty ones included)."""
     cleaned = [without_duplicates(usable(detections, options)) for detections in frames]
     tracks = join_pieces(link_boxes(cleaned, options), cleaned, options)
-    return _arrays(main_tracks(tracks, cleaned, options), cleaned, num_joints)
+    return _arrays(main_tracks(tracks, cleaned, options), cleaned)
 
 
 def inside(detections: Detections, width: int, height: int) -> Detections:
     """The same with boxes cut off at the picture's border; joints stay where they are."""
-    box_N4 = np.clip(detections.box_N4, 0, np.array([width, height, width, height], np.float32))
-    return Detections(box_N4, detections.score_N, detections.joints_NV2, detections.joint_score_NV)
+    return replace(detections, box_N4=np.clip(detections.box_N4, 0, np.array([width, height, width, height], np.float32)))
 
 
 def usable(detections: Detections, options: TrackingOptions) -> Detections:
@@ -119,8 +114,8 @@ def without_duplicates(detections: Detections, same_box: float = 0.9, same_pose:
 
 
 def box_area(box_N4: np.ndarray) -> np.ndarray:
-    """(N,) areas."""
-    return (box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])
+    """(N,) areas, or that of one box."""
+    return (box_N4[..., 2] - box_N4[..., 0]) * (box_N4[..., 3] - box_N4[..., 1])
 
 
 def box_iou(a_N4: np.ndarray, b_K4: np.ndarray) -> np.ndarray:
@@ -138,7 +133,7 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
     tracks: list[Track] = []
     alive: list[Track] = []
     for number, detections in enumerate(frames):
-        alive = [track for track in alive if number - track.frames[-1] <= options.max_gap + 1]
+        alive = [track for track in alive if number - track[-1][0] <= options.max_gap + 1]
         last_A4 = np.array([_box(track, -1, frames) for track in alive], np.float64).reshape(-1, 4)
         iou_AN = box_iou(last_A4, detections.box_N4.astype(np.float64))
         free = set(range(len(detections)))
@@ -148,10 +143,10 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
             if iou_AN[index, row] < options.min_iou:
                 break
             if index in waiting and row in free:
-                alive[index].add(number, row)
+                alive[index].append((number, row))
                 waiting.remove(index)
                 free.remove(row)
-        begun = [Track([number], [row]) for row in sorted(free)]
+        begun = [[(number, row)] for row in sorted(free)]
         tracks += begun
         alive += begun
     return tracks
@@ -163,7 +158,7 @@ def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: 
     candidates: list[tuple[float, int, int]] = []
     for first, ended in enumerate(tracks):
         for second, begun in enumerate(tracks):
-            if 0 < begun.frames[0] - ended.frames[-1] <= options.join_gap + 1:
+            if 0 < begun[0][0] - ended[-1][0] <= options.join_gap + 1:
                 distance = _distance(_box(ended, -1, frames), _box(begun, 0, frames))
                 if distance <= 1:
                     candidates.append((distance, first, second))
@@ -175,17 +170,17 @@ def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: 
             following.add(second)
     joined = []
     for start in sorted(set(range(len(tracks))) - following):
-        whole = Track(list(tracks[start].frames), list(tracks[start].rows))
+        whole = list(tracks[start])
         while start in follower:
             start = follower[start]
-            whole.frames += tracks[start].frames
-            whole.rows += tracks[start].rows
+            whole += tracks[start]
         joined.append(whole)
     return joined
 
 
 def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
-    return frames[track.frames[at]].box_N4[track.rows[at]]
+    frame, row = track[at]
+    return frames[frame].box_N4[row]
 
 
 def _distance(a_4: np.ndarray, b_4: np.ndarray) -> float:
@@ -201,26 +196,19 @@ def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: 
     """Up to `persons` tracks of the largest weight = sum over frames of score times the square root of the box's area."""
     weights = []
     for number, track in enumerate(tracks):
-        pairs = zip(track.frames, track.rows, strict=True)
-        weight = sum(float(frames[t].score_N[row]) * _size(frames[t].box_N4[row]) for t, row in pairs)
-        weights.append((-weight, track.frames[0], number))
+        weight = sum(float(frames[t].score_N[row]) * float(np.sqrt(box_area(frames[t].box_N4[row]))) for t, row in track)
+        weights.append((-weight, track[0][0], number))
     weights.sort()
-    heaviest = -weights[0][0] if weights else 0.0
     return [tracks[number] for weight, _, number in weights[: options.persons]
-            if -weight >= options.min_share * heaviest]
+            if -weight >= options.min_share * -weights[0][0]]
 
 
-def _size(box_4: np.ndarray) -> float:
-    return float(np.sqrt((box_4[2] - box_4[0]) * (box_4[3] - box_4[1])))
-
-
-def _arrays(tracks: Sequence[Track], frames: Sequence[Detections], num_joints: int) -> Persons:
-    num_frames = len(frames)
-    joints_MTV2 = np.zeros((max(len(tracks), 1), num_frames, num_joints, 2), np.float32)
+def _arrays(tracks: Sequence[Track], frames: Sequence[Detections]) -> Persons:
+    joints_MTV2 = np.zeros((max(len(tracks), 1), len(frames), NUM_JOINTS, 2), np.float32)
     joint_score_MTV = np.zeros(joints_MTV2.shape[:3], np.float32)
-    box_T5 = np.zeros((num_frames, 5), np.float32)
+    box_T5 = np.zeros((len(frames), 5), np.float32)
     for person, track in enumerate(tracks):
-        for t, row in zip(track.frames, track.rows, strict=True):
+        for t, row in track:
             joints_MTV2[person, t] = frames[t].joints_NV2[row]
             joint_score_MTV[person, t] = frames[t].joint_score_NV[row]
             box, score = frames[t].box_N4[row], frames[t].score_N[row]

@@ -21,8 +21,7 @@ from pose_tracking import Detections, Persons
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
-SETTINGS = "settings.json"
-SKIPPED = "skipped.jsonl"
+CLASSES = "classes.txt"  # where the readers look for the names of the classes
 FLOAT16_LIMIT = 60000.0
 
 
@@ -41,7 +40,7 @@ class WorkFolder:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Open or make it. UserError if it was made with other settings (another model, say)."""
         self.folder = folder
-        file = folder / SETTINGS
+        file = folder / "settings.json"
         if file.is_file():
             before = json.loads(file.read_text())
             changed = [name for name in settings if before.get(name) != settings[name]]
@@ -68,14 +67,13 @@ class WorkFolder:
     def save(self, video: Video, poses: VideoPoses) -> None:
         """Store the detections of a finished video."""
         buffer = io.BytesIO()
-        frames = poses.frames
+        found: dict[str, Any] = {
+            name: np.concatenate([getattr(frame, name) for frame in poses.frames]).astype(np.float32)
+            for name in Detections.ARRAYS
+        }
         np.savez_compressed(
             buffer, source=np.array(_fingerprint(video.path), np.int64), size=np.array([poses.width, poses.height], np.int32),
-            count_T=np.array([len(frame) for frame in frames], np.int32),
-            box_N4=np.concatenate([frame.box_N4 for frame in frames]).astype(np.float32),
-            score_N=np.concatenate([frame.score_N for frame in frames]).astype(np.float32),
-            joints_NV2=np.concatenate([frame.joints_NV2 for frame in frames]).astype(np.float32),
-            joint_score_NV=np.concatenate([frame.joint_score_NV for frame in frames]).astype(np.float32),
+            count_T=np.array([len(frame) for frame in poses.frames], np.int32), **found,
         )
         write_atomically(self.path(video), buffer.getvalue())
 
@@ -83,13 +81,13 @@ class WorkFolder:
         """The detections of a finished video."""
         with np.load(self.path(video)) as content:
             cuts = np.cumsum(content["count_T"])[:-1]
-            parts = [np.split(content[name], cuts) for name in ("box_N4", "score_N", "joints_NV2", "joint_score_NV")]
+            parts = [np.split(content[name], cuts) for name in Detections.ARRAYS]
             width, height = content["size"].tolist()
         return VideoPoses([Detections(*frame) for frame in zip(*parts, strict=True)], width, height)
 
     def write_skipped(self, reasons: dict[str, str]) -> Path:
         """List the videos that could not be used: one JSON object per line with `video` and `reason`."""
-        path = self.folder / SKIPPED
+        path = self.folder / "skipped.jsonl"
         lines = [json.dumps({"video": video, "reason": reason}, ensure_ascii=False) for video, reason in reasons.items()]
         write_atomically(path, "".join(line + "\n" for line in lines).encode())
         return path
@@ -127,19 +125,14 @@ def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, 
             splits.setdefault(video.split, []).append(video.name)
     content = {"split": splits, "annotations": list(annotations), "made_with": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(classes_file(path), "".join(f"{name}\n" for name in videos.classes).encode())
+    write_atomically(path.with_name(CLASSES), "".join(f"{name}\n" for name in videos.classes).encode())
     write_atomically(path, pickle.dumps(content, protocol=4))
-
-
-def classes_file(path: Path) -> Path:
-    """Where the readers look for the names of the classes."""
-    return path.with_name("classes.txt")
 
 
 def check_output(path: Path, classes: Sequence[str]) -> None:
     """UserError before the work begins, if the pickle or classes.txt could not be written as they must."""
     if path.suffix != ".pkl":
         raise UserError(f"--out {path}: expected a file name that ends in .pkl")
-    names = classes_file(path)
+    names = path.with_name(CLASSES)
     if names.is_file() and names.read_text(encoding="utf-8").split("\n") != [*classes, ""]:
         raise UserError(f"{names}: names other classes than these videos have; choose another folder for --out")

@@ -17,13 +17,6 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def rate(clips_per_s: float | None) -> str:
-    """Clips per second with about three digits; empty where there are none."""
-    if clips_per_s is None:
-        return ""
-    return f"{clips_per_s:,.0f}" if clips_per_s >= 100 else f"{clips_per_s:.1f}" if clips_per_s >= 10 else f"{clips_per_s:.2f}"
-
-
 def sentence(text: str) -> str:
     """A remark of a record as a sentence."""
     return f"{text[0].upper()}{text[1:]}."

@@ -1,6 +1,8 @@
 """Sections of the result pages about many processes: a model on paper, and real processes on one machine."""
 
-from result_cells import Record, measured, percent, rate, sentence, table
+from result_cells import Record, measured, percent, sentence, table
+
+from svdata2vec.bench.record import rate_text
 
 
 def scaling(record: Record) -> str:
@@ -62,7 +64,7 @@ def _world_cells(row: Record, machine: Record, busy: bool) -> list[str]:
         for part in (row["exchange_ms"], row["exchange_cpu_ms"])
     )
     return [
-        str(row["processes"]), "" if shared else rate(row["clips_per_s"]), "" if shared else percent(row["efficiency"]),
+        str(row["processes"]), "" if shared else rate_text(row["clips_per_s"]), "" if shared else percent(row["efficiency"]),
         f"{row['allreduce_bytes_per_step'] / 1e6:.2f}", str(row["allreduces_per_step"]), "" if busy else clock, cpu,
         percent(row["data_wait_share"]), "yes" if found["student_equal"] and found["teacher_equal"] else "NO",
         f"{found['clips'] - found['lost'] - found['twice']} of {found['clips']}",

@@ -1,6 +1,8 @@
 """Sections of the result pages about speed: a training step, the stages of a run, loading, encodings, geometry, start-up."""
 
-from result_cells import Record, measured, not_measured, percent, rate, sentence, table
+from result_cells import Record, measured, not_measured, percent, sentence, table
+
+from svdata2vec.bench.record import stage_rows
 
 
 def training_step(cpu: Record, gpu: Record | None) -> str:
@@ -20,25 +22,18 @@ def training_step(cpu: Record, gpu: Record | None) -> str:
 def bench_run(cpu: Record, gpu: Record | None, demo_cpu: Record | None) -> str:
     """Every stage of a pretraining run against its limit."""
     runs = {"CPU": cpu, "GPU": gpu, "`demo` preset, CPU": demo_cpu}
-    stages = dict.fromkeys(stage for run in runs.values() if run for stage in run["stages"])
-    rows = [
-        [stage.replace("original", "the original's way:"), *_rate_and_limit(cpu, stage), *_rate_and_limit(gpu, stage),
-         _rate_and_limit(demo_cpu, stage)[0]]
-        for stage in stages
+    # Cells of every stage of each run: clips/s, its limit, the share of it that is reached.
+    found = [
+        {name: [rate, limit, reached] for name, rate, _, limit, reached, _ in stage_rows(run)} if run else {}
+        for run in runs.values()
     ]
+    rows = []
+    for stage in dict.fromkeys(stage for stages in found for stage in stages):
+        on_cpu, on_gpu, of_demo = (stages.get(stage, ["", "", ""]) for stages in found)
+        rows.append([stage.replace("original", "the original's way:"), *on_cpu, *on_gpu, of_demo[0]])
     header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "`demo` preset, CPU"]
     remarks = [f"\n{name}: {_bench_words(run)}\n" for name, run in runs.items() if run]
     return table(header, rows) + "".join(remarks) + not_measured(runs)
-
-
-def _rate_and_limit(run: Record | None, stage: str) -> list[str]:
-    """Cells of a stage: clips/s, its limit, the share of it that is reached."""
-    if run is None or stage not in run["stages"]:
-        return ["", "", ""]
-    roof = run["roofline"].get(stage, {})
-    reached = roof.get("efficiency")
-    return [rate(run["stages"][stage]["clips_per_s"]), rate(roof.get("limit_clips_per_s")),
-            "" if reached is None else f"{100 * reached:.3g} %"]
 
 
 def _bench_words(run: Record) -> str:
