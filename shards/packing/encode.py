@@ -93,17 +93,21 @@ class VideoEncoder:
         else:
             options[codec.quality_option] = str(quality)
         self._stream.options = options
-        self._pixel_format = codec.pixel_format
+        self._codec = codec
         self._count = 0
 
     def add(self, frame_HWC: np.ndarray) -> None:
-        frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format=self._pixel_format, threads=1)
+        frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format=self._codec.pixel_format, threads=1)
         frame.pts = self._count
         self._count += 1
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> dict[str, bytes]:
-        self._container.mux(self._stream.encode())
+        for packet in self._stream.encode():
+            # FFmpeg's x265 takes decoding times out of memory that it has not written if there are fewer than three frames.
+            if self._codec.encoder == "libx265" and self._count < 3:
+                packet.dts = packet.pts
+            self._container.mux(packet)
         self._container.close()
         return {"mp4": self._buffer.getvalue()}
 
