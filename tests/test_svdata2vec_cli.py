@@ -69,8 +69,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain demo --mask.video-ratio 0.99", "mask.video_ratio 0.99 keeps none of data.num_frames 16 frames"),
         ("pretrain demo --target.top-layers 9", "target.top_layers is 9, model.depth is 4"),
         ("pretrain demo --model.stem-width 8", "model.stem_width is 8; expected a multiple of 16"),
-        ("finetune demo --label-fraction 0", "label_fraction is 0.0; expected a share above 0"),
-        ("pretrain demo --run.device cuda", "run.device is cuda, but PyTorch finds no NVIDIA GPU here"),
+        ("finetune demo --label-fraction 0", "label_fraction is 0.0: expected a number from 1e-09 to 1"),
+        ("pretrain demo --run.device cuda", "device is cuda, but PyTorch finds no NVIDIA GPU here"),
         # what the options name is not there
         ("report", "svdata2vec report: no run given; expected one or more run folders"),
         ("report nowhere", "nowhere: no config.json; expected the folder of a run"),

@@ -57,5 +57,5 @@ def test_training_with_mixup_is_reproducible_and_different(tiny_shard_folder: Pa
 
 
 def test_a_negative_alpha_is_refused() -> None:
-    with pytest.raises(UserError, match=r"head\.mixup is -1\.0; expected 0 \(off\) or more"):
+    with pytest.raises(UserError, match=r"head\.mixup is -1\.0: expected a number from 0 to 1000"):
         HeadConfig(mixup=-1.0)

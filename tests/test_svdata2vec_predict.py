@@ -160,11 +160,14 @@ def test_a_box_of_another_form_is_refused(box: str) -> None:
 
 
 def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
-    for box in ((50, 50, 50, 60), (500, 10, 600, 90), (10, 10, float("nan"), 90)):
-        with pytest.raises(UserError, match=rf"is empty or outside the {WIDTH}x{HEIGHT} picture of .*clip.mp4"):
+    nan, inf = float("nan"), float("inf")
+    far = ((1, 2, 3e300, 4e300), (-inf, 2, 9, 9), (1, -1e6, 9, 9))
+    for box in ((50, 50, 50, 60), (500, 10, 600, 90), (10, 10, nan, 90), *far):
+        with pytest.raises(UserError, match=rf"is empty, outside the {WIDTH}x{HEIGHT} picture of .*clip.mp4, or far larger"):
             predict(run, video, box=box, device="cpu")
-    with pytest.raises(UserError, match="--top is 0"):
-        predict(run, video, top=0, device="cpu")
+    for top in (0, 10**30):
+        with pytest.raises(UserError, match=f"--top is {top}: expected a number from 1 to"):
+            predict(run, video, top=top, device="cpu")
     with pytest.raises(UserError, match=r"none\.mp4: no such file"):
         predict(run, tmp_path / "none.mp4", device="cpu")
     (tmp_path / "text.mp4").write_text("no video")

@@ -181,11 +181,12 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "one"))
     records = read_metrics(tmp_path / "one" / "metrics.jsonl")
     assert records[-1]["skipped_steps"] == 1
+    assert [row["step"] for row in read_metrics(tmp_path / "one" / "not_finite.jsonl")] == [2]
     assert all(torch.isfinite(weight).all() for weight in load_file(tmp_path / "one" / "model.safetensors").values())
     poisoned = {2, 3, 4}
     with pytest.raises(NotFiniteError, match="3 steps in a row"):
         pretrain(pretrain_config(tiny_shard_folder, tmp_path / "many", max_bad_steps=3))
-    rows = json.loads((tmp_path / "many" / "not_finite.json").read_text())
+    rows = read_metrics(tmp_path / "many" / "not_finite.jsonl")
     assert [row["step"] for row in rows] == [2, 3, 4] and all(len(row["keys"]) == 4 for row in rows)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 
 from svdata2vec.cli.main import main
+from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import OptimConfig
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.folder import is_finished
 from svdata2vec.runs.metrics_log import Averages, read_metrics
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import Finetuning, finetune
@@ -71,13 +74,15 @@ def test_averages_leave_out_what_is_not_finite() -> None:
 
 
 def test_every_process_writes_down_its_own_clips(tmp_path: Path) -> None:
-    for rank, name in ((0, "not_finite.json"), (3, "not_finite-rank3.json")):
+    """Of every skipped step, also where the run goes on after it."""
+    for rank, name in ((0, "not_finite.jsonl"), (3, "not_finite-rank3.jsonl")):
         guard = FiniteGuard(2, tmp_path, rank)
-        guard.add(7, [f"a{rank}"], torch.tensor(True))
+        for step, bad in ((4, True), (5, False), (7, True)):
+            guard.add(step, [f"{step}-{rank}"], torch.tensor(bad))
         with pytest.raises(NotFiniteError, match=rf"2 steps in a row .* listed in .*{name}"):
-            guard.add(8, [f"b{rank}"], torch.tensor(True))
-        rows = [{"step": 7, "keys": [f"a{rank}"]}, {"step": 8, "keys": [f"b{rank}"]}]
-        assert json.loads((tmp_path / name).read_text()) == rows
+            guard.add(8, [f"8-{rank}"], torch.tensor(True))
+        assert read_metrics(tmp_path / name) == [{"step": step, "keys": [f"{step}-{rank}"]} for step in (4, 7, 8)]
+        assert guard.skipped == 3
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")])
@@ -127,6 +132,74 @@ def test_an_unfinished_run_of_another_network_is_refused_and_left_alone(tiny_sha
     reseeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=5))
     with pytest.raises(UserError, match=r"run.seed 0 -> 5"):
         pretrain(reseeded)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_run_goes_on_from_a_checkpoint_of_0_1_0(kind: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """It knew no last values of the log, and had the best accuracy on the test split beside the stepper."""
+    begin, made = (pretrain, pretrain_config) if kind == "pretrain" else (finetune, finetune_config)
+    config: Any = made(tiny_shard_folder, tmp_path / "run", epochs=2, checkpoint_every=4)
+    config = config if kind == "pretrain" else dataclasses.replace(config, eval_every=1)
+    begin(config)  # type: ignore[operator]
+    expected = load_file(tmp_path / "run" / "model.safetensors")
+    first = tmp_path / "run" / "checkpoints" / "step-000000004.pt"
+    state = torch.load(first, weights_only=True)
+    del state["stepper"]["values"]
+    old = {"config": to_json(config), "version": "0.1.0", "step": 4}
+    torch.save({**state, **old, **({"best_top1": 1.0} if kind == "finetune" else {})}, first)
+    for path in ("result.json", "checkpoints/step-000000006.pt"):
+        (tmp_path / "run" / path).unlink()
+    best = tmp_path / "run" / "best" / "model.safetensors"
+    before = best.stat().st_mtime_ns if best.exists() else 0
+    begin(config)  # type: ignore[operator]
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    if kind == "finetune":  # nothing is better than 1.0
+        assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["best_test_top1"] == 1 and best.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("teacher"), r"\(no setting differs\); choose another folder.*\(KeyError: 'teacher'\)"),
+        (lambda state: [state.pop("config"), state.pop("loader")], r"\(no setting differs\); .*\(KeyError: 'loader'\)"),
+        (lambda state: state.update(optimizer=None), r"\(no setting differs\); .*TypeError"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_one_line(
+    damage: Any, message: str, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    pretrain(config)
+    (tmp_path / "run" / "result.json").unlink()
+    path = Checkpoints(tmp_path / "run", 2).paths()[-1]
+    state = torch.load(path, weights_only=True)
+    damage(state)
+    torch.save(state, path)
+    with pytest.raises(UserError, match=f"its checkpoint does not fit these settings {message}"):
+        pretrain(config)
+
+
+def test_a_finished_run_is_the_same_under_every_spelling_of_its_paths(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretrain(pretrain_config(tiny_shard_folder, Path("pre"), epochs=1))
+    made = finetune_config(tiny_shard_folder, Path("fine"), pretrained=Path("pre"), epochs=1)
+    finetune(made)
+    (tmp_path / "link").symlink_to(tmp_path / "pre")
+    for out, pretrained, shards in (
+        (tmp_path / "fine", Path("pre"), str(tiny_shard_folder)),
+        (Path("fine"), tmp_path / "pre", os.path.relpath(tiny_shard_folder)),
+        (Path("pre/../fine"), Path("link"), f"{tiny_shard_folder}/"),
+    ):
+        run, data = dataclasses.replace(made.run, out=out), dataclasses.replace(made.data, shards=shards)
+        assert is_finished(dataclasses.replace(made, run=run, pretrained=pretrained, data=data))
+    with pytest.raises(UserError, match=r"finished run with other settings \(pretrained pre -> other\)"):
+        is_finished(dataclasses.replace(made, pretrained=Path("other")))
+    elsewhere = dataclasses.replace(made.data, shards="s3://bucket/pre")
+    with pytest.raises(UserError, match=r"data\.shards .* -> s3://bucket/pre"):
+        is_finished(dataclasses.replace(made, data=elsewhere))
 
 
 def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from svdata2vec.config.schema import PretrainConfig, check, check_at_least, check_share
+from svdata2vec.config.schema import ABOVE_0, LARGEST, PretrainConfig, check, check_ranges
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MeasuredConfig(PretrainConfig):
         super().__post_init__()
         accumulate = self.optim.accumulate
         check(accumulate == 1, f"optim.accumulate is {accumulate}; a benchmark's step takes one batch, leave it at 1")
-        check_at_least(self, rounds=1)
+        check_ranges(self, rounds=(1, LARGEST))
 
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
@@ -44,7 +44,7 @@ class BenchConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, seconds=0.01)
+        check_ranges(self, seconds=(0.01, LARGEST))
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class ScaleConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, steps=1, warm_up=0)
-        check(all(count >= 1 for count in self.processes), f"processes are {self.processes}; expected at least 1 each")
+        check_ranges(self, processes=(1, 10_000), steps=(1, LARGEST), warm_up=(0, LARGEST))
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,9 @@ class BatchConfig(MeasuredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, memory_limit_gib=0, largest=1, seconds=0.01)
-        check_share(self, "memory_share")
+        check_ranges(
+            self, memory_share=(ABOVE_0, 1), memory_limit_gib=(0, LARGEST), largest=(1, LARGEST), seconds=(0.01, LARGEST)
+        )
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,6 @@ class DataBenchOptions:
     """Rounds, in which the methods take turns; medians are reported."""
     method: str | None = None
     """Time this method alone, in this process, and print JSON; None = all of them."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, sources=(1, LARGEST), clips=(1, LARGEST), rounds=(1, LARGEST))

@@ -12,6 +12,7 @@ import tyro
 
 from svdata2vec.cli.options import Command, Group
 from svdata2vec.cli.progress import shown_progress
+from svdata2vec.config.schema import LARGEST, LARGEST_SIZE, check_ranges
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
@@ -55,6 +56,9 @@ class VerifyOptions:
     workers: int = os.cpu_count() or 1
     """Processes that check."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, workers=(1, 10_000))
+
 
 def run_verify(options: VerifyOptions) -> None:
     """Print every fault that is found; any is an error."""
@@ -88,6 +92,9 @@ class InspectOptions:
     """Side of the crop, in pixels."""
     clips: int = 4
     """Clips per class."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, num_frames=(1, 10_000), size=(1, LARGEST_SIZE), clips=(1, LARGEST))
 
 
 def run_inspect(options: InspectOptions) -> None:

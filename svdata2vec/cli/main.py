@@ -1,6 +1,9 @@
 """The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2, a failed run in one and 1."""
 
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,29 +13,53 @@ from svdata2vec.cli.options import read
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 
+STDOUT = 1  # its file descriptor
+
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. Help that is asked for ends in SystemExit, with status 0."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed where it comes from, as by `>&-`
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["--version"]:
-        sys.stdout.write(f"svdata2vec {__version__}\n")
-        return 0
     name = f"svdata2vec {words[0]}" if words and words[0] in COMMANDS.commands else "svdata2vec"
     try:
-        command, options = read(words, COMMANDS, "svdata2vec")
-        command.run(options)
+        try:
+            _run(words)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         return _refuse(name, str(error))
     except (RunFailedError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         log.debug("what led to it", exc_info=error)
         return _refuse(name, str(error), status=1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _run(words: list[str]) -> None:
+    if words[:1] == ["--version"]:
+        sys.stdout.write(f"svdata2vec {__version__}\n")
+        return
+    command, options = read(words, COMMANDS, "svdata2vec")
+    command.run(options)
+
+
+def _nobody_reads() -> bool:
+    """Whether the pipe that broke is standard output, as in `svdata2vec --help | head -1`; what is left of it is dropped."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return broken
 
 
 def _refuse(command: str, message: str, status: int = 2) -> int:

@@ -5,7 +5,7 @@ import itertools
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -118,6 +118,8 @@ def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -
             return f"missing: {', '.join(one.arg.get_invocation_text()[1].as_str_no_ansi() for one in missing)}"
         case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
             return f"{_name(argument)} is {value!r}; expected one of {', '.join(choices)}"
+        case tyro_errors.BadValue(argument=argument) if argument.is_positional() and (foreign := _foreign(words, kind)):
+            return _unknown(foreign, words, kind)
         case tyro_errors.BadValue(argument=argument):
             return f"{_name(argument)} has too few values; expected {argument.lowered.metavar}"
         case tyro_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
@@ -133,12 +135,19 @@ def _name(argument: Any) -> str:
 
 def _given(argument: Any, words: list[str]) -> str:
     """What the words give an option, for its error; empty for one without a name."""
-    for place, word in enumerate(words):
+    for place, word in reversed([*enumerate(words)]):  # the last one counts
         name, _, value = word.partition("=")
         if name.replace("_", "-") == _name(argument):
             values = [value] if value else itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
             return f"is {' '.join(values)!r}"
     return ""
+
+
+def _foreign(words: list[str], kind: type) -> str | None:
+    """The first option that the command does not have: tyro takes it for an end of the values before it."""
+    known = {*HELP, *(f"--{no}{name}" for name in option_names(kind) for no in ("", "no-"))}
+    given = (word.partition("=")[0] for word in words if word.startswith("-"))
+    return next((word for word in given if word.replace("_", "-") not in known), None)
 
 
 def _unknown(token: str, words: list[str], kind: type) -> str:
@@ -152,7 +161,8 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
 def option_names(kind: type, prefix: str = "") -> list[str]:
     """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots."""
     names: list[str] = []
-    for name, hint in get_type_hints(kind, include_extras=True).items():
+    hints = get_type_hints(kind, include_extras=True)
+    for name, hint in ((field.name, hints[field.name]) for field in fields(kind)):
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner):
             names += option_names(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import Device, Modality
+from svdata2vec.config.schema import LARGEST, Device, Modality, check_ranges, check_size
 from svdata2vec.shards.errors import UserError
 
 # The folder of a run as the first word after the command.
@@ -64,6 +64,9 @@ class EmbedOptions:
     """Clips per process and forward pass."""
     device: Device = "auto"
     """Where the encoder runs; auto = the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, batch_size=(1, LARGEST))
 
 
 def run_embed(options: EmbedOptions) -> None:
@@ -145,6 +148,10 @@ class ConvertOptions:
     """Packed data set to take the class names from; None = classes are called by their numbers."""
     split: str | None = None
     """Split of it to evaluate on."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, heads=(1, 65_536), coordinates=(1, 1000))
+        check_size("size", self.size)
 
 
 def run_convert(options: ConvertOptions) -> None:

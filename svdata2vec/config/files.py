@@ -1,5 +1,6 @@
 """Configurations as JSON, and read back strictly: an unknown name, a missing one or a value of another type is an error."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -29,7 +30,7 @@ def read_json(path: Path) -> Any:
     """Values of a JSON file; UserError names a file that is none."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected a file that svdata2vec wrote") from None
 
 
@@ -83,7 +84,8 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         return value
     accepted = {float: (int, float), Path: (str,)}.get(hint, (hint,))
     if hint in _SCALARS and type(value) in accepted:
-        return hint(value)
+        with contextlib.suppress(OverflowError):  # of a whole number that no float holds
+            return hint(value)
     raise UserError(f"{_found(name, value)} expected {_expected(hint)}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from svdata2vec.config.presets import FINETUNE
-from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig, check, check_at_least, check_share
+from svdata2vec.config.schema import ABOVE_0, LARGEST, LARGEST_SEED, DataConfig, Device, Modality, RunConfig, check_ranges
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,9 @@ class ProbeConfig:
     """Where the encoder runs; auto = the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check_share(self, "label_fraction")
-        check_at_least(self, iterations=1, neighbours=1, batch_size=1)
-        check(
-            self.weight_decay >= 0 and self.temperature > 0,
-            f"weight_decay is {self.weight_decay}, temperature {self.temperature}: expected at least 0, and above 0",
+        check_ranges(
+            self, label_fraction=(ABOVE_0, 1), weight_decay=(0, LARGEST), iterations=(1, LARGEST), neighbours=(1, LARGEST),
+            temperature=(0.01, 1000), batch_size=(1, LARGEST), seed=(0, LARGEST_SEED),
         )
 
     @property

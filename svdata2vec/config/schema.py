@@ -10,12 +10,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.pipeline.augment import AugmentConfig, check_number
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
+
+LARGEST = 10**9  # of a setting that has no limit of its own
+ABOVE_0 = 1e-9  # smallest value of a setting that must not be 0
+LARGEST_SEED = 2**63 - 1
+LARGEST_SIZE = 4096  # of a crop's side, in pixels
 
 
 def check(condition: bool, message: str) -> None:
@@ -23,14 +28,18 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def check_at_least(config: Any, section: str = "", **lowest: float) -> None:
-    for name, low in lowest.items():
-        check(getattr(config, name) >= low, f"{section}{name} is {getattr(config, name)}; expected at least {low}")
+def check_ranges(config: Any, section: str = "", **ranges: tuple[float, float]) -> None:
+    """UserError unless each of these settings, or every number in it, is finite and within its bounds; None is left out."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            check_number(f"{section}{name}", number, low, high)
 
 
-def check_share(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    check(0 < value <= 1, f"{name} is {value}; expected a share above 0 and up to 1")
+def check_size(name: str, size: int) -> None:
+    """UserError unless the video encoder takes pictures of this side."""
+    check_number(name, size, 32, LARGEST_SIZE)
+    check(size % 32 == 0, f"{name} is {size}; the video encoder halves the picture five times, take a multiple of 32")
 
 
 @dataclass(frozen=True)
@@ -69,13 +78,12 @@ class DataConfig:
     """What the cache of shards behind a URL may take on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
-        self.plan(views=self.views)
-        check_at_least(self, "data.", threads=1, prefetch=1)
-        check(
-            self.size >= 32 and self.size % 32 == 0,
-            f"data.size is {self.size}; the video encoder halves the picture five times, take a multiple of 32",
+        check_ranges(
+            self, "data.", num_frames=(1, 10_000), threads=(1, 1000), prefetch=(1, 1000), views=(1, 1000),
+            remote_cache_gb=(ABOVE_0, LARGEST),
         )
-        check(self.remote_cache_gb > 0, f"data.remote_cache_gb is {self.remote_cache_gb}; expected a size above 0")
+        check_size("data.size", self.size)
+        self.plan(views=self.views)
 
     def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
         """What a clip looks like to a model that reads `persons` skeletons. UserError names the option out of range."""
@@ -117,16 +125,18 @@ class ModelConfig:
     `tools/bench/bench_kernels.py`."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "model.", width=1, depth=1, heads=1, persons=1, coordinates=1)
+        check_ranges(
+            self, "model.", width=(1, 65_536), depth=(1, 1000), decoder_depth=(0, 1000), heads=(1, 65_536), persons=(1, 1000),
+            coordinates=(1, 1000),
+        )
+        check_ranges(self, "model.", mlp_ratio=(1 / self.width, 1000))  # at least one hidden channel
         check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
         )
         # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
-        check(
-            self.stem_width % 16 == 0 and self.stem_width > 0,
-            f"model.stem_width is {self.stem_width}; expected a multiple of 16",
-        )
+        stem = self.stem_width
+        check(stem % 16 == 0 and 0 < stem <= 4096, f"model.stem_width is {stem}; expected a multiple of 16, up to 4096")
 
 
 @dataclass(frozen=True)
@@ -139,9 +149,7 @@ class MaskConfig:
     """Share of the kept frames that show their video without their skeleton."""
 
     def __post_init__(self) -> None:
-        for name, possible in (("video_ratio", self.video_ratio < 1), ("skeleton_ratio", self.skeleton_ratio <= 1)):
-            value = getattr(self, name)
-            check(value >= 0 and possible, f"mask.{name} is {value}; expected a share from 0 up to (not including) 1")
+        check_ranges(self, "mask.", video_ratio=(0, 1), skeleton_ratio=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ class EmaConfig:
             0 <= self.start <= self.end <= 1,
             f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
         )
-        check_at_least(self, "ema.", anneal_steps=1)
+        check_ranges(self, "ema.", anneal_steps=(1, LARGEST))
 
 
 @dataclass(frozen=True)
@@ -202,8 +210,10 @@ class OptimConfig:
     """Batches whose gradients are summed for one optimizer step."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optim.lr is {self.lr}; expected a positive number")
-        check_at_least(self, "optim.", accumulate=1)
+        check_ranges(
+            self, "optim.", lr=(ABOVE_0, 1000), min_lr=(0, 1000), warmup_epochs=(0, LARGEST), betas=(0, 1 - ABOVE_0),
+            weight_decay=(0, 1000), clip_grad=(0, LARGEST), accumulate=(1, 10_000),
+        )
 
 
 @dataclass(frozen=True)
@@ -239,8 +249,10 @@ class RunConfig:
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "run.", epochs=1, batch_size=1, log_every=1)
-        check_at_least(self, "run.", checkpoint_every=1, keep_checkpoints=1, max_bad_steps=1)
+        check_ranges(
+            self, "run.", epochs=(1, LARGEST), batch_size=(1, LARGEST), seed=(0, LARGEST_SEED), log_every=(1, LARGEST),
+            checkpoint_every=(1, LARGEST), keep_checkpoints=(1, LARGEST), max_bad_steps=(1, LARGEST),
+        )
 
 
 @dataclass(frozen=True)
@@ -289,7 +301,10 @@ class HeadConfig:
     """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
 
     def __post_init__(self) -> None:
-        check(self.mixup >= 0, f"head.mixup is {self.mixup}; expected 0 (off) or more")
+        check_ranges(
+            self, "head.", hidden=(1, 65_536), dropout=(0, 0.999), drop_path=(0, 0.999), label_smoothing=(0, 0.999),
+            layer_decay=(0, 1), mixup=(0, 1000),
+        )
 
 
 @dataclass(frozen=True)
@@ -314,4 +329,4 @@ class FinetuneConfig:
     """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
 
     def __post_init__(self) -> None:
-        check_share(self, "label_fraction")
+        check_ranges(self, label_fraction=(ABOVE_0, 1), eval_every=(0, LARGEST))

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import torch
 
-from svdata2vec.config.schema import Device
+from svdata2vec.config.schema import LARGEST, Device
 from svdata2vec.evaluation.persons import Box, Persons, moving_region, persons_of_poses
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.augment import check_number
 from svdata2vec.reports.contact_sheet import to_png
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
@@ -44,11 +45,12 @@ def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture
 
 def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
     x1, y1, x2, y2 = box
-    inside = x1 < info.width and y1 < info.height and x2 > 0 and y2 > 0
-    if not (np.isfinite(box).all() and x1 < x2 and y1 < y2 and inside):
+    reach = max(info.width, info.height)  # of a box beyond the picture
+    if not (-reach <= x1 < info.width and -reach <= y1 < info.height and x1 < x2 and y1 < y2
+            and 0 < x2 <= info.width + reach and 0 < y2 <= info.height + reach):
         raise UserError(
-            f"--box {','.join(f'{v:g}' for v in box)} is empty or outside the {info.width}x{info.height} picture of "
-            f"{video}; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
+            f"--box {','.join(f'{v:g}' for v in box)} is empty, outside the {info.width}x{info.height} picture of "
+            f"{video}, or far larger; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
         )
 
 
@@ -74,8 +76,7 @@ def predict(
     model, config, card = load_classifier(run)
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
-    if top < 1:
-        raise UserError(f"--top is {top}; expected at least 1 class")
+    check_number("--top", top, 1, LARGEST)
     persons = find_persons(video, box, poses, whole_picture)
     clip = read_clip(video, config.data, persons.box)
     where = pick_device(device)

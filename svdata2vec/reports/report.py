@@ -4,7 +4,6 @@ Everything is inside the file (pictures as data URIs), so it opens anywhere, wit
 """
 
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
-from svdata2vec.config.files import to_json
+from svdata2vec.config.files import read_json, to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
@@ -79,7 +78,7 @@ def read_run(folder: Path) -> Run:
         folder.name,
         config,
         read_metrics(folder / "metrics.jsonl"),
-        json.loads(result.read_text()) if config.kind != "pretrain" and result.is_file() else None,
+        read_json(result) if config.kind != "pretrain" and result.is_file() else None,
     )
 
 

@@ -78,7 +78,11 @@ def read_card(run: Path) -> dict[str, Any]:
     for name in ("model.safetensors", "model.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
-    return read_json(folder / "model.json")
+    card = read_json(folder / "model.json")
+    missing = [name for name in ("kind", "config", "num_joints", "classes") if not isinstance(card, dict) or name not in card]
+    if missing:
+        raise UserError(f"{folder / 'model.json'}: {', '.join(missing)} missing; expected a file that svdata2vec wrote")
+    return card
 
 
 def run_folder(run: Path) -> Path:

@@ -33,12 +33,16 @@ def build_loader(
         modality: what the batches hold.
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
+
+    Raises UserError for a split or a joint layout that does not fit.
     """
-    data = config.data
+    data, model = config.data, config.model
+    if modality != "rgb" and model.coordinates != 2:
+        raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     return ClipLoader(
         shards,
         data.train_split if train else data.test_split,
-        data.plan(config.model.persons, views),
+        data.plan(model.persons, views),
         batch_size=config.run.batch_size,
         train=train,
         seed=config.run.seed,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,23 @@ def is_finished(config: Settings) -> bool:
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the settings in which two configurations differ, with both values."""
+    """Dotted names of the settings in which two configurations of one run differ, with both values.
+
+    The run's own folder is left out, and the folders that it reads are compared by their absolute paths.
+    """
     names: list[str] = []
     for name in sorted(set(old) | set(new)):
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             names += changed_settings(before, after, f"{prefix}{name}.")
-        elif before != after:
+        elif name != "out" and _meant(name, before) != _meant(name, after):
             names.append(f"{prefix}{name} {before} -> {after}")
     return names
+
+
+def _meant(name: str, value: Any) -> Any:
+    local = name in ("pretrained", "shards") and isinstance(value, str) and "://" not in value
+    return os.path.realpath(value) if local else value
 
 
 def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None:
@@ -86,4 +95,4 @@ def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None
 
 
 def read_result(run: RunConfig) -> dict[str, Any]:
-    return json.loads((run.out / FINISHED).read_text())
+    return read_json(run.out / FINISHED)

@@ -123,7 +123,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("run.device is cuda, but PyTorch finds no NVIDIA GPU here; use --run.device cpu or auto")
+        raise UserError(f"device is {name}, but PyTorch finds no NVIDIA GPU here; use cpu or auto")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 

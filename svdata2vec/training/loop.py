@@ -121,18 +121,19 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
 
 
 def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
-    """Load a checkpoint; one of a network or data set of other settings is an error that says in what they differ."""
+    """Load a checkpoint; one of another network or data set is an error that says in which settings they differ."""
     try:
         for name, part in run.parts().items():
             part.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError) as error:
-        changes = ", ".join(changed_settings(json.loads(state["config"]), to_values(run.config)))
-        if not changes:
-            raise
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        new = to_values(run.config)
+        changes = ", ".join(changed_settings(json.loads(state.get("config", "null")) or new, new)) or "no setting differs"
         raise UserError(
             f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
-            f"the settings that the run began with ({' '.join(str(error).split())[:200]})"
+            f"the settings that the run began with ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
+    if state.get("best_top1", -1.0) >= 0:  # where 0.1.0 kept it
+        run.stepper.values["best_test_top1"] = state["best_top1"]
 
 
 def _save(checkpoints: Checkpoints, run: TrainingRun) -> None:

@@ -14,7 +14,6 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
-from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.training.optim import clip_gradients, learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
@@ -28,14 +27,14 @@ class FiniteGuard:
     """Counts optimizer steps that were skipped because their gradient was not finite.
 
     The skip itself happens on the device; on a GPU the flags are read once per log interval. All processes see the same
-    flags; each writes down the clips that it had itself.
+    flags; each appends the clips that it had itself to its file, a JSON object per skipped step.
     """
 
     def __init__(self, largest_run: int, folder: Path, rank: int = 0) -> None:
         self.largest_run = largest_run
-        self.path = folder / (f"not_finite-rank{rank}.json" if rank else "not_finite.json")
+        self.path = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0
-        self._in_a_row: list[tuple[int, list[str]]] = []
+        self._in_a_row = 0
         self._pending: list[tuple[int, list[str], Tensor]] = []
 
     def add(self, step: int, keys: list[str], bad: Tensor) -> None:
@@ -49,21 +48,18 @@ class FiniteGuard:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
         for (step, keys, _), bad in zip(self._pending, flags, strict=True):
-            self._in_a_row = [*self._in_a_row, (step, keys)] if bad else []
+            self._in_a_row = self._in_a_row + 1 if bad else 0
             if bad:
                 self.skipped += 1
-                log.warning("step %d: loss or gradient not finite; the step is skipped", step)
-            if len(self._in_a_row) >= self.largest_run:
-                self._give_up()
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+                log.warning("step %d: loss or gradient not finite; the step is skipped, see %s", step, self.path)
+            if self._in_a_row >= self.largest_run:
+                raise NotFiniteError(
+                    f"{self._in_a_row} steps in a row had a loss or gradient that is not finite; "
+                    f"their clips are listed in {self.path}"
+                )
         self._pending = []
-
-    def _give_up(self) -> None:
-        rows = [{"step": step, "keys": keys} for step, keys in self._in_a_row]
-        write_atomically(self.path, json.dumps(rows, indent=2).encode())
-        raise NotFiniteError(
-            f"{len(self._in_a_row)} steps in a row had a loss or gradient that is not finite; "
-            f"their clips are listed in {self.path}"
-        )
 
 
 class Statistics:
@@ -181,4 +177,4 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.guard.skipped = state["skipped"]
-        self.values = state["values"]
+        self.values = state.get("values", {})  # 0.1.0 kept none
