@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pickle
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
@@ -71,6 +73,20 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain demo --model.stem-width 8", "model.stem_width is 8; expected a multiple of 16"),
         ("finetune demo --label-fraction 0", "label_fraction is 0.0: expected a number from 1e-09 to 1"),
         ("pretrain demo --run.device cuda", "device is cuda, but PyTorch finds no NVIDIA GPU here"),
+        ("pretrain demo --optim.lr inf", "optim.lr is inf: expected a number from 1e-09 to 1000"),
+        ("finetune demo --head.dropout nan", "head.dropout is nan: expected a number from 0 to 0.999"),
+        ("pretrain demo --optim.betas 0.9 3", "optim.betas is 3.0: expected a number from 0 to 0.999999999"),
+        ("verify shards --workers 0", "svdata2vec verify: workers is 0: expected a number from 1 to 10000"),
+        ("inspect shards --split all --clips 0", "clips is 0: expected a number from 1 to"),
+        ("embed run --split all --out a.npy --batch-size 0", "svdata2vec embed: batch_size is 0: expected"),
+        ("convert a out --size 33", "svdata2vec convert: size is 33; the video encoder"),
+        ("convert a out --coordinates 0", "svdata2vec convert: coordinates is 0: expected"),
+        ("probe demo --temperature nan", "temperature is nan: expected a number from 0.01 to 1000"),
+        # the option that is named is the one that is wrong
+        ("pretrain demo --kind x", "unknown option '--kind'; `svdata2vec pretrain demo --help` lists the options"),
+        ("pretrain demo --run.epochs 3 --run.epochs x", "--run.epochs is 'x'; expected INT"),
+        ("evaluate --nope", "svdata2vec evaluate: unknown option '--nope'; `svdata2vec evaluate --help` lists"),
+        ("export run --device x", "svdata2vec export: unknown option '--device'"),
         # what the options name is not there
         ("report", "svdata2vec report: no run given; expected one or more run folders"),
         ("report nowhere", "nowhere: no config.json; expected the folder of a run"),
@@ -116,6 +132,7 @@ def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_p
     path.write_bytes(pickle.dumps({"split": {}, "annotations": []}))
     assert f"{path}: 'annotations' is empty" in refused(capsys, *words)
     write_pickle(path, [annotation("a", 0)])
+    assert "nope: no such file; expected the names of the classes" in refused(capsys, *words, "--classes", "nope")
     words[4] = tmp_path / "no-videos"
     assert str(tmp_path / "no-videos") in refused(capsys, *words)
 
@@ -141,6 +158,14 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
     assert "clip 'S001C001P001R001A002' is not in split 'val'" in refused(capsys, *words, "--keys", "S001C001P001R001A002")
     next(shards.glob("*.tar")).write_bytes(b"damaged")
     assert main(["verify", str(shards), "--workers", "1"]) == 2
+
+
+def test_nobody_has_to_read_what_is_printed() -> None:
+    """Standard output that is closed, or a pipe that nobody reads any more, is no error of the command."""
+    command = f"{sys.executable} -m svdata2vec"
+    for line, status in ((f"{command} --help >&-", 0), (f"set -o pipefail; {command} pretrain demo --help | head -1", 141)):
+        done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (status, "")
 
 
 def every_command(group: Group = COMMANDS, prog: str = "svdata2vec") -> Iterator[tuple[str, Group | Command]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -171,6 +172,9 @@ def test_a_torn_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"kind": "pre')
     with pytest.raises(UserError, match=r"config.json is not JSON .*; expected a file that svdata2vec wrote"):
         read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config.json is not JSON .*; expected a file that svdata2vec wrote"):
+        read_config(tmp_path)
 
 
 def test_settings_check_themselves() -> None:
@@ -182,3 +186,28 @@ def test_settings_check_themselves() -> None:
         with pytest.raises(UserError, match=message):
             from_dict(type(config), changed(config, name, value), "x.json")
     assert dataclasses.replace(PROBE["demo"](), label_fraction=1.0).label_fraction == 1.0
+
+
+def numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of the settings that are numbers, or tuples of them, and their values."""
+    for name in (one.name for one in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | tuple) and not isinstance(value, bool):
+            yield prefix + name, value
+
+
+@pytest.mark.parametrize("config", [PRETRAIN["demo"](), FINETUNE["demo"](), PROBE["demo"]()], ids=lambda config: config.kind)
+def test_no_number_is_without_bounds(config: Any) -> None:
+    """Also those that are added later: what is not finite, negative or beyond all measure is an error of one line."""
+    found = dict(numbers(config))
+    assert len(found) >= 16
+    for name, value in found.items():
+        first = value[0] if isinstance(value, tuple) else value
+        for wrong in (-1, 10**400) if isinstance(first, int) else (-1.0, float("nan"), float("inf"), 1e300):
+            values = [wrong] * len(value) if isinstance(value, tuple) else wrong
+            with pytest.raises(UserError, match=name.split(".")[-1]):
+                from_dict(type(config), changed(config, name, values), "x.json")
+    with pytest.raises(UserError, match=r"x.json: (optim.lr|weight_decay) is 10*; expected a number"):
+        from_dict(type(config), changed(config, "weight_decay" if config.kind == "probe" else "optim.lr", 10**400), "x.json")

@@ -217,6 +217,9 @@ def test_the_batchnorm_of_the_authors_linear_probe_becomes_part_of_its_linear() 
     del state["head.fc.0.running_var"]
     with pytest.raises(UserError, match=r"1 missing names: head.fc.0.running_var$"):
         convert_state_dict(state, heads=4)
+    state["head.fc.0.running_var"] = torch.ones(3)
+    with pytest.raises(UserError, match=r"shapes do not go together: .* head.fc.0.running_var \(3,\), head.fc.1"):
+        convert_state_dict(state, heads=4)
 
 
 def test_the_file_tells_what_no_shape_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,6 +248,10 @@ def test_the_file_tells_what_no_shape_does(tmp_path: Path, caplog: pytest.LogCap
         converted("post", block_norm_first=False)
     with pytest.raises(UserError, match=r"switch on layer_norm_target_layer, batch_norm_target_layer; this network does one"):
         converted("two", layer_norm_target_layer=True)
+    for name, value in (("num_heads", True), ("num_heads", "4"), ("num_layers_for_target", 2.0), ("num_layers_for_target", 0)):
+        with pytest.raises(UserError, match=rf"its model_args say {name}: {value!r}; expected a whole number above 0"):
+            converted("wrong", **{name: value})
+    assert converted("silent", num_layers_for_target=None).target.top_layers == 3
     torch.save(state, tmp_path / "bare.pth")
     convert_file(tmp_path / "bare.pth", tmp_path / "bare")
     assert "bare.pth does not say how many attention heads it has: took 8; --heads sets others" in caplog.text
@@ -280,6 +287,11 @@ def test_class_names_come_from_the_data_set(tmp_path: Path, tiny_shard_folder: P
     convert_file(tmp_path / "a.pth", tmp_path / "run", heads=4, shards=tiny_shard_folder, split="all")
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["classes"] == list("abcde") and card["kind"] == "probe" and card["config"]["data"]["test_split"] == "all"
+    torch.save(original_pretrain().state_dict(), tmp_path / "pre.pth")
+    for name in ("a.pth", "pre.pth"):
+        with pytest.raises(UserError, match="no split 'NOPE'; it has all"):
+            convert_file(tmp_path / name, tmp_path / "other", heads=4, shards=tiny_shard_folder, split="NOPE")
+        assert not (tmp_path / "other").exists()
     torch.save(original_classifier(ProbeHead(SIZES["dim"], 7)).state_dict(), tmp_path / "b.pth")
     with pytest.raises(UserError, match="has 5 classes in split all, the checkpoint 7"):
         convert_file(tmp_path / "b.pth", tmp_path / "other", heads=4, shards=tiny_shard_folder, split="all")
@@ -295,8 +307,12 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list.pth holds list; expected a state dict"):
         convert_file(tmp_path / "list.pth", tmp_path / "run")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(UserError, match=r"nested.pth: state_dict are no tensors"):
+    with pytest.raises(UserError, match=r"nested.pth: state_dict are no dense tensors"):
         convert_file(tmp_path / "nested.pth", tmp_path / "run")
+    for tensor in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
+        torch.save({"blocks": tensor}, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match=r"odd.pth: blocks are no dense tensors"):
+            convert_file(tmp_path / "odd.pth", tmp_path / "run")
 
 
 def test_a_converted_classifier_is_evaluated_on_the_originals_frames(tmp_path: Path, tiny_shard_folder: Path) -> None:

@@ -90,6 +90,20 @@ def test_an_encoder_asks_for_what_it_sees(pretrained: Path, tmp_path: Path) -> N
     assert torch.equal(skeletons.features(video, joints), skeletons.features(joints_BMTVC=joints))
     with pytest.raises(svdata2vec.UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         svdata2vec.load_encoder(tmp_path)
+    with pytest.raises(svdata2vec.UserError, match=r"modality is 'x'; expected one of rgb, both, skeleton"):
+        svdata2vec.load_encoder(pretrained, "x")  # type: ignore[arg-type]
+    with pytest.raises(svdata2vec.UserError, match=r"device is 'gpu'; expected one of auto, cpu, cuda"):
+        svdata2vec.load_encoder(pretrained, None, "gpu")  # type: ignore[arg-type]
+
+
+def test_a_video_that_gives_no_features_is_named(pretrained: Path, tmp_path: Path) -> None:
+    encoder = svdata2vec.load_encoder(pretrained, device="cpu")
+    with pytest.raises(svdata2vec.UserError, match=r"none\.mp4: no such file"):
+        encoder.video_features(tmp_path / "none.mp4")
+    write_video(tmp_path / "video.mp4", 6)
+    for box in ((0, 0, 0, 0), (5000, 0, 6000, 90), (0, 0, float("nan"), 90)):
+        with pytest.raises(svdata2vec.UserError, match=r"box .* is empty, outside the .* picture of .*video\.mp4"):
+            encoder.video_features(tmp_path / "video.mp4", box)
 
 
 def test_every_cited_section_exists() -> None:

@@ -69,6 +69,10 @@ def test_one_pretraining_run_alone_makes_a_report(tiny_shard_folder: Path, tmp_p
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "pre"))
     write_report([tmp_path / "pre"], tmp_path / "r.html")
     assert "<h2>Results</h2>" not in (tmp_path / "r.html").read_text()
+    config = (tmp_path / "pre" / "config.json")
+    config.write_text(config.read_text().replace('"train_split": "all"', '"train_split": "gone"'))
+    write_report([tmp_path / "pre"], tmp_path / "r.html")
+    assert "No pictures: " in (tmp_path / "r.html").read_text() and "no split" in (tmp_path / "r.html").read_text()
     with pytest.raises(UserError, match="no run given"):
         write_report([], tmp_path / "r.html")
 

@@ -172,5 +172,7 @@ def class_names(classes: str | Path | Sequence[str] | None, beside: str | Path,
         if "://" in str(beside) or not classes.is_file():
             return tuple(f"class_{label}" for label in range(max((clip.label for clip in clips), default=-1) + 1))
     if isinstance(classes, str | Path):
+        if not Path(classes).is_file():
+            raise UserError(f"{classes}: no such file; expected the names of the classes, one per line")
         return tuple(line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(classes)

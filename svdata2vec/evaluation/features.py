@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
+from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig, check_choice
 from svdata2vec.evaluation.evaluate import over_split
-from svdata2vec.evaluation.persons import Box
+from svdata2vec.evaluation.persons import Box, find_persons
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.loader import ClipLoader
@@ -79,8 +79,11 @@ class TrainedEncoder:
         Args:
             video: any file that FFmpeg decodes.
             box: around the persons: (x1, y1, x2, y2) in pixels of the upright picture; None = the whole picture.
+
+        Raises UserError for a file that is no video, and for a box that is empty or outside the picture.
         """
-        frames_TSS3 = read_clip(Path(video), self.config.data, box).frames_TSS3
+        persons = find_persons(Path(video), box, None, whole_picture=box is None)
+        frames_TSS3 = read_clip(Path(video), self.config.data, persons.box).frames_TSS3
         return self.features(torch.from_numpy(frames_TSS3)[None])[0]
 
 
@@ -93,17 +96,18 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
         device: where it runs: "auto" (the GPU if there is one), "cpu" or "cuda".
 
     Raises:
-        UserError: no finished run, or one without what the modality needs.
+        UserError: no finished run, or one without what the modality needs; an unknown modality or device; no GPU.
     """
-    run = Path(run)
+    run, where = Path(run), pick_device(device)
     card = read_card(run)
     config = published_config(card, run)
     seen: Modality = modality or ("rgb" if isinstance(config, PretrainConfig) else config.modality)
+    check_choice("modality", seen, Modality)
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
     load_encoder_weights(encoder, run)
-    return TrainedEncoder(encoder.eval().to(pick_device(device)), config, card, seen)
+    return TrainedEncoder(encoder.eval().to(where), config, card, seen)
 
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Features:

@@ -1,4 +1,4 @@
-"""Where the persons of a video are if no box is given: from a file of poses, or where the picture moves.
+"""Where the persons of a video are: in a box that is given, in a file of poses, or where the picture moves.
 
 F frames, h w sides of the small grey pictures, M persons, V joints
 """
@@ -37,6 +37,33 @@ class Persons:
 
     box: Box | None
     how: str
+
+
+def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture: bool) -> Persons:
+    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves."""
+    if sum((box is not None, poses is not None, whole_picture)) > 1:
+        raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
+    if not video.is_file():
+        raise UserError(f"{video}: no such file; expected a video")
+    with VideoReader(video) as reader:
+        info = reader.info
+    if box is not None:
+        _check_box(box, info, video)
+        return Persons(box, "the box that was given")
+    if whole_picture:
+        return Persons(None, "looked for nobody")
+    return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
+
+
+def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
+    x1, y1, x2, y2 = box
+    reach = max(info.width, info.height)  # of a box beyond the picture
+    inside = -reach <= x1 < info.width and -reach <= y1 < info.height and 0 < x2 <= info.width + reach
+    if not (inside and 0 < y2 <= info.height + reach and x1 < x2 and y1 < y2):
+        raise UserError(
+            f"box {','.join(f'{v:g}' for v in box)} is empty, outside the {info.width}x{info.height} picture of {video}, "
+            "or far larger; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
+        )
 
 
 def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from svdata2vec.config.schema import LARGEST, Device
-from svdata2vec.evaluation.persons import Box, Persons, moving_region, persons_of_poses
+from svdata2vec.evaluation.persons import Box, Persons, find_persons
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import check_number
@@ -20,38 +20,10 @@ from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.video import VideoInfo, VideoReader
 
 PICTURE_FRAMES = 8
 PICTURE_TILE = 160  # smallest side of a frame in the picture, in pixels
 LINE_HEIGHT = 20
-
-
-def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture: bool) -> Persons:
-    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves."""
-    if sum((box is not None, poses is not None, whole_picture)) > 1:
-        raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
-    if not video.is_file():
-        raise UserError(f"{video}: no such file; expected a video")
-    with VideoReader(video) as reader:
-        info = reader.info
-    if box is not None:
-        _check_box(box, info, video)
-        return Persons(box, "the box that was given")
-    if whole_picture:
-        return Persons(None, "looked for nobody")
-    return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
-
-
-def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
-    x1, y1, x2, y2 = box
-    reach = max(info.width, info.height)  # of a box beyond the picture
-    if not (-reach <= x1 < info.width and -reach <= y1 < info.height and x1 < x2 and y1 < y2
-            and 0 < x2 <= info.width + reach and 0 < y2 <= info.height + reach):
-        raise UserError(
-            f"--box {','.join(f'{v:g}' for v in box)} is empty, outside the {info.width}x{info.height} picture of "
-            f"{video}, or far larger; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
-        )
 
 
 def predict(

@@ -76,13 +76,12 @@ class OriginalFile:
         """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
         if not self.settings.get("block_norm_first", True):
             raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
-        stored = self.settings.get("num_heads")
-        if given is not None:
-            if isinstance(stored, int) and stored != given:
-                log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
-            return given
-        if isinstance(stored, int):
-            return stored
+        stored = self._whole("num_heads")
+        if given is not None and stored not in (None, given):
+            log.warning("%s says that it has %d attention heads: took %d, as asked", path, stored, given)
+        heads = stored if given is None else given
+        if heads is not None:
+            return heads
         log.warning("%s does not say how many attention heads it has: took %d; --heads sets others", path, PAPERS_HEADS)
         return PAPERS_HEADS
 
@@ -98,9 +97,16 @@ class OriginalFile:
             changes["feed_forward"] = bool(stored["target_ffn"])
         if "target_both" in stored:
             changes["teacher_input"] = "both" if stored["target_both"] else "skeleton"
-        if "num_layers_for_target" in stored:
-            changes["top_layers"] = stored["num_layers_for_target"]
+        if top_layers := self._whole("num_layers_for_target"):
+            changes["top_layers"] = top_layers
         return replace(default, **changes)
+
+    def _whole(self, name: str) -> int | None:
+        """A number above 0 of the settings; None where the file does not say."""
+        value = self.settings.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"its model_args say {name}: {value!r}; expected a whole number above 0")
+        return value
 
 
 def _only(settings: dict[str, Any], switches: dict[str, str]) -> str:
@@ -127,12 +133,17 @@ def read_original(path: Path) -> OriginalFile:
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds {type(content).__name__}; expected a state dict, or a dict with one under 'model'")
-    wrong = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    wrong = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_dense(value))]
     if wrong:
         raise UserError(
-            f"{path}: {', '.join(sorted(wrong)[:8])} are no tensors; expected a state dict, or a dict with one under 'model'"
+            f"{path}: {', '.join(sorted(wrong)[:8])} are no dense tensors; expected a state dict, or a dict with one under "
+            "'model'"
         )
     return OriginalFile(dict(content), dict(settings) if isinstance(settings, Mapping) else {})
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _read(path: Path) -> Any:

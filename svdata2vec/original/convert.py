@@ -149,6 +149,8 @@ def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = [f"{norm}running_mean", f"{norm}running_var", f"{linear}weight", f"{linear}bias"]
     _refuse_names([], [name for name in parts if name not in original])
     mean_D, var_D, weight_cD, bias_c = (original[name].double() for name in parts)
+    if not (mean_D.shape == var_D.shape == weight_cD.shape[1:] and bias_c.shape == weight_cD.shape[:1] and weight_cD.ndim == 2):
+        raise UserError(f"shapes do not go together: {', '.join(f'{name} {tuple(original[name].shape)}' for name in parts)}")
     folded = {name: tensor for name, tensor in original.items() if not name.startswith((norm, linear))}
     scaled_cD = weight_cD * torch.rsqrt(var_D + _PROBE_NORM_EPS)
     folded["head.fc.weight"] = scaled_cD.float()
@@ -259,6 +261,8 @@ def convert_file(
         text = str(error)
         raise UserError(text if text.startswith(str(checkpoint)) else f"{checkpoint}: {text}") from error
     packed = open_shards(shards) if shards is not None else None
+    if packed is not None and split is not None:
+        packed.rows(split)  # an error if there is none of that name
     data = network.config.data
     data = replace(data, size=size, shards=data.shards if shards is None else shards, test_split=split or data.test_split)
     config = replace(network.config, data=data, run=RunConfig(out=out))

@@ -175,11 +175,11 @@ def _inputs(runs: Sequence[Run]) -> str:
         return ""  # nothing is trained on augmented clips
     try:
         shards = open_shards(data.shards)
+        runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+        with build_loader(shards, run.config, runtime, train=True) as loader:
+            batch = next(iter(loader))
     except UserError as error:
         return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
-    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, run.config, runtime, train=True) as loader:
-        batch = next(iter(loader))
     picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
     caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
     return section("Inputs", image(to_png(picture), caption))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.config.schema import RunConfig
+from svdata2vec.config.schema import Device, RunConfig, check_choice
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.pipeline.keyed import keyed_generator
@@ -119,7 +119,8 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto -> this process's GPU if there is one; "cuda" without a GPU is an error."""
+    """auto -> this process's GPU if there is one; "cuda" without a GPU is an error, and so is any other name."""
+    check_choice("device", name, Device)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
