@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from golden_curve import DISTANCE_TOLERANCE, GOLDEN, STEPS, TOLERANCE, golden_cu
 from svdata2vec.model import masking, teacher
 from svdata2vec.model.student import Decoder, SkeletonEmbedding
 from svdata2vec.model.teacher import Teacher
-from svdata2vec.training import pretrain, stepper
+from svdata2vec.training import loop, pretrain, stepper
 
 EXPECTED = json.loads(GOLDEN.read_text())
 
@@ -38,6 +39,12 @@ def without_temporal_embedding(real: Callable) -> Callable:
     return forward
 
 
+def decaying(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 20
+    return optimizer
+
+
 # What is changed, where, and how the changed function is made of the real one.
 CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
     "targets are not normalised": (
@@ -52,6 +59,10 @@ CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
     "the loss is taken at every frame": (
         masking, "scored_frames", lambda real: lambda *arguments: torch.ones_like(real(*arguments))),
     "no warm-up": (stepper, "learning_rate", lambda real: lambda config, *arguments: config.lr),
+    "weights decay by a quarter more": (
+        loop, "build_optimizer", lambda real: lambda names, optim: real(names, replace(optim, weight_decay=25))),
+    "everything decays, biases too": (
+        loop, "build_optimizer", lambda real: lambda *arguments: decaying(real(*arguments))),
     "persons in another order": (
         SkeletonEmbedding, "forward", lambda real: lambda module, joints_BMTVC: real(module, joints_BMTVC.flip(1))),
     "the decoder does not know the time": (Decoder, "forward", without_temporal_embedding),
