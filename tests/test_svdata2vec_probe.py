@@ -141,7 +141,7 @@ def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path
         probe(replace(config, pretrained=tmp_path))
     with pytest.raises(UserError, match=r"the run was made with 6 frames of 32 pixels.*asks for 7 frames of 32"):
         probe(replace(config, data=replace(config.data, num_frames=7)))
-    with pytest.raises(UserError, match="temperature is 0: expected a number from 0.01"):
+    with pytest.raises(UserError, match=r"temperature is 0: expected a number from 0\.01"):
         replace(config, temperature=0)
     assert not config.out.exists()
 

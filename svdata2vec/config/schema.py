@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
 LARGEST = 10**9  # of a setting that has no limit of its own
-ABOVE_0 = 1e-9  # smallest value of a setting that must not be 0
+ABOVE_0 = 1e-15  # smallest value of a setting that must not be 0
 LARGEST_SEED = 2**63 - 1
 LARGEST_SIZE = 4096  # of a crop's side, in pixels
 
