@@ -1,5 +1,8 @@
 """Source clips for the loader benchmark: 960x540 H.264 of a textured figure in front of a still, slightly noisy scene."""
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
@@ -57,20 +60,28 @@ def _write_clip(path: Path, seed: int) -> np.ndarray:
 def make_sources(folder: Path, num_clips: int) -> DataSet:
     """The annotated source clips, written to `folder` unless they are there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    clips = []
-    for number in range(num_clips):
-        video, joints = folder / f"clip{number:03d}.mp4", folder / f"clip{number:03d}.npy"
-        if not joints.exists():
-            np.save(joints, _write_clip(video, number))
-        clips.append(ClipAnnotation(video.stem, number % 4, video, NUM_FRAMES, WIDTH, HEIGHT, np.load(joints)))
+    videos = [folder / f"clip{number:03d}.mp4" for number in range(num_clips)]
+    wanted = [(video, number) for number, video in enumerate(videos) if not video.with_suffix(".npy").exists()]
+    if wanted:
+        with ProcessPoolExecutor(_workers(len(wanted)), multiprocessing.get_context("spawn")) as pool:
+            for (video, _), joints in zip(wanted, pool.map(_write_clip, *zip(*wanted, strict=True)), strict=True):
+                np.save(video.with_suffix(".npy"), joints)
+    clips = [
+        ClipAnnotation(video.stem, number % 4, video, NUM_FRAMES, WIDTH, HEIGHT, np.load(video.with_suffix(".npy")))
+        for number, video in enumerate(videos)
+    ]
     return DataSet("bench", COCO17, ("a", "b", "c", "d"), {"all": [clip.key for clip in clips]}, clips)
+
+
+def _workers(tasks: int) -> int:
+    return min(os.cpu_count() or 1, tasks)
 
 
 def packed(folder: Path, dataset: DataSet, codec: str) -> ShardSet:
     """The same clips packed with a codec's default quality at 320 px."""
     root = folder / f"packed-{codec}"
     if not (root / "manifest.json").exists():
-        pack(dataset, root, PackOptions(codec=codec, workers=2))
+        pack(dataset, root, PackOptions(codec=codec, workers=_workers(len(dataset.clips))))
     return ShardSet.open(root)
 
 
