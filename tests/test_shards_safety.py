@@ -181,7 +181,7 @@ def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     stop_after_first_shard(dataset, out)
     with pytest.raises(UserError, match="out: holds an unfinished packing; go on with --resume, or delete the folder"):
         pack(dataset, out, OPTIONS)
-    with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; annotations was"):
+    with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; give the same input"):
         pack(dataset, out, replace(RESUME, quality=50))
     fewer = replace(dataset, clips=dataset.clips[1:], splits={})
     with pytest.raises(UserError, match="cannot resume with other input: clips was 10, now 9"):
