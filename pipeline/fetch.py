@@ -71,7 +71,7 @@ class ClipFetcher:
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
         except TarError:
             raise
-        except (OSError, ValueError, ArithmeticError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             self.shards.check_shard(shard)
             raise BadClipError(str(error)) from error
         label = int(self.label_map[stored])

@@ -86,10 +86,10 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
         raise UserError(f"{root}: holds an unfinished packing; go on with --resume, or delete the folder")
     before = read_object(stored)
     if before is None:
-        raise UserError(f"{stored}: damaged; expected the plan of the packing; delete the folder {root}")
+        raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
     if before.get("version") != PROGRAM:
-        raise UserError(f"{root}: an unfinished packing by {before.get('version')}, this is {PROGRAM}; go on with the "
-                        "version that began it, or delete the folder")
+        raise UserError(f"{root}: an unfinished packing by {before.get('version', 'an unknown version')}, this is {PROGRAM}; "
+                        "go on with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
                if before.get(name) != value]
     if changed:

@@ -69,7 +69,7 @@ class ClipMeta:
 
 
 _KINDS: dict[str, Any] = {field.name: field.type for field in fields(ClipMeta)} | {"fps": int | float}
-_LOWEST = {"num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1}
+_LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1}
 
 
 @dataclass(frozen=True)
