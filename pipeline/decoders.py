@@ -39,7 +39,8 @@ def check_device(name: str) -> None:
     if known is None:
         raise UserError(f"device is {name!r}: expected 'cpu', 'cuda' or 'cuda:n'")
     if str(name) != "cpu" and int(known[1] or 0) >= (count := torch.cuda.device_count()):
-        raise UserError(f"device is {name!r}, but PyTorch finds {count} GPUs here: use 'cpu', or the number of one of them")
+        others = "a lower number or " if count else ""
+        raise UserError(f"device is {name!r}, but PyTorch finds {count} GPUs here: use {others}'cpu'")
 
 
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:

@@ -311,7 +311,7 @@ def test_torn_files_of_a_packing(dataset: DataSet, undisturbed: dict[str, str], 
     stop_after_first_shard(dataset, out)
     whole = (out / ".parts" / "plan.json").read_bytes()
     (out / ".parts" / "plan.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"plan\.json: damaged; expected|out: an unfinished packing by an unknown version"):
+    with pytest.raises(UserError, match=r"plan\.json: damaged; expected|out: an unfinished packing by another version"):
         pack(dataset, out, RESUME)
     (out / ".parts" / "plan.json").write_bytes(whole)
     for name in ("shard-000000.json", *([] if b"number" in content else ["refused.json"])):
@@ -325,8 +325,8 @@ def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed
     stop_after_first_shard(dataset, out)
     plan = out / ".parts" / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": "svdata2vec 0.1.0"}))
-    with pytest.raises(UserError, match=rf"out: an unfinished packing by svdata2vec 0\.1\.0, this is {PROGRAM}; go on with "
-                                        "the version that began it, or pack into another folder$"):
+    with pytest.raises(UserError, match=r"out: an unfinished packing by another version \(svdata2vec 0\.1\.0, this is "
+                                        rf"{PROGRAM}\); go on with the version that began it, or pack into another folder$"):
         pack(dataset, out, RESUME)
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": PROGRAM}))
     pack(dataset, out, RESUME)

@@ -87,9 +87,9 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
     before = read_object(stored)
     if before is None:
         raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
-    if before.get("version") != PROGRAM:
-        raise UserError(f"{root}: an unfinished packing by {before.get('version', 'an unknown version')}, this is {PROGRAM}; "
-                        "go on with the version that began it, or pack into another folder")
+    if before.get("version") != PROGRAM or before.keys() != plan.keys():
+        raise UserError(f"{root}: an unfinished packing by another version ({before.get('version')}, this is {PROGRAM}); go on "
+                        "with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
                if before.get(name) != value]
     if changed:
