@@ -5,7 +5,10 @@ all others; `pixels.py` carries them out. Imports no torch: the command line rea
 """
 
 import math
+import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +56,19 @@ def check_shares(name: str, shares: tuple[float, float]) -> None:
         raise UserError(f"{name} is {shares}: expected 0 < smallest <= largest <= 1")
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        expected = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
-        raise UserError(f"{name} is {value}: expected {expected}")
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, whole: bool = False) -> None:
+    """Raise UserError unless `value` is a finite number, or a `whole` one, with low <= value <= high."""
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or value == math.inf:
+        kind = "a whole number" if whole else "a number"
+        expected = f"{low} or more, {kind}" if high == math.inf else f"{kind} from {low} to {high}"
+        raise UserError(f"{name} is {value!r}: expected {expected}")
+
+
+def check_known(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise UserError unless `value` is one of the known ones."""
+    if value not in known:
+        raise UserError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)

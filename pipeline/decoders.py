@@ -3,15 +3,18 @@
 B clips, T sampled frames, S output size.
 """
 
+import re
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder
+from svdata2vec.shards.errors import UserError
 
 DecoderName = Literal["dali", "reference"]
 DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")  # H.264 and HEVC it decodes on a GPU only
@@ -30,18 +33,27 @@ class FrameDecoder(Protocol):
         """Give threads, processes and device memory back; may be called twice."""
 
 
+def check_device(name: str) -> None:
+    """Raise UserError unless batches can arrive there on this machine."""
+    known = re.fullmatch(r"cpu|cuda:?(\d*)", str(name))
+    if known is None:
+        raise UserError(f"device is {name!r}: expected 'cpu', 'cuda' or 'cuda:n'")
+    if str(name) != "cpu" and int(known[1] or 0) >= (count := torch.cuda.device_count()):
+        others = "a lower number or " if count else ""
+        raise UserError(f"device is {name!r}, but PyTorch finds {count} GPUs here: use {others}'cpu'")
+
+
 def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
     """DALI for what it can decode on the device, PyAV processes for the rest on a CPU; or the reference decoder.
 
-    size: output pixels. DALI is imported here alone, and only if it is used.
+    size: output pixels. DALI is imported here alone, and only if it is used. Raises UserError for another decoder or device.
     """
+    check_known("decoder", name, get_args(DecoderName))
     on_cpu = torch.device(device).type == "cpu"
     if name == "reference":
         if not on_cpu:
-            raise ValueError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
+            raise UserError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
         return ReferenceDecoder()
-    if name != "dali":
-        raise ValueError(f"decoder is {name!r}: expected 'dali' or 'reference'")
     if on_cpu and codec not in DALI_CPU_CODECS:
         return PyavDecoder(num_threads)
     from svdata2vec.pipeline.graph import DaliDecoder

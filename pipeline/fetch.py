@@ -12,6 +12,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
@@ -59,6 +60,9 @@ class ClipFetcher:
         by_frame = self.video and self.shards.reads_frames and self.shards.manifest.codec == "jpeg"
         try:
             sample = self.shards.sample(row, video=self.video and not by_frame)
+            stored = int(self.shards.index["label"][row])
+            if sample.label != stored:
+                raise UserError(f"label {sample.label} in the tar, {stored} in the index; run `svdata2vec verify`")
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
                 train=self.train, seed=self.seed, epoch=epoch, view=view,
@@ -67,10 +71,10 @@ class ClipFetcher:
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
         except TarError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             self.shards.check_shard(shard)
             raise BadClipError(str(error)) from error
-        label = int(self.label_map[sample.label]) if 0 <= sample.label < len(self.label_map) else -1
+        label = int(self.label_map[stored])
         return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
 
     def _encoded(self, row: int, sample: Sample, plan: ClipPlan, by_frame: bool) -> EncodedClip:

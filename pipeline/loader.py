@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from svdata2vec.pipeline.augment import check_known, check_number
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.decoders import DecoderName, make_decoder
+from svdata2vec.pipeline.decoders import DecoderName, check_device, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
@@ -52,7 +53,7 @@ class ClipLoader:
     in a child process, forked or spawned by multiprocessing (after a bare os.fork leave by os._exit, or DALI's exit handler
     crashes the child).
 
-    Raises UserError for an unknown split and ValueError for arguments that cannot be met.
+    Raises UserError for an unknown split and for arguments that cannot be met.
     """
 
     def __init__(
@@ -78,16 +79,18 @@ class ClipLoader:
         check_hashes: bool = False,
     ) -> None:
         self.last_batch = last_batch or ("drop" if train else "partial")
-        if batch_size < 1 or prefetch < 1 or num_threads < 1:
-            raise ValueError(
-                f"batch_size {batch_size}, prefetch {prefetch}, num_threads {num_threads}: expected 1 or more"
-            )
-        if not 0 <= max_bad_rate <= 1:
-            raise ValueError(f"max_bad_rate is {max_bad_rate}: expected a share from 0 to 1")
+        counts = {"batch_size": batch_size, "num_threads": num_threads, "prefetch": prefetch, "world_size": world_size}
+        for name, count in counts.items():
+            check_number(name, count, 1, whole=True)
+        check_number("rank", rank, 0, world_size - 1, whole=True)
+        check_number("seed", seed, -(2**63), 2**63 - 1, whole=True)
+        check_number("max_bad_rate", max_bad_rate, 0, 1)
+        check_known("last_batch", self.last_batch, ("drop", "partial"))
+        check_device(device)
         if not (video or joints):
-            raise ValueError("video=False and joints=False: a batch would be empty; switch one of them on")
+            raise UserError("video=False and joints=False: a batch would be empty; switch one of them on")
         if self.last_batch == "drop" and not train:
-            raise ValueError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
+            raise UserError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
         self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
         self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
         self.video, self.joints, self.check_hashes, self.max_bad_rate = video, joints, check_hashes, max_bad_rate
@@ -224,12 +227,12 @@ def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, spli
         return rows
     if isinstance(limit, (int, np.integer)):
         if limit < 1:
-            raise ValueError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
+            raise UserError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
         return rows[:limit]
     wanted = np.asarray(limit, dtype=np.int64)
     foreign = wanted[~np.isin(wanted, rows)]
     if foreign.size:
-        raise ValueError(f"limit names row {foreign[0]}, not in split {split!r}: use rows of shards.rows({split!r})")
+        raise UserError(f"limit names row {foreign[0]}, not in split {split!r}: use rows of shards.rows({split!r})")
     return wanted
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_number, check_shares, draw_pixel_augment
+from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_known, check_number, check_shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
 from svdata2vec.shards.boxes import crop_square, joint_box, union_box
@@ -42,17 +42,17 @@ class PlanConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # training: beyond the method, off
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "persons", "attempts", "views", "resize_ratio"):
-            check_number(name, getattr(self, name), 1)
+        for name in ("num_frames", "size", "persons", "attempts", "views"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("resize_ratio", self.resize_ratio, 1)
         check_number("padding", self.padding, 0)
         check_number("flip_probability", self.flip_probability, 0, 1)
         check_shares("area", self.area)
         self.augment.check()
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UserError(f"aspect is {self.aspect}: expected 0 < smallest <= largest")
-        for name, known in (("crop", ("joints", "boxes")), ("frame_draw", ("fixed", "original"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
+        check_known("crop", self.crop, ("joints", "boxes"))
+        check_known("frame_draw", self.frame_draw, ("fixed", "original"))
         if self.frame_draw == "original" and self.views > 1:
             raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: set frame_draw to 'fixed'")
 

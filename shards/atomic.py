@@ -1,11 +1,12 @@
 """Files that are whole or absent: written under another name, flushed to the disk, renamed."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def temporary_name(path: Path) -> Path:
@@ -37,3 +38,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content`: readers see the old file or the whole new one."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file or it holds anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=4, size=32)
+HUGE = np.float32([3e38, 3e38, -3e38, -3e38]).tobytes()  # two joints
+Content = bytes | Callable[[bytes], bytes] | None
 ALL = {f"clip{i:05d}" for i in range(12)}
 
 
@@ -24,12 +28,14 @@ def shards(tmp_path) -> ShardSet:
     return shard_set(tmp_path / "shards", 12)
 
 
-def damage(shards: ShardSet, row: int, component: str, content: bytes | None = None, at: float = 0.0) -> None:
+def damage(shards: ShardSet, row: int, component: str, content: Content = None, at: float = 0.0) -> None:
     """Overwrite a clip's component inside its tar, from the share `at` of it on (None = zeros up to its end)."""
     column = shards.manifest.components.index(component)
     entry = shards.index[row]
     size = int(entry["size"][column])
     skip = int(at * size)
+    if callable(content):
+        content = content(bytes(shards.read(row, [component])[component]))
     content = bytes(size - skip) if content is None else content[: size - skip]
     with (Path(shards.root) / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
         tar.seek(int(entry["offset"][column]) + skip)
@@ -54,10 +60,16 @@ def keys_of(batches: list) -> list[str]:
         ("pose.npy", b"\xff" * 100_000, 0.1),        # joints that are not numbers
         ("json", b"}", 0.0),
         ("json", b"\x00" * 10_000, 0.0),
+        ("json", lambda old: re.sub(rb'(?<="num_frames":)\d\d', b"[]", old), 0.0),
+        ("json", lambda old: re.sub(rb'(?<="fps":)30.0', b"null", old), 0.0),
+        ("json", lambda old: re.sub(rb'(?<="label":)\d', b"4", old), 0.0),
+        ("pose.npy", lambda old: old.replace(b"}", b"(", 1), 0.0),  # NumPy's parser of headers raises a TokenError
+        ("pose.npy", lambda old: old[:128] + HUGE * 10_000, 0.0),  # their box is too large for float32
         ("box.npy", None, 0.0),
     ],
 )
 @pytest.mark.parametrize("decoder", ["dali", "reference"])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, component, content, at, decoder):
     clean, _ = run(shards, decoder=decoder)
     damage(shards, 5, component, content, at)

@@ -211,7 +211,7 @@ def test_limit_takes_a_number_or_rows(shards):
     loader = make(shards, limit=np.array([3, 9, 4, 1]), train=False)
     with loader:
         assert next(iter(loader)).keys == ("clip00003", "clip00009", "clip00004", "clip00001")
-    with pytest.raises(ValueError, match="limit names row 99, not in split 'all'"):
+    with pytest.raises(UserError, match="limit names row 99, not in split 'all'"):
         make(shards, limit=np.array([1, 99]))
 
 
@@ -220,16 +220,26 @@ def test_limit_takes_a_number_or_rows(shards):
     [
         ({"batch_size": 24}, "has 23 clips, fewer than one step of 24 clips on 1 ranks"),
         ({"limit": 3, "last_batch": "partial", "world_size": 4}, "has 3 clips.*needs one clip per rank"),
-        ({"batch_size": 0}, "expected 1 or more"),
+        ({"batch_size": 0}, "^batch_size is 0: expected 1 or more, a whole number$"),
+        ({"batch_size": 2.0}, r"^batch_size is 2\.0: expected 1 or more, a whole number$"),
+        ({"prefetch": 0}, "^prefetch is 0: expected 1 or more"),
+        ({"num_threads": "2"}, "^num_threads is '2': expected 1 or more"),
+        ({"world_size": 0}, "^world_size is 0: expected 1 or more"),
+        ({"seed": "x"}, "^seed is 'x': expected a whole number from"),
+        ({"max_bad_rate": 1.5}, r"^max_bad_rate is 1\.5: expected a number from 0 to 1$"),
+        ({"last_batch": "x"}, "^last_batch is 'x': expected 'drop' or 'partial'$"),
+        ({"decoder": "x"}, "^decoder is 'x': expected 'dali' or 'reference'$"),
+        ({"device": "gpu"}, "^device is 'gpu': expected 'cpu', 'cuda' or 'cuda:n'$"),
+        ({"device": "cuda:99"}, r"^device is 'cuda:99', but PyTorch finds \d GPUs here: use (a lower number or )?'cpu'$"),
         ({"video": False, "joints": False}, "a batch would be empty"),
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
-        ({"rank": 3, "world_size": 2}, "rank 3 of world size 2"),
-        ({"limit": 0}, "limit is 0"),
+        ({"rank": 3, "world_size": 2}, "^rank is 3: expected a whole number from 0 to 1$"),
+        ({"limit": 0}, "limit is 0: expected a number of clips, 1 or more"),
     ],
 )
 def test_arguments_are_checked(shards, options, message):
-    with pytest.raises(ValueError, match=message):
-        _ = make(shards, **options).batches_per_epoch
+    with pytest.raises(UserError, match=message), make(shards, **options) as loader:
+        next(iter(loader))
 
 
 def test_unknown_split_lists_the_splits(shards):

@@ -1,5 +1,6 @@
 """Clip plans: frames, one map per clip, joints; all draws keyed."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, draw_resized_crop, make_plan
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
 from svdata2vec.shards.boxes import crop_square, joint_box
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 
 
@@ -238,6 +240,9 @@ def test_wrong_shapes_are_named():
     ("change", "message"),
     [
         ({"num_frames": 0}, "num_frames is 0: expected 1 or more"),
+        ({"num_frames": 1.5}, r"^num_frames is 1\.5: expected 1 or more, a whole number$"),
+        ({"persons": "2"}, "^persons is '2': expected 1 or more, a whole number$"),
+        ({"padding": math.inf}, "^padding is inf: expected 0 or more, a number$"),
         ({"area": (0.9, 0.5)}, "smallest <= largest"),
         ({"flip_probability": 1.5}, "from 0 to 1"),
         ({"crop": "centre"}, "expected 'joints' or 'boxes'"),
@@ -251,5 +256,5 @@ def test_wrong_shapes_are_named():
     ],
 )
 def test_configuration_is_checked(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         replace(PlanConfig(), **change)

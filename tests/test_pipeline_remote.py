@@ -276,8 +276,21 @@ def test_range_cache_is_least_recently_used(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "c"}
     assert bytes(cache.get("c", 100, lambda: b"")) == b"y" * 100
     assert RangeCache(tmp_path, 150).num_bytes == 100  # shrinks at the next start
-    with pytest.raises(ValueError, match="expected 1 or more"):
+    with pytest.raises(UserError, match="cache of 0 bytes: expected 1 or more"):
         RangeCache(tmp_path, 0)
+
+
+def test_another_way_to_fetch_is_refused(local, tmp_path):
+    for root in (local.root, f"file://{local.root}"):
+        with pytest.raises(UserError, match=r"^fetch is 'tars': expected 'clips' or 'shards'$"):
+            open_shards(root, cache=tmp_path, fetch="tars")
+
+
+def test_a_relative_cache_is_found_from_another_folder(local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remote = open_shards(f"file://{local.root}", cache=Path("cache"))
+    monkeypatch.chdir("/")
+    assert remote.sample(0).key == pickle.loads(pickle.dumps(remote)).sample(0).key == local.sample(0).key
 
 
 def test_plain_webdataset_reads_our_tars(local):

@@ -192,6 +192,14 @@ def test_open_names_what_is_missing(packed: ShardSet, tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
 
 
+def test_a_relative_folder_is_found_from_another_one(packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.root.parent)
+    shards = ShardSet.open(packed.root.name)
+    pickled = pickle.dumps(shards)
+    monkeypatch.chdir(tmp_path)
+    assert shards.sample(0).key == pickle.loads(pickled).sample(0).key == packed.sample(0).key
+
+
 @pytest.mark.parametrize(("name", "key"), [
     ("S001C001P001R001A001", "S001C001P001R001A001"),
     ("Cook.Cleandishes_p02_r00_v02_c03", "Cook-Cleandishes_p02_r00_v02_c03"),

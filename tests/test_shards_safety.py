@@ -9,23 +9,26 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import run_tasks
+from svdata2vec.shards.layouts import COCO17, JointLayout
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.packing.plan import fingerprint, make_plan
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.skeleton_text import read_text_skeleton
 from svdata2vec.shards.readers.smarthome import read_smarthome, read_smarthome_json
+from svdata2vec.shards.reading.manifest import PROGRAM
 from svdata2vec.shards.reading.verify import verify
 
 OPTIONS = PackOptions(workers=1, size=96, clips_per_shard=2)
@@ -181,7 +184,7 @@ def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     stop_after_first_shard(dataset, out)
     with pytest.raises(UserError, match="out: holds an unfinished packing; go on with --resume, or delete the folder"):
         pack(dataset, out, OPTIONS)
-    with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; annotations was"):
+    with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; give the same input"):
         pack(dataset, out, replace(RESUME, quality=50))
     fewer = replace(dataset, clips=dataset.clips[1:], splits={})
     with pytest.raises(UserError, match="cannot resume with other input: clips was 10, now 9"):
@@ -245,6 +248,42 @@ def test_the_plan_holds_what_decides_on_the_bytes(dataset: DataSet, tmp_path: Pa
     assert fingerprint(before) != fingerprint(after)
 
 
+OTHER: dict[type, dict[str, object]] = {  # a change of every field
+    ClipAnnotation: {
+        "key": "b", "label": 1, "video": "b.mp4", "num_frames": 8, "width": 640, "height": 480,
+        "pose_MTVC": np.ones((1, 8, 3, 2), np.float32), "score_MTV": np.zeros((1, 8, 3)), "box_T4": np.zeros((8, 4)),
+        "subject": 1, "camera": 2, "setup": 3, "pose_file": None, "video_box": True, "start_frame": 1, "end_frame": 7},
+    PoseFile: {"read": read_smarthome_json, "path": "b.txt", "arguments": ((0, 2), 3, None, None)},
+    JointLayout: {"name": "other", "joints": ("nose", "l_ear", "r_ear"), "edges": ((0, 2),), "left": (0,), "right": (0,)},
+    DataSet: {
+        "name": "other", "layout": COCO17, "classes": ("x", "y", "z"), "splits": {"train": ["a"]}, "clips": [],
+        "skipped": [Skipped("c", "broken")], "published": {"test": 9}, "split_classes": {"test": ("y",)}},
+    PackOptions: {
+        "codec": "h264", "quality": 30, "chroma": "420", "gop": 5, "size": 64, "clips_per_shard": 3, "seed": 1,
+        "pose_slack": 1, "workers": 3, "cluster": "tcp://a:1", "resume": True},
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, field.name) for kind in OTHER for field in fields(kind)])
+def test_every_field_is_in_the_plan(kind: type, name: str) -> None:
+    """But for those that say where and how fast it is packed: the bytes and the manifest follow from all others."""
+    def plan(changes: dict[str, object]) -> dict[str, object]:
+        def made(part: Any, **values: Any) -> Any:
+            return part(**values | (changes if part is kind else {}))
+
+        pose_file = made(PoseFile, read=read_text_skeleton, path="a.txt", arguments=((0, 1), 3, None, None))
+        clip = made(ClipAnnotation, key="a", label=0, video="a.mp4", pose_MTVC=np.zeros((1, 8, 3, 2), np.float32),
+                    pose_file=pose_file)
+        layout = made(JointLayout, name="own", joints=("nose", "l_eye", "r_eye"), edges=((0, 1),), left=(1,), right=(2,))
+        dataset = made(DataSet, name="own", layout=layout, classes=("x", "y"), splits={"test": ["a"]}, clips=[clip])
+        return make_plan(dataset, made(PackOptions, workers=1))
+
+    before, after = plan({}), plan({name: OTHER[kind][name]})
+    assert (fingerprint(before) == fingerprint(after)) == (name in ("workers", "cluster", "resume"))
+    if kind is PackOptions:
+        assert before.get(name) != after.get(name) or name in ("workers", "cluster", "resume")
+
+
 def stop_after_first_shard(dataset: DataSet, out: Path) -> None:
     """Begin to pack and be interrupted from the keyboard."""
     def interrupt(_: Progress) -> None:
@@ -262,6 +301,41 @@ def test_resume_packs_again_what_is_not_as_recorded(dataset: DataSet, undisturbe
     tar.write_bytes(tar.read_bytes()[:1000])
     (out / "shard-000003.tar.0123.tmp").write_bytes(b"left by a killed run")
     pack(dataset, out, RESUME)
+    assert folder_bytes(out) == undisturbed
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"number": 0, "rows": [1]}'])
+def test_torn_files_of_a_packing(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path, content: bytes) -> None:
+    """As a failing disk leaves them. What was recorded is packed again; without its plan a packing cannot go on."""
+    out = tmp_path / "out"
+    stop_after_first_shard(dataset, out)
+    whole = (out / ".parts" / "plan.json").read_bytes()
+    (out / ".parts" / "plan.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"plan\.json: damaged; expected|out: an unfinished packing by another version"):
+        pack(dataset, out, RESUME)
+    (out / ".parts" / "plan.json").write_bytes(whole)
+    for name in ("shard-000000.json", *([] if b"number" in content else ["refused.json"])):
+        (out / ".parts" / name).write_bytes(content)
+    pack(dataset, out, RESUME)
+    assert folder_bytes(out) == undisturbed
+
+
+def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after_first_shard(dataset, out)
+    plan = out / ".parts" / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": "svdata2vec 0.1.0"}))
+    with pytest.raises(UserError, match=r"out: an unfinished packing by another version \(svdata2vec 0\.1\.0, this is "
+                                        rf"{PROGRAM}\); go on with the version that began it, or pack into another folder$"):
+        pack(dataset, out, RESUME)
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": PROGRAM}))
+    pack(dataset, out, RESUME)
+    manifest = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(manifest.replace(PROGRAM, "svdata2vec 0.1.0"))
+    with pytest.raises(UserError, match=rf"out: holds a data set packed by svdata2vec 0\.1\.0, which {PROGRAM} reads but does "
+                                        "not compare with its own input; keep it, or pack into another folder$"):
+        pack(dataset, out, RESUME)
+    (out / "manifest.json").write_text(manifest)
     assert folder_bytes(out) == undisturbed
 
 

@@ -104,6 +104,11 @@ def cut(name: str) -> Callable[[dict[str, Any]], None]:
     return lambda sample: sample.update({name: sample[name][: len(sample[name]) // 2]})
 
 
+def swap(name: str, old: bytes, new: bytes) -> Callable[[dict[str, Any]], None]:
+    """Change some bytes of a member."""
+    return lambda sample: sample.update({name: sample[name].replace(old, new, 1)})
+
+
 def cut_third_jpeg(sample: dict[str, Any]) -> None:
     """Take the last byte of the third picture."""
     offsets = np.load(BytesIO(sample["offsets.npy"]))
@@ -118,8 +123,11 @@ def cut_third_jpeg(sample: dict[str, Any]) -> None:
     ("jpeg", lambda sample: sample.update(json={}), r"member json is decoded already; leave out \.decode"),
     ("jpeg", cut("jpegs"), r"offsets\.npy does not divide the \d+ bytes of jpegs"),
     ("jpeg", cut_third_jpeg, "frame 2 is not a whole JPEG picture"),
-    ("jpeg", cut("box.npy"), "4 numbers for shape"),
+    ("jpeg", cut("box.npy"), r"cannot reshape array of size 4 into shape \(10,4\)"),
     ("jpeg", cut("json"), "the json component is damaged"),
+    ("jpeg", swap("json", b'"label":', b'"label":[],"setup":'), "the json component has a wrong label"),
+    ("jpeg", swap("json", b'"num_frames":', b'"num_frames":null,"camera":'), "the json component has a wrong num_frames"),
+    ("jpeg", swap("pose.npy", b"}", b"("), r"pose\.npy: not a readable array"),
     ("vp9", cut("mp4"), "the video cannot be decoded|ends before it|damaged"),
     ("h264", lambda sample: sample.update(mp4=b"no video"), "the video cannot be decoded"),
     ("copy", lambda sample: sample.update(json=sample["json"].replace(b'"packed_width":192', b'"packed_width":190')),

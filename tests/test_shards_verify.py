@@ -3,9 +3,10 @@
 import io
 import itertools
 import json
+import math
 import tarfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.manifest import Manifest
+from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.stats import set_statistics
 from svdata2vec.shards.reading.verify import verify
@@ -231,17 +233,24 @@ def far_joint(pose: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("change", "kind", "message"), [
     (edited_json(key="other"), "clip", "the stored clip calls itself other"),
     (edited_json(label=2), "label", r"label 2 in the tar, \d in the index"),
-    (edited_json(num_frames=5), "clip", r"expected float32 \(persons, 5, 17, 2\)"),
+    (edited_json(num_frames=5), "clip", r"expected float32 \(\d, 5, 17, 2\)"),
     (edited_json(packed_width=64), "clip", "packed size 64x96, expected 96x96"),
     (edited_json(packed_to_source=[[1, 0.5, 0], [0, 1, 0]]), "clip", "is not a plain enlargement"),
     (edited_json(packed_to_source=[[1, 0], [0, 1]]), "clip", "wrong packed_to_source"),
+    (edited_array("score.npy", np.float32), "clip", r"score\.npy is float32 .* expected float16"),
+    (edited_array("box.npy", lambda box: box.astype("S9")), "clip", r"box\.npy is \|S9 .* expected float32"),
+    (edited_array("box.npy", lambda box: box.astype(object).astype(str)), "clip", r"box\.npy is <U"),
     (lambda parts: parts.update(json=b"{"), "clip", "the json component is damaged"),
+    (lambda parts: parts.update(json=b"[" * 100_000), "clip", "the json component is damaged"),
+    (edited_json(num_frames="6"), "clip", "the json component has a wrong num_frames; run"),
+    (edited_json(label=[], fps=None), "clip", "the json component has a wrong label and fps; run"),
+    (lambda parts: parts.update({"box.npy": parts["box.npy"].replace(b"}", b"(")}), "clip", r"box\.npy: not a readable array"),
     (edited_array("pose.npy", far_joint), "joints", "17|1 joints far outside the 192x128 picture"),
     (edited_array("pose.npy", lambda pose: pose * np.nan), "clip", "joints or boxes are not finite"),
     (edited_array("pose.npy", lambda pose: pose[:, :-1]), "clip", r"pose\.npy is float32"),
     (edited_array("box.npy", lambda box: box[:, ::-1].copy()), "joints", "right or lower edge before"),
-    (edited_array("box.npy", lambda box: box[:-1]), "clip", r"box\.npy has shape"),
-    (edited_array("score.npy", lambda score: score[:, :, :3]), "clip", r"score\.npy has shape"),
+    (edited_array("box.npy", lambda box: box[:-1]), "clip", r"box\.npy is float32 .* expected float32 \(\d+, 4\)"),
+    (edited_array("score.npy", lambda score: score[:, :, :3]), "clip", r"score\.npy is float16 .* float16 \(\d, \d+, 17\)"),
     (edited_array("offsets.npy", lambda offsets: offsets[:-1]), "clip", r"offsets\.npy is int64"),
     (edited_array("offsets.npy", lambda offsets: offsets + 1), "clip", r"offsets\.npy does not divide"),
     (edited_jpeg(lambda content: content[:-20]), "video", "frame 1: not a complete JPEG"),
@@ -257,6 +266,35 @@ def test_faults_inside_a_clip_are_found(folder: Path, change: Callable[[dict[str
     found = verify(folder)
     assert any(finding.kind == kind and re.search(message, str(finding)) for finding in found), found
     assert not any(finding.kind in ("hash", "size", "tar") for finding in found), "the rest of the folder is right"
+
+
+META = ClipMeta("a", 1, 8, 30.0, 192, 128, 96, 96, np.eye(2, 3), "a.mp4", 1, 2, 3, 9, 0)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    *((field.name, value) for field in fields(ClipMeta) for value in ([], {}, [[1]], 6 if field.type is str else "6")),
+    *((name, None) for name in ("key", "label", "num_frames", "fps", "width", "source", "bad_joints")),
+    *((name, value) for name in ("num_frames", "width", "height", "packed_width", "packed_height") for value in (0, -1, 1.5)),
+    *((name, value) for name in ("num_frames", "fps", "label") for value in (10**400, math.nan, math.inf, -1)),
+])
+def test_every_field_of_the_json_component_is_checked(name: str, value: object) -> None:
+    assert ClipMeta.from_bytes(META.to_bytes(), "clip a").to_bytes() == META.to_bytes()
+    content = json.dumps(json.loads(META.to_bytes()) | {name: value}).encode()
+    with pytest.raises(UserError, match=f"^clip a: the json component (has a wrong {name}|is damaged)"):
+        ClipMeta.from_bytes(content, "clip a")
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning", "ignore:invalid escape:SyntaxWarning")
+def test_every_damaged_header_of_an_array_is_refused_or_read() -> None:
+    """Whatever NumPy's parser raises for it; a UserError is a clip to replace, anything else the end of a training."""
+    whole, refused = npy_bytes(np.ones((2, 3), np.float32)), 0
+    for place in range(whole.index(b"\n")):
+        for byte in b"\x00 '(5[{\\,\xff":
+            try:
+                parse_array(whole[:place] + bytes([byte]) + whole[place + 1 :], "a")
+            except UserError:
+                refused += 1
+    assert refused > 300
 
 
 def test_pax_headers_are_found(folder: Path) -> None:

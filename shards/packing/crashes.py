@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import read_object, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.options import PackOptions
@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 
 def load_refused(parts: Path) -> dict[str, str]:
     """Key -> reason of the clips found by earlier calls of `find_crashing_clips` for this folder."""
-    path = parts / REFUSED_NAME
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    return read_object(parts / REFUSED_NAME) or {}
 
 
 def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, refused: dict[str, str]) -> bool:

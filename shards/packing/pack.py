@@ -24,7 +24,15 @@ from svdata2vec.shards.packing.lock import folder_lock
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.plan import components_of, fingerprint, make_plan, remove_leftovers, shard_tasks, start_or_resume
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
-from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, ShardEntry, build_index
+from svdata2vec.shards.reading.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    PROGRAM,
+    SKIPPED_NAME,
+    Manifest,
+    ShardEntry,
+    build_index,
+)
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
@@ -83,6 +91,9 @@ def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -
     manifest = Manifest.load(root)
     if not options.resume:
         raise UserError(f"{root}: holds a finished data set ({manifest.dataset}); choose another folder or delete it")
+    if manifest.created_with != PROGRAM:
+        raise UserError(f"{root}: holds a data set packed by {manifest.created_with}, which {PROGRAM} reads but does not "
+                        "compare with its own input; keep it, or pack into another folder")
     if manifest.fingerprint != fingerprint(plan):
         raise UserError(f"{root}: holds a data set packed from other annotations or with other options; choose another "
                         "folder or delete it")

@@ -3,20 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import read_object, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import container_component
 from svdata2vec.shards.packing.encode import OFFSETS
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
-from svdata2vec.shards.reading.manifest import file_bytes, program_version
+from svdata2vec.shards.reading.manifest import PROGRAM, file_bytes
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
 from svdata2vec.shards.video import open_bytes
 
@@ -31,9 +31,8 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
     and size; behind a URL, where even the size is a request per clip, with the name alone.
     """
-    clip_options = {"codec": options.codec, "quality": options.coded_quality, "chroma": options.chroma,
-                    "gop": options.gop, "size": options.size, "pose_slack": options.pose_slack}
-    facts = [dataset.name, dataset.classes, dataset.splits, clip_options, asdict(dataset.layout)]
+    coding = {name: value for name, value in asdict(options).items() if name not in ("workers", "cluster", "resume")}
+    facts = asdict(replace(dataset, clips=[], skipped=[])) | {"skipped": sorted(entry.key for entry in dataset.skipped)}
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
     content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
@@ -42,20 +41,21 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
         videos.update(repr((clip.key, video_bytes)).encode())
         if clip.pose_file is not None:
             skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
-    return {"dataset": dataset.name, "clips": len(dataset.clips), **clip_options, "seed": options.seed,
-            "clips_per_shard": options.clips_per_shard, "version": program_version(),
-            "annotations": annotations.hexdigest(), "skeletons": skeletons.hexdigest(), "videos": videos.hexdigest()}
+    return {"dataset": dataset.name, "clips": len(dataset.clips), **coding, "quality": options.coded_quality,
+            "version": PROGRAM, "annotations": annotations.hexdigest(), "skeletons": skeletons.hexdigest(),
+            "videos": videos.hexdigest()}
 
 
 def _annotation(clip: ClipAnnotation) -> bytes:
     """Everything that a clip's annotation says, but for the content of its files."""
-    pose = clip.pose_file
-    reader = None if pose is None else (pose.read.__qualname__, Path(pose.path).name, pose.arguments)
-    arrays = [np.ascontiguousarray(array) for array in (clip.pose_MTVC, clip.score_MTV, clip.box_T4) if array is not None]
-    facts = (clip.key, clip.label, Path(str(clip.video)).name, clip.num_frames, clip.start_frame, clip.end_frame,
-             clip.width, clip.height, clip.subject, clip.camera, clip.setup, clip.video_box, reader,
-             [(array.dtype.str, array.shape) for array in arrays])
-    return repr(facts).encode() + b"".join(array.tobytes() for array in arrays)
+    facts = vars(clip) | {"video": Path(str(clip.video)).name}
+    if clip.pose_file is not None:
+        pose = clip.pose_file
+        facts["pose_file"] = vars(pose) | {"read": pose.read.__qualname__, "path": Path(pose.path).name}
+    for name, value in facts.items():
+        if isinstance(value, np.ndarray):
+            facts[name] = value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest()
+    return repr(facts).encode()
 
 
 def _content_hash(path: str) -> str:
@@ -84,7 +84,12 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
         return
     if not options.resume:
         raise UserError(f"{root}: holds an unfinished packing; go on with --resume, or delete the folder")
-    before = json.loads(stored.read_bytes())
+    before = read_object(stored)
+    if before is None:
+        raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
+    if before.get("version") != PROGRAM or before.keys() != plan.keys():
+        raise UserError(f"{root}: an unfinished packing by another version ({before.get('version')}, this is {PROGRAM}); go on "
+                        "with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
                if before.get(name) != value]
     if changed:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import read_object, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
@@ -52,13 +52,13 @@ class ShardRecord:
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
         """The record of a shard that is complete on disk; None if there is none or the tar is not as recorded."""
+        fields: Any = read_object(record_path(root, number))
         try:
-            fields: dict[str, Any] = json.loads(record_path(root, number).read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):
+            fields["rows"] = [tuple(row) for row in fields["rows"]]
+            fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
+            record = cls(**fields)
+        except (KeyError, TypeError):  # no record, or not a whole one
             return None
-        fields["rows"] = [tuple(row) for row in fields["rows"]]
-        fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
-        record = cls(**fields)
         return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
 

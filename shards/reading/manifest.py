@@ -6,7 +6,6 @@ row per clip: key (ASCII bytes), shard u4 (number in the manifest), label i4, fr
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from svdata2vec import __version__
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
@@ -25,6 +25,7 @@ VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 SKIPPED_NAME = "skipped.jsonl"  # clips that were not packed, and why
+PROGRAM = f"svdata2vec {__version__}"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,6 @@ def file_bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def program_version() -> str:
-    """`svdata2vec <version>` of the installed package."""
-    try:
-        return f"svdata2vec {importlib.metadata.version('svdata2vec')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "svdata2vec (not installed)"
-
-
 @dataclass(frozen=True)
 class Manifest:
     """Contents of `manifest.json`.
@@ -87,7 +80,7 @@ class Manifest:
     codec_options: dict[str, int] = field(default_factory=dict)
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
-    created_with: str = field(default_factory=program_version)
+    created_with: str = PROGRAM
 
     @property
     def num_clips(self) -> int:
@@ -109,7 +102,7 @@ class Manifest:
             raise UserError(f"{path}: does not exist; {hint}")
         try:
             fields = json.loads(path.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
@@ -126,7 +119,7 @@ class Manifest:
                 split_classes={name: tuple(names) for name, names in fields["split_classes"].items()},
                 published=fields["published"], created_with=fields["created_with"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: field missing or wrong: {error}; pack again") from error
 
 

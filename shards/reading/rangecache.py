@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from svdata2vec.shards.atomic import renamed
+from svdata2vec.shards.errors import UserError
 
 _STALE_SECONDS = 3600
 _UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks at what others have added
@@ -24,7 +25,7 @@ class RangeCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes < 1:
-            raise ValueError(f"cache of {max_bytes} bytes: expected 1 or more")
+            raise UserError(f"cache of {max_bytes} bytes: expected 1 or more")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.max_bytes = folder, max_bytes
         self.hits = self.misses = 0

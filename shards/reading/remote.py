@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import fsspec
 import numpy as np
@@ -36,7 +36,9 @@ Fetch = Literal["clips", "shards"]
 def open_shards(
     root: str | Path, *, cache: Path | None = None, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
 ) -> ShardSet:
-    """Open a folder, or a URL with `://` in it as `RemoteShardSet`."""
+    """Open a folder, or a URL with `://` in it as `RemoteShardSet`. UserError names what is missing, damaged or wrong."""
+    if fetch not in get_args(Fetch):
+        raise UserError(f"fetch is {fetch!r}: expected {' or '.join(map(repr, get_args(Fetch)))}")
     if "://" in str(root):
         return RemoteShardSet(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes, fetch=fetch)
     return ShardSet.open(root)
@@ -50,7 +52,7 @@ class RemoteShardSet(ShardSet):
 
     def __init__(self, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips") -> None:
         """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
-        self.url = url.rstrip("/")
+        self.url, cache = url.rstrip("/"), Path(cache).absolute()
         try:
             filesystem, self._base = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:

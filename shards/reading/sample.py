@@ -5,10 +5,10 @@ M persons, F frames, V joints; all coordinates are pixels of the source video as
 
 import io
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +55,21 @@ class ClipMeta:
     def from_bytes(cls, content: Buffer, where: str) -> "ClipMeta":
         """Parse; UserError names `where` and what is wrong."""
         try:
-            fields = json.loads(bytes(content))
-            matrix = np.array(fields.pop("packed_to_source"), np.float64)
-            meta = cls(**fields, packed_to_source=matrix)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            values = json.loads(bytes(content))
+            matrix = np.array(values.pop("packed_to_source"), np.float64)
+            meta = cls(**values, packed_to_source=matrix)
+        except Exception as error:
             raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
-        if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or meta.num_frames < 1:
-            raise UserError(f"{where}: the json component has a wrong packed_to_source or num_frames")
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(meta, name), kind)]
+        wrong = wrong or [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
+        if wrong or matrix.shape != (2, 3) or not np.isfinite(matrix).all():
+            raise UserError(f"{where}: the json component has a wrong {' and '.join(wrong) or 'packed_to_source'}; run "
+                            "`svdata2vec verify`")
         return meta
+
+
+_KINDS: dict[str, Any] = {field.name: field.type for field in fields(ClipMeta)} | {"fps": int | float}
+_LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1}
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,12 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
     when several threads do so at once ("AST constructor recursion depth mismatch"), and costs 40 microseconds.
     """
     header = _PLAIN_NPY.match(content)
-    if header is not None:
-        shape = tuple(int(number) for number in header["shape"].split(b",") if number.strip())
-        values = np.frombuffer(content, np.dtype(header["dtype"].decode()), offset=header.end())
-        if values.size == math.prod(shape):
-            return values.reshape(shape).copy()
-        raise UserError(f"{where}: {values.size} numbers for shape {shape}; run `svdata2vec verify`")
     try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SystemError) as error:
+        if header is None:
+            return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        shape = tuple(int(number) for number in header["shape"].split(b",") if number.strip())
+        return np.frombuffer(content, header["dtype"].decode(), offset=header.end()).reshape(shape).copy()
+    except Exception as error:
         raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
 
 
@@ -129,16 +133,13 @@ def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | N
 
 def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.ndarray, score_MTV: np.ndarray | None,
                   num_joints: int | None) -> None:
-    frames = meta.num_frames
-    if num_joints is None and pose_MTVC.ndim == 4:
-        num_joints = pose_MTVC.shape[2]
-    if pose_MTVC.ndim != 4 or pose_MTVC.shape[1:] != (frames, num_joints, 2) or pose_MTVC.dtype != np.float32:
-        raise UserError(f"clip {key}: pose.npy is {pose_MTVC.dtype} {pose_MTVC.shape}, expected float32 "
-                        f"(persons, {frames}, {num_joints}, 2)")
-    if box_T4.shape != (frames, 4):
-        raise UserError(f"clip {key}: box.npy has shape {box_T4.shape}, expected ({frames}, 4)")
-    if score_MTV is not None and score_MTV.shape != pose_MTVC.shape[:3]:
-        raise UserError(f"clip {key}: score.npy has shape {score_MTV.shape}, expected {pose_MTVC.shape[:3]}")
+    persons, _, joints, _ = pose_MTVC.shape if pose_MTVC.ndim == 4 else (0, 0, 0, 0)
+    shape_MTV = persons, meta.num_frames, joints if num_joints is None else num_joints
+    expected = {"pose.npy": (pose_MTVC, "float32", (*shape_MTV, 2)), "box.npy": (box_T4, "float32", (meta.num_frames, 4)),
+                "score.npy": (score_MTV, "float16", shape_MTV)}
+    for name, (array, dtype, shape) in expected.items():
+        if array is not None and (array.shape != shape or array.dtype != dtype):
+            raise UserError(f"clip {key}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
     if not np.isfinite(pose_MTVC).all() or not np.isfinite(box_T4).all():
         raise UserError(f"clip {key}: joints or boxes are not finite")
 

@@ -51,7 +51,7 @@ class ShardSet:
     @classmethod
     def open(cls, root: str | Path) -> "ShardSet":
         """Open a packed folder. UserError names what is missing or damaged."""
-        root = Path(root)
+        root = Path(root).absolute()  # to be found from another working directory
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
         shards = cls(root, *load_head(root, str(root)))
