@@ -90,9 +90,9 @@ def test_an_encoder_asks_for_what_it_sees(pretrained: Path, tmp_path: Path) -> N
     assert torch.equal(skeletons.features(video, joints), skeletons.features(joints_BMTVC=joints))
     with pytest.raises(svdata2vec.UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         svdata2vec.load_encoder(tmp_path)
-    with pytest.raises(svdata2vec.UserError, match=r"modality is 'x'; expected one of rgb, both, skeleton"):
+    with pytest.raises(svdata2vec.UserError, match=r"modality is 'x': expected 'rgb' or 'both' or 'skeleton'"):
         svdata2vec.load_encoder(pretrained, "x")  # type: ignore[arg-type]
-    with pytest.raises(svdata2vec.UserError, match=r"device is 'gpu'; expected one of auto, cpu, cuda"):
+    with pytest.raises(svdata2vec.UserError, match=r"device is 'gpu': expected 'auto' or 'cpu' or 'cuda'"):
         svdata2vec.load_encoder(pretrained, None, "gpu")  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ are made and are written as JSON beside every checkpoint.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -34,11 +34,6 @@ def check_ranges(config: Any, section: str = "", **ranges: tuple[float, float]) 
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             check_number(f"{section}{name}", number, low, high)
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """UserError unless the value is one of a Literal's."""
-    check(value in get_args(choices), f"{name} is {value!r}; expected one of {', '.join(get_args(choices))}")
 
 
 def check_size(name: str, size: int) -> None:

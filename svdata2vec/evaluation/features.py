@@ -7,17 +7,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig, check_choice
+from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import Box, find_persons
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
+from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
@@ -102,7 +103,7 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     card = read_card(run)
     config = published_config(card, run)
     seen: Modality = modality or ("rgb" if isinstance(config, PretrainConfig) else config.modality)
-    check_choice("modality", seen, Modality)
+    check_known("modality", seen, get_args(Modality))
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)

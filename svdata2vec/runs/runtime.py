@@ -5,16 +5,17 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svdata2vec.config.schema import Device, RunConfig, check_choice
+from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
+from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
 
@@ -120,7 +121,7 @@ def keep_freed_memory() -> None:
 
 def pick_device(name: str) -> torch.device:
     """auto -> this process's GPU if there is one; "cuda" without a GPU is an error, and so is any other name."""
-    check_choice("device", name, Device)
+    check_known("device", name, get_args(Device))
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
