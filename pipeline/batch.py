@@ -4,6 +4,7 @@ B clips, T frames, H W picture, M persons, V joints, C coordinates (x, y).
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +51,12 @@ class ClipBatch:
 
     def to(self, device: str | torch.device) -> "ClipBatch":
         """The same batch with every tensor on a device."""
-        tensors = {name: getattr(self, name) for name, _, _ in _TENSORS}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the batch has."""
+        return {name: tensor for name, _, _ in _TENSORS if (tensor := getattr(self, name)) is not None}
 
     def __repr__(self) -> str:
         tensors = {"video_BTHWC": self.video_BTHWC, "joints_BMTVC": self.joints_BMTVC}

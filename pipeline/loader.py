@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline.augment import check_known, check_number
@@ -18,6 +19,7 @@ from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.decoders import DecoderName, check_device, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
+from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
 from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready
@@ -142,7 +144,7 @@ class ClipLoader:
             self._position = step[1]
             if ready.batch is not None:
                 self.stats.batches += 1
-                yield ready.batch
+                yield take(ready.batch)
         if not self.order.train:
             self._stop_stream()  # its source has ended; in training the threads are at the next epoch already
         self._epoch, self._position = self._epoch + 1, 0
@@ -210,12 +212,12 @@ class ClipLoader:
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes,
         )
-        decoder = make_decoder(
-            self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads
-        ) if self.video else None
-        return Producer(
-            self.order, fetcher, decoder, self.max_bad_rate, self.stats, self.device, self.shards.read_threads
-        )
+        device, codec = torch.device(self.device), self.shards.manifest.codec
+        lanes = [
+            Lane(make_decoder(self.decoder_name, codec, self.plan.size, self.device, self.num_threads), device)
+            for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
+        ] if self.video else [Lane(None, device)]
+        return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, self.shards.read_threads)
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
+from svdata2vec.pipeline.handover import Lane, Turns
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
 from svdata2vec.pipeline.pixels import apply_pixel_augment
@@ -64,6 +64,15 @@ class Read:
     clips: list[FetchedClip]
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Frames of a step (None without any), number -> reason of the clips that failed, and what it took."""
+
+    video_BTHWC: Tensor | None
+    failed: dict[int, str]
+    seconds: float
+
+
 class Producer:
     """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched.
 
@@ -71,11 +80,11 @@ class Producer:
     """
 
     def __init__(
-        self, order: OrderConfig, fetcher: ClipFetcher, decoder: FrameDecoder | None, max_bad_rate: float,
-        stats: LoaderStats, device: str, read_threads: int,
+        self, order: OrderConfig, fetcher: ClipFetcher, lanes: Sequence[Lane], max_bad_rate: float,
+        stats: LoaderStats, device: torch.device, read_threads: int,
     ) -> None:
-        self.order, self.fetcher, self.decoder, self.stats = order, fetcher, decoder, stats
-        self.max_bad_rate, self.device = max_bad_rate, torch.device(device)
+        self.order, self.fetcher, self.stats = order, fetcher, stats
+        self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
         # Threads where reading means waiting for a network.
         self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 
@@ -100,11 +109,23 @@ class Producer:
 
     def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
         """Batches from planned clips."""
-        for read in source:
+        for read, lane, decoded in self.turns.over(source, self.decode_step):
             started = time.perf_counter()
-            batch = self._batch(read)
-            self.stats.decode_seconds += time.perf_counter() - started
+            with lane.work():
+                batch = self._batch(read, decoded, lane)
+            self.stats.decode_seconds += decoded.seconds + time.perf_counter() - started
             yield Ready(read.epoch, read.position, batch)
+
+    def decode_step(self, lane: Lane, read: Read) -> Decoded:
+        """The frames of a step's clips, in the lane."""
+        if lane.decoder is None or not read.clips:
+            return Decoded(None, {}, 0.0)
+        config, started = self.fetcher.config, time.perf_counter()
+        with lane.work():
+            shape = (len(read.clips), config.num_frames, config.size, config.size, 3)
+            video = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            failed = _decode_into(lane, read.clips, video)
+        return Decoded(video, failed, time.perf_counter() - started)
 
     def _fetch_all(self, positions: NDArray[np.int64], epoch: int) -> list[FetchedClip]:
         started = time.perf_counter()
@@ -119,8 +140,7 @@ class Producer:
         """End threads and decoder; `read` and `decode` must have ended."""
         if self._pool is not None:
             self._pool.shutdown()
-        if self.decoder is not None:
-            self.decoder.close()
+        self.turns.close()
 
     def _try_fetch(self, row: int, epoch: int, view: int) -> FetchedClip | BadClipError:
         try:
@@ -136,10 +156,10 @@ class Producer:
         self._record_bad(row, str(outcome))
         return self._replace(row, epoch) if self.order.train else None
 
-    def _replace(self, bad_row: int, epoch: int, decoded: Tensor | None = None) -> FetchedClip:
+    def _replace(self, bad_row: int, epoch: int, lane: Lane | None = None, out_1TSS3: Tensor | None = None) -> FetchedClip:
         """Another clip, drawn by a key, so that all ranks and any resumed run agree on it.
 
-        With `decoded` (1, T, S, S, 3) one whose frames could be written there.
+        With a lane and `out_1TSS3` one whose frames could be written there.
         """
         key = self.fetcher.shards.index[bad_row]["key"].decode()
         for attempt in range(MAX_REPLACEMENTS):
@@ -147,8 +167,8 @@ class Producer:
             row = int(self.order.rows[generator.integers(len(self.order.rows))])
             try:
                 clip = self.fetcher.fetch(row, epoch, 0)
-                if decoded is not None:
-                    reason = self._decode_into([clip], decoded).get(0)
+                if lane is not None and out_1TSS3 is not None:
+                    reason = _decode_into(lane, [clip], out_1TSS3).get(0)
                     if reason is not None:
                         raise BadClipError(reason)
             except BadClipError as error:
@@ -172,11 +192,10 @@ class Producer:
                 f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise max_bad_rate"
             )
 
-    def _batch(self, read: Read) -> ClipBatch | None:
-        clips = read.clips
-        video = None
-        if self.decoder is not None and clips:
-            clips, video = self._decode_batch(clips, read.epoch)
+    def _batch(self, read: Read, decoded: Decoded, lane: Lane) -> ClipBatch | None:
+        clips, video = read.clips, decoded.video_BTHWC
+        if video is not None:
+            clips, video = self._settle_frames(read, video, decoded.failed, lane)
         if not clips:
             return None
         joints = [clip.joints_MTVC for clip in clips if clip.joints_MTVC is not None]
@@ -189,27 +208,26 @@ class Producer:
         )
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
-    def _decode_batch(self, clips: list[FetchedClip], epoch: int) -> tuple[list[FetchedClip], Tensor]:
-        config = self.fetcher.config
-        shape = (len(clips), config.num_frames, config.size, config.size, 3)
-        video = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        failed = self._decode_into(clips, video)
-        kept = list(clips)
+    def _settle_frames(
+        self, read: Read, video_BTHWC: Tensor, failed: dict[int, str], lane: Lane
+    ) -> tuple[list[FetchedClip], Tensor]:
+        """Clips and frames of a step: failed ones replaced in training, left out in evaluation; pixels augmented."""
+        kept, video = list(read.clips), video_BTHWC
+        self.stats.clips_decoded += len(kept) - len(failed)
         for i, reason in sorted(failed.items()):
-            self._record_bad(clips[i].row, reason)
+            self._record_bad(kept[i].row, reason)
             if self.order.train:
-                kept[i] = self._replace(clips[i].row, epoch, video[i : i + 1])
+                kept[i] = self._replace(kept[i].row, read.epoch, lane, video[i : i + 1])
+                self.stats.clips_decoded += 1
         if failed and not self.order.train:
-            good = [i for i in range(len(clips)) if i not in failed]
-            kept, video = [clips[i] for i in good], video[good]
+            good = [i for i in range(len(kept)) if i not in failed]
+            kept, video = [kept[i] for i in good], video[good]
         for i, clip in enumerate(kept):
             if clip.augment is not None:
                 apply_pixel_augment(video[i], clip.augment)
         return kept, video
 
-    def _decode_into(self, clips: Sequence[FetchedClip], video: Tensor) -> dict[int, str]:
-        assert self.decoder is not None
-        encoded = [clip.encoded for clip in clips if clip.encoded is not None]
-        failed = self.decoder.decode(encoded, video)
-        self.stats.clips_decoded += len(clips) - len(failed)
-        return failed
+
+def _decode_into(lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Tensor) -> dict[int, str]:
+    assert lane.decoder is not None
+    return lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)

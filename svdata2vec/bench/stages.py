@@ -85,16 +85,11 @@ def reading(producer: Producer) -> Iterator[int]:
         yield len(read.clips)
 
 
-def decoding(producer: Producer, config: PretrainConfig, device: torch.device, batches: int = 4) -> Iterator[int]:
+def decoding(producer: Producer, batches: int = 4) -> Iterator[int]:
     """Decoding and geometry of clips that are in memory."""
-    assert producer.decoder is not None
-    reads = itertools.islice(producer.read(0, 0), batches)
-    in_memory = [[clip.encoded for clip in read.clips if clip.encoded is not None] for read in reads]
-    shape = (config.run.batch_size, config.data.num_frames, config.data.size, config.data.size, 3)
-    frames = torch.empty(shape, dtype=torch.uint8, device=device)
-    for clips in itertools.cycle(in_memory):
-        producer.decoder.decode(clips, frames)
-        yield len(clips)
+    in_memory = list(itertools.islice(producer.read(0, 0), batches))
+    for read, _, _ in producer.turns.over(itertools.cycle(in_memory), producer.decode_step):
+        yield len(read.clips)
 
 
 def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, host_waits: bool = False) -> Stage:
@@ -143,7 +138,7 @@ def open_stages(
         _, batch = next(stream(runtime))
         stages: dict[str, Stage] = {
             "read": Stage(reading(producer)),
-            "decode": Stage(decoding(producer, config, runtime.device)),
+            "decode": Stage(decoding(producer)),
             "data": Stage(len(loaded) for _, loaded in stream(runtime)),
             "model": training_stage(training, itertools.repeat((0, batch))),
             "train": training_stage(training, stream(runtime)),

@@ -1,0 +1,90 @@
+"""The hand-over: frames are made on CUDA streams of their own, so that decoding and training never wait for each other.
+
+A lane is a decoder with its stream. Whatever makes a batch is started on that stream, and the lane's thread waits for it:
+a batch that leaves its lane is complete, so its consumer needs no event, and no kernel of the consumer is waited for.
+Lanes take turns, a batch each: while the engines of the GPU decode for one, the host feeds the other. On a CPU there is
+one lane without stream or thread, and the same code runs.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.decoders import FrameDecoder
+
+LANES_ON_GPU = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Lane:
+    """A decoder (None: there are no frames to make) and the stream that it works on. Serves one thread at a time."""
+
+    def __init__(self, decoder: FrameDecoder | None, device: torch.device) -> None:
+        self.decoder = decoder
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is started inside runs on the lane's stream and is complete at the end."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+            self._stream.synchronize()
+
+
+class Turns:
+    """Lanes that take turns. Used by one thread."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.lanes = lanes
+        self._pool = ThreadPoolExecutor(len(lanes), "svdata2vec-lane") if len(lanes) > 1 else None
+
+    def over(self, source: Iterable[Item], job: Callable[[Lane, Item], Result]) -> Generator[tuple[Item, Lane, Result]]:
+        """`job(lane, item)` of every item, in order, as many at once as there are lanes; a lane is idle when it is given."""
+        if self._pool is None:
+            for item in source:
+                yield item, self.lanes[0], job(self.lanes[0], item)
+            return
+        pending: deque[tuple[Item, Lane, Future[Result]]] = deque()
+        try:
+            for number, item in enumerate(source):
+                lane = self.lanes[number % len(self.lanes)]
+                pending.append((item, lane, self._pool.submit(job, lane, item)))
+                if len(pending) == len(self.lanes):
+                    yield _finished(pending)
+            while pending:
+                yield _finished(pending)
+        finally:
+            wait([future for _, _, future in pending])  # no lane is left at work behind its user's back
+
+    def close(self) -> None:
+        """Give the decoders and threads back; may be called twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        for lane in self.lanes:
+            if lane.decoder is not None:
+                lane.decoder.close()
+
+
+def _finished(pending: "deque[tuple[Item, Lane, Future[Result]]]") -> tuple[Item, Lane, Result]:
+    item, lane, future = pending[0]
+    result = future.result()
+    pending.popleft()
+    return item, lane, result
+
+
+def take(batch: ClipBatch) -> ClipBatch:
+    """For the consumer: its current stream uses the batch, whose memory goes back to the lane only after that."""
+    for tensor in batch.tensors().values():
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return batch

@@ -1,0 +1,133 @@
+"""Who waits for whom where frames are handed over: lanes in turn, and streams played by stand-ins that write it down."""
+
+import contextlib
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from svdata2vec.pipeline.handover import Lane, Turns, take
+
+CPU = torch.device("cpu")
+
+
+class Closed:
+    def __init__(self):
+        self.times = 0
+
+    def close(self):
+        self.times += 1
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_results_come_in_order_and_no_lane_has_two_users(lanes):
+    busy, together = [threading.Lock() for _ in range(lanes)], []
+    turns = Turns([Lane(None, CPU) for _ in range(lanes)])
+    at_work = 0
+
+    def job(lane, item):
+        nonlocal at_work
+        with busy[turns.lanes.index(lane)]:
+            at_work += 1
+            together.append(at_work)
+            time.sleep(0.02 if item % 2 == 0 else 0.001)  # the later item would be ready first
+            at_work -= 1
+        return item * item
+
+    for item, lane, result in turns.over(range(9), job):
+        assert result == item * item
+        lock = busy[turns.lanes.index(lane)]
+        assert lock.acquire(blocking=False), "the lane of a result is at work"
+        lock.release()
+    assert max(together) == lanes
+    turns.close()
+
+
+def test_a_failure_comes_in_its_place_and_leaves_no_lane_at_work():
+    done = []
+
+    def job(lane, item):
+        time.sleep(0.01)
+        done.append(item)
+        if item == 3:
+            raise RuntimeError("item 3")
+        return item
+
+    turns, seen = Turns([Lane(None, CPU), Lane(None, CPU)]), []
+    with pytest.raises(RuntimeError, match="item 3"):
+        for item, _, _ in turns.over(range(10), job):
+            seen.append(item)
+    assert seen == [0, 1, 2] and sorted(done) == [0, 1, 2, 3, 4]
+    assert [item for item, _, _ in turns.over(range(3), lambda lane, item: item)] == [0, 1, 2]
+    turns.close()
+
+
+def test_an_iteration_that_is_left_early_waits_for_its_lanes():
+    done, turns = [], Turns([Lane(None, CPU), Lane(None, CPU)])
+    walk = turns.over(range(10), lambda lane, item: (time.sleep(0.02), done.append(item)))
+    next(walk)
+    walk.close()
+    assert sorted(done) == [0, 1]
+    turns.close()
+
+
+def test_closing_closes_every_decoder():
+    decoders = [Closed(), Closed()]
+    turns = Turns([Lane(decoder, CPU) for decoder in decoders])
+    turns.close()
+    assert [decoder.times for decoder in decoders] == [1, 1]
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is asked of CUDA, in order; waiting for the whole device is forbidden."""
+    written = []
+
+    class Stream:
+        def __init__(self, device):
+            self.name = f"stream {sum(event.startswith('new') for event in written)}"
+            written.append(f"new {self.name}")
+
+        def synchronize(self):
+            written.append(f"wait for {self.name}")
+
+    @contextlib.contextmanager
+    def current(stream):
+        written.append(f"on {stream.name}")
+        yield
+        written.append(f"off {stream.name}")
+
+    def forbidden(*_):
+        raise AssertionError("the hand-over waits for everything on the device")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(torch.cuda, "synchronize", forbidden)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(name="training"))
+    return written
+
+
+def test_a_lane_works_on_a_stream_of_its_own_and_waits_for_that_alone(events):
+    one, two = (Lane(None, torch.device("cuda")) for _ in range(2))
+    for lane in (one, two):
+        with lane.work():
+            events.append("decode")
+    assert events == [
+        "new stream 0", "new stream 1",
+        "on stream 0", "decode", "wait for stream 0", "off stream 0",
+        "on stream 1", "decode", "wait for stream 1", "off stream 1",
+    ]
+
+
+def test_the_consumer_waits_for_nothing_and_keeps_the_memory_until_it_is_done(events):
+    tensors = {
+        name: SimpleNamespace(
+            is_cuda=place == "cuda", device=place, record_stream=lambda stream, name=name: events.append((name, stream.name))
+        )
+        for name, place in (("video_BTHWC", "cuda"), ("joints_BMTVC", "cuda"), ("label_B", "cpu"))
+    }
+    batch = SimpleNamespace(tensors=lambda: tensors)
+    assert take(batch) is batch
+    assert events == [("video_BTHWC", "training"), ("joints_BMTVC", "training")]

@@ -1,0 +1,105 @@
+"""What the GPU does while training: how long each CUDA stream computes or copies, what overlaps, which kernels take the time.
+
+    python tools/bench/profile_training.py ntu60-xsub --data.shards SHARDS --data.train-split all --out profile.json
+
+Takes a preset with its options, as `svdata2vec bench run` does, trains on the shards with decoding beside it, and profiles
+some steps. Decoding engines (NVJPG, NVDEC) are no kernels and do not show; their conversions, resampling and copies do.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch.profiler import ProfilerActivity, profile
+
+from svdata2vec.bench.config import BenchConfig
+from svdata2vec.bench.machine import hardware
+from svdata2vec.bench.record import head, save
+from svdata2vec.bench.stages import open_stages
+from svdata2vec.bench.start import open_preset_shards, setting
+from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.runs.runtime import running
+
+FORMAT, VERSION = "svdata2vec-profile-training", 1
+Span = tuple[int, int]  # nanoseconds: start, end
+
+
+def union(spans: list[Span]) -> list[Span]:
+    """The same time, in spans that do not touch."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def length(spans: list[Span]) -> int:
+    return sum(end - start for start, end in spans)
+
+
+def both(one: list[Span], other: list[Span]) -> int:
+    """Nanoseconds that two lists of separate spans share."""
+    return length(one) + length(other) - length(union(one + other))
+
+
+def summary(events: list[Any], steps: int, wall_ns: float) -> dict[str, Any]:
+    """Milliseconds per step: of each stream, of the busiest one (training's) beside all others, of the costliest kernels."""
+    streams: dict[int, list[Span]] = defaultdict(list)
+    kernels: dict[str, int] = defaultdict(int)
+    for event in events:
+        if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns():
+            streams[event.device_resource_id()].append((event.start_ns(), event.start_ns() + event.duration_ns()))
+            kernels[event.name()] += event.duration_ns()
+    busy = {stream: union(spans) for stream, spans in streams.items()}
+    training = max(busy, key=lambda stream: length(busy[stream]))
+    others = union([span for stream, spans in busy.items() if stream != training for span in spans])
+    per_step = 1e-6 / steps
+    return {
+        "steps": steps, "wall_ms": wall_ns * per_step, "kernels_per_step": sum(map(len, streams.values())) / steps,
+        "training_stream_ms": length(busy[training]) * per_step,
+        "training_stream_busy_share": length(busy[training]) / wall_ns,
+        "other_streams_ms": length(others) * per_step, "both_at_once_ms": both(busy[training], others) * per_step,
+        "streams_ms": {str(stream): length(spans) * per_step for stream, spans in busy.items()},
+        "kernels_ms": {name[:120]: spent * per_step for name, spent in sorted(kernels.items(), key=lambda x: -x[1])[:40]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=sorted(PRETRAIN), help="pretraining preset; its options follow")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=10, help="training steps that are profiled, after twice as many")
+    options, words = parser.parse_known_args()
+    config = tyro.cli(BenchConfig, args=words, default=BenchConfig.of(PRETRAIN[options.preset]()))
+    shards = open_preset_shards(config, "a profile is of one process")
+    with running(config.run) as runtime, open_stages(config, runtime, shards, baseline=False) as (stages, _):
+        if runtime.device.type != "cuda":
+            raise SystemExit("this profiles a GPU; there is none here")
+        step = stages["train"].batches
+        for _ in range(2 * options.steps):
+            next(step)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+            started = time.perf_counter_ns()
+            for _ in range(options.steps):
+                next(step)
+            torch.cuda.synchronize()
+            wall = time.perf_counter_ns() - started
+        results = profiler.profiler.kineto_results if profiler.profiler else None
+        record = {
+            **head(FORMAT, VERSION), "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
+            **summary(results.events() if results else [], options.steps, wall),
+        }
+    save(record, options.out)
+    shown = ("wall_ms", "training_stream_ms", "training_stream_busy_share", "other_streams_ms", "both_at_once_ms")
+    print(", ".join(f"{name} {record[name]:.3g}" for name in shown))
+
+
+if __name__ == "__main__":
+    main()
