@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, warp_frame
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.decode import cut_off_reason
 
 try:
@@ -173,6 +174,11 @@ class DaliDecoder:
         failed: dict[int, str] = {}
         for clip in clips:
             failed.update(self._decode_run([clip], out_BTSS3))
+        if self.device.type == "cuda" and len(failed) == len(clips) and len(set(failed.values())) == 1:
+            raise UserError(
+                f"the GPU decodes none of {len(clips)} clips ({failed[clips[0].row]}): a fault of the machine, not of the data; look "
+                "at the driver and the GPU's memory (`bash tools/gpu_check.sh`), or decode with --run.device cpu"
+            )
         return failed
 
     def _run(self, clips: list[RunClip]) -> Any:
@@ -255,7 +261,7 @@ def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
 
 
 def _short(error: BaseException) -> str:
-    """The line of DALI's report that tells what is wrong."""
+    """The line of DALI's report that tells what is wrong: the one after "encountered:"."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "assert" in line.lower() or "error" in line.lower()]
-    return (telling or lines or ["DALI failed without a message"])[0]
+    told = lines[lines.index("encountered:") + 1 :] if "encountered:" in lines else []
+    return (told or lines or ["DALI failed without a message"])[0]

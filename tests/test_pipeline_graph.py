@@ -13,6 +13,7 @@ from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, jpeg_graph, video_graph
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
@@ -171,6 +172,48 @@ def test_damaged_videos_are_isolated(codec):
         assert list(failed) == [1], name
         np.testing.assert_array_equal(frames[[0, 2]], clean[[0, 2]])
     decoder.close()
+
+
+DAMAGED_ON_A_GPU = """Critical error in pipeline:
+Error in MIXED operator `nvidia.dali.fn.decoders.image`,
+which was used in the pipeline definition with the following traceback:
+
+  File "graph.py", line 78, in jpeg_graph
+    return _resample(fn.decoders.image(data, device=device), geometry, size)
+
+encountered:
+
+nvImageCodec failure: '#3'
+Current pipeline object is no longer valid."""
+
+
+def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
+    """With the words of DALI 2.4 on an H100, whatever the run: the damaged clip's, and those of a codec it has no decoder for."""
+    decoder = DaliDecoder("jpeg", SIZE)
+    decoder.device = torch.device("cuda")
+    plain = affine.scale_and_shift(2, 2, 0, 0)
+    clips = [encoded("jpeg", n, [0, 1, 3], plain) for n in (4, 5, 6)]
+    real, broken = decoder._run, [1]
+
+    def run(runs):
+        if any(clip.row in broken for clip in runs):
+            raise RuntimeError(DAMAGED_ON_A_GPU)
+        return real(runs)
+
+    monkeypatch.setattr(decoder, "_run", run)
+    _, failed = decode(decoder, clips)
+    assert failed == {1: "nvImageCodec failure: '#3'"}
+    broken[:] = 0, 1, 2
+    with pytest.raises(UserError, match=r"^the GPU decodes none of 3 clips \(nvImageCodec failure: '#3'\): a fault of the machine"):
+        decode(decoder, clips)
+    decoder.device = torch.device("cpu")  # as it really is
+    assert list(decode(decoder, clips)[1]) == [0, 1, 2]
+    decoder.close()
+
+
+def test_mjpeg_is_refused_on_a_gpu():
+    with pytest.raises(UserError, match="^mjpeg is not decoded on a GPU: pack as jpeg"):
+        make_decoder("dali", "mjpeg", SIZE, "cuda", 2)
 
 
 def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):

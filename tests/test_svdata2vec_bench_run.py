@@ -218,9 +218,9 @@ CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg"
     [
         (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory, or pack as vp9"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
-        (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.compile"),
+        (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
-        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "raise --data.prefetch"),
+        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --launch graph"),
     ],
 )
 def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Surroundings, bound: str, advice: str) -> None:

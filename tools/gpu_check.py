@@ -34,7 +34,7 @@ ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's proc
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
              "webdataset", "tyro", "fsspec", "tensorboard")
 
-CODECS = ("jpeg", "vp9", "h264", "hevc", "mjpeg")
+CODECS = ("jpeg", "vp9", "h264", "hevc")
 KERNELS = ("gather_frames", "fuse_tokens", "restore_tokens", "attention", "layer_targets", "masked_mse", "add_layer_norm",
            "bias_gelu", "batch_norm_prelu")
 CONFIGURATION = ("torch", "triton", "numpy")

@@ -42,7 +42,7 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "prefetch": config.data.prefetch, "decoder": config.data.decoder,
-        "compile": config.run.compile, "model": asdict(config.model),
+        "compile": config.run.compile, "launch": config.launch, "model": asdict(config.model),
     }
 
 

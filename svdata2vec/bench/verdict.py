@@ -92,8 +92,8 @@ def _advice_model(config: PretrainConfig, where: Surroundings) -> str:
     else:
         if not where.bf16:
             words.append("--run.precision bf16")
-        if not config.run.compile:
-            words.append("--run.compile")
+        if config.launch == "eager":
+            words.append("--launch graph")
         words += ["a larger --run.batch-size", "more GPUs (torchrun)"]
     return f"this is where the time should go; to go faster try {', or '.join(words)}"
 
@@ -104,7 +104,11 @@ def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
             f"both work on the same {where.cores} cores and take them from each other: more cores, a GPU, or fewer "
             f"--data.threads (now {config.data.threads}) if the loader has time to spare"
         )
-    return f"they do not run side by side: raise --data.prefetch (now {config.data.prefetch}) and look for waits in a profile"
+    if config.launch == "eager":
+        return (
+            "loader and launches of kernels share one interpreter: --launch graph (one process), or a larger --run.batch-size"
+        )
+    return "look for waits in a profile: tools/bench/profile_training.py"
 
 
 def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:

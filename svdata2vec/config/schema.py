@@ -269,6 +269,8 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     encode: Literal["kept_frames", "all_frames"] = "kept_frames"
     """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
+    launch: Literal["eager", "graph"] = "eager"
+    """Launch the kernels of forward and backward pass one by one, or as one CUDA graph (one process on one GPU)."""
 
     def __post_init__(self) -> None:
         ratio, frames = self.mask.video_ratio, self.data.num_frames

@@ -34,7 +34,7 @@ CURVES = (
     ({"target_std": "target spread", "prediction_std": "prediction spread"},
      "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"),
 )
-TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "optimizer": "#7f8c8d"}
+TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "graph": "#2f7ed8", "optimizer": "#7f8c8d"}
 
 
 @dataclass(frozen=True)

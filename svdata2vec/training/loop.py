@@ -54,12 +54,16 @@ class TrainingRun:
         stepper.begin()
         self.network.train()
         for epoch, batch in batches:
-            figures = self.figures(batch, epoch)
-            stepper.clock.mark("forward")
-            stepper.backward(figures["loss"], last=batch is batches[-1][1])
-            stepper.averages.add(figures)
+            stepper.averages.add(self.differentiate(batch, epoch, last=batch is batches[-1][1]))
         stepper.update([key for _, batch in batches for key in batch.keys])
         stepper.end(self.after_update())
+
+    def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:
+        """`figures`, and the batch's share of the gradient; `last` of the step's batches."""
+        figures = self.figures(batch, epoch)
+        self.stepper.clock.mark("forward")
+        self.stepper.backward(figures["loss"], last=last)
+        return figures
 
     def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:
         """The loss of a batch (with gradient), under "loss", and scalars for the log."""

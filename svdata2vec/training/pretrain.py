@@ -20,6 +20,7 @@ from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.training.graph import CapturedPass, require_graph
 from svdata2vec.training.loop import TrainingRun, train
 
 
@@ -63,18 +64,37 @@ class Pretraining(TrainingRun):
         model = SVData2Vec(config, len(loader.shards.manifest.layout.joints))
         self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
         super().__init__(config, runtime, loader, model)
+        self.captured: CapturedPass | None = None
+        if config.launch == "graph":
+            require_graph(config, runtime)
+            self.captured = CapturedPass(lambda *inputs: vars(self.compute(*inputs)), self.model)
+
+    def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:
+        if self.captured is None:
+            return super().differentiate(batch, epoch, last=last)
+        figures = self.captured(*self.inputs(batch, epoch))
+        self.stepper.clock.mark("graph")
+        return figures
 
     def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:
         return vars(self.forward(batch, epoch))
 
     def forward(self, batch: ClipBatch, epoch: int) -> StepOutput:
         """Masks, student, teacher and loss of one batch of the loader."""
+        return self.compute(*self.inputs(batch, epoch))
+
+    def inputs(self, batch: ClipBatch, epoch: int) -> tuple[Tensor, ...]:
+        """Video, joints and the three tensors of the masks, on the device."""
         frames, mask, device = self.config.data.num_frames, self.config.mask, self.runtime.device
         masks = draw_masks(batch.keys, frames, mask.video_ratio, mask.skeleton_ratio, self.config.run.seed, epoch).to(device)
         batch = batch.to(device)
         assert batch.video_BTHWC is not None and batch.joints_BMTVC is not None
+        return batch.video_BTHWC, batch.joints_BMTVC, masks.keep_BK, masks.skeleton_hidden_BK, masks.scored_BT
+
+    def compute(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:
+        """Student, teacher and loss, in the run's precision."""
         with self.runtime.autocast():
-            return forward(self.network, self.teacher, batch.video_BTHWC, batch.joints_BMTVC, masks, self.config)
+            return forward(self.network, self.teacher, video_BTHWC, joints_BMTVC, Masks(*masks), self.config)
 
     def after_update(self) -> dict[str, float]:
         """The teacher follows the student."""
