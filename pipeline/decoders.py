@@ -57,7 +57,7 @@ def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_thre
     if on_cpu and codec not in DALI_CPU_CODECS:
         return PyavDecoder(num_threads)
     if not on_cpu and codec == "mjpeg":
-        raise UserError("mjpeg is not decoded on a GPU: pack as jpeg (the same pictures), or decode on the CPU (--run.device cpu)")
+        raise UserError("mjpeg is not decoded on a GPU: pack as jpeg (the same pictures), or use --run.device cpu")
     from svdata2vec.pipeline.graph import DaliDecoder
 
     return DaliDecoder(codec, size, device=device, num_threads=num_threads)

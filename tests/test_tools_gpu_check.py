@@ -73,7 +73,7 @@ def test_the_table_and_the_status_never_call_a_part_passed_that_did_not_run() ->
 
 
 def test_every_part_has_its_function() -> None:
-    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 18
+    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 17
     assert all(callable(getattr(parts, part.function)) for part in gpu_check.PARTS)
 
 
