@@ -176,7 +176,7 @@ class DaliDecoder:
             failed.update(self._decode_run([clip], out_BTSS3))
         if self.device.type == "cuda" and len(failed) == len(clips) and len(set(failed.values())) == 1:
             raise UserError(
-                f"the GPU decodes none of {len(clips)} clips ({failed[clips[0].row]}): a fault of the machine, not of the data; "
+                f"the GPU decodes none of {len(clips)} clips ({failed[clips[0].row]}): a fault of the machine, not the data; "
                 "look at the driver and the GPU's memory (`bash tools/gpu_check.sh`), or use --run.device cpu"
             )
         return failed
