@@ -7,7 +7,7 @@ The result `normed` is written in the dtype of whoever reads it: under autocast 
 the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
 Without a branch it is the LayerNorm of x alone; there is no sum to write then.
 
-One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
+One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
 B clips, N tokens, D width; R rows of (B, N) flattened.
 """
@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import TILE_VALUES, launch, row_chunks, strides
-from svdata2vec.kernels.register import refuse_double_backward, register_op
-from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
+from svdata2vec.kernels.launch import TILE_VALUES, cdiv, launch, next_power_of_2, row_chunks, strides
+from svdata2vec.kernels.register import Gradient, register_op
+from svdata2vec.kernels.tiles import clip_and_token, divide, load_vector, tile_at
 
 
 def add_layer_norm_reference(
@@ -95,9 +95,9 @@ def _add_layer_norm_kernel(
         tl.store(total_ptr + at_RD, rounded_RD, mask=valid_RD)
         total_RD = rounded_RD.to(tl.float32)
 
-    mean_R = tl.sum(total_RD, axis=1) / width
+    mean_R = divide(tl.sum(total_RD, axis=1), width)
     centred_RD = tl.where(valid_RD, total_RD - mean_R[:, None], 0.0)
-    rstd_R = tl.rsqrt(tl.sum(centred_RD * centred_RD, axis=1) / width + eps)
+    rstd_R = tl.rsqrt(divide(tl.sum(centred_RD * centred_RD, axis=1), width) + eps)
     weight_D, bias_D = load_vector(weight_ptr, d_D, width), load_vector(bias_ptr, d_D, width)
     normed_RD = centred_RD * rstd_R[:, None] * weight_D[None, :] + bias_D[None, :]
 
@@ -173,7 +173,7 @@ def _tile(width: int) -> tuple[int, int, int]:
     """(rows, channels, warps) of a tile of whole rows."""
     if width > MAX_WIDTH:
         raise ValueError(f"add_layer_norm: {width} channels; the Triton kernel takes up to {MAX_WIDTH}; use impl='torch'")
-    channels = triton.next_power_of_2(max(width, 1))
+    channels = next_power_of_2(max(width, 1))
     return max(TILE_VALUES // channels, 1), channels, 4 if channels <= TILE_VALUES else 8
 
 
@@ -192,7 +192,7 @@ def launch_add_layer_norm(
     mean_R, rstd_R = (x_BND.new_empty((B * N,), dtype=torch.float32) for _ in range(2))
     launch(
         _add_layer_norm_kernel,
-        (triton.cdiv(B * N, rows),),
+        (cdiv(B * N, rows),),
         *(x_BND, branch, weight_D.contiguous(), bias_D.contiguous(), total_BND, normed_BND, mean_R, rstd_R),
         *(B * N, N, D),
         *strides(x_BND, branch),
@@ -241,7 +241,6 @@ def launch_add_layer_norm_backward(
     return grad_BND, partial_C2D.sum(0)
 
 
-add_layer_norm_op = register_op("add_layer_norm", add_layer_norm_reference, launch_add_layer_norm)
 add_layer_norm_backward_op = register_op(
     "add_layer_norm_backward", add_layer_norm_backward_reference, launch_add_layer_norm_backward
 )
@@ -273,5 +272,6 @@ def _backward(
     return grad_BND.to(x_dtype), grad_branch_BND, grad_weight_D, grad_bias_D, None, None
 
 
-add_layer_norm_op.registered.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(add_layer_norm_backward_op, "add_layer_norm")
+add_layer_norm_op = register_op(
+    "add_layer_norm", add_layer_norm_reference, launch_add_layer_norm, gradient=Gradient(_backward, _save)
+)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels import dispatch
-from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2, strides
 from svdata2vec.kernels.register import register_op
 
 
@@ -237,12 +237,12 @@ def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str
     four M x N matrices and their operands, and ptxas (for sm_80, sm_90 and sm_100) finds registers for all of it this
     way, but not with blocks of 32. In float32 the products take three passes, hence more warps; 128 tokens still spill.
     """
-    block_n = max(triton.next_power_of_2(num_tokens), 32)
+    block_n = max(next_power_of_2(num_tokens), 32)
     full = dtype == torch.float32
     return {
         "BLOCK_M": 16 if full or block_n > 64 else block_n,
         "BLOCK_N": block_n,
-        "BLOCK_E": max(triton.next_power_of_2(head_dim), 16),
+        "BLOCK_E": max(next_power_of_2(head_dim), 16),
         "num_warps": {32: 4, 64: 8, 128: 8}[block_n] if full else {32: 2, 64: 4, 128: 8}[block_n],
     }
 
@@ -288,7 +288,7 @@ def _launch(
     pairs_per_program = tiles["BLOCK_N"] // max(N, 1)
     launch(
         kernel,
-        (triton.cdiv(B * num_heads, pairs_per_program) if N else 0,),
+        (cdiv(B * num_heads, pairs_per_program) if N else 0,),
         *(*inputs, qkv_BNC if lengths_B is None else lengths_B.contiguous(), result),
         *(B * num_heads, *strides(*inputs), scale),
         N=N,

@@ -6,7 +6,7 @@
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
 given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
 
-One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
+One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
 F maps (frames), C channels, H W picture; M = F*H*W rows of C channels, the memory of a channels-last map; G chunks.
 """
@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from svdata2vec.kernels.batch_statistics import channel_chunks, launch_batch_statistics
-from svdata2vec.kernels.launch import channel_tile, launch
-from svdata2vec.kernels.register import refuse_double_backward, register_op
+from svdata2vec.kernels.launch import cdiv, channel_tile, launch
+from svdata2vec.kernels.register import Gradient, register_op
 from svdata2vec.kernels.tiles import load_vector
 
 
@@ -245,7 +245,7 @@ def launch_batch_norm_prelu(
     vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _apply_kernel,
-        (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
+        (cdiv(num_rows, rows), cdiv(num_channels, channels)),
         *(x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors, out_FCHW),
         *(num_rows, num_channels, eps),
         HAS_SHORTCUT=shortcut_FCHW is not None,
@@ -283,7 +283,7 @@ def launch_batch_norm_prelu_backward(
     vectors = tuple(vector.contiguous() for vector in (weight_C, bias_C, slope_C, mean_C, variance_C))
     launch(
         _backward_sums_kernel,
-        (chunks, triton.cdiv(num_channels, channels)),
+        (chunks, cdiv(num_channels, channels)),
         *(grad_FCHW, x_FCHW, x_FCHW if shortcut_FCHW is None else shortcut_FCHW, vectors),
         *(grad_shortcut_FCHW, partial_G3C, num_rows, num_channels, rows_per_chunk, eps),
         HAS_SHORTCUT=has_shortcut,
@@ -293,7 +293,7 @@ def launch_batch_norm_prelu_backward(
     grads_3C = partial_G3C.sum(0)  # a fixed order over at most 1024 slices
     launch(
         _backward_input_kernel,
-        (triton.cdiv(num_rows, rows), triton.cdiv(num_channels, channels)),
+        (cdiv(num_rows, rows), cdiv(num_channels, channels)),
         *(grad_shortcut_FCHW if has_shortcut else grad_FCHW, x_FCHW, vectors, grads_3C, grad_x_FCHW),
         *(num_rows, num_channels, eps),
         TRAINING=training,
@@ -304,7 +304,6 @@ def launch_batch_norm_prelu_backward(
     return grad_x_FCHW, grad_shortcut_FCHW, grads_3C
 
 
-batch_norm_prelu_op = register_op("batch_norm_prelu", batch_norm_prelu_reference, launch_batch_norm_prelu)
 batch_norm_prelu_backward_op = register_op(
     "batch_norm_prelu_backward", batch_norm_prelu_backward_reference, launch_batch_norm_prelu_backward
 )
@@ -330,5 +329,6 @@ def _backward(ctx: Any, grad_FCHW: Tensor | None, *_: Tensor | None) -> tuple[Te
     return grad_x_FCHW, None if shortcut_FCHW is None else grad_shortcut_FCHW, *parameters, None, None, None
 
 
-batch_norm_prelu_op.registered.register_autograd(_backward, setup_context=_save)
-refuse_double_backward(batch_norm_prelu_backward_op, "batch_norm_prelu")
+batch_norm_prelu_op = register_op(
+    "batch_norm_prelu", batch_norm_prelu_reference, launch_batch_norm_prelu, gradient=Gradient(_backward, _save)
+)

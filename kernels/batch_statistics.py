@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, launch, row_chunks
+from svdata2vec.kernels.launch import cdiv, channel_tile, launch, row_chunks
+from svdata2vec.kernels.tiles import divide
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def _statistics_kernel(
         spread_RC += from_old_RC * (x_RC - mean_RC)  # zero where the mask has read nothing
 
     count = tl.maximum(tl.sum(count_R, axis=0), 1.0)
-    mean_C = tl.sum(mean_RC * count_R[:, None], axis=0) / count
+    mean_C = divide(tl.sum(mean_RC * count_R[:, None], axis=0), count)
     apart_RC = mean_RC - mean_C[None, :]
     spread_C = tl.sum(spread_RC + count_R[:, None] * apart_RC * apart_RC, axis=0)
     at_C = chunk * num_channels + c_C
@@ -72,7 +73,7 @@ def _merge_statistics_kernel(
         read_GC = (g_G < num_chunks)[:, None] & (c_C < num_channels)[None, :]
         at_GC = g_G[:, None] * num_channels + c_C[None, :]
         total_GC += count_G[:, None] * tl.load(chunk_mean_ptr + at_GC, mask=read_GC, other=0)
-    mean_C = tl.sum(total_GC, axis=0) / num_rows
+    mean_C = divide(tl.sum(total_GC, axis=0), num_rows)
     spread_GC = tl.zeros((BLOCK_G, BLOCK_C), dtype=tl.float32)
     for first in range(0, num_chunks, BLOCK_G):
         g_G = (first + tl.arange(0, BLOCK_G)).to(tl.int64)
@@ -83,7 +84,7 @@ def _merge_statistics_kernel(
         here_GC = tl.load(chunk_spread_ptr + at_GC, mask=read_GC, other=0) + count_G[:, None] * apart_GC * apart_GC
         spread_GC += tl.where(read_GC, here_GC, 0.0)
     tl.store(mean_ptr + c_C, mean_C, mask=c_C < num_channels)
-    tl.store(variance_ptr + c_C, tl.sum(spread_GC, axis=0) / num_rows, mask=c_C < num_channels)
+    tl.store(variance_ptr + c_C, divide(tl.sum(spread_GC, axis=0), num_rows), mask=c_C < num_channels)
 
 
 # Programs that sum over rows: eight for each SM of an H100 (132), which together keep 32 KiB of a bfloat16 map in flight per
@@ -95,7 +96,7 @@ MERGED_CHUNKS, MERGED_CHANNELS = 64, 16
 def channel_chunks(num_rows: int, num_channels: int) -> tuple[int, int, int, int]:
     """(chunks, rows per chunk, rows of a tile, channels of a tile) for a sum over all rows of a map."""
     rows, channels = channel_tile(num_channels)
-    max_chunks = max(MAX_SUMMING_PROGRAMS // triton.cdiv(num_channels, channels), 1)
+    max_chunks = max(MAX_SUMMING_PROGRAMS // cdiv(num_channels, channels), 1)
     return *row_chunks(num_rows, rows, max_chunks), rows, channels
 
 
@@ -108,14 +109,14 @@ def launch_batch_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
     mean_C, variance_C = (x_FCHW.new_empty((num_channels,), dtype=torch.float32) for _ in range(2))
     launch(
         _statistics_kernel,
-        (chunks, triton.cdiv(num_channels, channels)),
+        (chunks, cdiv(num_channels, channels)),
         *(x_FCHW, chunk_mean_GC, chunk_spread_GC, num_rows, num_channels, rows_per_chunk),
         BLOCK_R=rows,
         BLOCK_C=channels,
     )
     launch(
         _merge_statistics_kernel,
-        (triton.cdiv(num_channels, MERGED_CHANNELS),),
+        (cdiv(num_channels, MERGED_CHANNELS),),
         *(chunk_mean_GC, chunk_spread_GC, mean_C, variance_C, chunks, num_rows, num_channels, rows_per_chunk),
         BLOCK_G=MERGED_CHUNKS,
         BLOCK_C=MERGED_CHANNELS,

@@ -4,7 +4,7 @@
 
 The backward pass computes z again from the product and gives the bias's gradient in the same pass over memory.
 
-One of the fused block ops behind `model.fused_blocks`, off by default: never timed on a GPU (README.md, at the end).
+One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
 B clips, N tokens, H hidden width; R rows of (B, N) flattened.
 """
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, launch, row_chunks, strides
+from svdata2vec.kernels.launch import cdiv, channel_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, load_vector, tile_at
 
@@ -114,7 +114,7 @@ def launch_bias_gelu(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
     rows, channels = channel_tile(H)
     launch(
         _bias_gelu_kernel,
-        (triton.cdiv(B * N, rows), triton.cdiv(H, channels)),
+        (cdiv(B * N, rows), cdiv(H, channels)),
         *(x_BNH, bias_H.contiguous(), out_BNH),
         *(B * N, N, H),
         *strides(x_BNH),
@@ -133,7 +133,7 @@ def launch_bias_gelu_backward(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -
     partial_CH = x_BNH.new_empty((chunks, H), dtype=torch.float32)
     launch(
         _bias_gelu_backward_kernel,
-        (chunks, triton.cdiv(H, channels)),
+        (chunks, cdiv(H, channels)),
         *(grad_BNH, x_BNH, bias_H.contiguous(), grad_x_BNH, partial_CH),
         *(B * N, N, H, rows_per_chunk),
         *strides(grad_BNH, x_BNH),

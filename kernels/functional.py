@@ -335,11 +335,8 @@ def batch_norm_prelu(
         impl, x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, *given, eps
     )
     if training:
-        _update_running(running_mean_C, mean_C, momentum)
-        _update_running(running_variance_C, variance_C * (count / (count - 1)), momentum)
+        with torch.no_grad():
+            running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
+            unbiased_C = variance_C * (count / (count - 1))
+            running_variance_C.lerp_(unbiased_C.to(running_variance_C.dtype), momentum)
     return out_FCHW
-
-
-@torch.no_grad()
-def _update_running(running_C: Tensor, batch_C: Tensor, momentum: float) -> None:
-    running_C.lerp_(batch_C.detach().to(running_C.dtype), momentum)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, channel_tile, launch, next_power_of_2, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
@@ -165,7 +165,7 @@ def launch_fuse_tokens(
     rows, channels = channel_tile(D)
     launch(
         _fuse_tokens_kernel,
-        (triton.cdiv(B * K, rows), triton.cdiv(D, channels)),
+        (cdiv(B * K, rows), cdiv(D, channels)),
         *(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD, student_BKD),
         *(B * K, K, skeleton_BTD.shape[1], D),
         *strides(video_BKD, skeleton_BTD, keep_BK, skeleton_hidden_BK, temporal_TD),
@@ -192,11 +192,11 @@ def launch_fuse_tokens_backward(
     frames, channels = channel_tile(D)
     launch(
         _fuse_tokens_backward_kernel,
-        (chunks, triton.cdiv(num_frames, frames), triton.cdiv(D, channels)),
+        (chunks, cdiv(num_frames, frames), cdiv(D, channels)),
         *(grad_BKD, keep_BK, skeleton_hidden_BK, grad_video_BKD, grad_skeleton_BTD, partial_CTD),
         *(B, K, num_frames, D, clips_per_chunk),
         *strides(grad_BKD, keep_BK, skeleton_hidden_BK),
-        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_K=next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
     )

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch
+from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
@@ -104,11 +104,11 @@ def launch_gather_frames(
     B, T, H, W, _ = video_BTHWC.shape
     K = keep_BK.shape[1]
     windows_RHWS = video_BTHWC.new_empty((B * K, H, W, channels), dtype=dtype)
-    block_s = triton.next_power_of_2(channels)
+    block_s = next_power_of_2(channels)
     block_p = max(GATHER_TILE_VALUES // block_s, 1)
     launch(
         _gather_frames_kernel,
-        (B * K, triton.cdiv(H * W, block_p)),
+        (B * K, cdiv(H * W, block_p)),
         *(video_BTHWC, keep_BK, windows_RHWS),
         *(T, K, H * W),
         *(video_BTHWC.stride()[:2], keep_BK.stride()),

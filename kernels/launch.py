@@ -1,7 +1,7 @@
 """Starting a Triton kernel: the one place through which every launch goes, and the arithmetic of tiles.
 
 Launch constants in this folder are reasoned from the sizes named beside them (an SM of an H100/H200 has 64 Ki
-registers and 227 KiB of shared memory; a warp should read whole 128-byte lines), not yet measured;
+registers and 227 KiB of shared memory; a warp should read whole 128-byte lines), not tuned;
 `tools/bench/bench_kernels.py` is the place to try others.
 
 Integer arguments of the kernels are annotated `tl.tensor`, which is what they are inside. Triton takes an annotation
@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 # Rows of channels that one program holds: 2048 values are 16 per thread in four warps, which leaves registers for
@@ -29,13 +28,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
     Raises:
         ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose.
     """
-    single = (value for argument in arguments for value in (argument if isinstance(argument, tuple) else (argument,)))
-    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in single):
-        raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
+    for argument in arguments:
+        for value in argument if isinstance(argument, tuple) else (argument,):
+            if isinstance(value, Tensor) and value.dtype == torch.float64:
+                raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
     if 0 in grid:
         return
     device = arguments[0].device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         start(kernel, grid, arguments, num_warps, constants)
 
 
@@ -50,9 +51,20 @@ def strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tensor.stride() for tensor in tensors)
 
 
+# Triton's own functions of these names serve kernels too, and take the host several microseconds a call.
+def cdiv(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two that isn't below `number`."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def channel_tile(width: int) -> tuple[int, int]:
     """(rows, channels) of a tile of `TILE_VALUES` over rows of `width` channels; both powers of two."""
-    channels = min(triton.next_power_of_2(width), TILE_CHANNELS)
+    channels = min(next_power_of_2(width), TILE_CHANNELS)
     return TILE_VALUES // channels, channels
 
 
@@ -64,6 +76,6 @@ MAX_CLIP_CHUNKS = 32
 
 def row_chunks(num_rows: int, tile_rows: int, max_chunks: int) -> tuple[int, int]:
     """(chunks, rows per chunk) for sums over rows, or clips, that are read in tiles: each chunk but the last is whole tiles."""
-    tiles_per_chunk = max(triton.cdiv(triton.cdiv(num_rows, tile_rows), max_chunks), 1)
+    tiles_per_chunk = max(cdiv(cdiv(num_rows, tile_rows), max_chunks), 1)
     rows_per_chunk = tiles_per_chunk * tile_rows
-    return triton.cdiv(num_rows, rows_per_chunk), rows_per_chunk
+    return cdiv(num_rows, rows_per_chunk), rows_per_chunk

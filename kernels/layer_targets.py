@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import launch, strides
+from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2, strides
 from svdata2vec.kernels.register import register_op
+from svdata2vec.kernels.tiles import divide
 
 LayerNormalisation = Literal["instance", "layer", "batch", "none"]
 AverageNormalisation = Literal["instance", "layer", "none"]
@@ -68,10 +69,10 @@ def _layer_targets_kernel(
     for layer in range(num_layers):
         x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * strides[0] + source_TD, mask=valid_TD, other=0)
         x_TD = x_TD.to(tl.float32)
-        mean_D = tl.sum(x_TD, axis=0) / num_frames
+        mean_D = divide(tl.sum(x_TD, axis=0), num_frames)
         # From the values in registers: mean of squares minus square of means would lose what large means leave.
         centred_TD = tl.where(valid_TD, x_TD - mean_D[None, :], 0.0)
-        variance_D = tl.sum(centred_TD * centred_TD, axis=0) / num_frames
+        variance_D = divide(tl.sum(centred_TD * centred_TD, axis=0), num_frames)
         sum_TD += centred_TD * tl.rsqrt(variance_D + eps)[None, :]
     at_TD = (clip * num_frames + t_T)[:, None] * width + d_D[None, :]
     tl.store(target_ptr + at_TD, sum_TD / num_layers, mask=valid_TD)
@@ -93,11 +94,11 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
     if T > MAX_FRAMES:
         raise ValueError(f"layer_targets: {T} frames; the Triton kernel takes up to {MAX_FRAMES}; use impl='torch'")
     target_BTD = layers_LBTD.new_empty((B, T, D), dtype=torch.float32)
-    frames = triton.next_power_of_2(max(T, 1))
-    channels = min(max(TARGET_TILE_VALUES // frames, 8), triton.next_power_of_2(D), 32)
+    frames = next_power_of_2(max(T, 1))
+    channels = min(max(TARGET_TILE_VALUES // frames, 8), next_power_of_2(D), 32)
     launch(
         _layer_targets_kernel,
-        (B, triton.cdiv(D, channels)) if T else (0,),
+        (B, cdiv(D, channels)) if T else (0,),
         *(layers_LBTD, target_BTD),
         *(L, T, D),
         *strides(layers_LBTD),

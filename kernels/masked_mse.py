@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import channel_tile, launch, strides
+from svdata2vec.kernels.launch import cdiv, channel_tile, launch, strides
 from svdata2vec.kernels.register import register_op
-from svdata2vec.kernels.tiles import clip_and_token, row_at, tile_at
+from svdata2vec.kernels.tiles import clip_and_token, divide, row_at, tile_at
 
 
 def masked_mse_reference(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _finish_kernel(
         error += tl.load(error_ptr + part, mask=part < num_parts, other=0)
         count += tl.load(count_ptr + part, mask=part < num_parts, other=0)
     scored = tl.sum(count, axis=0)
-    tl.store(loss_ptr, tl.sum(error, axis=0) / (tl.maximum(scored, 1).to(tl.float32) * width))
+    tl.store(loss_ptr, divide(tl.sum(error, axis=0), tl.maximum(scored, 1).to(tl.float32) * width))
     tl.store(scored_ptr, scored.to(tl.int64))
 
 
@@ -138,7 +138,7 @@ def launch_masked_mse(prediction_BTD: Tensor, target_BTD: Tensor, scored_BT: Ten
     B, T, D = prediction_BTD.shape
     rows, channels = channel_tile(D)
     rows = max(rows // 2, 1)  # two operands and a sum in registers; more programs are welcome too
-    programs = triton.cdiv(B * T, rows)
+    programs = cdiv(B * T, rows)
     error_P = prediction_BTD.new_empty((programs,), dtype=torch.float32)
     count_P = prediction_BTD.new_empty((programs,), dtype=torch.int32)
     loss = prediction_BTD.new_empty((), dtype=torch.float32)
@@ -165,7 +165,7 @@ def launch_masked_mse_backward(
     rows, channels = channel_tile(D)
     launch(
         _masked_mse_backward_kernel,
-        (triton.cdiv(B * T, rows), triton.cdiv(D, channels)),
+        (cdiv(B * T, rows), cdiv(D, channels)),
         *(grad, num_scored, prediction_BTD, target_BTD, scored_BT, grad_BTD),
         *(B * T, T, D),
         *strides(prediction_BTD, target_BTD, scored_BT),

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, channel_tile, launch, row_chunks, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, channel_tile, launch, next_power_of_2, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import row_at, tile_at, token_of_frame
 
@@ -127,11 +127,11 @@ def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Te
     frames, channels = channel_tile(D)
     launch(
         _restore_tokens_kernel,
-        (B, triton.cdiv(T, frames), triton.cdiv(D, channels)),
+        (B, cdiv(T, frames), cdiv(D, channels)),
         *(encoded_BKD, mask_token_D, keep_BK, temporal_TD, full_BTD),
         *(K, T, D),
         *strides(encoded_BKD, mask_token_D, keep_BK, temporal_TD),
-        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_K=next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
     )
@@ -150,11 +150,11 @@ def launch_restore_tokens_backward(
     frames, channels = channel_tile(D)
     launch(
         _restore_tokens_backward_kernel,
-        (chunks, triton.cdiv(T, frames), triton.cdiv(D, channels)),
+        (chunks, cdiv(T, frames), cdiv(D, channels)),
         *(grad_BTD, keep_BK, grad_encoded_BKD, *partial_2CTD),
         *(B, K, T, D, clips_per_chunk),
         *strides(grad_BTD, keep_BK),
-        BLOCK_K=triton.next_power_of_2(max(K, 1)),
+        BLOCK_K=next_power_of_2(max(K, 1)),
         BLOCK_T=frames,
         BLOCK_D=channels,
     )

@@ -26,6 +26,12 @@ def tile_at(clip: tl.tensor, row_R: tl.tensor, channel_D: tl.tensor, strides: tl
 
 
 @triton.jit
+def divide(total: tl.tensor, count: tl.tensor) -> tl.tensor:
+    """Rounded correctly, which `/` isn't on a GPU: the mean of equal values is that value, and its variance zero."""
+    return tl.div_rn(total, tl.cast(count, tl.float32))
+
+
+@triton.jit
 def load_vector(ptr: tl.tensor, channel_D: tl.tensor, width: tl.tensor) -> tl.tensor:
     """(D,) values of a contiguous vector over channels, in float32."""
     return tl.load(ptr + channel_D, mask=channel_D < width, other=0).to(tl.float32)

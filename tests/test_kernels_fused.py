@@ -52,8 +52,21 @@ def check(op: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str 
 @pytest.mark.parametrize("shape", ROWS)
 def test_add_layer_norm(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
     if shape == (1, 1, 1):
-        shape = (1, 1, 2)  # of a single channel the norm is the bias, and every gradient exactly zero
+        shape = (1, 1, 8)  # of one channel the norm is the bias, of two it is +1 and -1 (see below)
     check("add_layer_norm", shape, dtype, layout)
+
+
+def test_add_layer_norm_of_two_channels_has_the_gradient_that_rounding_leaves() -> None:
+    """The norm is +1 and -1 whatever x is: its gradient is a difference of equal numbers, right to a few of their roundings."""
+    x, branch, weight = (torch.tensor([[values]]) for values in ([0.25, 1.0], [0.5, -1.0], [1.5, -2.0]))
+    grads = []
+    for impl, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        leaf, other, scale = (tensor.to(DEVICE, dtype) for tensor in (x, branch, weight[0, 0]))
+        normed = K.add_layer_norm(leaf.requires_grad_(), other, scale, scale, impl=impl)[1]
+        grads += torch.autograd.grad(normed, leaf, torch.tensor([[[3.0, 1.0]]]).to(normed))
+    deviation, largest = 0.375, 4.5  # of the sums 0.75 and 0; 3 * 1.5
+    bound = 16 * torch.finfo(torch.float32).eps * largest / deviation
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=0, atol=bound)
 
 
 @pytest.mark.usefixtures("small_tiles")

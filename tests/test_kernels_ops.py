@@ -7,10 +7,11 @@ from typing import Any
 import kernel_cases as cases
 import pytest
 import torch
-from kernel_compare import LAYOUTS, called_ops
+from kernel_compare import LAYOUTS, called_ops, evaluate, recorded_ops
 from kernel_inputs import CALLS, Draw, Sizes
 from kernel_step import step_inputs, step_loss
 from torch import Tensor
+from torch.profiler import profile
 
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
@@ -60,6 +61,27 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
     for op, arguments in ops:
         outcome = torch.library.opcheck(op, tuple(arguments))
         assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_beside_the_operator_has_its_values_and_gradients(name: str) -> None:
+    """Recorded calls go through the operator, all others don't (see register.py)."""
+    call = CALLS[name](SMALL, Draw(torch.bfloat16))
+    with profile() as profiled:
+        direct = evaluate(call, "auto")
+    assert not [event.key for event in profiled.key_averages() if event.key.startswith("svdata2vec::")]
+    with recorded_ops() as recorded:
+        through_operator = evaluate(call, "auto")
+    assert recorded
+    torch.testing.assert_close(direct, through_operator, rtol=0, atol=0)
+
+
+def test_a_batch_of_gradients_is_differentiated_one_by_one() -> None:
+    qkv, grads = leaf(B, T, 3 * D), torch.randn(2, B, T, D)
+    out = K.attention(qkv, 2)
+    got = torch.autograd.grad(out, qkv, grads, is_grads_batched=True, retain_graph=True)[0]
+    want = [torch.autograd.grad(out, qkv, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["fuse_tokens", "add_layer_norm", "batch_norm_prelu"])

@@ -1,6 +1,7 @@
 """Calls of ops run forward and backward, in contiguous and in strided memory; Triton compared with the reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,8 +49,9 @@ def weight_in(layout: Layout | None) -> Layout:
     return lambda value: layout(random_weight(value)) if layout and value.ndim else random_weight(value)
 
 
-def called_ops(call: Call, layout: Layout | None = None) -> list[tuple[Any, list[Any]]]:
-    """The operators that a forward and backward pass calls, with their arguments."""
+@contextmanager
+def recorded_ops() -> Iterator[list[tuple[Any, list[Any]]]]:
+    """Collect the project's operators that are called, with their arguments."""
     calls: list[tuple[Any, list[Any]]] = []
 
     class Recorder(TorchDispatchMode):
@@ -63,6 +65,12 @@ def called_ops(call: Call, layout: Layout | None = None) -> list[tuple[Any, list
             return func(*args, **(kwargs or {}))
 
     with Recorder():
+        yield calls
+
+
+def called_ops(call: Call, layout: Layout | None = None) -> list[tuple[Any, list[Any]]]:
+    """The operators that a forward and backward pass calls, with their arguments."""
+    with recorded_ops() as calls:
         evaluate(call, "auto", layout)
     return calls
 
