@@ -1,6 +1,6 @@
 """What to run first on a machine with an NVIDIA GPU: driver, decoding, kernels, one training step, speed.
 
-    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; about five minutes
+    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; three to five minutes
 
 Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
 installed says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1 something failed; 2 wrong
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 FORMAT, VERSION = "svdata2vec-gpu-check", 1
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+AT_ONCE = 8  # processes on one GPU
 EXIT_FAILED, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 3, 4
 ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
@@ -49,6 +51,7 @@ class Part:
     needs: tuple[str, ...] = ("torch",)
     arguments: tuple[str, ...] = ()
     limit_s: int = 300
+    timed: bool = False  # measures, so it has the machine to itself
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,11 @@ PARTS = (
     *(Part(f"decode {codec}", "check_decoding", ("torch", "numpy", "cv2", "av", "nvidia.dali"), (codec,)) for codec in CODECS),
     *(Part(f"kernel {op}", "check_kernel", CONFIGURATION, (op,)) for op in KERNELS),
     Part("training step", "check_training_step", CONFIGURATION),
-    Part("step speed", "measure_step", CONFIGURATION),
+    Part("step speed", "measure_step", CONFIGURATION, timed=True),
     Part(
         "bench", "run_bench",
         ("torch", "triton", "numpy", "cv2", "av", "nvidia.dali", "tyro", "fsspec", "tensorboard", "matplotlib", "psutil"),
-        limit_s=900,
+        limit_s=900, timed=True,
     ),
 )
 
@@ -120,6 +123,18 @@ def run_apart(part: Part, command: Sequence[str]) -> Outcome:
     how = f"ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
     return Outcome(part.name, FAILED, f"{how}: {lines[-1][:300] if lines else 'no message'}",
                    seconds=time.perf_counter() - started)
+
+
+def run_all(parts: Sequence[Part], command: Sequence[str]) -> list[Outcome]:
+    """The outcome of every part, in order: several that only check at once, then those that measure, one by one."""
+
+    def run(part: Part) -> Outcome:
+        print(f"{part.name} ...", file=sys.stderr, flush=True)
+        return run_apart(part, command)
+
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, (os.cpu_count() or 1) // 2))) as pool:
+        checks = dict(pool.map(lambda part: (part.name, run(part)), [part for part in parts if not part.timed]))
+    return [run(part) if part.timed else checks[part.name] for part in sorted(parts, key=lambda part: part.timed)]
 
 
 def gpu_problem() -> str | None:
@@ -199,10 +214,7 @@ def main() -> int:
     if problem:
         print(f"no GPU to check: {problem}", file=sys.stderr)
         return EXIT_NO_GPU
-    outcomes = []
-    for name in options.only or names:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        outcomes.append(run_apart(by_name[name], [sys.executable, str(Path(__file__).resolve())]))
+    outcomes = run_all([by_name[name] for name in options.only or names], [sys.executable, str(Path(__file__).resolve())])
     where = machine()
     options.out.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,

@@ -12,6 +12,7 @@ from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
+from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.optim import build_optimizer
 
 NUM_JOINTS = 17
@@ -36,7 +37,7 @@ class Step:
     With `encode="all_frames"` it is the authors' way: without our layout of weights, and the host waits for each loss.
     """
 
-    def __init__(self, config: PretrainConfig, batch: Batch, *, bf16: bool = False) -> None:
+    def __init__(self, config: PretrainConfig, batch: Batch, *, bf16: bool = False, graph: bool = False) -> None:
         torch.manual_seed(0)
         self.config, self.batch, self.bf16, self.device = config, batch, bf16, batch[0].device
         self.all_frames = config.encode == "all_frames"
@@ -46,6 +47,7 @@ class Step:
         if not self.all_frames:
             use_channels_last(self.student)
         self.optimizer = build_optimizer(self.student.named_parameters(), config.optim)
+        self.captured = CapturedPass(lambda *_: {"loss": self.loss()}, self.student) if graph else None
 
     def loss(self) -> Tensor:
         model = self.config.model
@@ -57,8 +59,11 @@ class Step:
 
     def run(self) -> Tensor:
         """One step; the loss before it."""
-        loss = self.loss()
-        loss.backward()
+        if self.captured is None:
+            loss = self.loss()
+            loss.backward()
+        else:
+            loss = self.captured()["loss"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.teacher.update(self.student.encoder.blocks, 0.999)
