@@ -1,8 +1,10 @@
 """The machine that a benchmark runs on: names and versions for its record, memory, clock and quantiles."""
 
 import datetime
+import importlib.metadata
 import os
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +28,26 @@ def cpu_name() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of this package and of what its speed depends on; `cuda` is None in a build for CPUs."""
-    python, cuda = platform.python_version(), torch.version.cuda
-    return {"svdata2vec": __version__, "python": python, "torch": torch.__version__, "cuda": cuda}
+    """Of this package and of what its speed depends on; None for what is not there."""
+    installed = {name: _installed(name) for name in ("triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120")}
+    return {
+        "svdata2vec": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "driver": _driver(), **{name: version for name, version in installed.items() if version},
+    }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d{3,}\.\d[\d.]*\b", file.read_text()) if file.is_file() else None
+    return found[0] if found else None
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
