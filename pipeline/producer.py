@@ -85,7 +85,7 @@ class Producer:
     ) -> None:
         self.order, self.fetcher, self.stats = order, fetcher, stats
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
-        # Threads where reading means waiting for a network, or copying for a GPU.
+        # Threads where reading means waiting for a network. On an H100 four read no faster than one: they share a lock.
         self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 
     def read(self, epoch: int, position: int) -> Iterator[Read]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
 
-Bound = Literal["read", "decode", "model", "overlap"]
+Bound = Literal["read", "decode", "loader", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
 SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
@@ -34,8 +34,8 @@ class Verdict:
 def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surroundings) -> Verdict:
     """What bounds the run.
 
-    Training can be as fast as the slower of loader and model. Where it is, that half is the bound (and within the
-    loader the slower of reading and decoding); where it stays below, the halves hinder each other.
+    Training can be as fast as the slower of loader and model, the loader as the slower of reading and decoding. The bound is
+    the half that is as fast as it can be; where both stay below, they hinder each other.
     """
     slower = min(rates.data, rates.model)
     wait = f"the step waits for data {100 * wait_share:.0f} % of the time"
@@ -53,17 +53,27 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
         return Verdict("model", text)
     bound: Bound = "read" if rates.read < rates.decode else "decode"
     advice = _advice_read(where) if bound == "read" else _advice_decode(config, where)
-    rate = rates.read if bound == "read" else rates.decode
+    alone = f"{bound} alone reaches {getattr(rates, bound):.1f}"
+    if rates.data < OVERLAPPED * min(rates.read, rates.decode):
+        bound, advice = "loader", _advice_loader(where)
+        alone = f"read alone reaches {rates.read:.1f}, decode alone {rates.decode:.1f}, both together {rates.data:.1f}"
     text = (
         f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "
-        f"{bound} alone reaches {rate:.1f}; {advice}"
+        f"{alone}; {advice}"
     )
     return Verdict(bound, text)
 
 
 def _advice_read(where: Surroundings) -> str:
+    if where.device != "cpu":  # a video codec would only move the bound to the decoder
+        return "keep the shards on a local disk or in memory; from there it is planning clips, in Python, that takes the time"
     smaller = ", or pack as vp9 (a tenth of jpeg's bytes)" if where.codec == "jpeg" else ""
     return f"keep the shards on a local disk or in memory{smaller}"
+
+
+def _advice_loader(where: Surroundings) -> str:
+    shared = f"the same {where.cores} cores" if where.device == "cpu" else "one Python interpreter, which no option frees"
+    return f"its threads share {shared}"
 
 
 def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:

@@ -121,8 +121,8 @@ class ModelConfig:
     impl: Literal["auto", "triton", "torch"] = "auto"
     """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
     fused_blocks: bool = False
-    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each; on a GPU, measure first:
-    `tools/bench/bench_kernels.py`."""
+    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with launch=graph, where it
+    makes a step faster; launched one by one it is slower."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -270,7 +270,8 @@ class PretrainConfig:
     encode: Literal["kept_frames", "all_frames"] = "kept_frames"
     """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
     launch: Literal["eager", "graph"] = "eager"
-    """Launch the kernels of forward and backward pass one by one, or as one CUDA graph (one process on one GPU)."""
+    """Launch the kernels of forward and backward pass one by one, or as one CUDA graph (one process on one GPU): the same
+    run, faster where the host is the limit."""
 
     def __post_init__(self) -> None:
         ratio, frames = self.mask.video_ratio, self.data.num_frames

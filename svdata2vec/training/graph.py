@@ -4,7 +4,6 @@ A pretraining step is about 1,300 launches; beside a loader that needs the same 
 needs for the work. Shapes, addresses and the order of kernels are those of the eager pass, so the numbers are too.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,9 +14,6 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 
 WARM_UP = 3  # passes before the capture: compiled kernels, chosen algorithms, allocated workspaces
-# Seconds that a loader's thread may hold the interpreter's lock while the step asks for it: Python's 5 ms, some tens of times
-# per step, are longer than the step. One by one, launches ask too often for this to help.
-SWITCH_INTERVAL = 2e-4
 
 Compute = Callable[..., dict[str, Tensor]]
 
@@ -66,7 +62,6 @@ class CapturedPass:
     def _capture(self, inputs: Sequence[Tensor]) -> torch.cuda.CUDAGraph:
         self._inputs = [tensor.clone() for tensor in inputs]
         self._warm_up()
-        sys.setswitchinterval(SWITCH_INTERVAL)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._figures = self._pass()

@@ -38,12 +38,13 @@ def measured(record: Record) -> str:
     """Machine, version of torch and date of a record, and whether other work was running, as sentences."""
     machine = record.get("machine")
     inner: Record = machine if isinstance(machine, dict) else record
-    torch = (record.get("versions") or inner.get("versions") or {}).get("torch")
+    versions = record.get("versions") or inner.get("versions") or {}
+    software = [f"{name} {versions[name]}" for name in ("torch", "driver") if versions.get(name)]
     date = record.get("date") or inner["date"]
     load = record.get("load_average") or inner.get("load_average") or inner.get("load_1min") or 0
     busy = load > 2 * inner.get("cores", 1)
     return (
-        f"{', '.join(part for part in (device(record), torch and f'torch {torch}', date[:10]) if part)}."
+        f"{', '.join(part for part in (device(record), *software, date[:10]) if part)}."
         f"{f' Other work was running (load average {load:.1f}): read the ratios.' if busy else ''}"
     )
 

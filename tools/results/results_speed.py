@@ -8,20 +8,23 @@ from svdata2vec.bench.record import stage_rows
 def training_step(cpu: Record, gpu: Record | None) -> str:
     """One pretraining step at the paper's sizes: ours against the authors' way."""
     columns = {"CPU": cpu, "GPU": gpu}
+    remarks = [
+        f"\n{name}: batch {run['batch']}, {run['rounds']} steps. {measured(run)}\n" for name, run in columns.items() if run
+    ]
     rows = []
-    for side in ("all frames", "kept frames", "kept frames, bf16"):
-        cells = [[f"{run['median_seconds'][side]:.2f} s", f"{run['speedups'][side]:.1f}x"] if run else ["", ""]
-                 for run in columns.values()]
+    for side in ("all frames", *(side for side in (gpu or cpu)["speedups"] if side != "all frames")):
+        cells = [[f"{1e3 * run['median_seconds'][side]:.0f} ms", f"{run['speedups'][side]:.1f}x"]
+                 if run and side in run["speedups"] else ["", ""] for run in columns.values()]
         rows.append([side, *cells[0], *cells[1]])
     return table(["one pretraining step, 40 frames of 224 px", "CPU", "", "GPU", ""], rows) + (
-        f"\n\"all frames\" is the authors' way: every frame encoded, float32, the host waiting for the loss. Batch "
-        f"{cpu['batch']}, median of {cpu['rounds']} steps, the sides in turn in one process. {measured(cpu)}\n"
-    ) + not_measured(columns)
+        "\n\"all frames\" is the authors' way: every frame encoded, float32, the host waiting for the loss. What is not "
+        "called bf16 is float32 (TF32 in convolutions on a GPU). Median of several steps, the sides in turn in one process.\n"
+    ) + "".join(remarks) + not_measured(columns)
 
 
-def bench_run(cpu: Record, gpu: Record | None, demo_cpu: Record | None) -> str:
+def bench_run(cpu: Record, gpu: Record | None, gpu_b128: Record | None, demo_cpu: Record | None) -> str:
     """Every stage of a pretraining run against its limit."""
-    runs = {"CPU": cpu, "GPU": gpu, "`demo` preset, CPU": demo_cpu}
+    runs = {"CPU": cpu, "GPU": gpu, "GPU, batch 128": gpu_b128, "`demo` preset, CPU": demo_cpu}
     # Cells of every stage of each run: clips/s, its limit, the share of it that is reached.
     found = [
         {name: [rate, limit, reached] for name, rate, _, limit, reached, _ in stage_rows(run)} if run else {}
@@ -29,11 +32,26 @@ def bench_run(cpu: Record, gpu: Record | None, demo_cpu: Record | None) -> str:
     ]
     rows = []
     for stage in dict.fromkeys(stage for stages in found for stage in stages):
-        on_cpu, on_gpu, of_demo = (stages.get(stage, ["", "", ""]) for stages in found)
-        rows.append([stage.replace("original", "the original's way:"), *on_cpu, *on_gpu, of_demo[0]])
-    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "`demo` preset, CPU"]
+        on_cpu, on_gpu, larger, of_demo = (stages.get(stage, ["", "", ""]) for stages in found)
+        rows.append([stage.replace("original", "the original's way:"), *on_cpu, *on_gpu, larger[0], of_demo[0]])
+    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "GPU, batch 128", "`demo` preset, CPU"]
     remarks = [f"\n{name}: {_bench_words(run)}\n" for name, run in runs.items() if run]
     return table(header, rows) + "".join(remarks) + not_measured(runs)
+
+
+def _switches(setting: Record) -> str:
+    """Options that are off by default."""
+    on = [word for word, there in (("`--launch graph`", setting.get("launch") == "graph"),
+                                   ("`--model.fused-blocks`", setting["model"].get("fused_blocks"))) if there]
+    return "".join(f", {word}" for word in on)
+
+
+def gpu_check(record: Record) -> str:
+    """What `tools/gpu_check.sh` found on a GPU, part by part."""
+    rows = [[part["name"], part["status"], part["note"]] for part in record["parts"]]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    where = f"{record['gpu']}; {record['cores']} CPU cores; {versions}; {record['date'][:10]}"
+    return table(["part", "", "figures"], rows) + f"\n{where}.\n"
 
 
 def _bench_words(run: Record) -> str:
@@ -45,7 +63,7 @@ def _bench_words(run: Record) -> str:
     )
     return (
         f"{setting['num_frames']} frames of {setting['size']} px, batch {setting['batch_size']}, {setting['precision']}, "
-        f"`{setting['codec']}` shards. {sentence(run['verdict']['text'])}{faster} Data wait "
+        f"`{setting['codec']}` shards{_switches(setting)}. {sentence(run['verdict']['text'])}{faster} Data wait "
         f"{percent(run['data_wait_share'])}, MFU {percent(run['mfu'])} of a large matrix product. "
         f"{' '.join([measured(run), *map(sentence, run['doubts'])])}"
     )
@@ -62,7 +80,7 @@ def loader(record: Record) -> str:
     ]
     return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
         f"\nThe same source clips (960x540 H.264), {record['frames_sampled']} frames each, median of {record['rounds']} rounds "
-        f"in one run. {measured(record)}\n"
+        f"in one run; ratios are of medians before rounding. {measured(record)}\n"
     )
 
 
