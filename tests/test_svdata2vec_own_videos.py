@@ -139,9 +139,8 @@ def test_splits_without_a_common_clip_are_not_reported(
     ("world_size", "used", "message"),
     [
         (1, 3, r"^split 'all': 3 of 12 clips are used \(--label-fraction 0.25\), one step takes 16; set a smaller "
-               r"--run.batch-size$"),
-        (2, None, r"^split 'all': 12 of 12 clips are used, one step takes 16 on each of 2 processes; set a smaller "
-                  r"--run.batch-size, or use fewer processes$"),
+               r"--run.batch-size \(clips per process\)$"),
+        (2, None, "^split 'all': 12 of 12 clips are used, one step takes 32; set a smaller --run.batch-size"),
     ],
 )
 def test_fewer_clips_than_one_step(tiny_shard_folder: Path, world_size: int, used: int | None, message: str) -> None:

@@ -132,13 +132,8 @@ def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -
 
 def _with_dashes(message: str, kind: type) -> str:
     """A message of a configuration, which names settings (`optim.lr`), with the options that set them (`--optim.lr`)."""
-    known = option_names(kind)
-
-    def dashed(match: re.Match[str]) -> str:
-        option = match[0].replace("_", "-")
-        return f"--{option}" if option in known else match[0]
-
-    return re.sub(r"\w+(\.\w+)+|^\w+", dashed, message)
+    options = {name.replace("-", "_"): f"--{name}" for name in option_names(kind)}
+    return re.sub(r"\w+(\.\w+)+|^\w+", lambda found: options.get(found[0], found[0]), message)
 
 
 def _name(argument: Any) -> str:

@@ -45,11 +45,16 @@ def build_loader(
     data, model = config.data, config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
-    if train:
-        _require_a_step(shards, config, rows, runtime.world_size)
+    split, step = data.train_split if train else data.test_split, config.run.batch_size * runtime.world_size
+    total = len(shards.manifest.splits.get(split, ()))
+    used = total if rows is None else len(rows)
+    if train and 0 < used < step:
+        share = f" (--label-fraction {config.label_fraction:g})" if isinstance(config, FinetuneConfig) and used < total else ""
+        raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
+                        "--run.batch-size (clips per process)")
     return ClipLoader(
         shards,
-        data.train_split if train else data.test_split,
+        split,
         data.plan(model.persons, views),
         batch_size=config.run.batch_size,
         train=train,
@@ -68,24 +73,8 @@ def build_loader(
     )
 
 
-def _require_a_step(
-    shards: ShardSet, config: PretrainConfig | FinetuneConfig, rows: np.ndarray | None, world_size: int
-) -> None:
-    split, batch_size = config.data.train_split, config.run.batch_size
-    total = len(shards.manifest.splits.get(split, ()))
-    used = total if rows is None else len(rows)
-    if 0 < used < batch_size * world_size:
-        share = f" (--label-fraction {config.label_fraction:g})" if isinstance(config, FinetuneConfig) and used < total else ""
-        step = f"{batch_size} on each of {world_size} processes" if world_size > 1 else str(batch_size)
-        raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
-                        f"--run.batch-size{', or use fewer processes' if world_size > 1 else ''}")
-
-
 def require_skeletons(shards: ShardSet, split: str) -> None:
-    """UserError if no clip of a split has a joint: a model that reads skeletons would be trained on zeros.
-
-    Reads up to the first clip that has one. Of a damaged clip nothing is known, so it counts as one: the loader judges it.
-    """
+    """UserError if no clip of a split has a joint. Reads up to the first that has one, or that is damaged and may have."""
     rows = shards.rows(split)
     pose_bytes = shards.index["size"][rows, shards.manifest.components.index("pose.npy")]
     for row in rows[pose_bytes > EMPTY_NPY_BYTES]:
@@ -105,8 +94,8 @@ def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) ->
     test_rows = shards.rows(test_split)
     shared = np.isin(test_rows, rows).sum()
     if shared:
-        log.warning("%d of %d clips of the test split %r are trained on: its accuracy says little about new clips",
-                    shared, len(test_rows), test_split)
+        text = "%d of %d clips of the test split %r are trained on: its accuracy says little about new clips"
+        log.warning(text, shared, len(test_rows), test_split)
 
 
 def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality, split: str) -> None:
