@@ -102,10 +102,12 @@ class ClipLoader:
             rows=rows, views=1 if train else self.plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
         )
-        if not self.order.steps(0) or (train and not self.batches_per_epoch):
+        if len(rows) == 0:
+            raise UserError(f"split {split!r} has no clips; take another split")
+        if train and not self.batches_per_epoch:
             raise UserError(
-                f"split {split!r} has {len(rows)} clips, fewer than one step of {batch_size} clips on {world_size} "
-                "ranks; use a smaller batch, or last_batch='partial', which needs one clip per rank"
+                f"split {split!r}: {len(rows)} clips, fewer than one step with batch_size={batch_size} and "
+                f"world_size={world_size}; use a smaller batch_size, or last_batch='partial', which needs one clip per rank"
             )
         self.stats = LoaderStats()
         self._epoch = self._position = 0

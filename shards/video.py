@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import av
-import fsspec
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.times import Times
+from svdata2vec.shards.urls import filesystem_of
 
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
@@ -37,7 +37,8 @@ class VideoInfo:
 def open_bytes(path: str | Path) -> IO[bytes]:
     """A binary file from a path or an fsspec URL."""
     if "://" in str(path):
-        return fsspec.open(str(path), "rb").open()
+        system, place = filesystem_of(str(path))
+        return system.open(place, "rb")
     return Path(path).open("rb")
 
 

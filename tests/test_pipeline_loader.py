@@ -218,8 +218,8 @@ def test_limit_takes_a_number_or_rows(shards):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 24}, "has 23 clips, fewer than one step of 24 clips on 1 ranks"),
-        ({"limit": 3, "last_batch": "partial", "world_size": 4}, "has 3 clips.*needs one clip per rank"),
+        ({"batch_size": 24}, "^split 'all': 23 clips, fewer than one step with batch_size=24 and world_size=1; use a smaller"),
+        ({"limit": 3, "last_batch": "partial", "world_size": 4}, "3 clips, fewer.*world_size=4.*needs one clip per rank"),
         ({"batch_size": 0}, "^batch_size is 0: expected 1 or more, a whole number$"),
         ({"batch_size": 2.0}, r"^batch_size is 2\.0: expected 1 or more, a whole number$"),
         ({"prefetch": 0}, "^prefetch is 0: expected 1 or more"),

@@ -74,7 +74,7 @@ def test_the_configuration_needs_no_torch():
 
 
 def test_inspect_names_its_own_options():
-    with pytest.raises(UserError, match=r"^num_frames is 0: expected a number from 1 to 10000"):
+    with pytest.raises(UserError, match=r"^--num-frames is 0: expected a number from 1 to 10000"):
         read(["inspect", "no-shards", "--split", "all", "--num-frames", "0"], COMMANDS, "svdata2vec")
 
 

@@ -20,9 +20,11 @@ from pipeline_factory import shard_set
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.remote import RemoteShardSet, open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.video import VideoReader
 
 PLAN = PlanConfig(num_frames=4, size=32)
 
@@ -88,6 +90,17 @@ def test_missing_and_short_tars_name_the_url(url, tmp_path):
         open_shards("memory://nowhere", cache=tmp_path)
     with pytest.raises(UserError, match="nosuchstore://x"):
         open_shards("nosuchstore://x", cache=tmp_path)
+
+
+@pytest.mark.parametrize("reader", [open_shards, VideoFolder, VideoReader])
+def test_a_missing_library_of_a_store_names_the_extra(reader, monkeypatch):
+    def url_to_fs(_):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    with pytest.raises(UserError, match=r"^s3://bucket/x.mp4: Install s3fs to access S3; s3://, gs:// and https:// need: "
+                                        r"pip install 'svdata2vec\[remote\]'$"):
+        reader("s3://bucket/x.mp4")
 
 
 def test_changed_whole_shard_is_refused(url, tmp_path):

@@ -236,7 +236,7 @@ def test_a_size_that_exceeds_the_limit_while_it_runs_is_ended(
     ("words", "message"),
     [
         (["nope"], "unknown preset 'nope'"),
-        (["demo", "--memory-share", "1.5"], "memory_share is 1.5"),
+        (["demo", "--memory-share", "1.5"], "--memory-share is 1.5"),
         (["demo", "--largest", "0"], "largest is 0"),
         (["demo", "--optim.accumulate", "2"], "optim.accumulate"),
         (["demo", "--data.shards", "nowhere"], "`bash tools/demo.sh` makes the demo's shards"),

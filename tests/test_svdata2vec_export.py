@@ -107,7 +107,7 @@ def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
 def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = publish_classifier(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install svdata2vec\[export\]; or write .pt2"):
+    with pytest.raises(UserError, match=r"pip install 'svdata2vec\[export\]'; or write .pt2"):
         export(run, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "model.onnx.json").exists()
 

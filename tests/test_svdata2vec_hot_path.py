@@ -145,4 +145,4 @@ def test_skeletons_of_another_layout_are_refused(tiny_shard_folder: Path, tmp_pa
     (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"other has 15 joints \(of15\), .*run was trained on 17; give shards of the"):
         evaluate_run(tmp_path / "run", shards=str(tmp_path / "other"), device="cpu")
-    require_joints(ShardSet.open(tmp_path / "other"), tmp_path, 17, "rgb")
+    require_joints(ShardSet.open(tmp_path / "other"), tmp_path, 17, "rgb", "all")

@@ -199,7 +199,7 @@ def test_embed_names_what_it_cannot_do(
     with pytest.raises(UserError, match="no split 'nothing'; it has all"):
         embed(pretrained, "nothing", tmp_path / "features.npy", device="cpu")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"writing Parquet needs pyarrow: pip install svdata2vec\[parquet\]"):
+    with pytest.raises(UserError, match=r"writing Parquet needs pyarrow: pip install 'svdata2vec\[parquet\]'"):
         embed(pretrained, "all", tmp_path / "features.parquet")
 
 

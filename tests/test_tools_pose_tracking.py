@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos
 from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
-from pose_work import WorkFolder
+from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
 from svdata2vec.shards.atomic import write_atomically
@@ -420,6 +420,34 @@ def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: Blo
     monkeypatch.setattr(WorkFolder, "save", full)
     assert run(videos, "--out", tmp_path / "x.pkl") == 2
     assert "No space left on device; finished videos are kept, run again to continue" in capsys.readouterr().err
+
+
+def test_a_failed_download_leaves_the_work_folder_free(
+    videos: Path, tmp_path: Path, model: BlockModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(_: object) -> None:
+        raise UserError("https://x/rtmo.pth: cannot be downloaded")
+
+    out = tmp_path / "x.pkl"
+    with monkeypatch.context() as patched:
+        patched.setattr(extract_poses, "load_model", offline)
+        assert run(videos, "--out", out) == 2
+    assert not (tmp_path / "x.work").exists()
+    assert run(videos, "--out", out, "--model", "rtmo-t") == 0, "another model, as nothing is finished"
+    assert json.loads((tmp_path / "x.work" / "settings.json").read_text())["model"] == "rtmo-t"
+    capsys.readouterr()
+    assert run(videos, "--out", out) == 2
+    assert "holds results made with model=rtmo-t, now model=rtmo-m" in capsys.readouterr().err
+
+
+def test_results_of_two_settings_do_not_mix(videos: Path, tmp_path: Path) -> None:
+    """Of two processes that begin at the same time, with other settings, the second to finish a video is refused."""
+    video = find_videos([str(videos)]).videos[0]
+    poses = VideoPoses([person(10, 10)], 64, 64)
+    one, other = (WorkFolder(tmp_path / "work", {"model": name}) for name in ("a", "b"))
+    one.save(video, poses)
+    with pytest.raises(UserError, match="holds results made with model=a, now model=b"):
+        other.save(video, poses)
 
 
 def test_progress_tells_rate_and_end() -> None:

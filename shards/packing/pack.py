@@ -80,6 +80,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
             plan = make_plan(dataset, options)
             if (root / MANIFEST_NAME).exists():
                 return _already_packed(root, plan, options)
+            components_of(dataset, options.codec)  # refuses a codec before the folder holds a plan with it
             start_or_resume(root, plan, options)
             records = _pack_shards(root, dataset, options, progress)
             return _finish(root, dataset, options, plan, records)
@@ -97,6 +98,7 @@ def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -
     if manifest.fingerprint != fingerprint(plan):
         raise UserError(f"{root}: holds a data set packed from other annotations or with other options; choose another "
                         "folder or delete it")
+    logger.info("%s: finished already, kept", root)
     shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
     return manifest
 

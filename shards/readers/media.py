@@ -4,9 +4,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import fsspec
-
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.urls import filesystem_of
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v")
 
@@ -14,7 +13,7 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".
 def files_below(root: str | Path) -> Iterator[str]:
     """Paths (or URLs, if `root` is one) of all files below a folder; UserError if there is no such folder."""
     if "://" in str(root):
-        system, path = fsspec.core.url_to_fs(str(root))
+        system, path = filesystem_of(str(root))
         if not system.isdir(path):
             raise UserError(f"{root}: no such folder; expected the one with the videos")
         yield from (system.unstrip_protocol(name) for name in system.find(path))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import fsspec
 import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
@@ -23,6 +22,7 @@ from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
+from svdata2vec.shards.urls import filesystem_of
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
@@ -53,10 +53,7 @@ class RemoteShardSet(ShardSet):
     def __init__(self, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips") -> None:
         """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
         self.url, cache = url.rstrip("/"), Path(cache).absolute()
-        try:
-            filesystem, self._base = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{self.url}: {error}") from error
+        filesystem, self._base = filesystem_of(self.url)
         folder = _folder(cache, self.url, "head")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (INDEX_NAME, MANIFEST_NAME):
@@ -77,7 +74,7 @@ class RemoteShardSet(ShardSet):
     def _here(self) -> "RemoteShardSet":
         """This object, connected anew in a child that was forked: connections and locks do not survive that."""
         if self._pid != os.getpid():
-            self._connect(fsspec.core.url_to_fs(self.url)[0])
+            self._connect(filesystem_of(self.url)[0])
         return self
 
     @property
@@ -118,6 +115,10 @@ class RemoteShardSet(ShardSet):
             except FileNotFoundError:  # another process has just evicted it
                 continue
 
+    def _scatter(self, entry: np.void, lows: list[int], highs: list[int], out: memoryview) -> None:
+        """As in a folder, part by part."""
+        out[:] = b"".join(self._pread(entry, low, high - low) for low, high in zip(lows, highs, strict=True))
+
     def will_need(self, rows: np.ndarray) -> None:
         """Rows that will be read next, in their order: with fetch="shards" their tars are fetched in the background."""
         fetcher = self._here()._tar_fetcher
@@ -141,7 +142,8 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
     content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), f"{url}/{name}")
     if start is not None and stop is not None and len(content) >= stop > stop - start:
         if url not in _WARNED:
-            log.warning("%s: the server sends whole files for ranges; set data.remote_fetch to shards", url)
+            log.warning("%s: the server sends whole files for ranges; copy the shards to this machine, or train with "
+                        "--data.remote-fetch shards", url)
             _WARNED.add(url)
         return content[start:stop]
     if stop is not None and len(content) != stop - (start or 0):

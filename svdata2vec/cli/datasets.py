@@ -79,7 +79,7 @@ class InspectOptions:
     shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Folder of the shards, or its URL."""
     split: str
-    """Split to look at."""
+    """Split to show clips of (the figures are those of the whole set)."""
     out: Path = Path("inspect")
     """Folder for index.html, the pictures and statistics.json."""
     keys: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -100,7 +101,7 @@ def parse(options: type | Callable[[], Any], words: list[str], prog: str) -> Any
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is None:
-            raise UserError(event.message)  # of the options' own checks
+            raise UserError(_with_dashes(event.message, kind))  # of the options' own checks
         problem = _problem(event, words, kind)
         raise UserError(f"{problem}{' ' if problem.endswith('?') else '; '}`{prog} --help` lists the options")
 
@@ -127,6 +128,12 @@ def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -
             return f"{_name(argument)} {found}; expected {argument.lowered.metavar}"
         case _:
             return "the options cannot be read"
+
+
+def _with_dashes(message: str, kind: type) -> str:
+    """A message of a configuration, which names settings (`optim.lr`), with the options that set them (`--optim.lr`)."""
+    options = {name.replace("-", "_"): f"--{name}" for name in option_names(kind)}
+    return re.sub(r"\w+(\.\w+)+|^\w+", lambda found: options.get(found[0], found[0]), message)
 
 
 def _name(argument: Any) -> str:

@@ -89,7 +89,7 @@ class PredictOptions:
     video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
     """Video file."""
     box: str | None = None
-    """Person box x1,y1,x2,y2 in pixels of the picture; it is padded by a tenth and made square."""
+    """Person box x1,y1,x2,y2 in pixels of the picture; it is grown by a tenth around its centre and made square."""
     poses: Path | None = None
     """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
     whole_picture: bool = False

@@ -14,12 +14,12 @@ from svdata2vec.config.schema import ABOVE_0, LARGEST, LARGEST_SEED, DataConfig,
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Linear probe and nearest neighbours on the frozen features of a pretraining run: mean over time, one Linear."""
+    """Linear probe and nearest neighbours on the frozen features of a finished run: mean over time, one Linear."""
 
     kind: ClassVar = "probe"
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    """Folder of the finished pretraining run (required)."""
+    """Folder of a finished run whose encoder to probe, as a rule a pretraining run (required)."""
     out: Path = Path("runs/probe")
     """Folder of the results."""
     modality: Modality = "rgb"

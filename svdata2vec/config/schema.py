@@ -323,7 +323,7 @@ class FinetuneConfig:
     )
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=100))
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    """Folder of the finished pretraining run to start from; none = from scratch."""
+    """Folder of a finished run whose encoder to start from, as a rule a pretraining run; none = from scratch."""
     modality: Modality = "rgb"
     """What the classifier sees."""
     label_fraction: float = 1.0

@@ -81,7 +81,7 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
     config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
-    require_joints(packed, run, card["num_joints"], config.modality)
+    require_joints(packed, run, card["num_joints"], config.modality, data.test_split)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with (

@@ -97,7 +97,7 @@ def _require_onnx(out: Path) -> None:
     try:
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError:
-        raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install svdata2vec[export]; or write .pt2") from None
+        raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install 'svdata2vec[export]'; or write .pt2") from None
 
 
 def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:

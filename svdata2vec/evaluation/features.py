@@ -141,7 +141,7 @@ def embed(
     data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split)
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
-    require_joints(packed, run, trained.card["num_joints"], trained.modality)
+    require_joints(packed, run, trained.card["num_joints"], trained.modality, split)
     with running(config.run) as runtime:
         with build_loader(packed, config, runtime, train=False, modality=trained.modality) as loader:
             features = extract(trained, loader, runtime)
@@ -171,5 +171,5 @@ def _require_pyarrow(out: Path) -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{out}: writing Parquet needs pyarrow: pip install svdata2vec[parquet]; or write .npy") from None
+        raise UserError(f"{out}: writing Parquet needs pyarrow: pip install 'svdata2vec[parquet]'; or write .npy") from None
     return pyarrow, parquet

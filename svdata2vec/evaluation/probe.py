@@ -18,7 +18,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.runs.card import evaluation_entry, model_card
-from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints
+from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints, warn_of_shared_clips
 from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
@@ -37,25 +37,27 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     neighbours under "knn".
     """
     if config.pretrained is None:
-        raise UserError("probing needs a finished pretraining run: give its folder with --from RUN")
+        raise UserError("probing needs a finished run: give its folder with --from RUN")
     with running(config.run) as runtime:
         if is_finished(config):
             return read_result(config.run)
         trained = load_encoder(config.pretrained, config.modality, config.device)
         _check_input(config, trained)
         shards = open_data(config.data)
-        require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality)
-        rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.seed)
-        train = _features(config, trained, shards, config.data.train_split, rows, runtime)
-        test = _features(config, trained, shards, config.data.test_split, None, runtime)
-        classes = list(shards.split_classes(config.data.train_split))
+        train_split, test_split = config.data.train_split, config.data.test_split
+        require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
+        rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
+        warn_of_shared_clips(shards, test_split, rows)
+        train = _features(config, trained, shards, train_split, rows, runtime)
+        test = _features(config, trained, shards, test_split, None, runtime)
+        classes = list(shards.split_classes(train_split))
         linear = fit_linear(train, len(classes), config.weight_decay, config.iterations)
         with torch.no_grad():
             scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
         votes_nc = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
         metrics, nearest = (measure(each, test.labels_n) for each in (scores_nc, votes_nc))
         result = {
-            "kind": "probe", "split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict(),
+            "kind": "probe", "split": test_split, "labels": len(rows), "classes": classes, **metrics.to_dict(),
             "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
         }
         if runtime.is_main:

@@ -42,7 +42,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
     Args:
         video: any file that FFmpeg decodes; turned upright if it has a rotation flag.
         data: gives the number of frames and the side of the crop.
-        box: person box (x1, y1, x2, y2) in pixels of the upright picture; it is padded by a tenth and made square. None:
+        box: person box (x1, y1, x2, y2) in pixels of the upright picture; it is grown by a tenth, made square. None:
             the whole picture.
 
     Raises:

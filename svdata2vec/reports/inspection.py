@@ -38,8 +38,9 @@ def inspect_shards(
         pictures.append(image(png, name))
     statistics = set_statistics(shards)
     write_atomically(out / "statistics.json", json.dumps(asdict(statistics), indent=2).encode())
-    note = f"svdata2vec {__version__}; {root}, split {split}, {'training' if train else 'evaluation'} crops at {plan.size} px"
-    sections = [_overview(statistics), _splits(statistics), _joints(statistics), section("Clips", "".join(pictures))]
+    note = f"svdata2vec {__version__}; {root}: figures of the whole set, pictures of split {split}"
+    crops = f"Clips of split {split}: {'training' if train else 'evaluation'} crops at {plan.size} px"
+    sections = [_overview(statistics), _splits(statistics), _joints(statistics), section(crops, "".join(pictures))]
     write_atomically(out / "index.html", page(f"{shards.manifest.dataset}: what is in it", note, sections).encode())
     return len(pictures)
 

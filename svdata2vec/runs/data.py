@@ -1,5 +1,6 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.runtime import Runtime
+from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
+
+EMPTY_NPY_BYTES = 128  # of a .npy file that is a header alone
+
+log = logging.getLogger(__name__)
 
 
 def open_data(data: DataConfig) -> ShardSet:
@@ -34,14 +40,21 @@ def build_loader(
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
 
-    Raises UserError for a split or a joint layout that does not fit.
+    Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
     data, model = config.data, config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
+    split, step = data.train_split if train else data.test_split, config.run.batch_size * runtime.world_size
+    total = len(shards.manifest.splits.get(split, ()))
+    used = total if rows is None else len(rows)
+    if train and 0 < used < step:
+        share = f" (--label-fraction {config.label_fraction:g})" if isinstance(config, FinetuneConfig) and used < total else ""
+        raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
+                        "--run.batch-size (clips per process)")
     return ClipLoader(
         shards,
-        data.train_split if train else data.test_split,
+        split,
         data.plan(model.persons, views),
         batch_size=config.run.batch_size,
         train=train,
@@ -60,14 +73,41 @@ def build_loader(
     )
 
 
-def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality) -> None:
-    """Refuse shards whose skeletons are not those that a finished run reads (`num_joints`, from its card)."""
+def require_skeletons(shards: ShardSet, split: str) -> None:
+    """UserError if no clip of a split has a joint. Reads up to the first that has one, or that is damaged and may have."""
+    rows = shards.rows(split)
+    pose_bytes = shards.index["size"][rows, shards.manifest.components.index("pose.npy")]
+    for row in rows[pose_bytes > EMPTY_NPY_BYTES]:
+        try:
+            if present_joints(shards.sample(int(row), video=False).pose_MTVC).any():
+                return
+        except UserError:
+            return
+    raise UserError(
+        f"{shards.root}: split {split!r} has no skeletons, which pretraining and the modalities both and skeleton read; make "
+        "them with tools/pose/extract_poses.py, or fine-tune with --modality rgb"
+    )
+
+
+def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:
+    """Say in the log how many clips of the test split are among the training clips (`rows`)."""
+    test_rows = shards.rows(test_split)
+    shared = np.isin(test_rows, rows).sum()
+    if shared:
+        text = "%d of %d clips of the test split %r are trained on: its accuracy says little about new clips"
+        log.warning(text, shared, len(test_rows), test_split)
+
+
+def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality, split: str) -> None:
+    """Refuse shards whose skeletons are not those that a finished run reads (`num_joints`, from its card), or have none."""
     layout = shards.manifest.layout
     if modality != "rgb" and len(layout.joints) != num_joints:
         raise UserError(
             f"{shards.root} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {num_joints}; "
             "give shards of the run's joint layout"
         )
+    if modality != "rgb":
+        require_skeletons(shards, split)
 
 
 def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:

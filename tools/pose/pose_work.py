@@ -38,19 +38,18 @@ class WorkFolder:
     """The folder with the detections of finished videos."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Open or make it. UserError if it was made with other settings (another model, say)."""
-        self.folder = folder
-        file = folder / "settings.json"
-        if file.is_file():
-            before = json.loads(file.read_text())
+        """Open it, to be made with the first result. UserError if it was made with other settings (another model, say)."""
+        self.folder, self._settings, self._file = folder, settings, folder / "settings.json"
+        self._check()
+
+    def _check(self) -> None:
+        if self._file.is_file():
+            before, settings = json.loads(self._file.read_text()), self._settings
             changed = [name for name in settings if before.get(name) != settings[name]]
             if changed:
                 name = changed[0]
-                raise UserError(f"{folder}: holds results made with {name}={before.get(name)}, now {name}={settings[name]}; "
-                                "choose another folder with --work, or delete this one")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(settings, indent=1).encode())
+                raise UserError(f"{self.folder}: holds results made with {name}={before.get(name)}, now {name}="
+                                f"{settings[name]}; choose another folder with --work, or delete this one")
 
     def path(self, video: Video) -> Path:
         """File of a video's detections."""
@@ -65,7 +64,11 @@ class WorkFolder:
             return False
 
     def save(self, video: Video, poses: VideoPoses) -> None:
-        """Store the detections of a finished video."""
+        """Store the detections of a finished video, behind the settings; UserError as when the folder is opened."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check()
+        if not self._file.is_file():
+            write_atomically(self._file, json.dumps(self._settings, indent=1).encode())
         buffer = io.BytesIO()
         found: dict[str, Any] = {
             name: np.concatenate([getattr(frame, name) for frame in poses.frames]).astype(np.float32)
@@ -88,6 +91,7 @@ class WorkFolder:
     def write_skipped(self, reasons: dict[str, str]) -> Path:
         """List the videos that could not be used: one JSON object per line with `video` and `reason`."""
         path = self.folder / "skipped.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"video": video, "reason": reason}, ensure_ascii=False) for video, reason in reasons.items()]
         write_atomically(path, "".join(line + "\n" for line in lines).encode())
         return path

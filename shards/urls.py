@@ -1,0 +1,17 @@
+"""File systems behind URLs, by fsspec."""
+
+from typing import Any
+
+import fsspec
+
+from svdata2vec.shards.errors import UserError
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. UserError for an unknown scheme, or one whose library is missing."""
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}; s3://, gs:// and https:// need: pip install 'svdata2vec[remote]'") from error
+    except ValueError as error:
+        raise UserError(f"{url}: {error}") from error
