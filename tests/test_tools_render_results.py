@@ -97,7 +97,8 @@ def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
     assert cells["train"][:4] == [rate, f"{train['limit_clips_per_s']:.2f}", f"{100 * train['efficiency']:.3g} %", "1,234"]
     assert cells["read"][4:6] == ["", ""] and cells["the original's way: train"][3] == ""
     assert "GPU X, torch" in both and "Doubtful: too many cooks." in both and "GPU X" not in alone
-    assert "hence empty: GPU, `demo` preset, CPU." in alone and "hence empty: `demo` preset, CPU." in both
+    assert "hence empty: GPU, GPU with batch 128, `demo` preset, CPU." in alone
+    assert "hence empty: GPU with batch 128, `demo` preset, CPU." in both
     assert both.count("times as fast") == alone.count("times as fast") == 1
     assert f"training {record['baseline']['train_speedup']:.1f} times as fast" in both
 

@@ -24,7 +24,7 @@ def training_step(cpu: Record, gpu: Record | None) -> str:
 
 def bench_run(cpu: Record, gpu: Record | None, gpu_b128: Record | None, demo_cpu: Record | None) -> str:
     """Every stage of a pretraining run against its limit."""
-    runs = {"CPU": cpu, "GPU": gpu, "GPU, batch 128": gpu_b128, "`demo` preset, CPU": demo_cpu}
+    runs = {"CPU": cpu, "GPU": gpu, "GPU with batch 128": gpu_b128, "`demo` preset, CPU": demo_cpu}
     # Cells of every stage of each run: clips/s, its limit, the share of it that is reached.
     found = [
         {name: [rate, limit, reached] for name, rate, _, limit, reached, _ in stage_rows(run)} if run else {}
@@ -34,7 +34,7 @@ def bench_run(cpu: Record, gpu: Record | None, gpu_b128: Record | None, demo_cpu
     for stage in dict.fromkeys(stage for stages in found for stage in stages):
         on_cpu, on_gpu, larger, of_demo = (stages.get(stage, ["", "", ""]) for stages in found)
         rows.append([stage.replace("original", "the original's way:"), *on_cpu, *on_gpu, larger[0], of_demo[0]])
-    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "GPU, batch 128", "`demo` preset, CPU"]
+    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "GPU with batch 128", "`demo` preset, CPU"]
     remarks = [f"\n{name}: {_bench_words(run)}\n" for name, run in runs.items() if run]
     return table(header, rows) + "".join(remarks) + not_measured(runs)
 
