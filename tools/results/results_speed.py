@@ -34,7 +34,9 @@ def bench_run(cpu: Record, gpu: Record | None, gpu_b128: Record | None, demo_cpu
     for stage in dict.fromkeys(stage for stages in found for stage in stages):
         on_cpu, on_gpu, larger, of_demo = (stages.get(stage, ["", "", ""]) for stages in found)
         rows.append([stage.replace("original", "the original's way:"), *on_cpu, *on_gpu, larger[0], of_demo[0]])
-    header = ["stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "GPU with batch 128", "`demo` preset, CPU"]
+    header = [
+        "stage, clips/s", "CPU", "limit", "reached", "GPU", "limit", "reached", "GPU with batch 128", "`demo` preset, CPU",
+    ]
     remarks = [f"\n{name}: {_bench_words(run)}\n" for name, run in runs.items() if run]
     return table(header, rows) + "".join(remarks) + not_measured(runs)
 
