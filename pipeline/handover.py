@@ -55,14 +55,17 @@ class Turns:
                 yield item, self.lanes[0], job(self.lanes[0], item)
             return
         pending: deque[tuple[Item, Lane, Future[Result]]] = deque()
+        errors: list[Exception] = []
         try:
-            for number, item in enumerate(source):
+            for number, item in enumerate(_until_error(source, errors)):
                 lane = self.lanes[number % len(self.lanes)]
                 pending.append((item, lane, self._pool.submit(job, lane, item)))
                 if len(pending) == len(self.lanes):
                     yield _finished(pending)
             while pending:
                 yield _finished(pending)
+            if errors:
+                raise errors[0]
         finally:
             wait([future for _, _, future in pending])  # no lane is left at work behind its user's back
 
@@ -73,6 +76,15 @@ class Turns:
         for lane in self.lanes:
             if lane.decoder is not None:
                 lane.decoder.close()
+
+
+def _until_error(source: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
+    """Items of a source; its error is kept for later: what was taken before comes first."""
+    try:
+        for item in source:  # noqa: UP028 - `yield from` would close the source
+            yield item
+    except Exception as error:  # noqa: BLE001 - raised again
+        errors.append(error)
 
 
 def _finished(pending: "deque[tuple[Item, Lane, Future[Result]]]") -> tuple[Item, Lane, Result]:

@@ -246,7 +246,7 @@ def _check_labels(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> None
     if not valid_N.all():
         row = rows[np.argmin(valid_N)]
         raise UserError(
-            f"{shards.root}: clip {shards.index['key'][row].decode()} has label {shards.index['label'][row]}, but split "
+            f"{shards.where}: clip {shards.index['key'][row].decode()} has label {shards.index['label'][row]}, but split "
             f"{split!r} has the classes {', '.join(shards.split_classes(split))}; correct the annotations and pack again"
         )
 

@@ -13,5 +13,5 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise UserError(f"{url}: {error}; s3://, gs:// and https:// need: pip install 'svdata2vec[remote]'") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{url}: {error}") from error

@@ -64,6 +64,20 @@ def test_a_failure_comes_in_its_place_and_leaves_no_lane_at_work():
     turns.close()
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_an_error_of_the_source_comes_behind_what_it_gave(lanes):
+    def source():
+        yield from range(4)
+        raise RuntimeError("no more")
+
+    turns, seen = Turns([Lane(None, CPU) for _ in range(lanes)]), []
+    with pytest.raises(RuntimeError, match="no more"):
+        for item, _, _ in turns.over(source(), lambda lane, item: item):
+            seen.append(item)
+    assert seen == [0, 1, 2, 3]
+    turns.close()
+
+
 def test_an_iteration_that_is_left_early_waits_for_its_lanes():
     done, turns = [], Turns([Lane(None, CPU), Lane(None, CPU)])
     walk = turns.over(range(10), lambda lane, item: (time.sleep(0.02), done.append(item)))

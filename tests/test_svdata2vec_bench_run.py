@@ -232,6 +232,14 @@ def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Sur
     assert verdict.text.startswith(f"{bound}-bound: train {rates.train:.1f}") and advice in verdict.text
 
 
+def test_nothing_is_advised_that_would_be_refused() -> None:
+    compiled = dataclasses.replace(DEFAULT, run=dataclasses.replace(DEFAULT.run, compile=True))
+    for rates in (Rates(900, 800, 700, 100, 98), Rates(900, 800, 700, 600, 300)):
+        assert "--launch graph" in judge(rates, 0.5, DEFAULT, GPU).text
+        assert "--launch graph" not in judge(rates, 0.5, compiled, GPU).text
+        assert "torchrun" not in judge(rates, 0.5, dataclasses.replace(DEFAULT, launch="graph"), GPU).text
+
+
 @pytest.mark.parametrize("slow", ["read", "decode", "model"])
 def test_the_verdict_is_right_where_a_part_is_slowed_down(
     slow: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

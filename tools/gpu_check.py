@@ -118,7 +118,8 @@ def run_apart(part: Part, command: Sequence[str]) -> Outcome:
         return Outcome(part.name, FAILED, f"did not finish within {part.limit_s} s", seconds=time.perf_counter() - started)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(ANSWER) and done.returncode == 0:
-            return Outcome(**json.loads(line[len(ANSWER):]))
+            with contextlib.suppress(ValueError, TypeError):  # not whole
+                return Outcome(**json.loads(line[len(ANSWER):]))
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     how = f"ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
     return Outcome(part.name, FAILED, f"{how}: {lines[-1][:300] if lines else 'no message'}",
@@ -126,7 +127,7 @@ def run_apart(part: Part, command: Sequence[str]) -> Outcome:
 
 
 def run_all(parts: Sequence[Part], command: Sequence[str]) -> list[Outcome]:
-    """The outcome of every part, in order: several that only check at once, then those that measure, one by one."""
+    """The outcome of every part: several that only check at once, then those that measure, one by one."""
 
     def run(part: Part) -> Outcome:
         print(f"{part.name} ...", file=sys.stderr, flush=True)

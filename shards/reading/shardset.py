@@ -70,7 +70,7 @@ class ShardSet:
     def rows(self, split: str) -> np.ndarray:
         """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""
         if split not in self.manifest.splits:
-            raise UserError(f"{self.root}: no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}")
+            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}")
         return self.find(self.manifest.splits[split])
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
@@ -85,7 +85,7 @@ class ShardSet:
         rows = self._order[np.minimum(place, len(self._order) - 1)]
         wrong = np.flatnonzero(keys_N[rows] != wanted)
         if len(wrong):
-            raise UserError(f"{self.root}: no clip {keys[wrong[0]]!r} in the index")
+            raise UserError(f"{self.where}: no clip {keys[wrong[0]]!r} in the index")
         return rows.astype(np.int64)
 
     def label_map(self, split: str) -> np.ndarray:
@@ -97,6 +97,11 @@ class ShardSet:
     def split_classes(self, split: str) -> tuple[str, ...]:
         """Class names of a split: all, except where the data set defines fewer for it."""
         return self.manifest.split_classes.get(split, self.manifest.classes)
+
+    @property
+    def where(self) -> str:
+        """The folder or URL, for messages."""
+        return str(self.root)
 
     @property
     def tars(self) -> list[Path]:
@@ -157,7 +162,7 @@ class ShardSet:
         """(offset in the tar, bytes) of each component."""
         for name in components:
             if name not in self._column:
-                raise UserError(f"{self.root}: no component {name!r}; it has {', '.join(self.manifest.components)}")
+                raise UserError(f"{self.where}: no component {name!r}; it has {', '.join(self.manifest.components)}")
         columns = [self._column[name] for name in components]
         return [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
 
@@ -189,7 +194,7 @@ class ShardSet:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _scatter(self, entry: np.void, lows: list[int], highs: list[int], out: memoryview) -> None:
-        """Bytes low..high of the clip's tar, ascending parts, one after the other into `out`.
+        """Bytes low..high of parts of the clip's tar, as a rule ascending, one after the other into `out`.
 
         In few system calls, what lies between the parts going into a buffer that nobody reads: a thread that returns from a
         call waits for the interpreter's lock, milliseconds beside a training loop.
@@ -197,7 +202,7 @@ class ShardSet:
         buffers: list[memoryview] = []
         origin = position = lows[0]
         for low, high in zip(lows, highs, strict=True):
-            if low - position > len(_SKIPPED) or len(buffers) > MAX_BUFFERS:
+            if not 0 <= low - position <= len(_SKIPPED) or len(buffers) > MAX_BUFFERS:
                 self._preadv(entry, buffers, origin)
                 buffers, origin = [], low
             elif low > position:

@@ -285,7 +285,7 @@ def _class_names(network: Network, shards: ShardSet | None, split: str) -> list[
     classes = list(shards.split_classes(split))
     if len(classes) != network.num_classes:
         raise UserError(
-            f"{shards.root} has {len(classes)} classes in split {split}, the checkpoint {network.num_classes}; "
+            f"{shards.where} has {len(classes)} classes in split {split}, the checkpoint {network.num_classes}; "
             "give the data set and split that it was trained on"
         )
     return classes

@@ -18,16 +18,21 @@ WARM_UP = 3  # passes before the capture: compiled kernels, chosen algorithms, a
 Compute = Callable[..., dict[str, Tensor]]
 
 
-def require_graph(config: PretrainConfig, runtime: Runtime) -> None:
-    """Raise UserError where `launch=graph` cannot run."""
+def graph_obstacles(config: PretrainConfig, device_type: str, world_size: int = 1) -> list[str]:
+    """What `launch=graph` does not go with, as users set it."""
     obstacles = {
-        f"run.device {runtime.device.type}": runtime.device.type != "cuda",
-        f"{runtime.world_size} processes": runtime.world_size > 1,
+        f"run.device {device_type}": device_type != "cuda",
+        f"{world_size} processes": world_size > 1,
         f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate > 1,
         "run.compile": config.run.compile,
         "model.checkpoint_activations": config.model.checkpoint_activations,
     }
-    found = [name for name, there in obstacles.items() if there]
+    return [name for name, there in obstacles.items() if there]
+
+
+def require_graph(config: PretrainConfig, runtime: Runtime) -> None:
+    """Raise UserError where `launch=graph` cannot run."""
+    found = graph_obstacles(config, runtime.device.type, runtime.world_size)
     if found:
         raise UserError(f"launch is graph, which does not go with {' and '.join(found)}; use --launch eager")
 
@@ -53,6 +58,9 @@ class CapturedPass:
         if self._graph is None:
             self._graph = self._capture(inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
+            if (mine.shape, mine.dtype) != (given.shape, given.dtype):
+                shapes = f"{mine.dtype} {tuple(mine.shape)}, called with {given.dtype} {tuple(given.shape)}"
+                raise ValueError(f"the pass was captured for {shapes}")
             mine.copy_(given)
         self._graph.replay()
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
@@ -63,7 +71,8 @@ class CapturedPass:
         self._inputs = [tensor.clone() for tensor in inputs]
         self._warm_up()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Of this thread alone: the loader's threads allocate and wait meanwhile, which a global capture would take for its own.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._figures = self._pass()
         self._gradients = [parameter.grad for parameter in self.parameters]
         return graph

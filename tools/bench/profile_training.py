@@ -23,6 +23,7 @@ from svdata2vec.bench.stages import open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.runs.runtime import running
+from svdata2vec.shards.errors import UserError
 
 FORMAT, VERSION = "svdata2vec-profile-training", 1
 Span = tuple[int, int]  # nanoseconds: start, end
@@ -70,32 +71,42 @@ def summary(events: list[Any], steps: int, wall_ns: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=sorted(PRETRAIN), help="pretraining preset; its options follow")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--steps", type=int, default=10, help="training steps that are profiled, after twice as many")
-    options, words = parser.parse_known_args()
-    config = tyro.cli(BenchConfig, args=words, default=BenchConfig.of(PRETRAIN[options.preset]()))
+def profiled(config: BenchConfig, steps: int) -> dict[str, Any]:
+    """The record of so many steps, after twice as many."""
     shards = open_preset_shards(config, "a profile is of one process")
     with running(config.run) as runtime, open_stages(config, runtime, shards, baseline=False) as (stages, _):
-        if runtime.device.type != "cuda":
-            raise SystemExit("this profiles a GPU; there is none here")
         step = stages["train"].batches
-        for _ in range(2 * options.steps):
+        for _ in range(2 * steps):
             next(step)
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
             started = time.perf_counter_ns()
-            for _ in range(options.steps):
+            for _ in range(steps):
                 next(step)
             torch.cuda.synchronize()
             wall = time.perf_counter_ns() - started
         results = profiler.profiler.kineto_results if profiler.profiler else None
-        record = {
+        return {
             **head(FORMAT, VERSION), "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
-            **summary(results.events() if results else [], options.steps, wall),
+            **summary(results.events() if results else [], steps, wall),
         }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=sorted(PRETRAIN), help="pretraining preset; options as of `svdata2vec bench run`")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=10, help="training steps that are profiled, after twice as many")
+    options, words = parser.parse_known_args()
+    if options.steps < 1:
+        parser.error(f"--steps is {options.steps}; expected 1 or more")
+    if not torch.cuda.is_available():
+        parser.error("this profiles a GPU, and PyTorch finds none here")
+    try:
+        config = tyro.cli(BenchConfig, args=words, default=BenchConfig.of(PRETRAIN[options.preset]()))
+        record = profiled(config, options.steps)
+    except UserError as error:
+        parser.error(str(error))
     save(record, options.out)
     shown = ("wall_ms", "training_stream_ms", "training_stream_busy_share", "other_streams_ms", "both_at_once_ms")
     print(", ".join(f"{name} {record[name]:.3g}" for name in shown))
