@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import itertools
 import multiprocessing
 import pickle
 import shlex
@@ -251,7 +252,7 @@ def test_folders_and_urls_have_one_interface(local, url, tmp_path):
         parts = [local.read_frames(2, np.array([number]))[0].tobytes() for number in range(6)]
         for numbers in ([1, 2, 5], [4, 4, 3], [5, 0]):
             frames, offsets = shards.read_frames(2, np.array(numbers))
-            found = [frames[low:high].tobytes() for low, high in zip(offsets, offsets[1:], strict=False)]
+            found = [frames[low:high].tobytes() for low, high in itertools.pairwise(offsets)]
             assert found == [parts[number] for number in numbers]
         assert shards.where == (str(local.root) if shards is folder else url)
         with pytest.raises(UserError, match="no component 'depth'; it has jpegs, "):
