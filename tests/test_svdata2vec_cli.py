@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import pkgutil
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,7 +163,7 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
 
 def test_nobody_has_to_read_what_is_printed() -> None:
     """Standard output that is closed, or a pipe that nobody reads any more, is no error of the command."""
-    command = f"{sys.executable} -m svdata2vec"
+    command = f"{shlex.quote(sys.executable)} -m svdata2vec"
     for line, status in ((f"{command} --help >&-", 0), (f"set -o pipefail; {command} pretrain demo --help | true", 141)):
         done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, "")
