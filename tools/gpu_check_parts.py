@@ -225,9 +225,9 @@ def run_bench(preset: str = "ntu60-xsub", sources: int = 48, *more: str) -> Figu
     from svdata2vec.bench.data_sources import make_sources, packed
 
     with tempfile.TemporaryDirectory() as folder:
-        packed(Path(folder), make_sources(Path(folder) / "source", sources), "jpeg")
+        shards = packed(Path(folder), make_sources(Path(folder) / "source", sources), "jpeg")
         out = Path(folder) / "bench.json"
-        words = ["--data.shards", f"{folder}/packed-jpeg", "--data.train-split", "all", "--out", str(out)]
+        words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out)]
         words += ["--data.threads", str(len(os.sched_getaffinity(0)))]
         command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, "--baseline", "original-style", *more]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)

@@ -94,7 +94,7 @@ class DataBenchOptions:
     folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
     """Folder where the source clips and shards are made, and found again."""
     sources: int = 12
-    """Source clips to make."""
+    """Source clips to make, at least a batch of four."""
     clips: int = 40
     """Clips timed per method and round."""
     rounds: int = 3
@@ -103,4 +103,4 @@ class DataBenchOptions:
     """Time this method alone, in this process, and print JSON; None = all of them."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, sources=(1, LARGEST), clips=(1, LARGEST), rounds=(1, LARGEST))
+        check_ranges(self, sources=(4, LARGEST), clips=(1, LARGEST), rounds=(1, LARGEST))

@@ -78,8 +78,8 @@ def _workers(tasks: int) -> int:
 
 
 def packed(folder: Path, dataset: DataSet, codec: str) -> ShardSet:
-    """The same clips packed with a codec's default quality at 320 px."""
-    root = folder / f"packed-{codec}"
+    """The same clips packed with a codec's default quality at 320 px, in a folder for so many clips."""
+    root = folder / f"packed-{codec}-{len(dataset.clips)}"
     if not (root / "manifest.json").exists():
         pack(dataset, root, PackOptions(codec=codec, workers=_workers(len(dataset.clips))))
     return ShardSet.open(root)
@@ -89,7 +89,7 @@ def write_source_tars_once(dataset: DataSet, folder: Path, num_tars: int = 2) ->
     """Plain WebDataset tars of the source videos and joints."""
     import webdataset  # is not to count as the other loaders' memory
 
-    names = [folder / f"source-{number}.tar" for number in range(num_tars)]
+    names = [folder / f"source-{len(dataset.clips)}-{number}.tar" for number in range(num_tars)]
     for number, name in enumerate(names):
         if name.exists():
             continue

@@ -106,16 +106,17 @@ FORMS: dict[str, tuple[str, Callable[[], Any], bool]] = {
 }
 
 
-def encoded_batch(root: Path) -> list[EncodedClip]:
+def encoded_batch(shards: ShardSet) -> list[EncodedClip]:
     """One training batch, planned but not decoded."""
-    loader = ClipLoader(ShardSet.open(root), "all", PlanConfig(), batch_size=BATCH, train=True)
+    loader = ClipLoader(shards, "all", PlanConfig(), batch_size=BATCH, train=True)
     clips = next(loader.make_producer().read(0, 0)).clips
     return [clip.encoded for clip in clips if clip.encoded is not None]
 
 
 def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
     """Form -> CPU and wall milliseconds per clip, greatest difference from the reference decoder in grey levels."""
-    batches = {codec: encoded_batch(folder / f"packed-{codec}") for codec in CODECS}
+    dataset = make_sources(folder / "source", 12)
+    batches = {codec: encoded_batch(packed(folder, dataset, codec)) for codec in CODECS}
     out = torch.empty((BATCH, 40, SIZE, SIZE, 3), dtype=torch.uint8)
     references = {}
     for codec, batch in batches.items():
@@ -156,9 +157,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    dataset = make_sources(options.folder / "source", 12)
-    for codec in CODECS:
-        packed(options.folder, dataset, codec)
     rows = run(options.folder, options.rounds, options.repeats)
     print("| form | CPU ms/clip | wall ms/clip | PSNR to reference |\n|---|---|---|---|")
     for name, row in rows.items():
