@@ -23,6 +23,7 @@ from svdata2vec.config.files import from_dict, to_json
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.shardset import ShardSet
 
 
@@ -145,7 +146,14 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
     assert main([str(word) for word in words]) == 0
     assert len(ShardSet.open(shards)) == 3
     assert main(["verify", str(shards), "--workers", "1"]) == 0
-    assert "no fault found" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no fault found" in said and "published" not in said
+    manifest = Manifest.load(shards)
+    dataclasses.replace(manifest, published={"train": 40091}).save(shards)
+    assert main(["verify", str(shards), "--workers", "1"]) == 0
+    found = len(manifest.splits["train"])
+    said = capsys.readouterr().out
+    assert f"split train: {found} clips, published are 40091 ({found - 40091})" in said and "no fault found" in said
     out = tmp_path / "pictures"
     assert main(["inspect", str(shards), "--split", "train", "--out", str(out), "--num-frames", "4", "--size", "64"]) == 0
     names = ["000-stand.png", "001-walk.png", "002-run.png", "index.html", "statistics.json"]

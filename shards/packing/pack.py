@@ -183,7 +183,5 @@ def _report(manifest: Manifest, skipped: list[Skipped]) -> None:
     if skipped:
         logger.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
                        skipped[0].reason)
-    for name, published in manifest.published.items():
-        found = len(manifest.splits.get(name, ()))
-        if found != published:
-            logger.warning("split %s: %d clips, published are %d (%+d)", name, found, published, found - published)
+    for difference in manifest.unlike_published():
+        logger.warning("%s", difference)

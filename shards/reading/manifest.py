@@ -87,6 +87,14 @@ class Manifest:
         """Clips in all shards."""
         return sum(shard.count for shard in self.shards)
 
+    def unlike_published(self) -> list[str]:
+        """A sentence about every split that has not as many clips as its data set's publication says."""
+        found = {name: len(self.splits.get(name, ())) for name in self.published}
+        return [
+            f"split {name}: {found[name]} clips, published are {count} ({found[name] - count:+d})"
+            for name, count in self.published.items() if found[name] != count
+        ]
+
     def save(self, root: Path) -> None:
         """Write `root/manifest.json` atomically."""
         text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)

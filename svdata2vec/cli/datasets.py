@@ -62,6 +62,7 @@ class VerifyOptions:
 
 def run_verify(options: VerifyOptions) -> None:
     """Print every fault that is found; any is an error."""
+    from svdata2vec.shards.reading.manifest import Manifest
     from svdata2vec.shards.reading.verify import verify
 
     findings = verify(options.shards, decode=options.decode, workers=options.workers)
@@ -69,6 +70,8 @@ def run_verify(options: VerifyOptions) -> None:
         sys.stdout.write(f"{finding}\n")
     if findings:
         raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
+    for difference in Manifest.load(options.shards).unlike_published():
+        sys.stdout.write(f"no fault, but look: {difference}\n")
     sys.stdout.write(f"{options.shards}: no fault found\n")
 
 
