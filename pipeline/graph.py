@@ -38,8 +38,8 @@ Geometry = Literal["opencv", "warp", "resize"]
 WarpJob = tuple[NDArray[np.uint8], affine.Affine, NDArray[np.uint8]]  # picture, pixel index map, where to write
 Feed = dict[str, list[NDArray[Any]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
-# All JPEGs to the GPU's engines. Where its CUDA cores take a part (DALI's default 0.65), an H100 decodes an eighth more with
-# 15 threads, with 2 threads a third only; and a picture's last bits depend on its place in the batch.
+# All JPEGs to the GPU's engines: where its CUDA cores take a part (DALI's default 0.65), a picture's last bits depend on its
+# place in the batch, and on many host threads the speed (pipeline/README.md, "The hand-over to the GPU").
 ENGINE_SHARE = 1.0
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 

@@ -43,7 +43,7 @@ class LoaderStats:
     batches: int = 0
     wait_seconds: float = 0.0
     read_seconds: float = 0.0    # read, parse, plan
-    decode_seconds: float = 0.0  # decode, geometry, pixel augmentation
+    decode_seconds: float = 0.0  # decode, geometry, pixel augmentation; of all lanes together
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Producer:
     ) -> None:
         self.order, self.fetcher, self.stats = order, fetcher, stats
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
-        # Threads where reading means waiting for a network. On an H100 four read no faster than one: they share a lock.
+        # Threads where reading means waiting for a network.
         self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 
     def read(self, epoch: int, position: int) -> Iterator[Read]:

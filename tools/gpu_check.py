@@ -1,6 +1,6 @@
 """What to run first on a machine with an NVIDIA GPU: driver, decoding, kernels, one training step, speed.
 
-    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; three to five minutes
+    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; some minutes
 
 Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
 installed says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1 something failed; 2 wrong

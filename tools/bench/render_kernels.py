@@ -124,10 +124,10 @@ def fusions() -> str:
 Three more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
 (residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product) and `batch_norm_prelu` (BatchNorm,
 shortcut and PReLU of the video encoder, with its running statistics). `model.fused_blocks` puts all of them into the
-network; parameters and checkpoints stay. **They are off by default**: in a step whose kernels are launched one by one, the
-host is the limit at batch 32 on an H100, and they make it slower; launched as one CUDA graph (`--launch graph`) the step
-with them takes half of the time ("One training step" in README.md beside this page). Single ops have not been timed on a
-GPU. A synchronised BatchNorm keeps the plain way.
+network; parameters and checkpoints stay. **They are off by default**: at batch 32 on an H100 a step whose kernels are
+launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--launch graph`) it
+gets faster ("One training step" and "What decisions about the GPU rest on" in README.md beside this page). Single ops
+have not been timed on a GPU. A synchronised BatchNorm keeps the plain way.
 
 Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
 training; "kept" is what the backward pass needs:

@@ -17,7 +17,7 @@ from pathlib import Path
 from result_cells import Record
 from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
-from results_speed import bench_run, encodings, geometry, gpu_check, index, loader, training_step
+from results_speed import bench_run, encodings, geometry, gpu_check, gpu_exploration, index, loader, training_step
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent
@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
     "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),
     "gpu_check": (gpu_check, ("gpu_check",)),
+    "gpu_exploration": (gpu_exploration, ("gpu_exploration",)),
     "loader": (loader, ("bench_data",)),
     "geometry": (geometry, ("bench_geometry",)),
     "encodings": (encodings, ("packing_real_h264", "bench_data")),

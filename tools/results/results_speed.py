@@ -56,6 +56,11 @@ def gpu_check(record: Record) -> str:
     return table(["part", "", "figures"], rows) + f"\n{where}.\n"
 
 
+def gpu_exploration(record: Record) -> str:
+    """Single figures from a GPU that decisions rest on."""
+    return table(["seen on a GPU", ""], record["rows"]) + f"\n{measured(record)}\n"
+
+
 def _bench_words(run: Record) -> str:
     """Setting, verdict, speed-up, shares and machine of a record of `bench run`."""
     setting, base = run["setting"], run.get("baseline")
