@@ -32,7 +32,7 @@ FUSED = dataclasses.replace(MODEL, fused_blocks=True)
 
 def step(
     fused: bool, impl: Impl = "auto", *, all_frames: bool = False, training: bool = True, compiled: bool = False,
-    checkpointed: bool = False,
+    checkpointed: bool = False, synchronised: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Loss, gradients and buffers of one step of the same student on the same clips."""
     torch.manual_seed(0)
@@ -43,6 +43,8 @@ def step(
         if parameter.ndim == 1:  # norms, biases and slopes that differ from channel to channel
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     teacher = Teacher(model.encoder.blocks)
+    if synchronised:
+        convert_sync_batchnorm(model, torch.device("cpu"))
     if compiled:
         compile_parts(model, backend="aot_eager")
     video = torch.randint(0, 256, (3, T, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -77,8 +79,18 @@ def test_compiled_blocks_stay_the_same() -> None:
     assert_same_step(step(True, compiled=True), step(False))
 
 
-def test_checkpointed_blocks_stay_the_same() -> None:
-    assert_same_step(step(True, checkpointed=True, training=False), step(False, training=False))
+@pytest.mark.parametrize("all_frames", [False, True], ids=["kept frames", "all frames"])
+@pytest.mark.parametrize("way", ["plain", "fused", "compiled", "synchronised"])
+def test_checkpointed_parts_give_the_very_step(way: str, all_frames: bool, tmp_path: Path) -> None:
+    """Loss, gradients and BatchNorm's statistics, bit for bit: what is computed again moves the statistics only once."""
+    ways = {"all_frames": all_frames, "compiled": way == "compiled", "synchronised": way == "synchronised"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        got, want = (step(way == "fused", **ways, checkpointed=checkpointed) for checkpointed in (True, False))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {int(count) for name, count in got[2].items() if name.endswith("num_batches_tracked")} == {1}
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
+from svdata2vec.model.checkpointing import run_part
 from svdata2vec.model.masking import Masks
-from svdata2vec.model.transformer import Block, initialise_transformer, run_part
+from svdata2vec.model.transformer import Block, initialise_transformer
 from svdata2vec.model.video_encoder import VideoEncoder
 
 

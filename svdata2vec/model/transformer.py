@@ -4,7 +4,6 @@ B clips, N tokens, D width
 """
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import ModelConfig
@@ -76,13 +75,6 @@ class Block(nn.Module):
         x_BND, normed_BND = self.ops.add_norm(self.norm2, x_BND, self.drop_path(self.attn(normed_BND)))
         mlp_BND = self.mlp(normed_BND)
         return torch.add(x_BND, self.drop_path(mlp_BND), out=out_BND), mlp_BND
-
-
-def run_part(part: nn.Module, x: Tensor, *, checkpoint: bool) -> Tensor:
-    """`part(x)`; with `checkpoint` its activations are not kept but computed again for the gradient."""
-    if checkpoint and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
-    return part(x)
 
 
 def initialise_transformer(module: nn.Module) -> None:

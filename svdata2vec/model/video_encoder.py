@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from svdata2vec.config.schema import ModelConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD, gather_frames
 from svdata2vec.model.block_ops import BlockOps, block_ops
-from svdata2vec.model.transformer import run_part
+from svdata2vec.model.checkpointing import run_part
 
 STEM_KERNEL = (5, 7, 7)
 WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the gathering kernel and the tensor cores
