@@ -65,7 +65,7 @@ class ClipFetcher:
                 raise UserError(f"label {sample.label} in the tar, {stored} in the index; run `svdata2vec verify`")
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
-                train=self.train, seed=self.seed, epoch=epoch, view=view,
+                train=self.train, seed=self.seed, epoch=epoch, view=view, score_MFV=sample.score_MTV,
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None

@@ -16,7 +16,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_known, check_number, check_shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
-from svdata2vec.shards.boxes import crop_square, joint_box, union_box
+from svdata2vec.shards.boxes import CROP_SCORES, counted_joints, crop_square, joint_box, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.sample import ClipMeta
@@ -30,6 +30,7 @@ class PlanConfig:
     size: int = 224                                 # output picture, pixels
     persons: int = 2                                # M: skeletons are cut or padded to it
     crop: Literal["joints", "boxes"] = "joints"     # box of the sampled joints | stored person boxes (RGB-only mode)
+    crop_scores: tuple[float, float] = CROP_SCORES  # least score of a joint that counts: in the picture, outside it
     padding: float = 0.1                            # of the box, around its centre
     resize_ratio: float = 256 / 224                 # picture of the random-resized crop / output picture
     area: tuple[float, float] = (0.56, 1.0)         # random-resized crop, share of the picture
@@ -47,6 +48,8 @@ class PlanConfig:
         check_number("resize_ratio", self.resize_ratio, 1)
         check_number("padding", self.padding, 0)
         check_number("flip_probability", self.flip_probability, 0, 1)
+        for least in self.crop_scores:
+            check_number("crop_scores", least, 0, 1)
         check_shares("area", self.area)
         self.augment.check()
         if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -89,12 +92,14 @@ def make_plan(
     seed: int,
     epoch: int,
     view: int = 0,
+    score_MFV: NDArray[np.floating] | None = None,
 ) -> ClipPlan:
     """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, meta.key, view).
 
-    `pose_MFVC` are source pixels with (0, 0) = missing. Evaluation: crop, resize; with frame_draw "original" number for
-    number as the authors' code: its frames (drawn out of as many as the annotation has), its rule that any zero is
-    missing. Raises ValueError for a clip without frames or with a pose of another length.
+    `pose_MFVC` are source pixels with (0, 0) = missing; `score_MFV` their scores, where there are any.
+    Evaluation: crop, resize; with frame_draw "original" number for number as the authors' code: its frames (drawn out of
+    as many as the annotation has), its rule that any zero is missing, no look at scores. Raises ValueError for a clip
+    without frames or with a pose of another length.
     """
     if pose_MFVC.ndim != 4 or pose_MFVC.shape[1] != meta.num_frames:
         raise ValueError(
@@ -112,7 +117,7 @@ def make_plan(
     else:
         generator = keyed_generator("evaluate", config.frame_seed, meta.key, view)
         frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
-    crop = _crop(meta, pose_MFVC, box_F4, frames_T, config, original)
+    crop = _crop(meta, pose_MFVC, score_MFV, box_F4, frames_T, config, original)
     if not train:
         return ClipPlan(frames_T, affine.window_map(crop, config.size), False, config.size, each_coordinate=original)
     window = draw_resized_crop(generator, config.resized, config)
@@ -128,13 +133,17 @@ def make_plan(
 def _crop(
     meta: ClipMeta,
     pose_MFVC: NDArray[np.floating],
+    score_MFV: NDArray[np.floating] | None,
     box_F4: NDArray[np.floating],
     frames_T: NDArray[np.int64],
     config: PlanConfig,
     original: bool,
 ) -> tuple[int, int, int, int]:
     if config.crop == "joints":
-        box = joint_box(pose_MFVC[:, frames_T], each_coordinate=original)
+        joints_MTVC = pose_MFVC[:, frames_T]
+        if score_MFV is not None and not original:
+            joints_MTVC = counted_joints(joints_MTVC, score_MFV[:, frames_T], config.crop_scores, meta.width, meta.height)
+        box = joint_box(joints_MTVC, each_coordinate=original)
     else:
         # A left or upper edge that is 0 throughout is there all the same: the authors' code shows the whole picture then,
         # of which a packed clip has only the part around its people.

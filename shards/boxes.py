@@ -14,11 +14,31 @@ PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all 
 # Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
 # boxes end there.
 OUTSIDE_LIMIT = 0.5
+# Least score of a joint that a crop is put around, inside the picture and outside it (pipeline/README.md, "Crop").
+CROP_SCORES = (0.1, 0.3)
 
 
 def present_joints(joints_MTVC: np.ndarray) -> np.ndarray:
     """bool (M, T, V): True where the joint is not missing."""
     return (joints_MTVC[..., :2] != 0).any(axis=-1)
+
+
+def counted_joints(joints_MTVC: np.ndarray, score_MTV: np.ndarray | None, least: tuple[float, float],
+                   width: int, height: int) -> np.ndarray:
+    """The joints that a crop is put around: those whose score is too low for their place become missing (a copy, if any).
+
+    `least`: lowest score that counts inside a picture of width x height, and outside it, where a detector guesses. Without
+    scores all joints count, and so they do if none would be left.
+    """
+    if score_MTV is None:
+        return joints_MTVC
+    xy_MTV2 = joints_MTVC[..., :2]
+    outside_MTV = ((xy_MTV2 < 0) | (xy_MTV2 > (width, height))).any(axis=-1)
+    inside_least, outside_least = np.array(least, score_MTV.dtype)  # a score of 0.3 stored as float16 is not below 0.3
+    low_MTV = score_MTV < np.where(outside_MTV, outside_least, inside_least)
+    if not (present_joints(joints_MTVC) & ~low_MTV).any():
+        return joints_MTVC
+    return np.where(low_MTV[..., None], 0, joints_MTVC)
 
 
 def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box | None:

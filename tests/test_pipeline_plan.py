@@ -123,6 +123,44 @@ def test_stored_boxes_decide_in_rgb_only_mode():
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
 
 
+def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, np.ndarray]:
+    """Head and arms in the picture of 320x240, the last four joints at (x, y) with this score."""
+    pose, scores = np.zeros((1, 8, 17, 2), np.float32), np.full((1, 8, 17), 0.9, np.float16)
+    pose[..., :13, :] = np.stack([np.linspace(100, 220, 13), np.linspace(60, 220, 13)], 1)
+    pose[..., 13:, :], scores[..., 13:] = (x, y), score
+    return pose, scores
+
+
+@pytest.mark.parametrize(
+    ("score", "y", "counts"),
+    [(0.29, 470, False), (0.3, 470, True), (0.9, 470, True), (0.09, 235, False), (0.1, 235, True), (0.29, 235, True)],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
+    """Least scores inside and outside the picture as stored, in float16; the joints themselves stay."""
+    pose, scores = close_up(score, y=y)
+    boxes = np.zeros((8, 4), np.float32)
+
+    def plan(pose: np.ndarray, config: PlanConfig, score_MFV: np.ndarray | None = scores) -> np.ndarray:
+        made = make_plan(Meta(8), pose, boxes, config, train=train, seed=3, epoch=0, score_MFV=score_MFV)
+        return made.output_to_source
+
+    expected = pose if counts else np.where(np.arange(17)[:, None] < 13, pose, 0)
+    np.testing.assert_array_equal(plan(pose, CONFIG), plan(expected, CONFIG, None))
+    np.testing.assert_array_equal(plan(pose, replace(CONFIG, crop_scores=(0.0, 0.0))), plan(pose, CONFIG, None))
+    if not train:
+        original = replace(CONFIG, frame_draw="original")
+        np.testing.assert_array_equal(plan(pose, original), plan(pose, original, None))
+
+
+def test_a_clip_of_low_scores_alone_is_cropped_around_all_its_joints():
+    pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
+    low = make_plan(
+        Meta(8), pose, boxes, CONFIG, train=False, seed=0, epoch=0, score_MFV=np.zeros((1, 8, 17), np.float16)
+    )
+    np.testing.assert_array_equal(low.output_to_source, plan_of(pose, train=False).output_to_source)
+
+
 def test_boxes_that_touch_the_left_edge_in_original_mode():
     """Zeros do not count, as in the authors' code, unless there is nothing else."""
     pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
@@ -244,6 +282,7 @@ def test_wrong_shapes_are_named():
         ({"persons": "2"}, "^persons is '2': expected 1 or more, a whole number$"),
         ({"padding": math.inf}, "^padding is inf: expected 0 or more, a number$"),
         ({"area": (0.9, 0.5)}, "smallest <= largest"),
+        ({"crop_scores": (0.1, 1.5)}, "crop_scores is 1.5: expected a number from 0 to 1"),
         ({"flip_probability": 1.5}, "from 0 to 1"),
         ({"crop": "centre"}, "expected 'joints' or 'boxes'"),
         ({"frame_draw": "original", "views": 3}, "has one view"),

@@ -6,10 +6,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, write_pickle, write_video
+from shards_data import HEIGHT, WIDTH, annotation, clip_of, packed, write_motion_set, write_pickle, write_video
 
 from svdata2vec.evaluation.persons import Persons, moving_region, persons_of_poses
+from svdata2vec.shards.boxes import union_box
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.video import VideoReader
 
 WIDE, HIGH, NUM_FRAMES = 640, 360, 40
@@ -91,6 +93,52 @@ def test_poses_give_the_union_of_all_joints_in_pixels_of_the_video(tmp_path: Pat
     assert persons.how == f"the persons in {poses}"
     nobody = annotation("clip", 0) | {"keypoint": np.zeros((1, 8, 17, 2), np.float16)}
     assert persons_of_poses(write_pickle(tmp_path / "empty.pkl", [nobody]), video, info).box is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 60000.0, -60000.0])
+def test_a_joint_that_cannot_be_true_is_missing(tmp_path: Path, value: float) -> None:
+    """As in packing: a NaN is no traceback, and an outlier no crop of gigabytes."""
+    video = write_video(tmp_path / "clip.mp4", 8)
+    with VideoReader(video) as reader:
+        info = reader.info
+    good = persons_of_poses(write_pickle(tmp_path / "good.pkl", [annotation("clip", 0)]), video, info).box
+    entry = annotation("clip", 0)
+    entry["keypoint"][0, 3, 5, 1] = value  # type: ignore[index]
+    assert persons_of_poses(write_pickle(tmp_path / "bad.pkl", [entry]), video, info).box == good
+
+
+def test_the_box_of_poses_is_the_one_that_packing_stores(tmp_path: Path) -> None:
+    """Given boxes come first; of joints those count whose score does."""
+    pickle_path, videos = write_motion_set(tmp_path, count=1)
+    video = videos / "S001C001P001R001A001.mp4"
+    scored = annotation(video.stem, 0, scale=0.5)
+    scored["keypoint"][0, :, 16] = (30, 70)  # type: ignore[index]  # below the picture of 96x64
+    scored["keypoint_score"][0, :, 16] = 0.2  # type: ignore[index]
+    boxed = scored | {"bboxes": np.tile(np.float32([20, 10, 90, 120, 0.9]), (8, 1))}
+    for number, entry in enumerate((annotation(video.stem, 0), scored, boxed)):
+        write_pickle(pickle_path, [entry])
+        with VideoReader(video) as reader:
+            box = persons_of_poses(pickle_path, video, reader.info).box
+        folder = tmp_path / str(number)
+        sample = clip_of(packed(open_dataset("pyskl", pickle_path=pickle_path, videos=videos), folder), video.stem)
+        assert box == union_box(sample.box_T4)
+        assert box is not None and box[3] < HEIGHT
+    assert box == (20, 10, 90, 120)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keypoint": np.zeros((8, 17, 2))}, r"keypoint has shape \(8, 17, 2\)"),
+        ({"keypoint_score": np.zeros((1, 7, 17))}, r"joint scores have shape \(1, 7, 17\)"),
+        ({"bboxes": np.zeros((5, 4))}, r"boxes have shape \(5, 4\), expected \(8, 4\)"),
+    ],
+)
+def test_poses_of_a_wrong_shape_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    video = write_video(tmp_path / "clip.mp4", 8)
+    poses = write_pickle(tmp_path / "poses.pkl", [annotation("clip", 0) | change])
+    with VideoReader(video) as reader, pytest.raises(UserError, match=rf"annotation of clip cannot be used .*{message}"):
+        persons_of_poses(poses, video, reader.info)
 
 
 @pytest.mark.parametrize(("names", "count"), [(["other"], 0), (["a/clip", "b/clip"], 2)])

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, Pose
-from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, person_boxes, union_box
+from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, union_box
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
 from svdata2vec.shards.packing.options import PackOptions
-from svdata2vec.shards.packing.video_pose import to_video_pixels
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
@@ -163,8 +163,7 @@ def _side_parts(people: Pose | None, info: VideoInfo, num_frames: int, num_joint
         raise UserError("the annotation has no frame")
     frames_F = np.minimum(np.arange(num_frames), people.pose_MTVC.shape[1] - 1)
     pose_MTVC = people.pose_MTVC[:, frames_F]
-    box_T4 = person_boxes(pose_MTVC) if people.box_T4 is None else people.box_T4[frames_F]
-    parts = {"pose.npy": npy_bytes(pose_MTVC), "box.npy": npy_bytes(box_T4)}
+    parts = {"pose.npy": npy_bytes(pose_MTVC), "box.npy": npy_bytes(stored_boxes(people)[frames_F])}
     if people.score_MTV is not None:
         parts["score.npy"] = npy_bytes(people.score_MTV[:, frames_F])
     return parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
 from svdata2vec.shards.readers.media import VideoFolder, without_extension
@@ -115,23 +115,30 @@ def clip_of(entry: Mapping[str, Any], field: str, folder: VideoFolder) -> ClipAn
     if missing:
         raise UserError(f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}")
     frame_dir = str(entry[field])
+    pose = pose_of(entry)
+    name = without_extension(frame_dir)
+    video = folder.find(name, name + "_rgb")
+    if video is None:
+        raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
+    return ClipAnnotation(
+        key=_split_key(frame_dir), label=int(entry["label"]), video=video, num_frames=int(entry["total_frames"]),
+        width=pose.width, height=pose.height, pose_MTVC=pose.pose_MTVC, score_MTV=pose.score_MTV, box_T4=pose.box_T4,
+        video_box=pose.video_box, subject=entry.get("subject"), camera=entry.get("camera"), setup=entry.get("setup"),
+    )
+
+
+def pose_of(entry: Mapping[str, Any]) -> Pose:
+    """The skeletons of one annotation; UserError says what is wrong with them."""
     keypoint = np.asarray(entry["keypoint"])
     if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
     if keypoint.shape[-1] == 3 and "keypoint_score" not in entry:
         raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
-    name = without_extension(frame_dir)
-    video = folder.find(name, name + "_rgb")
-    if video is None:
-        raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
     height, width = entry.get("img_shape") or entry.get("original_shape") or (None, None)
     boxes = entry.get("bboxes")
-    return ClipAnnotation(
-        key=_split_key(frame_dir), label=int(entry["label"]), video=video, num_frames=int(entry["total_frames"]),
-        width=None if width is None else int(width), height=None if height is None else int(height),
-        pose_MTVC=keypoint[..., :2], score_MTV=entry.get("keypoint_score"),
-        box_T4=None if boxes is None else _boxes(boxes), video_box=True,
-        subject=entry.get("subject"), camera=entry.get("camera"), setup=entry.get("setup"),
+    return Pose(
+        keypoint[..., :2], entry.get("keypoint_score"), None if boxes is None else _boxes(boxes),
+        None if width is None else int(width), None if height is None else int(height), video_box=True,
     )
 
 

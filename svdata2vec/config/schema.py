@@ -12,6 +12,7 @@ import tyro
 
 from svdata2vec.pipeline.augment import AugmentConfig, check_number
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.boxes import CROP_SCORES
 from svdata2vec.shards.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,6 +59,8 @@ class DataConfig:
     """Side of the square crop that the model sees, in pixels."""
     crop: Literal["joints", "boxes"] = "joints"
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
+    crop_scores: tuple[float, float] = CROP_SCORES
+    """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
     frame_draw: Literal["fixed", "original"] = "fixed"
     """Frames of an evaluation: drawn once and for all by the clip's name, or number for number as the authors' code does."""
     decoder: Literal["dali", "reference"] = "dali"
@@ -89,8 +92,8 @@ class DataConfig:
         """What a clip looks like to a model that reads `persons` skeletons. UserError names the option out of range."""
         try:
             return PlanConfig(
-                num_frames=self.num_frames, size=self.size, persons=persons, crop=self.crop, frame_draw=self.frame_draw,
-                views=views, augment=self.augment,
+                num_frames=self.num_frames, size=self.size, persons=persons, crop=self.crop, crop_scores=self.crop_scores,
+                frame_draw=self.frame_draw, views=views, augment=self.augment,
             )
         except UserError as error:
             raise UserError(f"data.{error}") from error

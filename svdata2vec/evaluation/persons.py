@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from svdata2vec.shards.boxes import joint_box
+from svdata2vec.shards.boxes import union_box
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.readers.media import without_extension
-from svdata2vec.shards.readers.pyskl import load_pickle
+from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
 from svdata2vec.shards.video import VideoInfo, VideoReader
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright picture
@@ -67,26 +68,29 @@ def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
 
 
 def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
-    """The union of all joints that an annotation pickle (as tools/pose/extract_poses.py writes it) has for a video.
+    """The union of the boxes that packing would store with a video's annotation in a pickle, as extract_poses.py writes it.
 
     Raises:
-        UserError: no such file, or it has no or several annotations of a video of that name.
+        UserError: no such file, or it has no or several annotations of a video of that name, or one without joints.
     """
     entries = [
         entry for entry in load_pickle(poses)["annotations"]
-        if Path(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))).name == video.stem
+        if isinstance(entry, dict)
+        and Path(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))).name == video.stem
     ]
     if len(entries) != 1:
         raise UserError(
             f"{poses}: has {len(entries)} annotations of {video.stem}, expected one; run tools/pose/extract_poses.py"
         )
-    pose_MFVC = np.asarray(entries[0]["keypoint"], np.float32)[..., :2]
-    height, width = entries[0].get("img_shape") or (info.height, info.width)
-    box = joint_box(pose_MFVC * np.array([info.width / width, info.height / height], np.float32))
+    try:
+        pose = pose_of(entries[0])
+        people, _ = to_video_pixels(video.stem, pose, info, pose.pose_MTVC.shape[2])
+    except (UserError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{poses}: the annotation of {video.stem} cannot be used ({error})") from error
+    box = union_box(stored_boxes(people))
     if box is None:
         return Persons(None, f"nobody in {poses}")
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return Persons((x1, y1, x2, y2), f"the persons in {poses}")
+    return Persons(box, f"the persons in {poses}")
 
 
 def moving_region(video: Path, info: VideoInfo) -> Persons:

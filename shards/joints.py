@@ -1,30 +1,34 @@
 """Brings annotated joints and boxes into the pixels of the decoded video and marks what cannot be true as missing.
 
-M persons, T annotated frames, V joints.
+The one place that cleans joints, for packing and for `predict --poses`. M persons, T annotated frames, V joints.
 """
 
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.boxes import OUTSIDE_LIMIT
+from svdata2vec.shards.boxes import CROP_SCORES, OUTSIDE_LIMIT, counted_joints, person_boxes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
+
+FLOAT16_LIMIT = 65504.0
 
 
 def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> tuple[Pose, int]:
     """The pose in pixels of the upright decoded video, and how many joints are NaN, infinite or far outside it.
 
-    These become missing (zero). Raises UserError if an array has a wrong shape.
+    These become missing (zero): further outside than OUTSIDE_LIMIT of the longer side. Boxes end there, and scores that
+    are not finite become 0. Raises UserError if an array has a wrong shape.
     """
-    pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and so missing
+        pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
     if pose_MTVC.ndim != 4 or pose_MTVC.shape[2:] != (num_joints, 2):
         raise UserError(f"clip {key}: joints have shape {np.shape(pose.pose_MTVC)}, "
                         f"expected (persons, frames, {num_joints}, 2)")
     scale = np.array([info.width / (pose.width or info.width), info.height / (pose.height or info.height)], np.float32)
-    pose_MTVC *= scale
-    bad_MTV = ~np.isfinite(pose_MTVC).all(axis=-1)
     limit = OUTSIDE_LIMIT * max(info.width, info.height)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        pose_MTVC *= scale
+        bad_MTV = ~np.isfinite(pose_MTVC).all(axis=-1)
         low, high = -limit, np.array([info.width, info.height]) + limit
         bad_MTV |= ((pose_MTVC < low) | (pose_MTVC > high)).any(axis=-1)
     pose_MTVC[bad_MTV] = 0.0
@@ -33,10 +37,22 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     return Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height), int(bad_MTV.sum())
 
 
+def stored_boxes(pose: Pose) -> np.ndarray:
+    """float32 (T, 4): the boxes of the annotation, else around the joints of each frame whose scores count for a crop.
+
+    `pose`: cleaned, with the size of its picture.
+    """
+    if pose.box_T4 is not None:
+        return pose.box_T4
+    assert pose.width is not None and pose.height is not None
+    return person_boxes(counted_joints(pose.pose_MTVC, pose.score_MTV, CROP_SCORES, pose.width, pose.height))
+
+
 def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if np.shape(score_MTV) != shape:
         raise UserError(f"clip {key}: joint scores have shape {np.shape(score_MTV)}, expected {shape}")
-    return np.nan_to_num(np.asarray(score_MTV, np.float32), posinf=0.0, neginf=0.0).astype(np.float16)
+    finite_MTV = np.nan_to_num(np.asarray(score_MTV, np.float32), posinf=0.0, neginf=0.0)
+    return np.clip(finite_MTV, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
 
 
 def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames: int) -> np.ndarray:
