@@ -1,7 +1,7 @@
 """Reads the annotation pickle of pyskl and mmaction2; `read_pyskl` explains its format. M persons, T frames, V joints."""
 
+import io
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,29 +12,10 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
 from svdata2vec.shards.readers.media import VideoFolder, without_extension
+from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.video import open_bytes
 
 logger = logging.getLogger(__name__)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain Python values and nothing that could run code."""
-
-    _ALLOWED = frozenset({
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer"),
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-        ("collections", "OrderedDict"), ("collections", "defaultdict"),
-    })
-    _BUILTINS = frozenset({"dict", "list", "set", "tuple", "int", "float", "str"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED or (module == "builtins" and name in self._BUILTINS):
-            return super().find_class(module, name)
-        if module == "numpy.dtypes" and name.endswith("DType"):
-            return super().find_class(module, name)
-        raise UserError(f"the pickle wants {module}.{name}; expected NumPy arrays and plain values only")
 
 
 def load_pickle(path: str | Path) -> dict[str, Any]:
@@ -43,19 +24,24 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; expected the annotation pickle")
     try:
         with open_bytes(path) as file:
-            content = _PlainUnpickler(file).load()
+            content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: not a readable pickle ({error})") from error
     if isinstance(content, list):
         raise UserError(f"{path}: holds a list of annotations; expected {{'split': {{name: [frame_dir]}}, "
                         "'annotations': [...]}: add the splits")
     if not isinstance(content, dict) or not {"split", "annotations"} <= set(content):
         raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations'")
-    if not content["annotations"]:
+    annotations, split = content["annotations"], content["split"]
+    if not isinstance(annotations, list) or not all(isinstance(entry, dict) for entry in annotations):
+        raise UserError(f"{path}: 'annotations' is not a list of dictionaries, one per clip")
+    if not annotations:
         raise UserError(f"{path}: 'annotations' is empty")
-    return content
+    if not isinstance(split, dict) or not all(isinstance(names, list | tuple | set | np.ndarray) for names in split.values()):
+        raise UserError(f"{path}: 'split' is not a dictionary of lists with the names of clips")
+    plain = [{name: np.asarray(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
+             for entry in annotations]
+    return content | {"annotations": plain}
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
@@ -102,7 +88,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
     for entry in annotations:
         try:
             clips.append(clip_of(entry, field, folder))
-        except UserError as error:
+        except (ValueError, TypeError, OverflowError) as error:  # UserError, or a field of another kind
             skipped.append(Skipped(_key_of(entry, field), str(error), str(pickle_path)))
     keys = {split: [_split_key(entry) for entry in names] for split, names in content["split"].items()}
     stem = name or PurePosixPath(str(pickle_path)).stem
