@@ -66,6 +66,7 @@ class ClipFetcher:
             plan = make_plan(
                 sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
                 train=self.train, seed=self.seed, epoch=epoch, view=view, score_MFV=sample.score_MTV,
+                shows=self.shards.manifest.view,
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None

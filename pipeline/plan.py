@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_known, check_number, check_shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
-from svdata2vec.shards.boxes import CROP_SCORES, counted_joints, crop_square, joint_box, union_box
+from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window, spread_frames
+from svdata2vec.shards.boxes import (
+    CROP_SCORES,
+    Box,
+    View,
+    counted_joints,
+    crop_square,
+    joint_box,
+    picture_square,
+    union_box,
+)
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.sample import ClipMeta
@@ -37,7 +46,7 @@ class PlanConfig:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)    # width / height, log-uniform
     attempts: int = 10                              # then the centre square
     flip_probability: float = 0.5
-    frame_draw: Literal["fixed", "original"] = "fixed"  # evaluation: own generator | what the authors' code shows
+    frame_draw: Literal["fixed", "original", "centre"] = "fixed"  # evaluation: by the clip's name | authors' code | no draw
     frame_seed: int = 255                           # evaluation, "fixed"
     views: int = 1                                  # evaluation: frame draws per clip
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # training: beyond the method, off
@@ -55,7 +64,7 @@ class PlanConfig:
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UserError(f"aspect is {self.aspect}: expected 0 < smallest <= largest")
         check_known("crop", self.crop, ("joints", "boxes"))
-        check_known("frame_draw", self.frame_draw, ("fixed", "original"))
+        check_known("frame_draw", self.frame_draw, ("fixed", "original", "centre"))
         if self.frame_draw == "original" and self.views > 1:
             raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: set frame_draw to 'fixed'")
 
@@ -93,10 +102,12 @@ def make_plan(
     epoch: int,
     view: int = 0,
     score_MFV: NDArray[np.floating] | None = None,
+    shows: View = "persons",
 ) -> ClipPlan:
     """The plan of one clip: a pure function, in training of (seed, epoch, key), else of (frame_seed, meta.key, view).
 
     `pose_MFVC` are source pixels with (0, 0) = missing; `score_MFV` their scores, where there are any.
+    `shows`: what the set's clips show, `view` of its manifest; of whole pictures nothing is cut, whatever `config.crop` is.
     Evaluation: crop, resize; with frame_draw "original" number for number as the authors' code: its frames (drawn out of
     as many as the annotation has), its rule that any zero is missing, no look at scores. Raises ValueError for a clip
     without frames or with a pose of another length.
@@ -114,10 +125,15 @@ def make_plan(
     elif original:
         annotated = meta.pose_frames or meta.num_frames
         frames_T = draw_frames_original(config.num_frames, min(annotated, meta.num_frames))
+    elif config.frame_draw == "centre":
+        frames_T = spread_frames(config.num_frames, meta.num_frames, view, config.views)
     else:
         generator = keyed_generator("evaluate", config.frame_seed, meta.key, view)
         frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
-    crop = _crop(meta, pose_MFVC, score_MFV, box_F4, frames_T, config, original)
+    if shows == "picture":
+        crop: Box = picture_square(meta.width, meta.height)
+    else:
+        crop = _crop(meta, pose_MFVC, score_MFV, box_F4, frames_T, config, original)
     if not train:
         return ClipPlan(frames_T, affine.window_map(crop, config.size), False, config.size, each_coordinate=original)
     window = draw_resized_crop(generator, config.resized, config)

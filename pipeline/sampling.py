@@ -57,6 +57,19 @@ def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]
     return _draw(num_frames, clip_frames, lambda n: 0, lambda n, k: state.choice(n, k, replace=False), state.randint)
 
 
+def spread_frames(num_frames: int, clip_frames: int, view: int = 0, views: int = 1) -> NDArray[np.int64]:
+    """T frame numbers (int64) of an n-frame clip without a draw: the middle of each of T equal segments.
+
+    Several views see the middles of as many equal parts of each segment. n < T: T consecutive frames from the start (of
+    the view's part of the clip) on, modulo n.
+    """
+    if num_frames < 1 or clip_frames < 1:
+        raise ValueError(f"cannot take {num_frames} frames out of a clip of {clip_frames}: both must be at least 1")
+    if clip_frames < num_frames:
+        return (view * clip_frames // views + np.arange(num_frames, dtype=np.int64)) % clip_frames
+    return (2 * views * np.arange(num_frames, dtype=np.int64) + 2 * view + 1) * clip_frames // (2 * views * num_frames)
+
+
 def draw_temporal_window(
     generator: np.random.Generator, clip_frames: int, keep: tuple[float, float]
 ) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 
@@ -105,6 +106,12 @@ class DataSet:
     skipped: list[Skipped] = field(default_factory=list)
     published: dict[str, int] = field(default_factory=dict)
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def view(self) -> View:
+        """What its clips show: "picture" (all that the camera saw) where none of them has skeletons."""
+        with_skeletons = any(clip.pose_MTVC is not None or clip.pose_file is not None for clip in self.clips)
+        return "persons" if with_skeletons else "picture"
 
     def check(self) -> None:
         """Raise UserError on what would make wrong shards: bad or duplicate keys, labels or splits out of range."""

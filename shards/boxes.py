@@ -4,10 +4,13 @@ M persons, T frames, V joints, C coordinates (x, y first). A joint whose x and y
 Boxes are (x1, y1, x2, y2) in picture pixels.
 """
 
+from typing import Literal
+
 import numpy as np
 
 Box = tuple[float, float, float, float]
 IntBox = tuple[int, int, int, int]
+View = Literal["persons", "picture"]  # what the clips of a set show: their persons, or all that the camera saw
 
 MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
 PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all frames by at most 11 % of its side
@@ -94,6 +97,13 @@ def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) 
     half = max((x2 - x1) / two * grown, (y2 - y1) / two * grown)
     center_x, center_y = (x1 + x2) / two, (y1 + y2) / two
     return int(center_x - half), int(center_y - half), int(center_x + half), int(center_y + half)
+
+
+def picture_square(width: int, height: int) -> Box:
+    """The smallest square around the whole picture, with its centre: nothing is lost, its shape stays, the rest is black."""
+    side = max(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def packed_square(box: Box | None, width: int, height: int, size: int, padding: float = 0.1) -> tuple[int, int, int]:

@@ -71,9 +71,10 @@ def test_without_a_box_the_whole_picture_is_seen(video: Path) -> None:
     clip = read_clip(video, DATA)
     assert clip.num_frames == 15 and (clip.info.width, clip.info.height) == (WIDTH, HEIGHT)
     for seen, number in zip(clip.frames_TSS3, clip.plan.frames_T.tolist(), strict=True):
-        expected = cv2.resize(frame_picture(3, number), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-        inner = np.abs(seen.astype(float) - expected)[2:-2, 2:-2]
-        assert inner.mean() < 4, f"frame {number}"
+        black = round((WIDTH - HEIGHT) / 2 * SIZE / WIDTH)
+        expected = cv2.resize(frame_picture(3, number), (SIZE, SIZE - 2 * black), interpolation=cv2.INTER_LINEAR)
+        difference = np.abs(seen[black:-black].astype(float) - expected)[2:-2, 2:-2]
+        assert difference.mean() < 4 and seen[: black - 1].max() < 3 > seen[1 - black :].max(), f"frame {number}"
 
 
 def test_a_box_is_padded_made_square_and_black_outside(video: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> N
     result = predict(run, write_video(tmp_path / "short.mp4", 4), device="cpu")
     assert "the video has fewer: they repeat" in result["did"][1]
     result = predict(run, tmp_path / "short.mp4", whole_picture=True, device="cpu")
-    assert "the whole picture (looked for nobody; --box or --poses say where the persons are)" in result["did"][2]
+    assert "nothing: the whole picture, black beside it (looked for nobody)" in result["did"][2]
 
 
 def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:

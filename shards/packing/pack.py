@@ -160,7 +160,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
         codec_options={"quality": options.coded_quality, "gop": options.gop},
-        split_classes=dataset.split_classes, published=dataset.published,
+        split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
     _report(manifest, skipped)
     manifest.save(root)

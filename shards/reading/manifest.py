@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from svdata2vec import __version__
 from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 
@@ -65,7 +66,8 @@ class Manifest:
     `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
-    publication. `fingerprint`: sha256 of the packing's plan (`packing/plan.py`).
+    publication. `view`: what the clips show, "picture" for videos without skeletons. `fingerprint`: sha256 of the packing's
+    plan (`packing/plan.py`).
     """
 
     dataset: str
@@ -80,6 +82,7 @@ class Manifest:
     codec_options: dict[str, int] = field(default_factory=dict)
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
+    view: View = "persons"
     created_with: str = PROGRAM
 
     @property
@@ -125,10 +128,17 @@ class Manifest:
                 shards=tuple(ShardEntry(**entry) for entry in fields["shards"]),
                 fingerprint=fields["fingerprint"], codec_options=fields["codec_options"],
                 split_classes={name: tuple(names) for name, names in fields["split_classes"].items()},
-                published=fields["published"], created_with=fields["created_with"],
+                published=fields["published"], view=_view(fields.get("view", "persons")), created_with=fields["created_with"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: field missing or wrong: {error}; pack again") from error
+
+
+def _view(word: Any) -> View:
+    """Sets packed by 0.2.0 do not say; their clips are seen as they were."""
+    if word not in get_args(View):
+        raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
+    return cast(View, word)
 
 
 def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:

@@ -80,8 +80,9 @@ def run_embed(options: EmbedOptions) -> None:
 class PredictOptions:
     """Recognise the action in a video file (RGB alone).
 
-    The frames are sampled as in an evaluation. The clip is cropped around the box that is given, around the persons of a
-    file of poses, or else around what moves in the video, which takes a camera that stands still.
+    The frames are sampled as in an evaluation. A network that was trained on whole pictures sees the whole picture. For others
+    the clip is cropped around the box that is given, around the persons of a file of poses, or else around what moves in the
+    video, which takes a camera that stands still.
     """
 
     run: RunFolder

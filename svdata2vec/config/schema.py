@@ -61,8 +61,9 @@ class DataConfig:
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
     crop_scores: tuple[float, float] = CROP_SCORES
     """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
-    frame_draw: Literal["fixed", "original"] = "fixed"
-    """Frames of an evaluation: drawn once and for all by the clip's name, or number for number as the authors' code does."""
+    frame_draw: Literal["fixed", "original", "centre"] = "fixed"
+    """Frames of an evaluation: drawn once and for all by the clip's name, number for number as the authors' code does, or
+    without a draw the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: int = 2

@@ -13,7 +13,7 @@ from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import build_loader, open_data, require_joints
+from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -82,6 +82,7 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality, data.test_split)
+    warn_of_view(packed, data.test_split, card)
     if list(packed.split_classes(data.test_split)) != card["classes"]:
         raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
     with (

@@ -22,7 +22,7 @@ from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.data import build_loader, open_data, require_joints
+from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import write_atomically
@@ -84,7 +84,7 @@ class TrainedEncoder:
         Raises UserError for a file that is no video, and for a box that is empty or outside the picture.
         """
         persons = find_persons(Path(video), box, None, whole_picture=box is None)
-        frames_TSS3 = read_clip(Path(video), self.config.data, persons.box).frames_TSS3
+        frames_TSS3 = read_clip(Path(video), self.config.data, persons.box, self.card).frames_TSS3
         return self.features(torch.from_numpy(frames_TSS3)[None])[0]
 
 
@@ -142,6 +142,7 @@ def embed(
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality, split)
+    warn_of_view(packed, split, trained.card)
     with running(config.run) as runtime:
         with build_loader(packed, config, runtime, train=False, modality=trained.modality) as loader:
             features = extract(trained, loader, runtime)

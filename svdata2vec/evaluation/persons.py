@@ -40,8 +40,13 @@ class Persons:
     how: str
 
 
-def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture: bool) -> Persons:
-    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves."""
+def find_persons(
+    video: Path, box: Box | None, poses: Path | None, whole_picture: bool, trained_on_whole: bool = False
+) -> Persons:
+    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves.
+
+    A network that was trained on whole pictures sees them whole, unless a box or poses are given.
+    """
     if sum((box is not None, poses is not None, whole_picture)) > 1:
         raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
     if not video.is_file():
@@ -53,6 +58,8 @@ def find_persons(video: Path, box: Box | None, poses: Path | None, whole_picture
         return Persons(box, "the box that was given")
     if whole_picture:
         return Persons(None, "looked for nobody")
+    if poses is None and trained_on_whole:
+        return Persons(None, "as the network was trained")
     return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
 
 

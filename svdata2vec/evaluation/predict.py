@@ -16,6 +16,7 @@ from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import check_number
 from svdata2vec.reports.contact_sheet import to_png
+from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import write_atomically
@@ -49,8 +50,8 @@ def predict(
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
     check_number("--top", top, 1, LARGEST)
-    persons = find_persons(video, box, poses, whole_picture)
-    clip = read_clip(video, config.data, persons.box)
+    persons = find_persons(video, box, poses, whole_picture, shown_whole(card))
+    clip = read_clip(video, config.data, persons.box, card)
     where = pick_device(device)
     with torch.no_grad():
         logits_C = model.to(where)(torch.from_numpy(clip.frames_TSS3)[None].to(where), None)[0].float()
@@ -73,7 +74,7 @@ def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
     turned = f", turned by {info.rotation} degrees" if info.rotation else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
     if persons.box is None:
-        region = f"the whole picture ({persons.how}; --box or --poses say where the persons are)"
+        region = f"nothing: the whole picture, black beside it ({persons.how})"
     few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
     return [
         f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}",

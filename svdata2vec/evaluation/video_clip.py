@@ -3,8 +3,10 @@
 M persons, T sampled frames, F frames of the video, V joints, C coordinates, S side of the crop
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from svdata2vec.evaluation.persons import Box
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.pipeline.reference import resample
+from svdata2vec.shards.boxes import packed_square, packed_to_source
+from svdata2vec.shards.packing.clip import resize_square
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.video import VideoInfo, VideoReader
 
@@ -36,14 +40,16 @@ class Clip:
     info: VideoInfo
 
 
-def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
-    """Sample and crop a video file as evaluation does: fixed frames per file name, square crop, bilinear resize.
+def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mapping[str, Any] | None = None) -> Clip:
+    """Sample and crop a video file as evaluation does: its frames, square crop, bilinear resize.
 
     Args:
         video: any file that FFmpeg decodes; turned upright if it has a rotation flag.
-        data: gives the number of frames and the side of the crop.
+        data: gives the number of frames, how they are drawn (by the file's name), and the side of the crop.
         box: person box (x1, y1, x2, y2) in pixels of the upright picture; it is grown by a tenth, made square. None:
-            the whole picture.
+            the whole picture in a square, black beside it.
+        card: of the run, which says at what size the clips that it was trained on were stored: the video is reduced to
+            that size first, as packing does. None: straight from the source.
 
     Raises:
         UserError: the file cannot be decoded.
@@ -60,23 +66,33 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None) -> Clip:
         key=video.stem, label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
         packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
-    plan = make_plan(meta, nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0)
-    return Clip(_read_frames(video, plan), plan, num_frames, info)
+    plan = make_plan(
+        meta, nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, shows="picture" if box is None else "persons"
+    )
+    stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
+    square = packed_square(box, info.width, info.height, stored) if stored else _square(plan)
+    return Clip(_read_frames(video, plan, square, stored or square[2]), plan, num_frames, info)
 
 
-def _read_frames(video: Path, plan: ClipPlan) -> np.ndarray:
-    """(T, S, S, 3): the plan carried out; of the decoded pictures only the crop is converted to RGB."""
+def _square(plan: ClipPlan) -> tuple[int, int, int]:
+    """(x, y, side) of a square of whole pixels around the crop."""
     corners = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
     x, y = (int(v) for v in np.floor(corners[0]) - MARGIN_PX)
-    side = int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
-    output_to_square = plan.output_to_source.copy()
-    output_to_square[:, 2] -= (x, y)
+    return x, y, int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
+
+
+def _read_frames(video: Path, plan: ClipPlan, square: tuple[int, int, int], stored: int) -> np.ndarray:
+    """(T, S, S, 3): the plan carried out on a square (x, y, side) of the source, reduced to `stored` pixels.
+
+    Of the decoded pictures only the square is converted to RGB.
+    """
+    output_to_stored = affine.compose(affine.invert(packed_to_source(*square, stored)), plan.output_to_source)
     wanted = set(plan.frames_T.tolist())
     last, found = max(wanted), {}
     with VideoReader(video) as reader:
-        for number, square in enumerate(reader.crops(x, y, side)):
+        for number, picture in enumerate(reader.crops(*square)):
             if number in wanted:
-                found[number] = resample(square, output_to_square, plan.size)
+                found[number] = resample(resize_square(picture, stored), output_to_stored, plan.size)
             if number == last:
                 break
     return np.stack([found[number] for number in plan.frames_T.tolist()])

@@ -39,6 +39,7 @@ def model_card(
         train_clips: clips that were trained on, where they are a part of the split.
     """
     data = config.data
+    plan = data.plan()
     card: dict[str, Any] = {
         "kind": kind,
         "summary": SUMMARIES[kind],
@@ -48,7 +49,12 @@ def model_card(
         "preprocessing": {
             "num_frames": data.num_frames,
             "size": data.size,
+            "view": "persons" if shards is None else shards.manifest.view,
             "crop": data.crop,
+            "padding": plan.padding,
+            "stored_size": 0 if shards is None else shards.manifest.packed_size,
+            "frame_draw": data.frame_draw,
+            "frame_seed": plan.frame_seed,
             "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
@@ -83,6 +89,11 @@ def read_card(run: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{folder / 'model.json'}: {', '.join(missing)} missing; expected a file that svdata2vec wrote")
     return card
+
+
+def shown_whole(card: dict[str, Any]) -> bool:
+    """True if a run was trained on whole pictures, not on crops around persons."""
+    return card.get("preprocessing", {}).get("view") == "picture"
 
 
 def run_folder(run: Path) -> Path:

@@ -2,11 +2,13 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
@@ -80,8 +82,7 @@ def require_skeletons(shards: ShardSet, split: str) -> None:
     Over a network it gives up after some clips and lets the split pass.
     """
     rows = shards.rows(split)
-    pose_bytes = shards.index["size"][rows, shards.manifest.components.index("pose.npy")]
-    with_persons = rows[pose_bytes > EMPTY_NPY_BYTES]
+    with_persons = rows[_pose_bytes(shards, rows) > EMPTY_NPY_BYTES]
     looked_at = with_persons if shards.tars else with_persons[:REMOTE_CLIPS_LOOKED_AT]
     for row in looked_at:
         try:
@@ -95,6 +96,26 @@ def require_skeletons(shards: ShardSet, split: str) -> None:
         f"{shards.where}: split {split!r} has no skeletons, which pretraining and the modalities both and skeleton read; make "
         "them with tools/pose/extract_poses.py, or fine-tune with --modality rgb"
     )
+
+
+def _pose_bytes(shards: ShardSet, rows: np.ndarray) -> np.ndarray:
+    return shards.index["size"][rows, shards.manifest.components.index("pose.npy")]
+
+
+def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = None) -> None:
+    """Say in the log where clips are not seen as they should be.
+
+    Args:
+        split: that is read.
+        card: of the run that reads it; None: a run that begins.
+    """
+    view = shards.manifest.view
+    if view == "persons" and (_pose_bytes(shards, shards.rows(split)) <= EMPTY_NPY_BYTES).all():
+        log.warning("%s: split %r shows nobody, its whole pictures are squeezed into a square; pack the videos again with "
+                    "`svdata2vec shard folder` or `csv`, which keeps their shape", shards.where, split)
+    elif card is not None and shown_whole(card) != (view == "picture"):
+        seen = {True: "whole pictures", False: "crops around persons"}
+        log.warning("the run was trained on %s, %s holds %s", seen[shown_whole(card)], shards.where, seen[view == "picture"])
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import complete_card, evaluation_entry, model_card
-from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_skeletons, warn_of_shared_clips
+from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.published import load_encoder_weights, publish
 from svdata2vec.runs.runtime import Runtime, running
@@ -85,6 +85,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         num_joints = len(shards.manifest.layout.joints)
         rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)
         warn_of_shared_clips(shards, config.data.test_split, rows)
+        warn_of_view(shards, config.data.train_split)
         if config.modality != "rgb":
             require_skeletons(shards, config.data.train_split)
         loader_of = partial(build_loader, shards, config, runtime, modality=config.modality)
