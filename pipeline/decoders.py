@@ -10,11 +10,11 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import check_known
 
 DecoderName = Literal["dali", "reference"]
 DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")  # H.264 and HEVC it decodes on a GPU only

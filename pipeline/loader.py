@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from svdata2vec.pipeline.augment import check_known, check_number
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.decoders import DecoderName, check_device, make_decoder
@@ -24,6 +23,7 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import check_known, check_number
 from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1

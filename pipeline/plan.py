@@ -7,13 +7,13 @@ and to joints exactly. M persons, T sampled frames, F frames of the clip, V join
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, check_known, check_number, check_shares, draw_pixel_augment
+from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, Shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window, spread_frames
 from svdata2vec.shards.boxes import (
@@ -28,6 +28,7 @@ from svdata2vec.shards.boxes import (
 )
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
+from svdata2vec.shards.ranges import Count, Range, Seed, Share, check_fields
 from svdata2vec.shards.reading.sample import ClipMeta
 
 
@@ -35,36 +36,24 @@ from svdata2vec.shards.reading.sample import ClipMeta
 class PlanConfig:
     """What a clip looks like to the model. The defaults are the method's. Raises UserError that begins with a field's name."""
 
-    num_frames: int = 40                            # T
-    size: int = 224                                 # output picture, pixels
-    persons: int = 2                                # M: skeletons are cut or padded to it
+    num_frames: Count = 40                          # T
+    size: Count = 224                               # output picture, pixels
+    persons: Count = 2                              # M: skeletons are cut or padded to it
     crop: Literal["joints", "boxes"] = "joints"     # box of the sampled joints | stored person boxes (RGB-only mode)
-    crop_scores: tuple[float, float] = CROP_SCORES  # least score of a joint that counts: in the picture, outside it
-    padding: float = 0.1                            # of the box, around its centre
-    resize_ratio: float = 256 / 224                 # picture of the random-resized crop / output picture
-    area: tuple[float, float] = (0.56, 1.0)         # random-resized crop, share of the picture
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)    # width / height, log-uniform
-    attempts: int = 10                              # then the centre square
-    flip_probability: float = 0.5
+    crop_scores: tuple[Share, Share] = CROP_SCORES  # least score of a joint that counts: in the picture, outside it
+    padding: Annotated[float, Range(0, 1000)] = 0.1            # of the box, around its centre
+    resize_ratio: Annotated[float, Range(1, 1000)] = 256 / 224  # picture of the random-resized crop / output picture
+    area: Shares = (0.56, 1.0)                      # random-resized crop, share of the picture
+    aspect: Annotated[tuple[float, float], Range(0.001, 1000, rising=True)] = (3 / 4, 4 / 3)  # width / height, log-uniform
+    attempts: Annotated[int, Range(1, 10_000)] = 10            # then the centre square
+    flip_probability: Share = 0.5
     frame_draw: Literal["fixed", "original", "centre"] = "fixed"  # evaluation: by the clip's name | authors' code | no draw
-    frame_seed: int = 255                           # evaluation, "fixed"
-    views: int = 1                                  # evaluation: frame draws per clip
+    frame_seed: Seed = 255                          # evaluation, "fixed"
+    views: Count = 1                                # evaluation: frame draws per clip
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # training: beyond the method, off
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "persons", "attempts", "views"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        check_number("resize_ratio", self.resize_ratio, 1)
-        check_number("padding", self.padding, 0)
-        check_number("flip_probability", self.flip_probability, 0, 1)
-        for least in self.crop_scores:
-            check_number("crop_scores", least, 0, 1)
-        check_shares("area", self.area)
-        self.augment.check()
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise UserError(f"aspect is {self.aspect}: expected 0 < smallest <= largest")
-        check_known("crop", self.crop, ("joints", "boxes"))
-        check_known("frame_draw", self.frame_draw, ("fixed", "original", "centre"))
+        check_fields(self)
         if self.frame_draw == "original" and self.views > 1:
             raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: set frame_draw to 'fixed'")
 

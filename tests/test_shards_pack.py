@@ -153,12 +153,12 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"codec": "av1"}, "unknown codec 'av1': expected one of jpeg, vp9, h264, hevc, mjpeg, copy"),
-    ({"size": 100}, "size 100: expected a multiple of 32"),
-    ({"quality": 0}, r"quality 0: expected 1\.\.100 for codec jpeg"),
-    ({"codec": "vp9", "quality": 90}, r"quality 90: expected 0\.\.63 for codec vp9"),
-    ({"clips_per_shard": 0}, "clips_per_shard 0: expected 1 or more"),
-    ({"workers": -1}, "workers -1: expected 0 or more"),
+    ({"codec": "av1"}, "codec is 'av1': expected 'jpeg' or 'vp9' or 'h264' or 'hevc' or 'mjpeg' or 'copy'"),
+    ({"size": 100}, "size is 100: expected a multiple of 32"),
+    ({"quality": 0}, "quality for codec jpeg is 0: expected a number from 1 to 100"),
+    ({"codec": "vp9", "quality": 90}, "quality for codec vp9 is 90: expected a number from 0 to 63"),
+    ({"clips_per_shard": 0}, "clips_per_shard is 0: expected a whole number from 1 to"),
+    ({"workers": 0}, "workers is 0: expected a whole number from 1 to"),
 ])
 def test_options_are_checked(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -239,7 +239,7 @@ def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path)
     ("words", "message"),
     [
         (["nope"], "unknown preset 'nope'"),
-        (["demo", "--processes", "0"], "--processes is 0: expected a number from 1 to"),
+        (["demo", "--processes", "0"], "--processes is 0: expected a whole number from 1 to"),
         (["demo", "--steps", "0"], "steps is 0"),
         (["demo", "--optim.accumulate", "2"], "optim.accumulate"),
         (["demo", "--data.shards", "nowhere"], "`bash tools/demo.sh` makes the demo's shards"),

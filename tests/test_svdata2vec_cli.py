@@ -69,19 +69,19 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("bench scale demo --processes 1 two", "--processes is '1 two'; expected [INT [INT ...]]"),
         ("pretrain demo --run.device gpu", "--run.device is 'gpu'; expected one of auto, cpu, cuda"),
         # a value that the options' own checks refuse
-        ("pretrain demo --data.size 100", "--data.size is 100; the video encoder halves the picture five times"),
+        ("pretrain demo --data.size 100", "--data.size is 100: expected a multiple of 32 from 32 to 4096"),
         ("pretrain demo --mask.video-ratio 0.99", "--mask.video-ratio 0.99 keeps none of --data.num-frames 16 frames"),
         ("pretrain demo --target.top-layers 9", "--target.top-layers is 9, --model.depth is 4: expected 1 to --model.depth"),
-        ("pretrain demo --model.stem-width 8", "--model.stem-width is 8; expected a multiple of 16"),
+        ("pretrain demo --model.stem-width 8", "--model.stem-width is 8: expected a multiple of 16 from 16 to 4096"),
         ("finetune demo --label-fraction 0", "finetune: --label-fraction is 0.0: expected a number from 1e-15 to 1"),
         ("pretrain demo --run.device cuda", "device is cuda, but PyTorch finds no NVIDIA GPU here"),
         ("pretrain demo --optim.lr inf", "--optim.lr is inf: expected a number from 1e-15 to 1000"),
         ("finetune demo --head.dropout nan", "--head.dropout is nan: expected a number from 0 to 0.999"),
         ("pretrain demo --optim.betas 0.9 3", "--optim.betas is 3.0: expected a number from 0 to 0.999999999999999"),
-        ("verify shards --workers 0", "svdata2vec verify: --workers is 0: expected a number from 1 to 10000"),
-        ("inspect shards --split all --clips 0", "inspect: --clips is 0: expected a number from 1 to"),
+        ("verify shards --workers 0", "svdata2vec verify: --workers is 0: expected a whole number from 1 to 10000"),
+        ("inspect shards --split all --clips 0", "inspect: --clips is 0: expected a whole number from 1 to"),
         ("embed run --split all --out a.npy --batch-size 0", "svdata2vec embed: --batch-size is 0: expected"),
-        ("convert a out --size 33", "svdata2vec convert: --size is 33; the video encoder"),
+        ("convert a out --size 33", "svdata2vec convert: --size is 33: expected a multiple of 32"),
         ("convert a out --coordinates 0", "svdata2vec convert: --coordinates is 0: expected"),
         ("probe demo --temperature nan", "probe: --temperature is nan: expected a number from 0.01 to 1000"),
         # the option that is named is the one that is wrong
@@ -238,7 +238,7 @@ def test_every_option_of_every_command_is_explained() -> None:
 def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     page = " ".join(help_of(capsys, "svdata2vec pretrain ntu60-xsub").replace("│", " ").split())
     assert "Learning rate at the end of the run. (default: 0.0005)" in page
-    assert "Side of the square crop that the model sees, in pixels. (default: 224)" in page
+    assert "in pixels, a multiple of 32: the encoder halves the picture five times. (default: 224)" in page
     page = help_of(capsys, "svdata2vec predict")
     assert page.startswith("usage: svdata2vec predict [-h] [OPTIONS] RUN VIDEO\n") and "(default: None)" in page
 

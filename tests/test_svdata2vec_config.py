@@ -138,7 +138,7 @@ def test_a_wrong_type_anywhere_is_refused(config: Any) -> None:
         ("run.out", 3, "run.out is 3; expected a path"),
         ("data.shards", None, "data.shards is null; expected a string"),
         ("data", [], "data is []; expected an object with the settings shards, "),
-        ("data.size", 33, "data.size is 33; the video encoder"),
+        ("data.size", 33, "data.size is 33: expected a multiple of 32"),
         ("data.colour", 1, "unknown names data.colour; DataConfig has "),
     ],
 )
@@ -179,9 +179,9 @@ def test_a_torn_configuration_is_named(tmp_path: Path) -> None:
 
 def test_settings_check_themselves() -> None:
     for config, name, value, message in (
-        (PRETRAIN["demo"](), "run.epochs", 0, "run.epochs is 0: expected a number from 1 to 1000000000"),
+        (PRETRAIN["demo"](), "run.epochs", 0, "run.epochs is 0: expected a whole number from 1 to 1000000000"),
         (FINETUNE["demo"](), "label_fraction", 1.5, "label_fraction is 1.5: expected a number from 1e-15 to 1"),
-        (PROBE["demo"](), "neighbours", 0, "neighbours is 0: expected a number from 1 to 1000000000"),
+        (PROBE["demo"](), "neighbours", 0, "neighbours is 0: expected a whole number from 1 to 1000000000"),
     ):
         with pytest.raises(UserError, match=message):
             from_dict(type(config), changed(config, name, value), "x.json")

@@ -167,7 +167,7 @@ def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"is empty, outside the {WIDTH}x{HEIGHT} picture of .*clip.mp4, or far larger"):
             predict(run, video, box=box, device="cpu")
     for top in (0, 10**30):
-        with pytest.raises(UserError, match=f"--top is {top}: expected a number from 1 to"):
+        with pytest.raises(UserError, match=f"--top is {top}: expected a whole number from 1 to"):
             predict(run, video, top=top, device="cpu")
     with pytest.raises(UserError, match=r"none\.mp4: no such file"):
         predict(run, tmp_path / "none.mp4", device="cpu")

@@ -2,9 +2,10 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA
+from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
 
 
 @dataclass(frozen=True)
@@ -13,21 +14,21 @@ class PackOptions:
 
     codec: str = "jpeg"
     """Encoding of the pictures: jpeg (random access, the default), vp9, h264, hevc, mjpeg, or copy (original stream)."""
-    quality: int | None = None
+    quality: Annotated[int, Range(0, 100)] | None = None
     """JPEG quality, CRF, or qscale (mjpeg); None = the codec's own default."""
     chroma: str = "444"
     """Colour resolution of JPEGs: 444, or 420 for smaller files (video codecs always have 420)."""
-    gop: int = 0
+    gop: Annotated[int, Range(0, 10**6)] = 0
     """Frames between two key frames of a video codec; 0 = one key frame per clip."""
-    size: int = 320
+    size: Annotated[int, Range(32, 4096, multiple=32)] = 320
     """Side of the stored square, in pixels; a multiple of 32."""
-    clips_per_shard: int = 128
+    clips_per_shard: Count = 128
     """Clips in one tar."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order in which clips are packed."""
-    pose_slack: int = 2
+    pose_slack: Annotated[int, Range(0)] = 2
     """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that decode and encode on this machine."""
     cluster: str | None = None
     """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
@@ -35,20 +36,12 @@ class PackOptions:
     """Go on with an unfinished folder; a finished one of the same data and options is kept."""
 
     def __post_init__(self) -> None:
-        if self.codec not in CODEC_QUALITY:
-            raise UserError(f"unknown codec {self.codec!r}: expected one of {', '.join(CODEC_QUALITY)}")
-        if self.size % 32 or not 32 <= self.size <= 4096:
-            raise UserError(f"size {self.size}: expected a multiple of 32 between 32 and 4096")
-        if self.chroma not in JPEG_CHROMA:
-            raise UserError(f"chroma {self.chroma!r}: expected one of {', '.join(JPEG_CHROMA)}")
-        low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
-        if self.quality is not None and not low <= self.quality <= high:
-            raise UserError(f"quality {self.quality}: expected {low}..{high} for codec {self.codec}")
-        for name in ("gop", "pose_slack", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
-        if self.clips_per_shard < 1:
-            raise UserError(f"clips_per_shard {self.clips_per_shard}: expected 1 or more")
+        check_fields(self)
+        check_known("codec", self.codec, [*CODEC_QUALITY])
+        check_known("chroma", self.chroma, [*JPEG_CHROMA])
+        if self.quality is not None:
+            low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
+            check_number(f"quality for codec {self.codec}", self.quality, low, high)
 
     @property
     def coded_quality(self) -> int:

@@ -3,9 +3,12 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from svdata2vec.config.schema import ABOVE_0, LARGEST, PretrainConfig, check, check_ranges
+from svdata2vec.config.schema import PretrainConfig, check
+from svdata2vec.shards.ranges import Count, PositiveShare, Range, check_fields
+
+Seconds = Annotated[float, Range(0.01)]
 
 
 @dataclass(frozen=True)
@@ -14,14 +17,13 @@ class MeasuredConfig(PretrainConfig):
 
     out: Path | None = None
     """JSON file to write; None = only the table is printed."""
-    rounds: int = 3
+    rounds: Count = 3
     """Rounds of measurement; medians over rounds are reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         accumulate = self.optim.accumulate
         check(accumulate == 1, f"optim.accumulate is {accumulate}; a benchmark's step takes one batch, leave it at 1")
-        check_ranges(self, rounds=(1, LARGEST))
 
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
@@ -35,54 +37,40 @@ class BenchConfig(MeasuredConfig):
 
     out: Path | None = None
     """JSON file to write, with a chart (.png) and a page (.html) beside it; None = only the table is printed."""
-    rounds: int = 5
+    rounds: Count = 5
     """Rounds, in which the stages take turns; medians over rounds are reported."""
-    seconds: float = 2.0
+    seconds: Seconds = 2.0
     """Seconds per stage and round, warm-up not counted."""
     baseline: Literal["none", "original-style"] = "none"
     """Also measure, in the same run, training as the authors' code does it: all frames encoded, fp32, a wait in each step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, seconds=(0.01, LARGEST))
 
 
 @dataclass(frozen=True)
 class ScaleConfig(MeasuredConfig):
     """Measure more and more processes on this machine, each with the same batch. Nothing of the run itself is written."""
 
-    processes: tuple[int, ...] = ()
+    processes: Annotated[tuple[int, ...], Range(1, 10_000)] = ()
     """Numbers of processes to measure; none = 1, 2, 4 ... up to the GPUs of this machine (1, 2 and 4 on a CPU)."""
-    steps: int = 20
+    steps: Count = 20
     """Training steps timed per number of processes; an epoch that has begun is finished, so it may be more."""
-    warm_up: int = 3
+    warm_up: Annotated[int, Range(0)] = 3
     """Training steps before them, not timed."""
-    rounds: int = 3
+    rounds: Count = 3
     """Rounds in which steps with and without the exchange of gradients take turns."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, processes=(1, 10_000), steps=(1, LARGEST), warm_up=(0, LARGEST))
 
 
 @dataclass(frozen=True)
 class BatchConfig(MeasuredConfig):
     """Find the batch size that is fast enough, and the largest that fits. Nothing of the run itself is written."""
 
-    memory_share: float = 0.9
+    memory_share: PositiveShare = 0.9
     """Share of the free memory (of the GPU; of the machine on a CPU) that a training step may take."""
-    memory_limit_gib: float = 0.0
+    memory_limit_gib: Annotated[float, Range(0)] = 0.0
     """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
-    largest: int = 4096
+    largest: Count = 4096
     """Largest batch size to try, in clips."""
-    seconds: float = 1.0
+    seconds: Seconds = 1.0
     """Seconds per size and round, at least one step; warm-up not counted."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(
-            self, memory_share=(ABOVE_0, 1), memory_limit_gib=(0, LARGEST), largest=(1, LARGEST), seconds=(0.01, LARGEST)
-        )
 
 
 @dataclass(frozen=True)
@@ -93,14 +81,14 @@ class DataBenchOptions:
     """JSON file to write, with a chart (.png) beside it; None = only the table is printed."""
     folder: Path = Path(tempfile.gettempdir()) / "svdata2vec-bench-data"
     """Folder where the source clips and shards are made, and found again."""
-    sources: int = 12
+    sources: Annotated[int, Range(4)] = 12
     """Source clips to make, at least a batch of four."""
-    clips: int = 40
+    clips: Count = 40
     """Clips timed per method and round."""
-    rounds: int = 3
+    rounds: Count = 3
     """Rounds, in which the methods take turns; medians are reported."""
     method: str | None = None
     """Time this method alone, in this process, and print JSON; None = all of them."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, sources=(4, LARGEST), clips=(1, LARGEST), rounds=(1, LARGEST))
+        check_fields(self)

@@ -10,6 +10,7 @@ import tyro
 from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, ScaleConfig
 from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.shards.ranges import check_fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class CompareOptions:
     """The other record."""
     out: Path | None = None
     """HTML page to write, with the charts of both; None = only the table is printed."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def _compare(options: CompareOptions) -> None:

@@ -12,9 +12,10 @@ import tyro
 
 from svdata2vec.cli.options import Command, Group
 from svdata2vec.cli.progress import shown_progress
-from svdata2vec.config.schema import LARGEST, LARGEST_SIZE, check_ranges
+from svdata2vec.config.schema import LARGEST_SIZE, Frames
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.ranges import Count, Range, check_fields
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
 
 
@@ -34,7 +35,8 @@ def _shard_options(kind: str) -> type:
     ]
     place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write the shards to.")]
     packing = ("pack", tyro.conf.OmitArgPrefixes[PackOptions], field(default_factory=PackOptions))
-    made = make_dataclass("Shard", [("out", place), *sorted(reader, key=len), packing])  # those with a default come last
+    options = [("out", place), *sorted(reader, key=len), packing]  # those with a default come last
+    made = make_dataclass("Shard", options, namespace={"__post_init__": check_fields})
     made.__doc__ = f"{SOURCES[kind].about}.\n\n{inspect.getdoc(SOURCES[kind].read)}"  # its Args explain the options
     return made
 
@@ -53,11 +55,11 @@ class VerifyOptions:
     """Folder of the shards."""
     decode: bool = True
     """Decode every clip (the hashes cover its bytes either way)."""
-    workers: int = os.cpu_count() or 1
+    workers: Annotated[int, Range(1, 10_000)] = os.cpu_count() or 1
     """Processes that check."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, workers=(1, 10_000))
+        check_fields(self)
 
 
 def run_verify(options: VerifyOptions) -> None:
@@ -89,15 +91,15 @@ class InspectOptions:
     """Names of clips to show instead of some of each class."""
     train: bool = True
     """Show training crops (random crop and flip) instead of evaluation crops."""
-    num_frames: int = 40
+    num_frames: Frames = 40
     """Frames sampled from a clip."""
-    size: int = 224
+    size: Annotated[int, Range(1, LARGEST_SIZE)] = 224
     """Side of the crop, in pixels."""
-    clips: int = 4
+    clips: Count = 4
     """Clips per class."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, num_frames=(1, 10_000), size=(1, LARGEST_SIZE), clips=(1, LARGEST))
+        check_fields(self)
 
 
 def run_inspect(options: InspectOptions) -> None:

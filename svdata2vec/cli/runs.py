@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import tyro
 
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import LARGEST, Device, Modality, check_ranges, check_size
+from svdata2vec.config.schema import Device, Heads, Modality, Side
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Count, Range, check_fields, check_number
+
+LARGEST_SIDE = 10**6  # of a picture, in pixels
 
 # The folder of a run as the first word after the command.
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -39,6 +42,9 @@ class EvaluateOptions:
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def run_evaluate(options: EvaluateOptions) -> None:
     from svdata2vec.evaluation.evaluate import evaluate_run
@@ -60,13 +66,13 @@ class EmbedOptions:
     """Folder of shards, or its URL; None = the run's own."""
     modality: Modality | None = None
     """What the encoder sees; None = rgb after pretraining, else what the classifier sees."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Clips per process and forward pass."""
     device: Device = "auto"
     """Where the encoder runs; auto = the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, batch_size=(1, LARGEST))
+        check_fields(self)
 
 
 def run_embed(options: EmbedOptions) -> None:
@@ -95,12 +101,16 @@ class PredictOptions:
     """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
     whole_picture: bool = False
     """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
-    top: int = 5
+    top: Count = 5
     """Classes to name."""
     picture: Path | None = None
     """PNG file to write, with the sampled frames and the top classes."""
     device: Device = "auto"
     """Where the network runs; auto = the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        parse_box(self.box)
 
 
 def run_predict(options: PredictOptions) -> None:
@@ -122,6 +132,8 @@ def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--box is {text!r}; expected four numbers x1,y1,x2,y2 in pixels") from None
+    for number in (x1, y1, x2, y2):
+        check_number("--box", number, -LARGEST_SIDE, LARGEST_SIDE)
     return x1, y1, x2, y2
 
 
@@ -137,13 +149,13 @@ class ConvertOptions:
     """File of the authors' code: {'model': ...} or a bare state dict. No code stored in it is run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to make."""
-    heads: int | None = None
+    heads: Heads | None = None
     """Attention heads (no shape tells them); None = as many as the file says, else the paper's 8."""
-    coordinates: int = 2
+    coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint."""
     modality: Modality | None = None
     """What a classifier sees; None = all that it has an embedding for."""
-    size: int = 224
+    size: Side = 224
     """Side of the crop that the network was trained on, in pixels."""
     shards: str | None = None
     """Packed data set to take the class names from; None = classes are called by their numbers."""
@@ -151,8 +163,7 @@ class ConvertOptions:
     """Split of it to evaluate on."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, heads=(1, 65_536), coordinates=(1, 1000))
-        check_size("size", self.size)
+        check_fields(self)
 
 
 def run_convert(options: ConvertOptions) -> None:
@@ -173,6 +184,9 @@ class ExportOptions:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """File to write: .pt2 (torch.export) or .onnx (needs the extra `export`); its card lies beside it as OUT.json."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def run_export(options: ExportOptions) -> None:
     from svdata2vec.evaluation.export import export
@@ -190,6 +204,9 @@ class ReportOptions:
     """Folders of the runs, one or more."""
     out: Path = Path("report.html")
     """File to write."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run_report(options: ReportOptions) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from svdata2vec.config.presets import FINETUNE
-from svdata2vec.config.schema import ABOVE_0, LARGEST, LARGEST_SEED, DataConfig, Device, Modality, RunConfig, check_ranges
+from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig
+from svdata2vec.shards.ranges import Count, PositiveShare, Range, Seed, check_fields
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,25 @@ class ProbeConfig:
     """Folder of the results."""
     modality: Modality = "rgb"
     """What the encoder sees."""
-    label_fraction: float = 1.0
+    label_fraction: PositiveShare = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
-    weight_decay: float = 1e-3
+    weight_decay: Annotated[float, Range(0)] = 1e-3
     """Weight of half the squared norm of the linear probe's weights (on features of unit variance)."""
-    iterations: int = 200
+    iterations: Count = 200
     """Most L-BFGS iterations of the linear probe; it is convex and stops when it is at its minimum."""
-    neighbours: int = 20
+    neighbours: Count = 20
     """Neighbours that vote on a clip."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(0.01, 1000)] = 0.07
     """A neighbour's vote is exp(cosine / temperature)."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Clips per process and forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the share of labels."""
     device: Device = "auto"
     """Where the encoder runs; auto = the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, label_fraction=(ABOVE_0, 1), weight_decay=(0, LARGEST), iterations=(1, LARGEST), neighbours=(1, LARGEST),
-            temperature=(0.01, 1000), batch_size=(1, LARGEST), seed=(0, LARGEST_SEED),
-        )
+        check_fields(self)
 
     @property
     def run(self) -> RunConfig:

@@ -6,41 +6,42 @@ are made and are written as JSON beside every checkpoint.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from svdata2vec.pipeline.augment import AugmentConfig, check_number
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.boxes import CROP_SCORES
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import (
+    ABOVE_0,
+    LARGEST,
+    Count,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    check_fields,
+    check_number,
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
-LARGEST = 10**9  # of a setting that has no limit of its own
-ABOVE_0 = 1e-15  # smallest value of a setting that must not be 0
-LARGEST_SEED = 2**63 - 1
 LARGEST_SIZE = 4096  # of a crop's side, in pixels
+
+Blocks = Annotated[int, Range(1, 1000)]
+Epochs = Annotated[float, Range(0, LARGEST)]
+Frames = Annotated[int, Range(1, 10_000)]
+Heads = Annotated[int, Range(1, 65_536)]
+Side = Annotated[int, Range(32, LARGEST_SIZE, multiple=32)]  # the video encoder halves the picture five times
+BelowOne = Annotated[float, Range(0, 0.999)]
 
 
 def check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
-
-
-def check_ranges(config: Any, section: str = "", **ranges: tuple[float, float]) -> None:
-    """UserError unless each of these settings, or every number in it, is finite and within its bounds; None is left out."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            check_number(f"{section}{name}", number, low, high)
-
-
-def check_size(name: str, size: int) -> None:
-    """UserError unless the video encoder takes pictures of this side."""
-    check_number(name, size, 32, LARGEST_SIZE)
-    check(size % 32 == 0, f"{name} is {size}; the video encoder halves the picture five times, take a multiple of 32")
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,24 @@ class DataConfig:
     """Split to train on, as named in the shards' manifest."""
     test_split: str = "xsub_val"
     """Split to evaluate on."""
-    num_frames: int = 40
+    num_frames: Frames = 40
     """Frames sampled from a clip (T)."""
-    size: int = 224
-    """Side of the square crop that the model sees, in pixels."""
+    size: Side = 224
+    """Side of the square crop that the model sees, in pixels, a multiple of 32: the encoder halves the picture five times."""
     crop: Literal["joints", "boxes"] = "joints"
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
-    crop_scores: tuple[float, float] = CROP_SCORES
+    crop_scores: tuple[Share, Share] = CROP_SCORES
     """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
     frame_draw: Literal["fixed", "original", "centre"] = "fixed"
     """Frames of an evaluation: drawn once and for all by the clip's name, number for number as the authors' code does, or
     without a draw the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
-    threads: int = 2
+    threads: Annotated[int, Range(1, 1000)] = 2
     """Decoding threads per process."""
-    prefetch: int = 2
+    prefetch: Annotated[int, Range(1, 1000)] = 2
     """Batches prepared ahead of the training step."""
-    views: int = 1
+    views: Annotated[int, Range(1, 1000)] = 1
     """Frame draws per clip of an evaluation, whose scores are averaged."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Training augmentation beyond the paper's."""
@@ -78,15 +79,11 @@ class DataConfig:
     """Compare every tar with the manifest's hash when it is first read (local shards)."""
     remote_fetch: Literal["clips", "shards"] = "clips"
     """Of shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
-    remote_cache_gb: float = 32.0
+    remote_cache_gb: Annotated[float, Range(ABOVE_0)] = 32.0
     """What the cache of shards behind a URL may take on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "data.", num_frames=(1, 10_000), threads=(1, 1000), prefetch=(1, 1000), views=(1, 1000),
-            remote_cache_gb=(ABOVE_0, LARGEST),
-        )
-        check_size("data.size", self.size)
+        check_fields(self, "data.")
         self.plan(views=self.views)
 
     def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
@@ -104,21 +101,22 @@ class DataConfig:
 class ModelConfig:
     """Widths and depths of the networks (svdata2vec/README.md, "Networks")."""
 
-    width: int = 256
+    width: Annotated[int, Range(1, 65_536)] = 256
     """Token width (D)."""
-    depth: int = 8
+    depth: Blocks = 8
     """Encoder blocks (L)."""
-    decoder_depth: int = 3
+    decoder_depth: Annotated[int, Range(0, 1000)] = 3
     """Decoder blocks."""
-    heads: int = 8
+    heads: Heads = 8
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(ABOVE_0, 1000)] = 4.0
     """Hidden width of the MLP, in token widths."""
-    stem_width: int = 64
+    # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
+    stem_width: Annotated[int, Range(16, 4096, multiple=16)] = 64
     """Channels of the first stage of the video encoder, a multiple of 16; later stages have 2, 4 and 8 times as many."""
-    persons: int = 2
+    persons: Annotated[int, Range(1, 1000)] = 2
     """Persons per clip: more are cut, fewer are filled with zeros (M)."""
-    coordinates: int = 2
+    coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint (C)."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
@@ -129,38 +127,32 @@ class ModelConfig:
     makes a step faster; launched one by one it is slower."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "model.", width=(1, 65_536), depth=(1, 1000), decoder_depth=(0, 1000), heads=(1, 65_536), persons=(1, 1000),
-            coordinates=(1, 1000),
-        )
-        check_ranges(self, "model.", mlp_ratio=(1 / self.width, 1000))  # at least one hidden channel
+        check_fields(self, "model.")
+        check_number("model.mlp_ratio", self.mlp_ratio, 1 / self.width)  # at least one hidden channel
         check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
         )
-        # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
-        stem = self.stem_width
-        check(stem % 16 == 0 and 0 < stem <= 4096, f"model.stem_width is {stem}; expected a multiple of 16, up to 4096")
 
 
 @dataclass(frozen=True)
 class MaskConfig:
     """What the student does not see (svdata2vec/README.md, "Masks")."""
 
-    video_ratio: float = 0.66
+    video_ratio: Share = 0.66
     """Share of the frames hidden from the student altogether."""
-    skeleton_ratio: float = 0.75
+    skeleton_ratio: Share = 0.75
     """Share of the kept frames that show their video without their skeleton."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "mask.", video_ratio=(0, 1), skeleton_ratio=(0, 1))
+        check_fields(self, "mask.")
 
 
 @dataclass(frozen=True)
 class TargetConfig:
     """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
 
-    top_layers: int = 8
+    top_layers: Blocks = 8
     """Number of top blocks whose outputs are averaged."""
     normalise_layer: Literal["instance", "layer", "batch", "none"] = "instance"
     """Normalisation of each layer's output: per clip and channel over time, per token, per channel over the batch, none."""
@@ -172,52 +164,49 @@ class TargetConfig:
     """What the teacher reads: all skeleton tokens, all video tokens, or the mean of both (the last two need
     encode=all_frames)."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "target.")
+
 
 @dataclass(frozen=True)
 class EmaConfig:
     """Decay of the teacher (svdata2vec/README.md, "Targets, loss and teacher")."""
 
-    start: float = 0.999
+    start: Share = 0.999
     """Decay at step 0."""
-    end: float = 0.99999
+    end: Share = 0.99999
     """Decay from `anneal_steps` on."""
-    anneal_steps: int = 50_000
+    anneal_steps: Count = 50_000
     """Optimizer steps of the linear way from `start` to `end`."""
     schedule: Literal["global", "original"] = "global"
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
     def __post_init__(self) -> None:
-        check(
-            0 <= self.start <= self.end <= 1,
-            f"ema.start {self.start} and ema.end {self.end}: expected 0 <= start <= end <= 1",
-        )
-        check_ranges(self, "ema.", anneal_steps=(1, LARGEST))
+        check_fields(self, "ema.")
+        check(self.start <= self.end, f"ema.start is {self.start}, ema.end is {self.end}: expected start <= end")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its schedule, per optimizer step: linear warm-up, then half a cosine (svdata2vec/README.md, "Training")."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, Range(ABOVE_0, 1000)] = 1e-3
     """Peak learning rate."""
-    min_lr: float = 5e-4
+    min_lr: Annotated[float, Range(0, 1000)] = 5e-4
     """Learning rate at the end of the run."""
-    warmup_epochs: float = 20.0
+    warmup_epochs: Epochs = 20.0
     """Epochs of linear warm-up from 0."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Range(0, 1 - ABOVE_0)] = (0.9, 0.95)
     """AdamW's averaging coefficients."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Weight decay (none on biases and other 1-D parameters)."""
-    clip_grad: float = 0.0
+    clip_grad: Annotated[float, Range(0)] = 0.0
     """Largest gradient norm; 0 = no clipping."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 10_000)] = 1
     """Batches whose gradients are summed for one optimizer step."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "optim.", lr=(ABOVE_0, 1000), min_lr=(0, 1000), warmup_epochs=(0, LARGEST), betas=(0, 1 - ABOVE_0),
-            weight_decay=(0, 1000), clip_grad=(0, LARGEST), accumulate=(1, 10_000),
-        )
+        check_fields(self, "optim.")
 
 
 @dataclass(frozen=True)
@@ -226,11 +215,11 @@ class RunConfig:
 
     out: Path = Path("runs/run")
     """Folder of the run: configuration, checkpoints, metrics, results."""
-    epochs: int = 400
+    epochs: Count = 400
     """Passes over the training split."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Clips per process and forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random: initialisation, order of clips, augmentation, masks."""
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
@@ -241,22 +230,19 @@ class RunConfig:
     """Compile the transformer blocks and the stages of the video encoder (torch.compile; needs a C++ compiler on a CPU)."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
-    log_every: int = 50
+    log_every: Count = 50
     """Optimizer steps between two lines of the log."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Count = 1000
     """Optimizer steps between two checkpoints (one is also written at the end)."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints that are kept."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run."""
-    max_bad_steps: int = 10
+    max_bad_steps: Count = 10
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "run.", epochs=(1, LARGEST), batch_size=(1, LARGEST), seed=(0, LARGEST_SEED), log_every=(1, LARGEST),
-            checkpoint_every=(1, LARGEST), keep_checkpoints=(1, LARGEST), max_bad_steps=(1, LARGEST),
-        )
+        check_fields(self, "run.")
 
 
 @dataclass(frozen=True)
@@ -278,6 +264,7 @@ class PretrainConfig:
     run, faster where the host is the limit."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ratio, frames = self.mask.video_ratio, self.data.num_frames
         check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
         check(
@@ -294,24 +281,21 @@ class PretrainConfig:
 class HeadConfig:
     """The classifier on top of the encoder and what regularises fine-tuning (svdata2vec/README.md, "Training")."""
 
-    hidden: int = 2048
+    hidden: Annotated[int, Range(1, 65_536)] = 2048
     """Width of the head's hidden layer."""
-    dropout: float = 0.3
+    dropout: BelowOne = 0.3
     """Dropout before the head."""
-    drop_path: float = 0.3
+    drop_path: BelowOne = 0.3
     """Stochastic depth of the last block (linear in depth from 0)."""
-    label_smoothing: float = 0.1
+    label_smoothing: BelowOne = 0.1
     """Label smoothing of the cross-entropy."""
-    layer_decay: float = 0.8
+    layer_decay: Share = 0.8
     """Factor on the learning rate from block to block, from the top down (1.0 = none; training from scratch uses 1.0)."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0, 1000)] = 0.0
     """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "head.", hidden=(1, 65_536), dropout=(0, 0.999), drop_path=(0, 0.999), label_smoothing=(0, 0.999),
-            layer_decay=(0, 1), mixup=(0, 1000),
-        )
+        check_fields(self, "head.")
 
 
 @dataclass(frozen=True)
@@ -330,10 +314,10 @@ class FinetuneConfig:
     """Folder of a finished run whose encoder to start from, as a rule a pretraining run; none = from scratch."""
     modality: Modality = "rgb"
     """What the classifier sees."""
-    label_fraction: float = 1.0
+    label_fraction: PositiveShare = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
-    eval_every: int = 0
+    eval_every: Annotated[int, Range(0)] = 0
     """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, label_fraction=(ABOVE_0, 1), eval_every=(0, LARGEST))
+        check_fields(self)

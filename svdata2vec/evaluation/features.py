@@ -18,7 +18,6 @@ from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import Box, find_persons
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
-from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
@@ -27,6 +26,7 @@ from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import check_known
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import cv2
 import numpy as np
 import torch
 
-from svdata2vec.config.schema import LARGEST, Device
+from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.persons import Box, Persons, find_persons
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.augment import check_number
 from svdata2vec.reports.contact_sheet import to_png
 from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import LARGEST, check_number
 
 PICTURE_FRAMES = 8
 PICTURE_TILE = 160  # smallest side of a frame in the picture, in pixels
@@ -49,7 +49,7 @@ def predict(
     model, config, card = load_classifier(run)
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
-    check_number("--top", top, 1, LARGEST)
+    check_number("--top", top, 1, LARGEST, whole=True)
     persons = find_persons(video, box, poses, whole_picture, shown_whole(card))
     clip = read_clip(video, config.data, persons.box, card)
     where = pick_device(device)

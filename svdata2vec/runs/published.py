@@ -14,14 +14,23 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write `model.safetensors` and, after it, its description `model.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `model.safetensors` and, after it, its description `model.json`.
+
+    Raises:
+        RunFailedError: a weight is NaN or infinite; nothing is written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        found = f"{len(broken)} of {len(tensors)} weights are not finite ({', '.join(broken[:4])})"
+        raise RunFailedError(f"{folder}: {found} and are not published; try a lower learning rate, or precision fp32")
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
     write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
 

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
-from svdata2vec.pipeline.augment import check_known
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import check_known
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

@@ -30,6 +30,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
+from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
 THREADS, BATCH, SIZE = 2, 8, 224
@@ -154,8 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "svdata2vec-bench-data")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=Range(1).parser(int), default=5)
+    parser.add_argument("--repeats", type=Range(1).parser(int), default=3)
     options = parser.parse_args()
     rows = run(options.folder, options.rounds, options.repeats)
     print("| form | CPU ms/clip | wall ms/clip | PSNR to reference |\n|---|---|---|---|")

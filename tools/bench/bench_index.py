@@ -16,6 +16,7 @@ import numpy as np
 
 from svdata2vec.bench.record import save
 from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, index_dtype
 
 CLIPS_PER_SHARD = 4096
@@ -78,7 +79,7 @@ def probe(root: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--clips", type=int, default=1_000_000)
+    parser.add_argument("--clips", type=Range(1).parser(int), default=1_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), options.clips)

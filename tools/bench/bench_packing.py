@@ -34,6 +34,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -152,7 +153,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--clips", type=int, default=24, help="synthetic clips (default 24)")
+    parser.add_argument("--clips", type=Range(1).parser(int), default=24, help="synthetic clips (default 24)")
     parser.add_argument("--motion", type=Path, help="folder made by make_motion_clips.py, instead of making one")
     parser.add_argument("--files", type=Path, nargs="+", help="real video files instead of synthetic clips")
     given = parser.parse_args()

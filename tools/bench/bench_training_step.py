@@ -26,6 +26,7 @@ from svdata2vec.bench.machine import machine, synchronise
 from svdata2vec.bench.record import save
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import keep_freed_memory, pick_device
+from svdata2vec.shards.ranges import Range
 
 BASELINE = "all frames"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
@@ -76,9 +77,9 @@ def check_equal(sides: dict[str, Step]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2, help="clips per step")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side, in turn")
-    parser.add_argument("--size", type=int, default=224, help="side of the crop, in pixels")
+    parser.add_argument("--batch", type=Range(1).parser(int), default=2, help="clips per step")
+    parser.add_argument("--rounds", type=Range(1).parser(int), default=5, help="timed steps of each side, in turn")
+    parser.add_argument("--size", type=Range(32, 4096, multiple=32).parser(int), default=224, help="side of the crop, pixels")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     device = pick_device("auto")

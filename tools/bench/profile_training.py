@@ -24,6 +24,7 @@ from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Range
 
 FORMAT, VERSION = "svdata2vec-profile-training", 1
 Span = tuple[int, int]  # nanoseconds: start, end
@@ -96,10 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=sorted(PRETRAIN), help="pretraining preset; options as of `svdata2vec bench run`")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--steps", type=int, default=10, help="training steps that are profiled, after twice as many")
+    parser.add_argument("--steps", type=Range(1).parser(int), default=10, help="training steps profiled, after twice as many")
     options, words = parser.parse_known_args()
-    if options.steps < 1:
-        parser.error(f"--steps is {options.steps}; expected 1 or more")
     if not torch.cuda.is_available():
         parser.error("this profiles a GPU, and PyTorch finds none here")
     try:

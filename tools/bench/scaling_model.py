@@ -12,12 +12,16 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.bench.record import save
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import ABOVE_0, Count, Range, Share, check_fields
+
+Positive = Annotated[float, Range(ABOVE_0)]
 
 NUM_JOINTS = 17
 GPU_COUNTS = (8, 64, 512)
@@ -36,16 +40,19 @@ class Assumptions:
     clip_frames: frames of a stored clip. sampled_frames: those of them that a step needs.
     """
 
-    clips_per_second: float = 1000.0
-    batch: int = 32
-    gpus_per_node: int = 8
-    node_gb_per_s: float = 300.0
-    network_gb_per_s: float = 40.0
-    latency_us: float = 10.0
-    backward_share: float = 0.6
-    straggler: float = 0.005
-    clip_frames: int = 100
-    sampled_frames: int = 40
+    clips_per_second: Positive = 1000.0
+    batch: Count = 32
+    gpus_per_node: Count = 8
+    node_gb_per_s: Positive = 300.0
+    network_gb_per_s: Positive = 40.0
+    latency_us: Annotated[float, Range(0)] = 10.0
+    backward_share: Share = 0.6
+    straggler: Share = 0.005
+    clip_frames: Count = 100
+    sampled_frames: Count = 40
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = vars(parser.parse_args())
     out = options.pop("out")
-    found = figures(PretrainConfig(), Assumptions(**options))
+    try:
+        found = figures(PretrainConfig(), Assumptions(**options))
+    except UserError as error:
+        parser.error(str(error))
     if out is not None:
         save(found, out)
     print(f"gradients {found['gradient_bytes'] / 1e6:.1f} MB, buffers {found['buffer_bytes'] / 1e3:.1f} kB, "

@@ -26,6 +26,7 @@ from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.config.schema import OptimConfig, PretrainConfig
 from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
@@ -156,7 +157,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__, seeds=3, epochs=24)
-    parser.add_argument("--steps", type=int, default=270, help="of each fine-tuning, rounded up to whole epochs")
+    parser.add_argument("--steps", type=Range(1).parser(int), default=270, help="of each fine-tuning, up to whole epochs")
     options = parser.parse_args()
     found = run_all(options)
     shards = ShardSet.open(options.shards)

@@ -16,6 +16,7 @@ from svdata2vec.bench.record import save
 from svdata2vec.config.probe import PROBE
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
+from svdata2vec.shards.ranges import Range
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
@@ -26,10 +27,10 @@ def make_parser(description: str | None, *, seeds: int, epochs: int) -> argparse
     parser.add_argument("--shards", type=Path, required=True, help="shards of synthetic motion clips")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
-    parser.add_argument("--seeds", type=int, default=seeds)
-    parser.add_argument("--epochs", type=int, default=epochs, help="of pretraining")
+    parser.add_argument("--seeds", type=Range(1).parser(int), default=seeds)
+    parser.add_argument("--epochs", type=Range(1).parser(int), default=epochs, help="of pretraining")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, one thread each")
     return parser
 
 

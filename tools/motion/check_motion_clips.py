@@ -33,6 +33,7 @@ from svdata2vec import __version__
 from svdata2vec.bench.record import save
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.ranges import LARGEST_SEED, Range
 
 SHOWN = 44  # pixels of the network's input
 FRAMES_PER_EPOCH = 4  # random frames of each clip that a one-frame classifier sees in an epoch
@@ -225,10 +226,10 @@ def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder made by make_motion_clips.py")
-    parser.add_argument("--frames", type=int, default=12, help="frames sampled from each clip (default 12)")
-    parser.add_argument("--epochs", type=int, default=24, help="epochs of the clip classifier (default 24)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--frames", type=Range(1).parser(int), default=12, help="frames sampled from each clip (default 12)")
+    parser.add_argument("--epochs", type=Range(1).parser(int), default=24, help="epochs of the clip classifier (default 24)")
+    parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
+    parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args(arguments)
     try:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import av
 import cv2
@@ -39,6 +39,7 @@ from rich.progress import track
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Range, Seed, check_fields
 
 VERSION = 3  # raise it whenever the same options give other bytes
 TRAIN_SUBJECTS = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # NTU RGB+D 60, xsub
@@ -48,34 +49,28 @@ SETUPS = 4
 BODIES, CLOTHES, CLIP, EXTRAS = range(4)  # what a random stream is for
 
 
+Length = Annotated[int, Range(24, 100_000)]  # an action needs 24 frames to unfold
+Side = Annotated[int, Range(96, 8192, multiple=2)]  # H.264 halves the colour planes
+
+
 @dataclass(frozen=True)
 class Options:
     """What decides the data set's content."""
 
-    clips: int = 600
-    seed: int = 0
-    min_frames: int = 40
-    max_frames: int = 70
-    width: int = 480
-    height: int = 270
-    crf: int = 20
+    clips: Annotated[int, Range(2 * len(CLASSES))] = 600  # every class in training and in evaluation
+    seed: Seed = 0
+    min_frames: Length = 40
+    max_frames: Length = 70
+    width: Side = 480
+    height: Side = 270
+    crf: Annotated[int, Range(0, 51)] = 20  # best .. worst
     preset: str = "ultrafast"
     plain: bool = False
 
     def __post_init__(self) -> None:
-        if self.clips < 2 * len(CLASSES):
-            raise UserError(f"--clips {self.clips}: expected at least {2 * len(CLASSES)}, i.e. every one of the "
-                            f"{len(CLASSES)} classes in training and in evaluation; ask for more clips")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: expected 0 or more")
-        if not 24 <= self.min_frames <= self.max_frames:
-            raise UserError(f"--frames {self.min_frames}-{self.max_frames}: expected LOW-HIGH with 24 <= LOW <= HIGH; "
-                            "an action needs 24 frames to unfold")
-        if self.width % 2 or self.height % 2 or min(self.width, self.height) < 96:
-            raise UserError(f"--width {self.width} --height {self.height}: expected even numbers of at least 96 "
-                            "(H.264 halves the colour planes); choose for example 480 and 270")
-        if not 0 <= self.crf <= 51:
-            raise UserError(f"--crf {self.crf}: expected 0 (best) to 51 (worst)")
+        check_fields(self, "--")
+        if self.min_frames > self.max_frames:
+            raise UserError(f"--frames {self.min_frames}-{self.max_frames}: expected LOW-HIGH with LOW <= HIGH")
 
 
 @dataclass(frozen=True)
