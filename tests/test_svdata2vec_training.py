@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import random
 import signal
@@ -229,9 +230,11 @@ def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_fold
         finetune(dataclasses.replace(config, pretrained=tmp_path))
 
 
-def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path) -> None:
+def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = ShardSet.open(tiny_shard_folder)
-    rows = labelled_rows(shards, "all", 0.5, seed=1)
+    with caplog.at_level(logging.INFO):
+        rows = labelled_rows(shards, "all", 0.5, seed=1)
+    assert caplog.messages == ["split 'all': 7 of 12 clips labelled"]
     assert len(rows) == 7 and set(shards.index["label"][rows]) == {0, 1, 2, 3, 4}
     assert (rows == labelled_rows(shards, "all", 0.5, seed=1)).all()
     assert any((rows != labelled_rows(shards, "all", 0.5, seed=s)).any() for s in range(2, 6))

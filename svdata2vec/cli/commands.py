@@ -19,7 +19,7 @@ COMMANDS = Group(
         "finetune": preset_commands(
             "train a classifier, from a pretraining run or from scratch", Later("training.finetune:finetune"), FINETUNE
         ),
-        "evaluate": Command("accuracy and confusion matrix of a classifier", runs.run_evaluate, runs.EvaluateOptions),
+        "evaluate": Command("accuracies of a classifier, its confusions", runs.run_evaluate, runs.EvaluateOptions),
         "probe": preset_commands(
             "linear probe and nearest neighbours on a pretraining run's features", runs.run_probe, PROBE
         ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +25,25 @@ def run_probe(config: ProbeConfig) -> None:
     from svdata2vec.evaluation.probe import probe
 
     result = probe(config)
-    names = ("count", "top1", "top5", "mean_class")
+    names = ("count", "clips", "top1", "top5", "mean_class", "intervals")
     linear, knn = ({name: figures[name] for name in names} for figures in (result, result["knn"]))
     _print({"run": str(config.out), "linear": linear, "knn": knn})
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a finished fine-tuning run; prints the metrics as JSON."""
+    """Evaluate a finished fine-tuning or probe run: accuracies with their intervals, the weakest classes, confusions."""
 
     run: RunFolder
-    """Folder of the fine-tuning run."""
+    """Folder of a finetune or probe run."""
     shards: str | None = None
     """Folder of shards, or its URL; None = the run's own."""
     split: str | None = None
     """Split to evaluate; None = the run's test split."""
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
+    json: bool = False
+    """Print everything as JSON instead: all classes and the whole confusion matrix."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -48,8 +51,13 @@ class EvaluateOptions:
 
 def run_evaluate(options: EvaluateOptions) -> None:
     from svdata2vec.evaluation.evaluate import evaluate_run
+    from svdata2vec.reports.results import summary
 
-    _print(evaluate_run(**vars(options)))
+    result = evaluate_run(options.run, options.shards, options.split, options.device)
+    if options.json:
+        _print(result)
+    elif _is_main():
+        sys.stdout.write(summary(result, shutil.get_terminal_size().columns))
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,13 @@ def run_report(options: ReportOptions) -> None:
     sys.stdout.write(f"{options.out}\n")
 
 
+def _is_main() -> bool:
+    """Whether this is the first process, which alone prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _print(values: dict[str, Any]) -> None:
-    """JSON, of the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    """JSON with a line per value."""
+    if _is_main():
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+        sys.stdout.write(f"{{\n{lines}\n}}\n")

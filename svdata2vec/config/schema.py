@@ -53,7 +53,7 @@ class DataConfig:
     train_split: str = "xsub_train"
     """Split to train on, as named in the shards' manifest."""
     test_split: str = "xsub_val"
-    """Split to evaluate on."""
+    """Split to evaluate on, once, at the end."""
     num_frames: Frames = 40
     """Frames sampled from a clip (T)."""
     size: Side = 224
@@ -73,6 +73,8 @@ class DataConfig:
     """Batches prepared ahead of the training step."""
     views: Annotated[int, Range(1, 1000)] = 1
     """Frame draws per clip of an evaluation, whose scores are averaged."""
+    metric: Literal["top1", "mean_class"] = "top1"
+    """The figure that the protocol reports: the share of clips that are recognised, or its mean over classes."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Training augmentation beyond the paper's."""
     check_hashes: bool = False

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import Device
-from svdata2vec.evaluation.metrics import measure
+from svdata2vec.evaluation.metrics import Metrics, measure, require_finite
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runs.card import evaluated_on
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
@@ -46,7 +47,9 @@ def over_split(
     if not filled:
         raise UserError(f"split {loader.split} has no clip that can be read")
     names, values, numbers = zip(*filled, strict=True)
-    return [key for part in names for key in part], np.concatenate(values), np.concatenate(numbers)
+    found, values_nD = [key for part in names for key in part], np.concatenate(values)
+    require_finite(values_nD, found)
+    return found, values_nD, np.concatenate(numbers)
 
 
 def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
@@ -58,6 +61,12 @@ def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Pre
 
     whole = Predictions(*over_split(loader, runtime, scores))
     return _mean_of_views(whole) if loader.plan.views > 1 else whole
+
+
+def score(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Metrics:
+    """Figures of a classifier on the loader's split; equal on all processes."""
+    predictions = predict_split(model, loader, runtime)
+    return measure(predictions.scores_nc, predictions.labels_n, loader.num_clips)
 
 
 def _mean_of_views(views: Predictions) -> Predictions:
@@ -75,7 +84,7 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     """Evaluate a finished fine-tuning run; arguments as the options of `svdata2vec evaluate`.
 
     Returns:
-        The metrics with the class names, the split and the run, ready for JSON.
+        The metrics with the class names and what they are about (`evaluated_on`), ready for JSON.
     """
     model, config, card = load_classifier(run)
     data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
@@ -89,6 +98,6 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
         running(config.run) as runtime,
         build_loader(packed, config, runtime, train=False, modality=config.modality, views=data.views) as loader,
     ):
-        predictions = predict_split(model.to(runtime.device), loader, runtime)
-    metrics = measure(predictions.scores_nc, predictions.labels_n)
-    return {"run": str(run), "split": data.test_split, "classes": card["classes"], **metrics.to_dict()}
+        metrics = score(model.to(runtime.device), loader, runtime)
+    about = evaluated_on(packed, data.test_split, data.metric, config.run.seed)
+    return {"run": str(run), **about, "classes": card["classes"], **metrics.to_dict()}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from svdata2vec.config.schema import Device
+from svdata2vec.evaluation.metrics import require_finite
 from svdata2vec.evaluation.persons import Box, Persons, find_persons
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
@@ -55,6 +56,7 @@ def predict(
     where = pick_device(device)
     with torch.no_grad():
         logits_C = model.to(where)(torch.from_numpy(clip.frames_TSS3)[None].to(where), None)[0].float()
+    require_finite(logits_C[None].cpu().numpy(), [str(video)])
     probability_C, number_C = logits_C.softmax(0).cpu().sort(descending=True)
     best = [
         {"name": card["classes"][number], "probability": probability}

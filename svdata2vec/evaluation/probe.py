@@ -17,7 +17,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
-from svdata2vec.runs.card import evaluation_entry, model_card
+from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints, warn_of_shared_clips
 from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
@@ -55,9 +55,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         with torch.no_grad():
             scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
         votes_nc = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
-        metrics, nearest = (measure(each, test.labels_n) for each in (scores_nc, votes_nc))
+        tested = len(shards.rows(test_split))
+        metrics, nearest = (measure(each, test.labels_n, tested) for each in (scores_nc, votes_nc))
         result = {
-            "kind": "probe", "split": test_split, "labels": len(rows), "classes": classes, **metrics.to_dict(),
+            "kind": "probe", **evaluated_on(shards, test_split, config.data.metric, config.seed), "labels": len(train.keys),
+            "classes": classes, **metrics.to_dict(),
             "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
         }
         if runtime.is_main:

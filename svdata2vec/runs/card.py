@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SUMMARIES = {
     "finetune": "SV-data2vec classifier: encoder and classification head, trained together",
     "probe": "SV-data2vec linear probe: frozen encoder, mean over time, one Linear",
 }
+
+ABOUT = ("dataset", "fingerprint", "split", "seed", "metric", "date")  # what a result is about
 
 
 def model_card(
@@ -107,5 +110,12 @@ def complete_card(folder: Path, **entries: Any) -> None:
 
 
 def evaluation_entry(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a result that belong on a card."""
-    return {name: result[name] for name in ("split", "count", "top1", "top5", "mean_class")}
+    """The figures of a result that belong on a card, and what they are figures of."""
+    return {name: result[name] for name in (*ABOUT, "count", "clips", "top1", "top5", "mean_class", "intervals")}
+
+
+def evaluated_on(shards: ShardSet, split: str, metric: str, seed: int) -> dict[str, Any]:
+    """What a result is about: data set, split, seed of the run, the figure that its protocol reports, day (UTC)."""
+    manifest = shards.manifest
+    values = (manifest.dataset, manifest.fingerprint, split, seed, metric, f"{datetime.now(UTC):%Y-%m-%d}")
+    return dict(zip(ABOUT, values, strict=True))

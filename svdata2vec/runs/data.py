@@ -150,4 +150,5 @@ def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> n
     for label in np.unique(labels):
         members = rng.permutation(rows[labels == label])
         chosen.append(members[: max(1, round(fraction * len(members)))])
+    log.info("split %r: %d of %d clips labelled", split, sum(map(len, chosen)), len(rows))
     return np.sort(np.concatenate(chosen))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.evaluation.evaluate import predict_split
-from svdata2vec.evaluation.metrics import Metrics, measure
+from svdata2vec.evaluation.evaluate import score
+from svdata2vec.evaluation.metrics import Metrics
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.card import complete_card, evaluation_entry, model_card
+from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.published import load_encoder_weights, publish
@@ -56,8 +56,7 @@ class Finetuning(TrainingRun):
     def evaluate(self) -> Metrics:
         """Accuracy on the test clips, of the network that the first process publishes."""
         self.runtime.share_buffers(self.model)
-        predictions = predict_split(self.model, self.test_loader, self.runtime)
-        return measure(predictions.scores_nc, predictions.labels_n)
+        return score(self.model, self.test_loader, self.runtime)
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """Every `eval_every` epochs: evaluate, and publish the network in `best` if it is the best so far."""
@@ -94,7 +93,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             run = Finetuning(config, runtime, loader, test_loader, card)
             train(run, card)
             metrics = run.evaluate()
-        result = {"split": config.data.test_split, "labels": len(rows), "classes": classes, **metrics.to_dict()}
+        about = evaluated_on(shards, config.data.test_split, config.data.metric, config.run.seed)
+        result = {**about, "labels": len(rows), "classes": classes, **metrics.to_dict()}
         if runtime.is_main:
             complete_card(config.run.out, evaluation=evaluation_entry(result))
         finish_run(config.run, runtime, result)
