@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline_factory import clip_parts, write_shards
 from shards_data import annotation, write_pickle, write_video
 from tiny import NUM_CLIPS, finetune_config, pretrain_config
 
@@ -48,12 +49,12 @@ def rgb(videos: Path) -> Path:
     return out
 
 
-def poses(videos: Path, out: Path, seen: tuple[int, ...]) -> ShardSet:
-    """Shards with a person in every clip, whose joints are all missing but in the clips of these numbers."""
+def poses(videos: Path, out: Path, seen: tuple[int, ...], missing: float = 0) -> ShardSet:
+    """Shards with a person in every clip, whose joints are all `missing` but in the clips of these numbers."""
     entries = [annotation(key.replace("-", "/"), number // 2) for number, key in enumerate(KEYS)]
     for number, entry in enumerate(entries):
         if number not in seen:
-            entry["keypoint"] = np.zeros((1, 8, 17, 2), np.float16)
+            entry["keypoint"] = np.full((1, 8, 17, 2), missing, np.float16)
     out.mkdir()
     (out / "classes.txt").write_text("jump\nwalk\n")
     pickle_path = write_pickle(out / "poses.pkl", entries)
@@ -75,10 +76,53 @@ def test_pretraining_without_skeletons_is_refused(rgb: Path, tmp_path: Path) -> 
     assert not (tmp_path / "pre").exists()
 
 
-def test_joints_that_are_all_zero_are_no_skeletons(videos: Path, tmp_path: Path) -> None:
+def uncounted(shards: ShardSet) -> ShardSet:
+    """As packed before manifests counted clips without joints."""
+    path = shards.root / "manifest.json"
+    values = json.loads(path.read_text())
+    assert values.pop("without_joints") is not None
+    path.write_text(json.dumps(values))
+    return ShardSet.open(shards.root)
+
+
+@pytest.mark.parametrize("missing", [0, np.nan, np.inf])
+def test_joints_that_are_all_missing_are_no_skeletons(
+    videos: Path, tmp_path: Path, missing: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    none = poses(videos, tmp_path / "none", (), missing)
+    assert none.manifest.without_joints == (0, 1, 2, 3)
+    for shards in (none, uncounted(none)):
+        with pytest.raises(UserError, match=NO_SKELETONS):
+            require_skeletons(shards, "train")
+    last = poses(videos, tmp_path / "last", (3,), missing)
+    seen = [last.index["key"][row].decode() for row in range(4) if row not in (last.manifest.without_joints or ())]
+    assert [key for key in seen if key.startswith("walk") and key.endswith("b")] == seen and len(seen) == 1
+    require_skeletons(last, "train")
+    assert "3 of 4 clips of split 'train' (75 %) have no joint" in caplog.text
+    caplog.clear()
+    require_skeletons(uncounted(last), "train")  # a person in each clip, and somebody has joints
+    assert not caplog.records
+
+
+def test_clips_without_persons_are_counted_in_old_sets_too(
+    videos: Path, rgb: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ShardSet.open(rgb).manifest.without_joints == ()  # there are no persons
     with pytest.raises(UserError, match=NO_SKELETONS):
-        require_skeletons(poses(videos, tmp_path / "none", ()), "train")
-    require_skeletons(poses(videos, tmp_path / "last", (3,)), "train")
+        require_skeletons(uncounted(ShardSet.open(shutil.copytree(rgb, tmp_path / "rgb"))), "train")
+    clips = [(key, 8, clip_parts(key, 8, size=64, persons=persons)) for key, persons in (("a", 1), ("b", 0))]
+    require_skeletons(write_shards(tmp_path / "one", clips, size=64), "all")
+    assert "1 of 2 clips of split 'all' (50 %) have no joint" in caplog.text
+
+
+def test_wrong_rows_without_joints_are_refused(videos: Path, tmp_path: Path) -> None:
+    shards = poses(videos, tmp_path / "none", ())
+    path = shards.root / "manifest.json"
+    values = json.loads(path.read_text())
+    for wrong in ({"train": 4}, ["0"], [-1], [True], 4):
+        path.write_text(json.dumps({**values, "without_joints": wrong}))
+        with pytest.raises(UserError, match=r"manifest.json: field missing or wrong"):
+            ShardSet.open(shards.root)
 
 
 def test_a_damaged_clip_is_left_to_the_loader(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -153,10 +153,12 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
             for key, label, frames, offsets, sizes in record.rows]
     write_atomically(root / INDEX_NAME, npy_bytes(build_index(rows, len(components))))
     packed = {row[0] for row in rows}
+    without_joints = {key for record in full for key in record.without_joints}
     manifest = Manifest(
         dataset=dataset.name, codec=options.codec, packed_size=0 if options.codec == "copy" else options.size,
         layout=dataset.layout, classes=dataset.classes, components=components,
         splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
+        without_joints=tuple(number for number, row in enumerate(rows) if row[0] in without_joints),
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
         codec_options={"quality": options.coded_quality, "gop": options.gop},

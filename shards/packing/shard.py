@@ -11,12 +11,14 @@ import cv2
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import read_object, write_atomically
+from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import file_bytes
+from svdata2vec.shards.reading.sample import parse_array
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import silence_decoder
 
@@ -41,13 +43,17 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash."""
+    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
+
+    `without_joints`: keys of packed clips that have persons and yet not a single joint.
+    """
 
     number: int
     sha256: str
     bytes: int
     rows: list[tuple[str, int, int, list[int], list[int]]]
     skipped: list[Skipped]
+    without_joints: list[str]
 
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
@@ -91,7 +97,7 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 
 def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
-    rows, skipped = [], []
+    rows, skipped, without_joints = [], [], []
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
@@ -102,11 +108,14 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
             with packer.times.step("write"):
                 offsets, sizes = tar.add(clip.key, parts, task.components)
             rows.append((clip.key, clip.label, num_frames, offsets, sizes))
+            pose_MTVC = parse_array(parts["pose.npy"], clip.key)
+            if len(pose_MTVC) and not present_joints(pose_MTVC).any():
+                without_joints.append(clip.key)
         if not rows:
-            return ShardRecord(task.number, "", 0, rows, skipped)
+            return ShardRecord(task.number, "", 0, rows, skipped, without_joints)
         with packer.times.step("write"):
             sha256, size = tar.commit()
-    return ShardRecord(task.number, sha256, size, rows, skipped)
+    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints)
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:

@@ -66,8 +66,9 @@ class Manifest:
     `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
-    publication. `view`: what the clips show, "picture" for videos without skeletons. `fingerprint`: sha256 of the packing's
-    plan (`packing/plan.py`).
+    publication. `view`: what the clips show, "picture" for videos without skeletons. `without_joints`: rows of the index whose
+    clips have persons and yet not a single joint; None in a set packed before this was noted. `fingerprint`: sha256 of the
+    packing's plan (`packing/plan.py`).
     """
 
     dataset: str
@@ -83,6 +84,7 @@ class Manifest:
     split_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
     view: View = "persons"
+    without_joints: tuple[int, ...] | None = None
     created_with: str = PROGRAM
 
     @property
@@ -128,7 +130,8 @@ class Manifest:
                 shards=tuple(ShardEntry(**entry) for entry in fields["shards"]),
                 fingerprint=fields["fingerprint"], codec_options=fields["codec_options"],
                 split_classes={name: tuple(names) for name, names in fields["split_classes"].items()},
-                published=fields["published"], view=_view(fields.get("view", "persons")), created_with=fields["created_with"],
+                published=fields["published"], view=_view(fields.get("view", "persons")),
+                without_joints=_rows(fields.get("without_joints")), created_with=fields["created_with"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: field missing or wrong: {error}; pack again") from error
@@ -139,6 +142,14 @@ def _view(word: Any) -> View:
     if word not in get_args(View):
         raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
     return cast(View, word)
+
+
+def _rows(numbers: Any) -> tuple[int, ...] | None:
+    if numbers is None:
+        return None
+    if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("without_joints is not a list of row numbers")
+    return tuple(numbers)
 
 
 def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:

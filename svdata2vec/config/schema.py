@@ -261,6 +261,9 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     encode: Literal["kept_frames", "all_frames"] = "kept_frames"
     """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
+    collapse_records: Annotated[int, Range(0)] = 10
+    """End the run after so many records of the log in a row whose targets or predictions are the same for every clip
+    (`target_std` or `prediction_std` below 0.001); 0 = never."""
     launch: Literal["eager", "graph"] = "eager"
     """Launch the kernels of forward and backward pass one by one, or as one CUDA graph (one process on one GPU): the same
     run, faster where the host is the limit."""

@@ -16,6 +16,7 @@ from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 
 EMPTY_NPY_BYTES = 128  # of a .npy file that is a header alone
+FEW = 0.03  # share of a split's clips that may lack joints without a word
 REMOTE_CLIPS_LOOKED_AT = 100  # for joints, one request each
 
 log = logging.getLogger(__name__)
@@ -77,25 +78,39 @@ def build_loader(
 
 
 def require_skeletons(shards: ShardSet, split: str) -> None:
-    """UserError if no clip of a split has a joint. Reads up to the first that has one, or that is damaged and may have.
+    """UserError if no clip of a split has a joint; a warning if more than a few have none."""
+    empty, total = clips_without_joints(shards, split), len(shards.rows(split))
+    if total and empty == total:
+        raise UserError(
+            f"{shards.where}: split {split!r} has no skeletons, which pretraining and the modalities both and skeleton read; "
+            "make them with tools/pose/extract_poses.py, or fine-tune with --modality rgb"
+        )
+    if empty > FEW * total:
+        text = "%s: %d of %d clips of split %r (%.0f %%) have no joint: their skeletons say nothing; see `svdata2vec inspect`"
+        log.warning(text, shards.where, empty, total, split, 100 * empty / total)
 
-    Over a network it gives up after some clips and lets the split pass.
+
+def clips_without_joints(shards: ShardSet, split: str) -> int:
+    """Clips of a split in which nobody has a joint, as index and manifest say.
+
+    The manifest of an older set says nothing of clips whose persons have no joints. There they count only if there is no
+    other clip with persons: clips are read up to the first that has a joint, or that is damaged and may have one; over a
+    network it gives up after some.
     """
     rows = shards.rows(split)
-    with_persons = rows[_pose_bytes(shards, rows) > EMPTY_NPY_BYTES]
+    with_persons, noted = rows[_pose_bytes(shards, rows) > EMPTY_NPY_BYTES], shards.manifest.without_joints
+    if noted is not None:
+        return len(rows) - len(np.setdiff1d(with_persons, noted))
     looked_at = with_persons if shards.tars else with_persons[:REMOTE_CLIPS_LOOKED_AT]
-    for row in looked_at:
-        try:
-            if present_joints(shards.sample(int(row), video=False).pose_MTVC).any():
-                return
-        except (OSError, ValueError, OverflowError):
-            return
-    if len(looked_at) < len(with_persons):
-        return
-    raise UserError(
-        f"{shards.where}: split {split!r} has no skeletons, which pretraining and the modalities both and skeleton read; make "
-        "them with tools/pose/extract_poses.py, or fine-tune with --modality rgb"
-    )
+    some = len(looked_at) < len(with_persons) or any(_may_have_joints(shards, int(row)) for row in looked_at)
+    return len(rows) - len(with_persons) if some else len(rows)
+
+
+def _may_have_joints(shards: ShardSet, row: int) -> bool:
+    try:
+        return bool(present_joints(shards.sample(row, video=False).pose_MTVC).any())
+    except (OSError, ValueError, OverflowError):
+        return True
 
 
 def _pose_bytes(shards: ShardSet, rows: np.ndarray) -> np.ndarray:

@@ -77,6 +77,9 @@ class TrainingRun:
         """What happens after each epoch; returns values for the log."""
         return {}
 
+    def watch(self, record: dict[str, float]) -> None:
+        """Look at a record of the log; raises RunFailedError where it makes no sense to go on."""
+
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
         return {"optimizer": self.optimizer, "stepper": self.stepper, "loader": self.loader}
@@ -112,6 +115,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
             if done or stepper.step % stepper.run.log_every == 0:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
+                run.watch(record)
             stopping = stop.agreed(runtime, stepper.step)
             if done or stopping or stepper.step % stepper.run.checkpoint_every == 0:
                 _save(checkpoints, run)

@@ -3,6 +3,7 @@
 B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
 from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.training.collapse import SPREADS, CollapseGuard
 from svdata2vec.training.graph import CapturedPass, require_graph
 from svdata2vec.training.loop import TrainingRun, train
 
@@ -64,6 +66,8 @@ class Pretraining(TrainingRun):
         model = SVData2Vec(config, len(loader.shards.manifest.layout.joints))
         self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
         super().__init__(config, runtime, loader, model)
+        # The spread over a single clip is 0 and shows nothing.
+        self.collapse = CollapseGuard(config.collapse_records if config.run.batch_size > 1 else 0)
         self.captured: CapturedPass | None = None
         if config.launch == "graph":
             require_graph(config, runtime)
@@ -102,6 +106,12 @@ class Pretraining(TrainingRun):
         if decay is not None:
             self.teacher.update(self.model.encoder.blocks, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
+
+    def watch(self, record: dict[str, float]) -> None:
+        """End a collapsed run, all processes together: their mean spreads decide."""
+        spreads = torch.tensor([record.get(name, math.nan) for name in SPREADS])
+        means = self.runtime.sum(spreads) / self.runtime.world_size
+        self.collapse.look(dict(zip(SPREADS, means.tolist(), strict=True)))
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, **super().parts()}

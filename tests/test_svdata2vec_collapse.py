@@ -1,0 +1,77 @@
+"""Runs that learn nothing end themselves: targets or predictions that are the same for every clip, record after record."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from pipeline_factory import clip_parts, write_shards
+from tiny import pretrain_config
+
+from svdata2vec.cli.main import main
+from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.errors import UserError
+from svdata2vec.training import pretrain as pretraining
+from svdata2vec.training.collapse import NEAR_0, CollapsedError, CollapseGuard
+from svdata2vec.training.pretrain import Pretraining, pretrain
+
+
+@pytest.fixture(scope="module")
+def empty_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of eight clips in which nobody was found."""
+    root = tmp_path_factory.mktemp("empty") / "shards"
+    parts = [clip_parts(f"clip{i}", 10, size=64, label=i % 5, persons=0, seed=i) for i in range(8)]
+    write_shards(root, [(f"clip{i}", 10, part) for i, part in enumerate(parts)], size=64)
+    return root
+
+
+@pytest.fixture
+def empty_run(empty_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainConfig:
+    """A run of eight steps over clips without skeletons, which nothing keeps from beginning."""
+    monkeypatch.setattr(pretraining, "require_skeletons", lambda *arguments: None)
+    return pretrain_config(empty_shards, tmp_path / "run", epochs=4)
+
+
+def test_a_run_on_empty_skeletons_is_ended(empty_run: PretrainConfig) -> None:
+    with pytest.raises(CollapsedError, match=r"^target_std was below 0.001 in 3 records .*--collapse-records 0"):
+        pretrain(dataclasses.replace(empty_run, collapse_records=3))
+    records = read_metrics(empty_run.run.out / "metrics.jsonl")
+    assert [record["target_std"] for record in records] == [0, 0, 0]
+    assert not (empty_run.run.out / "result.json").exists()
+
+
+@pytest.mark.parametrize(("records", "batch_size", "epochs"), [(0, 4, 4), (9, 4, 4), (3, 1, 1)])
+def test_a_run_may_be_left_alone(empty_run: PretrainConfig, records: int, batch_size: int, epochs: int) -> None:
+    """Switched off, not so many records, or a spread over one clip, which is 0 without a meaning."""
+    run = dataclasses.replace(empty_run.run, epochs=epochs, batch_size=batch_size)
+    pretrain(dataclasses.replace(empty_run, run=run, collapse_records=records))
+    assert read_metrics(run.out / "metrics.jsonl")[-1]["step"] == 8
+
+
+def test_the_command_ends_in_one_line(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Pretraining, "watch", lambda run, record: run.collapse.look({"prediction_std": 0.0}))
+    words = f"--data.shards {tiny_shard_folder} --data.train-split all --run.out {tmp_path / 'run'} --collapse-records 1"
+    words += " --run.batch-size 4 --run.log-every 1 --run.device cpu --data.num-frames 6 --data.size 32"
+    assert main(["pretrain", "demo", *words.split()]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "prediction_std was below 0.001 in 1 records" in last and "--optim.lr" in last
+
+
+def test_records_in_a_row_are_counted_apart() -> None:
+    guard = CollapseGuard(2)
+    for spreads in (
+        {"target_std": 0.0, "prediction_std": 1.0}, {"target_std": 1.0, "prediction_std": 0.0},
+        {"target_std": 0.0, "prediction_std": 2 * NEAR_0}, {"target_std": math.nan, "prediction_std": 0.0}, {},
+        {"target_std": 0.0, "prediction_std": 0.5 * NEAR_0},
+    ):
+        guard.look(spreads)
+    with pytest.raises(CollapsedError, match=r"^prediction_std"):
+        guard.look({"target_std": 0.9, "prediction_std": 0.0})
+
+
+def test_the_number_of_records_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="collapse_records is -1"):
+        PretrainConfig(collapse_records=-1)
