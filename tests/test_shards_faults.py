@@ -187,14 +187,14 @@ def test_boxes_of_the_annotation_are_in_video_pixels(folder: Path) -> None:
     (pickle.dumps([1]), r"holds a list of annotations; expected .*: add the splits"),
     (pickle.dumps({"annotations": []}), "expected a dictionary with 'split' and 'annotations'"),
     (pickle.dumps({"annotations": [], "split": {}}), "'annotations' is empty"),
-    (pickle.dumps({"annotations": [EMPTY], "split": {}}), "no joints per person fit no known layout; name"),
-    (b"cos\nsystem\n(S'true'\ntR.", r"the pickle wants os\.system; expected NumPy arrays and plain values only"),
+    (pickle.dumps({"annotations": [EMPTY], "split": {}}), "no clip to pack; all 1 were left out.* has no 'keypoint'"),
+    (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"the pickle wants os\.system; expected NumPy arrays and plain values only"),
 ])
 def test_wrong_pickles_are_refused(folder: Path, content: bytes, message: str) -> None:
     path = folder.parent / "set.pkl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_pyskl(path, folder)
+        read_pyskl(path, folder).check()
 
 
 def test_wrong_places_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from svdata2vec.shards.boxes import (
     union_box,
 )
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
+from svdata2vec.shards.layouts import LAYOUTS, JointLayout, coco17_numbers, layout, to_coco17
 
 
 @pytest.mark.parametrize(("name", "joints", "left", "right"), [
@@ -23,6 +23,10 @@ from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
     ("kinect25", 25, [4, 5, 6, 7, 12, 13, 14, 15, 21, 22], [8, 9, 10, 11, 16, 17, 18, 19, 23, 24]),
     ("smarthome15", 15, [1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]),
     ("openpose18", 18, [5, 6, 7, 11, 12, 13, 15, 17], [2, 3, 4, 8, 9, 10, 14, 16]),
+    ("body25", 25, [5, 6, 7, 12, 13, 14, 16, 18, 19, 20, 21], [2, 3, 4, 9, 10, 11, 15, 17, 22, 23, 24]),
+    ("h36m17", 17, [4, 5, 6, 11, 12, 13], [1, 2, 3, 14, 15, 16]),
+    ("halpe26", 26, [1, 3, 5, 7, 9, 11, 13, 15, 20, 22, 24], [2, 4, 6, 8, 10, 12, 14, 16, 21, 23, 25]),
+    ("mediapipe33", 33, [1, 2, 3, 7, *range(9, 33, 2)], [4, 5, 6, 8, *range(10, 33, 2)]),
 ])
 def test_layouts_have_the_published_pairs(name: str, joints: int, left: list[int], right: list[int]) -> None:
     entry = layout(name)
@@ -34,7 +38,54 @@ def test_layouts_have_the_published_pairs(name: str, joints: int, left: list[int
     reached = {0}
     for _ in entry.edges:
         reached |= {b for edge in entry.edges for a, b in (edge, edge[::-1]) if a in reached}
-    assert reached == set(range(joints)), "the bones connect all joints"
+    in_pieces = {"mediapipe33": set(range(9, 33))}  # its published connections leave the face alone
+    assert reached == set(range(joints)) - in_pieces.get(name, set()), "the bones connect all joints"
+    flipped = {frozenset(entry.flip_V[list(edge)].tolist()) for edge in entry.edges}
+    assert flipped == {frozenset(edge) for edge in entry.edges}, "a mirrored skeleton has the same bones"
+
+
+MEDIAPIPE_CONNECTIONS = (
+    "0-1 0-4 1-2 2-3 3-7 4-5 5-6 6-8 9-10 11-12 11-13 11-23 12-14 12-24 13-15 14-16 15-17 15-19 15-21 16-18 16-20 16-22 "
+    "17-19 18-20 23-24 23-25 24-26 25-27 26-28 27-29 27-31 28-30 28-32 29-31 30-32"
+)
+
+
+def test_mediapipe_bones_are_its_connections() -> None:
+    """POSE_CONNECTIONS of mediapipe 0.10."""
+    published = {frozenset(map(int, pair.split("-"))) for pair in MEDIAPIPE_CONNECTIONS.split()}
+    assert {frozenset(edge) for edge in layout("mediapipe33").edges} == published
+
+
+@pytest.mark.parametrize(("name", "numbers"), [
+    ("coco17", list(range(17))),
+    ("halpe26", list(range(17))),
+    ("openpose18", [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]),
+    ("body25", [0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11]),
+    ("mediapipe33", [0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28]),
+    ("h36m17", [None] * 5 + [11, 14, 12, 15, 13, 16, 4, 1, 5, 2, 6, 3]),
+    ("kinect25", [None] * 5 + [4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]),
+    ("smarthome15", [None] * 5 + list(range(1, 13))),
+])
+def test_every_layout_maps_to_coco17(name: str, numbers: list[int | None]) -> None:
+    """By published numbers; mirroring before or after the mapping is the same, and what is not there is missing."""
+    source = layout(name)
+    assert list(coco17_numbers(source)) == numbers
+    pose = np.arange(1, 2 * 3 * len(source.joints) * 2 + 1, dtype=np.float32).reshape(2, 3, -1, 2)
+    mapped = to_coco17(pose, source, 2)
+    assert mapped.shape == (2, 3, 17, 2)
+    for joint, number in enumerate(numbers):
+        expected = np.zeros((2, 3, 2)) if number is None else pose[:, :, number]
+        assert np.array_equal(mapped[:, :, joint], expected)
+    mirrored = to_coco17(pose[:, :, source.flip_V], source, 2)
+    assert np.array_equal(mirrored, mapped[:, :, layout("coco17").flip_V])
+    assert np.array_equal(to_coco17(pose[..., 0], source, 2), mapped[..., 0])
+
+
+def test_all_layouts_are_tested_here() -> None:
+    marks = [mark for test in (test_layouts_have_the_published_pairs, test_every_layout_maps_to_coco17)
+             for mark in test.pytestmark]
+    for mark in marks:
+        assert {case[0] for case in mark.args[1]} == set(LAYOUTS)
 
 
 def test_smarthome_edges_are_the_published_ones() -> None:
@@ -52,7 +103,6 @@ def test_layout_refuses_nonsense() -> None:
         JointLayout("x", ("a", "b"), ((0, 2),), (), ())
     with pytest.raises(UserError, match="listed twice"):
         JointLayout("x", ("a", "b"), (), (0,), (0,))
-    assert set(LAYOUTS) == {"coco17", "kinect25", "smarthome15", "openpose18"}
 
 
 def test_boxes_ignore_missing_joints() -> None:

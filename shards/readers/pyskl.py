@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.layouts import LAYOUTS, JointLayout, layout
+from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
+from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.media import VideoFolder, without_extension
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.video import open_bytes
@@ -45,7 +47,8 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
-               joints: str | None = None, classes: str | Path | Sequence[str] | None = None) -> DataSet:
+               joints: str | None = None, as_coco17: bool = False,
+               classes: str | Path | Sequence[str] | None = None) -> DataSet:
     """Videos, and a pickle with the skeletons of their persons.
 
     The pickle holds a dictionary of plain values and NumPy arrays:
@@ -71,7 +74,9 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
         pickle_path: The pickle, a path or URL.
         videos: Folder of the videos, or its URL; sub-folders are searched.
         name: Name of the data set; by default that of the pickle.
-        joints: Joint layout: coco17, kinect25, smarthome15 or openpose18; by default the one with V joints.
+        joints: Joint layout: coco17, kinect25, smarthome15, openpose18 (COCO-18), body25, h36m17, halpe26 or mediapipe33. By
+            default coco17 for 17 joints, as the format says, and the only one with as many otherwise; 25 must be named.
+        as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
         classes: Class names in the order of the labels, or a file with one per line; by default classes.txt beside the
             pickle, else class_0, class_1 and so on.
 
@@ -82,7 +87,6 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
     folder = VideoFolder(videos)
     annotations = content["annotations"]
     field = "filename" if "filename" in annotations[0] else "frame_dir"
-    joint_layout = _layout_of(annotations[0], joints, pickle_path)
     clips: list[ClipAnnotation] = []
     skipped: list[Skipped] = []
     for entry in annotations:
@@ -90,6 +94,10 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
             clips.append(clip_of(entry, field, folder))
         except (ValueError, TypeError, OverflowError) as error:  # UserError, or a field of another kind
             skipped.append(Skipped(_key_of(entry, field), str(error), str(pickle_path)))
+    poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
+    joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
+    if as_coco17:
+        clips, joint_layout = [_as_coco17(clip, joint_layout) for clip in clips], COCO17
     keys = {split: [_split_key(entry) for entry in names] for split, names in content["split"].items()}
     stem = name or PurePosixPath(str(pickle_path)).stem
     return DataSet(stem, joint_layout, class_names(classes, pickle_path, clips), keys, clips, skipped)
@@ -128,6 +136,14 @@ def pose_of(entry: Mapping[str, Any]) -> Pose:
     )
 
 
+def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
+    """The clip with the joints of COCO-17; as it is, for the packer to refuse, if it has another number than `source`."""
+    if clip.pose_MTVC is None or clip.pose_MTVC.shape[2] != len(source.joints):
+        return clip
+    score_MTV = None if clip.score_MTV is None else to_coco17(np.asarray(clip.score_MTV), source, 2)
+    return replace(clip, pose_MTVC=to_coco17(clip.pose_MTVC, source, 2), score_MTV=score_MTV)
+
+
 def _boxes(boxes: Any) -> np.ndarray:
     """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found."""
     rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
@@ -141,20 +157,6 @@ def _key_of(entry: Any, field: str) -> str:
 def _split_key(name: Any) -> str:
     """The key of a clip that the pickle calls `name`, perhaps with folders and extension."""
     return safe_key(without_extension(str(name)))
-
-
-def _layout_of(entry: Mapping[str, Any], joints: str | None, path: str | Path) -> JointLayout:
-    count = np.shape(entry.get("keypoint", ()))[2:3]
-    if joints is not None:
-        chosen = layout(joints)
-        if count and count[0] != len(chosen.joints):
-            raise UserError(f"{path}: {count[0]} joints per person, layout {joints} has {len(chosen.joints)}")
-        return chosen
-    fitting = [entry for entry in LAYOUTS.values() if count and len(entry.joints) == count[0]]
-    if len(fitting) != 1:
-        raise UserError(f"{path}: {count[0] if count else 'no'} joints per person fit no known layout; "
-                        f"name one of {', '.join(LAYOUTS)}")
-    return fitting[0]
 
 
 def class_names(classes: str | Path | Sequence[str] | None, beside: str | Path,

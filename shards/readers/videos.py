@@ -26,7 +26,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
     Args:
         root: Folder with class/video.mp4, or split/class/video.mp4.
         name: Name of the data set; by default that of the folder.
-        joints: Joint layout for the manifest (there are no joints): coco17, kinect25, smarthome15 or openpose18.
+        joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
 
     Raises:
         UserError: there is no such folder, or a video lies elsewhere in it.
@@ -66,7 +66,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
             labels are class names, or numbers from 0 if all are numbers; without a split a clip is in train. Further
             columns are ignored.
         name: Name of the data set; by default that of the table.
-        joints: Joint layout for the manifest (there are no joints): coco17, kinect25, smarthome15 or openpose18.
+        joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
         classes: Class names in the order of the labels; by default those that occur, sorted.
 
     Raises:
