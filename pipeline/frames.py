@@ -1,12 +1,10 @@
-"""Encoded clips as decoders take them, and the resampling that the CPU decoders share. Imports no torch: decoder processes
-start quickly.
+"""Encoded clips as decoders take them. Imports no torch: decoder processes start quickly.
 
-T sampled frames, F frames of the clip, S output size.
+T sampled frames, F frames of the clip.
 """
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,14 +54,3 @@ def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
         frame = clip.stored_number(int(clip.frames_T[wrong[0]]))
         raise ValueError(f"clip {clip.key}: frame {frame} is not a whole JPEG picture")
     return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-
-
-def warp_frame(picture_HWC: NDArray[np.uint8], index_map: Affine, out_SS3: NDArray[np.uint8]) -> None:
-    """Sample a picture into `out_SS3`: bilinear, no antialiasing, black outside. Within one grey level of exact arithmetic.
-
-    index_map: (2, 3), output to picture pixel indices (`affine.pixel_index_form`).
-    """
-    cv2.warpAffine(
-        picture_HWC, index_map, (out_SS3.shape[1], out_SS3.shape[0]), dst=out_SS3,
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0),
-    )

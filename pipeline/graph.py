@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, warp_frame
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.decode import cut_off_reason
 
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.DALIDataType.FLOAT
 Geometry = Literal["opencv", "warp", "resize"]
-WarpJob = tuple[NDArray[np.uint8], affine.Affine, NDArray[np.uint8]]  # picture, pixel index map, where to write
+# how, picture, which pixel of the packed picture is its first (x, y), where to write
+Job = tuple[Resampler, NDArray[np.uint8], int, int, NDArray[np.uint8]]
 Feed = dict[str, list[NDArray[Any]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
 # All JPEGs to the GPU's engines: where its CUDA cores take a part (DALI's default 0.65), a picture's last bits depend on its
@@ -107,7 +109,7 @@ class DaliDecoder:
         cv2.setNumThreads(1)  # else OpenCV's own threads compete with this object's
         self._pipeline: Any = None
         self._fed: dict[str, Any] = {}  # not copied by DALI, whose GPU may read it after `run` has returned
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="svdata2vec-warp")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="svdata2vec-resample")
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         """Fill `out_BTSS3` (B, T, size, size, 3) uint8; returns clip number -> reason of those that could not be decoded."""
@@ -147,7 +149,7 @@ class DaliDecoder:
         elif self.geometry == "resize":
             once = _window_inputs(clip, self.size)
         elif self.jpeg:
-            x1, y1, x2, y2 = affine.source_window(clip.output_to_packed, self.size, clip.packed_width, clip.packed_height)
+            x1, y1, x2, y2 = Resampler(clip.output_to_packed, self.size).touched(clip.packed_width, clip.packed_height)
             once = {"anchor": np.array([y1, x1], np.int32), "shape": np.array([y2 - y1, x2 - x1], np.int32)}
         else:
             once = {}
@@ -156,7 +158,7 @@ class DaliDecoder:
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         """Bring one run's output into its rows of `out_BTSS3`."""
         if self.geometry == "opencv":
-            self._warp(clips, output, out_BTSS3)
+            self._resample(clips, output, out_BTSS3)
         else:
             _copy(clips, output, out_BTSS3)
 
@@ -213,22 +215,22 @@ class DaliDecoder:
             self._pipeline.build()
         return self._pipeline
 
-    def _warp(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
+    def _resample(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         """OpenCV geometry of one run's pictures, spread over threads (OpenCV releases the interpreter lock)."""
         out = out_BTSS3.numpy()
-        jobs: list[WarpJob] = []
+        jobs: list[Job] = []
         sample = 0
         for run in clips:
-            index_map = affine.pixel_index_form(run.clip.output_to_packed)
+            resampler = Resampler(run.clip.output_to_packed, self.size)
+            top, left = run.feed["anchor"][0].tolist() if self.jpeg else (0, 0)
             if self.jpeg:
-                index_map[:, 2] -= run.feed["anchor"][0][::-1]
                 pictures = [np.asarray(output[sample + t]) for t in range(len(run.clip.frames_T))]
             else:
                 pictures = list(np.asarray(output[sample]))
             sample += len(run.feed["data"])
-            jobs += [(picture, index_map, out[run.row, t]) for t, picture in enumerate(pictures)]
+            jobs += [(resampler, picture, left, top, out[run.row, t]) for t, picture in enumerate(pictures)]
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
-        list(self._pool.map(_warp_jobs, parts))
+        list(self._pool.map(_resample_jobs, parts))
 
 
 def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
@@ -244,9 +246,9 @@ def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         torch.cuda.current_stream(out_BTSS3.device).synchronize()
 
 
-def _warp_jobs(jobs: list[WarpJob]) -> None:
-    for job in jobs:
-        warp_frame(*job)
+def _resample_jobs(jobs: list[Job]) -> None:
+    for resampler, picture, left, top, out_SS3 in jobs:
+        resampler(picture, left, top, out_SS3)
 
 
 def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from svdata2vec.pipeline.affine import Affine, pixel_index_form
-from svdata2vec.pipeline.frames import warp_frame
+from svdata2vec.pipeline.affine import Affine
+from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.reading.decode import decode_video
 
 
@@ -37,9 +37,9 @@ def serve(request: Request, memory: mmap.mmap) -> str | None:
         return str(error)
     shape = (len(request.frames_T), request.size, request.size, 3)
     out_TSS3 = np.frombuffer(memory, np.uint8, count=int(np.prod(shape))).reshape(shape)
-    index_map = pixel_index_form(request.output_to_packed)
+    resampler = Resampler(request.output_to_packed, request.size)
     for t, number in enumerate(request.frames_T.tolist()):
-        warp_frame(frames[number], index_map, out_TSS3[t])
+        resampler(frames[number], 0, 0, out_TSS3[t])
     return None
 
 

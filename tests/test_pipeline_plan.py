@@ -1,7 +1,7 @@
 """Clip plans: frames, one map per clip, joints; all draws keyed."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ class Meta:
     height: int = 240
     pose_frames: int | None = None
     key: str = "k"
+    packed_to_source: affine.Affine = field(default_factory=lambda: affine.scale_and_shift(8, 8, 0, 0))  # windows stay
 
 
 CONFIG = PlanConfig(num_frames=8, size=56)

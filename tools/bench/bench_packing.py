@@ -28,8 +28,8 @@ from svdata2vec.bench.data_methods import padded_crop
 from svdata2vec.bench.machine import cpu_name, versions
 from svdata2vec.bench.record import save
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.frames import warp_frame
 from svdata2vec.pipeline.reference import psnr
+from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout
@@ -131,7 +131,7 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
 def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
     """The crop by bilinear sampling, as the loader takes it."""
     crop = np.empty((SIZE, SIZE, 3), np.uint8)
-    warp_frame(picture, affine.pixel_index_form(output_to_input), crop)
+    Resampler(output_to_input, SIZE)(picture, 0, 0, crop)
     return crop
 
 

@@ -1,0 +1,94 @@
+"""From decoded pictures to the model's, on a CPU: what the plan's map says, with OpenCV. Imports no torch.
+
+Bilinear without antialiasing, black outside. A training window lies on whole packed pixels (`plan.on_whole_pixels`): OpenCV's
+`resize` takes it in a third of the time of `warpAffine`. S output size.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from svdata2vec.pipeline import affine
+
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
+SMALLEST_SCALE = 1 / 3  # packed pixels per output pixel of what `resize` takes
+
+
+class Resampler:
+    """Output pixels of one clip out of its packed pictures, within one grey level of exact arithmetic.
+
+    Args:
+        output_to_packed: (2, 3), axis-aligned.
+        size: side of the output, in pixels.
+    """
+
+    def __init__(self, output_to_packed: affine.Affine, size: int) -> None:
+        self.size, self._map = size, output_to_packed
+        self._mirrored = output_to_packed[0, 0] < 0
+        self._enlarged = np.abs(output_to_packed[[0, 1], [0, 1]]).min() < 1
+        self._window = whole_window(output_to_packed, size)
+
+    def touched(self, width: int, height: int) -> Window:
+        """What is sampled of a width x height picture: nothing else need be decoded. At least one pixel wide and high."""
+        return affine.source_window(self._map, self.size, width, height)
+
+    def __call__(self, picture_HW3: NDArray[np.uint8], left: int, top: int, out_SS3: NDArray[np.uint8]) -> None:
+        """Fill `out_SS3` from a part of the packed picture whose first pixel is its pixel (left, top)."""
+        index_map = affine.pixel_index_form(self._map)
+        index_map[:, 2] -= left, top
+        if self._window is None:
+            _warp(picture_HW3, index_map, out_SS3)
+            return
+        x1, y1, x2, y2 = self._window
+        window = cut_out(picture_HW3, (x1 - left, y1 - top, x2 - left, y2 - top))
+        if self._mirrored:
+            window = cv2.flip(window, 1).astype(np.uint8, copy=False)
+        cv2.resize(window, (self.size, self.size), dst=out_SS3, interpolation=cv2.INTER_LINEAR)
+        if self._enlarged:
+            _warp_edges(picture_HW3, index_map, out_SS3)
+
+
+def _warp(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_HW3: NDArray[np.uint8]) -> None:
+    cv2.warpAffine(
+        picture_HW3, index_map, (out_HW3.shape[1], out_HW3.shape[0]), dst=out_HW3,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0),
+    )
+
+
+def _warp_edges(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_SS3: NDArray[np.uint8]) -> None:
+    """Sample the outermost pixels again: of an enlarged window they look at its neighbours too, which `resize` does not."""
+    last = len(out_SS3) - 1
+    far_x, far_y = index_map.copy(), index_map.copy()
+    far_x[:, 2] += last * index_map[:, 0]
+    far_y[:, 2] += last * index_map[:, 1]
+    _warp(picture_HW3, index_map, out_SS3[:1])
+    _warp(picture_HW3, index_map, out_SS3[:, :1])
+    _warp(picture_HW3, far_y, out_SS3[last:])
+    _warp(picture_HW3, far_x, out_SS3[:, last:])
+
+
+def whole_window(output_to_packed: affine.Affine, size: int) -> Window | None:
+    """The window that the output shows, if it lies on whole pixels and is at most three times smaller; else None.
+
+    More than one row of pixels would lie between a smaller one and its neighbours.
+    """
+    scale_xy, low_xy = output_to_packed[[0, 1], [0, 1]], output_to_packed[:, 2]
+    ends = np.sort(np.stack([low_xy, low_xy + size * scale_xy]), axis=0)
+    whole = np.rint(ends)
+    if np.abs(ends - whole).max() > 1e-6 or np.abs(scale_xy).min() <= SMALLEST_SCALE or scale_xy[1] < 0:
+        return None
+    (x1, y1), (x2, y2) = whole.astype(int).tolist()
+    return x1, y1, x2, y2
+
+
+def cut_out(picture_HW3: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
+    """A window of a picture, without a copy where it lies inside; what lies outside is black."""
+    x1, y1, x2, y2 = window
+    inside = picture_HW3[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+    if inside.shape[:2] == (y2 - y1, x2 - x1):
+        return inside
+    canvas = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+    if inside.size:
+        top, left = max(-y1, 0), max(-x1, 0)
+        canvas[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return canvas
