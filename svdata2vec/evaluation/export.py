@@ -1,4 +1,4 @@
-"""The RGB classifier as one file for other programs: `torch.export` (.pt2) or ONNX (.onnx), with its card beside it.
+"""The RGB classifier as one file for other programs: `torch.export` (.pt2) or ONNX (.onnx), with its card inside and beside it.
 
 B clips, T frames, H W picture
 """
@@ -18,6 +18,7 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
+INSIDE = "svdata2vec"  # name of the card within the file: an extra file of .pt2, a metadata property of .onnx
 EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported program
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
 
     Args:
         run: folder of a finetune or probe run with modality rgb.
-        out: file to write; .pt2 (torch.export) or .onnx. Its card is written beside it, as OUT.json.
+        out: file to write; .pt2 (torch.export) or .onnx. Its card lies in it and, as OUT.json, beside it.
 
     Returns:
         The card: classes, preprocessing, input and output, and the largest difference of logits.
@@ -67,18 +68,18 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         _require_onnx(out)
     model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
-    program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".pt2":
-        torch.export.save(program, out)
-        logits_BC = torch.export.load(out).module()(video_BTHWC)
-    else:
-        logits_BC = _save_onnx(program, out, video_BTHWC)
     description: dict[str, Any] = {
         **{name: card[name] for name in ("version", "kind", "classes", "preprocessing") if name in card},
         "input": {"name": "video_BTHWC", "dtype": "uint8", "shape": ["B", *video_BTHWC.shape[1:]]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
     }
+    program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".pt2":
+        torch.export.save(program, out, extra_files={INSIDE: json.dumps(description)})
+        logits_BC = torch.export.load(out).module()(video_BTHWC)
+    else:
+        logits_BC = _save_onnx(program, out, video_BTHWC, description)
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
@@ -100,12 +101,15 @@ def _require_onnx(out: Path) -> None:
         raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install 'svdata2vec[export]'; or write .pt2") from None
 
 
-def _save_onnx(program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor) -> Tensor | None:
+def _save_onnx(
+    program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
+) -> Tensor | None:
     """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
     onnx_program = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
     )
     assert onnx_program is not None
+    onnx_program.model.metadata_props[INSIDE] = json.dumps(description)
     onnx_program.save(out)
     try:
         import onnxruntime

@@ -10,6 +10,7 @@ from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -56,6 +57,9 @@ def model_card(
             "crop": data.crop,
             "padding": plan.padding,
             "stored_size": 0 if shards is None else shards.manifest.packed_size,
+            "stored_margin": (PACK_MARGIN - 1) / 2,
+            "resize": "to the stored size: cubic (OpenCV's INTER_CUBIC); of it the crop: bilinear, pixel centres at + 0.5, black "
+                      "outside; neither with antialiasing",
             "frame_draw": data.frame_draw,
             "frame_seed": plan.frame_seed,
             "colours": "RGB, uint8, 0 to 255; the network normalises them itself",

@@ -18,9 +18,11 @@ from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
+IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")  # of the card, as safetensors metadata
+
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write `model.safetensors` and, after it, its description `model.json`.
+    """Write `model.safetensors`, with what other programs need of the card in its header, and after it the card `model.json`.
 
     Raises:
         RunFailedError: a weight is NaN or infinite; nothing is written.
@@ -31,8 +33,10 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
         found = f"{len(broken)} of {len(tensors)} weights are not finite ({', '.join(broken[:4])})"
         raise RunFailedError(f"{folder}: {found} and are not published; try a lower learning rate, or precision fp32")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
-    write_atomically(folder / "model.json", json.dumps({"version": __version__, **card}, indent=2).encode())
+    card = {"version": __version__, **card}
+    inside = {"svdata2vec": json.dumps({name: card[name] for name in IN_THE_WEIGHTS if name in card})}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, inside))
+    write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
 
 
 def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""A video's classes by an exported classifier, without svdata2vec: NumPy, OpenCV, PyAV, and ONNX Runtime or PyTorch.
+
+    python predict_exported.py MODEL.onnx|MODEL.pt2 VIDEO [X1,Y1,X2,Y2]
+
+The file says how its clips are prepared (svdata2vec/README.md, "Exported files"). The scores are those of `svdata2vec predict`
+with --box, without a box those of --whole-picture.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+
+def load(model):
+    """How clips are prepared, and the network: uint8 (B, T, S, S, 3) -> logits (B, classes)."""
+    if model.endswith(".onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        card = session.get_modelmeta().custom_metadata_map["svdata2vec"]
+        return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
+    import torch
+
+    texts = {"svdata2vec": ""}
+    network = torch.export.load(model, extra_files=texts).module()
+    return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()
+
+
+def frame_numbers(rule, name, n):
+    """The T frames that are seen of n: the middles of T equal segments, or one of each segment, drawn by the video's name."""
+    count, kind = rule["num_frames"], rule["frame_draw"]
+    if kind == "centre":
+        return np.arange(count) % n if n < count else (2 * np.arange(count) + 1) * n // (2 * count)
+    assert kind == "fixed", f"frame_draw {kind} is not in this script"
+    parts = (b"s", "evaluate"), (b"i", str(rule["frame_seed"])), (b"s", name), (b"i", "0")
+    text = b"".join(kind + len(part.encode()).to_bytes(4, "little") + part.encode() for kind, part in parts)
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    draw = np.random.Generator(np.random.Philox(key=key))
+    if n < count:
+        return (draw.integers(n) + np.arange(count)) % n
+    if n < 2 * count:
+        skipped = np.isin(np.arange(count + 1), draw.permutation(count + 1)[: n - count])
+        return np.arange(count) + np.cumsum(skipped)[:-1]
+    bounds = np.arange(count + 1) * n // count
+    return bounds[:-1] + draw.integers(np.diff(bounds))
+
+
+def prepare(picture, box, rule):
+    """uint8 (S, S, 3): a square reduced to the size at which clips are stored (cubic), of it the crop (bilinear)."""
+    height, width = picture.shape[:2]
+    x1, y1, x2, y2 = np.float32(box) if box else (0, 0, width, height)
+    half, x, y = max(x2 - x1, y2 - y1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
+    if box:
+        half *= np.float32(1 + rule["padding"])
+        x1, y1, x2, y2 = crop = [int(edge) for edge in (x - half, y - half, x + half, y + half)]
+    else:
+        crop = x - half, y - half, x + half, y + half
+    grow = rule["stored_margin"] * max(x2 - x1, y2 - y1)
+    left, top, right, bottom = np.clip((x1 - grow, y1 - grow, x2 + grow, y2 + grow), 0, (width, height, width, height))
+    side = int(max(np.ceil(right) - np.floor(left), np.ceil(bottom) - np.floor(top), rule["stored_size"]))
+    x, y = round((left + right) / 2 - side / 2), round((top + bottom) / 2 - side / 2)
+    padded = np.pad(picture, ((side, side), (side, side), (0, 0)))[y + side : y + 2 * side, x + side : x + 2 * side]
+    stored = cv2.resize(padded, [rule["stored_size"] or side] * 2, interpolation=cv2.INTER_CUBIC).astype(float)
+    for low, high in ((crop[1] - y, crop[3] - y), (crop[0] - x, crop[2] - x)):  # rows, then columns
+        centres = (low + (np.arange(rule["size"]) + 0.5) * (high - low) / rule["size"]) * len(stored) / side
+        weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(len(stored)) - 0.5))
+        stored = np.tensordot(stored, weights, axes=(0, 1))  # what was first is last: (W, 3, S), then (3, S, S)
+    return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
+
+
+def main(model, video, box=None):
+    """Print the classes of a video with their scores in per cent, best first."""
+    card, logits_of = load(model)
+    rule, box = card["preprocessing"], box and [float(edge) for edge in box.split(",")]
+    with av.open(video) as container:
+        count = sum(1 for _ in container.decode(video=0))
+    numbers, seen = frame_numbers(rule, Path(video).stem, count), {}
+    with av.open(video) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in numbers:
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                seen[number] = prepare(upright, box, rule)
+    logits = logits_of(np.stack([seen[number] for number in numbers])[None])[0].astype(float)
+    scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    for place in np.argsort(-scores):
+        print(f"{100 * scores[place]:6.2f} %  {card['classes'][place]}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
