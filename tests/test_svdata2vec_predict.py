@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from shards_data import HEIGHT, WIDTH, frame_picture, write_motion_set, write_video
+from shards_data import HEIGHT, WIDTH, frame_picture, rotate_flag, write_motion_set, write_video
 from tiny import MODEL
 
 from svdata2vec.cli.main import main
@@ -95,15 +95,6 @@ def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
     assert upright.plan.frames_T.tolist() == flat.plan.frames_T.tolist()
     expected = np.rot90(flat.frames_TSS3, upright.info.rotation // 90, axes=(1, 2))
     assert np.abs(upright.frames_TSS3.astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
-
-
-def rotate_flag(content: bytes) -> bytes:
-    """The MP4 with a display matrix of 90 degrees instead of the identity, in its track header."""
-    identity = b"".join(v.to_bytes(4, "big") for v in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
-    quarter = b"".join(v.to_bytes(4, "big") for v in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
-    start = content.index(b"tkhd")
-    place = content.index(identity, start)
-    return content[:place] + quarter + content[place + len(identity) :]
 
 
 def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ with --box, without a box those of --whole-picture.
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 
 
-def load(model):
+def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
     """How clips are prepared, and the network: uint8 (B, T, S, S, 3) -> logits (B, classes)."""
     if model.endswith(".onnx"):
         import onnxruntime
@@ -31,7 +33,7 @@ def load(model):
     return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()
 
 
-def frame_numbers(rule, name, n):
+def frame_numbers(rule: dict[str, Any], name: str, n: int) -> np.ndarray:
     """The T frames that are seen of n: the middles of T equal segments, or one of each segment, drawn by the video's name."""
     count, kind = rule["num_frames"], rule["frame_draw"]
     if kind == "centre":
@@ -50,16 +52,16 @@ def frame_numbers(rule, name, n):
     return bounds[:-1] + draw.integers(np.diff(bounds))
 
 
-def prepare(picture, box, rule):
+def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) -> np.ndarray:
     """uint8 (S, S, 3): a square reduced to the size at which clips are stored (cubic), of it the crop (bilinear)."""
     height, width = picture.shape[:2]
-    x1, y1, x2, y2 = np.float32(box) if box else (0, 0, width, height)
+    x1, y1, x2, y2 = np.array(box or (0, 0, width, height), np.float32)
     half, x, y = max(x2 - x1, y2 - y1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
     if box:
         half *= np.float32(1 + rule["padding"])
         x1, y1, x2, y2 = crop = [int(edge) for edge in (x - half, y - half, x + half, y + half)]
-    else:
-        crop = x - half, y - half, x + half, y + half
+    else:  # the whole picture in a square
+        crop = [x - half, y - half, x + half, y + half]
     grow = rule["stored_margin"] * max(x2 - x1, y2 - y1)
     left, top, right, bottom = np.clip((x1 - grow, y1 - grow, x2 + grow, y2 + grow), 0, (width, height, width, height))
     side = int(max(np.ceil(right) - np.floor(left), np.ceil(bottom) - np.floor(top), rule["stored_size"]))
@@ -73,10 +75,10 @@ def prepare(picture, box, rule):
     return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
 
 
-def main(model, video, box=None):
+def main(model: str, video: str, box: str | None = None) -> None:
     """Print the classes of a video with their scores in per cent, best first."""
     card, logits_of = load(model)
-    rule, box = card["preprocessing"], box and [float(edge) for edge in box.split(",")]
+    rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
     with av.open(video) as container:
         count = sum(1 for _ in container.decode(video=0))
     numbers, seen = frame_numbers(rule, Path(video).stem, count), {}
@@ -84,7 +86,7 @@ def main(model, video, box=None):
         for number, frame in enumerate(container.decode(video=0)):
             if number in numbers:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                seen[number] = prepare(upright, box, rule)
+                seen[number] = prepare(upright, edges, rule)
     logits = logits_of(np.stack([seen[number] for number in numbers])[None])[0].astype(float)
     scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     for place in np.argsort(-scores):

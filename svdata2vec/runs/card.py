@@ -58,8 +58,8 @@ def model_card(
             "padding": plan.padding,
             "stored_size": 0 if shards is None else shards.manifest.packed_size,
             "stored_margin": (PACK_MARGIN - 1) / 2,
-            "resize": "to the stored size: cubic (OpenCV's INTER_CUBIC); of it the crop: bilinear, pixel centres at + 0.5, black "
-                      "outside; neither with antialiasing",
+            "resize": "cubic (OpenCV's INTER_CUBIC) to the stored size, of it the crop, bilinear; pixel centres at + 0.5, "
+            "black outside, no antialiasing",
             "frame_draw": data.frame_draw,
             "frame_seed": plan.frame_seed,
             "colours": "RGB, uint8, 0 to 255; the network normalises them itself",

@@ -18,7 +18,8 @@ from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
-IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")  # of the card, as safetensors metadata
+# Of the card, in the header of the weights.
+IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")
 
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:

@@ -66,6 +66,15 @@ def write_video(path: Path, num_frames: int = 8, seed: int = 0, *, codec: str = 
     return path
 
 
+def rotate_flag(content: bytes) -> bytes:
+    """The MP4 with a display matrix of 90 degrees instead of the identity, in its track header."""
+    identity = b"".join(v.to_bytes(4, "big") for v in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
+    quarter = b"".join(v.to_bytes(4, "big") for v in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
+    start = content.index(b"tkhd")
+    place = content.index(identity, start)
+    return content[:place] + quarter + content[place + len(identity) :]
+
+
 def block_pose(num_frames: int, num_joints: int = 17, persons: int = 1, scale: float = 1.0) -> np.ndarray:
     """float32 (M, T, V, 2): joints spread over the block, in video pixels times `scale`."""
     spread = np.linspace(0.1, 0.9, num_joints)

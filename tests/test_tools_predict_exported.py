@@ -1,0 +1,111 @@
+"""The script for exported files: without this package it sees the pixels, and gives the scores, of `svdata2vec predict`."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import predict_exported
+import pytest
+import safetensors
+from repository import ROOT
+from shards_data import rotate_flag, write_video
+from tiny import MODEL
+
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
+from svdata2vec.evaluation.export import export
+from svdata2vec.evaluation.predict import predict
+from svdata2vec.evaluation.video_clip import read_clip
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.published import publish
+
+CLASSES = ["sitzen", "стоять", "歩く"]
+SCRIPT = ROOT / "tools" / "predict_exported.py"
+
+
+def card_of(config: FinetuneConfig, stored: int) -> dict[str, Any]:
+    card = model_card("finetune", config, num_joints=17, classes=CLASSES)
+    card["preprocessing"] |= {"view": "picture", "stored_size": stored}
+    return card
+
+
+def settings(frame_draw: Any = "centre") -> FinetuneConfig:
+    data = DataConfig(num_frames=6, size=64, frame_draw=frame_draw)
+    return FinetuneConfig(data=data, model=MODEL, head=HeadConfig(hidden=16))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign") / "run"
+    publish(folder, Classifier(settings(), 17, 3).state_dict(), card_of(settings(), 96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 frames, held upright: the file says that it is turned."""
+    path = write_video(tmp_path_factory.mktemp("video") / "Übung 1.mp4", 14, seed=3)
+    path.write_bytes(rotate_flag(path.read_bytes()))
+    return path
+
+
+def test_the_script_imports_nothing_of_this_package() -> None:
+    tree = ast.parse(SCRIPT.read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert modules - sys.stdlib_module_names - {"collections.abc"} == {"av", "cv2", "numpy", "onnxruntime", "torch"}
+
+
+@pytest.mark.parametrize("stored", [96, 320, 0])
+@pytest.mark.parametrize("box", [None, (50.0, 30.0, 110.0, 90.0), (0.0, 0.0, 100.5, 40.0)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_script_sees_the_same_pixels(tmp_path: Path, stored: int, box: Any, turned: bool) -> None:
+    path = write_video(tmp_path / "clip.mp4", 9, seed=2)
+    if turned:
+        path.write_bytes(rotate_flag(path.read_bytes()))
+    card = card_of(settings(), stored)
+    clip = read_clip(path, settings().data, box, card)
+    with predict_exported.av.open(str(path)) as container:
+        frames = [
+            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)) for frame in container.decode(video=0)
+        ]
+    rule = card["preprocessing"]
+    for seen, number in zip(clip.frames_TSS3, predict_exported.frame_numbers(rule, "clip", 9), strict=True):
+        np.testing.assert_allclose(predict_exported.prepare(frames[number], box, rule), seen, atol=1)
+
+
+@pytest.mark.parametrize("frame_draw", ["centre", "fixed"])
+@pytest.mark.parametrize("count", [1, 4, 6, 9, 12, 31])
+def test_the_script_takes_the_same_frames(tmp_path: Path, frame_draw: str, count: int) -> None:
+    config = settings(frame_draw)
+    clip = read_clip(write_video(tmp_path / "größe.mp4", count), config.data)
+    numbers = predict_exported.frame_numbers(card_of(config, 0)["preprocessing"], "größe", count)
+    assert clip.plan.frames_T.tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path: Path, ending: str) -> None:
+    model = tmp_path / f"model{ending}"
+    export(run, model)
+    for words, options in (([], {"whole_picture": True}), (["20,30,100,150"], {"box": (20, 30, 100, 150)})):
+        found = subprocess.run(
+            [sys.executable, "-I", str(SCRIPT), str(model), str(video), *words], capture_output=True, text=True, cwd=tmp_path,
+            check=True,
+        )
+        scores = {line.split("%  ")[1]: float(line.split(" %")[0]) for line in found.stdout.splitlines()}
+        expected = {each["name"]: 100 * each["probability"] for each in predict(run, video, device="cpu", **options)["classes"]}
+        assert scores == pytest.approx(expected, abs=0.02) and set(scores) == set(CLASSES)
+
+
+def test_published_weights_say_what_they_are(run: Path) -> None:
+    with safetensors.safe_open(run / "model.safetensors", "np") as file:
+        inside = json.loads(file.metadata()["svdata2vec"])
+    card = json.loads((run / "model.json").read_text())
+    assert inside == {name: card[name] for name in inside}
+    assert inside["classes"] == CLASSES and inside["preprocessing"]["mean"] == [123.675, 116.28, 103.53]
+    view = {"view", "crop", "padding", "size", "stored_size", "stored_margin", "resize"}
+    assert {*view, "num_frames", "frame_draw", "frame_seed"} < set(inside["preprocessing"])
