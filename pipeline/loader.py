@@ -8,6 +8,7 @@ for bit; with another number of ranks or another batch size no clip is lost or r
 import hashlib
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,8 @@ class ClipLoader:
         video, joints: which of the two a batch has. Without video nothing is decoded.
         limit: use the first n clips of the split only, or only these index rows (int64 array).
         last_batch: clips that do not fill a step: "drop" (default in training) or "partial" (always in evaluation; in
-            training all ranks get equally many).
+            training all ranks get equally many). An epoch that goes on after a change of the batches drops none.
+        smallest_batch: clips that each rank needs for a step.
         max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none.
         check_hashes: compare each tar with the manifest's sha256 when it is first read.
 
@@ -77,6 +79,7 @@ class ClipLoader:
         joints: bool = True,
         limit: int | NDArray[np.int64] | None = None,
         last_batch: Literal["drop", "partial"] | None = None,
+        smallest_batch: int = 1,
         max_bad_rate: float = 0.01,
         check_hashes: bool = False,
     ) -> None:
@@ -100,7 +103,7 @@ class ClipLoader:
         _check_labels(shards, split, rows)
         self.order = OrderConfig(
             rows=rows, views=1 if train else self.plan.views, batch_size=batch_size, seed=seed, train=train,
-            drop_last=self.last_batch == "drop", rank=rank, world_size=world_size,
+            drop_last=self.last_batch == "drop", rank=rank, world_size=world_size, smallest_batch=smallest_batch,
         )
         if len(rows) == 0:
             raise UserError(f"split {split!r} has no clips; take another split")
@@ -122,7 +125,23 @@ class ClipLoader:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of a whole epoch on this rank; equal on every rank in training."""
-        return sum(start < stop for start, stop in map(self.order.part, self.order.steps(0)))
+        return self._batches_from(0)
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Clips of a whole epoch, over all ranks."""
+        return self.order.end(0)
+
+    @property
+    def epochs_passed(self) -> Fraction:
+        """The place after the last batch that was handed out, in epochs; equal on all ranks."""
+        return self._epoch + Fraction(self._position, self.order.end(self._position) or 1)
+
+    def batches_until(self, epochs: int) -> int:
+        """Batches that are left until so many epochs have passed; equal on every rank in training."""
+        if self._epoch >= epochs:
+            return 0
+        return self._batches_from(self._position) + (epochs - self._epoch - 1) * self.batches_per_epoch
 
     @property
     def epoch(self) -> int:
@@ -158,8 +177,9 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was handed out; equal on all ranks."""
+        over = self._epoch_is_over()  # then no other batch size finds clips left in it
         return {
-            "version": STATE_VERSION, "epoch": self._epoch, "position": self._position,
+            "version": STATE_VERSION, "epoch": self._epoch + over, "position": 0 if over else self._position,
             "seed": self.order.seed, "fingerprint": self._fingerprint,
         }
 
@@ -195,8 +215,11 @@ class ClipLoader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_background": None}
 
+    def _batches_from(self, position: int) -> int:
+        return sum(start < stop for start, stop in map(self.order.part, self.order.steps(position)))
+
     def _epoch_is_over(self) -> bool:
-        return self._position > 0 and not self.order.steps(self._position)
+        return self._position > 0 and self.order.end(self._position) == self._position
 
     def _next_ready(self) -> Ready:
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """The order of an epoch and each rank's part of it, as pure functions: no state, no shuffle buffer."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ class OrderConfig:
     """Everything that decides which clips a rank sees, and when.
 
     rows: int64 index rows of the split. views: frame draws per clip (1 in training). batch_size: clips per rank and step.
-    drop_last: leave out the clips that do not fill a step.
+    drop_last: leave out the clips that do not fill a step, unless the epoch was begun with other batches. smallest_batch:
+    clips that each rank needs for a step.
     """
 
     rows: NDArray[np.int64]
@@ -33,11 +35,37 @@ class OrderConfig:
     drop_last: bool
     rank: int
     world_size: int
+    smallest_batch: int = 1
 
     @property
     def num_entries(self) -> int:
         """Entries of an epoch over all ranks: clips, or clips times views in evaluation."""
         return len(self.rows) * self.views
+
+    @property
+    def step_size(self) -> int:
+        """Clips of a whole step of all ranks together."""
+        return self.batch_size * self.world_size
+
+    def end(self, position: int) -> int:
+        """Where the steps of an epoch end that goes on at `position`.
+
+        A position that is no multiple of a step was reached with other batches. Such an epoch leaves no clip out where it can
+        be helped: the clips that do not fill a step are one more step, or part of the last one if they are too few for all
+        ranks.
+        """
+        size = self.step_size
+        if size < 1 or not 0 <= position <= self.num_entries:
+            raise ValueError(
+                f"position {position} of {self.num_entries} clips with {size} clips per step: "
+                "expected 0 <= position <= clips and at least one clip per step"
+            )
+        left = self.num_entries - position
+        rest = left % size
+        if not self.drop_last or not rest:
+            return self.num_entries
+        left_out = left == rest and rest < self.smallest_batch * self.world_size
+        return self.num_entries - rest if left_out or position % size == 0 else self.num_entries
 
     def steps(self, position: int) -> list[tuple[int, int]]:
         """Ranges [start, stop) of the global order that are left in an epoch, one per step of all ranks together.
@@ -45,24 +73,21 @@ class OrderConfig:
         Because a step consumes a contiguous range of the global order, a run may stop after any step and go on with another
         number of ranks or another batch size without losing or repeating a clip.
         """
-        size = self.batch_size * self.world_size
-        if size < 1 or not 0 <= position <= self.num_entries:
-            raise ValueError(
-                f"position {position} of {self.num_entries} clips with {size} clips per step: "
-                "expected 0 <= position <= clips and at least one clip per step"
-            )
-        last = self.num_entries - size + 1 if self.drop_last else self.num_entries
-        return [(start, min(start + size, self.num_entries)) for start in range(position, last, size)]
+        end = self.end(position)
+        bounds = [*range(position, end, self.step_size), end]
+        if self.drop_last and len(bounds) > 2 and end - bounds[-2] < self.smallest_batch * self.world_size:
+            del bounds[-2]
+        return list(pairwise(bounds))
 
     def part(self, step: tuple[int, int]) -> tuple[int, int]:
         """This rank's part of a step: the ranks' parts are contiguous and differ by at most one clip.
 
-        In training a short last step gives every rank as many clips as the others.
+        In training with `drop_last` false, a short last step gives every rank as many clips as the others.
         """
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} of world size {self.world_size}: expected 0 <= rank < world size")
         start, stop = step
-        if self.train:
+        if self.train and not self.drop_last:
             stop -= (stop - start) % self.world_size
         count = stop - start
         return start + count * self.rank // self.world_size, start + count * (self.rank + 1) // self.world_size

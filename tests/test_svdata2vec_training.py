@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
+from tiny_command import command_words
 
-from svdata2vec.config.schema import OptimConfig, PretrainConfig
+from svdata2vec.config.schema import OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
@@ -124,25 +124,6 @@ def wait_for(condition: object, seconds: float = 60.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
-
-
-def command_words(config: PretrainConfig) -> list[str]:
-    """The command line that resolves to the test's configuration."""
-    return [sys.executable, "-m", "svdata2vec", "pretrain", "demo", *options_of(config)]
-
-
-def options_of(values: Any, section: str = "--") -> list[str]:
-    """Every setting of a configuration as options, sections within sections too."""
-    words = []
-    for field in dataclasses.fields(values):
-        value, name = getattr(values, field.name), field.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            words += options_of(value, f"{section}{name}.")
-        elif isinstance(value, bool):
-            words.append(f"{section}{name}" if value else f"{section}no-{name}")
-        else:
-            words += [f"{section}{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(

@@ -6,6 +6,7 @@ B clips, T frames, D width, L target layers
 """
 
 import copy
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,10 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 
 
-def ema_decay(config: EmaConfig, step: int, steps_per_epoch: int) -> float | None:
+def ema_decay(config: EmaConfig, step: int | Fraction, steps_per_epoch: int | Fraction) -> float | None:
     """Decay after optimizer step number `step` (the first is 0); None = no update after this step.
+
+    A step is one of as many clips as the run began with, so that others count as fractions.
 
     "global" anneals linearly over `anneal_steps` optimizer steps. "original" reproduces the authors' code, which counts
     within the epoch and skips the first step of each epoch (svdata2vec/README.md, "Decisions").
@@ -65,5 +68,5 @@ def ema_decay(config: EmaConfig, step: int, steps_per_epoch: int) -> float | Non
         step = step % steps_per_epoch
         if step == 0:
             return None
-    fraction = min(step / config.anneal_steps, 1.0)
+    fraction = float(min(step / config.anneal_steps, 1))
     return config.start + fraction * (config.end - config.start)

@@ -73,6 +73,7 @@ def build_loader(
         joints=modality != "rgb",
         limit=rows,
         last_batch="drop" if train else "partial",
+        smallest_batch=1 if config.kind == "pretrain" else 2,  # BatchNorm of the classifier needs two
         check_hashes=data.check_hashes,
     )
 

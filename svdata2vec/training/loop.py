@@ -46,10 +46,10 @@ class TrainingRun:
         self.config, self.runtime, self.loader, self.model = config, runtime, loader, model
         self.network = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)
-        self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader.batches_per_epoch)
+        self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader)
 
     def step(self, batches: list[EpochBatch]) -> None:
-        """One optimizer step over `optim.accumulate` batches."""
+        """One optimizer step over `stepper.batches` batches."""
         stepper = self.stepper
         stepper.begin()
         self.network.train()
@@ -82,7 +82,7 @@ class TrainingRun:
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
-        return {"optimizer": self.optimizer, "stepper": self.stepper, "loader": self.loader}
+        return {"optimizer": self.optimizer, "loader": self.loader, "stepper": self.stepper}
 
 
 def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
@@ -107,7 +107,8 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     stepper.clock.reset()
     with StopSignal() as stop, contextlib.closing(stream), contextlib.closing(metrics):
         while stepper.step < stepper.total_steps:
-            run.step([next(stream) for _ in range(stepper.optim.accumulate)])
+            run.step([next(stream) for _ in range(stepper.batches)])
+            stepper.epochs = run.loader.epochs_passed
             done = stepper.step == stepper.total_steps
             if done or stepper.epochs_done > epochs_done:
                 epochs_done = stepper.run.epochs if done else stepper.epochs_done

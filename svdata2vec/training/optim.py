@@ -41,8 +41,11 @@ def build_optimizer(
     return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
 
 
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: float, epochs: int) -> float:
-    """Of optimizer step `step`: linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end."""
+def learning_rate(config: OptimConfig, step: float, steps_per_epoch: float, epochs: int) -> float:
+    """Of optimizer step `step`: linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end.
+
+    Only the quotient `step / steps_per_epoch` counts, the place of the run in epochs.
+    """
     epoch = step / steps_per_epoch
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs

@@ -74,7 +74,7 @@ class Pretraining(TrainingRun):
             self.captured = CapturedPass(lambda *inputs: vars(self.compute(*inputs)), self.model)
 
     def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:
-        if self.captured is None:
+        if self.captured is None or len(batch) != self.config.run.batch_size:  # captured for whole batches
             return super().differentiate(batch, epoch, last=last)
         figures = self.captured(*self.inputs(batch, epoch))
         self.stepper.clock.mark("graph")
@@ -102,8 +102,11 @@ class Pretraining(TrainingRun):
 
     def after_update(self) -> dict[str, float]:
         """The teacher follows the student."""
-        decay = ema_decay(self.config.ema, self.stepper.step, self.stepper.steps_per_epoch)
+        stepper = self.stepper
+        per_epoch = stepper.reference_steps_per_epoch
+        decay = ema_decay(self.config.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
+            decay **= stepper.clips_per_step / stepper.reference_clips
             self.teacher.update(self.model.encoder.blocks, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
@@ -91,19 +94,24 @@ class Statistics:
 class Stepper:
     """One optimizer step: schedule, accumulation, finiteness, clipping; and the step's times and averages.
 
-    `step` counts optimizer steps over the whole run and drives every schedule.
+    Attributes:
+        step: optimizer steps so far; names checkpoints and records, and seeds the random numbers of a step.
+        epochs: the place of the run in epochs, which drives every schedule; the trainer takes it from its loader.
+        total_steps: where the run ends, if nothing changes until then.
+        batches: of the next step, as a rule `optim.accumulate`.
     """
 
     def __init__(
         self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, network: nn.Module, optimizer: torch.optim.Optimizer,
-        batches_per_epoch: int,
+        loader: ClipLoader,
     ) -> None:
         optim, run = config.optim, config.run
         self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
-        self.batches_per_epoch = batches_per_epoch
-        self.steps_per_epoch = max(batches_per_epoch // optim.accumulate, 1)
-        self.total_steps = max(run.epochs * batches_per_epoch // optim.accumulate, 1)
-        self.step = 0
+        self.loader = loader
+        self.step, self.epochs, self.batches = 0, loader.epochs_passed, optim.accumulate
+        self.total_steps = max(loader.batches_until(run.epochs) // optim.accumulate, 1)
+        self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
+        self.reference_clips = math.prod(self.per_step.values())
         self.clips_in_interval = 0
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
@@ -114,7 +122,7 @@ class Stepper:
     def begin(self) -> None:
         """Set the step's learning rate and random state. Call when its batches are there."""
         self.clock.mark("data")
-        lr = learning_rate(self.optim, self.step, self.batches_per_epoch / self.optim.accumulate, self.run.epochs)
+        lr = learning_rate(self.optim, float(self.epochs), 1, self.run.epochs)
         set_learning_rate(self.optimizer, lr)
         self.values["lr"] = lr
         self.statistics.keep()
@@ -123,13 +131,23 @@ class Stepper:
     @property
     def epochs_done(self) -> int:
         """Whole passes over the training split."""
-        return self.step * self.optim.accumulate // self.batches_per_epoch
+        return math.floor(self.epochs)
+
+    @property
+    def clips_per_step(self) -> int:
+        """Of all processes together, in the next step; the last step of an epoch may have fewer."""
+        return self.run.batch_size * self.runtime.world_size * self.batches
+
+    @property
+    def reference_steps_per_epoch(self) -> Fraction:
+        """Optimizer steps in an epoch, of as many clips as in the steps that the run began with."""
+        return Fraction(self.loader.clips_per_epoch, self.reference_clips)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
         wait = isinstance(self.network, DistributedDataParallel) and not last
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            (loss / self.optim.accumulate).backward()
+            (loss / self.batches).backward()
         self.clock.mark("backward")
 
     def update(self, keys: list[str]) -> None:
@@ -147,6 +165,8 @@ class Stepper:
     def end(self, values: dict[str, float]) -> None:
         self.values.update(values)
         self.step += 1
+        self.epochs += Fraction(self.batches, self.loader.batches_per_epoch)
+        self.batches = self.optim.accumulate
         self.clock.mark("optimizer")
 
     def take_record(self) -> dict[str, float]:
@@ -156,7 +176,7 @@ class Stepper:
         total = seconds.pop("total")
         rate = self.clips_in_interval * self.runtime.world_size / total
         record = {
-            "epoch": self.step * self.optim.accumulate / self.batches_per_epoch,
+            "epoch": float(self.epochs),
             **self.averages.take(),
             **self.values,
             "clips_per_second": rate,
@@ -172,9 +192,37 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
-        return {"step": self.step, "skipped": self.guard.skipped, "values": self.values}
+        return {
+            "step": self.step, "skipped": self.guard.skipped, "values": self.values, "per_step": self.per_step,
+            "reference_clips": self.reference_clips,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        """Go on after a step; the loader is at its place already.
+
+        Schedules go on where they were, whatever clips per step have become. If the batches that are left do not fill
+        whole steps any more, the next step takes those that are over.
+        """
+        self.step, self.epochs = state["step"], self.loader.epochs_passed
         self.guard.skipped = state["skipped"]
         self.values = state.get("values", {})  # 0.1.0 kept none
+        left = self.loader.batches_until(self.run.epochs)
+        passed = round(self.epochs * self.loader.clips_per_epoch)
+        before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 wrote no more
+        self.reference_clips = state.get("reference_clips", math.prod(before.values()))
+        accumulate, now = self.optim.accumulate, self.per_step
+        changed = math.prod(before.values()) != math.prod(now.values()) or before.get("accumulate", accumulate) != accumulate
+        if changed:
+            self.batches = left % accumulate or accumulate
+            left += accumulate - self.batches
+        self.total_steps = self.step + left // accumulate
+        if changed and self.runtime.is_main:
+            text = "%s: clips per optimizer step %s -> %s; goes on at epoch %.2f of %d, the last step is now %d"
+            log.warning(
+                text, self.run.out, _product(before), _product(now), self.epochs, self.run.epochs, self.total_steps
+            )
+
+
+def _product(per_step: dict[str, int]) -> str:
+    """As in "8 (batch_size 2 x processes 2 x accumulate 2)"."""
+    return f"{math.prod(per_step.values())} ({' x '.join(f'{name} {count}' for name, count in per_step.items())})"

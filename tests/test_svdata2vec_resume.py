@@ -1,0 +1,250 @@
+"""Runs that are stopped and go on with another batch size, accumulation or number of processes."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import NUM_CLIPS, finetune_config, pretrain_config
+from tiny_command import command_words
+
+from svdata2vec.config.schema import EmaConfig, OptimConfig
+from svdata2vec.pipeline.order import OrderConfig
+from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.stopping import StopRequested
+from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.optim import learning_rate
+from svdata2vec.training.pretrain import Pretraining, pretrain
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 3
+
+
+# ---- the order of clips -----------------------------------------------------------------------------------------------
+
+
+def order_of(clips: int, batch: int, ranks: int, rank: int = 0, smallest: int = 1) -> OrderConfig:
+    return OrderConfig(np.arange(clips), 1, batch, 0, True, True, rank, ranks, smallest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.integers(1, 2))
+def test_an_epoch_with_changing_batches_sees_every_clip_once(data: st.DataObject, smallest: int) -> None:
+    """Steps are never empty for a rank, never much larger than asked for, and the same after any further stop."""
+    clips, position, seen = data.draw(st.integers(8, 60)), 0, []
+    changed = False
+    for _ in range(data.draw(st.integers(1, 6))):
+        batch, ranks = data.draw(st.integers(smallest, 8)), data.draw(st.integers(1, 4))
+        orders = [order_of(clips, batch, ranks, rank, smallest) for rank in range(ranks)]
+        changed = changed or position % (batch * ranks) != 0
+        steps = orders[0].steps(position)
+        for number, step in enumerate(steps):
+            assert steps[number:] == orders[0].steps(step[0])
+            parts = [order.part(step) for order in orders]
+            assert all(smallest <= stop - start < batch + smallest + 1 for start, stop in parts)
+            assert [i for part in parts for i in range(*part)] == [*range(*step)]
+        taken = steps[: data.draw(st.integers(0, len(steps)))]
+        seen += [i for step in taken for i in range(*step)]
+        position = taken[-1][1] if taken else position
+    rest = order_of(clips, batch, ranks, 0, smallest).steps(position)
+    seen += [i for step in rest for i in range(*step)]
+    assert seen == [*range(len(seen))]
+    unused = clips - len(seen)
+    aligned = position % (batch * ranks) == 0
+    assert unused < (batch if aligned else smallest) * ranks
+
+
+def test_an_epoch_of_equal_batches_is_that_of_ever() -> None:
+    assert order_of(23, 4, 2).steps(0) == [(0, 8), (8, 16)] and order_of(23, 4, 2).steps(8) == [(8, 16)]
+    assert order_of(23, 4, 2).steps(16) == [] and order_of(23, 4, 2).steps(20) == [(20, 23)]
+    assert order_of(23, 4, 2).steps(6) == [(6, 14), (14, 23)]  # one clip more is not enough for two ranks
+    assert order_of(23, 4, 1, smallest=2).steps(2) == [(i, i + 4) for i in (2, 6, 10, 14)] + [(18, 23)]
+
+
+# ---- the place of a run, in this process ------------------------------------------------------------------------------
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, kind: Any, steps: int | None, seen: list[tuple[int, str]]) -> None:
+    """Note the epoch and name of every clip that is trained on; ask the run to stop after so many steps of its own."""
+    step, done = kind.step, []
+
+    def noted(run: Any, batches: list) -> None:
+        step(run, batches)
+        seen.extend((epoch, key) for epoch, batch in batches for key in batch.keys)
+        done.append(run.stepper.step)
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(kind, "step", noted)
+
+
+def run_with_stops(monkeypatch: pytest.MonkeyPatch, configs: list[Any], stops: list[int | None]) -> Counter[tuple[int, str]]:
+    """Start one run with each configuration in turn, the next where the one before was stopped; what it has seen."""
+    seen: list[tuple[int, str]] = []
+    for config, steps in zip(configs, stops, strict=True):
+        kind, begin = (Pretraining, pretrain) if config.kind == "pretrain" else (Finetuning, finetune)
+        with monkeypatch.context() as patch:
+            stop_after(patch, kind, steps, seen)
+            if steps is None:
+                begin(config)
+            else:
+                with pytest.raises(StopRequested):
+                    begin(config)
+    return Counter(seen)
+
+
+def every_clip_once(epochs: int) -> Counter[tuple[int, str]]:
+    return Counter((epoch, f"clip{i:05d}") for epoch in range(epochs) for i in range(NUM_CLIPS))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stops"),
+    [
+        ([(4, 1), (2, 1)], [4, None]),          # half the batch: would have ended twice too late
+        ([(2, 1), (4, 1)], [7, None]),          # twice the batch: would have ended at once, or half way
+        ([(4, 1), (2, 2)], [1, None]),
+        ([(2, 1), (2, 2)], [5, None]),          # an odd number of batches is left
+        ([(3, 2), (4, 1), (2, 3)], [2, 2, None]),
+        ([(6, 1), (4, 1), (3, 1), (12, 1), (4, 1)], [1, 1, 2, 1, None]),
+    ],
+)
+def test_a_run_goes_on_with_other_batches(
+    sizes: list[tuple[int, int]], stops: list[int | None], tiny_shard_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    rate = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1)
+    configs = [
+        pretrain_config(tiny_shard_folder, tmp_path / "run", optim=dataclasses.replace(rate, accumulate=accumulate),
+                        batch_size=batch, epochs=EPOCHS)
+        for batch, accumulate in sizes
+    ]
+    assert run_with_stops(monkeypatch, configs, stops) == every_clip_once(EPOCHS)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [*range(1, len(records) + 1)]
+    epochs = [record["epoch"] for record in records]
+    assert epochs == sorted(set(epochs)) and epochs[-1] == EPOCHS
+    expected = [learning_rate(rate, place, 1, EPOCHS) for place in [0, *epochs[:-1]]]
+    assert [record["lr"] for record in records] == pytest.approx(expected)
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["step"] == len(records)
+    if stops[0] == 4:
+        assert "clips per optimizer step 4 (batch_size 4 x processes 1 x accumulate 1) -> 2 (batch_size 2" in caplog.text
+        assert "goes on at epoch 1.33 of 3, the last step is now 14" in caplog.text
+
+
+def test_a_classifier_goes_on_with_other_batches(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its BatchNorm cannot take a single clip: one that is over belongs to the last step."""
+    configs = [finetune_config(tiny_shard_folder, tmp_path / "run", batch_size=size, epochs=2) for size in (3, 4)]
+    assert run_with_stops(monkeypatch, configs, [1, None]) == every_clip_once(2)  # 3, then 4 and 5
+    epochs = [record["epoch"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert epochs == pytest.approx([3 / 12, 7 / 12, 1, 16 / 12, 20 / 12, 2])
+
+
+def test_the_teachers_decay_is_one_per_clip(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of half as many clips are one step: the decays multiply to it, and annealing goes on where it was."""
+    ema = EmaConfig(start=0.5, end=0.9, anneal_steps=8)
+    configs = [
+        dataclasses.replace(pretrain_config(tiny_shard_folder, tmp_path / "run", batch_size=size, epochs=EPOCHS), ema=ema)
+        for size in (4, 2)
+    ]
+    run_with_stops(monkeypatch, configs, [4, None])
+    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    whole = [0.5 + 0.4 * step / 8 for step in (0, 1, 2, 3)]
+    half = [(0.5 + 0.4 * min(4 + step / 2, 8) / 8) ** 0.5 for step in range(10)]
+    assert decays == pytest.approx([*whole, *half])
+
+
+@pytest.mark.parametrize("size", [4, 2])
+def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """It says nothing of the clips per step; they follow from the loader's place and the number of steps."""
+    configs = [pretrain_config(tiny_shard_folder, tmp_path / f"run{number}", batch_size=4) for number in (0, 1)]
+    pretrain(configs[0])
+    state = Checkpoints(tmp_path / "run0", 2).load_newest()
+    path = tmp_path / "run0" / "checkpoints" / "step-000000004.pt"
+    state = torch.load(path, weights_only=True)
+    del state["stepper"]["per_step"], state["stepper"]["reference_clips"]
+    path.parent.mkdir(exist_ok=True)
+    other = tmp_path / "run1" / "checkpoints"
+    other.mkdir(parents=True)
+    torch.save(state, other / path.name)
+    pretrain(dataclasses.replace(configs[1], run=dataclasses.replace(configs[1].run, batch_size=size)))
+    records = read_metrics(tmp_path / "run1" / "metrics.jsonl")
+    assert len(records) == (2 if size == 4 else 4) and records[-1]["epoch"] == 2
+    if size == 4:
+        first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run0", "run1"))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert Checkpoints(tmp_path / "run1", 2).load_newest()["stepper"]["reference_clips"] == 4
+
+
+# ---- the real command, killed ------------------------------------------------------------------------------------------
+
+# The command, which notes the clips of every finished step, and is killed in process KILL_RANK before step KILL_STEP.
+WORKER = """
+import json, os, signal, sys
+from svdata2vec.cli.main import main
+from svdata2vec.training.pretrain import Pretraining
+
+rank, step = os.environ.get("RANK", "0"), Pretraining.step
+
+def noted(run, batches):
+    if (rank, run.stepper.step) == (os.environ["KILL_RANK"], int(os.environ["KILL_STEP"])):
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(run, batches)
+    row = {"step": run.stepper.step, "clips": [(epoch, key) for epoch, batch in batches for key in batch.keys]}
+    with open(f"{os.environ['NOTES']}-rank{rank}.jsonl", "a") as file:
+        file.write(json.dumps(row) + chr(10))
+
+Pretraining.step = noted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def launch(folder: Path, name: str, words: list[str], processes: int, kill_step: int) -> None:
+    (folder / "worker.py").write_text(WORKER)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NOTES": str(folder / name),
+                   "KILL_RANK": str(processes - 1), "KILL_STEP": str(kill_step)}
+    command = [sys.executable, *launcher, str(folder / "worker.py"), *words[3:]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
+    assert (done.returncode == 0) == (kill_step < 0), done.stderr[-2000:]
+
+
+def notes(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in folder.glob(f"{name}-rank*.jsonl") for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Killed in the middle of an epoch each time: 1 process, 2, 1 with half the batch twice per step, 2."""
+    rate = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1)
+    plan = [(1, 4, 1, 1), (2, 2, 1, 4), (1, 2, 2, 7), (2, 2, 2, -1)]  # processes, batch, accumulate, killed before step
+    for number, (processes, batch, accumulate, kill) in enumerate(plan):
+        optim = dataclasses.replace(rate, accumulate=accumulate)
+        config = pretrain_config(
+            tiny_shard_folder, tmp_path / "run", optim=optim, batch_size=batch, epochs=EPOCHS, checkpoint_every=1
+        )
+        launch(tmp_path, f"attempt{number}", command_words(config), processes, kill)
+    seen: list[tuple[int, str]] = []
+    firsts = [min(row["step"] for row in notes(tmp_path, f"attempt{number}")) for number in range(len(plan))]
+    assert firsts == [1, 2, 5, 8]
+    for number, following in enumerate([*firsts[1:], 10**6]):
+        rows = [row for row in notes(tmp_path, f"attempt{number}") if row["step"] < following]
+        seen += [(epoch, key) for row in rows for epoch, key in row["clips"]]
+    assert Counter(seen) == every_clip_once(EPOCHS)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    epochs = [record["epoch"] for record in records]
+    assert epochs[-1] == EPOCHS
+    assert [record["lr"] for record in records] == pytest.approx([learning_rate(rate, e, 1, EPOCHS) for e in [0, *epochs[:-1]]])
