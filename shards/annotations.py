@@ -4,6 +4,7 @@ M persons, T annotated frames, V joints, C = 2 (x, y in pixels of the annotation
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -145,9 +146,12 @@ def check_key(key: str) -> None:
 
 
 def safe_key(name: str) -> str:
-    """Any file name as a key: dots become `-`, other special characters %XX, an overlong end a hash of the name."""
-    key = quote(name, safe="").replace(".", "-")
+    """Any file name as a key: dots become `-`, other special characters %XX, an overlong end a hash of the name.
+
+    What is not UTF-8 in a name is kept byte by byte (%XX).
+    """
+    key = quote(os.fsencode(name), safe="").replace(".", "-")
     if len(key) <= MAX_KEY_BYTES:
         return key
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return f"{key[: MAX_KEY_BYTES - 17].rstrip('%')}-{digest}"

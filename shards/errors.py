@@ -7,3 +7,17 @@ class UserError(ValueError):
 
 class WorkerDiedError(UserError):
     """A worker process ended without an answer: it was killed, crashed, or ran out of memory."""
+
+
+def readable(text: str) -> str:
+    """Text that any program can read and write: bytes of file names that are not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def reason_of(error: Exception, where: object) -> str:
+    """Why one item (a clip, a file) is left out, in one line; `where` names its file unless the error does so itself."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{where}: cannot be read ({error.strerror or error})"
+    return f"{where}: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"

@@ -42,6 +42,18 @@ def open_bytes(path: str | Path) -> IO[bytes]:
     return Path(path).open("rb")
 
 
+def holds_video(path: str | Path) -> bool:
+    """Whether a file has a video stream, no cover picture, whose first picture can be decoded."""
+    try:
+        with open_bytes(path) as file, av.open(file, mode="r", metadata_errors="ignore") as container:
+            name = container.format.name
+            if name in ("tty", "image2") or name.endswith("_pipe"):  # a text or a still picture
+                return False
+            return next(container.decode(container.streams.best("video")), None) is not None
+    except (av.error.FFmpegError, OSError, ValueError, TypeError):
+        return False
+
+
 class VideoReader:
     """Decodes one video, forwards only. `info` is there from the start; `position` is the next frame's number.
 

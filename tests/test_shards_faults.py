@@ -184,8 +184,11 @@ def test_boxes_of_the_annotation_are_in_video_pixels(folder: Path) -> None:
 @pytest.mark.parametrize(("content", "message"), [
     (b"", r"set\.pkl: not a readable pickle"),
     (b"garbage", r"set\.pkl: not a readable pickle"),
-    (pickle.dumps([1]), r"holds a list of annotations; expected .*: add the splits"),
-    (pickle.dumps({"annotations": []}), "expected a dictionary with 'split' and 'annotations'"),
+    (pickle.dumps([EMPTY | {"frame_dir": "good", "keypoint": np.zeros((1, 2, 17, 2))}]),
+     r"set\.pkl: names no splits; make them with --split-by"),
+    (pickle.dumps({"split": []}), "expected a dictionary with 'split' and 'annotations', or a list of annotations"),
+    (pickle.dumps({"annotations": 3, "split": {}}), "'annotations' is of type int, expected a list of dictionaries"),
+    (pickle.dumps({"annotations": [EMPTY], "split": {"train": 3}}), "'split' is of type dict, expected {name of a split"),
     (pickle.dumps({"annotations": [], "split": {}}), "'annotations' is empty"),
     (pickle.dumps({"annotations": [EMPTY], "split": {}}), "no clip to pack; all 1 were left out.* has no 'keypoint'"),
     (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"the pickle wants os\.system; expected NumPy arrays and plain values only"),

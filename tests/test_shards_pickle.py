@@ -144,10 +144,9 @@ def test_a_pickle_of_another_form_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     entry = annotation("a", 0)
     for content, message in (
-        ({"split": [], "annotations": [entry]}, "'split' is not a dictionary of lists"),
-        ({"split": {"a": 3}, "annotations": [entry]}, "'split' is not a dictionary of lists"),
-        ({"split": {}, "annotations": {"a": entry}}, "'annotations' is not a list of dictionaries"),
-        ({"split": {}, "annotations": [3]}, "'annotations' is not a list of dictionaries"),
+        ({"split": ["a"], "annotations": [entry]}, "'split' is of type list, expected {name of a split"),
+        ({"split": {"a": 3}, "annotations": [entry]}, "'split' is of type dict, expected {name of a split"),
+        ({"split": {}, "annotations": "a"}, "'annotations' is of type str, expected a list of dictionaries"),
     ):
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(UserError, match=message):

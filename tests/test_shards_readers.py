@@ -68,8 +68,8 @@ def test_ntu_pickle_checks_names_and_labels(tmp_path: Path) -> None:
     sources = ntu_pickle(tmp_path, NTU_NAMES[:1])
     entries = [annotation(NTU_NAMES[0], 5, FRAMES)]
     write_pickle(Path(str(sources["pickle_path"])), entries)
-    with pytest.raises(UserError, match=r"clip S001C001P001R001A001 has label 5, its name says 0"):
-        open_dataset("ntu60", **sources)
+    dataset = open_dataset("ntu60", **sources)
+    assert dataset.clips == [] and "clip S001C001P001R001A001 has label 5, its name says 0" in dataset.skipped[0].reason
     with pytest.raises(UserError, match="'walking': expected an NTU RGB"):
         NtuName.parse("walking")
 
@@ -265,16 +265,33 @@ def square_of(shards: ShardSet, key: str) -> tuple[int, int, int]:
     return round(a[0, 2]), round(a[1, 2]), round(a[0, 0] * shards.manifest.packed_size)
 
 
-@pytest.mark.parametrize(("file", "text", "message"), [
-    ("label/0002-L.txt", "1,2\n", r"0002-L\.txt, line 1: expected class,start,end,confidence, found '1,2'"),
-    ("label/0002-L.txt", "1,2,5,1\n52,6,9,1\n", r"line 2: expected class 1\.\.51 and start < end"),
-    ("cross-subject.txt", "hello\n", "expected a line 'Training videos:' and one with names"),
+@pytest.mark.parametrize(("text", "key", "reason"), [
+    ("1,2\n1,2,5,1\n", "0002-L_000", "0002-L.txt, line 1: expected class,start,end,confidence, found '1,2'"),
+    ("1,2,5,1\n\n52,6,9,1\n", "0002-L_001", "0002-L.txt, line 3: expected class 1..51 and start < end, found '52,6,9,1'"),
 ])
-def test_pku_faults(tmp_path: Path, file: str, text: str, message: str) -> None:
+def test_a_wrong_line_of_a_label_file_leaves_out_its_clip(tmp_path: Path, text: str, key: str, reason: str) -> None:
     sources = pku_set(tmp_path)
-    (tmp_path / file).write_text(text)
-    with pytest.raises(UserError, match=message):
+    (tmp_path / "label/0002-L.txt").write_text(text)
+    dataset = open_dataset("pku-mmd", **sources)
+    assert [(entry.key, entry.reason.rpartition("/")[2]) for entry in dataset.skipped] == [(key, reason)]
+    assert len(dataset.clips) == 3
+
+
+def test_pku_split_file_of_another_kind(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    (tmp_path / "cross-subject.txt").write_text("hello\n")
+    with pytest.raises(UserError, match="expected a line 'Training videos:' and one with names"):
         open_dataset("pku-mmd", **sources)
+
+
+def test_pku_names_of_part_two(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    for path in [*(tmp_path / "video").iterdir(), *(tmp_path / "label").iterdir(), *(tmp_path / "skeleton").iterdir()]:
+        path.rename(path.with_name(path.name.replace("0002", "A01N02").replace("0003", "A12N03")))
+    (tmp_path / "cross-subject.txt").write_text("Training videos:\nA01N02-L, A01N02-M\nValidation videos:\nA12N03-M\n")
+    dataset = open_dataset("pku-mmd", **sources)
+    assert dataset.splits == {"xsub_train": ["A01N02-L_000", "A01N02-L_001"], "xsub_val": ["A12N03-M_000", "A12N03-M_001"]}
+    assert packed(dataset, tmp_path).manifest.num_clips == 4
 
 
 def test_pku_skeleton_faults(tmp_path: Path) -> None:
@@ -300,9 +317,11 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     shards = packed(dataset, tmp_path)
     assert clip_of(shards, "val%2Fwalk%2Fgr%C3%BC%C3%9F").meta.source == "grüß.mp4"
     (root / "loose.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=r"loose\.mp4: expected class/video\.mp4"):
-        open_dataset("folder", root=root)
-    with pytest.raises(UserError, match="no video below this folder"):
+    with_loose = open_dataset("folder", root=root)
+    assert [clip.key for clip in with_loose.clips] == [clip.key for clip in dataset.clips]
+    assert [entry.reason for entry in with_loose.skipped] == [
+        "loose.mp4: expected class/video.mp4, or one of train, val, valid, validation, test above the class folders"]
+    with pytest.raises(UserError, match="no video in this folder"):
         open_dataset("folder", root=tmp_path / "packed")
 
 
@@ -332,14 +351,13 @@ def test_csv_of_videos(tmp_path: Path) -> None:
     table.write_text("path,label\nclips/a.mp4,1\n")
     assert open_dataset("csv", table=table).classes == ("class_0", "class_1")
     table.write_text("path,label\nclips/a.mp4,\n")
-    with pytest.raises(UserError, match=r"own\.csv, line 2: path or label is empty"):
-        open_dataset("csv", table=table)
+    assert "own.csv, line 2: label '': unlabelled" in open_dataset("csv", table=table).skipped[0].reason
     table.write_text("file;label\na;b\n")
-    with pytest.raises(UserError, match="expected a header 'path,label,split'"):
+    with pytest.raises(UserError, match=r"own\.csv: expected a header with path and label, .* found 'file;label'"):
         open_dataset("csv", table=table)
     table.write_text("path,label\nclips/a.mp4,swim\n")
-    with pytest.raises(UserError, match="label 'swim' is not among the classes jump, walk"):
-        open_dataset("csv", table=table, classes=("jump", "walk"))
+    dataset = open_dataset("csv", table=table, classes=("jump", "walk"))
+    assert "line 2: label 'swim' is not among the classes jump, walk" in dataset.skipped[0].reason
 
 
 # ---------------------------------------------------------------------------------------------------- registry

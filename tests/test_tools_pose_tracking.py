@@ -188,7 +188,7 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"notes\.txt: expected a video"):
         find_videos([str(touch(tmp_path, "notes.txt") / "notes.txt")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no video below"):
+    with pytest.raises(UserError, match="no video in this folder"):
         find_videos([str(tmp_path / "empty")])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, Pose
 from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, union_box
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, readable
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
 from svdata2vec.shards.packing.options import PackOptions
@@ -75,7 +75,7 @@ class ClipPacker:
             meta = ClipMeta(
                 key=clip.key, label=clip.label, num_frames=num_frames, fps=round(info.fps, 4), width=info.width,
                 height=info.height, packed_width=size[0], packed_height=size[1], packed_to_source=matrix,
-                source=Path(str(clip.video)).name, subject=clip.subject, camera=clip.camera, setup=clip.setup,
+                source=readable(Path(str(clip.video)).name), subject=clip.subject, camera=clip.camera, setup=clip.setup,
                 pose_frames=None if poses == num_frames else poses, bad_joints=bad_joints,
             )
         return {**video, **side, "json": meta.to_bytes()}, num_frames

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from svdata2vec.shards.annotations import DataSet, Skipped
 from svdata2vec.shards.atomic import write_atomically
-from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.shards.errors import UserError, WorkerDiedError, readable
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
 from svdata2vec.shards.packing.encode import npy_bytes
@@ -178,7 +178,7 @@ def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None
             splits_of.setdefault(key, []).append(name)
     lines = [json.dumps({**asdict(entry), "splits": splits_of.get(entry.key, [])}, ensure_ascii=False) + "\n"
              for entry in sorted(skipped, key=lambda entry: (entry.key, entry.reason))]
-    write_atomically(root / SKIPPED_NAME, "".join(lines).encode())
+    write_atomically(root / SKIPPED_NAME, readable("".join(lines)).encode())
 
 
 def _report(manifest: Manifest, skipped: list[Skipped]) -> None:

@@ -12,7 +12,7 @@ import cv2
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import read_object, write_atomically
 from svdata2vec.shards.boxes import present_joints
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
@@ -119,19 +119,15 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`; whatever is wrong with the source files becomes a UserError."""
+    """`ClipPacker.pack`; whatever it raises becomes a UserError: one clip never ends the work of all."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
     try:
         return packer.pack(clip)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{clip.video}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, cv2.error, MemoryError) as error:
-        raise UserError(f"{clip.video}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise UserError(reason_of(error, clip.video)) from error
     finally:
         note.unlink(missing_ok=True)
 

@@ -1,35 +1,60 @@
 """Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
 
-import os
+import logging
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from svdata2vec.shards.annotations import Skipped
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.urls import filesystem_of
+from svdata2vec.shards.readers.walk import Walk, some_of, walk
+from svdata2vec.shards.video import holds_video
 
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v")
+# What a video's name usually ends with: taken for one unseen. What else PyAV can decode is one, too, but must be opened.
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".asf", ".ts", ".mts",
+                    ".m2ts", ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".f4v", ".divx", ".rm", ".rmvb", ".gif")
+_NO_VIDEO = (".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".srt", ".vtt", ".npy",
+             ".npz", ".pkl", ".pt", ".pth", ".mat", ".h5", ".skeleton", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff",
+             ".webp", ".wav", ".mp3", ".m4a", ".zip", ".tar", ".gz", ".db", ".ini", ".thm", ".part", ".tmp")
 
-
-def files_below(root: str | Path) -> Iterator[str]:
-    """Paths (or URLs, if `root` is one) of all files below a folder; UserError if there is no such folder."""
-    if "://" in str(root):
-        system, path = filesystem_of(str(root))
-        if not system.isdir(path):
-            raise UserError(f"{root}: no such folder; expected the one with the videos")
-        yield from (system.unstrip_protocol(name) for name in system.find(path))
-        return
-    if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the videos")
-    for folder, _, names in os.walk(root, followlinks=True):
-        yield from (str(Path(folder, name)) for name in names)
+logger = logging.getLogger(__name__)
 
 
-def skeleton_files(root: str | Path, extension: str) -> dict[str, Path]:
-    """Files with this extension below a folder, by name without it; UserError if there is no such folder or file."""
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with the {extension} skeletons")
-    files = {path.stem: path for path in sorted(root.rglob(f"*{extension}"))}
+def is_video(path: str) -> bool:
+    """Whether a file is a video: by its extension, or because its first picture can be decoded."""
+    extension = PurePosixPath(path).suffix.lower()
+    return extension in VIDEO_EXTENSIONS or (extension not in _NO_VIDEO and holds_video(path))
+
+
+def video_files(root: str | Path) -> Walk:
+    """The videos below a folder or URL; how many other files there are is logged. UserError: no such folder, or no video."""
+    found = walk(root, "the videos")
+    files, found.files = found.files, []
+    others: list[str] = []
+    for path in files:
+        (found.files if is_video(path) else others).append(path)
+    if others:
+        logger.info("%s: files that are no videos: %s", root, some_of([found.relative(path) for path in others]))
+    if not found.files:
+        why = f"; {found.left_out[0].reason}" if found.left_out else f"; found {some_of(others)}" if others else ""
+        raise UserError(f"{root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS[:4])} files or the like{why}")
+    return found
+
+
+def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped]) -> dict[str, Path]:
+    """Files with this extension below a folder, by name without it; UserError if there is no such folder or file.
+
+    What cannot be read, and the second of two files of one name, is added to `skipped`.
+    """
+    found = walk(root, f"the {extension} skeletons")
+    skipped += found.left_out
+    files: dict[str, Path] = {}
+    for path in map(Path, found.files):
+        if path.name.endswith(extension):
+            first = files.setdefault(path.name.removesuffix(extension), path)
+            if first is not path:
+                skipped.append(Skipped(found.relative(str(path)), f"{first} and {path} have the same name; the first is read",
+                                       str(path)))
     if not files:
         raise UserError(f"{root}: no {extension} file in this folder")
     return files
@@ -41,40 +66,49 @@ def without_extension(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
 
 
+def _spelled(name: str) -> str:
+    """One spelling of a name: systems write an accent as a part of its letter or after it."""
+    return unicodedata.normalize("NFC", name)
+
+
 class VideoFolder:
-    """The videos below a folder, sub-folders included, by file name or by relative path, both without extension."""
+    """The videos below a folder, sub-folders included, by file name or by relative path, both without extension.
+
+    `left_out`: what could not be entered or reached below the folder.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = root
         self._by_stem: dict[str, list[str]] = {}
         self._by_path: dict[str, list[str]] = {}
-        for path in files_below(root):
-            name = PurePosixPath(path)
-            if name.suffix.lower() in VIDEO_EXTENSIONS:
-                self._by_stem.setdefault(name.stem, []).append(path)
-                for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
-                    self._by_path.setdefault(f"{parent}/{name.stem}", []).append(path)
-        if not self._by_stem:
-            raise UserError(f"{self.root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS)} files")
+        found = video_files(root)
+        self.left_out = found.left_out
+        for path in found.files:
+            name = PurePosixPath(_spelled(path))
+            self._by_stem.setdefault(name.stem, []).append(path)
+            for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
+                self._by_path.setdefault(f"{parent}/{name.stem}", []).append(path)
 
     def stems(self) -> Iterable[str]:
         """All names without extension, sorted."""
         return sorted(self._by_stem)
 
     def videos(self) -> Iterator[tuple[str, str]]:
-        """(name without extension, path) of every video, by name. UserError if a name exists twice."""
+        """(name without extension, path) of every video, by name and path; a name may occur twice."""
         for stem in self.stems():
-            path = self.find(stem)
-            assert path is not None
-            yield stem, path
+            for path in sorted(self._by_stem[stem]):
+                yield stem, path
 
-    def find(self, *stems: str) -> str | None:
+    def find(self, *names: str) -> str | None:
         """Path of the first of these names that exists, None if there is none. UserError if it exists twice.
 
-        A name may have one or two folders in front (class/name, split/class/name).
+        A name may have folders in front (class/name, split/class/name): the last two must fit, if the name alone does not do.
         """
-        for stem in stems:
-            paths = self._by_path.get(stem) or self._by_stem.get(PurePosixPath(stem).name, [])
+        for name in map(_spelled, names):
+            place = PurePosixPath(name)
+            tails = ("/".join((*place.parent.parts[-count:], place.name)) for count in (2, 1))
+            paths = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
+            paths = paths or self._by_stem.get(place.name, [])
             if len(paths) > 1:
                 first, second, *_ = sorted(paths)
                 raise UserError(f"{first} and {second} have the same name; rename or remove one")

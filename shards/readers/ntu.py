@@ -3,19 +3,24 @@
 Names are S001C002P003R002A013: setup, camera, performer, replication, action. The label is the action minus one.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
-from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.readers.pyskl import read_annotations
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import lines, name_groups, numbers, train_and_rest
+from svdata2vec.shards.readers.walk import some_of
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080  # the picture that all published 2-D joints of this data set refer to
@@ -74,8 +79,9 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
     """Videos, and the pickle of 2-D skeletons by pyskl or mmaction2 (ntu60_2d.pkl, ntu60_hrnet.pkl, ...): 17 COCO joints.
 
     The videos may be the originals or copies of any size: the joints, pixels of 1920x1080, are scaled to them. The
-    pickle's splits are kept: xsub and xview (60) or xset (120), each train and val; where a split has not the published
-    number of clips, a warning says so. `svdata2vec shard pyskl --help` explains the pickle's format.
+    pickle's splits are kept: xsub and xview (60) or xset (120), each train and val; a pickle without splits (a list of
+    annotations) gets them by the names. Where a split has not the published number of clips, a warning says so.
+    `svdata2vec shard pyskl --help` explains the pickle's format.
 
     Args:
         pickle_path: The pickle, a path or URL; one holds all splits.
@@ -86,16 +92,27 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
     Raises:
         UserError: the pickle is of another format or data set, or there is no video.
     """
-    found = read_pyskl(pickle_path, videos, name=f"ntu{classes}", joints="coco17", classes=lines("ntu_classes.txt")[:classes])
-    clips = []
-    for clip in found.clips:
+    found = read_annotations(pickle_path, videos, name=f"ntu{classes}", joints="coco17",
+                             classes=lines("ntu_classes.txt")[:classes])
+    skipped = list(found.skipped)
+
+    def make(clip: ClipAnnotation) -> ClipAnnotation:
         name = NtuName.parse(clip.key)
         if clip.label != name.action - 1:
             raise UserError(f"{pickle_path}: clip {clip.key} has label {clip.label}, its name says {name.action - 1}")
         # Annotations made by older tools lack img_shape; their joints are in the same pixels.
-        clips.append(replace(clip, subject=name.subject, camera=name.camera, setup=name.setup,
-                             width=clip.width or COLOR_WIDTH, height=clip.height or COLOR_HEIGHT))
-    return replace(found, clips=clips, published=PUBLISHED[classes])
+        return replace(clip, subject=name.subject, camera=name.camera, setup=name.setup,
+                       width=clip.width or COLOR_WIDTH, height=clip.height or COLOR_HEIGHT)
+
+    clips = clips_of(found.clips, make, lambda clip: (clip.key, str(pickle_path)), skipped)
+    splits = found.splits or ntu_splits((clip.key for clip in clips), classes)
+    return replace(found, clips=clips, skipped=skipped, splits=splits, published=PUBLISHED[classes])
+
+
+def _is_of_another_set(name: str, classes: int) -> bool:
+    """Whether a sample is of NTU RGB+D 120 while 60 is read."""
+    match = NAME.fullmatch(name)
+    return match is not None and (int(match[4]) > classes or (classes == 60 and int(match[1]) > 17))
 
 
 def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Literal[60, 120],
@@ -116,30 +133,30 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
         UserError: a folder does not exist or has no such files.
     """
     folder = VideoFolder(videos)
-    files = skeleton_files(skeletons, ".skeleton")
+    skipped = list(folder.left_out)
+    files = skeleton_files(skeletons, ".skeleton", skipped)
     missing = frozenset() if keep_missing else missing_names(classes)
-    clips: list[ClipAnnotation] = []
-    skipped: list[Skipped] = []
-    for text in sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())}):
-        if NAME.fullmatch(text) is None:
-            continue
+    names = sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())})
+    others = [name for name in names if _is_of_another_set(name, classes)]
+    if others:
+        logger.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(others))
+
+    def make(text: str) -> ClipAnnotation:
         name = NtuName.parse(text)
-        if name.action > classes or (classes == 60 and name.setup > 17):
-            continue
         video = folder.find(text + "_rgb", text)
         if text in missing:
-            reason = "in the official list of samples with missing or incomplete skeletons"
-        elif video is None:
-            reason = f"no video {text}_rgb.avi or {text}.mp4"
-        elif text not in files:
-            reason = f"no file {text}.skeleton"
-        else:
-            arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
-            clips.append(ClipAnnotation(
-                key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
-                pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments)))
-            continue
-        skipped.append(Skipped(text, reason, str(video or files.get(text, ""))))
+            raise UserError("in the official list of samples with missing or incomplete skeletons")
+        if video is None:
+            raise UserError(f"no video {text}_rgb.avi or {text}.mp4")
+        if text not in files:
+            raise UserError(f"no file {text}.skeleton")
+        arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
+        return ClipAnnotation(
+            key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
+            pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments))
+
+    clips = clips_of((name for name in names if name not in set(others)), make,
+                     lambda text: (safe_key(text), str(files.get(text, folder.root))), skipped)
     splits = ntu_splits((clip.key for clip in clips), classes)
     return DataSet(f"ntu{classes}", layout("kinect25"), lines("ntu_classes.txt")[:classes], splits, clips, skipped,
                    PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])

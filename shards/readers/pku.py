@@ -7,19 +7,22 @@ M persons, T frames, V joints.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.readers.tables import lines, train_and_rest
+from svdata2vec.shards.readers.text import read_text
 from svdata2vec.shards.video import open_bytes
 
-VIDEO_NAME = re.compile(r"[AB]?\d+-[LMR]")
+VIDEO_NAME = re.compile(r"(?:[AB]?\d+|A\d+N\d+)-[LMR]")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080
 
 # The colour camera of a Kinect v2 as seen from its skeleton's origin (the depth camera): nominal focal length and
@@ -54,20 +57,17 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
     """
     folder = VideoFolder(videos)
     training_videos = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}
-    clips: list[ClipAnnotation] = []
-    skipped: list[Skipped] = []
-    for stem, video in folder.videos():
-        if VIDEO_NAME.fullmatch(stem) is None:
-            raise UserError(f"{video}: expected a PKU-MMD name like 0002-L.avi")
-        skeleton, label_file = Path(skeletons, stem + ".txt"), Path(labels, stem + ".txt")
-        absent = next((path for path in (skeleton, label_file) if not path.is_file()), None)
-        if absent is not None:
-            skipped.append(Skipped(stem, f"{absent}: no such file", video))
-            continue
-        for number, (label, start, end) in enumerate(_read_labels(label_file)):
-            clips.append(ClipAnnotation(
-                key=f"{stem}_{number:03d}", label=label, video=video, camera=VIEWS[stem[-1]], start_frame=start,
-                end_frame=end, pose_file=PoseFile(read_pku_skeleton, str(skeleton), (start, end))))
+    skipped = list(folder.left_out)
+
+    def make(item: _Action) -> ClipAnnotation:
+        label, start, end = _read_label(item)
+        return ClipAnnotation(
+            key=item.key, label=label, video=item.video, camera=VIEWS[Path(item.video).stem[-1]], start_frame=start,
+            end_frame=end, pose_file=PoseFile(read_pku_skeleton, item.skeleton, (start, end)))
+
+    actions = (action for stem, video in folder.videos()
+               for action in _actions(stem, video, Path(labels), Path(skeletons), skipped))
+    clips = clips_of(actions, make, lambda item: (item.key, item.where), skipped)
     training = {protocol: {clip.key for clip in clips if Path(clip.video).stem in names}
                 for protocol, names in training_videos.items()}
     parts = train_and_rest([clip.key for clip in clips], training, "val")
@@ -90,21 +90,42 @@ def _training_videos(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _read_labels(path: Path) -> list[tuple[int, int, int]]:
-    """(label from 0, first frame, end frame) per action; UserError names the line."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        words = line.split(",")
-        try:
-            action, start, end = int(words[0]), int(words[1]), int(words[2])
-        except (ValueError, IndexError):
-            raise UserError(f"{path}, line {number}: expected class,start,end,confidence, found {line!r}") from None
-        if not 1 <= action <= 51 or not 0 <= start < end:
-            raise UserError(f"{path}, line {number}: expected class 1..51 and start < end, found {line!r}")
-        found.append((action - 1, start, end))
-    return found
+@dataclass(frozen=True)
+class _Action:
+    """A line of a label file, `where` it stands, and the files of its clip."""
+
+    key: str
+    where: str
+    line: str
+    video: str
+    skeleton: str
+
+
+def _actions(stem: str, video: str, labels: Path, skeletons: Path, skipped: list[Skipped]) -> list[_Action]:
+    """The lines of a video's label file. A video that lacks a file, or has another name, is added to `skipped`."""
+    skeleton, label_file = Path(skeletons, stem + ".txt"), Path(labels, stem + ".txt")
+    absent = next((path for path in (skeleton, label_file) if not path.is_file()), None)
+    if VIDEO_NAME.fullmatch(stem) is None:
+        skipped.append(Skipped(safe_key(stem), f"{video}: expected a PKU-MMD name like 0002-L.avi or A01N01-L.avi", video))
+    elif absent is not None:
+        skipped.append(Skipped(stem, f"{absent}: no such file", video))
+    else:
+        rows = [(number, line) for number, line in enumerate(read_text(label_file).splitlines(), start=1) if line.strip()]
+        return [_Action(f"{stem}_{count:03d}", f"{label_file}, line {number}", line, video, str(skeleton))
+                for count, (number, line) in enumerate(rows)]
+    return []
+
+
+def _read_label(action: _Action) -> tuple[int, int, int]:
+    """(label from 0, first frame, end frame) of one action; UserError names its line."""
+    words = action.line.split(",")
+    try:
+        label, start, end = int(words[0]), int(words[1]), int(words[2])
+    except (ValueError, IndexError):
+        raise UserError(f"{action.where}: expected class,start,end,confidence, found {action.line!r}") from None
+    if not 1 <= label <= 51 or not 0 <= start < end:
+        raise UserError(f"{action.where}: expected class 1..51 and start < end, found {action.line!r}")
+    return label - 1, start, end
 
 
 @lru_cache(maxsize=2)

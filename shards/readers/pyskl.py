@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
+from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
+from svdata2vec.shards.readers.labels import classes_beside, read_labels
 from svdata2vec.shards.readers.media import VideoFolder, without_extension
 from svdata2vec.shards.readers.plain_pickle import load_plain
+from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.video import open_bytes
 
 logger = logging.getLogger(__name__)
@@ -29,36 +33,40 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
             content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if isinstance(content, list):
-        raise UserError(f"{path}: holds a list of annotations; expected {{'split': {{name: [frame_dir]}}, "
-                        "'annotations': [...]}: add the splits")
-    if not isinstance(content, dict) or not {"split", "annotations"} <= set(content):
-        raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations'")
-    annotations, split = content["annotations"], content["split"]
-    if not isinstance(annotations, list) or not all(isinstance(entry, dict) for entry in annotations):
-        raise UserError(f"{path}: 'annotations' is not a list of dictionaries, one per clip")
-    if not annotations:
+    if isinstance(content, list):  # as older tools of mmaction wrote them, one pickle per split
+        content = {"annotations": content}
+    if not isinstance(content, dict) or "annotations" not in content:
+        raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations', or a list of annotations")
+    entries = content["annotations"]
+    if isinstance(entries, Mapping):  # {name: annotation}
+        entries = [{"frame_dir": name, **entry} if isinstance(entry, Mapping) else entry for name, entry in entries.items()]
+    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
+        raise UserError(f"{path}: 'annotations' is of type {type(entries).__name__}, expected a list of dictionaries")
+    if not entries:
         raise UserError(f"{path}: 'annotations' is empty")
-    if not isinstance(split, dict) or not all(isinstance(names, list | tuple | set | np.ndarray) for names in split.values()):
-        raise UserError(f"{path}: 'split' is not a dictionary of lists with the names of clips")
+    splits = content.get("split") or {}
+    if not isinstance(splits, Mapping) or not all(isinstance(names, Collection) for names in splits.values()):
+        raise UserError(f"{path}: 'split' is of type {type(splits).__name__}, expected {{name of a split: [frame_dir, ...]}}")
     plain = [{name: np.asarray(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
-             for entry in annotations]
-    return content | {"annotations": plain}
+             if isinstance(entry, Mapping) else entry for entry in entries]
+    return {**content, "annotations": plain, "split": {str(name): list(names) for name, names in splits.items()}}
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
                joints: str | None = None, as_coco17: bool = False,
-               classes: str | Path | Sequence[str] | None = None) -> DataSet:
+               classes: str | Path | Sequence[str] | None = None, split_by: str | None = None) -> DataSet:
     """Videos, and a pickle with the skeletons of their persons.
 
     The pickle holds a dictionary of plain values and NumPy arrays:
-      - split: {name of a split: [frame_dir of each of its clips]}
+      - split: {name of a split: [frame_dir of each of its clips]}; may be absent with --split-by
       - annotations: a list with one dictionary per clip
+
+    Or it holds that list alone.
 
     A clip of M persons, T frames and V joints has the keys:
       - frame_dir: file name of its video without extension (or filename, with one); where names repeat in sub-folders,
         with the folder in front: walk/001
-      - label: number of its class, from 0
+      - label: number of its class, from 0 (or its name)
       - total_frames: T, as many as its video has
       - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
       - img_shape, or original_shape: (height, width) of the picture in whose pixels the joints are; without it, the
@@ -77,63 +85,150 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
         joints: Joint layout: coco17, kinect25, smarthome15, openpose18 (COCO-18), body25, h36m17, halpe26 or mediapipe33. By
             default coco17 for 17 joints, as the format says, and the only one with as many otherwise; 25 must be named.
         as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
-        classes: Class names in the order of the labels, or a file with one per line; by default classes.txt beside the
-            pickle, else class_0, class_1 and so on.
+        classes: Class names in the order of the labels, or a file with one per line; by default those in the pickle
+            (its key classes), else classes.txt beside it where that has as many names as there are labels, else
+            class_0, class_1 and so on.
+        split_by: Make splits train and val instead of the pickle's: by subject, camera, setup or random; random:0.2 names
+            the share of clips for val. The clips of one subject, camera or set-up stay together.
 
     Raises:
         UserError: the pickle is not of this format, or there is no video.
     """
+    found = read_annotations(pickle_path, videos, name=name, joints=joints, classes=classes)
+    if as_coco17:
+        found = replace(found, clips=[_as_coco17(clip, found.layout) for clip in found.clips], layout=COCO17)
+    if split_by is not None:
+        found = replace(found, splits=made_splits(split_by, found.clips))
+    if not found.splits and found.clips:
+        raise UserError(f"{pickle_path}: names no splits; make them with --split-by subject (or camera, setup, random:0.2)")
+    return found
+
+
+def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str | None, joints: str | None,
+                     classes: str | Path | Sequence[str] | None) -> DataSet:
+    """`read_pyskl`, perhaps without splits."""
     content = load_pickle(pickle_path)
     folder = VideoFolder(videos)
     annotations = content["annotations"]
-    field = "filename" if "filename" in annotations[0] else "frame_dir"
-    clips: list[ClipAnnotation] = []
-    skipped: list[Skipped] = []
-    for entry in annotations:
-        try:
-            clips.append(clip_of(entry, field, folder))
-        except (ValueError, TypeError, OverflowError) as error:  # UserError, or a field of another kind
-            skipped.append(Skipped(_key_of(entry, field), str(error), str(pickle_path)))
+    usable = [entry for entry in annotations if isinstance(entry, Mapping)]
+    field = "filename" if usable and "filename" in usable[0] else "frame_dir"
+    base = _common_folder([entry.get(field) for entry in usable])
+    if base:
+        annotations = [{**entry, field: _below(entry.get(field), base)} if isinstance(entry, Mapping) else entry
+                       for entry in annotations]
+    values = [entry.get("label") if isinstance(entry, Mapping) else None for entry in annotations]
+    labels = read_labels(values, classes_beside(classes, content.get("classes"), values, pickle_path))
+    logger.info("%s: %s", pickle_path, labels.said)
+    skipped = list(folder.left_out)
+
+    def make(item: tuple[Any, int | str]) -> ClipAnnotation:
+        entry, label = item
+        clip = clip_of(entry, field, folder)
+        if isinstance(label, str):
+            raise UserError(label)
+        return replace(clip, label=label)
+
+    clips = clips_of(zip(annotations, labels.of, strict=True), make,
+                     lambda item: (_key_of(item[0], field), str(pickle_path)), skipped)
     poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
-    if as_coco17:
-        clips, joint_layout = [_as_coco17(clip, joint_layout) for clip in clips], COCO17
-    keys = {split: [_split_key(entry) for entry in names] for split, names in content["split"].items()}
-    stem = name or PurePosixPath(str(pickle_path)).stem
-    return DataSet(stem, joint_layout, class_names(classes, pickle_path, clips), keys, clips, skipped)
+    listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
+    splits = _splits(listed, {_key_of(entry, field) for entry in annotations}, pickle_path, skipped)
+    return DataSet(name or PurePosixPath(str(pickle_path)).stem, joint_layout, labels.classes, splits, clips, skipped)
 
 
-def clip_of(entry: Mapping[str, Any], field: str, folder: VideoFolder) -> ClipAnnotation:
-    """One annotation as ClipAnnotation; UserError says what is wrong with it."""
+def _common_folder(names: Sequence[Any]) -> str:
+    """The folder that holds all names which are absolute paths; empty if none is. Keys are relative to it."""
+    parents = [str(PurePosixPath(name).parent) for name in names if isinstance(name, str) and name.startswith("/")]
+    return os.path.commonpath(parents) if parents else ""
+
+
+def _below(name: Any, base: str) -> Any:
+    """A name without the folder `base` in front."""
+    return name.removeprefix(f"{base}/") if base and isinstance(name, str) else name
+
+
+def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Path,
+            skipped: list[Skipped]) -> dict[str, list[str]]:
+    """Split -> keys, each once. Names without annotation are added to `skipped`."""
+    keys: dict[str, list[str]] = {}
+    for split, names in splits.items():
+        listed = list(dict.fromkeys(_split_key(name) for name in names))
+        if len(listed) < len(names):
+            logger.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
+        absent = [key for key in listed if key not in known]
+        skipped += [Skipped(key, f"in split {split}, but without annotation", str(path)) for key in absent]
+        keys[split] = listed
+    return keys
+
+
+def clip_of(entry: Any, field: str, folder: VideoFolder) -> ClipAnnotation:
+    """One annotation as ClipAnnotation of label 0; UserError says what is wrong with it."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"the annotation is of type {type(entry).__name__}, expected a dictionary")
     missing = [name for name in (field, "label", "total_frames", "keypoint") if name not in entry]
     if missing:
         raise UserError(f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}")
-    frame_dir = str(entry[field])
+    if not isinstance(entry[field], str):
+        raise UserError(f"{field} is of type {type(entry[field]).__name__}, expected the video's name")
+    frame_dir = entry[field]
     pose = pose_of(entry)
     name = without_extension(frame_dir)
     video = folder.find(name, name + "_rgb")
     if video is None:
         raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
+    subject, camera, setup = (_whole(entry, name) if entry.get(name) is not None else None
+                              for name in ("subject", "camera", "setup"))
     return ClipAnnotation(
-        key=_split_key(frame_dir), label=int(entry["label"]), video=video, num_frames=int(entry["total_frames"]),
+        key=_split_key(frame_dir), label=0, video=video, num_frames=_whole(entry, "total_frames"),
         width=pose.width, height=pose.height, pose_MTVC=pose.pose_MTVC, score_MTV=pose.score_MTV, box_T4=pose.box_T4,
-        video_box=pose.video_box, subject=entry.get("subject"), camera=entry.get("camera"), setup=entry.get("setup"),
+        video_box=pose.video_box, subject=subject, camera=camera, setup=setup,
     )
 
 
 def pose_of(entry: Mapping[str, Any]) -> Pose:
     """The skeletons of one annotation; UserError says what is wrong with them."""
-    keypoint = np.asarray(entry["keypoint"])
+    keypoint = _array(entry, "keypoint")
     if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
     if keypoint.shape[-1] == 3 and "keypoint_score" not in entry:
         raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
-    height, width = entry.get("img_shape") or entry.get("original_shape") or (None, None)
+    height, width = _picture(entry)
     boxes = entry.get("bboxes")
-    return Pose(
-        keypoint[..., :2], entry.get("keypoint_score"), None if boxes is None else _boxes(boxes),
-        None if width is None else int(width), None if height is None else int(height), video_box=True,
-    )
+    score_MTV = None if entry.get("keypoint_score") is None else _array(entry, "keypoint_score")
+    return Pose(keypoint[..., :2], score_MTV, None if boxes is None else _boxes(boxes), width, height, video_box=True)
+
+
+def _array(entry: Mapping[str, Any], name: str) -> np.ndarray:
+    """An array of numbers; UserError if it is something else."""
+    try:
+        array = np.asarray(entry[name])
+        return array if array.dtype.kind in "fiu" else array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is of type {type(entry[name]).__name__}, expected an array of numbers ({error})") from error
+
+
+def _whole(entry: Mapping[str, Any], name: str) -> int:
+    """A whole number, not negative; UserError if it is something else."""
+    value = entry[name]
+    try:
+        if not isinstance(value, str | bytes) and int(value) == value >= 0:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name} is {str(value)[:40]!r}, expected a whole number")
+
+
+def _picture(entry: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """(height, width) of the picture that the joints refer to; None, None if the annotation does not say."""
+    for name in ("img_shape", "original_shape"):
+        shape = entry.get(name)
+        if shape is None or np.size(shape) == 0:
+            continue
+        if np.shape(shape) not in ((2,), (3,)) or not all(np.isfinite(float(side)) and float(side) >= 1 for side in shape[:2]):
+            raise UserError(f"{name} is {str(shape)[:40]}, expected (height, width)")
+        return int(shape[0]), int(shape[1])
+    return None, None
 
 
 def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
@@ -159,15 +254,3 @@ def _split_key(name: Any) -> str:
     return safe_key(without_extension(str(name)))
 
 
-def class_names(classes: str | Path | Sequence[str] | None, beside: str | Path,
-                clips: Sequence[ClipAnnotation]) -> tuple[str, ...]:
-    """Class names from a list, a file, `classes.txt` beside the annotations, or made up from the labels."""
-    if classes is None:
-        classes = Path(str(beside)).parent / "classes.txt"
-        if "://" in str(beside) or not classes.is_file():
-            return tuple(f"class_{label}" for label in range(max((clip.label for clip in clips), default=-1) + 1))
-    if isinstance(classes, str | Path):
-        if not Path(classes).is_file():
-            raise UserError(f"{classes}: no such file; expected the names of the classes, one per line")
-        return tuple(line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip())
-    return tuple(classes)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped, safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.video import open_bytes
@@ -59,24 +60,26 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
         UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
-    files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json").items()}
-    clips: list[ClipAnnotation] = []
-    skipped: list[Skipped] = []
-    for stem, video in folder.videos():
+    skipped = list(folder.left_out)
+    files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json", skipped).items()}
+
+    def make(item: tuple[str, str]) -> ClipAnnotation:
+        stem, video = item
         match = NAME.fullmatch(stem)
         if match is None:
-            raise UserError(f"{stem!r}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03")
+            raise UserError(f"{video}: expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03.mp4")
         activity = match[1]
         if activity == DROPPED_CLASS:
-            continue
+            raise UserError(f"the data set's authors leave out {DROPPED_CLASS}")
         if activity not in CLASSES:
             raise UserError(f"{video}: unknown activity {activity!r}; expected one of {', '.join(CLASSES)}")
         if stem not in files:
-            skipped.append(Skipped(safe_key(stem), f"no skeleton {stem}.json or {stem}_pose3d.json", video))
-            continue
-        clips.append(ClipAnnotation(
+            raise UserError(f"no skeleton {stem}.json or {stem}_pose3d.json")
+        return ClipAnnotation(
             key=safe_key(stem), label=CLASSES.index(activity), video=video, subject=int(match[2]), camera=int(match[3]),
-            pose_file=PoseFile(read_smarthome_json, str(files[stem]))))
+            pose_file=PoseFile(read_smarthome_json, str(files[stem])))
+
+    clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
     views = dict.fromkeys(CAMERAS, VIEW_CLASSES)
     return DataSet("smarthome", layout("smarthome15"), CLASSES, smarthome_splits(clips), clips, skipped, PUBLISHED, views)
 
@@ -96,11 +99,16 @@ def read_smarthome_json(path: str) -> Pose:
             frames: Any = json.load(file)["frames"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a Smarthome skeleton ({error})") from error
+    if not isinstance(frames, list) or not all(isinstance(people, list) for people in frames):
+        raise UserError(f"{path}: not a Smarthome skeleton (expected frames, a list of lists of persons)")
     persons = max((len(people) for people in frames), default=0)
     pose_MTVC = np.zeros((max(persons, 1), len(frames), 15, 2), np.float32)
     for t, people in enumerate(frames):
         for m, person in enumerate(people):
-            numbers_26 = np.asarray(person.get("pose2d", ()), np.float32)
+            try:
+                numbers_26 = np.asarray(person["pose2d"], np.float32)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise UserError(f"{path}, frame {t}: a person without pose2d, 26 numbers ({error})") from error
             if numbers_26.shape != (26,):
                 raise UserError(f"{path}, frame {t}: pose2d has shape {numbers_26.shape}, expected 26 numbers")
             pose_MTVC[m, t] = _joints15(numbers_26.reshape(2, 13).T)

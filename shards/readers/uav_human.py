@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.readers.items import clips_of
+from svdata2vec.shards.readers.labels import class_names
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
-from svdata2vec.shards.readers.pyskl import class_names
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import numbers, train_and_rest
 
@@ -43,22 +44,25 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
         UserError: a folder does not exist or has no such files, or a video has another name.
     """
     folder = VideoFolder(videos)
-    files = skeleton_files(skeletons, ".txt")
-    clips: list[ClipAnnotation] = []
-    skipped: list[Skipped] = []
-    for stem, video in folder.videos():
+    skipped = list(folder.left_out)
+    files = skeleton_files(skeletons, ".txt", skipped)
+    names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES)) if classes is None else class_names(classes)
+
+    def make(item: tuple[str, str]) -> ClipAnnotation:
+        stem, video = item
         match = NAME.fullmatch(stem)
         if match is None:
             raise UserError(f"{video}: expected a UAV-Human name like P070S01G10B00H10UC102000LC092000A031R0_09131758")
         if stem not in files:
-            skipped.append(Skipped(stem, f"no skeleton {stem}.txt", video))
-            continue
-        clips.append(ClipAnnotation(
+            raise UserError(f"no skeleton {stem}.txt")
+        if int(match[3]) >= len(names):
+            raise UserError(f"{video}: action {int(match[3])}, expected 0..{len(names) - 1}")
+        return ClipAnnotation(
             key=stem, label=int(match[3]), video=video, subject=int(match[1]), setup=int(match[2]),
-            pose_file=PoseFile(read_text_skeleton, str(files[stem]), (FIRST_COLUMNS, 17, None, None))))
+            pose_file=PoseFile(read_text_skeleton, str(files[stem]), (FIRST_COLUMNS, 17, None, None)))
+
+    clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
     training = {name: {clip.key for clip in clips if clip.subject in subjects}
                 for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN))}
     splits = train_and_rest([clip.key for clip in clips], training, "test")
-    numbered = [f"A{label:03d}" for label in range(NUM_CLASSES)]
-    names = class_names(numbered if classes is None else classes, skeletons, [])
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

@@ -4,100 +4,151 @@ The whole picture is every clip's box, and there are no persons: for training on
 tools/pose/extract_poses.py has made a pickle.
 """
 
-import csv
-import io
+import logging
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS
-from svdata2vec.shards.video import open_bytes
+from svdata2vec.shards.readers.items import clips_of
+from svdata2vec.shards.readers.labels import read_labels
+from svdata2vec.shards.readers.media import video_files, without_extension
+from svdata2vec.shards.readers.splits import split_by as made_splits
+from svdata2vec.shards.readers.text import read_table
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
+logger = logging.getLogger(__name__)
 
-def read_video_folder(root: str | Path, *, name: str | None = None, joints: str = "coco17") -> DataSet:
+
+def read_video_folder(root: str | Path, *, name: str | None = None, joints: str = "coco17",
+                      split_by: str | None = None) -> DataSet:
     """Videos in a folder per class, without skeletons: for training on RGB alone.
 
-    With folders train, val, test above those of the classes, these are the splits; else all clips are in train.
+    With folders train, val, test above those of the classes, these are the splits; else all clips are in train. A video that
+    lies elsewhere is listed in skipped.jsonl.
 
     Args:
-        root: Folder with class/video.mp4, or split/class/video.mp4.
+        root: Folder (or its URL) with class/video.mp4, or split/class/video.mp4.
         name: Name of the data set; by default that of the folder.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
+        split_by: Make splits train and val instead: random, or random:0.2 with the share of clips for val.
 
     Raises:
-        UserError: there is no such folder, or a video lies elsewhere in it.
+        UserError: there is no such folder, or no video in it.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected one with a sub-folder of videos per class")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
-    if not paths:
-        raise UserError(f"{root}: no video below this folder; expected class/video.mp4")
-    found = [_place(path.relative_to(root)) for path in paths]
-    classes = tuple(sorted({label for _, label in found}))
-    clips = [ClipAnnotation(safe_key(str(path.relative_to(root).with_suffix(""))), classes.index(label), path)
-             for path, (_, label) in zip(paths, found, strict=True)]
+    found = video_files(root)
+    skipped = list(found.left_out)
+    places: dict[str, tuple[str, str]] = {}
+    for path in found.files:
+        try:
+            places[path] = _place(found.relative(path))
+        except UserError as error:
+            skipped.append(Skipped(found.relative(path), str(error), path))
+    classes = tuple(sorted({label for _, label in places.values()}))
+    number = {label: place for place, label in enumerate(classes)}
+
+    def make(path: str) -> ClipAnnotation:
+        return ClipAnnotation(safe_key(without_extension(found.relative(path))), number[places[path][1]], path)
+
+    clips = clips_of(places, make, lambda path: (found.relative(path), path), skipped)
     splits: dict[str, list[str]] = {}
-    for clip, (split, _) in zip(clips, found, strict=True):
-        splits.setdefault(split, []).append(clip.key)
-    return DataSet(name or root.name, layout(joints), classes, splits, clips)
+    for clip in clips:
+        splits.setdefault(places[str(clip.video)][0], []).append(clip.key)
+    if split_by is not None:
+        splits = made_splits(split_by, clips)
+    return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
 
 
-def _place(path: Path) -> tuple[str, str]:
+def _place(relative: str) -> tuple[str, str]:
     """(split, class) of a video by its folders."""
-    folders = path.parts[:-1]
+    folders = relative.split("/")[:-1]
     if len(folders) == 2 and folders[0] in SPLIT_FOLDERS:
         return folders[0], folders[1]
     if len(folders) == 1 and folders[0] not in SPLIT_FOLDERS:
         return "train", folders[0]
-    raise UserError(f"{path}: expected class/video.mp4, or one of {', '.join(SPLIT_FOLDERS)} above the class folders")
+    raise UserError(f"{relative}: expected class/video.mp4, or one of {', '.join(SPLIT_FOLDERS)} above the class folders")
 
 
 def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = "coco17",
-                   classes: Sequence[str] | None = None) -> DataSet:
+                   classes: Sequence[str] | None = None, split_by: str | None = None) -> DataSet:
     """Videos listed in a table, without skeletons: for training on RGB alone.
 
     Args:
-        table: CSV file, or its URL, with the header path,label,split. Paths are URLs, or relative to the table's folder;
-            labels are class names, or numbers from 0 if all are numbers; without a split a clip is in train. Further
-            columns are ignored.
+        table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
+            or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
+            number occurs); without a split a clip is in train. Rows without a label (empty, -1) are listed in skipped.jsonl.
+            Further columns are ignored.
         name: Name of the data set; by default that of the table.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
         classes: Class names in the order of the labels; by default those that occur, sorted.
+        split_by: Make splits train and val instead: random, or random:0.2 with the share of clips for val.
 
     Raises:
-        UserError: the table has another header, a line without path or label, or a label that is not among the classes.
+        UserError: the table has another header, or no row.
     """
-    with open_bytes(table) as file:
-        rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"))))
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        raise UserError(f"{table}: expected a header 'path,label,split' and at least one line")
-    for line, row in enumerate(rows, start=2):
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{table}, line {line}: path or label is empty")
-    labels, names = _labels([row["label"].strip() for row in rows], classes, table)
-    clips: list[ClipAnnotation] = []
+    rows = read_table(table, ("path", "label"))
+    labels = read_labels([row.get("label") for _, row in rows], classes)
+    logger.info("%s: %s", table, labels.said)
+    videos = [_resolved(row["path"], table) if row["path"] else "" for _, row in rows]
+    keys = _keys([video for video in videos if video], str(table))
+    seen: dict[str, int] = {}
+    skipped: list[Skipped] = []
+
+    def make(place: int) -> ClipAnnotation:
+        (line, _), label, video = rows[place], labels.of[place], videos[place]
+        if not video:
+            raise UserError(f"{table}, line {line}: the path is empty")
+        if isinstance(label, str):
+            raise UserError(f"{table}, line {line}: {label}")
+        first = seen.setdefault(_identity(video), line)
+        if first != line:
+            raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
+        return ClipAnnotation(keys[video], label, video)
+
+    clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place]), skipped)
+    split_of = {video: row.get("split") or "train" for video, (_, row) in reversed([*zip(videos, rows, strict=True)])}
     splits: dict[str, list[str]] = {}
-    for row, label in zip(rows, labels, strict=True):
-        path = row["path"].strip()
-        video = path if "://" in path else str(Path(str(table)).parent / path)
-        clips.append(ClipAnnotation(safe_key(str(Path(path).with_suffix(""))), label, video))
-        splits.setdefault((row.get("split") or "train").strip(), []).append(clips[-1].key)
-    return DataSet(name or Path(str(table)).stem, layout(joints), names, splits, clips)
+    for clip in clips:
+        splits.setdefault(split_of[str(clip.video)], []).append(clip.key)
+    if split_by is not None:
+        splits = made_splits(split_by, clips)
+    return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)
 
 
-def _labels(words: list[str], classes: Sequence[str] | None, table: str | Path) -> tuple[list[int], tuple[str, ...]]:
-    if classes is not None:
-        unknown = next((word for word in words if word not in classes), None)
-        if unknown is not None:
-            raise UserError(f"{table}: label {unknown!r} is not among the classes {', '.join(classes)}")
-        return [list(classes).index(word) for word in words], tuple(classes)
-    if all(word.isdigit() for word in words):
-        labels = [int(word) for word in words]
-        return labels, tuple(f"class_{label}" for label in range(max(labels) + 1))
-    names = tuple(sorted(set(words)))
-    return [names.index(word) for word in words], names
+def _resolved(path: str, table: str | Path) -> str:
+    """A video's path or URL, from how a table's row spells it."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if "://" in path:
+        return path
+    if "://" in str(table):
+        return f"{str(table).rpartition('/')[0]}/{path}"
+    return os.path.normpath(Path(str(table)).parent / path)
+
+
+def _identity(video: str) -> str:
+    """The same for two spellings of one file, and for links to it."""
+    try:
+        facts = Path(video).stat()
+    except OSError:  # a URL, or a file that packing will miss
+        return video
+    return f"{facts.st_dev} {facts.st_ino}"
+
+
+def _keys(videos: Sequence[str], table: str) -> dict[str, str]:
+    """Keys by video: its path below the table's folder; of videos elsewhere, below the folder that holds all of these."""
+    home = _as_path(table).parent
+    places = {video: _as_path(video) for video in videos}
+    elsewhere = [str(place.parent) for place in places.values() if not place.is_relative_to(home)]
+    common = os.path.commonpath(elsewhere) if elsewhere else ""
+    return {video: safe_key(without_extension(str(place.relative_to(home if place.is_relative_to(home) else common))))
+            for video, place in places.items()}
+
+
+def _as_path(place: str) -> Path:
+    """An absolute path; of a URL one that begins with its scheme, so that no file has the same."""
+    scheme, colon, rest = place.partition("://")
+    return Path(f"/{scheme}:/", rest.lstrip("/")) if colon else Path(os.path.normpath(Path.cwd() / place))

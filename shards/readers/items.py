@@ -1,0 +1,31 @@
+"""Items of a data set (annotations, files, lines) become clips one by one: what is wrong with one leaves out that one."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from svdata2vec.shards.annotations import ClipAnnotation, Skipped
+from svdata2vec.shards.errors import reason_of
+
+Item = TypeVar("Item")
+
+
+def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name: Callable[[Item], tuple[str, str]],
+             skipped: list[Skipped]) -> list[ClipAnnotation]:
+    """The clips that `make` makes of `items`. Whatever it raises goes to `skipped`, under `name(item)`: key and file.
+
+    So does the second of two clips with one key, as `KEY (again)`; the reason names both videos.
+    """
+    clips: dict[str, ClipAnnotation] = {}
+    for item in items:
+        try:
+            clip = make(item)
+        except Exception as error:  # noqa: BLE001 - whatever it is: one item never ends the work of all
+            key, source = name(item)
+            skipped.append(Skipped(key, reason_of(error, source), source))
+            continue
+        first = clips.setdefault(clip.key, clip)
+        if first is not clip:
+            reason = (f"{clip.video} is listed twice" if str(first.video) == str(clip.video)
+                      else f"{first.video} and {clip.video} have the same name; rename one")
+            skipped.append(Skipped(f"{clip.key} (again)", reason, str(clip.video)))
+    return list(clips.values())

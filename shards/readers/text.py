@@ -1,0 +1,53 @@
+"""Text files as people have them: UTF-8 with or without a mark, UTF-16, latin-1; tables divided by commas, semicolons, tabs."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.video import open_bytes
+
+DIVIDERS = (",", ";", "\t", "|")
+
+logger = logging.getLogger(__name__)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file or URL. What is not Unicode is read as Windows' latin-1, which the log says."""
+    with open_bytes(path) as file:
+        content = file.read()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        logger.info("%s: not UTF-8, read as Windows-1252 (latin-1)", path)
+        return content.decode("cp1252", errors="replace")
+
+
+def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
+
+    Raises:
+        UserError: the first line does not name the `needed` columns, or no row follows.
+    """
+    text = read_text(path)
+    header = text.split("\n", 1)[0].strip()
+    columns: list[str] = []
+    divider = ","
+    for divider in DIVIDERS:
+        columns = [name.strip().casefold() for name in next(csv.reader([header], delimiter=divider), [])]
+        if set(needed) <= set(columns):
+            break
+    else:
+        raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons or tabs, found "
+                        f"{header[:80]!r}")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=divider)
+    next(reader)
+    rows = [(reader.line_num, dict(zip(columns, (word.strip() for word in row), strict=False)))
+            for row in reader if any(word.strip() for word in row)]
+    if not rows:
+        raise UserError(f"{path}: no line after the header {header[:80]!r}")
+    return rows

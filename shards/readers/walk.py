@@ -1,0 +1,107 @@
+"""The one walk through folders that all readers share.
+
+Links are followed, a link to a folder above itself is not. Hidden files, the droppings of other systems (`._a.mp4`,
+`__MACOSX`, `@eaDir`) and what is no plain file are passed over. Nothing of that is silent: what might have been data is
+`Walk.left_out` with its reason, the rest is counted in one line of the log.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from svdata2vec.shards.annotations import Skipped
+from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.urls import filesystem_of
+
+# Folders that file systems, unpackers and Python make beside the data.
+NO_DATA = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Walk:
+    """What lies below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`."""
+
+    root: str
+    files: list[str] = field(default_factory=list)
+    left_out: list[Skipped] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+    def relative(self, path: str) -> str:
+        """A file's path below `root`, folders divided by `/`."""
+        return path[len(self.root) :].lstrip("/")
+
+
+def walk(root: str | Path, holds: str) -> Walk:
+    """All files below a folder or URL; UserError if there is no such folder. `holds`: what it should hold, for messages."""
+    if "://" in str(root):
+        found = _walk_url(str(root), holds)
+    elif not Path(root).is_dir():
+        raise UserError(f"{root}: no such folder; expected the one with {holds}")
+    else:
+        found = Walk(os.path.normpath(root))
+        _enter(found, found.root, ())
+    if found.passed:
+        logger.info("%s: hidden files and folders are passed over: %s", root, some_of(found.passed))
+    return found
+
+
+def _walk_url(root: str, holds: str) -> Walk:
+    system, path = filesystem_of(root)
+    if not system.isdir(path):
+        raise UserError(f"{root}: no such folder; expected the one with {holds}")
+    found = Walk(system.unstrip_protocol(path))
+    for url in sorted(system.unstrip_protocol(name) for name in system.find(path)):
+        hidden = any(_is_hidden(part) for part in found.relative(url).split("/"))
+        (found.passed if hidden else found.files).append(url)
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in NO_DATA
+
+
+def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None:
+    """Add a folder's files, then those of its folders. `above`: (device, inode) of the folders that it lies in."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        here = Path(folder).stat()
+    except OSError as error:
+        found.left_out.append(Skipped(found.relative(folder) or folder, reason_of(error, folder), folder))
+        return
+    chain = (*above, (here.st_dev, here.st_ino))
+    for entry in entries:
+        if _is_hidden(entry.name):
+            found.passed.append(found.relative(entry.path))
+            continue
+        reason = _add(found, entry, chain)
+        if reason is not None:
+            found.left_out.append(Skipped(found.relative(entry.path), f"{entry.path}: {reason}", entry.path))
+
+
+def _add(found: Walk, entry: os.DirEntry[str], chain: tuple[tuple[int, int], ...]) -> str | None:
+    """Add a file, or enter a folder; returns why neither can be."""
+    try:
+        if entry.is_file():
+            found.files.append(entry.path)
+            return None
+        facts = entry.stat()
+    except OSError as error:
+        return f"a link to {Path(entry.path).readlink()}, which cannot be reached ({error.strerror})"
+    if not stat.S_ISDIR(facts.st_mode):
+        return "neither a file nor a folder"
+    if (facts.st_dev, facts.st_ino) in chain:
+        return "a link to a folder above it, whose files are read there"
+    _enter(found, entry.path, chain)
+    return None
+
+
+def some_of(names: Sequence[str], count: int = 3) -> str:
+    """`5, among them a, b, c`, or just the names if these are all."""
+    shown = ", ".join(islice(names, count))
+    return shown if len(names) <= count else f"{len(names)}, among them {shown}"

@@ -1,0 +1,368 @@
+"""What lies in people's folders and tables: links, endings, hidden files, labels, encodings, odd items. Every reader alike."""
+
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shards_data import annotation, block_pose, packed, write_pickle, write_video
+
+from svdata2vec.shards.annotations import DataSet, safe_key
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.labels import read_labels
+from svdata2vec.shards.readers.sources import open_dataset
+from svdata2vec.shards.readers.walk import walk
+from svdata2vec.shards.reading.shardset import ShardSet
+
+FRAMES = 4
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Copies of one small video under these names."""
+    root.parent.mkdir(exist_ok=True)
+    first = write_video(root.parent / "one.mp4", FRAMES)
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(first.read_bytes())
+    return root
+
+
+def reasons(dataset: DataSet) -> dict[str, str]:
+    """Key -> reason, without the paths of this test."""
+    return {entry.key: entry.reason for entry in dataset.skipped}
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    elsewhere = tree(tmp_path / "elsewhere", "a.mp4", "b.mp4")
+    root = tree(tmp_path / "own", "run/c.mp4")
+    (root / "walk").symlink_to(elsewhere, target_is_directory=True)
+    (root / "run" / "d.mp4").symlink_to(elsewhere / "a.mp4")
+    (root / "run" / "above").symlink_to(root, target_is_directory=True)
+    (root / "run" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(root / "run" / "pipe.mp4")
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("run", "walk")
+    assert [clip.key for clip in dataset.clips] == ["run%2Fc", "run%2Fd", "walk%2Fa", "walk%2Fb"]
+    found = reasons(dataset)
+    assert set(found) == {"run/above", "run/gone.mp4", "run/pipe.mp4"}
+    assert "a link to a folder above it" in found["run/above"]
+    assert "nowhere.mp4, which cannot be reached" in found["run/gone.mp4"]
+    assert "neither a file nor a folder" in found["run/pipe.mp4"]
+    shards = packed(dataset, tmp_path)
+    assert shards.manifest.num_clips == 4
+    listed = [json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()]
+    assert {entry["key"] for entry in listed} == set(found)
+
+
+def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("walk"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert reasons(open_dataset("folder", root=root)) == {"walk": f"{root / 'walk'}: cannot be read (Permission denied)"}
+
+
+@pytest.mark.parametrize("ending", [".wmv", ".flv", ".mts", ".3gp", ".MP4", ".clip"])
+def test_a_video_is_what_can_be_decoded_whatever_its_name_ends_with(tmp_path: Path, ending: str) -> None:
+    root = tree(tmp_path / "own", f"run/a{ending}", "walk/b.mp4")
+    assert open_dataset("folder", root=root).classes == ("run", "walk")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
+    assert packed(open_dataset("pyskl", pickle_path=path, videos=root), tmp_path).manifest.num_clips == 1
+
+
+def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4", "run/._a.mp4", ".cache/x.mp4", "__MACOSX/run/a.mp4", "run/@eaDir/a.mp4")
+    (root / "notes.txt").write_text("hello")
+    (root / "run" / "picture.jpg").write_bytes(b"\xff\xd8\xff\xd9")
+    (root / "run" / "blob").write_bytes(np.random.default_rng(0).bytes(5000))
+    with caplog.at_level("INFO"):
+        dataset = open_dataset("folder", root=root)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
+    assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
+    assert "files that are no videos: notes.txt, run/blob, run/picture.jpg" in caplog.text
+
+
+def test_urls_are_walked_alike(tmp_path: Path) -> None:
+    import fsspec
+    memory = fsspec.filesystem("memory")
+    content = write_video(tmp_path / "a.mp4", FRAMES).read_bytes()
+    for name in ("train/run/a.mp4", "train/run/._a.mp4", "val/walk/b.wmv"):
+        memory.pipe(f"/walked/{name}", content)
+    dataset = open_dataset("folder", root="memory://walked")
+    assert [clip.key for clip in dataset.clips] == ["train%2Frun%2Fa", "val%2Fwalk%2Fb"]
+    assert packed(dataset, tmp_path).manifest.num_clips == 2
+    with pytest.raises(UserError, match="memory://none: no such folder; expected the one with the videos"):
+        walk("memory://none", "the videos")
+
+
+def test_one_name_twice(tmp_path: Path) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4", "run/a.mkv", "walk/a.mp4")
+    dataset = open_dataset("folder", root=root)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fa", "walk%2Fa"], "one name in two classes is no trouble"
+    assert reasons(dataset) == {
+        "run%2Fa (again)": f"{root / 'run/a.mkv'} and {root / 'run/a.mp4'} have the same name; rename one"}
+    path = write_pickle(tmp_path / "set.pkl", [annotation("walk/a", 0, FRAMES), annotation("a", 0, FRAMES)])
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert [clip.key for clip in dataset.clips] == ["walk%2Fa"]
+    assert "have the same name; rename or remove one" in reasons(dataset)["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4")
+    os.rename(os.fsencode(root / "run" / "a.mp4"), os.fsencode(root / "run") + b"/gr\xfc\xdf.mp4")  # noqa: PTH104 - bytes
+    broken = os.fsencode(root / "run") + b"/br\xf6ken.mp4"
+    with open(broken, "wb") as file:  # noqa: PTH123 - bytes
+        file.write(b"broken")
+    shards = packed(open_dataset("folder", root=root), tmp_path)
+    assert shards.manifest.splits == {"train": ["run%2Fgr%FC%DF"]}
+    assert shards.sample(0).meta.source == "gr\ufffd\ufffd.mp4"
+    (listed,) = (json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text(encoding="utf-8").splitlines())
+    assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
+
+
+def test_an_accent_written_in_two_ways(tmp_path: Path) -> None:
+    root = tree(tmp_path / "own", "u\u0308bung.mp4")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("\u00fcbung", 0, FRAMES)])
+    assert len(open_dataset("pyskl", pickle_path=path, videos=root).clips) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+
+@pytest.mark.parametrize(("values", "of", "classes"), [
+    (["0", "10", "2"], [0, 10, 2], 11),
+    (["0", "10", "2", "-1"], [0, 10, 2, "label -1: unlabelled"], 11),
+    (["0", "10", "2.0", " 2"], [0, 10, 2, 2], 11),
+    ([0, np.int64(1), 2.0, np.float32(1)], [0, 1, 2, 1], 3),
+    (["1", "2", "3", "1"], [0, 1, 2, 0], ("class_1", "class_2", "class_3")),
+    (["1", "3"], [1, 3], 4),
+    (["1"], [1], 2),
+    (["b", "a", " b"], [1, 0, 1], ("a", "b")),
+    (["b", "a", "", None, "NaN"],
+     [1, 0, "label '': unlabelled", "label None: unlabelled", "label 'NaN': unlabelled"], ("a", "b")),
+    (["b", "a", "3"], [1, 0, "label 3 is a number, most others are names; name the classes if it is one"], ("a", "b")),
+    ([0, 1, "walk"], [0, 1, "label 'walk' is a name, most others are numbers"], 2),
+    ([0, [1], True, 0.5],
+     [0, "label '[1]' is of type list, expected a number or a name",
+      "label 'True' is of type bool, expected a number or a name", "label 0.5: expected a whole number"], 1),
+    ([0, 10**9, "1000000000"], [0, *["label 1000000000: expected at most 99999"] * 2], 1),
+])
+def test_labels(values: list[Any], of: list[Any], classes: Any) -> None:
+    labels = read_labels(values)
+    assert labels.of == of
+    assert labels.classes == (tuple(f"class_{i}" for i in range(classes)) if isinstance(classes, int) else classes)
+
+
+@pytest.mark.parametrize(("values", "classes", "of"), [
+    (["0", "1"], ("run", "walk"), [0, 1]),
+    (["1", "2"], ("run", "walk"), [0, 1]),
+    (["1", "2"], ("run", "walk", "jump"), [1, 2]),
+    (["walk", "run", "1"], ("run", "walk"), [1, 0, "label '1' is not among the classes run, walk"]),
+    (["2", "10"], ("10", "2"), [1, 0]),
+    (["2", "0"], ("run", "walk"), ["label 2, but there are 2 classes, from 0 on", 0]),
+    (["walk", "run"], ("run",), ["label 'walk' is not among the classes run", 0]),
+])
+def test_labels_of_given_classes(values: list[Any], classes: tuple[str, ...], of: list[Any]) -> None:
+    assert read_labels(values, classes).of == of
+
+
+def test_how_labels_were_read_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path / "clips", "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "t.csv").write_text("path,label\nclips/a.mp4,0\nclips/b.mp4,2\nclips/c.mp4,-1\n")
+    with caplog.at_level("INFO"):
+        dataset = open_dataset("csv", table=tmp_path / "t.csv")
+    assert "t.csv: labels are numbers of 3 classes, counted from 0; no clip of 1" in caplog.text
+    assert reasons(dataset) == {"line 4": f"{tmp_path / 't.csv'}, line 4: label -1: unlabelled"}
+
+
+# ---------------------------------------------------------------------------------------------------- class files
+
+def own_pickle(root: Path, *labels: Any, **more: Any) -> dict[str, Any]:
+    """A pickle and videos of clips with these labels."""
+    names = [f"v{number}" for number in range(len(labels))]
+    videos = tree(root / "videos", *(f"{name}.mp4" for name in names))
+    entries = [annotation(name, label, FRAMES) for name, label in zip(names, labels, strict=True)]
+    content = {"annotations": entries, "split": {"train": names}, **more}
+    (root / "set.pkl").write_bytes(pickle.dumps(content))
+    return {"pickle_path": root / "set.pkl", "videos": videos}
+
+
+def test_class_names_beside_the_pickle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sources, names = own_pickle(tmp_path, 0, 1, 2), tmp_path / "classes.txt"
+    names.write_bytes("\ufeffwalk\nrun\ngrüßen\n".encode())
+    with caplog.at_level("INFO"):
+        assert open_dataset("pyskl", **sources).classes == ("walk", "run", "grüßen")
+    assert f"class names from {names}" in caplog.text
+    names.write_bytes("walk\r\nrun\r\ngrüßen\r\n".encode("latin-1"))
+    assert open_dataset("pyskl", **sources).classes == ("walk", "run", "grüßen")
+    for others in ("drink\neat\n", "drink\neat\nsit\nstand\n"):
+        names.write_text(others)
+        with pytest.raises(UserError, match=r"classes\.txt: \d class names, but there are labels of 3 classes; if they are "
+                                            r"those of .*set\.pkl, pass --classes .*classes\.txt, else move that file away"):
+            open_dataset("pyskl", **sources)
+    assert open_dataset("pyskl", **sources, classes=names).classes == ("drink", "eat", "sit", "stand")
+    names.write_text("walk\nrun\nwalk\n")
+    with pytest.raises(UserError, match=r"classes\.txt: 'walk' is listed twice; expected the name of every class once"):
+        open_dataset("pyskl", **sources)
+
+
+def test_class_names_in_the_pickle(tmp_path: Path) -> None:
+    sources = own_pickle(tmp_path, 0, 1, classes=["walk", "run", "sit"])
+    assert open_dataset("pyskl", **sources).classes == ("walk", "run", "sit")
+    (tmp_path / "classes.txt").write_text("drink\neat\nsit\n")
+    with pytest.raises(UserError, match=r"classes\.txt: other class names than those in .*set\.pkl"):
+        open_dataset("pyskl", **sources)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+@pytest.mark.parametrize("content", [
+    b"path,label,split\nclips/gr\xc3\xbc\xc3\x9f.mp4,walk,val\n",
+    b"\xef\xbb\xbfpath,label,split\r\nclips/gr\xc3\xbc\xc3\x9f.mp4,walk,val\r\n",
+    b"path;label;split\nclips/gr\xfc\xdf.mp4;walk;val\n",
+    b"Path\tlabel \tSPLIT\tnote\nclips/gr\xfc\xdf.mp4\twalk\tval\tx\n",
+    "path, label, split\n clips/grüß.mp4, walk, val\n\n".encode("utf-16"),
+    b'"path","label","split"\n"clips/gr\xc3\xbc\xc3\x9f.mp4","walk","val"\n',
+])
+def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
+    tree(tmp_path / "clips", "grüß.mp4")
+    (tmp_path / "t.csv").write_bytes(content)
+    dataset = open_dataset("csv", table=tmp_path / "t.csv")
+    assert dataset.classes == ("walk",) and dataset.splits == {"val": ["clips%2Fgr%C3%BC%C3%9F"]}
+    assert Path(dataset.clips[0].video).is_file()
+
+
+def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
+    tree(tmp_path / "clips", "a.mp4", "b.mp4")
+    (tmp_path / "link").symlink_to(tmp_path / "clips", target_is_directory=True)
+    rows = ["clips/a.mp4,walk,train", "./clips/a.mp4,walk,test", f"{tmp_path}/clips/../clips/a.mp4,walk,test",
+            "link/a.mp4,walk,test", "clips/b.mp4,walk,test"]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    dataset = open_dataset("csv", table=tmp_path / "t.csv")
+    assert dataset.splits == {"train": ["clips%2Fa"], "test": ["clips%2Fb"]}
+    assert [entry.reason.partition(": ")[2] for entry in dataset.skipped] == [
+        f"{name} is the file of line 2, which is taken"
+        for name in ("./clips/a.mp4", f"{tmp_path}/clips/../clips/a.mp4", "link/a.mp4")]
+
+
+def test_absolute_paths_never_become_keys(tmp_path: Path) -> None:
+    tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
+    tree(tmp_path / "tables" / "clips", "c.mp4")
+    rows = [f"{tmp_path}/disk/x/walk/a.mp4,walk", f"file://{tmp_path}/disk/x/run/a.mp4,run", "clips/c.mp4,run",
+            "memory://bucket/d.mp4,run"]
+    (tmp_path / "tables" / "t.csv").write_text("path,label\n" + "\n".join(rows[:3]) + "\n")
+    dataset = open_dataset("csv", table=tmp_path / "tables" / "t.csv")
+    assert [clip.key for clip in dataset.clips] == ["walk%2Fa", "run%2Fa", "clips%2Fc"]
+    (tmp_path / "tables" / "t.csv").write_text("path,label\n" + "\n".join(rows[2:]) + "\n")
+    assert [clip.key for clip in open_dataset("csv", table=tmp_path / "tables" / "t.csv").clips] == ["clips%2Fc", "d"]
+    entries = [annotation(f"{tmp_path}/disk/x/{name}/a", 0, FRAMES) for name in ("walk", "run")]
+    path = write_pickle(tmp_path / "set.pkl", entries)
+    dataset = open_dataset("pyskl", pickle_path=path, videos=tmp_path / "disk")
+    assert [clip.key for clip in dataset.clips] == dataset.splits["train"] == ["walk%2Fa", "run%2Fa"]
+    assert [Path(clip.video).parent.name for clip in dataset.clips] == ["walk", "run"]
+
+
+# ---------------------------------------------------------------------------------------------------- odd items
+
+ODD: dict[str, tuple[Any, str]] = {
+    "label_list": ({"label": [1]}, "label '[1]' is of type list"),
+    "label_none": ({"label": None}, "label None: unlabelled"),
+    "label_name": ({"label": "walk"}, "label 'walk' is a name, most others are numbers"),
+    "frames_none": ({"total_frames": None}, "total_frames is 'None', expected a whole number"),
+    "frames_text": ({"total_frames": "4"}, "total_frames is '4', expected a whole number"),
+    "shape_text": ({"img_shape": "wide"}, "img_shape is wide, expected (height, width)"),
+    "shape_one": ({"img_shape": 3}, "img_shape is 3, expected (height, width)"),
+    "joints_text": ({"keypoint": "none"}, "keypoint is of type str, expected an array of numbers"),
+    "joints_ragged": ({"keypoint": [[1], [2, 3]]}, "keypoint is of type list, expected an array of numbers"),
+    "joints_dict": ({"keypoint": {}}, "keypoint is of type dict, expected an array of numbers"),
+    "scores_text": ({"keypoint_score": "high"}, "keypoint_score is of type str"),
+    "boxes_text": ({"bboxes": "none"}, "ValueError"),
+    "subject_list": ({"subject": [1]}, "subject is '[1]', expected a whole number"),
+}
+
+
+def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
+    """Each is left out with its name and reason; all others are packed."""
+    videos = tree(tmp_path / "videos", "good.mp4", "better.mp4", *(f"{name}.mp4" for name in ODD))
+    entries: list[Any] = [annotation("good", 0, FRAMES), annotation("better", "1", FRAMES), 7, None,
+                          annotation("nameless", 0, FRAMES, frame_dir=["x"])]
+    entries += [annotation(name, 0, FRAMES) | changes for name, (changes, _) in ODD.items()]
+    path = tmp_path / "set.pkl"
+    path.write_bytes(pickle.dumps({"annotations": entries, "split": {"train": ["good", "better", *ODD, "unknown", "good"]}}))
+    dataset = open_dataset("pyskl", pickle_path=path, videos=videos)
+    assert [clip.key for clip in dataset.clips] == ["good", "better"] and dataset.classes == ("class_0", "class_1")
+    found = reasons(dataset)
+    assert "unknown" in found and "in split train, but without annotation" in found["unknown"]
+    assert {name for name, (_, reason) in ODD.items() if reason not in found[name]} == set()
+    listed = [entry.reason for entry in dataset.skipped if entry.key == "(annotation without name)"]
+    assert listed == [f"the annotation is of type {kind}, expected a dictionary" for kind in ("int", "NoneType")]
+    shards = packed(dataset, tmp_path)
+    assert shards.manifest.splits == {"train": ["good", "better"]}
+
+
+def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:
+    videos = tree(tmp_path / "videos", "a.mp4", "b.mp4")
+    entries = {name: {key: value for key, value in annotation(name, 0, FRAMES).items() if key != "frame_dir"} for name in "ab"}
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps({"annotations": entries, "split": {"train": ["a", "b"]}}))
+    assert [clip.key for clip in open_dataset("pyskl", pickle_path=tmp_path / "set.pkl", videos=videos).clips] == ["a", "b"]
+
+
+ODD_JSON = ['{"frames": [[3]]}', '{"frames": {"a": 1}}', '{"frames": [{"pose2d": 1}]}', '{"frames": [[{"pose2d": "x"}]]}', "[]",
+            '{"frames": [[{"pose2d": null}]]}', '{"frames": null}', "\x00", '{"frames": []}']
+
+
+def test_an_odd_smarthome_file_is_one_skipped_clip(tmp_path: Path) -> None:
+    stems = [f"Walk_p{number + 2:02d}_r00_v00_c01" for number in range(len(ODD_JSON) + 1)]
+    videos = tree(tmp_path / "mp4", *(f"{stem}.mp4" for stem in stems), "._Cook.Cleandishes_p02_r00_v02_c03.mp4", "holiday.mp4")
+    (tmp_path / "json").mkdir()
+    good = json.dumps({"frames": [[{"pose2d": list(range(20, 46))}]] * FRAMES})
+    for stem, text in zip(stems, [good, *ODD_JSON], strict=True):
+        (tmp_path / "json" / f"{stem}.json").write_text(text)
+    dataset = open_dataset("smarthome", videos=videos, skeletons=tmp_path / "json")
+    assert "expected a Smarthome name like Cook.Cleandishes_p02_r00_v02_c03.mp4" in reasons(dataset)["holiday"]
+    pack(dataset, tmp_path / "out", PackOptions(workers=1, size=96))
+    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(entry["key"] for entry in listed) == sorted([*stems[1:], "holiday"])
+    assert all(entry["key"] in entry["reason"] or "frame" in entry["reason"] for entry in listed[:-1])
+    assert ShardSet.open(tmp_path / "out").manifest.num_clips == 1
+    pack(dataset, tmp_path / "out", PackOptions(workers=1, size=96, resume=True))  # meets it again and goes on
+
+
+# ---------------------------------------------------------------------------------------------------- splits
+
+def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
+    names = [f"S001C00{camera}P{person:03d}R001A001" for camera in (1, 2) for person in range(1, 11)]
+    videos = tree(tmp_path / "videos", *(f"{name}.mp4" for name in names))
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps([annotation(name, 0, FRAMES) for name in names]))
+    sources: dict[str, Any] = {"pickle_path": tmp_path / "set.pkl", "videos": videos}
+    for rule, part, size in (("subject", slice(8, 12), 4), ("camera", slice(4, 8), 10), ("random:0.5", slice(0, 20), 10)):
+        splits = open_dataset("pyskl", **sources, split_by=rule).splits
+        assert sorted(splits["train"] + splits["val"]) == names and len(splits["val"]) == size
+        assert not {key[part] for key in splits["train"]} & {key[part] for key in splits["val"]}
+        assert open_dataset("pyskl", **sources, split_by=rule).splits == splits
+    for rule, message in (("setup", "all clips belong together"), ("person", "expected subject, camera, setup or random"),
+                          ("random:2", "expected subject")):
+        with pytest.raises(UserError, match=message):
+            open_dataset("pyskl", **sources, split_by=rule)
+    assert sorted(open_dataset("ntu60", **sources).splits) == ["xsub_train", "xsub_val", "xview_train", "xview_val"]
+    folder = tree(tmp_path / "own", *(f"run/{number}.mp4" for number in range(10)))
+    assert len(open_dataset("folder", root=folder, split_by="random").splits["val"]) == 2
+    with pytest.raises(UserError, match=r"--split-by subject: 10 clips have no subject, e\.g\. run%2F0; add its number"):
+        open_dataset("folder", root=folder, split_by="subject")
+
+
+def test_keys_of_names_in_utf8_are_as_before() -> None:
+    assert safe_key("grüß/a.b") == "gr%C3%BC%C3%9F%2Fa-b"
+    assert block_pose(FRAMES).shape == (1, FRAMES, 17, 2)
