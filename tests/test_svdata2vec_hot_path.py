@@ -105,9 +105,12 @@ def test_every_process_takes_the_buffers_of_the_first(monkeypatch: pytest.Monkey
     norm = nn.BatchNorm1d(3)
     monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.fill_(7 + source))
     for world_size, expected in ((1, 0.0), (2, 7.0)):
-        Runtime(torch.device("cpu"), 1 % world_size, world_size, bf16=False).share_buffers(norm)
+        runtime = Runtime(torch.device("cpu"), 1 % world_size, world_size, bf16=False)
+        runtime.share_buffers(norm)
         assert norm.running_mean is not None and norm.running_mean.tolist() == [expected] * 3
     assert norm.weight.tolist() == [1.0] * 3
+    runtime.share_weights(norm)
+    assert norm.weight.tolist() == [7.0] * 3 and norm.weight.requires_grad
 
 
 def test_evaluation_shares_the_statistics_first(
@@ -117,7 +120,9 @@ def test_evaluation_shares_the_statistics_first(
     evaluated: list[bool] = []
     evaluate = Finetuning.evaluate
     monkeypatch.setattr(Runtime, "share_buffers", lambda self, model: shared.append(model))
-    monkeypatch.setattr(Finetuning, "evaluate", lambda run: (evaluate(run), evaluated.append(shared == [run.model]))[0])
+    monkeypatch.setattr(
+        Finetuning, "evaluate", lambda run, loader: (evaluate(run, loader), evaluated.append(shared == [run.model]))[0]
+    )
     finetune(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=1))
     assert evaluated == [True]
 

@@ -242,15 +242,6 @@ def test_training_from_a_url_is_training_from_the_folder(finished: Path, tiny_sh
     assert_same_weights(finished, tmp_path / "run")
 
 
-def test_the_best_network_of_a_run_is_kept_and_can_be_evaluated(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=4), eval_every=1)
-    finetune(config)
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    found = [record["test_top1"] for record in records if "test_top1" in record]
-    assert records[-1]["best_test_top1"] == max(found)
-    assert evaluate_run(tmp_path / "run" / "best", device="cpu")["top1"] == max(found)
-
-
 def test_a_continued_classifier_remembers_its_best(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +263,8 @@ def test_a_continued_classifier_remembers_its_best(
             monkeypatch.setattr(Finetuning, "step", step)
         finetune(config)
         rows[name] = [
-            {key: row[key] for key in ("step", "loss", "lr", "test_top1", "best_test_top1") if key in row}
+            {key: row[key] for key in ("step", "loss", "lr", "val_top1", "val_mean_class", "best_val_top1") if key in row}
             for row in read_metrics(tmp_path / name / "metrics.jsonl")
         ]
-    assert rows["stopped"] == rows["whole"] and len(rows["whole"]) == 12
+    assert rows["stopped"] == rows["whole"] and [row["step"] for row in rows["whole"] if "val_top1" in row] == [2, 4, 6, 8]
+    assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -92,6 +92,18 @@ class Manifest:
         """Clips in all shards."""
         return sum(shard.count for shard in self.shards)
 
+    @property
+    def split_names(self) -> list[str]:
+        """The splits that can be read: those that are packed, and P_trainval of a protocol P with train, val and test."""
+        stems = [name.removesuffix("test") for name in self.splits if name.endswith("test")]
+        both = [f"{stem}trainval" for stem in stems if {f"{stem}train", f"{stem}val"} <= self.splits.keys()]
+        return list(dict.fromkeys([*self.splits, *both]))
+
+    def packed_splits(self, split: str) -> list[str]:
+        """The packed splits that make up a split of `split_names`: itself, or two."""
+        stem = split.removesuffix("trainval")
+        return [split] if split in self.splits else [f"{stem}train", f"{stem}val"]
+
     def unlike_published(self) -> list[str]:
         """A sentence about every split that has not as many clips as its data set's publication says."""
         found = {name: len(self.splits.get(name, ())) for name in self.published}

@@ -69,9 +69,18 @@ class ShardSet:
 
     def rows(self, split: str) -> np.ndarray:
         """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""
-        if split not in self.manifest.splits:
-            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}")
-        return self.find(self.manifest.splits[split])
+        names = self.manifest.split_names
+        if split not in names:
+            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}")
+        parts = [self.find(self.manifest.splits[name]) for name in self.manifest.packed_splits(split)]
+        rows = np.concatenate(parts)
+        return rows if len(parts) == 1 else rows[np.sort(np.unique(rows, return_index=True)[1])]
+
+    def own_validation(self, train_split: str, test_split: str) -> str | None:
+        """PROTOCOL_val, where the data set has it besides PROTOCOL_train and PROTOCOL_test, which are these; else None."""
+        stem = train_split.removesuffix("train")
+        names = (f"{stem}train", f"{stem}test")
+        return f"{stem}val" if names == (train_split, test_split) and f"{stem}val" in self.manifest.splits else None
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """int64 row numbers of these clips; UserError names the first that is not there."""
@@ -96,7 +105,7 @@ class ShardSet:
 
     def split_classes(self, split: str) -> tuple[str, ...]:
         """Class names of a split: all, except where the data set defines fewer for it."""
-        return self.manifest.split_classes.get(split, self.manifest.classes)
+        return self.manifest.split_classes.get(self.manifest.packed_splits(split)[0], self.manifest.classes)
 
     @property
     def where(self) -> str:

@@ -54,6 +54,12 @@ class DataConfig:
     """Split to train on, as named in the shards' manifest."""
     test_split: str = "xsub_val"
     """Split to evaluate on, once, at the end."""
+    val_split: str | None = None
+    """Split to validate on while fine-tuning; None = the data set's own (cs_val between cs_train and cs_test), or else
+    `val_fraction` of the training clips."""
+    val_fraction: Annotated[float, Range(ABOVE_0, 0.9)] = 0.1
+    """Share of the labelled training clips to validate on where there is no split for it: by performer where names tell
+    them, else by class. They are not trained on."""
     num_frames: Frames = 40
     """Frames sampled from a clip (T)."""
     size: Side = 224
@@ -322,7 +328,8 @@ class FinetuneConfig:
     label_fraction: PositiveShare = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
     eval_every: Annotated[int, Range(0)] = 0
-    """Epochs between evaluations while training, whose best network is kept in the folder `best`; 0 = none before the end."""
+    """Epochs between validations, the last epoch among them: the network that is best by `data.metric` becomes the run's
+    result. 0 = none, all labelled clips are trained on and the last network is the result."""
 
     def __post_init__(self) -> None:
         check_fields(self)

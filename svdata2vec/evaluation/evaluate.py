@@ -14,7 +14,7 @@ from svdata2vec.evaluation.metrics import Metrics, measure, require_finite
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import evaluated_on
-from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
+from svdata2vec.runs.data import build_loader, open_data, require_classes, require_joints, warn_of_view
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -92,8 +92,7 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality, data.test_split)
     warn_of_view(packed, data.test_split, card)
-    if list(packed.split_classes(data.test_split)) != card["classes"]:
-        raise UserError(f"{data.shards} has other classes than {run} was trained on; give the data set of the run")
+    require_classes(packed, data.test_split, card["classes"], f"{run} was trained on")
     with (
         running(config.run) as runtime,
         build_loader(packed, config, runtime, train=False, modality=config.modality, views=data.views) as loader,

@@ -18,7 +18,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
-from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_joints, warn_of_shared_clips
+from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_classes, require_joints, warn_of_shared_clips
 from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
@@ -46,6 +46,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         shards = open_data(config.data)
         train_split, test_split = config.data.train_split, config.data.test_split
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
+        require_classes(shards, test_split, shards.split_classes(train_split), f"split {train_split!r}")
         rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
         warn_of_shared_clips(shards, test_split, rows)
         train = _features(config, trained, shards, train_split, rows, runtime)

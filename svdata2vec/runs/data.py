@@ -1,6 +1,7 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def build_loader(
     *,
     train: bool,
     modality: Modality = "both",
+    split: str | None = None,
     rows: np.ndarray | None = None,
     views: int = 1,
 ) -> ClipLoader:
@@ -41,6 +43,7 @@ def build_loader(
 
     Args:
         modality: what the batches hold.
+        split: to take instead of the configuration's.
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
 
@@ -49,11 +52,14 @@ def build_loader(
     data, model = config.data, config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
-    split, step = data.train_split if train else data.test_split, config.run.batch_size * runtime.world_size
-    total = len(shards.manifest.splits.get(split, ()))
+    split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
+    total = len(shards.rows(split))
     used = total if rows is None else len(rows)
     if train and 0 < used < step:
-        share = f" (--label-fraction {config.label_fraction:g})" if isinstance(config, FinetuneConfig) and used < total else ""
+        share = ""
+        if isinstance(config, FinetuneConfig) and used < total:
+            validated = f", --eval-every {config.eval_every} may hold out others" if config.eval_every else ""
+            share = f" (--label-fraction {config.label_fraction:g}{validated})"
         raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
                         "--run.batch-size (clips per process)")
     return ClipLoader(
@@ -132,6 +138,14 @@ def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = Non
     elif card is not None and shown_whole(card) != (view == "picture"):
         seen = {True: "whole pictures", False: "crops around persons"}
         log.warning("the run was trained on %s, %s holds %s", seen[shown_whole(card)], shards.where, seen[view == "picture"])
+
+
+def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose: object) -> None:
+    """Refuse a split whose classes are not those that a network tells apart: its labels would mean others."""
+    if list(shards.split_classes(split)) != list(classes):
+        raise UserError(
+            f"{shards.where}: split {split!r} has other classes than {whose}; give a split of the same data set and protocol"
+        )
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:

@@ -82,6 +82,13 @@ class Runtime:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def share_weights(self, model: nn.Module) -> None:
+        """Give every process the weights and buffers of the first one."""
+        for tensor in model.state_dict().values() if self.world_size > 1 else ():
+            plain = tensor.contiguous()
+            dist.broadcast(plain, 0)
+            tensor.copy_(plain)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

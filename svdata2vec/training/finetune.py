@@ -3,6 +3,7 @@
 B clips, M persons, T frames, V joints, C coordinates, H W picture
 """
 
+import contextlib
 import logging
 from functools import partial
 from typing import Any
@@ -17,10 +18,11 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card
-from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
+from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
 from svdata2vec.runs.folder import finish_run, is_finished, read_result
-from svdata2vec.runs.published import load_encoder_weights, publish
+from svdata2vec.runs.published import load_encoder_weights, load_published, publish
 from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.validation import choose_clips
 from svdata2vec.training.loop import TrainingRun, train
 from svdata2vec.training.mixup import draw_mixture
 
@@ -28,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class Finetuning(TrainingRun):
-    """A fine-tuning run: the classifier that its model card describes, and the clips that it is tested on."""
+    """A fine-tuning run: the classifier that its model card describes, and the clips that it is validated on, if any."""
 
     config: FinetuneConfig
     model: Classifier
 
     def __init__(
-        self, config: FinetuneConfig, runtime: Runtime, loader: ClipLoader, test_loader: ClipLoader, card: dict[str, Any]
+        self, config: FinetuneConfig, runtime: Runtime, loader: ClipLoader, val_loader: ClipLoader | None, card: dict[str, Any]
     ) -> None:
         torch.manual_seed(config.run.seed)
         model = Classifier(config, card["num_joints"], len(card["classes"]))
@@ -42,7 +44,7 @@ class Finetuning(TrainingRun):
         if config.pretrained is not None:
             load_encoder_weights(model.encoder, config.pretrained)
             layer_decay = config.head.layer_decay
-        self.test_loader, self.card = test_loader, card
+        self.val_loader, self.card = val_loader, card
         super().__init__(config, runtime, loader, model, depth=config.model.depth, layer_decay=layer_decay)
 
     def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:
@@ -53,22 +55,39 @@ class Finetuning(TrainingRun):
             loss = mixture.loss(logits_BC, batch.label_B, self.config.head.label_smoothing)
         return {"loss": loss, "accuracy": (logits_BC.argmax(1) == batch.label_B).float().mean()}
 
-    def evaluate(self) -> Metrics:
-        """Accuracy on the test clips, of the network that the first process publishes."""
+    def evaluate(self, loader: ClipLoader) -> Metrics:
+        """Accuracy on a loader's clips, of the network that the first process publishes."""
         self.runtime.share_buffers(self.model)
-        return score(self.model, self.test_loader, self.runtime)
+        return score(self.model, loader, self.runtime)
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
-        """Every `eval_every` epochs: evaluate, and publish the network in `best` if it is the best so far."""
-        if not self.config.eval_every or epoch % self.config.eval_every:
+        """Every `eval_every` epochs, and at the end: validate, and publish the network in `best` if it is the best so far."""
+        config = self.config
+        if self.val_loader is None or (epoch % config.eval_every and epoch < config.run.epochs):
             return {}
-        metrics = self.evaluate()
-        best = self.stepper.values.get("best_test_top1", -1.0)
-        if metrics.top1 > best and self.runtime.is_main:
-            figures = evaluation_entry({"split": self.config.data.test_split, **metrics.to_dict()})
-            card = {**self.card, "epoch": epoch, "evaluation": figures}
-            publish(self.config.run.out / "best", self.model.state_dict(), card)
-        return {"test_top1": metrics.top1, "best_test_top1": max(metrics.top1, best)}
+        metrics = self.evaluate(self.val_loader)
+        name = f"best_val_{config.data.metric}"
+        found, best = getattr(metrics, config.data.metric), self.stepper.values.get(name, -1.0)
+        if found > best:
+            self.stepper.values[name] = found
+            if self.runtime.is_main:
+                about = evaluated_on(self.val_loader.shards, self.val_loader.split, config.data.metric, config.run.seed)
+                card = {**self.card, "epoch": epoch, "validation": evaluation_entry({**about, **metrics.to_dict()})}
+                publish(config.run.out / "best", self.model.state_dict(), card)
+        return {"val_top1": metrics.top1, "val_mean_class": metrics.mean_class}
+
+    def take_best(self) -> dict[str, Any]:
+        """Make the network that validated best the run's own, on all processes; what it is, for the result."""
+        if self.val_loader is None:
+            return {"network": "last", "epoch": self.config.run.epochs}
+        card = None
+        if self.runtime.is_main:
+            weights, card = load_published(self.config.run.out / "best")
+            self.model.load_state_dict(weights)
+            publish(self.config.run.out, weights, card)
+        self.runtime.share_weights(self.model)
+        card = self.runtime.gather(card)[0]
+        return {"network": "best", "epoch": card["epoch"], "validation": card["validation"]}
 
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, **super().parts()}
@@ -79,24 +98,31 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config):
             return read_result(config.run)
-        shards = open_data(config.data)
-        classes = list(shards.split_classes(config.data.train_split))
-        num_joints = len(shards.manifest.layout.joints)
-        rows = labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed)
-        warn_of_shared_clips(shards, config.data.test_split, rows)
-        warn_of_view(shards, config.data.train_split)
+        shards, data = open_data(config.data), config.data
+        clips = choose_clips(shards, config)
+        warn_of_shared_clips(shards, data.test_split, clips.train_rows)
+        warn_of_view(shards, data.train_split)
         if config.modality != "rgb":
-            require_skeletons(shards, config.data.train_split)
+            require_skeletons(shards, data.train_split)
+        num_joints, labels = len(shards.manifest.layout.joints), len(clips.train_rows)
+        classes = list(shards.split_classes(data.train_split))
+        card = model_card("finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
         loader_of = partial(build_loader, shards, config, runtime, modality=config.modality)
-        card = model_card("finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=len(rows))
-        with loader_of(train=True, rows=rows) as loader, loader_of(train=False, views=config.data.views) as test_loader:
-            run = Finetuning(config, runtime, loader, test_loader, card)
+        with contextlib.ExitStack() as loaders:
+            loader = loaders.enter_context(loader_of(train=True, rows=clips.train_rows))
+            test_loader = loaders.enter_context(loader_of(train=False, views=data.views))
+            val_loader = None
+            if clips.val_split is not None:
+                validation = loader_of(train=False, split=clips.val_split, rows=clips.val_rows, views=data.views)
+                val_loader = loaders.enter_context(validation)
+            run = Finetuning(config, runtime, loader, val_loader, card)
             train(run, card)
-            metrics = run.evaluate()
-        about = evaluated_on(shards, config.data.test_split, config.data.metric, config.run.seed)
-        result = {**about, "labels": len(rows), "classes": classes, **metrics.to_dict()}
+            network = run.take_best()
+            metrics = run.evaluate(test_loader)
+        about = {**evaluated_on(shards, data.test_split, data.metric, config.run.seed), **network}
+        result = {**about, "labels": labels, "classes": classes, **metrics.to_dict()}
         if runtime.is_main:
-            complete_card(config.run.out, evaluation=evaluation_entry(result))
+            complete_card(config.run.out, **network, evaluation=evaluation_entry(result))
         finish_run(config.run, runtime, result)
         log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
         return result

@@ -74,7 +74,7 @@ class TrainingRun:
         return {}
 
     def epoch_end(self, epoch: int) -> dict[str, float]:
-        """What happens after each epoch; returns values for the log."""
+        """What happens after each epoch; returns values for the log's next record."""
         return {}
 
     def watch(self, record: dict[str, float]) -> None:
@@ -112,7 +112,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
             done = stepper.step == stepper.total_steps
             if done or stepper.epochs_done > epochs_done:
                 epochs_done = stepper.run.epochs if done else stepper.epochs_done
-                stepper.values.update(run.epoch_end(epochs_done))
+                stepper.news.update(run.epoch_end(epochs_done))
             if done or stepper.step % stepper.run.log_every == 0:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
@@ -141,8 +141,6 @@ def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
             f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
             f"the settings that the run began with ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
-    if state.get("best_top1", -1.0) >= 0:  # where 0.1.0 kept it
-        run.stepper.values["best_test_top1"] = state["best_top1"]
 
 
 def _save(checkpoints: Checkpoints, run: TrainingRun) -> None:

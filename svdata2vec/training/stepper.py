@@ -118,6 +118,7 @@ class Stepper:
         self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
         self.statistics = Statistics(network)
         self.values: dict[str, float] = {}
+        self.news: dict[str, float] = {}  # for the next record alone
 
     def begin(self) -> None:
         """Set the step's learning rate and random state. Call when its batches are there."""
@@ -179,6 +180,7 @@ class Stepper:
             "epoch": float(self.epochs),
             **self.averages.take(),
             **self.values,
+            **self.news,
             "clips_per_second": rate,
             "skipped_steps": float(self.guard.skipped),
             **{f"seconds_{part}": spent for part, spent in seconds.items()},
@@ -186,15 +188,15 @@ class Stepper:
         }
         if self.runtime.device.type == "cuda":
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.clips_in_interval = 0
+        self.clips_in_interval, self.news = 0, {}
         self.clock.reset()
         return record
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
         return {
-            "step": self.step, "skipped": self.guard.skipped, "values": self.values, "per_step": self.per_step,
-            "reference_clips": self.reference_clips,
+            "step": self.step, "skipped": self.guard.skipped, "values": self.values, "news": self.news,
+            "per_step": self.per_step, "reference_clips": self.reference_clips,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,7 +207,9 @@ class Stepper:
         """
         self.step, self.epochs = state["step"], self.loader.epochs_passed
         self.guard.skipped = state["skipped"]
-        self.values = state.get("values", {})  # 0.1.0 kept none
+        values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
+        self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
+        self.news = state.get("news", {})
         left = self.loader.batches_until(self.run.epochs)
         passed = round(self.epochs * self.loader.clips_per_epoch)
         before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 wrote no more
