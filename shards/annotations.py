@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ import numpy as np
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
+from svdata2vec.shards.tracks import join_slots
 
 MAX_KEY_BYTES = 80  # with the longest component name still below the 100 bytes of a plain tar header
 _KEY = re.compile(r"[A-Za-z0-9_%+=~-]+")
@@ -27,7 +28,8 @@ class Pose:
     """Skeletons of one clip. `pose_MTVC` (M,T,V,2); `score_MTV` or None; `box_T4` (x1,y1,x2,y2) or None.
 
     `width`, `height`: picture in whose pixels the joints are; None = the video's own.
-    `video_box`: the boxes are in the video's pixels although the joints are not.
+    `video_box`: the boxes are in the video's pixels although the joints are not. `joined`: slots that were joined to
+    others (`tracks.join_slots`).
     """
 
     pose_MTVC: np.ndarray
@@ -36,6 +38,7 @@ class Pose:
     width: int | None = None
     height: int | None = None
     video_box: bool = False
+    joined: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,15 @@ class ClipAnnotation:
     end_frame: int | None = None
 
     def load_pose(self) -> Pose | None:
-        """The clip's skeletons, read from `pose_file` if need be; None for video alone."""
+        """The clip's skeletons, read from `pose_file` if need be, one slot per person; None for video alone."""
         if self.pose_file is not None:
-            return self.pose_file.read(self.pose_file.path, *self.pose_file.arguments)
-        if self.pose_MTVC is None:
+            pose = self.pose_file.read(self.pose_file.path, *self.pose_file.arguments)
+        elif self.pose_MTVC is not None:
+            pose = Pose(self.pose_MTVC, self.score_MTV, self.box_T4, self.width, self.height, self.video_box)
+        else:
             return None
-        return Pose(self.pose_MTVC, self.score_MTV, self.box_T4, self.width, self.height, self.video_box)
+        pose_MTVC, score_MTV, joined = join_slots(pose.pose_MTVC, pose.score_MTV)
+        return replace(pose, pose_MTVC=pose_MTVC, score_MTV=score_MTV, joined=pose.joined + joined)
 
 
 @dataclass(frozen=True)

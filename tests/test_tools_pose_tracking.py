@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos
-from pose_tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
 from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
@@ -27,6 +26,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
 
 
 def seen(joints_TV2: np.ndarray) -> list[int]:

@@ -21,10 +21,14 @@ from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 
 
 class ClipPacker:
-    """Packs clips one by one; `times` sums up the steps. Clips cut out of one video, in order, share one pass over it."""
+    """Packs clips one by one; `times` sums up the steps. Clips cut out of one video, in order, share one pass over it.
+
+    `joined`: slots of the last clip that were joined to others of the same person.
+    """
 
     def __init__(self, num_joints: int, options: PackOptions) -> None:
         self.times = Times()
+        self.joined = 0
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
 
@@ -32,6 +36,7 @@ class ClipPacker:
         """A clip's components (name -> bytes) and number of frames. Raises UserError if the clip cannot be packed."""
         with self.times.step("own"):
             pose = clip.load_pose()
+            self.joined = 0 if pose is None else pose.joined
         with self.times.step("decode"):
             reader = self._open(clip)
         try:

@@ -164,7 +164,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         codec_options={"quality": options.coded_quality, "gop": options.gop},
         split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
-    _report(manifest, skipped)
+    _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
     manifest.save(root)
     shutil.rmtree(root / PARTS)
     return manifest
@@ -181,7 +181,11 @@ def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None
     write_atomically(root / SKIPPED_NAME, readable("".join(lines)).encode())
 
 
-def _report(manifest: Manifest, skipped: list[Skipped]) -> None:
+def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) -> None:
+    if joined:
+        some = ", ".join(sorted(joined)[:3])
+        logger.info("in %d clips %d pieces of a person's track were joined to others, e.g. in %s", len(joined),
+                    sum(joined.values()), some)
     if skipped:
         logger.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
                        skipped[0].reason)

@@ -45,7 +45,8 @@ class ShardTask:
 class ShardRecord:
     """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
 
-    `without_joints`: keys of packed clips that have persons and yet not a single joint.
+    `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that
+    were joined to others of the same person.
     """
 
     number: int
@@ -54,6 +55,7 @@ class ShardRecord:
     rows: list[tuple[str, int, int, list[int], list[int]]]
     skipped: list[Skipped]
     without_joints: list[str]
+    joined: dict[str, int]
 
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
@@ -98,6 +100,7 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     rows, skipped, without_joints = [], [], []
+    joined: dict[str, int] = {}
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
@@ -107,15 +110,17 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 continue
             with packer.times.step("write"):
                 offsets, sizes = tar.add(clip.key, parts, task.components)
+            if packer.joined:
+                joined[clip.key] = packer.joined
             rows.append((clip.key, clip.label, num_frames, offsets, sizes))
             pose_MTVC = parse_array(parts["pose.npy"], clip.key)
             if len(pose_MTVC) and not present_joints(pose_MTVC).any():
                 without_joints.append(clip.key)
         if not rows:
-            return ShardRecord(task.number, "", 0, rows, skipped, without_joints)
+            return ShardRecord(task.number, "", 0, rows, skipped, without_joints, joined)
         with packer.times.step("write"):
             sha256, size = tar.commit()
-    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints)
+    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints, joined)
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:

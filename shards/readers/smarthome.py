@@ -19,6 +19,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.tables import lines, numbers
+from svdata2vec.shards.tracks import link_slots
 from svdata2vec.shards.video import open_bytes
 
 NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r\d{2}_v\d{2}_c(\d{2})")  # activity, person, camera
@@ -93,7 +94,10 @@ def smarthome_splits(clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]:
 
 
 def read_smarthome_json(path: str) -> Pose:
-    """Pose (M,T,15,2) in pixels of 640x480, one slot per detection in the file's order; UserError names the frame."""
+    """Pose (M,T,15,2) in pixels of 640x480, one slot per person: the file lists each frame's detections in any order.
+
+    UserError names the frame.
+    """
     with open_bytes(path) as file:
         try:
             frames: Any = json.load(file)["frames"]
@@ -112,7 +116,8 @@ def read_smarthome_json(path: str) -> Pose:
             if numbers_26.shape != (26,):
                 raise UserError(f"{path}, frame {t}: pose2d has shape {numbers_26.shape}, expected 26 numbers")
             pose_MTVC[m, t] = _joints15(numbers_26.reshape(2, 13).T)
-    return Pose(pose_MTVC, width=WIDTH, height=HEIGHT)
+    pose_MTVC, joined = link_slots(pose_MTVC)
+    return Pose(pose_MTVC, width=WIDTH, height=HEIGHT, joined=joined)
 
 
 def _joints15(lcr_VC: np.ndarray) -> np.ndarray:

@@ -40,8 +40,10 @@ class SplitStatistics:
 class SetStatistics:
     """Figures of a whole set. Shares are 0..1.
 
-    `missing_joints`: joint name -> share of missing among the person slots that show someone. `persons_per_clip`:
-    persons with any joint -> clips. `enlargement`: source pixels per packed pixel. `short_clips`: fewer than 40 frames.
+    `persons_per_clip`: persons with any joint -> clips. A model reads the first `persons_seen` of them, and of these alone
+    are `missing_joints` (joint name -> share of missing among the person slots that show someone) and `empty_frames` (share
+    of frames without a joint); `frames_of_others`: share of frames that show somebody else alone. `enlargement`: source
+    pixels per packed pixel. `short_clips`: fewer than 40 frames.
     """
 
     clips: int
@@ -54,18 +56,20 @@ class SetStatistics:
     picture_sizes: dict[str, int]
     frame_rates: dict[str, int]
     persons_per_clip: dict[int, int]
+    persons_seen: int
     missing_joints: dict[str, float]
     empty_frames: float
+    frames_of_others: float
     bad_joints: int
     clips_with_other_pose_count: int
     short_clips: int
     splits: dict[str, SplitStatistics]
 
 
-def set_statistics(shards: ShardSet) -> SetStatistics:
-    """Figures of all clips; reads every clip's joints and description but no pixel."""
+def set_statistics(shards: ShardSet, persons: int = 2) -> SetStatistics:
+    """Figures of all clips for a model that reads `persons`; reads every clip's joints and description but no pixel."""
     index, names = shards.index, shards.manifest.layout.joints
-    sums = _Sums(len(names))
+    sums = _Sums(len(names), persons)
     for row in range(len(shards)):
         sums.add(shards, row)
     return SetStatistics(
@@ -73,12 +77,26 @@ def set_statistics(shards: ShardSet) -> SetStatistics:
         frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(index["size"].sum(axis=1, dtype=np.int64)),
         enlargement=Spread.of(np.array(sums.enlargements)), box_height_px=Spread.of(np.array(sums.heights or [0.0])),
         picture_sizes=dict(sums.pictures.most_common()), frame_rates=dict(sums.rates.most_common()),
-        persons_per_clip=dict(sorted(sums.persons.items())),
+        persons_per_clip=dict(sorted(sums.persons.items())), persons_seen=persons,
+        frames_of_others=sums.frames_of_others / max(int(index["frames"].sum()), 1),
         missing_joints={name: float(1 - sums.seen_V[v] / max(sums.slots, 1)) for v, name in enumerate(names)},
         empty_frames=sums.empty_frames / max(int(index["frames"].sum()), 1), bad_joints=sums.bad_joints,
         clips_with_other_pose_count=sums.other_pose_count, short_clips=int((index["frames"] < 40).sum()),
         splits={name: _split_statistics(shards, name) for name in shards.manifest.splits},
     )
+
+
+def persons_report(figures: SetStatistics) -> str | None:
+    """What a model does not see of the persons of a set, in one line; None if it sees all of them in every frame.
+
+    Sets of videos alone have nobody to miss.
+    """
+    more = sum(clips for persons, clips in figures.persons_per_clip.items() if persons > figures.persons_seen)
+    if set(figures.persons_per_clip) <= {0} or not (more or figures.empty_frames):
+        return None
+    return (f"a model of {figures.persons_seen} persons sees nobody in {100 * figures.empty_frames:.2f} % of the frames, "
+            f"and in {100 * figures.frames_of_others:.2f} % only others are there; {more:,} of {figures.clips:,} clips have "
+            "more persons than it reads")
 
 
 def _split_statistics(shards: ShardSet, split: str) -> SplitStatistics:
@@ -91,9 +109,10 @@ def _split_statistics(shards: ShardSet, split: str) -> SplitStatistics:
 class _Sums:
     """Running sums over clips."""
 
-    def __init__(self, num_joints: int) -> None:
+    def __init__(self, num_joints: int, persons_seen: int) -> None:
+        self.persons_seen = persons_seen
         self.seen_V = np.zeros(num_joints, np.int64)
-        self.slots = self.empty_frames = self.bad_joints = self.other_pose_count = 0
+        self.slots = self.frames_of_others = self.empty_frames = self.bad_joints = self.other_pose_count = 0
         self.enlargements: list[float] = []
         self.heights: list[float] = []
         self.pictures: Counter[str] = Counter()
@@ -106,9 +125,11 @@ class _Sums:
         meta = sample.meta
         present_MTV = present_joints(sample.pose_MTVC)
         someone_MT = np.any(present_MTV, axis=2)
-        self.seen_V += present_MTV.sum(axis=(0, 1))
-        self.slots += int(someone_MT.sum())
-        self.empty_frames += int((~np.any(someone_MT, axis=0)).sum())
+        self.seen_V += present_MTV[: self.persons_seen].sum(axis=(0, 1))
+        self.slots += int(someone_MT[: self.persons_seen].sum())
+        nobody_T = ~np.any(someone_MT[: self.persons_seen], axis=0)
+        self.empty_frames += int(nobody_T.sum())
+        self.frames_of_others += int((nobody_T & np.any(someone_MT, axis=0)).sum())
         self.persons[int(np.any(someone_MT, axis=1).sum())] += 1
         heights_T = sample.box_T4[:, 3] - sample.box_T4[:, 1]
         if (heights_T > 0).any():

@@ -64,7 +64,8 @@ class VerifyOptions:
 
 def run_verify(options: VerifyOptions) -> None:
     """Print every fault that is found; any is an error."""
-    from svdata2vec.shards.reading.manifest import Manifest
+    from svdata2vec.shards.reading.shardset import ShardSet
+    from svdata2vec.shards.reading.stats import persons_report, set_statistics
     from svdata2vec.shards.reading.verify import verify
 
     findings = verify(options.shards, decode=options.decode, workers=options.workers)
@@ -72,8 +73,10 @@ def run_verify(options: VerifyOptions) -> None:
         sys.stdout.write(f"{finding}\n")
     if findings:
         raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
-    for difference in Manifest.load(options.shards).unlike_published():
-        sys.stdout.write(f"no fault, but look: {difference}\n")
+    shards = ShardSet.open(options.shards)
+    unseen = persons_report(set_statistics(shards))
+    for remark in [*shards.manifest.unlike_published(), *([] if unseen is None else [unseen])]:
+        sys.stdout.write(f"no fault, but look: {remark}\n")
     sys.stdout.write(f"{options.shards}: no fault found\n")
 
 

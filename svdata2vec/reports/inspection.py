@@ -36,7 +36,7 @@ def inspect_shards(
         png = to_png(contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows)))
         write_atomically(out / f"{name}.png", png)
         pictures.append(image(png, name))
-    statistics = set_statistics(shards)
+    statistics = set_statistics(shards, plan.persons)
     write_atomically(out / "statistics.json", json.dumps(asdict(statistics), indent=2).encode())
     note = f"svdata2vec {__version__}; {root}: figures of the whole set, pictures of split {split}"
     crops = f"Clips of split {split}: {'training' if train else 'evaluation'} crops at {plan.size} px"
@@ -82,7 +82,9 @@ def _overview(statistics: SetStatistics) -> str:
     facts = [
         ["clips", f"{statistics.clips:,}"], ["frames", f"{statistics.frames:,}"],
         ["GiB", f"{statistics.bytes / 2**30:.2f}"], ["source pictures", sizes], ["frame rates", rates],
-        ["persons", persons], ["frames without a person", f"{100 * statistics.empty_frames:.2f} %"],
+        ["persons", persons],
+        [f"frames without a joint of the first {statistics.persons_seen} persons", f"{100 * statistics.empty_frames:.2f} %"],
+        ["of these, frames that show somebody else", f"{100 * statistics.frames_of_others:.2f} % of all"],
         ["clips under 40 frames", f"{statistics.short_clips:,}"],
         ["damaged joints set to missing", f"{statistics.bad_joints:,}"],
         ["clips whose poses did not match their frames", f"{statistics.clips_with_other_pose_count:,}"],

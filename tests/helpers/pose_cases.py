@@ -6,7 +6,8 @@ N detections in a frame, T frames, V joints.
 from collections.abc import Sequence
 
 import numpy as np
-from pose_tracking import Detections
+
+from svdata2vec.shards.tracking import Detections
 
 V = 17
 SPREAD_V2 = np.stack([np.linspace(0.05, 0.95, V), np.tile([0.2, 0.8, 0.5], 6)[:V]], axis=1)

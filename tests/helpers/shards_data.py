@@ -110,7 +110,7 @@ def write_motion_set(root: Path, count: int = 6, num_frames: int = 8, scale: flo
     for i, name in enumerate(names):
         write_video(videos / f"{name}.mp4", num_frames + i, seed=i)
     entries = [annotation(name, i % 3, num_frames + i, scale) for i, name in enumerate(names)]
-    (root / "classes.txt").write_text("stand\nwalk\nrun\n")
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in ("stand", "walk", "run")[:count]))
     return write_pickle(root / "motion.pkl", entries), videos
 
 

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 from pose_inputs import GivenBoxes, Video, VideoList, find_videos
-from pose_tracking import Detections, TrackingOptions, find_persons, inside
 from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pickle
 from pose_zoo import MODELS, OPENMMLAB
 
 from svdata2vec.pipeline.background import Prefetch
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.tracking import Detections, TrackingOptions, find_persons, inside
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
 LEAST_SCORE = 0.1  # detections are stored down to this score, so that --min-score can change without another pass

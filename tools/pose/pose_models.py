@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from pose_checkpoint import first_line, read_checkpoint
-from pose_tracking import NUM_JOINTS, Detections
 from pose_zoo import MODELS
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.tracking import Detections
 
+NUM_JOINTS = len(COCO17.joints)
 NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet.utils", "xtcocotools", "xtcocotools.coco",
                  "xtcocotools.cocoeval", "xtcocotools.mask")
 

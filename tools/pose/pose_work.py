@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from pose_inputs import Video, VideoList
-from pose_tracking import Detections, Persons
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.tracking import Detections, Persons
 
 CLASSES = "classes.txt"  # where the readers look for the names of the classes
 FLOAT16_LIMIT = 60000.0

@@ -1,4 +1,5 @@
-"""From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic.
+"""From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic. What finds
+skeletons (tools/pose/) and what reads them both use it, the latter also by `tracks.py`.
 
 N detections in a frame, M persons, T frames, V joints. Boxes are (x1, y1, x2, y2) in pixels of the decoded video.
 Steps: drop unusable and duplicate detections, link boxes from frame to frame, join the pieces of a person who was lost for
@@ -7,12 +8,9 @@ a while, keep the persons who are largest for longest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
-
-from svdata2vec.shards.layouts import COCO17
-
-NUM_JOINTS = len(COCO17.joints)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Persons:
 
 
 def find_persons(frames: Sequence[Detections], options: TrackingOptions = TrackingOptions()) -> Persons:
-    """The main persons of a clip from its frames' detections (one entry per decoded frame, empty ones included)."""
+    """The main persons of a clip from its frames' detections: at least one entry, one per decoded frame, also without any."""
     cleaned = [without_duplicates(usable(detections, options)) for detections in frames]
     tracks = join_pieces(link_boxes(cleaned, options), cleaned, options)
     return _arrays(main_tracks(tracks, cleaned, options), cleaned)
@@ -153,29 +151,37 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
 
 
 def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
-    """Joins a track with the one that continues it: begins within `join_gap` frames after its end, no farther away than
-    a body's longer side, of a similar size (half to double). Nearest pairs first; each end and each start is used once."""
-    candidates: list[tuple[float, int, int]] = []
-    for first, ended in enumerate(tracks):
-        for second, begun in enumerate(tracks):
-            if 0 < begun[0][0] - ended[-1][0] <= options.join_gap + 1:
-                distance = _distance(_box(ended, -1, frames), _box(begun, 0, frames))
-                if distance <= 1:
-                    candidates.append((distance, first, second))
-    follower: dict[int, int] = {}
-    following: set[int] = set()
-    for _, first, second in sorted(candidates):
-        if first not in follower and second not in following:
-            follower[first] = second
-            following.add(second)
-    joined = []
-    for start in sorted(set(range(len(tracks))) - following):
-        whole = list(tracks[start])
-        while start in follower:
-            start = follower[start]
-            whole += tracks[start]
-        joined.append(whole)
-    return joined
+    """Joins tracks of one person, nearest pairs first: never seen in one frame, and wherever the one goes on from the other
+    it does so within `join_gap` frames, no farther away than a body's longer side, of a similar size (half to double)."""
+    joined: dict[int, Track] = dict(enumerate(tracks))
+    distances = {(first, second): distance for first in joined for second in joined if first < second
+                 if (distance := _changes(joined[first], joined[second], frames, options)) <= 1}
+    while distances:
+        first, second = min(distances, key=lambda pair: (distances[pair], pair))
+        joined[first] = sorted([*joined[first], *joined.pop(second)])
+        distances = {pair: distance for pair, distance in distances.items() if not {first, second} & {*pair}}
+        for other in joined:
+            pair = min(first, other), max(first, other)
+            if other != first and (distance := _changes(joined[pair[0]], joined[pair[1]], frames, options)) <= 1:
+                distances[pair] = distance
+    return [joined[number] for number in sorted(joined)]
+
+
+def _changes(a: Track, b: Track, frames: Sequence[Detections], options: TrackingOptions) -> float:
+    """The largest distance at which one of two tracks goes on from the other; infinite if they cannot be one person's."""
+    longest = options.join_gap + 1
+    if b[0][0] - a[-1][0] > longest or a[0][0] - b[-1][0] > longest:
+        return float("inf")
+    if not {frame for frame, _ in a}.isdisjoint(frame for frame, _ in b):
+        return float("inf")
+    largest = 0.0
+    both = sorted([(*sighting, 0) for sighting in a] + [(*sighting, 1) for sighting in b])
+    for before, after in pairwise(both):
+        if before[2] != after[2]:
+            if after[0] - before[0] > longest:
+                return float("inf")
+            largest = max(largest, _distance(frames[before[0]].box_N4[before[1]], frames[after[0]].box_N4[after[1]]))
+    return largest
 
 
 def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
@@ -186,7 +192,7 @@ def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
 def _distance(a_4: np.ndarray, b_4: np.ndarray) -> float:
     """Distance of the centres in longer sides of the larger box; infinite if one box is more than twice the other."""
     sides = [max(box[2] - box[0], box[3] - box[1]) for box in (a_4, b_4)]
-    if max(sides) > 2 * min(sides):
+    if max(sides) > 2 * min(sides) or not max(sides):
         return float("inf")
     between_2 = (a_4[:2] + a_4[2:] - b_4[:2] - b_4[2:]) / 2
     return float(np.hypot(between_2[0], between_2[1]) / max(sides))
@@ -204,7 +210,7 @@ def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: 
 
 
 def _arrays(tracks: Sequence[Track], frames: Sequence[Detections]) -> Persons:
-    joints_MTV2 = np.zeros((max(len(tracks), 1), len(frames), NUM_JOINTS, 2), np.float32)
+    joints_MTV2 = np.zeros((max(len(tracks), 1), len(frames), *frames[0].joints_NV2.shape[1:]), np.float32)
     joint_score_MTV = np.zeros(joints_MTV2.shape[:3], np.float32)
     box_T5 = np.zeros((len(frames), 5), np.float32)
     for person, track in enumerate(tracks):
