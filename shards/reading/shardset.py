@@ -16,6 +16,7 @@ import numpy as np
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import Manifest, file_bytes, load_index
+from svdata2vec.shards.reading.parts import in_part, split_and_part
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 
 MAX_BUFFERS = 1000  # of one call; Linux takes 1,024
@@ -68,13 +69,18 @@ class ShardSet:
         return ShardSet.open, (self.root,)
 
     def rows(self, split: str) -> np.ndarray:
-        """int64 row numbers of a split's clips, in the split's order. UserError lists the splits that exist."""
+        """int64 row numbers of a split's clips, in the split's order; also of a part of it, as in `train[:80%]`.
+
+        UserError lists the splits that exist.
+        """
+        split, part = split_and_part(split)
         names = self.manifest.split_names
         if split not in names:
             raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}")
-        parts = [self.find(self.manifest.splits[name]) for name in self.manifest.packed_splits(split)]
-        rows = np.concatenate(parts)
-        return rows if len(parts) == 1 else rows[np.sort(np.unique(rows, return_index=True)[1])]
+        found = [self.find(self.manifest.splits[name]) for name in self.manifest.packed_splits(split)]
+        rows = np.concatenate(found)
+        rows = rows if len(found) == 1 else rows[np.sort(np.unique(rows, return_index=True)[1])]
+        return rows if part is None else rows[in_part(self.index["label"][rows], self.index["key"][rows].tolist(), part)]
 
     def own_validation(self, train_split: str, test_split: str) -> str | None:
         """PROTOCOL_val, where the data set has it besides PROTOCOL_train and PROTOCOL_test, which are these; else None."""
@@ -105,7 +111,8 @@ class ShardSet:
 
     def split_classes(self, split: str) -> tuple[str, ...]:
         """Class names of a split: all, except where the data set defines fewer for it."""
-        return self.manifest.split_classes.get(self.manifest.packed_splits(split)[0], self.manifest.classes)
+        packed, *_ = self.manifest.packed_splits(split_and_part(split)[0])
+        return self.manifest.split_classes.get(packed, self.manifest.classes)
 
     @property
     def where(self) -> str:

@@ -7,6 +7,8 @@ from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
 
+FITS = {"own": Later("runs.own:fit")}  # presets whose values depend on the shards
+
 COMMANDS = Group(
     "self-supervised pretraining on video + skeletons", "command",
     {
@@ -14,14 +16,17 @@ COMMANDS = Group(
         "verify": Command("check packed shards", run_verify, VerifyOptions),
         "inspect": Command("pictures of what the model sees", run_inspect, InspectOptions),
         "pretrain": preset_commands(
-            "self-supervised pretraining on video + skeletons", Later("training.pretrain:pretrain"), PRETRAIN
+            "self-supervised pretraining on video + skeletons", Later("training.pretrain:pretrain"), PRETRAIN,
+            fits=FITS,
         ),
         "finetune": preset_commands(
-            "train a classifier, from a pretraining run or from scratch", Later("training.finetune:finetune"), FINETUNE
+            "train a classifier, from a pretraining run or from scratch", Later("training.finetune:finetune"), FINETUNE,
+            fits=FITS,
         ),
         "evaluate": Command("accuracies of a classifier, its confusions", runs.run_evaluate, runs.EvaluateOptions),
         "probe": preset_commands(
-            "linear probe and nearest neighbours on a pretraining run's features", runs.run_probe, PROBE
+            "linear probe and nearest neighbours on a pretraining run's features", runs.run_probe, PROBE,
+            fits=FITS,
         ),
         "embed": Command("features of a split, to a file", runs.run_embed, runs.EmbedOptions),
         "predict": Command("top classes of a video file", runs.run_predict, runs.PredictOptions),

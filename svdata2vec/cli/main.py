@@ -48,7 +48,7 @@ def _run(words: list[str]) -> None:
     if words[:1] == ["--version"]:
         sys.stdout.write(f"svdata2vec {__version__}\n")
         return
-    command, options = read(words, COMMANDS, "svdata2vec")
+    command, options = read(words, COMMANDS, "svdata2vec", fit=True)
     command.run(options)
 
 

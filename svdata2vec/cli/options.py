@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
@@ -26,12 +27,14 @@ class Command:
     """What is done with options that were read from the command line.
 
     summary: its line in the overview. options: the dataclass of its options, or a function that makes that dataclass, or
-    that makes an instance whose values are the defaults.
+    that makes an instance whose values are the defaults. fit: from options as they were read, defaults that fit what they
+    name; the words are then read again on top of these.
     """
 
     summary: str
     run: Callable[[Any], None]
     options: type | Callable[[], Any]
+    fit: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Later:
 
     name: str
 
-    def __call__(self, options: Any) -> None:
-        pkgutil.resolve_name(f"svdata2vec.{self.name}")(options)
+    def __call__(self, options: Any) -> Any:
+        return pkgutil.resolve_name(f"svdata2vec.{self.name}")(options)
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,31 @@ class Group:
 
 
 def preset_commands(
-    summary: str, run: Callable[[Any], None], table: Mapping[str, Callable[[], Any]], kind: Callable[[Any], Any] | None = None
+    summary: str,
+    run: Callable[[Any], None],
+    table: Mapping[str, Callable[[], Any]],
+    kind: Callable[[Any], Any] | None = None,
+    fits: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> Group:
-    """One command per preset, with the preset's values as defaults, made into another `kind` of options if one is given."""
+    """One command per preset, with the preset's values as defaults, made into another `kind` of options if one is given.
+
+    fits: of presets whose values depend on the data, `Command.fit`.
+    """
 
     def defaults(make: Callable[[], Any]) -> Any:
         return make() if kind is None else kind(make())
 
     return Group(
-        summary, "preset", {name: Command(describe(name), run, partial(defaults, make)) for name, make in table.items()}
+        summary, "preset",
+        {name: Command(describe(name), run, partial(defaults, make), fits.get(name)) for name, make in table.items()},
     )
 
 
-def read(words: list[str], group: Group, prog: str) -> tuple[Command, Any]:
+def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tuple[Command, Any]:
     """The command that the words name, and its options; `prog` is what was read so far, named in help and errors.
 
-    Prints help and raises SystemExit where the words ask for it, or end before they name a command.
+    fit: look at the data that the options name, where a command's defaults depend on it. Prints help and raises SystemExit
+    where the words ask for it, or end before they name a command.
     """
     if not words or words[0] in HELP:
         sys.stdout.write(overview(group, prog))
@@ -79,8 +91,11 @@ def read(words: list[str], group: Group, prog: str) -> tuple[Command, Any]:
         raise UserError(f"unknown {group.choice} {name!r}; choose one of: {', '.join(group.commands)}")
     found = group.commands[name]
     if isinstance(found, Group):
-        return read(words[1:], found, prog)
-    return found, parse(found.options, words[1:], prog)
+        return read(words[1:], found, prog, fit=fit)
+    options = parse(found.options, words[1:], prog)
+    if fit and found.fit is not None:
+        options = parse(partial(found.fit, options), words[1:], prog)
+    return found, options
 
 
 def overview(group: Group, prog: str) -> str:

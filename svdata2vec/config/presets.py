@@ -77,16 +77,41 @@ def demo_finetune() -> FinetuneConfig:
     )
 
 
+OWN_DATA = DataConfig("data/mine", "train", "test", num_frames=16, size=128, frame_draw="centre")
+PAPER_FROM_CLIPS = 2000  # training clips from which on the preset `own` takes the paper's network and picture size
+
+
+def own_pretrain() -> PretrainConfig:
+    """Own videos with skeletons; `runs/own.py` fits it to the shards."""
+    base = demo_pretrain()
+    run = replace(base.run, out=Path("runs/pretrain-own"), log_every=10)
+    return replace(base, data=OWN_DATA, run=run)
+
+
+def own_finetune() -> FinetuneConfig:
+    """Own videos, RGB alone; `runs/own.py` fits it to the shards."""
+    base = demo_finetune()
+    return replace(
+        base, data=replace(OWN_DATA, crop="boxes"), run=replace(base.run, out=Path("runs/finetune-own")), label_fraction=1.0
+    )
+
+
 PRETRAIN: dict[str, Callable[[], PretrainConfig]] = {
     **{name: partial(_pretrain, name) for name in PROTOCOLS},
+    "own": own_pretrain,
     "demo": demo_pretrain,
 }
 FINETUNE: dict[str, Callable[[], FinetuneConfig]] = {
     **{name: partial(_finetune, name) for name in PROTOCOLS},
+    "own": own_finetune,
     "demo": demo_finetune,
 }
 
 
 def describe(name: str) -> str:
     """One line about a preset, for `--help`."""
-    return PROTOCOLS[name][3] if name in PROTOCOLS else "synthetic motion clips, small network, for a CPU"
+    others = {
+        "own": "your own videos: splits, frames, batch, epochs and network fit the shards",
+        "demo": "synthetic motion clips, small network, for a CPU",
+    }
+    return PROTOCOLS[name][3] if name in PROTOCOLS else others[name]

@@ -1,0 +1,109 @@
+"""The preset `own`: what of a run's settings depends on the shards is read off them, before the options are read on top.
+
+Figures per clip and per class stand in the manifest and the index, so nothing is decoded here.
+"""
+
+import logging
+import math
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from svdata2vec.config.presets import PAPER_FROM_CLIPS
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, RunConfig
+from svdata2vec.runs.card import read_card
+from svdata2vec.runs.data import open_data
+from svdata2vec.runs.published import published_config
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+TEST_SPLITS = ("test", "val", "valid", "validation")
+MADE = "{0}[:80%]", "{0}[80%:]"  # of the training split, where there is nothing to test on
+FRAME_STRIDE, MOST_FRAMES = 3, 40  # of the median clip, every third frame, no more than the method's 40
+STEPS_PER_EPOCH = 4  # at least, as far as there are clips
+STEPS = {"pretrain": 4000, "finetune": 2000}  # of a whole run, within the epochs below
+EPOCHS = {"pretrain": (50, 200), "finetune": (20, 100)}
+WARMUP = 0.1  # of the epochs
+
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig, ProbeConfig)
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: Config) -> Config:
+    """The configuration with splits, number of frames, batch, epochs, warm-up and network fitted to its shards.
+
+    A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size.
+
+    Raises UserError where the shards have no training split, or cannot be read.
+    """
+    shards = open_data(config.data)
+    train_split, test_split = choose_splits(shards, config.data)
+    rows = shards.rows(train_split)
+    data = replace(config.data, train_split=train_split, test_split=test_split)
+    parent = None if isinstance(config, PretrainConfig) or config.pretrained is None else config.pretrained
+    if parent is not None:
+        made = published_config(read_card(parent), parent)
+        data, model = replace(data, num_frames=made.data.num_frames, size=made.data.size), made.model
+    else:
+        large = len(rows) >= PAPER_FROM_CLIPS
+        data = replace(data, num_frames=frames_of(shards.index["frames"][rows]), size=224 if large else data.size)
+        model = ModelConfig() if large or isinstance(config, ProbeConfig) else config.model
+    if isinstance(config, ProbeConfig):
+        return replace(config, data=data)
+    batch, epochs = batch_and_epochs(len(rows), config.kind, config.run.batch_size)
+    steps = epochs * (len(rows) // batch)
+    optim = replace(config.optim, warmup_epochs=WARMUP * epochs)
+    run = replace(config.run, batch_size=batch, epochs=epochs)
+    _say(shards, data, run, len(rows))
+    if isinstance(config, FinetuneConfig):
+        return replace(config, data=data, model=model, optim=optim, run=run)
+    return replace(
+        config, data=data, model=model, optim=optim, run=run, target=replace(config.target, top_layers=model.depth),
+        ema=replace(config.ema, anneal_steps=max(steps // 2, 1)),
+    )
+
+
+def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
+    """Splits to train and test on: those of the settings where the shards have them, else by their names, else made.
+
+    What is made is the last fifth of each class of the training split, which is then not trained on.
+    """
+    names = [*shards.manifest.splits]
+    trains = [name for name in names if name == data.train_split] or [name for name in names if "train" in name] or names
+    if len(trains) != 1:
+        raise UserError(
+            f"{shards.where}: which split to train on is not clear; it has {', '.join(names) or 'none'}; name one with "
+            "--data.train-split"
+        )
+    train, (others, made) = trains[0], ([name for name in names if name != trains[0]], MADE)
+    for wanted in (data.test_split, *TEST_SPLITS, *(trains[0].replace("train", ending) for ending in TEST_SPLITS)):
+        if wanted in others and shards.manifest.splits[wanted]:
+            return train, wanted
+    return made[0].format(train), made[1].format(train)
+
+
+def frames_of(frames_n: np.ndarray) -> int:
+    """Frames to sample from clips of these lengths: a third of the median clip's, a multiple of 8 from 8 to 40."""
+    if not len(frames_n):
+        return 8
+    return int(np.clip(8 * (np.median(frames_n) // (8 * FRAME_STRIDE)), 8, MOST_FRAMES))
+
+
+def batch_and_epochs(clips: int, kind: str, largest: int) -> tuple[int, int]:
+    """(clips per batch, epochs): a power of two that leaves some steps per epoch; enough epochs for a number of steps."""
+    batch = 2
+    while 2 * batch <= min(largest, clips // STEPS_PER_EPOCH):
+        batch *= 2
+    low, high = EPOCHS[kind]
+    return batch, min(max(math.ceil(STEPS[kind] / max(clips // batch, 1)), low), high)
+
+
+def _say(shards: ShardSet, data: DataConfig, run: RunConfig, clips: int) -> None:
+    log.info(
+        "%s: training on %d clips (%s), testing on %d (%s); %d frames of %d px, batches of %d, %d epochs",
+        shards.where, clips, data.train_split, len(shards.rows(data.test_split)), data.test_split, data.num_frames, data.size,
+        run.batch_size, run.epochs,
+    )

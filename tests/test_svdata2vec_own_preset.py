@@ -1,0 +1,135 @@
+"""The preset `own`: splits, frames, batch, epochs and network fit the shards, and what the words say stands above that."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipeline_factory import clip_parts, write_shards
+from tiny import MODEL
+
+from svdata2vec.cli.commands import COMMANDS
+from svdata2vec.cli.main import main
+from svdata2vec.cli.options import read
+from svdata2vec.config.presets import DEMO_MODEL, PAPER_FROM_CLIPS, own_finetune
+from svdata2vec.config.schema import ModelConfig
+from svdata2vec.runs import own
+from svdata2vec.runs.data import open_data
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.parts import in_part, split_and_part
+from svdata2vec.shards.reading.shardset import ShardSet
+
+SMALL = [word for name in ("width", "depth", "decoder_depth", "heads", "stem_width")
+         for word in (f"--model.{name.replace('_', '-')}", str(getattr(MODEL, name)))]
+
+
+def shards(root: Path, count: int, frames: int = 26, splits: dict[str, list[str]] | None = None) -> Path:
+    """Clips with skeletons, of five classes."""
+    clips = [(f"clip{i:03d}", frames + i % 3, clip_parts(f"clip{i:03d}", frames + i % 3, size=64, label=i % 5, seed=i))
+             for i in range(count)]
+    write_shards(root, clips, clips_per_shard=50, size=64, splits=splits or {"train": [clip[0] for clip in clips]})
+    return root
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 clips in one split."""
+    return shards(tmp_path_factory.mktemp("fifty") / "mine", 50)
+
+
+def options(*words: object) -> Any:
+    return read([str(word) for word in words], COMMANDS, "svdata2vec", fit=True)[1]
+
+
+def test_pretraining_and_fine_tuning_work_on_fifty_clips(fifty: Path, tmp_path: Path) -> None:
+    short = ["--data.shards", str(fifty), "--run.epochs", "1", "--run.device", "cpu", "--data.size", "32"]
+    assert main(["pretrain", "own", *short, *SMALL, "--run.out", str(tmp_path / "pre"), "--target.top-layers", "2"]) == 0
+    log = json.loads((tmp_path / "pre" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert log["step"] == 5 and np.isfinite(log["loss"])
+    words = [*short[:-2], "--from", str(tmp_path / "pre"), "--run.out", str(tmp_path / "rgb")]
+    assert main(["finetune", "own", *words]) == 0
+    card = json.loads((tmp_path / "rgb" / "model.json").read_text())
+    assert card["trained_on"]["split"] == "train[:80%]" and card["trained_on"]["clips"] == 40
+    assert card["evaluation"]["split"] == "train[80%:]" and card["evaluation"]["count"] == 10
+    assert card["config"]["data"]["size"] == 32 and card["config"]["model"]["width"] == MODEL.width, "those of --from"
+    words = ["--data.shards", str(fifty), "--from", str(tmp_path / "pre"), "--out", str(tmp_path / "probe"), "--device", "cpu"]
+    assert main(["probe", "own", *words]) == 0
+
+
+def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
+    config = options("pretrain", "own", "--data.shards", fifty)
+    assert (config.data.train_split, config.data.test_split) == ("train[:80%]", "train[80%:]")
+    assert config.data.num_frames == 8 and config.data.frame_draw == "centre" and config.model == DEMO_MODEL
+    assert config.run.batch_size == 8 and config.run.epochs == 200 and config.optim.warmup_epochs == 20
+    assert config.ema.anneal_steps == 200 * 5 // 2 and config.target.top_layers == DEMO_MODEL.depth
+    config = options("pretrain", "own", "--data.shards", fifty, "--run.batch-size", 4, "--data.num-frames", 24)
+    assert config.run.batch_size == 4 and config.data.num_frames == 24 and config.data.train_split == "train[:80%]"
+    assert options("finetune", "own", "--data.shards", fifty).data.crop == "boxes"
+
+
+def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PAPER_FROM_CLIPS > 1000
+    monkeypatch.setattr(own, "PAPER_FROM_CLIPS", 30)
+    config = options("pretrain", "own", "--data.shards", fifty)
+    assert config.model == ModelConfig() and config.data.size == 224 and config.target.top_layers == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "val"), ("train", "val")), (("train", "val", "test"), ("train", "test")),
+        (("xsub_train", "xsub_val"), ("xsub_train", "xsub_val")), (("all",), ("all[:80%]", "all[80%:]")),
+        (("train", "other"), ("train[:80%]", "train[80%:]")),
+    ],
+)
+def test_splits_are_found_or_made(tmp_path: Path, names: tuple[str, ...], expected: tuple[str, str]) -> None:
+    keys = [f"clip{i:03d}" for i in range(12)]
+    made = ShardSet.open(shards(tmp_path / "set", 12, 8, {name: keys[i :: len(names)] for i, name in enumerate(names)}))
+    assert own.choose_splits(made, own_finetune().data) == expected
+
+
+def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
+    keys = [f"clip{i:03d}" for i in range(4)]
+    root = shards(tmp_path / "set", 4, 8, {"xsub_train": keys[:2], "xview_train": keys[2:]})
+    with pytest.raises(UserError, match="which split to train on is not clear; it has xsub_train, xview_train; name one with"):
+        options("finetune", "own", "--data.shards", root)
+    config = options("finetune", "own", "--data.shards", root, "--data.train-split", "xview_train")
+    assert config.data.train_split == "xview_train[:80%]" or config.data.train_split == "xview_train"
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"), [([10], 8), ([24, 24, 500], 8), ([48], 16), ([90], 24), ([150], 40), ([9000], 40), ([], 8)]
+)
+def test_number_of_frames(frames: list[int], expected: int) -> None:
+    assert own.frames_of(np.array(frames, np.int32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("clips", "kind", "expected"),
+    [(1, "finetune", (2, 100)), (7, "finetune", (2, 100)), (40, "finetune", (8, 100)), (1000, "finetune", (16, 33)),
+     (50_000, "finetune", (16, 20)), (50_000, "pretrain", (16, 50))],
+)
+def test_batch_and_epochs(clips: int, kind: str, expected: tuple[int, int]) -> None:
+    assert own.batch_and_epochs(clips, kind, 16) == expected
+
+
+def test_parts_of_a_split_are_disjoint_whole_and_fair() -> None:
+    labels = np.array([0] * 20 + [1] * 7 + [2] * 2 + [3])
+    keys = [f"clip{i}".encode() for i in range(len(labels))]
+    cuts = [split_and_part(f"train{text}")[1] for text in ("[:80%]", "[80%:]")]
+    assert cuts == [(0, 80), (80, 100)] and split_and_part("train") == ("train", None)
+    first, rest = (in_part(labels, keys, cut) for cut in cuts if cut)
+    assert (first ^ rest).all(), "each clip is in one of the two"
+    assert np.bincount(labels[rest], minlength=4).tolist() == [4, 1, 1, 0]
+    thirds = [in_part(labels, keys, cut) for cut in ((0, 30), (30, 70), (70, 100))]
+    assert (np.sum(thirds, axis=0) == 1).all()
+    order = np.random.default_rng(0).permutation(len(labels))
+    assert (in_part(labels[order], [keys[i] for i in order], (80, 100)) == rest[order]).all(), "by names alone"
+
+
+@pytest.mark.parametrize("name", ["train[80%:20%]", "train[:0%]", "train[:101%]", "train[50%:50%]"])
+def test_parts_that_cannot_be_are_refused(fifty: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"expected a part like train\[:80%\] or train\[80%:\]"):
+        open_data(dataclasses.replace(own_finetune().data, shards=str(fifty))).rows(name)
