@@ -93,7 +93,7 @@ def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
     with FlopCounterMode(display=False) as forward:
         output = student(torch.zeros(1, 10, 64, 64, 3, dtype=torch.uint8), torch.rand(1, 2, 10, 17, 2), masks)
     with FlopCounterMode(display=False) as backward:
-        output.prediction_BTD.sum().backward()
+        output.prediction_NTD.sum().backward()
     with FlopCounterMode(display=False) as teaching:
         teacher(output.teacher_tokens_BTD, config.target, "torch")
     layers = step_layers(config, 17)

@@ -74,12 +74,12 @@ def test_pretraining_gives_the_originals_numbers_and_gradients(train: bool) -> N
     teacher.blocks.load_state_dict(teacher_blocks.state_dict())
     video, joints, masks = inputs()
 
-    prediction = theirs.predict(video, joints, masks.keep_BK, masks.skeleton_hidden_BK)
+    prediction = theirs.predict(video, joints, masks.keep_NK, masks.skeleton_hidden_NK)
     target = theirs.targets(joints, teacher_blocks, config.target.top_layers)  # type: ignore[arg-type]
-    loss = theirs.loss(prediction, target, masks.keep_BK, masks.skeleton_hidden_BK)
+    loss = theirs.loss(prediction, target, masks.keep_NK, masks.skeleton_hidden_NK)
     loss.backward()
     student_output = copy.deepcopy(model)(video, joints, masks)
-    close(student_output.prediction_BTD, prediction, "prediction")
+    close(student_output.prediction_NTD, prediction, "prediction")
     close(teacher(student_output.teacher_tokens_BTD, config.target), target, "target")
 
     output = forward(model, teacher, video, joints, masks, config)

@@ -55,7 +55,8 @@ CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
     "the decay is counted one step late": (
         pretrain, "ema_decay", lambda real: lambda config, step, steps: real(config, max(step - 1, 0), steps)),
     "masks of another seed": (
-        pretrain, "draw_masks", lambda real: lambda *arguments: real(*arguments[:4], arguments[4] + 1, arguments[5])),
+        pretrain, "draw_masks",
+        lambda real: lambda *arguments, **more: real(*arguments[:4], arguments[4] + 1, arguments[5], **more)),
     "the loss is taken at every frame": (
         masking, "scored_frames", lambda real: lambda *arguments: torch.ones_like(real(*arguments))),
     "no warm-up": (stepper, "learning_rate", lambda real: lambda config, *arguments: config.lr),

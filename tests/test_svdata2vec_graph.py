@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import pretrain_config
 
-from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.config.schema import MaskConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime
@@ -43,11 +43,11 @@ def test_a_run_that_cannot_have_its_graph_does_not_begin(tiny_shard_folder: Path
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused blocks"])
-def test_a_run_with_a_graph_is_the_eager_run(fused: bool, tiny_shard_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fused", "repeats"), [(False, 1), (True, 1), (False, 3)], ids=["plain", "fused blocks", "3 masks"])
+def test_a_run_with_a_graph_is_the_eager_run(fused: bool, repeats: int, tiny_shard_folder: Path, tmp_path: Path) -> None:
     def trained(launch: str) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         config = replace(pretrain_config(tiny_shard_folder, tmp_path, device="cuda"), launch=launch)
-        config = replace(config, model=replace(config.model, fused_blocks=fused))
+        config = replace(config, model=replace(config.model, fused_blocks=fused), mask=MaskConfig(repeats=repeats))
         with build_loader(ShardSet.open(tiny_shard_folder), config, CPU, train=True) as loader:
             run = Pretraining(config, GPU, loader)
         generator, losses = torch.Generator().manual_seed(0), []

@@ -47,18 +47,20 @@ def without_values(network: nn.Module) -> None:
                 table[name] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if trained else fake
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("encode_all", [False, True], ids=["kept frames", "all frames"])
-def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, encode_all: bool) -> None:
+def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, encode_all: bool, repeats: int) -> None:
     """On a GPU each value that the host reads is a wait. Fake tensors refuse to be read, and count as on a GPU here."""
     monkeypatch.setattr(functional, "require_kept_frames", lambda *_: None)  # reads tensors in main memory only
     student = SVData2Vec(replace(CONFIG, encode="all_frames" if encode_all else "kept_frames"), JOINTS)
     use_channels_last(student)
     teacher = Teacher(student.encoder.blocks)
-    drawn = draw_masks([f"clip{i}" for i in range(CLIPS)], FRAMES, 0.5, 0.5, seed=0, epoch=0)
+    keys = [f"clip{i}" for i in range(CLIPS)]
+    drawn = draw_masks(keys, FRAMES, 0.5, 0.5, seed=0, epoch=0, repeats=repeats, encoded_frames=FRAMES if repeats > 1 else 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_values(student)
         without_values(teacher)
-        masks = Masks(*(torch.empty_like(x) for x in (drawn.keep_BK, drawn.skeleton_hidden_BK, drawn.scored_BT)))
+        masks = Masks(*(torch.empty_like(x) for x in vars(drawn).values()))
         video, joints = torch.empty(CLIPS, FRAMES, 32, 32, 3, dtype=torch.uint8), torch.empty(CLIPS, 2, FRAMES, JOINTS, 2)
         optimizer = build_optimizer(student.named_parameters(), CONFIG.optim)
         statistics, averages = Statistics(student), Averages()
@@ -130,11 +132,11 @@ def test_evaluation_shares_the_statistics_first(
 def test_given_masks_may_be_in_any_order() -> None:
     keep_BK, hidden_BK = torch.tensor([[5, 0, 3], [1, 2, 4]]), torch.tensor([[True, False, True], [False, True, True]])
     masks = Masks.given(keep_BK, hidden_BK, 6)
-    assert masks.keep_BK.tolist() == [[0, 3, 5], [1, 2, 4]]
-    assert masks.skeleton_hidden_BK.tolist() == [[False, True, True], [False, True, True]]
-    assert masks.scored_BT.tolist() == [[False, True, True, True, True, True], [True, False, True, True, True, True]]
+    assert masks.keep_NK.tolist() == [[0, 3, 5], [1, 2, 4]]
+    assert masks.skeleton_hidden_NK.tolist() == [[False, True, True], [False, True, True]]
+    assert masks.scored_NT.tolist() == [[False, True, True, True, True, True], [True, False, True, True, True, True]]
     drawn = draw_masks(["a", "b"], 40, 0.66, 0.75, seed=0, epoch=0)
-    again = Masks.given(drawn.keep_BK.flip(1), drawn.skeleton_hidden_BK.flip(1), 40)
+    again = Masks.given(drawn.keep_NK.flip(1), drawn.skeleton_hidden_NK.flip(1), 40)
     for one, other in zip(vars(drawn).values(), vars(again).values(), strict=True):
         assert torch.equal(one, other)
 

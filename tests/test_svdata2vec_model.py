@@ -45,8 +45,8 @@ def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
         parameter.data.add_(0.01 * torch.randn_like(parameter))
     video, _, masks = inputs()
     every_BTD = encoder(video)
-    kept_BKD = encoder(video, masks.keep_BK)
-    expected_BKD = every_BTD.gather(1, masks.keep_BK[..., None].expand(-1, -1, 32))
+    kept_BKD = encoder(video, masks.keep_NK)
+    expected_BKD = every_BTD.gather(1, masks.keep_NK[..., None].expand(-1, -1, 32))
     torch.testing.assert_close(kept_BKD, expected_BKD, rtol=1e-4, atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_both_ways_of_encoding_give_the_same_gradients() -> None:
     weight_BTD = torch.randn(3, T, MODEL.width)
     for model.all_frames in (False, True):
         model.zero_grad()
-        (model(video, joints, masks).prediction_BTD * weight_BTD).sum().backward()
+        (model(video, joints, masks).prediction_NTD * weight_BTD).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
@@ -90,19 +90,19 @@ def test_loss_reads_scored_positions_only() -> None:
     with torch.no_grad():
         output = model(video, joints, masks)
         target_BTD = teacher(output.teacher_tokens_BTD, config.target)
-        squared_BTD = (output.prediction_BTD - target_BTD) ** 2
-        expected = squared_BTD[masks.scored_BT].mean()
+        squared_BTD = (output.prediction_NTD - target_BTD) ** 2
+        expected = squared_BTD[masks.scored_NT].mean()
         torch.testing.assert_close(forward(model, teacher, video, joints, masks, config).loss, expected)
 
 
 def test_hidden_skeletons_do_not_influence_the_prediction() -> None:
     model = SVData2Vec(student_config(), 17).eval()
     video, joints, masks = inputs(1)
-    hidden = masks.scored_BT[0].nonzero().flatten()
+    hidden = masks.scored_NT[0].nonzero().flatten()
     with torch.no_grad():
-        before = model(video, joints, masks).prediction_BTD
+        before = model(video, joints, masks).prediction_NTD
         joints[:, :, hidden] += 5.0
-        after = model(video, joints, masks).prediction_BTD
+        after = model(video, joints, masks).prediction_NTD
     torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
@@ -196,7 +196,7 @@ def test_compiled_parts_give_the_same_gradients() -> None:
         if compiled:
             compile_parts(model, backend="aot_eager")  # the graphs that are compiled, without the C++ compiler
         torch.manual_seed(1)
-        model(*inputs()).prediction_BTD.square().sum().backward()
+        model(*inputs()).prediction_NTD.square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)

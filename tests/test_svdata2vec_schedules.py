@@ -24,27 +24,27 @@ def test_masks_hold_what_the_ratios_say(frames: int, video: float, skeleton: flo
         return
     kept, paired = mask_counts(frames, video, skeleton)
     masks = draw_masks(["a", "b"], frames, video, skeleton, seed=3, epoch=epoch)
-    assert masks.keep_BK.shape == (2, kept)
-    assert (masks.keep_BK.diff(dim=1) > 0).all() and (masks.keep_BK >= 0).all() and (masks.keep_BK < frames).all()
-    assert ((~masks.skeleton_hidden_BK).sum(1) == paired).all()
-    assert (masks.scored_BT.sum(1) == frames - paired).all()
-    seen = torch.zeros(2, frames, dtype=torch.bool).scatter(1, masks.keep_BK, ~masks.skeleton_hidden_BK)
-    assert (seen == ~masks.scored_BT).all()
+    assert masks.keep_NK.shape == (2, kept)
+    assert (masks.keep_NK.diff(dim=1) > 0).all() and (masks.keep_NK >= 0).all() and (masks.keep_NK < frames).all()
+    assert ((~masks.skeleton_hidden_NK).sum(1) == paired).all()
+    assert (masks.scored_NT.sum(1) == frames - paired).all()
+    seen = torch.zeros(2, frames, dtype=torch.bool).scatter(1, masks.keep_NK, ~masks.skeleton_hidden_NK)
+    assert (seen == ~masks.scored_NT).all()
 
 
 def test_masks_of_a_clip_depend_on_seed_epoch_and_key_only() -> None:
     alone = draw_masks(["x"], 40, 0.66, 0.75, seed=1, epoch=2)
     among = draw_masks(["a", "b", "x"], 40, 0.66, 0.75, seed=1, epoch=2)
-    assert torch.equal(alone.keep_BK[0], among.keep_BK[2]) and torch.equal(alone.scored_BT[0], among.scored_BT[2])
+    assert torch.equal(alone.keep_NK[0], among.keep_NK[2]) and torch.equal(alone.scored_NT[0], among.scored_NT[2])
     for other in (draw_masks(["x"], 40, 0.66, 0.75, 2, 2), draw_masks(["x"], 40, 0.66, 0.75, 1, 3)):
-        assert not torch.equal(alone.keep_BK, other.keep_BK)
+        assert not torch.equal(alone.keep_NK, other.keep_NK)
 
 
 def test_masks_are_frozen_for_old_checkpoints() -> None:
     """A run that was saved must go on with the same masks with every later version."""
     masks = draw_masks(["key"], 8, 0.5, 0.5, seed=1, epoch=2)
-    assert masks.keep_BK.tolist() == [[0, 3, 4, 6]]
-    assert masks.skeleton_hidden_BK.tolist() == [[True, False, True, False]]
+    assert masks.keep_NK.tolist() == [[0, 3, 4, 6]]
+    assert masks.skeleton_hidden_NK.tolist() == [[True, False, True, False]]
 
 
 def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
@@ -58,14 +58,14 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
 
 def test_every_frame_is_kept_equally_often() -> None:
     masks = draw_masks([f"k{i}" for i in range(2000)], 40, 0.66, 0.75, seed=0, epoch=0)
-    shares = np.bincount(masks.keep_BK.flatten().numpy(), minlength=40) / 2000
+    shares = np.bincount(masks.keep_NK.flatten().numpy(), minlength=40) / 2000
     assert np.abs(shares - 13 / 40).max() < 0.05
 
 
 def test_masks_check_themselves() -> None:
     keep, hidden = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected one shape, int64 and bool"):
-        Masks(keep, hidden, torch.zeros(1, 4, dtype=torch.bool))
+        Masks(keep, hidden, torch.zeros(1, 4, dtype=torch.bool), keep)
 
 
 def test_learning_rate_warms_up_and_falls_as_half_a_cosine() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
 
-from svdata2vec.config.schema import OptimConfig
+from svdata2vec.config.schema import MaskConfig, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
@@ -222,10 +222,15 @@ def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path, capl
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one_on_the_same_global_batch(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    one = pretrain_config(tiny_shard_folder, tmp_path / "one", batch_size=4)
+@pytest.mark.parametrize("mask", [MaskConfig(), MaskConfig(repeats=3, encoded_frames=4)], ids=["one mask", "three masks"])
+def test_two_processes_agree_with_one_on_the_same_global_batch(
+    mask: MaskConfig, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        dataclasses.replace(pretrain_config(tiny_shard_folder, tmp_path / name, batch_size=size, sync_batchnorm=size == 2),
+                            mask=mask) for name, size in (("one", 4), ("two", 2))
+    )
     pretrain(one)
-    two = pretrain_config(tiny_shard_folder, tmp_path / "two", batch_size=2, sync_batchnorm=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launcher, *command_words(two)[1:]], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]

@@ -9,7 +9,7 @@ B clips, T frames, K kept frames, N tokens, D width
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -56,17 +56,32 @@ def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
     """Every layer of student and teacher at the shapes of one clip (svdata2vec/README.md, "Networks")."""
     model, frames = config.model, config.data.num_frames
     kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
-    encoded = frames if config.encode == "all_frames" else kept
+    encoded = frames if config.encode == "all_frames" else config.mask.encoded_frames or kept
     width, coordinates = model.width, model.persons * model.coordinates * num_joints
     return [
         *_video(model, encoded, config.data.size),
         Layer("skeleton", frames * coordinates * width, frames * width, coordinates * width, input_gradient=False),
-        *_blocks("encoder", model, model.depth, kept),
-        _linear("decoder", kept, width, width),
-        *_blocks("decoder", model, model.decoder_depth, frames),
-        _linear("decoder", frames, width, width),
+        *_repeated(config.mask.repeats, mask_layers(config)),
         *_blocks("teacher", model, model.depth, frames),
     ]
+
+
+def mask_layers(config: PretrainConfig) -> list[Layer]:
+    """The layers that run once for every mask of a clip: the encoder's blocks and the decoder."""
+    model, frames = config.model, config.data.num_frames
+    kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
+    return [
+        *_blocks("encoder", model, model.depth, kept),
+        _linear("decoder", kept, model.width, model.width),
+        *_blocks("decoder", model, model.decoder_depth, frames),
+        _linear("decoder", frames, model.width, model.width),
+    ]
+
+
+def _repeated(repeats: int, layers: Iterable[Layer]) -> Iterator[Layer]:
+    """The same weights, so many times for one clip."""
+    for layer in layers:
+        yield replace(layer, macs=repeats * layer.macs, outputs=repeats * layer.outputs)
 
 
 def _video(model: ModelConfig, frames: int, size: int) -> Iterator[Layer]:
@@ -209,6 +224,7 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
     return {
         "forward_macs_per_clip": forward_macs(layers, ("video", "skeleton", "encoder", "decoder")),
         "flops_per_clip": step_flops(layers),
+        "flops_per_mask": step_flops(mask_layers(config)),
         "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
         "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
         "decoded_bytes_per_clip": clip_bytes(config),

@@ -11,7 +11,9 @@ from svdata2vec.shards.errors import UserError
 FORMAT = "svdata2vec-bench"
 VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
-COMPARED = ("codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model")
+COMPARED = (
+    "codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model", "masks",
+)
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
 NUMBER = (int, float)
@@ -120,6 +122,8 @@ def as_table(record: dict[str, Any]) -> str:
     step = record["waterfall_ms_per_clip"]["step"]
     lines += ["", "a clip's step, ms: " + ", ".join(f"{name} {value:.2f}" for name, value in step.items())]
     lines.append(_closing(record))
+    if record.get("masks"):
+        lines.append(_masks(record["masks"]))
     if record.get("baseline"):
         base = record["baseline"]
         lines.append(
@@ -137,6 +141,12 @@ def _closing(record: dict[str, Any]) -> str:
         f"MFU {100 * record['mfu']:.1f} % (model alone {100 * record['mfu_model']:.1f} %), peak memory {memory}"
         f"process {record['peak_memory_bytes']['process'] / 2**30:.2f} GiB"
     )
+
+
+def _masks(cost: dict[str, Any]) -> str:
+    counted, measured = cost["counted_share"], cost["measured_share"]
+    beside = "" if measured is None else f", {100 * measured:.1f} % as measured"
+    return f"masks per clip: {cost['repeats']}; one more takes {100 * counted:.1f} % of the step with one by count{beside}"
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> str:

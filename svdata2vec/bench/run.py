@@ -16,7 +16,7 @@ from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, count, measure_ceilings, roofline
 from svdata2vec.bench.machine import hardware, peak_bytes
 from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
-from svdata2vec.bench.stages import Stage, open_stages
+from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.runs.runtime import Runtime, running
@@ -70,6 +70,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
             "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
         },
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
+        "masks": cost_of_masks(stages, counts, config.mask.repeats),
         "baseline": compare_baseline(stages, difference),
     }
 
@@ -81,6 +82,15 @@ def waterfall(stages: dict[str, Stage]) -> dict[str, dict[str, float]]:
     parts["other"] = max(1e3 * train.parts["total"] / train.clips - sum(parts.values()), 0.0)
     beside = {name: 1e3 / stages[name].median for name in ("read", "decode")}
     return {"step": parts, "beside": beside}
+
+
+def cost_of_masks(stages: dict[str, Stage], counts: dict[str, float], repeats: int) -> dict[str, float | None]:
+    """What one more mask of a clip adds to the step of one mask: counted in FLOP, and measured where there are several."""
+    one = counts["flops_per_mask"] / (counts["flops_per_clip"] - (repeats - 1) * counts["flops_per_mask"])
+    if repeats == 1:
+        return {"repeats": 1, "counted_share": one, "measured_share": None}
+    measured = (stages[ONE_MASK].median / stages["model"].median - 1) / (repeats - 1)
+    return {"repeats": repeats, "counted_share": one, "measured_share": measured}
 
 
 def compare_baseline(stages: dict[str, Stage], difference: float | None) -> dict[str, float] | None:

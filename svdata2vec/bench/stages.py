@@ -25,6 +25,7 @@ from svdata2vec.training.loop import EpochBatch, epoch_batches
 from svdata2vec.training.pretrain import Pretraining
 
 NEVER_ENDING = 1_000_000  # epochs: the schedules of a benchmark do not reach their end
+ONE_MASK = "model, one mask"  # the stage "model" with one mask per clip instead of several
 MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the same weights encoded in two ways
 
 
@@ -140,6 +141,9 @@ def open_stages(
             "model": training_stage(training, itertools.repeat((0, batch))),
             "train": training_stage(training, stream(runtime)),
         }
+        if config.mask.repeats > 1:
+            once = replace(config, mask=replace(config.mask, repeats=1))
+            stages[ONE_MASK] = training_stage(Pretraining(once, runtime, loader), itertools.repeat((0, batch)))
         difference = None
         if baseline:
             plain = replace(runtime, bf16=False)

@@ -43,6 +43,7 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "prefetch": config.data.prefetch, "decoder": config.data.decoder,
         "compile": config.run.compile, "launch": config.launch, "model": asdict(config.model),
+        **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
     }
 
 

@@ -151,6 +151,11 @@ class MaskConfig:
     """Share of the frames hidden from the student altogether."""
     skeleton_ratio: Share = 0.75
     """Share of the kept frames that show their video without their skeleton."""
+    repeats: Annotated[int, Range(1, 1000)] = 1
+    """Masks per clip and step, each with a prediction of its own; they share the encoded frames and the teacher's targets."""
+    encoded_frames: Annotated[int, Range(0, 10_000)] = 0
+    """Frames of a clip that the video encoder sees and its masks choose from; 0 = those that the first mask keeps, which
+    then all keep."""
 
     def __post_init__(self) -> None:
         check_fields(self, "mask.")
@@ -277,7 +282,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         ratio, frames = self.mask.video_ratio, self.data.num_frames
-        check(int(frames * (1 - ratio)) >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        kept, encoded = int(frames * (1 - ratio)), self.mask.encoded_frames
+        check(kept >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        check(
+            encoded == 0 or kept <= encoded <= frames,
+            f"mask.encoded_frames is {encoded}: expected 0, or {kept} (which mask.video_ratio {ratio} keeps) to "
+            f"data.num_frames {frames}",
+        )
         check(
             1 <= self.target.top_layers <= self.model.depth,
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",

@@ -1,9 +1,10 @@
-"""Which frames the student sees: a pure function of (seed, epoch, clip key).
+"""Which frames the student sees: a pure function of (seed, epoch, clip key, repeat).
 
-Convention, everywhere: `keep_BK` holds the numbers of the kept frames in rising order; `skeleton_hidden_BK` is True where a
-kept frame shows its video only; `scored_BT` is True where the skeleton is hidden from the student, and the loss is taken.
+Convention, everywhere: `keep_NK` holds the numbers of the kept frames in rising order; `skeleton_hidden_NK` is True where a
+kept frame shows its video only; `scored_NT` is True where the skeleton is hidden from the student, and the loss is taken.
 
-B clips, T frames, K kept frames
+B clips, R masks of each clip (repeats), N = B * R masks, those of a clip beside each other; T frames, E encoded frames of a
+clip, K kept frames of a mask
 """
 
 from collections.abc import Sequence
@@ -18,42 +19,81 @@ from svdata2vec.pipeline.keyed import keyed_generator
 
 @dataclass(frozen=True)
 class Masks:
-    """What is kept, hidden and scored (svdata2vec/README.md, "Masks").
+    """What is encoded, kept, hidden and scored (svdata2vec/README.md, "Masks").
 
     Attributes:
-        keep_BK: int64, frames whose video token the student sees, in rising order.
-        skeleton_hidden_BK: bool, True = this kept frame shows its video only.
-        scored_BT: bool, True = skeleton hidden from the student, scored by the loss.
+        keep_NK: int64, frames whose video token the student sees, in rising order.
+        skeleton_hidden_NK: bool, True = this kept frame shows its video only.
+        scored_NT: bool, True = skeleton hidden from the student, scored by the loss.
+        encoded_BE: int64, frames of a clip that the video encoder sees, in rising order: all that its masks keep, or more.
     """
 
-    keep_BK: Tensor
-    skeleton_hidden_BK: Tensor
-    scored_BT: Tensor
+    keep_NK: Tensor
+    skeleton_hidden_NK: Tensor
+    scored_NT: Tensor
+    encoded_BE: Tensor
 
     def __post_init__(self) -> None:
-        if self.keep_BK.shape != self.skeleton_hidden_BK.shape or self.keep_BK.dtype != torch.int64:
+        if self.keep_NK.shape != self.skeleton_hidden_NK.shape or self.keep_NK.dtype != torch.int64:
             raise ValueError(
-                f"keep_BK {tuple(self.keep_BK.shape)} {self.keep_BK.dtype} and skeleton_hidden_BK "
-                f"{tuple(self.skeleton_hidden_BK.shape)}: expected one shape, int64 and bool"
+                f"keep_NK {tuple(self.keep_NK.shape)} {self.keep_NK.dtype} and skeleton_hidden_NK "
+                f"{tuple(self.skeleton_hidden_NK.shape)}: expected one shape, int64 and bool"
             )
-        if self.scored_BT.dtype != torch.bool or self.skeleton_hidden_BK.dtype != torch.bool:
-            raise ValueError("skeleton_hidden_BK and scored_BT must be bool (True = hidden, True = scored)")
+        if self.scored_NT.dtype != torch.bool or self.skeleton_hidden_NK.dtype != torch.bool:
+            raise ValueError("skeleton_hidden_NK and scored_NT must be bool (True = hidden, True = scored)")
+        (masks, kept), (clips, encoded) = self.keep_NK.shape, self.encoded_BE.shape
+        if masks % clips or encoded < kept or self.encoded_BE.dtype != torch.int64:
+            raise ValueError(
+                f"encoded_BE {(clips, encoded)} {self.encoded_BE.dtype} and keep_NK {(masks, kept)}: expected int64, as many "
+                "masks for every clip, and all frames that they keep"
+            )
 
     @classmethod
-    def given(cls, keep_BK: Tensor, skeleton_hidden_BK: Tensor, num_frames: int) -> "Masks":
+    def given(
+        cls, keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int, encoded_BE: Tensor | None = None
+    ) -> "Masks":
         """Masks from chosen frames in any order; what is scored follows from them.
 
         Args:
-            keep_BK: (B, K) int64, frames whose video token the student sees, each once.
-            skeleton_hidden_BK: (B, K) bool, True = the frame at this place of `keep_BK` shows its video only.
+            keep_NK: (N, K) int64, frames whose video token the student sees, each once.
+            skeleton_hidden_NK: (N, K) bool, True = the frame at this place of `keep_NK` shows its video only.
             num_frames: T.
+            encoded_BE: (B, E) int64, frames that the video encoder sees, each once; None = one mask per clip, its kept ones.
         """
-        keep_BK, order_BK = keep_BK.sort(dim=1)
-        hidden_BK = skeleton_hidden_BK.gather(1, order_BK)
-        return cls(keep_BK, hidden_BK, scored_frames(keep_BK, hidden_BK, num_frames))
+        keep_NK, order_NK = keep_NK.sort(dim=1)
+        hidden_NK = skeleton_hidden_NK.gather(1, order_NK)
+        encoded_BE = keep_NK if encoded_BE is None else encoded_BE.sort(dim=1).values
+        return cls(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
+
+    @property
+    def repeats(self) -> int:
+        """R, masks per clip."""
+        return self.keep_NK.shape[0] // self.encoded_BE.shape[0]
 
     def to(self, device: torch.device) -> "Masks":
-        return Masks(*(x.to(device, non_blocking=True) for x in (self.keep_BK, self.skeleton_hidden_BK, self.scored_BT)))
+        return Masks(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def of_clips(self, x_B: Tensor) -> Tensor:
+        """(B, ...) -> (N, ...): what belongs to a clip, for each of its masks."""
+        return self._beside(x_B).flatten(0, 1)
+
+    def kept_tokens(self, tokens_BFD: Tensor, frames_BF: Tensor | None = None) -> Tensor:
+        """(B, F, D) tokens of some frames of a clip -> (N, K, D) those of the frames that each mask keeps.
+
+        Args:
+            tokens_BFD: a token per frame.
+            frames_BF: the frames that these are, in rising order; None = all of the clip.
+        """
+        if frames_BF is not None and frames_BF.shape == self.keep_NK.shape:
+            return tokens_BFD  # one mask per clip, which keeps them all
+        place_NK = self.keep_NK if frames_BF is None else torch.searchsorted(self.of_clips(frames_BF), self.keep_NK)
+        place_BRKD = place_NK.unflatten(0, (-1, self.repeats))[..., None].expand(-1, -1, -1, tokens_BFD.shape[-1])
+        # From a view per mask: no two masks add to one place of the gradient, so that its sum has one order.
+        return self._beside(tokens_BFD).gather(2, place_BRKD).flatten(0, 1)
+
+    def _beside(self, x_B: Tensor) -> Tensor:
+        """(B, ...) -> (B, R, ...), a view."""
+        return x_B[:, None].expand(-1, self.repeats, *x_B.shape[1:])
 
 
 def mask_counts(num_frames: int, video_mask_ratio: float, skeleton_mask_ratio: float) -> tuple[int, int]:
@@ -68,24 +108,48 @@ def mask_counts(num_frames: int, video_mask_ratio: float, skeleton_mask_ratio: f
 
 
 def draw_masks(
-    keys: Sequence[str], num_frames: int, video_mask_ratio: float, skeleton_mask_ratio: float, seed: int, epoch: int
+    keys: Sequence[str],
+    num_frames: int,
+    video_mask_ratio: float,
+    skeleton_mask_ratio: float,
+    seed: int,
+    epoch: int,
+    *,
+    repeats: int = 1,
+    encoded_frames: int = 0,
 ) -> Masks:
     """Draw the masks of a batch on the CPU.
 
-    Each clip has a generator of its own, keyed by (seed, epoch, key): the masks of a clip depend neither on its batch
-    nor on its rank.
+    A clip's first mask has a generator keyed by (seed, epoch, key), every further one its own, keyed by its number too: a
+    mask depends neither on the batch nor on the rank, nor on how many masks are drawn.
+
+    Args:
+        keys: of the clips.
+        num_frames: T.
+        video_mask_ratio, skeleton_mask_ratio: see `mask_counts`.
+        seed, epoch: of the run.
+        repeats: R, masks per clip.
+        encoded_frames: E, frames of a clip that its masks choose from; 0 = the K frames of the first mask, the same for all.
     """
     kept, paired = mask_counts(num_frames, video_mask_ratio, skeleton_mask_ratio)
-    keep_BK = np.empty((len(keys), kept), np.int64)
-    hidden_BK = np.ones((len(keys), kept), np.bool_)
+    encoded_BE = np.empty((len(keys), encoded_frames or kept), np.int64)
+    keep_BRK = np.empty((len(keys), repeats, kept), np.int64)
+    hidden_BRK = np.ones((len(keys), repeats, kept), np.bool_)
     for row, key in enumerate(keys):
         rng = keyed_generator("mask", seed, epoch, key)
-        keep_BK[row] = np.sort(rng.permutation(num_frames)[:kept])
-        hidden_BK[row, rng.permutation(kept)[:paired]] = False
-    return Masks.given(torch.from_numpy(keep_BK), torch.from_numpy(hidden_BK), num_frames)
+        order = rng.permutation(num_frames)
+        encoded_BE[row] = np.sort(order[: encoded_BE.shape[1]])
+        for repeat in range(repeats):
+            if repeat:
+                rng = keyed_generator("mask", seed, epoch, key, repeat)
+                order = encoded_BE[row, rng.permutation(encoded_BE.shape[1])]
+            keep_BRK[row, repeat] = np.sort(order[:kept])
+            hidden_BRK[row, repeat, rng.permutation(kept)[:paired]] = False
+    keep_NK, hidden_NK = (torch.from_numpy(values).flatten(0, 1) for values in (keep_BRK, hidden_BRK))
+    return Masks.given(keep_NK, hidden_NK, num_frames, torch.from_numpy(encoded_BE))
 
 
-def scored_frames(keep_BK: Tensor, skeleton_hidden_BK: Tensor, num_frames: int) -> Tensor:
-    """(B, T) bool: every frame but those whose skeleton the student sees."""
-    scored_BT = torch.ones(keep_BK.shape[0], num_frames, dtype=torch.bool, device=keep_BK.device)
-    return scored_BT.scatter(1, keep_BK, skeleton_hidden_BK)
+def scored_frames(keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int) -> Tensor:
+    """(N, T) bool: every frame but those whose skeleton the student sees."""
+    scored_NT = torch.ones(keep_NK.shape[0], num_frames, dtype=torch.bool, device=keep_NK.device)
+    return scored_NT.scatter(1, keep_NK, skeleton_hidden_NK)

@@ -1,6 +1,7 @@
 """SV-data2vec: the student, and the encoder that pretraining leaves to the classifier (the paper, section 3).
 
-B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width, L blocks
+B clips, N masks, one or more per clip, M persons, T frames, E encoded frames, K kept frames, V joints, C coordinates,
+H W picture, D width, L blocks
 """
 
 from dataclasses import dataclass
@@ -95,13 +96,13 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(config.width, config.width)
         self.apply(initialise_transformer)
 
-    def forward(self, encoded_BKD: Tensor, keep_BK: Tensor) -> Tensor:
-        """(B, K, D) encoder output of the kept frames -> (B, T, D) prediction."""
-        embedded_BKD = self.embed(encoded_BKD)
-        tokens_BTD = restore_tokens(embedded_BKD, self.mask_token[0, 0], keep_BK, self.temporal_embed[0], impl=self.impl)
+    def forward(self, encoded_NKD: Tensor, keep_NK: Tensor) -> Tensor:
+        """(N, K, D) encoder output of the kept frames -> (N, T, D) prediction."""
+        embedded_NKD = self.embed(encoded_NKD)
+        tokens_NTD = restore_tokens(embedded_NKD, self.mask_token[0, 0], keep_NK, self.temporal_embed[0], impl=self.impl)
         for block in self.blocks:
-            tokens_BTD = block(tokens_BTD)
-        return self.pred(self.norm(tokens_BTD))
+            tokens_NTD = block(tokens_NTD)
+        return self.pred(self.norm(tokens_NTD))
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class StudentOutput:
     """What one forward pass of the student leaves for the loss.
 
     Attributes:
-        prediction_BTD: predicted targets of all frames, with gradient.
+        prediction_NTD: predicted targets of all frames from each mask, with gradient.
         teacher_tokens_BTD: the teacher's input: embedded tokens with their temporal embedding, without gradient.
     """
 
-    prediction_BTD: Tensor
+    prediction_NTD: Tensor
     teacher_tokens_BTD: Tensor
 
 
@@ -142,27 +143,27 @@ class SVData2Vec(nn.Module):
         Args:
             video_BTHWC: (B, T, H, W, 3) uint8 RGB.
             joints_BMTVC: (B, M, T, V, C) float32, pixels of the same crop, zero = missing.
-            masks: what the student sees.
+            masks: what the student sees. Those of a clip share its encoded frames and the teacher's tokens.
         """
         encoder = self.encoder
         skeleton_BTD = encoder.skeleton_embed(joints_BMTVC)
         if self.all_frames:
             video_BTD = encoder.video_encoder(video_BTHWC)
-            video_BKD = video_BTD.gather(1, masks.keep_BK[..., None].expand(-1, -1, video_BTD.shape[-1]))
+            video_NKD = masks.kept_tokens(video_BTD)
         else:
-            video_BKD = encoder.video_encoder(video_BTHWC, masks.keep_BK)
-        tokens_BKD = fuse_tokens(
-            video_BKD,
-            skeleton_BTD.to(video_BKD.dtype),
-            masks.keep_BK,
-            masks.skeleton_hidden_BK,
+            video_NKD = masks.kept_tokens(encoder.video_encoder(video_BTHWC, masks.encoded_BE), masks.encoded_BE)
+        tokens_NKD = fuse_tokens(
+            video_NKD,
+            masks.of_clips(skeleton_BTD.to(video_NKD.dtype)),
+            masks.keep_NK,
+            masks.skeleton_hidden_NK,
             encoder.temporal_embed[0],
             impl=self.impl,
         )
-        prediction_BTD = self.decoder(encoder.encode(tokens_BKD), masks.keep_BK)
+        prediction_NTD = self.decoder(encoder.encode(tokens_NKD), masks.keep_NK)
         teacher_tokens_BTD = skeleton_BTD.detach()
         if self.teacher_input == "rgb":
             teacher_tokens_BTD = video_BTD.detach().float()
         elif self.teacher_input == "both":
             teacher_tokens_BTD = (teacher_tokens_BTD + video_BTD.detach()) / 2
-        return StudentOutput(prediction_BTD, teacher_tokens_BTD + encoder.temporal_embed.detach())
+        return StudentOutput(prediction_NTD, teacher_tokens_BTD + encoder.temporal_embed.detach())

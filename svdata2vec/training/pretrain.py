@@ -1,6 +1,6 @@
 """Pretraining: one step top to bottom, and the loop around it.
 
-B clips, M persons, T frames, K kept frames, V joints, C coordinates, H W picture, D width
+B clips, R masks of each clip, N = B * R masks, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
 
 import math
@@ -45,14 +45,14 @@ def forward(
     """
     output = student(video_BTHWC, joints_BMTVC, masks)
     target_BTD = teacher(output.teacher_tokens_BTD, config.target, config.model.impl)
-    prediction_BTD = output.prediction_BTD.float()
-    loss = masked_mse(prediction_BTD, target_BTD, masks.scored_BT, impl=config.model.impl)
-    return StepOutput(loss, spread(target_BTD), spread(prediction_BTD))
+    prediction_NTD = output.prediction_NTD.float()
+    loss = masked_mse(prediction_NTD, masks.of_clips(target_BTD), masks.scored_NT, impl=config.model.impl)
+    return StepOutput(loss, spread(target_BTD), spread(prediction_NTD.unflatten(0, (-1, masks.repeats))))
 
 
-def spread(x_BTD: Tensor) -> Tensor:
-    """Standard deviation over the batch, averaged over time and width; 0 when every clip looks the same."""
-    return x_BTD.detach().std(dim=0, correction=0).mean()
+def spread(x_B: Tensor) -> Tensor:
+    """Standard deviation over the batch, averaged over all else; 0 when every clip looks the same."""
+    return x_B.detach().std(dim=0, correction=0).mean()
 
 
 class Pretraining(TrainingRun):
@@ -88,12 +88,15 @@ class Pretraining(TrainingRun):
         return self.compute(*self.inputs(batch, epoch))
 
     def inputs(self, batch: ClipBatch, epoch: int) -> tuple[Tensor, ...]:
-        """Video, joints and the three tensors of the masks, on the device."""
+        """Video, joints and the four tensors of the masks, on the device."""
         frames, mask, device = self.config.data.num_frames, self.config.mask, self.runtime.device
-        masks = draw_masks(batch.keys, frames, mask.video_ratio, mask.skeleton_ratio, self.config.run.seed, epoch).to(device)
+        masks = draw_masks(
+            batch.keys, frames, mask.video_ratio, mask.skeleton_ratio, self.config.run.seed, epoch, repeats=mask.repeats,
+            encoded_frames=mask.encoded_frames,
+        )
         batch = batch.to(device)
         assert batch.video_BTHWC is not None and batch.joints_BMTVC is not None
-        return batch.video_BTHWC, batch.joints_BMTVC, masks.keep_BK, masks.skeleton_hidden_BK, masks.scored_BT
+        return batch.video_BTHWC, batch.joints_BMTVC, *vars(masks.to(device)).values()
 
     def compute(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:
         """Student, teacher and loss, in the run's precision."""

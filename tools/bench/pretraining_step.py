@@ -27,7 +27,8 @@ def make_batch(config: PretrainConfig, clips: int, device: torch.device) -> Batc
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     joints = data.size * torch.rand(clips, config.model.persons, data.num_frames, NUM_JOINTS, 2, generator=generator)
     keys = [f"clip{number}" for number in range(clips)]
-    masks = draw_masks(keys, data.num_frames, mask.video_ratio, mask.skeleton_ratio, seed=0, epoch=0)
+    more = {"repeats": mask.repeats, "encoded_frames": mask.encoded_frames}
+    masks = draw_masks(keys, data.num_frames, mask.video_ratio, mask.skeleton_ratio, seed=0, epoch=0, **more)
     return video.to(device), joints.to(device), masks.to(device)
 
 
@@ -54,8 +55,8 @@ class Step:
         video, joints, masks = self.batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.student(video, joints, masks)
-            target = self.teacher(output.teacher_tokens_BTD, self.config.target, model.impl)
-            return masked_mse(output.prediction_BTD.float(), target, masks.scored_BT, impl=model.impl)
+            target = masks.of_clips(self.teacher(output.teacher_tokens_BTD, self.config.target, model.impl))
+            return masked_mse(output.prediction_NTD.float(), target, masks.scored_NT, impl=model.impl)
 
     def run(self) -> Tensor:
         """One step; the loss before it."""
