@@ -20,7 +20,7 @@ from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.tracks import join_slots
 
 MAX_KEY_BYTES = 80  # with the longest component name still below the 100 bytes of a plain tar header
-_KEY = re.compile(r"[A-Za-z0-9_%+=~-]+")
+KEY = r"[A-Za-z0-9_%+=~-]+"
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,9 @@ class DataSet:
         repeated = [key for key, count in Counter(clip.key for clip in self.clips).items() if count > 1]
         if repeated:
             raise UserError(f"data set {self.name}: {len(repeated)} names occur twice, e.g. {repeated[0]}; rename one")
+        names = [name for name, count in Counter(self.classes).items() if count > 1]
+        if names:
+            raise UserError(f"data set {self.name}: two classes are called {names[0]!r}; rename one")
         known = {clip.key for clip in self.clips} | {entry.key for entry in self.skipped}
         for name, keys in self.splits.items():
             unknown = [key for key in keys if key not in known]
@@ -145,7 +148,7 @@ class DataSet:
 
 def check_key(key: str) -> None:
     """Raise UserError unless a key can name tar members: plain ASCII, no dot (readers cut there), short."""
-    if not _KEY.fullmatch(key):
+    if not re.fullmatch(KEY, key):
         raise UserError(f"key {key!r}: a key has ASCII letters, digits and _ - only, no dot; use safe_key()")
     if len(key) > MAX_KEY_BYTES:
         raise UserError(f"key {key!r}: {len(key)} bytes, at most {MAX_KEY_BYTES} fit; use safe_key()")

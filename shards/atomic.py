@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under another name, flushed to the disk, renamed."""
 
+import io
 import json
 import os
 import uuid
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 
 def temporary_name(path: Path) -> Path:
@@ -38,6 +41,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content`: readers see the old file or the whole new one."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

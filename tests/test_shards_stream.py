@@ -20,8 +20,8 @@ import pytest
 import webdataset
 from shards_data import write_motion_set
 
+from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.encode import npy_bytes
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from shards_data import write_motion_set
 
+from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.encode import npy_bytes
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.readers.pyskl import read_pyskl

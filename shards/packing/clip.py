@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, Pose
+from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, union_box
 from svdata2vec.shards.errors import UserError, readable
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
-from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
+from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.times import Times

@@ -14,17 +14,9 @@ import av
 import cv2
 import numpy as np
 
+from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
-
-OFFSETS = "offsets.npy"
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The array as a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
+from svdata2vec.shards.reading.sample import OFFSETS
 
 # 4:4:4 keeps 1 to 3 dB more of the model's crop for a fifth more bytes (tools/results/packing_*.json).
 JPEG_CHROMA = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}

@@ -19,13 +19,11 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError, readable
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
-from svdata2vec.shards.packing.encode import npy_bytes
 from svdata2vec.shards.packing.lock import folder_lock
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.plan import components_of, fingerprint, make_plan, remove_leftovers, shard_tasks, start_or_resume
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
 from svdata2vec.shards.reading.manifest import (
-    INDEX_NAME,
     MANIFEST_NAME,
     PROGRAM,
     SKIPPED_NAME,
@@ -33,6 +31,7 @@ from svdata2vec.shards.reading.manifest import (
     ShardEntry,
     build_index,
 )
+from svdata2vec.shards.reading.sums import save_head
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
@@ -149,9 +148,8 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         raise UserError(f"{root}: none of {len(dataset.clips)} clips could be packed, see {SKIPPED_NAME}; the first: "
                         f"{skipped[0].reason}")
     components = components_of(dataset, options.codec)
-    rows = [(key, shard, label, frames, offsets, sizes) for shard, record in enumerate(full)
-            for key, label, frames, offsets, sizes in record.rows]
-    write_atomically(root / INDEX_NAME, npy_bytes(build_index(rows, len(components))))
+    rows = [(key, shard, *facts) for shard, record in enumerate(full) for key, *facts in record.rows]
+    sums = [row[-1] for record in full for row in record.rows]
     packed = {row[0] for row in rows}
     without_joints = {key for record in full for key in record.without_joints}
     manifest = Manifest(
@@ -165,7 +163,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
     _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
-    manifest.save(root)
+    manifest = save_head(root, manifest, build_index(rows, len(components)), sums)
     shutil.rmtree(root / PARTS)
     return manifest
 

@@ -19,6 +19,7 @@ from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import file_bytes
 from svdata2vec.shards.reading.sample import parse_array
+from svdata2vec.shards.reading.sums import clip_sums
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import silence_decoder
 
@@ -43,7 +44,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
+    """What became of a shard. `rows`: (key, label, frames, offsets, sizes, sums) per clip. No clips: no tar, empty hash.
 
     `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that
     were joined to others of the same person.
@@ -52,7 +53,7 @@ class ShardRecord:
     number: int
     sha256: str
     bytes: int
-    rows: list[tuple[str, int, int, list[int], list[int]]]
+    rows: list[tuple[str, int, int, list[int], list[int], list[int]]]
     skipped: list[Skipped]
     without_joints: list[str]
     joined: dict[str, int]
@@ -110,9 +111,10 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 continue
             with packer.times.step("write"):
                 offsets, sizes = tar.add(clip.key, parts, task.components)
+                sums = clip_sums(parts, task.components)
             if packer.joined:
                 joined[clip.key] = packer.joined
-            rows.append((clip.key, clip.label, num_frames, offsets, sizes))
+            rows.append((clip.key, clip.label, num_frames, offsets, sizes, sums))
             pose_MTVC = parse_array(parts["pose.npy"], clip.key)
             if len(pose_MTVC) and not present_joints(pose_MTVC).any():
                 without_joints.append(clip.key)

@@ -3,10 +3,15 @@
 The manifest is written last and atomically, so a folder with one is complete. The index is memory-mapped, one fixed-width
 row per clip: key (ASCII bytes), shard u4 (number in the manifest), label i4, frames i4, and per component of the manifest
 `offset` u8 and `size` u4 (bytes within the tar; size 0 = the clip has no such component).
+
+Both are read as files of a stranger: whatever they name or count is checked before it is used.
 """
 
 import hashlib
+import itertools
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from svdata2vec import __version__
+from svdata2vec.shards.annotations import KEY, MAX_KEY_BYTES
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
@@ -25,8 +31,14 @@ FORMAT = "svdata2vec-shards"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
+SUMS_NAME = "sums.npy"
 SKIPPED_NAME = "skipped.jsonl"  # clips that were not packed, and why
 PROGRAM = f"svdata2vec {__version__}"
+_SELF = "manifest_crc32"  # the manifest's last field: CRC-32 of all bytes before its line
+_SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+_KEYS = re.compile(rf"{KEY}(?:\n{KEY})*")
+_CHECKED_TOGETHER = 2**16  # keys
+_COMPONENT = re.compile(r"[a-z0-9]{1,12}(\.npy)?")
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,10 @@ class Manifest:
     view: View = "persons"
     without_joints: tuple[int, ...] | None = None
     created_with: str = PROGRAM
+    crc32: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def num_clips(self) -> int:
@@ -115,25 +131,30 @@ class Manifest:
     def save(self, root: Path) -> None:
         """Write `root/manifest.json` atomically."""
         text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        write_atomically(root / MANIFEST_NAME, text.encode() + b"\n")
+        content = text.removesuffix("\n}").encode(errors="surrogatepass") + b",\n"  # names of files may be any bytes
+        write_atomically(root / MANIFEST_NAME, content + f' "{_SELF}": {zlib.crc32(content)}\n}}\n'.encode())
 
     @classmethod
     def load(cls, root: Path) -> "Manifest":
-        """Read `root/manifest.json`. UserError: missing, not JSON, of another format, or fields missing."""
+        """Read `root/manifest.json`. UserError: missing, damaged, of another format, or with a field of a wrong value."""
         path = root / MANIFEST_NAME
         if not path.is_file():
             hint = "the packing is not finished: run it again with --resume" if (root / ".parts").is_dir() else (
                 "expected a folder made by `svdata2vec shard`")
             raise UserError(f"{path}: does not exist; {hint}")
+        content = path.read_bytes()
         try:
-            fields = json.loads(path.read_bytes())
+            fields = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
         if fields.get("version") != VERSION:
-            raise UserError(f"{path}: format version {fields.get('version')}, this program reads {VERSION}; "
+            raise UserError(f"{path}: format version {fields.get('version')!r:.20}, this program reads {VERSION}; "
                             "pack again or use the program that made it")
+        if _SELF in fields and fields[_SELF] != zlib.crc32(content[: content.rfind(f' "{_SELF}"'.encode())]):
+            raise UserError(f"{path}: was changed after packing (CRC-32); copy it again, or, if you changed it on purpose, "
+                            f"remove its field {_SELF}")
         try:
             return cls(
                 dataset=fields["dataset"], codec=fields["codec"], packed_size=fields["packed_size"],
@@ -144,16 +165,57 @@ class Manifest:
                 split_classes={name: tuple(names) for name, names in fields["split_classes"].items()},
                 published=fields["published"], view=_view(fields.get("view", "persons")),
                 without_joints=_rows(fields.get("without_joints")), created_with=fields["created_with"],
+                crc32=fields.get("crc32", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: field missing or wrong: {error}; pack again") from error
 
 
-def _view(word: Any) -> View:
-    """Sets packed by 0.2.0 do not say; their clips are seen as they were."""
-    if word not in get_args(View):
-        raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
-    return cast(View, word)
+def _check(manifest: Manifest) -> None:
+    """UserError for a field that is not what the rest of the program relies on."""
+    wrong = [name for name, good in {
+        "dataset": _is_text(manifest.dataset), "codec": _is_text(manifest.codec), "fingerprint": _is_text(manifest.fingerprint),
+        "created_with": _is_text(manifest.created_with), "packed_size": _is_count(manifest.packed_size, 2**16),
+        "classes": _are_names(manifest.classes), "codec_options": _are_counts(manifest.codec_options),
+        "components": all(_is_text(name) and _COMPONENT.fullmatch(name) for name in manifest.components)
+        and len(set(manifest.components)) == len(manifest.components) > 0,
+        "layout": _is_text(manifest.layout.name) and _are_names(manifest.layout.joints)
+        and all(type(joint) is int
+                for joint in itertools.chain(*manifest.layout.edges, manifest.layout.left, manifest.layout.right)),
+        "splits": all(_is_text(name) and isinstance(keys, Sequence) and not isinstance(keys, str)
+                      for name, keys in manifest.splits.items())
+        and all(_is_text(key) and len(key) <= MAX_KEY_BYTES
+                for keys in manifest.splits.values() if isinstance(keys, list) for key in keys),
+        "split_classes": all(map(_is_text, manifest.split_classes)) and all(map(_are_names, manifest.split_classes.values())),
+        "published": _are_counts(manifest.published), "crc32": _are_counts(manifest.crc32),
+    }.items() if not good]
+    if wrong:
+        raise UserError(f"{wrong[0]} is {getattr(manifest, wrong[0])!r:.60}")
+    if manifest.without_joints and not 0 <= min(manifest.without_joints) <= max(manifest.without_joints) < manifest.num_clips:
+        raise UserError(f"without_joints names rows up to {max(manifest.without_joints)} of {manifest.num_clips}")
+    for shard in manifest.shards:
+        if not _is_text(shard.name) or not _SHARD.fullmatch(shard.name):
+            raise UserError(f"shards: the name {shard.name!r:.60} is not that of a file in the folder")
+        if not (_is_count(shard.bytes) and _is_count(shard.count, 2**31) and _is_text(shard.sha256)):
+            raise UserError(f"shards: {shard.name} has bytes {shard.bytes!r:.30}, count {shard.count!r:.30}")
+    if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
+        raise UserError("shards: a name occurs twice")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object, limit: int = 2**63) -> bool:
+    return type(value) is int and 0 <= value < limit
+
+
+def _are_counts(values: Mapping[str, object]) -> bool:
+    return all(_is_text(name) and _is_count(value) for name, value in values.items())
+
+
+def _are_names(names: Sequence[object]) -> bool:
+    return all(map(_is_text, names)) and len(set(names)) == len(names)
 
 
 def _rows(numbers: Any) -> tuple[int, ...] | None:
@@ -162,6 +224,13 @@ def _rows(numbers: Any) -> tuple[int, ...] | None:
     if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError("without_joints is not a list of row numbers")
     return tuple(numbers)
+
+
+def _view(word: Any) -> View:
+    """Sets packed by 0.2.0 do not say; their clips are seen as they were."""
+    if word not in get_args(View):
+        raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
+    return cast(View, word)
 
 
 def _layout_from_json(fields: Mapping[str, Any]) -> JointLayout:
@@ -178,24 +247,60 @@ def index_dtype(key_bytes: int, num_components: int) -> np.dtype:
 
 
 def build_index(rows: Sequence[tuple], num_components: int) -> np.ndarray:
-    """Index from tuples (key, shard, label, frames, offsets, sizes) in packed order."""
+    """Index from tuples (key, shard, label, frames, offsets, sizes, ...) in packed order."""
     key_bytes = max((len(row[0]) for row in rows), default=1)
     index = np.empty(len(rows), index_dtype(key_bytes, num_components))
-    for i, (key, shard, label, frames, offsets, sizes) in enumerate(rows):
+    for i, (key, shard, label, frames, offsets, sizes, *_) in enumerate(rows):
         index[i] = key.encode(), shard, label, frames, tuple(offsets), tuple(sizes)
     return index
 
 
-def load_index(root: Path, num_components: int) -> np.ndarray:
-    """The memory-mapped index of a folder; UserError if it is missing or of another shape."""
+def load_index(root: Path, manifest: Manifest) -> np.ndarray:
+    """The memory-mapped index of a folder; UserError if it is missing, damaged or of another shape."""
     path = root / INDEX_NAME
     if not path.is_file():
         raise UserError(f"{path}: does not exist although the manifest does; pack again with --resume")
-    try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable index ({error}); pack again") from error
-    names = index.dtype.names or ()
-    if names != ("key", "shard", "label", "frames", "offset", "size") or index["size"].shape[1:] != (num_components,):
+    check_crc32(path, manifest)
+    index = load_plain_array(path)
+    num_components, names = len(manifest.components), index.dtype.names or ()
+    if index.ndim != 1 or not names or index.dtype != index_dtype(index.dtype["key"].itemsize, num_components):
         raise UserError(f"{path}: columns {index.dtype}, expected those of {num_components} components; pack again")
     return index
+
+
+def load_plain_array(path: Path) -> np.ndarray:
+    """A memory-mapped .npy file; UserError if it cannot be read."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable index ({error}); pack again") from error
+
+
+def check_crc32(path: Path, manifest: Manifest) -> None:
+    """UserError if a file beside the manifest is not what the manifest says; nothing is said of older folders."""
+    if path.name in manifest.crc32 and zlib.crc32(path.read_bytes()) != manifest.crc32[path.name]:
+        raise UserError(f"{path}: was changed after packing (CRC-32); copy it again or pack again")
+
+
+def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
+    """What makes an index unusable with its manifest; None if nothing does."""
+    if len(index) != manifest.num_clips:
+        return f"the index has {len(index)} clips, the manifest {manifest.num_clips}"
+    for start in range(0, len(index), _CHECKED_TOGETHER):
+        names = b"\n".join(index["key"][start : start + _CHECKED_TOGETHER].tolist()).decode("latin-1")
+        if not _KEYS.fullmatch(names):
+            wrong = next(name for name in names.split("\n") if not _KEYS.fullmatch(name))
+            return f"the key {wrong!r:.100} cannot be that of a clip"
+    if index["key"].dtype.itemsize > MAX_KEY_BYTES:
+        return f"keys of {index['key'].dtype.itemsize} bytes, at most {MAX_KEY_BYTES} are possible"
+    bytes_N = np.array([shard.bytes for shard in manifest.shards], np.uint64)
+    if (index["shard"] >= len(bytes_N)).any():
+        return f"a clip is in shard {index['shard'].max()} of {len(bytes_N)}"
+    if ((index["label"] < 0) | (index["label"] >= len(manifest.classes))).any():
+        return f"labels from {index['label'].min()} to {index['label'].max()}, expected 0..{len(manifest.classes) - 1}"
+    if (index["frames"] < 1).any():
+        return "a clip has no frame"
+    ends = index["offset"] + index["size"]
+    if (ends < index["offset"]).any() or (ends > bytes_N[index["shard"]][:, None]).any():
+        return "a clip lies beyond the end of its shard"
+    return None

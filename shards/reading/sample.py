@@ -15,6 +15,7 @@ import numpy as np
 from svdata2vec.shards.errors import UserError
 
 VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")  # a clip has one of them
+OFFSETS = "offsets.npy"
 SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 Buffer = bytes | memoryview

@@ -5,6 +5,7 @@ a bus error.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,13 @@ import numpy as np
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import Manifest, file_bytes, load_index
+from svdata2vec.shards.reading.manifest import Manifest, file_bytes, index_problem, load_index
 from svdata2vec.shards.reading.parts import in_part, split_and_part
-from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
+from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
+from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, frame_sums, load_sums
 
+log = logging.getLogger(__name__)
+_WITHOUT_SUMS: set[str] = set()  # folders that were reported
 MAX_BUFFERS = 1000  # of one call; Linux takes 1,024
 _SKIPPED = memoryview(bytearray(2**18))  # a larger gap costs less to skip than to read
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
@@ -42,8 +46,8 @@ class ShardSet:
     reads_frames = True  # `read_frames` costs less than reading the clip's whole video
     read_threads = 1  # clips that are read at once
 
-    def __init__(self, root: Path, manifest: Manifest, index: np.ndarray) -> None:
-        self.root = root
+    def __init__(self, root: Path, manifest: Manifest, index: np.ndarray, sums: Sums | None = None) -> None:
+        self.root, self.sums = root, sums
         splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
         self.manifest = replace(manifest, splits=splits)
         self.index = index
@@ -60,6 +64,10 @@ class ShardSet:
         shards = cls(root, *load_head(root, str(root)))
         for number in range(len(shards.manifest.shards)):
             shards.check_shard(number)
+        if shards.sums is None and str(root) not in _WITHOUT_SUMS:
+            _WITHOUT_SUMS.add(str(root))
+            log.warning("%s: packed without checksums, so that damage is found only where it cannot be decoded; "
+                        "`svdata2vec verify %s --add-sums` adds them", root, root)
         return shards
 
     def __len__(self) -> int:
@@ -152,10 +160,12 @@ class ShardSet:
             return {name: memoryview(b"") for name in components}
         origin = min(low for low, _ in used)
         content = memoryview(self._pread(entry, origin, max(high for _, high in used) - origin))
-        return {
+        parts = {
             name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
             for name, (offset, size) in zip(components, spans, strict=True)
         }
+        self._compare(row, parts)
+        return parts
 
     def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """JPEGs of some frames (int64, ascending) of a clip of codec jpeg: uint8 bytes and their int64 (K + 1,) offsets.
@@ -163,16 +173,32 @@ class ShardSet:
         Only these frames are read. UserError names clip and shard when they cannot be.
         """
         entry = self.index[row]
-        (start, size), offsets_part = self._spans(entry, ("jpegs", "offsets.npy"))
+        (start, size), _ = self._spans(entry, ("jpegs", OFFSETS))
+        table = self.read(row, (OFFSETS,))[OFFSETS]
         try:
-            table = self._pread(entry, *offsets_part)
             offsets = parse_offsets(entry["key"].decode(), table, size, int(entry["frames"]))
         except UserError as error:
             raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
         lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
         content = np.empty((highs_K - lows_K).sum(), np.uint8)
         self._scatter(entry, (start + lows_K).tolist(), (start + highs_K).tolist(), content.data)
-        return content, np.concatenate([[0], np.cumsum(highs_K - lows_K)]).astype(np.int64)
+        ends = np.concatenate([[0], np.cumsum(highs_K - lows_K)]).astype(np.int64)
+        if self.sums is not None:
+            found, wanted = frame_sums(content.data, ends), self.sums.frames(row)[frames_K].tolist()
+            if found != wanted:
+                wrong = next(frame for frame, a, b in zip(frames_K, found, wanted, strict=True) if a != b)
+                raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
+        return content, ends
+
+    def _compare(self, row: int, parts: dict[str, memoryview]) -> None:
+        """UserError if the bytes of a component are not those that were packed."""
+        if self.sums is None:
+            return
+        wanted = self.sums.components(row)
+        for name, content in parts.items():
+            if content and crc32(content) != wanted[self._column[name]]:
+                entry = self.index[row]
+                raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, {name}: {CHANGED}")
 
     def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
         """(offset in the tar, bytes) of each component."""
@@ -247,11 +273,11 @@ class ShardSet:
         return tar
 
 
-def load_head(folder: Path, where: str) -> tuple[Manifest, np.ndarray]:
-    """Manifest and index of a folder, checked against each other; UserError names the set as `where`."""
+def load_head(folder: Path, where: str) -> tuple[Manifest, np.ndarray, Sums | None]:
+    """Manifest, index and checksums of a folder, checked against each other; UserError names the set as `where`."""
     manifest = Manifest.load(folder)
-    index = load_index(folder, len(manifest.components))
-    if len(index) != manifest.num_clips:
-        raise UserError(f"{where}: the index has {len(index)} clips, the manifest {manifest.num_clips}; pack or copy it "
-                        "again")
-    return manifest, index
+    index = load_index(folder, manifest)
+    problem = index_problem(index, manifest)
+    if problem is not None:
+        raise UserError(f"{where}: {problem}; pack or copy it again")
+    return manifest, index, load_sums(folder, manifest, index)

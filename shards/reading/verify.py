@@ -69,7 +69,7 @@ def _open(root: Path) -> ShardSet:
 def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
     """Manifest and index; a process that checks many shards opens them once."""
     manifest = Manifest.load(root)
-    return manifest, load_index(root, len(manifest.components))
+    return manifest, load_index(root, manifest)
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:

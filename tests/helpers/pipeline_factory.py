@@ -6,13 +6,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
 from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder, npy_bytes
+from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
-from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, build_index
+from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.sums import clip_sums, save_head
 
 WIDTH, HEIGHT = 200, 160  # source picture of every clip
 JPEG_PARTS = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json")
@@ -70,11 +72,12 @@ def write_shards(
         with TarWriter(root / f"shard-{shard:06d}.tar") as tar:
             part = clips[start : start + clips_per_shard]
             for number, (key, num_frames, parts) in enumerate(part, start):
-                rows.append((key, shard, number % 5, num_frames, *tar.add(key, parts, components)))
+                place = tar.add(key, parts, components)
+                rows.append((key, shard, number % 5, num_frames, *place, clip_sums(parts, components)))
             sha256, num_bytes = tar.commit()
         entries.append({"name": f"shard-{shard:06d}.tar", "sha256": sha256, "bytes": num_bytes, "count": len(part)})
-    np.save(root / INDEX_NAME, build_index(rows, len(components)))
-    _manifest(codec, size, components, splits or {"all": [row[0] for row in rows]}, entries).save(root)
+    manifest = _manifest(codec, size, components, splits or {"all": [row[0] for row in rows]}, entries)
+    save_head(root, manifest, build_index(rows, len(components)), [row[-1] for row in rows])
     return ShardSet.open(root)
 
 
