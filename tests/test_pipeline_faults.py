@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from pipeline_factory import shard_set
+from shards_data import without_sums
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -24,8 +25,14 @@ ALL = {f"clip{i:05d}" for i in range(12)}
 
 
 @pytest.fixture
-def shards(tmp_path) -> ShardSet:
+def summed(tmp_path) -> ShardSet:
     return shard_set(tmp_path / "shards", 12)
+
+
+@pytest.fixture
+def shards(summed) -> ShardSet:
+    """As packed by 0.2.0, without checksums: what is damaged must be found by reading and decoding it."""
+    return without_sums(Path(summed.root))
 
 
 def damage(shards: ShardSet, row: int, component: str, content: Content = None, at: float = 0.0) -> None:
@@ -152,6 +159,63 @@ def test_hashes_are_checked_on_demand(shards):
     assert run(shards)[1].stats.clips_skipped == 0  # plausible numbers: nothing but a hash can tell
     with pytest.raises(UserError, match=r"shard-000001.tar: sha256 [0-9a-f]{12}..., expected .*verify"):
         run(shards, check_hashes=True)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_checksums_find_what_nothing_else_can_tell(summed, caplog, train):
+    plausible = np.ones(4, np.float32).tobytes()
+    damage(summed, 5, "pose.npy", plausible, 0.5)
+    damage(summed, 2, "box.npy", plausible, 0.5)
+    damage(summed, 8, "json", lambda old: old.replace(b'"fps":30.0', b'"fps":31.0'))
+    changed = {"clip00005": "pose.npy", "clip00002": "box.npy", "clip00008": "json"}
+    with caplog.at_level(logging.WARNING):
+        batches, _ = run(summed, train=train)
+    assert not set(changed) & set(keys_of(batches)) and (train or set(keys_of(batches)) == ALL - set(changed))
+    for key, component in changed.items():
+        assert f"clip {key}, {component}: its bytes are not those that were packed (CRC-32)" in caplog.text
+
+
+def test_a_frame_is_compared_before_it_is_decoded_and_others_do_not_matter(summed, monkeypatch):
+    """One bit in one frame: a clip is lost where it takes that frame, and gives the same pixels where it does not."""
+    row, frame = 4, 3
+    offsets = summed.sample(row).offsets
+    before, _ = run(summed, train=False, batch_size=1)
+    taken = dict(frames_taken(summed, monkeypatch))
+    place = (int(offsets[frame]) + int(offsets[frame + 1])) // 2
+    damage(summed, row, "jpegs", lambda old: old[:place] + bytes([old[place] ^ 1]) + old[place + 1 :])
+    after, loader = run(summed, train=False, batch_size=1)
+    assert loader.stats.clips_skipped == (frame in taken["clip00004"])
+    for numbers in ([frame], [0, frame, 5]):
+        with pytest.raises(UserError, match=rf"shard-000001\.tar: clip clip00004, frame {frame}: its bytes are not those"):
+            summed.read_frames(row, np.array(numbers))
+    summed.read_frames(row, np.array([0, 1, 2, 4, 5]))
+    with pytest.raises(UserError, match="clip clip00004, jpegs: its bytes are not those"):
+        summed.sample(row)
+    kept = {batch.keys[0]: batch for batch in after}
+    assert all(torch.equal(batch.video_BTHWC, kept[batch.keys[0]].video_BTHWC) for batch in before if batch.keys[0] in kept)
+
+
+def frames_taken(shards: ShardSet, monkeypatch) -> list[tuple[str, list[int]]]:
+    """(key, frames) that an evaluation reads."""
+    seen: list[tuple[str, list[int]]] = []
+    read = ShardSet.read_frames
+
+    def note(self, row, frames_K):
+        seen.append((self.index[row]["key"].decode(), frames_K.tolist()))
+        return read(self, row, frames_K)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardSet, "read_frames", note)
+        run(shards, train=False, batch_size=1)
+    return seen
+
+
+def test_older_folders_say_once_that_they_have_no_checksums(summed, caplog):
+    with caplog.at_level(logging.WARNING):
+        older = without_sums(Path(summed.root))
+        ShardSet.open(older.root)
+    assert caplog.text.count("packed without checksums, so that damage is found only where it cannot be decoded") == 1
+    assert f"`svdata2vec verify {older.root} --add-sums` adds them" in caplog.text
 
 
 def test_an_error_outside_the_clips_reaches_the_training_loop(shards, monkeypatch):

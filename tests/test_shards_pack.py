@@ -97,7 +97,7 @@ def test_manifest_describes_the_folder(packed: ShardSet, dataset: DataSet) -> No
         content = (packed.root / shard.name).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (shard.sha256, shard.bytes)
     assert sorted(path.name for path in packed.root.iterdir()) == [
-        "index.npy", "manifest.json", "shard-000000.tar", "shard-000001.tar", "skipped.jsonl"]
+        "index.npy", "manifest.json", "shard-000000.tar", "shard-000001.tar", "skipped.jsonl", "sums.npy"]
     fields = json.loads((packed.root / "manifest.json").read_text())
     assert fields["format"] == "svdata2vec-shards" and fields["version"] == 1
     assert fields["splits"]["train"] == dataset.splits["train"]
@@ -180,7 +180,13 @@ def test_open_names_what_is_missing(packed: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes()[:100])
     with pytest.raises(UserError, match=r"index\.npy: not a readable index"):
         ShardSet.open(tmp_path)
+    (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UserError, match=r"index\.npy: was changed after packing \(CRC-32\); copy it again or pack again"):
+        ShardSet.open(tmp_path)
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes())
+    with pytest.raises(UserError, match=r"sums\.npy: not a readable index"):
+        ShardSet.open(tmp_path)
+    (tmp_path / "sums.npy").write_bytes((packed.root / "sums.npy").read_bytes())
     (tmp_path / "shard-000001.tar").write_bytes(b"short")
     with pytest.raises(UserError, match=r"shard-000001\.tar: 5 bytes, expected \d+ bytes; copy it again"):
         ShardSet.open(tmp_path)

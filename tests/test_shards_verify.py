@@ -5,14 +5,16 @@ import itertools
 import json
 import math
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import write_motion_set
+from shards_data import edit_manifest, without_sums, write_motion_set
 
+from svdata2vec.cli.main import main
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -55,6 +57,13 @@ def flip_byte(folder: Path) -> None:
     path = folder / "shard-000000.tar"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
+
+
+def flip_pixel(folder: Path) -> None:
+    path = folder / "shard-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 0x01  # in the first JPEGs
     path.write_bytes(content)
 
 
@@ -111,7 +120,7 @@ def short_index(folder: Path) -> None:
 def change_manifest(folder: Path, change: Callable[[dict], None]) -> None:
     fields = json.loads((folder / "manifest.json").read_text())
     change(fields)
-    (folder / "manifest.json").write_text(json.dumps(fields))
+    edit_manifest(folder, **fields)
 
 
 def unknown_in_split(folder: Path) -> None:
@@ -142,6 +151,7 @@ def leftover(folder: Path) -> None:
 
 @pytest.mark.parametrize(("fault", "kind", "message"), [
     (flip_byte, "hash", r"shard-000000\.tar: sha256 .*, expected"),
+    (flip_pixel, "sum", r"sum: S\w+: jpegs, frame \d+: its bytes are not those that were packed"),
     (cut_tar, "size", r"shard-000001\.tar: \d+ bytes, expected \d+"),
     (cut_tar, "hash", r"shard-000001\.tar"),
     (cut_tar, "clip", "ends before byte|not a readable|damaged"),
@@ -154,7 +164,8 @@ def leftover(folder: Path) -> None:
     (impossible_label, "label", r"label 77, expected 0\.\.2"),
     (wrong_frames, "clip", r"\d+ frames in the tar, \d+ in the index"),
     (double_key, "index", "2 clips with this key"),
-    (short_index, "index", "5 clips, the manifest has 6"),
+    (wrong_label, "hash", r"index\.npy: was changed after packing \(CRC-32\); copy it again or pack again"),
+    (short_index, "index", "the index has 5 clips, the manifest 6"),
     (short_index, "tar", r"18 members, the index expects 12"),
     (unknown_in_split, "split", "train: clip nobody is not in the index"),
     (twice_in_split, "split", "val: clip S001C001P001R001A001 is listed 2 times"),
@@ -172,7 +183,7 @@ def test_every_planted_fault_is_found(folder: Path, fault: Callable[[Path], None
 
 def repack(folder: Path, change: Callable[[dict[str, bytes]], None]) -> None:
     """Rewrite the first clip with changed components, and index and manifest so that hashes and places are right."""
-    shards = ShardSet.open(folder)
+    shards = without_sums(folder)
     components = shards.manifest.components
     clips = [(key.decode(), {name: bytes(part) for name, part in shards.read(row, components).items()})
              for row, key in enumerate(shards.index["key"]) if shards.index["shard"][row] == 0]
@@ -343,3 +354,17 @@ def test_statistics_count(folder: Path) -> None:
     assert figures.splits["train"].clips_per_class == {"stand": 2, "walk": 2, "run": 2}
     assert figures.splits["val"].clips == 3 and figures.splits["val"].published is None
     json.dumps(asdict(figures))
+
+
+def test_an_older_folder_gets_checksums(folder: Path, good: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    without_sums(folder)
+    assert verify(folder) == []
+    assert main(["verify", str(folder), "--workers", "1", "--add-sums"]) == 0
+    assert "checksums added" in capsys.readouterr().out
+    assert (folder / "sums.npy").read_bytes() == good["sums.npy"]
+    assert Manifest.load(folder) == replace(Manifest.load(folder), crc32={
+        name: zlib.crc32(good[name]) for name in ("index.npy", "sums.npy")})
+    flip_pixel(folder)
+    assert main(["verify", str(folder), "--workers", "1", "--add-sums"]) == 2  # and keeps its sums
+    assert "its bytes are not those that were packed" in capsys.readouterr().out
+    assert (folder / "sums.npy").read_bytes() == good["sums.npy"]

@@ -260,7 +260,6 @@ def load_index(root: Path, manifest: Manifest) -> np.ndarray:
     path = root / INDEX_NAME
     if not path.is_file():
         raise UserError(f"{path}: does not exist although the manifest does; pack again with --resume")
-    check_crc32(path, manifest)
     index = load_plain_array(path)
     num_components, names = len(manifest.components), index.dtype.names or ()
     if index.ndim != 1 or not names or index.dtype != index_dtype(index.dtype["key"].itemsize, num_components):
@@ -276,16 +275,19 @@ def load_plain_array(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not a readable index ({error}); pack again") from error
 
 
-def check_crc32(path: Path, manifest: Manifest) -> None:
-    """UserError if a file beside the manifest is not what the manifest says; nothing is said of older folders."""
-    if path.name in manifest.crc32 and zlib.crc32(path.read_bytes()) != manifest.crc32[path.name]:
-        raise UserError(f"{path}: was changed after packing (CRC-32); copy it again or pack again")
+def file_problem(path: Path, manifest: Manifest) -> str | None:
+    """What is wrong with a file beside the manifest, by its CRC-32; None if nothing is, or the manifest does not say."""
+    if path.name not in manifest.crc32 or zlib.crc32(path.read_bytes()) == manifest.crc32[path.name]:
+        return None
+    return "was changed after packing (CRC-32); copy it again or pack again"
 
 
 def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
     """What makes an index unusable with its manifest; None if nothing does."""
     if len(index) != manifest.num_clips:
         return f"the index has {len(index)} clips, the manifest {manifest.num_clips}"
+    if not len(index):
+        return "it has no clip"
     for start in range(0, len(index), _CHECKED_TOGETHER):
         names = b"\n".join(index["key"][start : start + _CHECKED_TOGETHER].tolist()).decode("latin-1")
         if not _KEYS.fullmatch(names):

@@ -18,7 +18,7 @@ import numpy as np
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
@@ -56,8 +56,11 @@ class RemoteShardSet(ShardSet):
         filesystem, self._base = filesystem_of(self.url)
         folder = _folder(cache, self.url, "head")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (INDEX_NAME, MANIFEST_NAME):
+        names = [INDEX_NAME, MANIFEST_NAME]
+        for name in names:  # and, where the manifest has its sum, the third
             write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.url))
+            if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
+                names.append(SUMS_NAME)
         super().__init__(Path(self._base), *load_head(folder, self.url))
         self._options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
         self._connect(filesystem)

@@ -16,7 +16,7 @@ import numpy as np
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import Manifest, file_bytes, index_problem, load_index
+from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, file_bytes, file_problem, index_problem, load_index
 from svdata2vec.shards.reading.parts import in_part, split_and_part
 from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
 from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, frame_sums, load_sums
@@ -277,6 +277,9 @@ def load_head(folder: Path, where: str) -> tuple[Manifest, np.ndarray, Sums | No
     """Manifest, index and checksums of a folder, checked against each other; UserError names the set as `where`."""
     manifest = Manifest.load(folder)
     index = load_index(folder, manifest)
+    damage = file_problem(folder / INDEX_NAME, manifest)
+    if damage is not None:
+        raise UserError(f"{where}/{INDEX_NAME}: {damage}")
     problem = index_problem(index, manifest)
     if problem is not None:
         raise UserError(f"{where}: {problem}; pack or copy it again")

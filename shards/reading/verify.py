@@ -18,16 +18,25 @@ import numpy as np
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.executors import run_tasks
-from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_index
+from svdata2vec.shards.reading.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SKIPPED_NAME,
+    Manifest,
+    file_problem,
+    index_problem,
+    load_index,
+)
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.sums import CHANGED, Sums, clip_sums, load_sums, save_head
 from svdata2vec.shards.reading.verify_video import video_faults
 from svdata2vec.shards.video import silence_decoder
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. `kind`: hash, size, missing, tar, index, clip, video, joints, label, split, leftover; `where`: file
+    """One fault. `kind`: hash, size, missing, tar, index, sum, clip, video, joints, label, split, leftover; `where`: file
     or clip."""
 
     kind: str
@@ -58,6 +67,15 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     return findings + [finding for number in sorted(by_shard) for finding in by_shard[number]]
 
 
+def add_sums(root: str | Path) -> None:
+    """Give a folder that was packed without checksums those of its bytes as they are; `verify` must have found no fault."""
+    root = Path(root)
+    shards = _open(root)
+    names = shards.manifest.components
+    sums = [clip_sums(shards.read(row, names), names) for row in range(len(shards))]
+    save_head(root, Manifest.load(root), np.array(shards.index), sums)
+
+
 def _open(root: Path) -> ShardSet:
     """The set without the checks of ShardSet.open: here they become findings."""
     stamps = tuple(path.stat().st_mtime_ns for path in (root / MANIFEST_NAME, root / INDEX_NAME) if path.is_file())
@@ -73,7 +91,11 @@ def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
-    expected = {MANIFEST_NAME, INDEX_NAME, SKIPPED_NAME, *(shard.name for shard in manifest.shards)}
+    expected = {MANIFEST_NAME, INDEX_NAME, SKIPPED_NAME, *manifest.crc32, *(shard.name for shard in manifest.shards)}
+    for name in sorted(manifest.crc32):
+        problem = file_problem(root / name, manifest) if (root / name).is_file() else "no such file"
+        if problem is not None:
+            yield Finding("hash", name, problem)
     for path in sorted(root.iterdir()):
         if path.name not in expected:
             yield Finding("leftover", path.name, "does not belong to the data set; remove it")
@@ -81,8 +103,8 @@ def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding("missing", SKIPPED_NAME, "no such file")
         return
     try:
-        skipped = [json.loads(line)["key"] for line in (root / SKIPPED_NAME).read_text(encoding="utf-8").splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
+        skipped = {str(json.loads(line)["key"]) for line in (root / SKIPPED_NAME).read_text(encoding="utf-8").splitlines()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         yield Finding("missing", SKIPPED_NAME, f"not readable ({error})")
         return
     packed = {key for keys in manifest.splits.values() for key in keys}
@@ -92,24 +114,25 @@ def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
 
 def _index_faults(shards: ShardSet) -> Iterator[Finding]:
     manifest, index = shards.manifest, shards.index
-    if len(index) != manifest.num_clips:
-        yield Finding("index", INDEX_NAME, f"{len(index)} clips, the manifest has {manifest.num_clips}")
+    problem = index_problem(index, manifest)
+    if problem is not None:
+        yield Finding("index", INDEX_NAME, problem)
     for key, count in Counter(index["key"].tolist()).items():
         if count > 1:
-            yield Finding("index", key.decode(), f"{count} clips with this key")
+            yield Finding("index", _text(key), f"{count} clips with this key")
     for number, shard in enumerate(manifest.shards):
         found = int((index["shard"] == number).sum())
         if found != shard.count:
             yield Finding("index", shard.name, f"{found} clips in the index, {shard.count} in the manifest")
     for row in np.flatnonzero(index["shard"] >= len(manifest.shards)):
-        yield Finding("index", index["key"][row].decode(), f"shard {index['shard'][row]} does not exist")
+        yield Finding("index", key_at(shards, row), f"shard {index['shard'][row]} does not exist")
     for row in np.flatnonzero((index["label"] < 0) | (index["label"] >= len(manifest.classes))):
-        yield Finding("label", index["key"][row].decode(),
+        yield Finding("label", key_at(shards, row),
                       f"label {index['label'][row]}, expected 0..{len(manifest.classes) - 1}")
 
 
 def _split_faults(shards: ShardSet) -> Iterator[Finding]:
-    known = {key.decode() for key in shards.index["key"]}
+    known = {_text(key) for key in shards.index["key"]}
     splits = shards.manifest.splits
     for name, keys in splits.items():
         for key in sorted(set(keys) - known):
@@ -142,21 +165,43 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
     findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
     rows = np.flatnonzero(shards.index["shard"] == number)
     findings += _tar_faults(path, shards, rows)
+    try:
+        sums = load_sums(root, shards.manifest, shards.index)
+    except UserError as error:
+        findings.append(Finding("sum", entry.name, str(error)))
+        sums = None
     for row in rows:
+        findings += _sum_faults(shards, sums, int(row))
         findings += _clip_faults(shards, int(row), decode)
     return number, findings
 
 
+def _sum_faults(shards: ShardSet, sums: Sums | None, row: int) -> Iterator[Finding]:
+    """Components and frames whose bytes are not those that were packed."""
+    if sums is None:
+        return
+    names = shards.manifest.components
+    try:
+        found = clip_sums(shards.read(row, names), names)
+    except (UserError, OSError):
+        return  # `_clip_faults` says so
+    wanted = [*sums.components(row), *sums.frames(row).tolist()]
+    places = [*names, *(f"frame {frame}" for frame in range(len(found) - len(names)))]
+    wrong = [place for place, a, b in zip(places, found, wanted, strict=False) if a != b]
+    if wrong or len(found) != len(wanted):
+        yield Finding("sum", key_at(shards, row), f"{', '.join(wrong[:3]) or 'the number of frames'}: {CHANGED}")
+
+
 def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Finding]:
     """The tar's members must be what the index says: names, places, sizes, order, nothing else."""
-    expected = [(f"{entry['key'].decode()}.{name}", int(entry["offset"][i]), int(entry["size"][i]))
+    expected = [(f"{_text(entry['key'])}.{name}", int(entry["offset"][i]), int(entry["size"][i]))
                 for entry in shards.index[rows] for i, name in enumerate(shards.manifest.components)
                 if entry["size"][i]]
     try:
         with tarfile.open(path) as tar:
             members = [(member.name, member.offset_data, member.size) for member in tar]
             pax = next((member.name for member in tar.getmembers() if member.pax_headers), None)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError) as error:
         yield Finding("tar", path.name, f"not a readable tar ({error})")
         return
     if pax is not None:
@@ -170,10 +215,10 @@ def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Find
 
 
 def _clip_faults(shards: ShardSet, row: int, decode: bool) -> Iterator[Finding]:
-    key = shards.index["key"][row].decode()
+    key = key_at(shards, row)
     try:
         sample = shards.sample(row)
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, OverflowError) as error:
         yield Finding("clip", key, str(error))
         return
     entry = shards.index[row]
@@ -185,6 +230,15 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool) -> Iterator[Finding]:
     if decode and sample.video is not None:
         for message in video_faults(sample.video, sample.offsets, sample.meta):
             yield Finding("video", key, message)
+
+
+def key_at(shards: ShardSet, row: int | np.integer) -> str:
+    """The name of a clip, whatever stands in the index."""
+    return _text(shards.index["key"][row])
+
+
+def _text(key: bytes) -> str:
+    return key.decode("ascii", "backslashreplace")
 
 
 def _place_faults(key: str, sample: Sample, manifest: Manifest) -> Iterator[Finding]:

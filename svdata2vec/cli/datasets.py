@@ -57,6 +57,8 @@ class VerifyOptions:
     """Decode every clip (the hashes cover its bytes either way)."""
     workers: Annotated[int, Range(1, 10_000)] = os.cpu_count() or 1
     """Processes that check."""
+    add_sums: bool = False
+    """If no fault is found, give a folder without checksums (packed by 0.2.0 or older) those of its bytes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -66,13 +68,16 @@ def run_verify(options: VerifyOptions) -> None:
     """Print every fault that is found; any is an error."""
     from svdata2vec.shards.reading.shardset import ShardSet
     from svdata2vec.shards.reading.stats import persons_report, set_statistics
-    from svdata2vec.shards.reading.verify import verify
+    from svdata2vec.shards.reading.verify import add_sums, verify
 
     findings = verify(options.shards, decode=options.decode, workers=options.workers)
     for finding in findings:
         sys.stdout.write(f"{finding}\n")
     if findings:
         raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
+    if options.add_sums:
+        add_sums(options.shards)
+        sys.stdout.write(f"{options.shards}: checksums added\n")
     shards = ShardSet.open(options.shards)
     unseen = persons_report(set_statistics(shards))
     for remark in [*shards.manifest.unlike_published(), *([] if unseen is None else [unseen])]:

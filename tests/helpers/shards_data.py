@@ -4,6 +4,7 @@ M persons, T frames, V joints.
 """
 
 import hashlib
+import json
 import os
 import pickle
 from fractions import Fraction
@@ -118,6 +119,20 @@ def folder_bytes(root: Path) -> dict[str, str]:
     """File name -> hash, for all files of a folder."""
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def edit_manifest(root: Path, **changes: object) -> None:
+    """Change fields of a manifest, as somebody would who edits it and removes its sum; None removes a field."""
+    fields = json.loads((root / "manifest.json").read_text()) | changes | {"manifest_crc32": None}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    (root / "manifest.json").write_text(json.dumps(fields))
+
+
+def without_sums(root: Path) -> ShardSet:
+    """Make a packed folder one of version 0.2.0, which had no checksums, and open it."""
+    edit_manifest(root, crc32=None)
+    (root / "sums.npy").unlink(missing_ok=True)
+    return ShardSet.open(root)
 
 
 def deadly_pose(path: str) -> Pose:
