@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from shards_data import deadly_pose, folder_bytes, write_motion_set, write_video
+from shards_data import deadly_pose, edit_manifest, folder_bytes, write_motion_set, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
@@ -331,7 +331,7 @@ def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": PROGRAM}))
     pack(dataset, out, RESUME)
     manifest = (out / "manifest.json").read_text()
-    (out / "manifest.json").write_text(manifest.replace(PROGRAM, "svdata2vec 0.1.0"))
+    edit_manifest(out, created_with="svdata2vec 0.1.0")
     with pytest.raises(UserError, match=rf"out: holds a data set packed by svdata2vec 0\.1\.0, which {PROGRAM} reads but does "
                                         "not compare with its own input; keep it, or pack into another folder$"):
         pack(dataset, out, RESUME)

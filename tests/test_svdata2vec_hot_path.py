@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from shards_data import edit_manifest
 from tiny import MODEL, finetune_config
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -146,10 +147,9 @@ def test_skeletons_of_another_layout_are_refused(tiny_shard_folder: Path, tmp_pa
     finetune(type(config)(**{**vars(config), "modality": "skeleton"}))
     shutil.copytree(tiny_shard_folder, tmp_path / "other")
     manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
-    manifest["layout"] = manifest["layout"] | {
+    edit_manifest(tmp_path / "other", layout=manifest["layout"] | {
         "name": "of15", "joints": [f"joint{i}" for i in range(15)], "edges": [[0, 1]], "left": [1], "right": [2]
-    }
-    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    })
     with pytest.raises(UserError, match=r"other has 15 joints \(of15\), .*run was trained on 17; give shards of the"):
         evaluate_run(tmp_path / "run", shards=str(tmp_path / "other"), device="cpu")
     require_joints(ShardSet.open(tmp_path / "other"), tmp_path, 17, "rgb", "all")

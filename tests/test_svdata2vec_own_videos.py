@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_factory import clip_parts, write_shards
-from shards_data import annotation, write_pickle, write_video
+from shards_data import annotation, edit_manifest, write_pickle, write_video
 from tiny import NUM_CLIPS, finetune_config, pretrain_config
 
 from svdata2vec.cli.main import main
@@ -78,10 +78,8 @@ def test_pretraining_without_skeletons_is_refused(rgb: Path, tmp_path: Path) -> 
 
 def uncounted(shards: ShardSet) -> ShardSet:
     """As packed before manifests counted clips without joints."""
-    path = shards.root / "manifest.json"
-    values = json.loads(path.read_text())
-    assert values.pop("without_joints") is not None
-    path.write_text(json.dumps(values))
+    assert shards.manifest.without_joints is not None
+    edit_manifest(shards.root, without_joints=None)
     return ShardSet.open(shards.root)
 
 
@@ -117,10 +115,8 @@ def test_clips_without_persons_are_counted_in_old_sets_too(
 
 def test_wrong_rows_without_joints_are_refused(videos: Path, tmp_path: Path) -> None:
     shards = poses(videos, tmp_path / "none", ())
-    path = shards.root / "manifest.json"
-    values = json.loads(path.read_text())
     for wrong in ({"train": 4}, ["0"], [-1], [True], 4):
-        path.write_text(json.dumps({**values, "without_joints": wrong}))
+        edit_manifest(shards.root, without_joints=wrong)
         with pytest.raises(UserError, match=r"manifest.json: field missing or wrong"):
             ShardSet.open(shards.root)
 
@@ -172,7 +168,7 @@ def test_splits_without_a_common_clip_are_not_reported(
     manifest = json.loads((shards / "manifest.json").read_text())
     names = manifest["splits"]["train"]
     manifest["splits"] = {"train": names[::2], "val": names[1::2]}
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(shards, splits=manifest["splits"])
     config = finetune_config(shards, tmp_path / "run", epochs=1, batch_size=2)
     data = dataclasses.replace(config.data, train_split="train", test_split="val", num_frames=4)
     assert finetune(dataclasses.replace(config, data=data))["count"] == 2

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shards_data import edit_manifest
 from tiny import NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
 
@@ -245,9 +246,7 @@ def test_the_report_shows_both_probes(pretrained: Path, tiny_shard_folder: Path,
 def test_outputs_are_named_by_the_classes_of_the_split(pretrained: Path, tmp_path: Path) -> None:
     """A split may have fewer classes than the data set, or others in their order: labels follow the split's own list."""
     root = tiny_shards(tmp_path / "shards")
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["split_classes"] = {"all": list("edcba")}
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(root, split_classes={"all": list("edcba")})
     result = probe(probe_config(root, tmp_path / "probed", pretrained, modality="skeleton"))
     assert result["classes"] == list("edcba")
     stored = ShardSet.open(root).index["label"]

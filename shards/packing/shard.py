@@ -68,6 +68,8 @@ class ShardRecord:
             record = cls(**fields)
         except (KeyError, TypeError):  # no record, or not a whole one
             return None
+        if any(len(row) != 6 for row in record.rows):  # by a version without checksums
+            return None
         return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
 
