@@ -1,7 +1,8 @@
 """Reads a video's frames once, in order, as square RGB crops.
 
-Frames come as the decoder shows them: one per coded picture whatever the time stamps say (variable frame rates become
-plain frame numbers), turned upright if the file has a rotation flag. (`reading/decode.py` decodes stored clips.)
+Frames come as a player shows them: one per coded picture whatever the time stamps say (variable frame rates become plain
+frame numbers), less those that an edit list hides, turned and mirrored as the file says, with square pixels.
+(`reading/decode.py` decodes stored clips.)
 """
 
 import contextlib
@@ -15,23 +16,36 @@ import av
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.orientation import Orientation
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import filesystem_of
+from svdata2vec.shards.whole import Completeness
 
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
+LEAST_ASPECT = 1 / 4  # of width and height of a pixel: files that state less, or more than 4, state nonsense
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of the decoded video: upright size in pixels, nominal frames per second, frames the container claims."""
+    """Facts of a video: size in pixels and nominal frames per second of what is shown; how the stored picture is turned.
+
+    `stored_width`, `stored_height`: of the coded picture, before it is turned; `square_width` of it with square pixels.
+    """
 
     width: int
     height: int
     fps: float
-    claimed_frames: int
-    rotation: int
+    orientation: Orientation
+    stored_width: int
+    stored_height: int
+    square_width: int
+
+    @property
+    def kept_as_stored(self) -> bool:
+        """Whether the stored picture is the one that is shown."""
+        return self.orientation == Orientation() and self.square_width == self.stored_width
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
@@ -67,6 +81,7 @@ class VideoReader:
             self._container = self._open_container()
             self._stream = self._container.streams.best("video")  # not a cover picture
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
+            self._completeness = Completeness(self._container, self._stream)
             decoded = self._decode()
             first = next(decoded)
             self.info = self._describe(first)
@@ -82,9 +97,9 @@ class VideoReader:
         self._file.seek(0)
         with self._named():
             container = av.open(self._file, mode="r", metadata_errors="ignore")
-        if not container.streams.video:
+        if container.streams.best("video") is None:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise UserError(f"{self.path}: no video stream (found {kinds})")
+            raise UserError(f"{self.path}: no video stream that can be decoded (found {kinds})")
         return container
 
     @contextlib.contextmanager
@@ -98,7 +113,7 @@ class VideoReader:
     def _decode(self) -> Iterator[Any]:
         size = None
         with self._named():
-            for number, frame in enumerate(self._container.decode(self._stream)):
+            for number, frame in enumerate(self._decoded()):
                 if frame.is_corrupt:
                     raise UserError(f"{self.path}: frame {number} is damaged")
                 size = size or (frame.width, frame.height)
@@ -109,13 +124,28 @@ class VideoReader:
         if size is None:
             raise UserError(f"{self.path}: the video stream has no frame")
 
+    def _decoded(self) -> Iterator[Any]:
+        for packet in self._container.demux():  # of all streams: see `Completeness`
+            self._completeness.add(packet)
+            if packet.stream.index == self._stream.index:  # (`stream_index` is 0 in the packet at the end)
+                yield from packet.decode()
+
     def _describe(self, frame: Any) -> VideoInfo:
-        width, height = frame.width, frame.height
-        rotation = round(frame.rotation / 90) * 90 % 360
-        if rotation % 180:
-            width, height = height, width
+        orientation = Orientation.of(frame)
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        square_width = round(frame.width * aspect) if LEAST_ASPECT <= aspect <= 1 / LEAST_ASPECT else frame.width
+        width, height = (frame.height, square_width) if orientation.turns_sides else (square_width, frame.height)
         rate = self._stream.average_rate or self._stream.guessed_rate
-        return VideoInfo(width, height, float(rate) if rate else 0.0, self._stream.frames, rotation)
+        return VideoInfo(width, height, float(rate) if rate else 0.0, orientation, frame.width, frame.height, square_width)
+
+    def cut_short(self) -> str | None:
+        """After the last frame: why the file cannot be whole; None if nothing speaks against it."""
+        return self._completeness.problem()
+
+    @property
+    def hides_frames(self) -> bool:
+        """Whether frames read so far are stored but not shown (an edit list)."""
+        return self._completeness.hidden_frames > 0
 
     def crops(self, x: int, y: int, side: int, start: int = 0, times: Times | None = None) -> Iterator[np.ndarray]:
         """uint8 (side, side, 3) RGB of the frames from `start` on: the square at (x, y) in upright pixels.
@@ -158,9 +188,8 @@ class VideoReader:
 
     def _region(self, frame: Any, region: tuple[int, int, int, int], cutter: "_Cutter") -> np.ndarray:
         left, top, right, bottom = region
-        if self.info.rotation:
-            upright = np.rot90(_rgb(frame), self.info.rotation // 90)
-            return upright[top:bottom, left:right]
+        if not self.info.kept_as_stored:
+            return self.info.orientation.apply(_rgb(frame, self.info.square_width))[top:bottom, left:right]
         if frame.format.name in _CUTTABLE and not (frame.width | frame.height) & 1:
             return cutter.rgb(frame, region)
         return _rgb(frame)[top:bottom, left:right]
@@ -198,9 +227,12 @@ class _Cutter:
         return _rgb(self._frame)[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
 
-def _rgb(frame: Any) -> np.ndarray:
-    """uint8 (height, width, 3). One thread: by default the library starts some for every frame, which costs more."""
-    return frame.reformat(format="rgb24", threads=1).to_ndarray()
+def _rgb(frame: Any, width: int | None = None) -> np.ndarray:
+    """uint8 (height, width, 3), by default of the frame's own width.
+
+    One thread: by default the library starts some for every frame, which costs more.
+    """
+    return frame.reformat(width=width, format="rgb24", threads=1).to_ndarray()
 
 
 def _rows(plane: Any) -> np.ndarray:

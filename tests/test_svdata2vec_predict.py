@@ -90,10 +90,10 @@ def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
     turned.parent.mkdir()
     turned.write_bytes(rotate_flag(plain.read_bytes()))
     upright = read_clip(turned, DATA)
-    assert (upright.info.width, upright.info.height) == (HEIGHT, WIDTH) and upright.info.rotation
+    assert (upright.info.width, upright.info.height) == (HEIGHT, WIDTH) and upright.info.orientation.rotation
     flat = read_clip(plain, DATA)
     assert upright.plan.frames_T.tolist() == flat.plan.frames_T.tolist()
-    expected = np.rot90(flat.frames_TSS3, upright.info.rotation // 90, axes=(1, 2))
+    expected = np.rot90(flat.frames_TSS3, upright.info.orientation.rotation // 90, axes=(1, 2))
     assert np.abs(upright.frames_TSS3.astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
 
 

@@ -75,7 +75,7 @@ class ClipPacker:
             video, num_frames = self._encode(clip, reader, square)
             size, matrix = (options.size, options.size), packed_to_source(*square, options.size)
         with self.times.step("own"):
-            _check_count(clip, people, info, num_frames, options.pose_slack)
+            _check_count(clip, people, reader, num_frames, options.pose_slack)
             side = _side_parts(people, info, num_frames, self._num_joints)
             poses = num_frames if people is None else people.pose_MTVC.shape[1]
             meta = ClipMeta(
@@ -110,14 +110,17 @@ class ClipPacker:
 
     def _copy(self, clip: ClipAnnotation, reader: VideoReader) -> tuple[dict[str, bytes], int]:
         """The video file as it is; decoded once to count its frames and to know that it can be."""
-        if reader.info.rotation:
-            raise UserError(f"{clip.video}: turned by {reader.info.rotation} degrees; codec copy keeps the stream as it "
-                            "is, use another codec")
+        if not reader.info.kept_as_stored:
+            why = str(reader.info.orientation) or "its pixels are not square"
+            raise UserError(f"{clip.video}: {why}; codec copy keeps the stream as it is, use another codec")
         if clip.start_frame or clip.end_frame is not None:
             raise UserError(f"{clip.video}: the clip is a part of its video; codec copy keeps whole files, use another "
                             "codec")
         with self.times.step("decode"):
             num_frames = reader.count()
+        if reader.hides_frames:
+            raise UserError(f"{clip.video}: an edit list hides some of its frames; codec copy keeps the stream as it is, use "
+                            "another codec")
         with self.times.step("read"), open_bytes(clip.video) as file:
             return {container_component(str(clip.video)): file.read()}, num_frames
 
@@ -147,7 +150,7 @@ def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, 
     return packed_square(union_box(boxes_N4), info.width, info.height, size)
 
 
-def _check_count(clip: ClipAnnotation, people: Pose | None, info: VideoInfo, num_frames: int, slack: int) -> None:
+def _check_count(clip: ClipAnnotation, people: Pose | None, reader: VideoReader, num_frames: int, slack: int) -> None:
     whole = clip.start_frame == 0 and clip.end_frame is None
     expected = people.pose_MTVC.shape[1] if people is not None else clip.num_frames
     if people is not None and clip.num_frames is not None and clip.num_frames != expected:
@@ -155,8 +158,9 @@ def _check_count(clip: ClipAnnotation, people: Pose | None, info: VideoInfo, num
     if expected is not None and abs(num_frames - expected) > slack:
         raise UserError(f"{clip.video}: {num_frames} video frames but {expected} poses; the video is cut short, or the "
                         "poses belong to another video or skip frames")
-    if expected is None and whole and num_frames < info.claimed_frames - slack:
-        raise UserError(f"{clip.video}: cut short, {num_frames} of {info.claimed_frames} frames can be decoded")
+    problem = reader.cut_short() if expected is None and whole else None
+    if problem is not None:
+        raise UserError(f"{clip.video}: cut short, {problem}")
 
 
 def _side_parts(people: Pose | None, info: VideoInfo, num_frames: int, num_joints: int) -> dict[str, bytes]:

@@ -73,7 +73,7 @@ def predict(
 def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
     info, plan = clip.info, clip.plan
     (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
-    turned = f", turned by {info.rotation} degrees" if info.rotation else ""
+    turned = f", {info.orientation}" if str(info.orientation) else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
     if persons.box is None:
         region = f"nothing: the whole picture, black beside it ({persons.how})"

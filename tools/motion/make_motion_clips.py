@@ -235,7 +235,7 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     for index, keypoint, score, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
         annotations[index] = annotation(specs[index], keypoint, score, options)
         drawn += frames
-    content = {"split": splits(specs), "annotations": [annotations[spec.index] for spec in specs]}
+    content = {"split": splits(specs), "classes": list(CLASSES), "annotations": [annotations[spec.index] for spec in specs]}
     write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
     write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
     total = sum(entry["total_frames"] for entry in annotations.values())
