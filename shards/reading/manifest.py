@@ -33,6 +33,7 @@ MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 SUMS_NAME = "sums.npy"
 SKIPPED_NAME = "skipped.jsonl"  # clips that were not packed, and why
+SUMMARY_NAME = "summary.json"  # figures of the packing (`summary.py`)
 PROGRAM = f"svdata2vec {__version__}"
 _SELF = "manifest_crc32"  # the manifest's last field: CRC-32 of all bytes before its line
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")

@@ -22,6 +22,7 @@ from svdata2vec.shards.reading.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     SKIPPED_NAME,
+    SUMMARY_NAME,
     Manifest,
     file_problem,
     index_problem,
@@ -91,7 +92,8 @@ def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
-    expected = {MANIFEST_NAME, INDEX_NAME, SKIPPED_NAME, *manifest.crc32, *(shard.name for shard in manifest.shards)}
+    tars = (shard.name for shard in manifest.shards)
+    expected = {MANIFEST_NAME, INDEX_NAME, SKIPPED_NAME, SUMMARY_NAME, *manifest.crc32, *tars}
     for name in sorted(manifest.crc32):
         problem = file_problem(root / name, manifest) if (root / name).is_file() else "no such file"
         if problem is not None:

@@ -17,13 +17,15 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.ranges import Count, Range, check_fields
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
+from svdata2vec.shards.reading.summary import table, write_summary
 
 
 def run_shard(kind: str, options: Any) -> None:
-    """Read a data set of this kind and pack it."""
+    """Read a data set of this kind, pack it, and say what became of it."""
     dataset = open_dataset(kind, **{name: getattr(options, name) for name in SOURCES[kind].options})
     with shown_progress() as progress:
         pack(dataset, options.out, options.pack, progress=progress)
+    sys.stdout.write(table(options.out, write_summary(options.out)))
 
 
 def _shard_options(kind: str) -> type:
