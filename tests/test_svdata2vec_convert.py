@@ -284,17 +284,17 @@ def test_foreign_objects_in_a_checkpoint_are_left_out_without_running_them(
 
 def test_class_names_come_from_the_data_set(tmp_path: Path, tiny_shard_folder: Path) -> None:
     torch.save(original_classifier(ProbeHead(SIZES["dim"], 5)).state_dict(), tmp_path / "a.pth")
-    convert_file(tmp_path / "a.pth", tmp_path / "run", heads=4, shards=tiny_shard_folder, split="all")
+    convert_file(tmp_path / "a.pth", tmp_path / "run", heads=4, shards=str(tiny_shard_folder), split="all")
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["classes"] == list("abcde") and card["kind"] == "probe" and card["config"]["data"]["test_split"] == "all"
     torch.save(original_pretrain().state_dict(), tmp_path / "pre.pth")
     for name in ("a.pth", "pre.pth"):
         with pytest.raises(UserError, match="no split 'NOPE'; it has all"):
-            convert_file(tmp_path / name, tmp_path / "other", heads=4, shards=tiny_shard_folder, split="NOPE")
+            convert_file(tmp_path / name, tmp_path / "other", heads=4, shards=str(tiny_shard_folder), split="NOPE")
         assert not (tmp_path / "other").exists()
     torch.save(original_classifier(ProbeHead(SIZES["dim"], 7)).state_dict(), tmp_path / "b.pth")
     with pytest.raises(UserError, match="has 5 classes in split all, the checkpoint 7"):
-        convert_file(tmp_path / "b.pth", tmp_path / "other", heads=4, shards=tiny_shard_folder, split="all")
+        convert_file(tmp_path / "b.pth", tmp_path / "other", heads=4, shards=str(tiny_shard_folder), split="all")
 
 
 def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
@@ -319,7 +319,8 @@ def test_a_converted_classifier_is_evaluated_on_the_originals_frames(tmp_path: P
     theirs = original_classifier(FinetuneHead(SIZES["dim"], 24, CLASSES)).eval()
     torch.save(theirs.state_dict(), tmp_path / "tuned.pth")
     convert_file(
-        tmp_path / "tuned.pth", tmp_path / "run", heads=4, size=32, shards=tiny_shard_folder, split="all", modality="skeleton"
+        tmp_path / "tuned.pth", tmp_path / "run", heads=4, size=32, shards=str(tiny_shard_folder), split="all",
+        modality="skeleton",
     )
     seen = embed(tmp_path / "run", "all", tmp_path / "seen.npy", device="cpu").features_nD
     result = evaluate_run(tmp_path / "run", device="cpu")

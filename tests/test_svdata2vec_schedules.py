@@ -79,7 +79,7 @@ def test_ema_decay_of_both_schedules() -> None:
     assert [ema_decay(steady, step, 10) for step in (0, 50, 100, 900)] == pytest.approx([0.9, 0.95, 1.0, 1.0])
     original = EmaConfig(start=0.9, end=1.0, anneal_steps=100, schedule="original")
     assert [ema_decay(original, step, 10) for step in (0, 1, 9, 10, 11)] == [
-        None, pytest.approx(0.901), pytest.approx(0.909), None, pytest.approx(0.901)
+        pytest.approx(0.9), pytest.approx(0.901), pytest.approx(0.909), None, pytest.approx(0.901)
     ]
 
 

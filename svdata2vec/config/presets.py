@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from svdata2vec.config.schema import (
     DataConfig,
@@ -30,6 +31,8 @@ PROTOCOLS = {
     "pku-mmd-xview": ("data/pku-mmd", "xview_train", "xview_val", "PKU-MMD, cross-view (51 classes)"),
 }
 
+Published = TypeVar("Published", PretrainConfig, FinetuneConfig)
+
 
 def _data(name: str) -> DataConfig:
     """Toyota Smarthome is reported as the mean over its classes, of which some have a hundred times the clips of others."""
@@ -43,6 +46,27 @@ def _pretrain(name: str) -> PretrainConfig:
 def _finetune(name: str) -> FinetuneConfig:
     data = replace(_data(name), crop="boxes")  # RGB alone: no joints to crop around
     return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
+
+
+def as_published_pretrain() -> PretrainConfig:
+    """NTU RGB+D 60, cross-subject, as the authors' files have it; one process stands for their four GPUs."""
+    base = _as_published(_pretrain("ntu60-xsub"), accumulate=4)
+    return replace(base, encode="all_frames", ema=replace(base.ema, schedule="original"))
+
+
+def as_published_finetune() -> FinetuneConfig:
+    """The same of fine-tuning on RGB alone; one process stands for their two GPUs."""
+    return _as_published(_finetune("ntu60-xsub"), accumulate=2)
+
+
+def _as_published(base: Published, accumulate: int) -> Published:
+    """float32, all joints, their frames in evaluations, 32 clips per GPU."""
+    return replace(
+        base,
+        data=replace(base.data, crop_scores=(0.0, 0.0), frame_draw="original"),
+        optim=replace(base.optim, accumulate=accumulate),
+        run=replace(base.run, out=Path("runs") / f"{base.kind}-as-published", batch_size=32, precision="fp32"),
+    )
 
 
 DEMO_DATA = DataConfig("demo/shards", num_frames=16, size=64)
@@ -98,11 +122,13 @@ def own_finetune() -> FinetuneConfig:
 
 PRETRAIN: dict[str, Callable[[], PretrainConfig]] = {
     **{name: partial(_pretrain, name) for name in PROTOCOLS},
+    "as-published": as_published_pretrain,
     "own": own_pretrain,
     "demo": demo_pretrain,
 }
 FINETUNE: dict[str, Callable[[], FinetuneConfig]] = {
     **{name: partial(_finetune, name) for name in PROTOCOLS},
+    "as-published": as_published_finetune,
     "own": own_finetune,
     "demo": demo_finetune,
 }
@@ -111,6 +137,7 @@ FINETUNE: dict[str, Callable[[], FinetuneConfig]] = {
 def describe(name: str) -> str:
     """One line about a preset, for `--help`."""
     others = {
+        "as-published": "NTU RGB+D 60, cross-subject, with every setting of the authors' files",
         "own": "your own videos: splits, frames, batch, epochs and network fit the shards",
         "demo": "synthetic motion clips, small network, for a CPU",
     }

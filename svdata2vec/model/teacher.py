@@ -62,11 +62,11 @@ def ema_decay(config: EmaConfig, step: int | Fraction, steps_per_epoch: int | Fr
     A step is one of as many clips as the run began with, so that others count as fractions.
 
     "global" anneals linearly over `anneal_steps` optimizer steps. "original" reproduces the authors' code, which counts
-    within the epoch and skips the first step of each epoch (svdata2vec/README.md, "Decisions").
+    within the epoch and skips the first step of each epoch but the very first of a run (svdata2vec/README.md, "Decisions").
     """
     if config.schedule == "original":
-        step = step % steps_per_epoch
-        if step == 0:
+        begun, step = step > 0, step % steps_per_epoch
+        if begun and step == 0:
             return None
     fraction = float(min(step / config.anneal_steps, 1))
     return config.start + fraction * (config.end - config.start)
