@@ -18,8 +18,8 @@ from svdata2vec.shards.annotations import DataSet, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError, readable
 from svdata2vec.shards.executors import run_tasks
+from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.packing.crashes import find_crashing_clips, load_refused
-from svdata2vec.shards.packing.lock import folder_lock
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.plan import components_of, fingerprint, make_plan, remove_leftovers, shard_tasks, start_or_resume
 from svdata2vec.shards.packing.shard import PARTS, ShardRecord, ShardTask, pack_shard, shard_name, write_error
@@ -75,7 +75,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
     root = Path(out)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with folder_lock(root):
+        with folder_lock(root, "packing into"):
             plan = make_plan(dataset, options)
             if (root / MANIFEST_NAME).exists():
                 return _already_packed(root, plan, options)

@@ -9,6 +9,7 @@ from typing import Any
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
+from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError
@@ -81,8 +82,18 @@ def model_card(
             "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
         }
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
-        card["pretrained_on"] = read_card(config.pretrained).get("trained_on")
+        card["pretrained_on"] = _trained_on(config.pretrained, config.run.out)
     return card
+
+
+def _trained_on(source: Path, out: Path) -> dict[str, Any] | None:
+    """The data set of the run that a run in the folder `out` begins from; one that goes on does not need that run any more."""
+    try:
+        return read_card(source).get("trained_on")
+    except UserError:
+        if has_checkpoints(out):
+            return None
+        raise
 
 
 def read_card(run: Path) -> dict[str, Any]:

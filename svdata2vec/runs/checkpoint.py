@@ -67,6 +67,11 @@ class Checkpoints:
         return None
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run's folder holds checkpoints that the run goes on from."""
+    return bool(Checkpoints(folder, 1).paths())
+
+
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint, on the CPU; None if the file is damaged."""
     try:

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.lock import folder_lock
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,33 @@ CONFIG, FINISHED = "config.json", "result.json"
 
 Settings = PretrainConfig | FinetuneConfig | ProbeConfig
 KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainConfig, FinetuneConfig, ProbeConfig)}
+
+
+# Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
+TECHNICAL = (
+    "data.threads", "data.prefetch", "data.check_hashes", "data.remote_", "model.impl", "model.fused_blocks",
+    "model.checkpoint_activations", "run.out", "run.device", "run.compile", "run.log_every", "run.checkpoint_every",
+    "run.keep_checkpoints", "run.resume", "run.max_bad_steps", "launch", "collapse_records",
+)
+# Further ones that a run may go on with: they leave the weights as they are, ...
+EVALUATION = ("data.shards", "data.test_split")
+# ... or the run's card tells of the change. Everything else is as it was at the start.
+ADJUSTABLE = ("data.decoder", "run.batch_size", "optim.accumulate", "run.epochs", "run.precision")
+
+
+@contextmanager
+def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
+    """Hold the lock of the run's folder, which is made if it is not there; UserError if another run is at work in it."""
+    if not runtime.is_main:
+        yield
+        return
+    run.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder_lock(run.out, "training in"):
+            yield
+    finally:
+        with suppress(OSError):  # it holds something, as a rule
+            run.out.rmdir()
 
 
 def write_config(folder: Path, config: Settings) -> None:
@@ -56,34 +86,35 @@ def is_finished(config: Settings) -> bool:
     old = read_config(run.out)
     if old.kind != config.kind:
         raise UserError(f"{run.out} holds a {old.kind} run, this is a {config.kind} run; choose another folder")
-    changes = ", ".join(changed_settings(to_values(old), to_values(config)))
-    finished = (run.out / FINISHED).is_file()
-    if finished and changes:
-        raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
+    if not (run.out / FINISHED).is_file():
+        return False
+    changes = ", ".join(changed_settings(to_values(old), to_values(config), TECHNICAL))
     if changes:
-        log.warning("%s: continuing with other settings: %s", run.out, changes)
-    if finished:
-        log.info("%s is finished already; nothing to do", run.out)
-    return finished
+        raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
+    log.info("%s is finished already; nothing to do", run.out)
+    return True
 
 
-def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def changed_settings(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...] = (), prefix: str = "") -> list[str]:
     """Dotted names of the settings in which two configurations of one run differ, with both values.
 
-    The run's own folder is left out, and the folders that it reads are compared by their absolute paths.
+    Folders that the run reads are compared by their absolute paths. A setting that is missing in one counts as equal.
+
+    Args:
+        free: beginnings of the names that are left out.
     """
     names: list[str] = []
-    for name in sorted(set(old) | set(new)):
-        before, after = old.get(name), new.get(name)
+    for name in sorted(set(old) & set(new)):
+        before, after, dotted = old[name], new[name], f"{prefix}{name}"
         if isinstance(before, dict) and isinstance(after, dict):
-            names += changed_settings(before, after, f"{prefix}{name}.")
-        elif name != "out" and _meant(name, before) != _meant(name, after):
-            names.append(f"{prefix}{name} {before} -> {after}")
+            names += changed_settings(before, after, free, f"{dotted}.")
+        elif not dotted.startswith(free) and _meant(name, before) != _meant(name, after):
+            names.append(f"{dotted} {before} -> {after}")
     return names
 
 
 def _meant(name: str, value: Any) -> Any:
-    local = name in ("pretrained", "shards") and isinstance(value, str) and "://" not in value
+    local = name in ("pretrained", "shards", "init") and isinstance(value, str) and "://" not in value
     return os.path.realpath(value) if local else value
 
 

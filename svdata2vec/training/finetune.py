@@ -18,8 +18,9 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card
+from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
-from svdata2vec.runs.folder import finish_run, is_finished, read_result
+from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
 from svdata2vec.runs.published import load_encoder_weights, load_published, publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.runs.validation import choose_clips
@@ -42,7 +43,8 @@ class Finetuning(TrainingRun):
         model = Classifier(config, card["num_joints"], len(card["classes"]))
         layer_decay = 1.0
         if config.pretrained is not None:
-            load_encoder_weights(model.encoder, config.pretrained)
+            if not has_checkpoints(config.run.out):
+                load_encoder_weights(model.encoder, config.pretrained)
             layer_decay = config.head.layer_decay
         self.val_loader, self.card = val_loader, card
         super().__init__(config, runtime, loader, model, depth=config.model.depth, layer_decay=layer_decay)
@@ -98,31 +100,36 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config):
             return read_result(config.run)
-        shards, data = open_data(config.data), config.data
-        clips = choose_clips(shards, config)
-        warn_of_shared_clips(shards, data.test_split, clips.train_rows)
-        warn_of_view(shards, data.train_split)
-        if config.modality != "rgb":
-            require_skeletons(shards, data.train_split)
-        num_joints, labels = len(shards.manifest.layout.joints), len(clips.train_rows)
-        classes = list(shards.split_classes(data.train_split))
-        card = model_card("finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
-        loader_of = partial(build_loader, shards, config, runtime, modality=config.modality)
-        with contextlib.ExitStack() as loaders:
-            loader = loaders.enter_context(loader_of(train=True, rows=clips.train_rows))
-            test_loader = loaders.enter_context(loader_of(train=False, views=data.views))
-            val_loader = None
-            if clips.val_split is not None:
-                validation = loader_of(train=False, split=clips.val_split, rows=clips.val_rows, views=data.views)
-                val_loader = loaders.enter_context(validation)
-            run = Finetuning(config, runtime, loader, val_loader, card)
-            train(run, card)
-            network = run.take_best()
-            metrics = run.evaluate(test_loader)
-        about = {**evaluated_on(shards, data.test_split, data.metric, config.run.seed), **network}
-        result = {**about, "labels": labels, "classes": classes, **metrics.to_dict()}
-        if runtime.is_main:
-            complete_card(config.run.out, **network, evaluation=evaluation_entry(result))
-        finish_run(config.run, runtime, result)
-        log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
-        return result
+        with claimed(config.run, runtime):
+            return _finetune(config, runtime)
+
+
+def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
+    shards, data = open_data(config.data), config.data
+    clips = choose_clips(shards, config)
+    warn_of_shared_clips(shards, data.test_split, clips.train_rows)
+    warn_of_view(shards, data.train_split)
+    if config.modality != "rgb":
+        require_skeletons(shards, data.train_split)
+    num_joints, labels = len(shards.manifest.layout.joints), len(clips.train_rows)
+    classes = list(shards.split_classes(data.train_split))
+    card = model_card("finetune", config, num_joints=num_joints, classes=classes, shards=shards, train_clips=labels)
+    loader_of = partial(build_loader, shards, config, runtime, modality=config.modality)
+    with contextlib.ExitStack() as loaders:
+        loader = loaders.enter_context(loader_of(train=True, rows=clips.train_rows))
+        test_loader = loaders.enter_context(loader_of(train=False, views=data.views))
+        val_loader = None
+        if clips.val_split is not None:
+            validation = loader_of(train=False, split=clips.val_split, rows=clips.val_rows, views=data.views)
+            val_loader = loaders.enter_context(validation)
+        run = Finetuning(config, runtime, loader, val_loader, card)
+        train(run, card)
+        network = run.take_best()
+        metrics = run.evaluate(test_loader)
+    about = {**evaluated_on(shards, data.test_split, data.metric, config.run.seed), **network}
+    result = {**about, "labels": labels, "classes": classes, **metrics.to_dict()}
+    if runtime.is_main:
+        complete_card(config.run.out, **network, evaluation=evaluation_entry(result))
+    finish_run(config.run, runtime, result)
+    log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
+    return result

@@ -15,7 +15,7 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.checkpoint import Checkpoints
-from svdata2vec.runs.folder import changed_settings, write_config
+from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
@@ -26,6 +26,7 @@ from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
+ORIGIN = ("pretrained_on", "history")  # what a card says of the start of a run and of changes since: part of checkpoints
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
@@ -95,7 +96,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
     state = checkpoints.load_newest()
     if state is not None:
-        _take_up(run, state)
+        _take_up(run, state, card)
     if runtime.is_main:
         write_config(folder, run.config)
     runtime.barrier()
@@ -119,7 +120,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
                 run.watch(record)
             stopping = stop.agreed(runtime, stepper.step)
             if done or stopping or stepper.step % stepper.run.checkpoint_every == 0:
-                _save(checkpoints, run)
+                _save(checkpoints, run, card)
             if stopping and not done:
                 log.warning("asked to stop: saved step %d in %s; start again to go on", stepper.step, checkpoints.folder)
                 raise StopRequested
@@ -129,24 +130,39 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     return record
 
 
-def _take_up(run: TrainingRun, state: dict[str, Any]) -> None:
-    """Load a checkpoint; one of another network or data set is an error that says in which settings they differ."""
+def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> None:
+    """Load a checkpoint, and what its run began with into the card.
+
+    One with other settings that decide the weights, or of another data set, is an error that says in which settings they
+    differ.
+    """
+    old, new = json.loads(state.get("config", "{}")), to_values(run.config)
+    fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
+    changes = ", ".join(fixed or changed_settings(old, new)) or "no setting differs"
+    problem = (
+        f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
+        "the settings that the run began with"
+    )
+    if fixed:
+        raise UserError(problem)
     try:
         for name, part in run.parts().items():
             part.load_state_dict(state[name])
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        new = to_values(run.config)
-        changes = ", ".join(changed_settings(json.loads(state.get("config", "null")) or new, new)) or "no setting differs"
-        raise UserError(
-            f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
-            f"the settings that the run began with ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from error
+        raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+    card.update(state.get("origin", {}))
+    adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
+    if adjusted or run.stepper.change:
+        text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
+        card["history"] = [*card.get("history", []), f"from step {run.stepper.step} on: {text}"]
+        log.warning("%s: continuing with other settings: %s", run.stepper.run.out, text)
 
 
-def _save(checkpoints: Checkpoints, run: TrainingRun) -> None:
+def _save(checkpoints: Checkpoints, run: TrainingRun, card: dict[str, Any]) -> None:
+    origin = {name: card[name] for name in ORIGIN if name in card}
     state = {name: part.state_dict() for name, part in run.parts().items()}
     if run.runtime.is_main:
-        checkpoints.save(run.stepper.step, {"kind": run.config.kind, "config": to_json(run.config), **state})
+        checkpoints.save(run.stepper.step, {"kind": run.config.kind, "config": to_json(run.config), "origin": origin, **state})
     run.runtime.barrier()
 
 

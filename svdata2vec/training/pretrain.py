@@ -19,7 +19,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons
-from svdata2vec.runs.folder import finish_run, is_finished, read_result
+from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.training.collapse import SPREADS, CollapseGuard
 from svdata2vec.training.graph import CapturedPass, require_graph
@@ -128,11 +128,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if is_finished(config):
             return read_result(config.run)
-        shards = open_data(config.data)
-        if config.target.teacher_input != "rgb":
-            require_skeletons(shards, config.data.train_split)
-        card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
-        with build_loader(shards, config, runtime, train=True) as loader:
-            result = train(Pretraining(config, runtime, loader), card)
-        finish_run(config.run, runtime, result)
-        return result
+        with claimed(config.run, runtime):
+            return _pretrain(config, runtime)
+
+
+def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
+    shards = open_data(config.data)
+    if config.target.teacher_input != "rgb":
+        require_skeletons(shards, config.data.train_split)
+    card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
+    with build_loader(shards, config, runtime, train=True) as loader:
+        result = train(Pretraining(config, runtime, loader), card)
+    finish_run(config.run, runtime, result)
+    return result

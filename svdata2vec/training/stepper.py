@@ -99,6 +99,7 @@ class Stepper:
         epochs: the place of the run in epochs, which drives every schedule; the trainer takes it from its loader.
         total_steps: where the run ends, if nothing changes until then.
         batches: of the next step, as a rule `optim.accumulate`.
+        change: of the clips per step since the checkpoint that the run goes on from, in words.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Stepper:
         self.total_steps = max(loader.batches_until(run.epochs) // optim.accumulate, 1)
         self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
         self.reference_clips = math.prod(self.per_step.values())
+        self.change = ""
         self.clips_in_interval = 0
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
@@ -220,11 +222,10 @@ class Stepper:
             self.batches = left % accumulate or accumulate
             left += accumulate - self.batches
         self.total_steps = self.step + left // accumulate
-        if changed and self.runtime.is_main:
-            text = "%s: clips per optimizer step %s -> %s; goes on at epoch %.2f of %d, the last step is now %d"
-            log.warning(
-                text, self.run.out, _product(before), _product(now), self.epochs, self.run.epochs, self.total_steps
-            )
+        if changed:
+            self.change = f"clips per optimizer step {_product(before)} -> {_product(now)}"
+            place = f"at epoch {float(self.epochs):.2f} of {self.run.epochs}, the last step is now {self.total_steps}"
+            log.warning("%s: %s; goes on %s", self.run.out, self.change, place)
 
 
 def _product(per_step: dict[str, int]) -> str:

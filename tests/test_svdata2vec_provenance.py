@@ -1,0 +1,179 @@
+"""What a run was begun with is what its card says; one process at a time works in its folder."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import finetune_config, pretrain_config
+from tiny_command import command_words
+
+from svdata2vec.cli.main import main
+from svdata2vec.cli.options import option_names
+from svdata2vec.config.schema import FinetuneConfig, HeadConfig, OptimConfig, PretrainConfig
+from svdata2vec.runs import folder
+from svdata2vec.runs.folder import claimed, is_finished
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.stopping import StopRequested
+from svdata2vec.shards.errors import UserError
+from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.pretrain import Pretraining, pretrain
+
+ROOT = Path(__file__).parent.parent
+
+
+def stopped_after_one_step(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, begin = (Pretraining, pretrain) if config.kind == "pretrain" else (Finetuning, finetune)
+    step = kind.step
+
+    def stop(run: Any, batches: list) -> None:
+        step(run, batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "step", stop)
+        with pytest.raises(StopRequested):
+            begin(config)  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def parents(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished pretraining runs, `a` and `b`; the card of `a` says another data set."""
+    root = tmp_path_factory.mktemp("parents")
+    pretrain(pretrain_config(tiny_shard_folder, root / "a", epochs=1, batch_size=12))
+    shutil.copytree(root / "a", root / "b")
+    card = json.loads((root / "a" / "model.json").read_text())
+    card["trained_on"]["dataset"] = "of a"
+    (root / "a" / "model.json").write_text(json.dumps(card))
+    return root
+
+
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("a", None), (None, "b")])
+def test_another_parent_is_refused_in_one_line(
+    first: str | None, second: str | None, parents: Path, tiny_shard_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where both have the same parameter groups, as with a layer decay of 1."""
+    config = finetune_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    config = dataclasses.replace(config, head=HeadConfig(hidden=16, layer_decay=1.0))
+    made = {name: dataclasses.replace(config, pretrained=name and parents / name) for name in (first, second)}
+    stopped_after_one_step(made[first], monkeypatch)
+    with pytest.raises(UserError, match=r"run: its checkpoint does not fit these settings \(pretrained .* -> .*\); choose another"):
+        finetune(made[second])
+    if second is not None:
+        words = [word for word in command_words(made[second])[3:] if word != "--pretrained"]
+        words = [*words[:words.index(str(parents / second))], "--from", *words[words.index(str(parents / second)):]]
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "(pretrained " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_going_on_needs_no_parent_any_more(
+    parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(parents / "a", tmp_path / "a")
+    config = finetune_config(tiny_shard_folder, tmp_path / "run", pretrained=tmp_path / "a", epochs=1)
+    stopped_after_one_step(config, monkeypatch)
+    shutil.rmtree(tmp_path / "a")
+    finetune(config)
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert card["pretrained_on"]["dataset"] == "of a" and card["config"]["pretrained"] == str(tmp_path / "a")
+    with pytest.raises(UserError, match=r"no model.safetensors"):  # a run that begins does need it
+        finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, out=tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    stopped_after_one_step(config, monkeypatch)
+    for changes, message in (
+        ({"optim": OptimConfig(lr=2e-3, min_lr=1e-4, warmup_epochs=1)}, r"\(optim.lr 0.001 -> 0.002\)"),
+        ({"mask": dataclasses.replace(config.mask, video_ratio=0.5)}, r"\(mask.video_ratio 0.66 -> 0.5\)"),
+        ({"encode": "all_frames"}, r"\(encode kept_frames -> all_frames\)"),
+        ({"run": dataclasses.replace(config.run, seed=3)}, r"\(run.seed 0 -> 3\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrain(dataclasses.replace(config, **changes))
+    stopped_after_one_step(dataclasses.replace(config, run=dataclasses.replace(config.run, batch_size=2)), monkeypatch)
+    pretrain(dataclasses.replace(config, run=dataclasses.replace(config.run, batch_size=2, epochs=2, log_every=7)))
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    first, second = card["history"]
+    assert first.startswith("from step 1 on: clips per optimizer step 4 (") and first.endswith("; run.batch_size 4 -> 2")
+    assert second == "from step 2 on: run.epochs 1 -> 2"
+    assert "continuing with other settings: run.epochs 1 -> 2" in caplog.text and "log_every" not in caplog.text
+
+
+def test_a_finished_run_is_the_same_whatever_does_not_decide_its_figures(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1, batch_size=12)
+    pretrain(config)
+    run = dataclasses.replace(config.run, log_every=9, device="auto")
+    data = dataclasses.replace(config.data, threads=3, prefetch=4)
+    assert is_finished(dataclasses.replace(config, launch="graph", run=run, data=data))
+    with pytest.raises(UserError, match=r"with other settings \(run.epochs 1 -> 2\)"):
+        is_finished(dataclasses.replace(config, run=dataclasses.replace(run, epochs=2)))
+
+
+def test_every_setting_that_may_change_exists() -> None:
+    names = {name.replace("-", "_") for kind in (PretrainConfig, FinetuneConfig) for name in option_names(kind)}
+    for beginning in (*folder.TECHNICAL, *folder.EVALUATION, *folder.ADJUSTABLE):
+        assert any(name.startswith(beginning) for name in names), beginning
+
+
+# ---- one process at a time --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(tiny_shard_folder: Path, tmp_path: Path) -> Iterator[tuple[PretrainConfig, subprocess.Popen]]:
+    """A run of the real command that has begun and goes on until it is stopped."""
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=10_000, checkpoint_every=1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command_words(config), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    for _ in range(3000):
+        if list((tmp_path / "run").glob("checkpoints/*.pt")):
+            break
+        assert process.poll() is None
+        time.sleep(0.02)
+    yield config, process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_in_the_folder_ends_in_one_line_until_the_first_is_dead(
+    busy: tuple[PretrainConfig, subprocess.Popen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, process = busy
+    assert main(command_words(config)[3:]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"run: process {process.pid} on " in said
+    assert said.endswith("is training in this folder; wait for it or choose another folder")
+    process.kill()
+    process.wait()
+    with claimed(config.run, Runtime(torch.device("cpu"), 0, 1, False)):
+        pass
+    assert not list(config.run.out.glob(".lock"))
+
+
+def test_only_the_first_of_many_processes_takes_the_lock(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    run = pretrain_config(tiny_shard_folder, tmp_path / "run").run
+    first, second = (Runtime(torch.device("cpu"), rank, 2, False) for rank in (0, 1))
+    with claimed(run, first), claimed(run, second), pytest.raises(UserError, match="is training in this folder"):
+        claimed(run, first).__enter__()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"run/\.lock is a link"):
+        pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run"))
+    assert (tmp_path / "precious").read_text() == "mine"
