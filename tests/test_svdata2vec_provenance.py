@@ -18,7 +18,7 @@ from tiny_command import command_words
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import option_names
-from svdata2vec.config.schema import FinetuneConfig, HeadConfig, OptimConfig, PretrainConfig
+from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.runs import folder
 from svdata2vec.runs.folder import claimed, is_finished
 from svdata2vec.runs.runtime import Runtime
@@ -66,7 +66,7 @@ def test_another_parent_is_refused_in_one_line(
     config = dataclasses.replace(config, head=HeadConfig(hidden=16, layer_decay=1.0))
     made = {name: dataclasses.replace(config, pretrained=name and parents / name) for name in (first, second)}
     stopped_after_one_step(made[first], monkeypatch)
-    with pytest.raises(UserError, match=r"run: its checkpoint does not fit these settings \(pretrained .* -> .*\); choose another"):
+    with pytest.raises(UserError, match=r"run: its checkpoint does not fit these settings \(pretrained .* -> .*\); choose"):
         finetune(made[second])
     if second is not None:
         words = [word for word in command_words(made[second])[3:] if word != "--pretrained"]
@@ -124,7 +124,7 @@ def test_a_finished_run_is_the_same_whatever_does_not_decide_its_figures(tiny_sh
 
 
 def test_every_setting_that_may_change_exists() -> None:
-    names = {name.replace("-", "_") for kind in (PretrainConfig, FinetuneConfig) for name in option_names(kind)}
+    names = {name.replace("-", "_") for kind in folder.KINDS.values() for name in option_names(kind)}
     for beginning in (*folder.TECHNICAL, *folder.EVALUATION, *folder.ADJUSTABLE):
         assert any(name.startswith(beginning) for name in names), beginning
 

@@ -19,7 +19,7 @@ from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, lo
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_classes, require_joints, warn_of_shared_clips
-from svdata2vec.runs.folder import finish_run, is_finished, read_result, write_config
+from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -63,9 +63,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             "classes": classes, **metrics.to_dict(),
             "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
         }
-        if runtime.is_main:
-            _publish(config, trained, linear, shards, result)
-        finish_run(config.run, runtime, result)
+        with claimed(config.run, runtime):
+            if runtime.is_main:
+                _publish(config, trained, linear, shards, result)
+            finish_run(config.run, runtime, result)
     log.info(
         "%s: linear probe top-1 %.1f %%, %d nearest neighbours top-1 %.1f %% of %d clips",
         config.out, 100 * metrics.top1, config.neighbours, 100 * nearest.top1, metrics.count,
