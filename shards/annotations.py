@@ -27,7 +27,7 @@ KEY = r"[A-Za-z0-9_%+=~-]+"
 class Pose:
     """Skeletons of one clip. `pose_MTVC` (M,T,V,2); `score_MTV` or None; `box_T4` (x1,y1,x2,y2) or None.
 
-    `width`, `height`: picture in whose pixels the joints are; None = the video's own.
+    `width`, `height`: picture in whose pixels the joints are; None = the video's own; both 1 = coordinates are parts of it.
     `video_box`: the boxes are in the video's pixels although the joints are not. `joined`: slots that were joined to
     others (`tracks.join_slots`).
     """

@@ -11,30 +11,65 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
 
 FLOAT16_LIMIT = 65504.0
+ASPECT_TOLERANCE = 0.02  # between the shapes of the picture of the joints and of the video, or 2 px (rounded copies)
+RELATIVE = 2.0           # joints of which none is further from 0: not pixels, but parts of the picture
 
 
 def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> tuple[Pose, int]:
     """The pose in pixels of the upright decoded video, and how many joints are NaN, infinite or far outside it.
 
     These become missing (zero): further outside than OUTSIDE_LIMIT of the longer side. Boxes end there, and scores that
-    are not finite become 0. Raises UserError if an array has a wrong shape.
+    are not finite become 0. A picture of 1x1 says that the joints are parts of the picture. Raises UserError if an array
+    has a wrong shape, and if the joints cannot be of this picture: one of another shape, or turned; parts of the picture
+    instead of pixels; most of them far outside.
     """
     with np.errstate(over="ignore"):  # beyond float32: infinite, and so missing
         pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
     if pose_MTVC.ndim != 4 or pose_MTVC.shape[2:] != (num_joints, 2):
         raise UserError(f"clip {key}: joints have shape {np.shape(pose.pose_MTVC)}, "
                         f"expected (persons, frames, {num_joints}, 2)")
-    scale = np.array([info.width / (pose.width or info.width), info.height / (pose.height or info.height)], np.float32)
+    seen_MTV = np.isfinite(pose_MTVC).all(axis=-1) & (pose_MTVC != 0).any(axis=-1)
+    width, height = info.width if pose.width is None else pose.width, info.height if pose.height is None else pose.height
+    _check_picture(key, width, height, pose_MTVC[seen_MTV], info)
+    scale = np.array([info.width / width, info.height / height], np.float32)
     limit = OUTSIDE_LIMIT * max(info.width, info.height)
     with np.errstate(invalid="ignore", over="ignore"):
         pose_MTVC *= scale
         bad_MTV = ~np.isfinite(pose_MTVC).all(axis=-1)
         low, high = -limit, np.array([info.width, info.height]) + limit
         bad_MTV |= ((pose_MTVC < low) | (pose_MTVC > high)).any(axis=-1)
+    if 2 * (far := int((bad_MTV & seen_MTV).sum())) > seen_MTV.sum():
+        raise UserError(f"clip {key}: {far} of {seen_MTV.sum()} joints lie far outside the {info.width}x{info.height} picture: "
+                        "they are in pixels of another size; expected img_shape, (height, width) of the picture they are of")
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
     box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
     return Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined), int(bad_MTV.sum())
+
+
+def _check_picture(key: str, width: int, height: int, seen_N2: np.ndarray, info: VideoInfo) -> None:
+    """UserError unless joints of this picture can be joints of the video. `seen_N2`: those that are finite and there."""
+    if (width, height) == (1, 1):
+        return
+    sizes = (f"clip {key}: the joints are of a picture of {width}x{height} (width x height), the video shows "
+             f"{info.width}x{info.height}")
+    if width < 1 or height < 1:
+        raise UserError(f"{sizes}; expected img_shape, (height, width) in pixels")
+    if not _same_shape(width, height, info):
+        if not _same_shape(height, width, info):
+            raise UserError(f"{sizes}, of another shape; expected the video that the joints were found in, or a scaled copy")
+        fits_only_turned = bool((seen_N2 > (width, height)).any() and (seen_N2 <= (height, width)).all())
+        raise UserError(sizes + (": img_shape is (width, height); expected (height, width)" if fits_only_turned else
+                                 ", which is turned; expected img_shape as (height, width), and joints of the upright picture"))
+    if len(seen_N2) and max(width, height) > 16 * RELATIVE and np.abs(seen_N2).max() <= RELATIVE:
+        raise UserError(f"clip {key}: all joints lie between {seen_N2.min():.3g} and {seen_N2.max():.3g}, in a picture of "
+                        f"{width}x{height}: parts of the picture; expected pixels")
+
+
+def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
+    """Whether a picture has the shape of the video's, but for rounding."""
+    scaled_height = height * info.width / width
+    return abs(scaled_height - info.height) <= max(ASPECT_TOLERANCE * info.height, 2)
 
 
 def stored_boxes(pose: Pose) -> np.ndarray:

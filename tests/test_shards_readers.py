@@ -11,7 +11,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
+from shards_data import WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
 from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
@@ -27,6 +27,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.video import VideoReader
 
 FRAMES = 6
+WIDE_HEIGHT = 108  # of a video of the shape of 1920x1080
 
 
 # ---------------------------------------------------------------------------------------------------- NTU RGB+D
@@ -35,13 +36,13 @@ NTU_NAMES = ["S001C001P001R001A001", "S001C002P003R002A060", "S017C003P040R001A0
 
 
 def ntu_pickle(root: Path, names: list[str], **changes: object) -> dict[str, object]:
-    """Videos (192x128) and a pickle annotated in 1080p pixels: as published, 10x and 8.4375x the video's."""
+    """Videos (192x108) and a pickle annotated in 1080p pixels: as published, 10x the video's."""
     videos = root / "nturgbd_videos"
     videos.mkdir()
     entries = []
     for name in names:
-        write_video(videos / f"{name}.mp4", FRAMES)
-        pose = block_pose(FRAMES) * np.array([1920 / WIDTH, 1080 / HEIGHT], np.float32)
+        write_video(videos / f"{name}.mp4", FRAMES, height=WIDE_HEIGHT)
+        pose = block_pose(FRAMES) * np.array([1920 / WIDTH, 1080 / WIDE_HEIGHT], np.float32)
         entries.append(annotation(name, NtuName.parse(name).action - 1, FRAMES, img_shape=(1080, 1920),
                                   original_shape=(1080, 1920), keypoint=pose.astype(np.float16), **changes))
     split = ntu_splits(names, 60)
@@ -61,7 +62,7 @@ def test_ntu_pickle_with_joints_in_1080p_on_smaller_videos(tmp_path: Path, caplo
     sample = clip_of(shards, NTU_NAMES[1])
     assert (sample.meta.setup, sample.meta.camera, sample.meta.subject, sample.label) == (1, 2, 3, 59)
     assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 0.06
-    assert (sample.meta.width, sample.meta.height) == (WIDTH, HEIGHT)
+    assert (sample.meta.width, sample.meta.height) == (WIDTH, WIDE_HEIGHT)
 
 
 def test_ntu_pickle_checks_names_and_labels(tmp_path: Path) -> None:
@@ -116,12 +117,12 @@ def ntu_raw(root: Path) -> dict[str, object]:
     videos, skeletons = root / "nturgb+d_rgb", root / "nturgb+d_skeletons"
     videos.mkdir()
     skeletons.mkdir()
-    pose = block_pose(FRAMES, 25)[0] * [1920 / WIDTH, 1080 / HEIGHT]
+    pose = block_pose(FRAMES, 25)[0] * [1920 / WIDTH, 1080 / WIDE_HEIGHT]
     late = pose.copy() + 30
     late[:2] = np.nan
     late[3, 4] = np.nan, 7.0  # one joint without colour position, as the sensor gives it
     for name in (NTU_NAMES[0], NTU_NAMES[1], "S001C002P005R002A008", "S002C001P007R001A002"):
-        write_video(videos / f"{name}_rgb.avi", FRAMES, codec="mpeg4")
+        write_video(videos / f"{name}_rgb.avi", FRAMES, codec="mpeg4", height=WIDE_HEIGHT)
     for name in (NTU_NAMES[0], NTU_NAMES[1], "S001C002P005R002A008", "S003C001P007R001A002"):
         text = skeleton_text({"72057594037931101": late, "72057594037931368": pose}, FRAMES, 12, 5)
         (skeletons / f"{name}.skeleton").write_text(text)
@@ -197,7 +198,7 @@ def pku_set(root: Path) -> dict[str, object]:
     for name in ("video", "label", "skeleton"):
         (root / name).mkdir()
     for stem in ("0002-L", "0003-M"):
-        write_video(root / "video" / f"{stem}.avi", 20, codec="mpeg4")
+        write_video(root / "video" / f"{stem}.avi", 20, codec="mpeg4", height=WIDE_HEIGHT)
         (root / "label" / f"{stem}.txt").write_text("34,2,8,1\n51,10,20,2\n")
         rows = []
         for t in range(20):

@@ -207,7 +207,7 @@ def test_resume_refuses_other_skeletons(tmp_path: Path) -> None:
             (skeletons / f"{stem}_pose3d.json").write_text(json.dumps({"frames": frames}))
 
     for stem in stems:
-        write_video(videos / f"{stem}.mp4", 4)
+        write_video(videos / f"{stem}.mp4", 4, height=144)  # of the shape of 640x480
     write_version(1)
     stop_after_first_shard(read_smarthome(videos, skeletons), out)
     sizes = [path.stat().st_size for path in sorted(skeletons.iterdir())]

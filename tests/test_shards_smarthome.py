@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, clip_of, packed, write_video
+from shards_data import WIDTH, clip_of, packed, write_video
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.smarthome import (
@@ -19,6 +19,7 @@ from svdata2vec.shards.readers.smarthome import (
 from svdata2vec.shards.readers.sources import open_dataset
 
 FRAMES = 6
+TALL_HEIGHT = 144  # of a video of the shape of 640x480
 
 
 def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:
@@ -43,7 +44,7 @@ def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, objec
     people[1][0][5] = -1
     suffix = "" if version == 1 else "_pose3d"
     for stem in stems:
-        write_video(videos / f"{stem}.mp4", FRAMES)
+        write_video(videos / f"{stem}.mp4", FRAMES, height=TALL_HEIGHT)
         (skeletons / f"{stem}{suffix}.json").write_text(smarthome_json(people, version))
     return {"videos": videos, "skeletons": skeletons}
 
@@ -52,7 +53,7 @@ def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, objec
 def test_smarthome(tmp_path: Path, version: int) -> None:
     stems = ["Cook.Cleandishes_p02_r00_v02_c03", "Usetablet_p03_r01_v00_c01", "Pour.Fromcup_p03_r01_v00_c01"]
     sources = smarthome_set(tmp_path, stems, version)
-    write_video(Path(str(sources["videos"])) / "Walk_p19_r00_v00_c05.mp4", FRAMES)
+    write_video(Path(str(sources["videos"])) / "Walk_p19_r00_v00_c05.mp4", FRAMES, height=TALL_HEIGHT)
     dataset = open_dataset("smarthome", **sources)
     assert {entry.key: entry.reason for entry in dataset.skipped} == {
         "Pour-Fromcup_p03_r01_v00_c01": "the data set's authors leave out Pour.Fromcup",
@@ -65,7 +66,7 @@ def test_smarthome(tmp_path: Path, version: int) -> None:
     assert sample.label == CLASSES.index("Usetablet") == 27
     assert shards.label_map("cv1_train")[27] == VIEW_CLASSES.index("Usetablet") == 16
     assert shards.label_map("cv1_train")[0] == -1 and len(shards.split_classes("cv1_train")) == 19
-    scale = np.array([WIDTH / 640, HEIGHT / 480])
+    scale = np.array([WIDTH / 640, TALL_HEIGHT / 480])
     head, neck = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13]
     assert np.allclose(head, np.array([148, 320]) * scale, atol=1e-3), "LCR-Net's last joint is the head"
     assert np.allclose(neck, np.array([142, 305]) * scale, atol=1e-3), "mean of the shoulders"

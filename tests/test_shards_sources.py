@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shards_data import annotation, block_pose, packed, write_pickle, write_video
+from shards_data import HEIGHT, annotation, block_pose, packed, write_pickle, write_video
 
 from svdata2vec.shards.annotations import DataSet, safe_key
 from svdata2vec.shards.errors import UserError
@@ -22,10 +22,10 @@ from svdata2vec.shards.reading.shardset import ShardSet
 FRAMES = 4
 
 
-def tree(root: Path, *names: str) -> Path:
+def tree(root: Path, *names: str, height: int = HEIGHT) -> Path:
     """Copies of one small video under these names."""
     root.parent.mkdir(exist_ok=True)
-    first = write_video(root.parent / "one.mp4", FRAMES)
+    first = write_video(root.parent / "one.mp4", FRAMES, height=height)
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(first.read_bytes())
@@ -325,7 +325,8 @@ ODD_JSON = ['{"frames": [[3]]}', '{"frames": {"a": 1}}', '{"frames": [{"pose2d":
 
 def test_an_odd_smarthome_file_is_one_skipped_clip(tmp_path: Path) -> None:
     stems = [f"Walk_p{number + 2:02d}_r00_v00_c01" for number in range(len(ODD_JSON) + 1)]
-    videos = tree(tmp_path / "mp4", *(f"{stem}.mp4" for stem in stems), "._Cook.Cleandishes_p02_r00_v02_c03.mp4", "holiday.mp4")
+    names = (*(f"{stem}.mp4" for stem in stems), "._Cook.Cleandishes_p02_r00_v02_c03.mp4", "holiday.mp4")
+    videos = tree(tmp_path / "mp4", *names, height=144)  # of the shape of 640x480
     (tmp_path / "json").mkdir()
     good = json.dumps({"frames": [[{"pose2d": list(range(20, 46))}]] * FRAMES})
     for stem, text in zip(stems, [good, *ODD_JSON], strict=True):

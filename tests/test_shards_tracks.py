@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
+from shards_data import WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
 from svdata2vec.cli.main import main
 from svdata2vec.shards.readers.pku import read_pku_skeleton
@@ -59,8 +59,8 @@ def ntu(root: Path, pose_MTVC: np.ndarray) -> ShardSet:
     """Packed from a .skeleton file."""
     for folder in ("videos", "skeletons"):
         (root / folder).mkdir(parents=True)
-    write_video(root / "videos" / f"{NAME}_rgb.avi", pose_MTVC.shape[1], codec="mpeg4")
-    text = skeleton_lines(pose_MTVC, 12, 5, np.array([1920 / WIDTH, 1080 / HEIGHT]))
+    write_video(root / "videos" / f"{NAME}_rgb.avi", pose_MTVC.shape[1], codec="mpeg4", height=108)
+    text = skeleton_lines(pose_MTVC, 12, 5, np.array([1920 / WIDTH, 1920 / WIDTH]))
     (root / "skeletons" / f"{NAME}.skeleton").write_text(text)
     return packed(open_dataset("ntu60-skeleton", skeletons=root / "skeletons", videos=root / "videos"), root)
 

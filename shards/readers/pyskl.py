@@ -70,7 +70,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
       - total_frames: T, as many as its video has
       - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
       - img_shape, or original_shape: (height, width) of the picture in whose pixels the joints are; without it, the
-        video's own size
+        video's own size. The video may be a scaled copy; one of another shape, or turned, is left out
       - keypoint_score: array (M, T, V), confidence of every joint; may be absent
       - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score;
         without it, the box around the joints

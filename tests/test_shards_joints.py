@@ -1,0 +1,88 @@
+"""Joints of an annotation in the pixels of the video: scaled, cleaned, or refused because they are of another picture."""
+
+
+import numpy as np
+import pytest
+from shards_data import write_video
+
+from svdata2vec.shards.annotations import Pose
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.joints import stored_boxes, to_video_pixels
+from svdata2vec.shards.video import VideoInfo, VideoReader
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def info(tmp_path_factory: pytest.TempPathFactory) -> VideoInfo:
+    """Of a video of 192x108."""
+    with VideoReader(write_video(tmp_path_factory.mktemp("joints") / "a.mp4", 2, height=108)) as reader:
+        return reader.info
+
+
+def of_picture(width: int | None, height: int | None, scale_x: float, scale_y: float) -> Pose:
+    """Joints all over a video of 192x108, in pixels of another picture."""
+    spread = np.linspace(0.05, 0.95, 17)
+    xy_V2 = np.stack([spread * 192 * scale_x, spread * 108 * scale_y], 1)
+    return Pose(np.broadcast_to(xy_V2, (1, FRAMES, 17, 2)).astype(np.float32), width=width, height=height)
+
+
+@pytest.mark.parametrize(("width", "height", "scale"), [
+    (1920, 1080, (10, 10)), (None, None, (1, 1)), (96, 54, (0.5, 0.5)), (1920, 1088, (10, 1088 / 108)),
+    (1, 1, (1 / 192, 1 / 108)),
+])
+def test_joints_of_a_scaled_picture_are_brought_to_the_video(
+    info: VideoInfo, width: int | None, height: int | None, scale: tuple[float, float]
+) -> None:
+    people, bad = to_video_pixels("a", of_picture(width, height, *scale), info, 17)
+    assert bad == 0 and np.allclose(people.pose_MTVC, of_picture(None, None, 1, 1).pose_MTVC, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "height", "scale", "message"), [
+    (1080, 1920, (10, 10), r"picture of 1080x1920 \(width x height\), the video shows 192x108: img_shape is \(width, height\)"),
+    (1080, 1920, (5, 5), r"1080x1920 .* the video shows 192x108, which is turned; expected img_shape as \(height, width\)"),
+    (640, 480, (3, 3), r"640x480 .*, the video shows 192x108, of another shape"),
+    (224, 224, (1, 2), r"224x224 .*, the video shows 192x108, of another shape"),
+    (0, 1080, (1, 1), r"0x1080 .*; expected img_shape"),
+    (-1920, -1080, (1, 1), r"-1920x-1080 .*; expected img_shape, \(height, width\) in pixels"),
+    (1920, 1080, (1 / 192, 1 / 108), "all joints lie between 0.05 and 0.95, in a picture of 1920x1080: parts of the picture"),
+    (None, None, (1 / 192, 1 / 108), "all joints lie between 0.05 and 0.95, in a picture of 192x108"),
+    (None, None, (20, 20), r"\d+ of 102 joints lie far outside the 192x108 picture"),
+])
+def test_joints_of_another_picture_are_refused_with_both_sizes(
+    info: VideoInfo, width: int | None, height: int | None, scale: tuple[float, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"clip a: .*{message}"):
+        to_video_pixels("a", of_picture(width, height, *scale), info, 17)
+
+
+def test_a_clip_without_joints_is_of_any_picture_of_its_shape(info: VideoInfo) -> None:
+    nobody = Pose(np.zeros((1, FRAMES, 17, 2), np.float32), width=1920, height=1080)
+    assert not to_video_pixels("a", nobody, info, 17)[0].pose_MTVC.any()
+    missing = Pose(np.full((1, FRAMES, 17, 2), np.nan, np.float32))
+    assert to_video_pixels("a", missing, info, 17)[1] == FRAMES * 17
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, -1e6])
+def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: float) -> None:
+    pose = of_picture(1920, 1080, 10, 10)
+    damaged = pose.pose_MTVC.copy()
+    damaged[0, 2, 3, 1] = value
+    scores = np.full((1, FRAMES, 17), value, np.float64)
+    boxes = np.tile(np.float32([10, 10, 50, value]), (FRAMES, 1))
+    people, bad = to_video_pixels("a", Pose(damaged, scores, boxes, 1920, 1080), info, 17)
+    assert bad == 1 and not people.pose_MTVC[0, 2, 3].any() and np.isfinite(people.pose_MTVC).all()
+    assert people.score_MTV is not None and np.isfinite(people.score_MTV).all()
+    assert np.isfinite(stored_boxes(people)).all() and stored_boxes(people).max() <= 192 * 1.5
+
+
+def test_boxes_are_around_the_joints_whose_scores_count(info: VideoInfo) -> None:
+    pose = of_picture(None, None, 1, 1)
+    joints, scores = pose.pose_MTVC.copy(), np.full((1, FRAMES, 17), 0.9)
+    joints[0, :, 0], scores[0, :, 0] = (100, 150), 0.2   # below the picture
+    joints[0, :, 1], scores[0, :, 1] = (1, 1), 0.05      # in it
+    people, _ = to_video_pixels("a", Pose(joints, scores), info, 17)
+    low, high = pose.pose_MTVC[0, 0, 2], pose.pose_MTVC[0, 0, -1]
+    assert np.allclose(stored_boxes(people)[0], [*low, *high])
+    unscored, _ = to_video_pixels("a", Pose(joints), info, 17)
+    assert np.allclose(stored_boxes(unscored)[0], [1, 1, high[0], 150])
