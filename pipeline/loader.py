@@ -22,7 +22,7 @@ from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
 from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready
+from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready, most_unusable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known, check_number
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -50,7 +50,7 @@ class ClipLoader:
         last_batch: clips that do not fill a step: "drop" (default in training) or "partial" (always in evaluation; in
             training all ranks get equally many). An epoch that goes on after a change of the batches drops none.
         smallest_batch: clips that each rank needs for a step.
-        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none.
+        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Of an evaluation's clips one always is otherwise.
         check_hashes: compare each tar with the manifest's sha256 when it is first read.
 
     Threads and DALI start with the first iteration; `close` (or `with`) ends them. A loader may be pickled, and used again
@@ -121,6 +121,11 @@ class ClipLoader:
     def num_clips(self) -> int:
         """Clips of the split (or of `limit`), over all ranks."""
         return len(self.order.rows)
+
+    @property
+    def most_unusable(self) -> float:
+        """Clips (times views) of an evaluation that may be unusable, over all ranks."""
+        return most_unusable(self.order, self.order.num_entries, self.max_bad_rate)
 
     @property
     def batches_per_epoch(self) -> int:

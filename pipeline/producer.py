@@ -73,10 +73,18 @@ class Decoded:
     seconds: float
 
 
+def most_unusable(order: OrderConfig, read: int, rate: float) -> float:
+    """How many clips may be unusable: in training a share of those read, early on of `GRACE_CLIPS`; in an evaluation of all
+    its clips (over all ranks), and one clip of any number, unless the rate is 0."""
+    if order.train:
+        return rate * max(read, GRACE_CLIPS)
+    return max(rate * order.num_entries, order.views if rate else 0)
+
+
 class Producer:
     """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched.
 
-    Ends the run when more clips are unusable than a share `max_bad_rate` of those read; 0 ends it at the first one.
+    Ends the run when more clips are unusable than a share `max_bad_rate` allows (`most_unusable`); 0 ends it at the first one.
     """
 
     def __init__(
@@ -181,15 +189,16 @@ class Producer:
     def _record_bad(self, row: int, reason: str) -> None:
         """Log and count one clip. Raises UserError above the rate."""
         self.stats.clips_skipped += 1
-        skipped, read = self.stats.clips_skipped, self.stats.clips_read
+        skipped = self.stats.clips_skipped
+        read = self.stats.clips_read if self.order.train else self.order.num_entries
         shards = self.fetcher.shards
         entry = shards.index[row]
         key, shard = entry["key"].decode(), shards.manifest.shards[int(entry["shard"])].name
         log.warning("skipping clip %s of %s: %s", key, shard, reason)
-        if skipped > self.max_bad_rate * max(read, GRACE_CLIPS):
+        if skipped > most_unusable(self.order, read, self.max_bad_rate):
             raise UserError(
                 f"{skipped} of {read} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
-                f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise max_bad_rate"
+                f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise data.max_bad_rate"
             )
 
     def _batch(self, read: Read, decoded: Decoded, lane: Lane) -> ClipBatch | None:

@@ -109,9 +109,23 @@ def test_the_replacement_does_not_depend_on_batches_or_ranks(shards):
 def test_evaluation_leaves_damaged_clips_out(shards):
     damage(shards, 3, "jpegs")
     damage(shards, 8, "json")
-    batches, loader = run(shards, train=False)
+    with pytest.raises(UserError, match=r"2 of 12 clips are unusable, more than the allowed 1.00%.*clip0000[38].*max_bad_rate"):
+        run(shards, train=False)  # a share of them all, however few
+    batches, loader = run(shards, train=False, max_bad_rate=0.2)
     assert keys_of(batches) == sorted(ALL - {"clip00003", "clip00008"}) and loader.stats.clips_skipped == 2
     assert [len(batch) for batch in batches] == [3, 4, 3]
+
+
+@pytest.mark.parametrize(("rate", "views", "passes"), [(0.01, 1, True), (0.01, 3, True), (0.0, 1, False)])
+def test_one_clip_of_few_may_be_lost(shards, rate, views, passes):
+    damage(shards, 3, "jpegs")
+    plan = PlanConfig(num_frames=4, size=32, views=views)
+    with ClipLoader(shards, "all", plan, batch_size=4, max_bad_rate=rate) as loader:
+        if passes:
+            assert len(keys_of(list(loader))) == 11 * views
+        else:
+            with pytest.raises(UserError, match=r"1 of 12 clips are unusable, more than the allowed 0.00%"):
+                list(loader)
 
 
 def test_resume_behind_a_damaged_clip_is_exact(shards):
@@ -169,7 +183,7 @@ def test_checksums_find_what_nothing_else_can_tell(summed, caplog, train):
     damage(summed, 8, "json", lambda old: old.replace(b'"fps":30.0', b'"fps":31.0'))
     changed = {"clip00005": "pose.npy", "clip00002": "box.npy", "clip00008": "json"}
     with caplog.at_level(logging.WARNING):
-        batches, _ = run(summed, train=train)
+        batches, _ = run(summed, train=train, max_bad_rate=0.25)
     assert not set(changed) & set(keys_of(batches)) and (train or set(keys_of(batches)) == ALL - set(changed))
     for key, component in changed.items():
         assert f"clip {key}, {component}: its bytes are not those that were packed (CRC-32)" in caplog.text

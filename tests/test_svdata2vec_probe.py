@@ -24,6 +24,7 @@ from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import Features, embed, load_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
 from svdata2vec.reports.report import write_report
+from svdata2vec.reports.results import accuracies
 from svdata2vec.runs.published import load_published
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -237,7 +238,8 @@ def test_the_report_shows_both_probes(pretrained: Path, tiny_shard_folder: Path,
     write_report([pretrained, config.out], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     for how, figures in (("linear probe", result), ("3 nearest neighbours", result["knn"])):
-        cells = [f"pretrained (pretrain), {how}", str(NUM_CLIPS), *(f"{100 * figures[n]:.1f} %" for n in ("top1", "top5"))]
+        shares = accuracies(figures)
+        cells = [f"pretrained (pretrain), {how}", str(NUM_CLIPS), shares["top1"], shares["top5"]]
         assert "".join(f"<td>{cell}</td>" for cell in cells) in page
     write_report([config.out], tmp_path / "alone.html")
     assert "Confusion: probed" in (tmp_path / "alone.html").read_text()

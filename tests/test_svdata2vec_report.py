@@ -1,7 +1,10 @@
 """The report: one file that needs no network, with whole pictures and the runs' figures."""
 
 import base64
+import json
 import re
+import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from tiny import finetune_config, pretrain_config
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
-from svdata2vec.reports.report import write_report
+from svdata2vec.reports.report import Run, curves, write_report
+from svdata2vec.reports.results import accuracies
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -75,6 +79,71 @@ def test_one_pretraining_run_alone_makes_a_report(tiny_shard_folder: Path, tmp_p
     assert "No pictures: " in (tmp_path / "r.html").read_text() and "no split" in (tmp_path / "r.html").read_text()
     with pytest.raises(UserError, match="no run given"):
         write_report([], tmp_path / "r.html")
+
+
+def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """From scratch, and each from a pretraining run of its own, whose seeds differ likewise; other settings stay apart."""
+    found: dict[str, list[float]] = {"scratch": [], "tuned": []}
+    folders = []
+    for seed in (0, 1, 2):
+        pre = tmp_path / f"pre{seed}"
+        pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, seed=seed))
+        for name, source in (("scratch", None), ("tuned", pre)):
+            out = tmp_path / f"{name}{seed}"
+            config = finetune_config(tiny_shard_folder, out, epochs=1, seed=seed, pretrained=source)
+            found[name].append(finetune(replace(config, modality="skeleton"))["top1"])
+            folders.append(out)
+    finetune(replace(finetune_config(tiny_shard_folder, tmp_path / "other", epochs=2, seed=3), modality="skeleton"))
+    write_report([*folders, tmp_path / "other"], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    group = page.split("<h2>Over seeds</h2>")[1].split("</table>")[0]
+    assert group.count("<tr>") == 3 and "other" not in group
+    for name, values in found.items():
+        half = 4.3027 * statistics.stdev(values) / 3**0.5
+        low, high = (100 * min(max(statistics.mean(values) + side * half, 0), 1) for side in (-1, 1))
+        start = "scratch" if name == "scratch" else "pretrained (pre0)"
+        row = [f"{name}0, {name}1, {name}2", start, "3", f"{100 * statistics.mean(values):.1f} % ({low:.1f} to {high:.1f})"]
+        assert "".join(f"<td>{cell}</td>" for cell in row) in group
+    write_report([folders[0]], tmp_path / "one.html")
+    assert "Over seeds" not in (tmp_path / "one.html").read_text()
+
+
+def test_the_report_says_what_figures_are_of(report: str, tiny_shard_folder: Path) -> None:
+    about = report.split("<th>network</th>")[1].split("</table>")[0]
+    assert about.count("<td>factory</td><td>all</td><td>factory</td>") == 2 and about.count("<td>last</td>") == 2
+    assert report.count("Accuracy per class") == 2 and "Wilson" in report
+    assert re.search(r"<td>\d+\.\d % \(\d+\.\d to \d+\.\d\)</td>", report)
+
+
+def test_a_report_of_results_of_0_2_0(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """They say neither how many clips there were nor what they are about; their intervals follow from the confusion matrix."""
+    finetune(replace(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=1), modality="skeleton"))
+    path = tmp_path / "run" / "result.json"
+    new = json.loads(path.read_text())
+    names = ("split", "labels", "classes", "count", "top1", "top5", "mean_class", "per_class", "confusion")
+    path.write_text(json.dumps({name: new[name] for name in names}))
+    write_report([tmp_path / "run"], tmp_path / "r.html")
+    for found in accuracies(new).values():
+        assert f"<td>{found}</td>" in (tmp_path / "r.html").read_text()
+
+
+def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
+    config = finetune_config(Path("shards"), Path("run"))
+    runs = [
+        Run("one", config, [{"epoch": 2.0, "loss": 1.25, "val_top1": 0.5}], None),
+        Run("many", config, [{"epoch": float(epoch), "loss": 2.0 - 0.5 * epoch} for epoch in (1, 2, 3)], None),
+        Run("none", config, [], None),
+    ]
+    for chosen, last in ((runs, 3.0), (runs[:1], 2.0)):
+        figure = curves(chosen, {"loss": "loss", "val_top1": "validation"})
+        assert figure is not None
+        loss, validation = figure.axes
+        for axes, value in ((loss, 1.25), (validation, 0.5)):
+            line = axes.lines[0]
+            assert line.get_marker() == "o" and line.get_ydata() == [value]  # type: ignore[comparison-overlap]
+            assert [text.get_text() for text in axes.texts] == [f"{value:.3g}"]
+            assert axes.get_xlim() == pytest.approx((0, 1.05 * last)) and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
+        assert [text.get_text() for text in loss.get_legend().get_texts()] == [run.name for run in chosen]
 
 
 def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,21 @@ from tiny import NUM_CLIPS, finetune_config
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.presets import FINETUNE
-from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.evaluation.evaluate import check_lost, evaluate_run
 from svdata2vec.evaluation.features import embed
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.evaluation.predict import predict
+from svdata2vec.evaluation.probe import probe
 from svdata2vec.model.classifier import Classifier
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import class_rows, confusion_rows, summary
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.intervals import NORMAL, STUDENT, mean_of_shares, mean_over_seeds, wilson
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import Manifest
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 
 
@@ -168,3 +174,59 @@ def test_a_protocol_has_its_metric() -> None:
     assert {name for name, metric in metrics.items() if metric == "mean_class"} == {
         "smarthome-cs", "smarthome-cv1", "smarthome-cv2"
     }
+
+
+def damaged(source: Path, root: Path, *rows: int) -> Path:
+    """A copy of shards, some of whose clips have joints and pictures of zeros."""
+    shutil.copytree(source, root)
+    shards = ShardSet.open(root)
+    for row in rows:
+        entry = shards.index[row]
+        with (root / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
+            for offset, size in zip(entry["offset"].tolist(), entry["size"].tolist(), strict=True):
+                tar.seek(offset)
+                tar.write(bytes(size))
+    return root
+
+
+def test_lost_clips_are_said_wherever_a_result_is(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By fine-tuning, evaluation, probe and features; on the card and in the report."""
+    root = damaged(tiny_shard_folder, tmp_path / "shards", 7)
+    base = finetune_config(root, tmp_path / "run", epochs=1)
+    result = finetune(base)
+    assert (result["count"], result["clips"]) == (11, 12)
+    assert "split 'all': 1 of 12 clips are left out, they could not be read" in caplog.messages
+    found = probe(ProbeConfig(data=base.data, pretrained=base.run.out, out=tmp_path / "probe", device="cpu", neighbours=3))
+    assert [(figures["count"], figures["clips"]) for figures in (found, found["knn"])] == [(11, 12)] * 2
+    assert found["labels"] == 11  # of the training clips one is lost too
+    for folder in (base.run.out, tmp_path / "probe"):
+        card = read_card(folder)["evaluation"]
+        assert (card["count"], card["clips"]) == (11, 12)
+        assert main(["evaluate", str(folder), "--device", "cpu"]) == 0
+        assert "11 of 12 clips" in capsys.readouterr().out
+    write_report([base.run.out, tmp_path / "probe"], tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<td>11 of 12</td>") == 3
+    words = ["embed", str(base.run.out), "--split", "all", "--out", str(tmp_path / "a.npy"), "--device", "cpu"]
+    assert main(words) == 0
+    shown, index = json.loads(capsys.readouterr().out), json.loads((tmp_path / "a.npy.json").read_text())
+    assert shown["lost"] == index["lost"] == ["clip00007"] and shown["clips"] == len(index["keys"]) == 11
+
+
+def test_too_many_lost_clips_are_no_result(
+    classifier: Path, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = damaged(tiny_shard_folder, tmp_path / "shards", 3, 7)
+    words = ["evaluate", str(classifier), "--shards", str(root), "--device", "cpu"]
+    assert main(words) == 2
+    assert "2 of 12 clips are unusable, more than the allowed 1.00%" in capsys.readouterr().err
+
+
+def test_the_limit_holds_over_all_processes_together(tiny_shard_folder: Path) -> None:
+    """Each lost a clip, which alone it may; the gathered split lacks two."""
+    with ClipLoader(ShardSet.open(tiny_shard_folder), "all", batch_size=4, world_size=2) as loader:
+        check_lost(loader, 12)
+        check_lost(loader, 11)
+        with pytest.raises(UserError, match=r"^split 'all': 2 of 12 clips are unusable, more than the allowed 1.00%; find"):
+            check_lost(loader, 10)

@@ -1,6 +1,5 @@
 """Validation: which clips, never trained on nor tested; the network that it chooses; the test split read once."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shards_data import edit_manifest
 from tiny import finetune_config
 from torch import nn
 
@@ -33,8 +33,7 @@ KEYS = [f"clip{i:05d}" for i in range(12)]
 def with_splits(source: Path, root: Path, **splits: list[str]) -> ShardSet:
     """The tiny shards as an earlier version packed them: with these splits in their manifest."""
     shutil.copytree(source, root)
-    path = root / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "splits": splits}))
+    edit_manifest(root, splits=splits)
     return ShardSet.open(root)
 
 
@@ -168,10 +167,8 @@ def test_clips_that_are_trained_or_tested_on_choose_nothing(
 def test_splits_of_other_classes_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     """Before the training, not by wrong labels behind it."""
     shutil.copytree(tiny_shard_folder, tmp_path / "shards")
-    path = tmp_path / "shards" / "manifest.json"
-    manifest = json.loads(path.read_text())
     splits = {"cs_train": KEYS[:8], "cv1_test": KEYS[8:]}
-    path.write_text(json.dumps({**manifest, "splits": splits, "split_classes": {"cv1_test": list("abc")}}))
+    edit_manifest(tmp_path / "shards", splits=splits, split_classes={"cv1_test": list("abc")})
     shards = ShardSet.open(tmp_path / "shards")
     with pytest.raises(UserError, match=r"split 'cv1_test' has other classes than split 'cs_train'; give a split of the same"):
         finetune(settings(shards, tmp_path / "run", "cs_train", "cv1_test", every=0))

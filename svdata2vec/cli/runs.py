@@ -86,8 +86,9 @@ class EmbedOptions:
 def run_embed(options: EmbedOptions) -> None:
     from svdata2vec.evaluation.features import embed
 
-    clips, width = embed(**vars(options)).features_nD.shape
-    _print({"out": str(options.out), "clips": clips, "width": width})
+    features = embed(**vars(options))
+    clips, width = features.features_nD.shape
+    _print({"out": str(options.out), "clips": clips, "lost": features.lost, "width": width})
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class DataConfig:
     """Training augmentation beyond the paper's."""
     check_hashes: bool = False
     """Compare every tar with the manifest's hash when it is first read (local shards)."""
+    max_bad_rate: Share = 0.01
+    """Share of clips that may be unusable: replaced in training, left out of an evaluation (one clip always may be, unless
+    this is 0)."""
     remote_fetch: Literal["clips", "shards"] = "clips"
     """Of shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
     remote_cache_gb: Annotated[float, Range(ABOVE_0)] = 32.0

@@ -1,5 +1,6 @@
 """Run a network over a split, every clip exactly once, alone or on several processes; accuracy of a classifier."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from svdata2vec.runs.data import build_loader, open_data, require_classes, requi
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,22 @@ def over_split(
         raise UserError(f"split {loader.split} has no clip that can be read")
     names, values, numbers = zip(*filled, strict=True)
     found, values_nD = [key for part in names for key in part], np.concatenate(values)
+    check_lost(loader, len(found))
     require_finite(values_nD, found)
     return found, values_nD, np.concatenate(numbers)
+
+
+def check_lost(loader: ClipLoader, found: int) -> None:
+    """Say how many clips (times views) of a split could not be read by any process; UserError if they are too many."""
+    whole = loader.order.num_entries
+    if found == whole:
+        return
+    log.warning("split %r: %d of %d clips are left out, they could not be read", loader.split, whole - found, whole)
+    if whole - found > loader.most_unusable:
+        raise UserError(
+            f"split {loader.split!r}: {whole - found} of {whole} clips are unusable, more than the allowed "
+            f"{loader.max_bad_rate:.2%}; find them with `svdata2vec verify`, or raise data.max_bad_rate"
+        )
 
 
 def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:

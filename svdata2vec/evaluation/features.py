@@ -31,11 +31,12 @@ from svdata2vec.shards.ranges import check_known
 
 @dataclass(frozen=True)
 class Features:
-    """Clips of a split in the split's order: names, float32 features (n, D), labels (n,)."""
+    """Clips of a split in the split's order: names, float32 features (n, D), labels (n,); names of those that are unusable."""
 
     keys: list[str]
     features_nD: np.ndarray
     labels_n: np.ndarray
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Fe
     place = {key: number for number, key in enumerate(found)}
     split = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
     order_n = [place[key] for key in split if key in place]
-    return Features([found[number] for number in order_n], features_nD[order_n], labels_n[order_n])
+    lost = tuple(key for key in split if key not in place)
+    return Features([found[number] for number in order_n], features_nD[order_n], labels_n[order_n], lost)
 
 
 def embed(
@@ -163,7 +165,7 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         return
     with out.open("wb") as file:
         np.save(file, features.features_nD.astype(np.float32, copy=False))
-    index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes)}
+    index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
 
 

@@ -17,6 +17,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
+from svdata2vec.reports.results import NAMES, accuracies, scored
 from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_classes, require_joints, warn_of_shared_clips
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result, write_config
@@ -67,9 +68,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             if runtime.is_main:
                 _publish(config, trained, linear, shards, result)
             finish_run(config.run, runtime, result)
+    name = config.data.metric
     log.info(
-        "%s: linear probe top-1 %.1f %%, %d nearest neighbours top-1 %.1f %% of %d clips",
-        config.out, 100 * metrics.top1, config.neighbours, 100 * nearest.top1, metrics.count,
+        "%s: linear probe %s %s, %d nearest neighbours %s of %s clips", config.out, NAMES[name], accuracies(result)[name],
+        config.neighbours, accuracies(result["knn"])[name], scored(result),
     )
     return result
 

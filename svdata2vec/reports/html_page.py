@@ -16,17 +16,21 @@ figcaption, .note { color: #5b6775; font-size: .9rem; }
 """
 
 
-def page(title: str, note: str, sections: Sequence[str]) -> str:
+def page(title: str, remark: str, sections: Sequence[str]) -> str:
     """The whole document; empty sections leave nothing behind."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f'<p class="note">{html.escape(note)}</p>{"".join(sections)}</body></html>'
+        f'{note(remark)}{"".join(sections)}</body></html>'
     )
 
 
 def section(title: str, body: str) -> str:
     return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
 
 
 def figure_image(figure: Figure | None, caption: str) -> str:

@@ -1,6 +1,7 @@
 """`svdata2vec inspect`: what the model sees of a data set, in pictures, and what is in it, in figures."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.stats import SetStatistics, Spread, set_statistics
 
+log = logging.getLogger(__name__)
+
 
 def inspect_shards(
     root: str, split: str, out: Path, plan: PlanConfig, *, train: bool, clips: int, keys: Sequence[str] = ()
@@ -31,8 +34,11 @@ def inspect_shards(
     out.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, rows in chosen:
-        with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows) as loader:
-            batch = next(iter(loader))
+        with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows, max_bad_rate=1.0) as loader:
+            batch = next(iter(loader), None)
+        if batch is None:
+            log.warning("%s: no picture, none of its clips can be read", name)
+            continue
         png = to_png(contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows)))
         write_atomically(out / f"{name}.png", png)
         pictures.append(image(png, name))

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
 from svdata2vec.config.files import read_json, to_json
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
-from svdata2vec.reports.html_page import figure_image, image, page, section, table
+from svdata2vec.reports.html_page import figure_image, image, page, section
+from svdata2vec.reports.result_tables import class_tables, outcomes, results
+from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.folder import Settings, read_config
 from svdata2vec.runs.metrics_log import read_metrics
@@ -29,7 +31,8 @@ from svdata2vec.shards.reading.remote import open_shards
 
 # Figures of curves: logged fields with their titles, and a caption.
 CURVES = (
-    ({"loss": "loss", "accuracy": "training accuracy", "grad_norm": "gradient norm", "lr": "learning rate"},
+    ({"loss": "loss", "accuracy": "training accuracy", "val_top1": "validation top-1",
+      "val_mean_class": "validation, mean per class", "grad_norm": "gradient norm", "lr": "learning rate"},
      "Loss and accuracy by epoch"),
     ({"target_std": "target spread", "prediction_std": "prediction spread"},
      "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"),
@@ -58,8 +61,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         raise UserError("no run given; expected one or more run folders")
     runs = [read_run(folder) for folder in folders]
     sections = [
-        _results(runs),
-        section("Training curves", "".join(figure_image(_curves(runs, fields), note) for fields, note in CURVES)),
+        results([each for run in runs for each in outcomes(run.name, run.config, run.result)]),
+        section("Training curves", "".join(figure_image(curves(runs, fields), note) for fields, note in CURVES)),
         section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
         *(_confusion(run) for run in runs if run.result),
         _inputs(runs),
@@ -82,41 +85,19 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _results(runs: Sequence[Run]) -> str:
-    rows = []
-    for run in runs:
-        if run.result is None or isinstance(run.config, PretrainConfig):
-            continue
-        result, probing = run.result, isinstance(run.config, ProbeConfig)
-        start = f"pretrained ({run.config.pretrained.name})" if run.config.pretrained else "scratch"
-        found = [(f"{start}, linear probe" if probing else start, result)]
-        if probing:
-            found.append((f"{start}, {result['knn']['neighbours']} nearest neighbours", result["knn"]))
-        for how, figures in found:
-            shares = [f"{100 * figures[name]:.1f} %" for name in ("top1", "top5", "mean_class")]
-            rows.append([run.name, run.config.modality, how, str(result["labels"]), *shares, str(result["count"])])
-    if not rows:
-        return ""
-    classes = next(len(run.result["classes"]) for run in runs if run.result)
-    by_luck = [f"{100 * min(guesses, classes) / classes:.1f} %" for guesses in (1, 5, 1)]
-    rows.append(["chance", "", "", "", *by_luck, ""])
-    header = ["run", "input", "start", "labelled clips", "top-1", "top-5", "mean per class", "test clips"]
-    return section("Results", table(header, rows))
-
-
-def _curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
+def curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
     """Those of the fields that a run has logged, two in a row."""
     names = [name for name in titles if any(run.series(name)[0] for run in runs)]
     if not names:
         return None
     rows, columns = -(-len(names) // 2), min(len(names), 2)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    last = max(epoch for run in runs for name in names for epoch in run.series(name)[0])
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         for colour, run in enumerate(runs):
-            epochs, values = run.series(name)
-            if epochs:
-                axes.plot(epochs, values, label=run.name, color=f"C{colour % 10}", marker="." if len(epochs) < 30 else None)
+            _curve(axes, run, name, f"C{colour % 10}")
+        axes.set_xlim(0, 1.05 * last)
         axes.set_ylim(bottom=0)
         axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
@@ -124,6 +105,18 @@ def _curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
         if number == 0:
             axes.legend(fontsize=8)
     return figure
+
+
+def _curve(axes: Axes, run: Run, name: str, colour: str) -> None:
+    """A line; of one record, which makes none, a dot with its value; without any, the run's name in the legend alone."""
+    epochs, values = run.series(name)
+    marker = "o" if len(epochs) == 1 else "." if len(epochs) < 30 else None
+    axes.plot(epochs, values, label=run.name, color=colour, marker=marker)
+    if len(epochs) == 1:
+        axes.annotate(
+            f"{values[0]:.3g}", (epochs[0], values[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
+            fontsize=8,
+        )
 
 
 def _times(runs: Sequence[Run]) -> Figure | None:
@@ -165,7 +158,8 @@ def _confusion(run: Run) -> str:
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    return section(f"Confusion: {run.name}", figure_image(figure, f"Test clips of {run.name} by true and predicted class"))
+    picture = figure_image(figure, f"{scored(run.result)} test clips of {run.name} by true and predicted class")
+    return section(f"Confusion: {run.name}", picture + class_tables(run.result))
 
 
 def _inputs(runs: Sequence[Run]) -> str:

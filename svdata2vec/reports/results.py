@@ -61,11 +61,11 @@ def confusion_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def summary(result: Mapping[str, Any], width: int) -> str:
     """A result for a terminal of so many columns: a few lines per list, names cut where they are too long."""
     about = (
-        f"{result['run']}: {scored(result)} clips of split {result['split']} of {result['dataset']} (fingerprint "
-        f"{result['fingerprint'][:12]}), seed {result['seed']}, {result['date']}"
+        f"{scored(result)} clips of split {result['split']} of {result['dataset']} (fingerprint {result['fingerprint'][:12]}), "
+        f"seed {result['seed']}, {result['date']}"
     )
     blocks = [
-        textwrap.wrap(about, width),
+        [result["run"], *textwrap.wrap(about, width)],
         _columns([(NAMES[name], found) for name, found in accuracies(result).items()], width),
         _list(("class", "clips", "accuracy"), class_rows(result), "classes", width),
     ]

@@ -80,6 +80,7 @@ def build_loader(
         limit=rows,
         last_batch="drop" if train else "partial",
         smallest_batch=1 if config.kind == "pretrain" else 2,  # BatchNorm of the classifier needs two
+        max_bad_rate=data.max_bad_rate,
         check_hashes=data.check_hashes,
     )
 

@@ -17,6 +17,7 @@ from svdata2vec.evaluation.metrics import Metrics
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.reports.results import NAMES, accuracies, scored
 from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
@@ -131,5 +132,5 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
     if runtime.is_main:
         complete_card(config.run.out, **network, evaluation=evaluation_entry(result))
     finish_run(config.run, runtime, result)
-    log.info("%s: top-1 %.1f %% of %d clips", config.run.out, 100 * metrics.top1, metrics.count)
+    log.info("%s: %s %s of %s clips", config.run.out, NAMES[data.metric], accuracies(result)[data.metric], scored(result))
     return result

@@ -1,0 +1,119 @@
+"""The report's tables of results: every run with its intervals, runs that differ only in the seed together, classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.config.files import to_values
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.reports.html_page import note, section, table
+from svdata2vec.reports.results import INTERVALS, NAMES, accuracies, class_rows, confusion_rows, percent, scored, with_interval
+from svdata2vec.runs.folder import Settings, read_config
+from svdata2vec.runs.intervals import mean_over_seeds
+from svdata2vec.shards.errors import UserError
+
+MOST_CONFUSIONS = 20
+MOST_ANCESTORS = 8  # runs before a run whose settings are compared
+SEED = ("seed", "out", "shards")  # settings in which runs that differ only in the seed may differ
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of a run's classifier; a probe has two of them. `result`: the run's whole `result.json`."""
+
+    name: str
+    config: FinetuneConfig | ProbeConfig
+    result: Mapping[str, Any]
+    how: str
+    figures: Mapping[str, Any]
+
+    def about(self, field: str) -> str:
+        """What the result says it is about; results of earlier versions say little."""
+        return str(self.result.get(field, ""))
+
+
+def outcomes(name: str, config: Settings, result: Mapping[str, Any] | None) -> list[Outcome]:
+    """None of a pretraining run or one that is not finished."""
+    if result is None or not isinstance(config, (FinetuneConfig, ProbeConfig)):
+        return []
+    start = f"pretrained ({config.pretrained.name})" if config.pretrained else "scratch"
+    if isinstance(config, FinetuneConfig):
+        return [Outcome(name, config, result, start, result)]
+    nearest = result["knn"]
+    return [
+        Outcome(name, config, result, f"{start}, linear probe", result),
+        Outcome(name, config, result, f"{start}, {nearest['neighbours']} nearest neighbours", nearest),
+    ]
+
+
+def results(found: Sequence[Outcome]) -> str:
+    """All results with their intervals, what they are of, and the means over seeds; nothing without results."""
+    if not found:
+        return ""
+    classes = len(found[0].result["classes"])
+    by_luck = [percent(min(guesses, classes) / classes) for guesses in (1, 5, 1)]
+    header = ["run", "input", "start", "labelled clips", *NAMES.values(), "test clips"]
+    rows = [
+        [each.name, each.config.modality, each.how, str(each.result["labels"]), *accuracies(each.figures).values(),
+         scored(each.figures)]
+        for each in found
+    ]
+    return section("Results", table(header, [*rows, ["chance", "", "", "", *by_luck, ""]]) + note(INTERVALS) + _about(found)
+                   ) + section("Over seeds", _over_seeds(found))
+
+
+def _about(found: Sequence[Outcome]) -> str:
+    """What each run was tested on, when, and which of its networks."""
+    fields = ("dataset", "split", "fingerprint", "date", "seed")
+    rows = []
+    for each in {id(each.result): each for each in found}.values():
+        network = each.about("network")
+        if network == "best":
+            network = f"best on {each.result['validation']['split']}, epoch {each.about('epoch')}"
+        rows.append([each.name, *(each.about(field)[:16] for field in fields), network])
+    return table(["run", "data set", "test split", "fingerprint", "day", "seed", "network"], rows)
+
+
+def _over_seeds(found: Sequence[Outcome]) -> str:
+    groups: dict[str, list[Outcome]] = {}
+    for each in found:
+        data = each.about("fingerprint") or each.config.data.shards
+        same = repr((each.how.partition(", ")[2], data, _without_seed(each.config)))
+        groups.setdefault(same, []).append(each)
+    rows = []
+    for group in groups.values():
+        if len({each.about("seed") or str(each.config.run.seed) for each in group}) < 2:
+            continue
+        figures = []
+        for name in NAMES:
+            mean, (low, high) = mean_over_seeds([each.figures[name] for each in group])
+            figures.append(with_interval(mean, (max(low, 0.0), min(high, 1.0))))
+        rows.append([", ".join(each.name for each in group), group[0].how, str(len(group)), *figures])
+    text = "Mean of runs that differ only in their seeds, with its 95 % interval by Student's t"
+    return table(["runs", "start", "seeds", *NAMES.values()], rows) + note(text) if rows else ""
+
+
+def _without_seed(config: Settings, ancestors: int = MOST_ANCESTORS) -> dict[str, Any]:
+    """Settings without seeds and folders; a run that it started from counts by its own settings, where they can be read."""
+    values = to_values(config)
+    for part in (values, values["data"], values.get("run", {})):
+        for name in SEED:
+            part.pop(name, None)
+    source: Path | None = getattr(config, "pretrained", None)
+    if source is not None and ancestors:
+        try:
+            values["pretrained"] = _without_seed(read_config(source), ancestors - 1)
+        except (UserError, OSError):
+            values["pretrained"] = str(source)
+    return values
+
+
+def class_tables(result: Mapping[str, Any]) -> str:
+    """Accuracy of each class from the weakest up, and what is most often taken for what."""
+    mistakes = confusion_rows(result)[:MOST_CONFUSIONS]
+    tables = {"Accuracy per class": table(["class", "clips", "accuracy"], class_rows(result))}
+    if mistakes:
+        tables["Most frequent confusions"] = table(["class", "taken for", "clips"], mistakes)
+    return "".join(f"<details open><summary>{title}</summary>{body}</details>" for title, body in tables.items())
