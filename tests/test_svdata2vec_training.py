@@ -139,7 +139,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     pretrain(pretrain_config(tiny_shard_folder, out))
     assert not list((out / "checkpoints").glob("*.tmp"))
-    assert f"{newest} is damaged; trying the checkpoint before it" in caplog.text
+    assert f"{newest} is damaged: its end is not that of a checkpoint; trying the checkpoint before it" in caplog.text
     assert_same_weights(finished, out)
     for path in Checkpoints(out, 2).paths():
         path.write_bytes(b"torn")

@@ -1,64 +1,25 @@
 """Reads a checkpoint of the authors' code without running anything that is stored in it.
 
 Such a file is a pickle of {'model', 'optimizer', 'epoch', 'scaler', 'args'} or of a bare state dict. Its 'args' may hold
-objects of libraries that are not installed here. PyTorch's safe loader comes first; where it refuses, the file is read again
-with every class that is not part of a tensor replaced by an empty stand-in, which is then thrown away.
+objects of libraries that are not installed here: every class that is not part of a tensor is replaced by an empty stand-in.
 """
 
-import argparse
-import collections
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdata2vec.config.schema import TargetConfig
-from svdata2vec.runs.failures import first_line
+from svdata2vec.runs.torch_file import read_torch_file
 from svdata2vec.shards.errors import UserError
 
 PAPERS_HEADS = 8
 
 log = logging.getLogger(__name__)
-
-_TENSOR_PARTS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-    ("argparse", "Namespace"): argparse.Namespace,
-}
-
-
-class _StandIn:
-    """Takes the place of an object that is not wanted: accepts any construction and any state, and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
 
 @dataclass(frozen=True)
 class OriginalFile:
@@ -147,37 +108,12 @@ def _is_dense(value: Any) -> bool:
 
 
 def _read(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = isinstance(error, pickle.UnpicklingError) and ("weights_only" in str(error) or "Unsupported" in str(error))
-        if not refused:
-            raise _unreadable(path, error) from error
-    return _read_tensors_only(path)
-
-
-def _read_tensors_only(path: Path) -> Any:
     replaced: set[str] = set()
-
-    class TensorUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            part = _TENSOR_PARTS.get((module, name))
-            if part is None:
-                replaced.add(f"{module}.{name}")
-                return _StandIn
-            return part
-
-    module = SimpleNamespace(
-        __name__="pickle", Unpickler=TensorUnpickler, load=lambda file, **_: TensorUnpickler(file).load()
-    )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    log.warning("%s: left out objects that are no tensors, without running their code: %s", path, ", ".join(sorted(replaced)))
+        content = read_torch_file(path, replaced)
+    except UserError as error:
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}; copy it again") from error
+    if replaced:
+        names = ", ".join(sorted(replaced))
+        log.warning("%s: left out objects that are no tensors, without running their code: %s", path, names)
     return content
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read as a PyTorch checkpoint ({first_line(error)}); copy it again")

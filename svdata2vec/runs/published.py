@@ -1,11 +1,13 @@
 """Published weights: `model.safetensors` and their card `model.json`, and the networks that are made of them again."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from svdata2vec import __version__
@@ -14,7 +16,7 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
-from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.failures import RunFailedError, first_line
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -35,15 +37,42 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
         raise RunFailedError(f"{folder}: {found} and are not published; try a lower learning rate, or precision fp32")
     folder.mkdir(parents=True, exist_ok=True)
     card = {"version": __version__, **card}
-    inside = {"svdata2vec": json.dumps({name: card[name] for name in IN_THE_WEIGHTS if name in card})}
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, inside))
+    inside = {name: card[name] for name in IN_THE_WEIGHTS if name in card}
+    header = {"svdata2vec": json.dumps({**inside, "sha256": digest(tensors, inside)})}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, header))
     write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
 
 
+def digest(weights: dict[str, Tensor], inside: dict[str, Any]) -> str:
+    """SHA-256 of what a file's header says, and of every weight by name: its name, type, shape and bytes (on the CPU)."""
+    found = hashlib.sha256(json.dumps(inside, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and card of a finished run, given its folder or its `model.safetensors`."""
+    """Weights and card of a finished run, given its folder or its `model.safetensors`.
+
+    The file of the weights carries their hash, so damage is noticed wherever it is copied to. One of an earlier version
+    has none and is taken as it is.
+
+    Raises:
+        UserError: one of the two is missing or damaged.
+    """
     card = read_card(run)
-    return safetensors.torch.load_file(run_folder(run) / "model.safetensors"), card
+    path = run_folder(run) / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            inside = json.loads((file.metadata() or {}).get("svdata2vec", "{}"))
+            stored = inside.pop("sha256", None)
+    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); copy it again") from error
+    if stored is not None and stored != digest(weights, inside):
+        raise UserError(f"{path} is damaged: its content is not what was written (sha256); copy it again")
+    return weights, card
 
 
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
@@ -89,5 +118,8 @@ def load_classifier(run: Path, **model_settings: Any) -> tuple[Classifier, Finet
     assert isinstance(config, FinetuneConfig)
     config = replace(config, model=replace(config.model, **model_settings))
     model = Classifier(config, card["num_joints"], len(card["classes"]), linear=card["kind"] == "probe")
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{run}: its weights are not those of its card ({first_line(error)})") from error
     return model.eval(), config, card

@@ -21,7 +21,7 @@ from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested, StopSignal
 from svdata2vec.shards.errors import UserError
-from svdata2vec.training.optim import build_optimizer
+from svdata2vec.training.optim import build_optimizer, load_optimizer
 from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     One with other settings that decide the weights, or of another data set, is an error that says in which settings they
     differ.
     """
-    old, new = json.loads(state.get("config", "{}")), to_values(run.config)
+    new = to_values(run.config)
+    old = _settings(state) or new
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
     changes = ", ".join(fixed or changed_settings(old, new)) or "no setting differs"
     problem = (
@@ -147,15 +148,27 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
         raise UserError(problem)
     try:
         for name, part in run.parts().items():
-            part.load_state_dict(state[name])
+            if part is run.optimizer:
+                load_optimizer(run.optimizer, state[name])
+            else:
+                part.load_state_dict(state[name])
+        card.update(state.get("origin", {}))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
-    card.update(state.get("origin", {}))
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
     if adjusted or run.stepper.change:
         text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
         card["history"] = [*card.get("history", []), f"from step {run.stepper.step} on: {text}"]
         log.warning("%s: continuing with other settings: %s", run.stepper.run.out, text)
+
+
+def _settings(state: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint was written with; none where it does not say."""
+    try:
+        values = json.loads(state["config"])
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _save(checkpoints: Checkpoints, run: TrainingRun, card: dict[str, Any]) -> None:

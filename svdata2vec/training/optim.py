@@ -41,6 +41,24 @@ def build_optimizer(
     return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take the running averages of a checkpoint; rates, betas and weight decay stay those of the settings.
+
+    Raises:
+        ValueError: they belong to other parameters. AdamW's kernels would read beyond averages of another shape.
+    """
+    now = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in now["param_groups"]]:
+        raise ValueError("the optimizer has other groups of parameters")
+    for number, averages in saved["state"].items():
+        for name, value in averages.items():
+            shape = torch.Size() if name == "step" else parameters[number].shape
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
+                raise ValueError(f"the optimizer's {name} of parameter {number} is not of its shape")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": now["param_groups"]})
+
+
 def learning_rate(config: OptimConfig, step: float, steps_per_epoch: float, epochs: int) -> float:
     """Of optimizer step `step`: linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end.
 
