@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from svdata2vec.config.files import from_dict, read_json, to_values
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
@@ -44,7 +45,7 @@ def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
         return
     run.out.mkdir(parents=True, exist_ok=True)
     try:
-        with folder_lock(run.out, "training in"):
+        with folder_lock(run.out, "training in"), stoppable() if runtime.world_size == 1 else nullcontext():
             yield
     finally:
         with suppress(OSError):  # it holds something, as a rule

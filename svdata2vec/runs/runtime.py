@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Runtime:
 @contextmanager
 def running(config: RunConfig) -> Iterator[Runtime]:
     """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
+    end_with_launcher()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = pick_device(config.device)
@@ -112,6 +115,13 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send SIGTERM to a process of `torchrun` when that dies, so that no worker goes on unseen (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def keep_freed_memory() -> None:

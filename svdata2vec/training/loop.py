@@ -19,7 +19,7 @@ from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_se
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
-from svdata2vec.runs.stopping import StopRequested, StopSignal
+from svdata2vec.runs.stopping import StopSignal
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.optim import build_optimizer, load_optimizer
 from svdata2vec.training.stepper import Stepper
@@ -90,7 +90,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     """Run to the end from the newest checkpoint, then publish the weights with their model card.
 
     Returns:
-        The last record of the log. SIGTERM saves a checkpoint and raises StopRequested.
+        The last record of the log. SIGTERM or SIGINT saves a checkpoint and raises StopRequested.
     """
     stepper, runtime, folder = run.stepper, run.runtime, run.stepper.run.out
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
@@ -118,12 +118,14 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
                 run.watch(record)
-            stopping = stop.agreed(runtime, stepper.step)
-            if done or stopping or stepper.step % stepper.run.checkpoint_every == 0:
+            due = done or stepper.step % stepper.run.checkpoint_every == 0
+            if due:
                 _save(checkpoints, run, card)
-            if stopping and not done:
+            if stop.agreed(runtime) and not done:
+                if not due:
+                    _save(checkpoints, run, card)
                 log.warning("asked to stop: saved step %d in %s; start again to go on", stepper.step, checkpoints.folder)
-                raise StopRequested
+                raise stop.request()
     if runtime.is_main:
         publish(folder, run.model.state_dict(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()

@@ -20,6 +20,6 @@ threads=$(($(nproc) / gpus))
 # Otherwise restarted processes may find the addresses of the dead ones in torchrun's store instead of each other's.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$python" -m torch.distributed.run \
-    --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" \
+    --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" --shutdown-timeout 100 \
     --rdzv-backend c10d --rdzv-id svdata2vec --rdzv-endpoint "$head" \
     -m svdata2vec "${command[@]}" --data.threads $((threads > 0 ? threads : 1))
