@@ -74,13 +74,13 @@ def test_joints_are_in_video_pixels(packed: ShardSet) -> None:
 
 
 def test_rows_follow_the_split(packed: ShardSet) -> None:
-    keys = [packed.index["key"][row].decode() for row in packed.rows("val")]
+    keys = [packed.index["key"][row].decode() for row in packed.rows("half_val")]
     assert keys == ["S001C001P001R001A001", "S001C001P001R001A003", "S001C001P001R001A005"]
     assert len(packed.rows("train")) == len(packed) == 6
     assert packed.index["label"][packed.rows("train")].tolist() == [0, 1, 2, 0, 1, 2]
     assert packed.index["frames"][packed.rows("train")].tolist() == [8, 9, 10, 11, 12, 13]
     assert packed.rows("train").tolist() != sorted(packed.rows("train")), "packed in random order"
-    with pytest.raises(UserError, match="no split 'test'; it has train, val"):
+    with pytest.raises(UserError, match="no split 'test'; it has train, half_val"):
         packed.rows("test")
     with pytest.raises(UserError, match="no clip 'nobody' in the index"):
         packed.find(["nobody"])
@@ -99,7 +99,7 @@ def test_manifest_describes_the_folder(packed: ShardSet, dataset: DataSet) -> No
     assert sorted(path.name for path in packed.root.iterdir()) == [
         "index.npy", "manifest.json", "shard-000000.tar", "shard-000001.tar", "skipped.jsonl", "sums.npy"]
     fields = json.loads((packed.root / "manifest.json").read_text())
-    assert fields["format"] == "svdata2vec-shards" and fields["version"] == 1
+    assert fields["format"] == "svdata2vec-shards" and fields["version"] == 2
     assert fields["splits"]["train"] == dataset.splits["train"]
 
 
@@ -191,7 +191,7 @@ def test_open_names_what_is_missing(packed: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-000001\.tar: 5 bytes, expected \d+ bytes; copy it again"):
         ShardSet.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "svdata2vec-shards", "version": 9}')
-    with pytest.raises(UserError, match="format version 9, this program reads 1"):
+    with pytest.raises(UserError, match="format version 9, this program reads 2 and older"):
         ShardSet.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):

@@ -380,7 +380,7 @@ def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Pa
     found = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["key"][-4:] for entry in found] == ["A004", "A009"]
     assert "A009.mp4: crashes the process that decodes it (a fault in the decoder, or more memory" in found[1]["reason"]
-    assert found[1]["splits"] == ["train", "val"]
+    assert found[1]["splits"] == ["train", "half_val"]
     assert verify(tmp_path / "out") == []
 
 

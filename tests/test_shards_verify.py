@@ -128,16 +128,16 @@ def unknown_in_split(folder: Path) -> None:
 
 
 def twice_in_split(folder: Path) -> None:
-    change_manifest(folder, lambda fields: fields["splits"]["val"].append(fields["splits"]["val"][0]))
+    change_manifest(folder, lambda fields: fields["splits"]["half_val"].append(fields["splits"]["half_val"][0]))
 
 
 def leaking_splits(folder: Path) -> None:
     change_manifest(folder, lambda fields: fields.update(splits={
-        "xsub_train": fields["splits"]["train"], "xsub_val": fields["splits"]["val"]}))
+        "xsub_train": fields["splits"]["train"], "xsub_val": fields["splits"]["half_val"]}))
 
 
 def class_outside_split(folder: Path) -> None:
-    change_manifest(folder, lambda fields: fields["split_classes"].update(val=["stand", "walk"]))
+    change_manifest(folder, lambda fields: fields["split_classes"].update(half_val=["stand", "walk"]))
 
 
 def skipped_and_packed(folder: Path) -> None:
@@ -169,8 +169,8 @@ def leftover(folder: Path) -> None:
     (short_index, "tar", r"18 members, the index expects 12"),
     (unknown_in_split, "split", "train: clip nobody is not in the index"),
     (twice_in_split, "split", "val: clip S001C001P001R001A001 is listed 2 times"),
-    (leaking_splits, "split", "xsub_train, xsub_val: 3 clips in both, e.g. S001C001P001R001A001"),
-    (class_outside_split, "split", "val: has clips of run, not one of its classes"),
+    (leaking_splits, "split", "xsub_train, xsub_val: 3 clips in both: S001C001P001R001A001"),
+    (class_outside_split, "split", "half_val: has clips of run, not one of its classes"),
     (skipped_and_packed, "split", r"listed in skipped\.jsonl and in a split"),
     (leftover, "leftover", r"shard-000002\.tar\.tmp: does not belong to the data set"),
 ])
@@ -352,7 +352,7 @@ def test_statistics_count(folder: Path) -> None:
     assert figures.persons_per_clip == {1: 6}
     assert set(figures.missing_joints.values()) == {0.0} and figures.empty_frames == 0
     assert figures.splits["train"].clips_per_class == {"stand": 2, "walk": 2, "run": 2}
-    assert figures.splits["val"].clips == 3 and figures.splits["val"].published is None
+    assert figures.splits["half_val"].clips == 3 and figures.splits["half_val"].published is None
     json.dumps(asdict(figures))
 
 

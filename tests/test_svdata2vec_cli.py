@@ -160,11 +160,11 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "index.html").read_text()
     assert text.count("data:image/png;base64,") == 3 and "Missing joints" in text and "l_wrist" in text
-    words = ["inspect", str(shards), "--split", "val", "--out", str(tmp_path / "one"), "--num-frames", "4", "--size", "64"]
+    words = ["inspect", str(shards), "--split", "half_val", "--out", str(tmp_path / "one"), "--num-frames", "4", "--size", "64"]
     assert main([*words, "--keys", "S001C001P001R001A001"]) == 0
     assert (tmp_path / "one" / "S001C001P001R001A001.png").exists()
     capsys.readouterr()
-    assert "clip 'S001C001P001R001A002' is not in split 'val'" in refused(capsys, *words, "--keys", "S001C001P001R001A002")
+    assert "clip 'S001C001P001R001A002' is not in split 'half_val'" in refused(capsys, *words, "--keys", "S001C001P001R001A002")
     next(shards.glob("*.tar")).write_bytes(b"damaged")
     assert main(["verify", str(shards), "--workers", "1"]) == 2
 

@@ -53,12 +53,12 @@ def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path:
     annotations, videos = write_motion_set(tmp_path / "source", count=2, num_frames=15)
     pack(read_pyskl(annotations, videos, name="motion"), tmp_path / "shards", PackOptions(size=192, quality=95, workers=1))
     shards = ShardSet.open(tmp_path / "shards")
-    with ClipLoader(shards, "val", PlanConfig(num_frames=T, size=SIZE, crop="boxes"), batch_size=1, train=False,
+    with ClipLoader(shards, "half_val", PlanConfig(num_frames=T, size=SIZE, crop="boxes"), batch_size=1, train=False,
                     decoder="reference") as loader:
         batch = next(iter(loader))
     assert batch.video_BTHWC is not None
     key = batch.keys[0]
-    boxes = shards.sample(int(shards.rows("val")[0]), video=False).box_T4
+    boxes = shards.sample(int(shards.rows("half_val")[0]), video=False).box_T4
     box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
     clip = read_clip(videos / f"{key}.mp4", DATA, box)  # type: ignore[arg-type]
     difference = clip.frames_TSS3.astype(float) - batch.video_BTHWC[0].numpy()

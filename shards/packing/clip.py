@@ -3,6 +3,7 @@
 M persons, T annotated frames, F decoded frames, V joints.
 """
 
+import hashlib
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +33,7 @@ class ClipPacker:
         self.joined = 0
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
+        self._hashed = "", ""  # a video and the sha256 of its bytes: clips of one video follow each other
 
     def pack(self, clip: ClipAnnotation) -> tuple[dict[str, bytes], int]:
         """A clip's components (name -> bytes) and number of frames. Raises UserError if the clip cannot be packed."""
@@ -83,8 +85,16 @@ class ClipPacker:
                 height=info.height, packed_width=size[0], packed_height=size[1], packed_to_source=matrix,
                 source=readable(Path(str(clip.video)).name), subject=clip.subject, camera=clip.camera, setup=clip.setup,
                 pose_frames=None if poses == num_frames else poses, bad_joints=bad_joints,
+                source_sha256=self._source_sha256(str(clip.video)), first_frame=clip.start_frame,
             )
         return {**video, **side, "json": meta.to_bytes()}, num_frames
+
+    def _source_sha256(self, video: str) -> str:
+        """Hash of the video's bytes; empty behind a URL, from where they would have to come once more."""
+        if self._hashed[0] != video and "://" not in video:
+            with self.times.step("read"), Path(video).open("rb") as file:
+                self._hashed = video, hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashed[1] if self._hashed[0] == video else ""
 
     def _encode(self, clip: ClipAnnotation, reader: VideoReader,
                 square: tuple[int, int, int]) -> tuple[dict[str, bytes], int]:

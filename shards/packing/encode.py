@@ -13,6 +13,7 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
@@ -40,15 +41,22 @@ class JpegEncoder:
         return {"jpegs": b"".join(self._parts), OFFSETS: npy_bytes(offsets)}
 
 
+BT601_MATRIX = 6  # AVCOL_SPC_SMPTE170M; PyAV's `Colorspace` counts as the scaling library does
+
+
 @dataclass(frozen=True)
 class VideoCodec:
-    """How a codec is driven: FFmpeg's encoder, pixel format, name and default of its quality option, other options."""
+    """How a codec is driven: FFmpeg's encoder, pixel format, name and default of its quality option, other options.
+
+    `tagged`: the stream says how its colours are to be read. (JPEG has one way only.)
+    """
 
     encoder: str
     pixel_format: str
     quality_option: str
     quality: int
     options: tuple[tuple[str, str], ...] = ()
+    tagged: bool = True
 
 
 VIDEO_CODECS = {
@@ -58,7 +66,7 @@ VIDEO_CODECS = {
     "h264": VideoCodec("libx264", "yuv420p", "crf", 18, (("preset", "medium"), ("mbtree", "0"))),
     "hevc": VideoCodec("libx265", "yuv420p", "crf", 18, (
         ("preset", "fast"), ("x265-params", "log-level=error:pools=none:frame-threads=1:info=0"))),
-    "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3),
+    "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3, tagged=False),
 }
 
 CODEC_QUALITY = {"jpeg": 90, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
@@ -79,6 +87,9 @@ class VideoEncoder:
         context.thread_count = 1
         context.gop_size = gop or 1_000_000
         context.flags |= av.codec.context.Flags.bitexact
+        if codec.tagged:
+            context.color_range, context.colorspace = ColorRange.MPEG, BT601_MATRIX  # as the pictures are converted
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709  # of nearly all cameras
         options = dict(codec.options)
         if codec.quality_option == "qscale":
             context.qmin = context.qmax = quality

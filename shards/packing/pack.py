@@ -31,6 +31,7 @@ from svdata2vec.shards.reading.manifest import (
     ShardEntry,
     build_index,
 )
+from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sums import save_head
 from svdata2vec.shards.times import Times
 
@@ -162,7 +163,10 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         codec_options={"quality": options.coded_quality, "gop": options.gop},
         split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
+    pictures = {key: same for record in full for key, same in record.pictures.items() if same}
     _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
+    for overlap in overlaps(manifest.splits, pictures):
+        logger.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
     manifest = save_head(root, manifest, build_index(rows, len(components)), sums)
     shutil.rmtree(root / PARTS)
     return manifest

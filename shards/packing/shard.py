@@ -18,7 +18,7 @@ from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import file_bytes
-from svdata2vec.shards.reading.sample import parse_array
+from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.sums import clip_sums
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import silence_decoder
@@ -47,7 +47,7 @@ class ShardRecord:
     """What became of a shard. `rows`: (key, label, frames, offsets, sizes, sums) per clip. No clips: no tar, empty hash.
 
     `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that
-    were joined to others of the same person.
+    were joined to others of the same person. `pictures`: clip -> what is equal for clips of the same pictures.
     """
 
     number: int
@@ -57,6 +57,7 @@ class ShardRecord:
     skipped: list[Skipped]
     without_joints: list[str]
     joined: dict[str, int]
+    pictures: dict[str, str]
 
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
@@ -104,6 +105,7 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     rows, skipped, without_joints = [], [], []
     joined: dict[str, int] = {}
+    pictures: dict[str, str] = {}
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
@@ -116,15 +118,16 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 sums = clip_sums(parts, task.components)
             if packer.joined:
                 joined[clip.key] = packer.joined
+            pictures[clip.key] = ClipMeta.from_bytes(parts["json"], clip.key).pictures
             rows.append((clip.key, clip.label, num_frames, offsets, sizes, sums))
             pose_MTVC = parse_array(parts["pose.npy"], clip.key)
             if len(pose_MTVC) and not present_joints(pose_MTVC).any():
                 without_joints.append(clip.key)
         if not rows:
-            return ShardRecord(task.number, "", 0, rows, skipped, without_joints, joined)
+            return ShardRecord(task.number, "", 0, rows, skipped, without_joints, joined, pictures)
         with packer.times.step("write"):
             sha256, size = tar.commit()
-    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints, joined)
+    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints, joined, pictures)
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:

@@ -28,7 +28,8 @@ from svdata2vec.shards.layouts import JointLayout
 
 MAX_COMPONENT_BYTES = 2**32 - 1
 FORMAT = "svdata2vec-shards"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # format 1: null where -1 stands in a clip's json, which lacks source_sha256 and first_frame
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 SUMS_NAME = "sums.npy"
@@ -150,8 +151,8 @@ class Manifest:
             raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
-        if fields.get("version") != VERSION:
-            raise UserError(f"{path}: format version {fields.get('version')!r:.20}, this program reads {VERSION}; "
+        if fields.get("version") not in READABLE:
+            raise UserError(f"{path}: format version {fields.get('version')!r:.20}, this program reads {VERSION} and older; "
                             "pack again or use the program that made it")
         if _SELF in fields and fields[_SELF] != zlib.crc32(content[: content.rfind(f' "{_SELF}"'.encode())]):
             raise UserError(f"{path}: was changed after packing (CRC-32); copy it again, or, if you changed it on purpose, "

@@ -28,7 +28,10 @@ class ClipMeta:
     `width`, `height`: source picture; `packed_width`, `packed_height`: stored picture. `packed_to_source`: float64
     (2, 3), source_xy = A[:, :2] @ packed_xy + A[:, 2]; the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
     `pose_frames`: poses in the annotation, where they are not `num_frames`. `bad_joints`: joints of the annotation that
-    are NaN, infinite or far outside the picture, stored as missing. `source`: file name of the video.
+    are NaN, infinite or far outside the picture, stored as missing. `source`: file name of the video; `source_sha256`: of
+    its bytes, empty where it came from a URL; `first_frame`: of the video's frames the one with which the clip begins.
+
+    In the text every field is there and has one type, whatever the clip: None is -1.
     """
 
     key: str
@@ -46,10 +49,18 @@ class ClipMeta:
     setup: int | None = None
     pose_frames: int | None = None
     bad_joints: int = 0
+    source_sha256: str = ""
+    first_frame: int = 0
+
+    @property
+    def pictures(self) -> str:
+        """Equal for clips of the same frames of the same bytes; empty if that is not known."""
+        return f"{self.source_sha256} {self.first_frame} {self.num_frames}" if self.source_sha256 else ""
 
     def to_bytes(self) -> bytes:
         """JSON text, the same for the same content."""
-        fields = asdict(self) | {"packed_to_source": self.packed_to_source.tolist()}
+        fields = asdict(self) | {"packed_to_source": self.packed_to_source.tolist(), "fps": float(self.fps)}
+        fields |= {name: -1 for name in _PERHAPS if fields[name] is None}
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -58,7 +69,8 @@ class ClipMeta:
         try:
             values = json.loads(bytes(content))
             matrix = np.array(values.pop("packed_to_source"), np.float64)
-            meta = cls(**values, packed_to_source=matrix)
+            # Format 1 wrote null.
+            meta = cls(**values | {name: None for name in _PERHAPS if values.get(name) == -1}, packed_to_source=matrix)
         except Exception as error:
             raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(meta, name), kind)]
@@ -70,7 +82,9 @@ class ClipMeta:
 
 
 _KINDS: dict[str, Any] = {field.name: field.type for field in fields(ClipMeta)} | {"fps": int | float}
-_LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1}
+_PERHAPS = ("subject", "camera", "setup", "pose_frames")
+_LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1,
+           "first_frame": 0}
 
 
 @dataclass(frozen=True)

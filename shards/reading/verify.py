@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from svdata2vec.shards.reading.manifest import (
     index_problem,
     load_index,
 )
+from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import CHANGED, Sums, clip_sums, load_sums, save_head
@@ -60,11 +61,15 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards), *_split_faults(shards)]
     total = len(shards.manifest.shards)
     by_shard: dict[int, list[Finding]] = {}
+    sources: dict[str, str] = {}
     with closing(run_tasks(partial(_verify_shard, root, decode), range(total), workers)) as results:
-        for number, found in results:
+        for number, found, pictures in results:
             by_shard[number] = found
+            sources |= pictures
             if progress is not None:
                 progress(len(by_shard), total)
+    findings += [Finding("split", f"{overlap.first}, {overlap.second}", str(overlap))
+                 for overlap in overlaps(shards.manifest.splits, sources)]
     return findings + [finding for number in sorted(by_shard) for finding in by_shard[number]]
 
 
@@ -148,21 +153,16 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
         for label in sorted({int(label) for label in labels if 0 <= label < len(shards.manifest.classes)}):
             if shards.manifest.classes[label] not in names:
                 yield Finding("split", name, f"has clips of {shards.manifest.classes[label]}, not one of its classes")
-    for first, second in combinations(splits, 2):
-        protocol, _, part = first.rpartition("_")
-        other, _, other_part = second.rpartition("_")
-        both = set(splits[first]) & set(splits[second])
-        if protocol == other and part != other_part and protocol and both:
-            yield Finding("split", f"{first}, {second}", f"{len(both)} clips in both, e.g. {min(both)}")
 
 
-def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding]]:
+def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding], dict[str, str]]:
+    """The shard's number, its faults, and clip -> what is equal for clips of the same pictures."""
     silence_decoder()
     shards = _open(root)
     entry = shards.manifest.shards[number]
     path = root / entry.name
     if not path.is_file():
-        return number, [Finding("missing", entry.name, "no such file")]
+        return number, [Finding("missing", entry.name, "no such file")], {}
     problems = {"size": entry.size_problem(path.stat().st_size), "hash": entry.hash_problem(path)}
     findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
     rows = np.flatnonzero(shards.index["shard"] == number)
@@ -172,10 +172,11 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
     except UserError as error:
         findings.append(Finding("sum", entry.name, str(error)))
         sums = None
+    pictures: dict[str, str] = {}
     for row in rows:
         findings += _sum_faults(shards, sums, int(row))
-        findings += _clip_faults(shards, int(row), decode)
-    return number, findings
+        findings += _clip_faults(shards, int(row), decode, pictures)
+    return number, findings, pictures
 
 
 def _sum_faults(shards: ShardSet, sums: Sums | None, row: int) -> Iterator[Finding]:
@@ -216,13 +217,16 @@ def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Find
         yield Finding("tar", path.name, f"{len(members)} members, the index expects {len(expected)}")
 
 
-def _clip_faults(shards: ShardSet, row: int, decode: bool) -> Iterator[Finding]:
+def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, str]) -> Iterator[Finding]:
+    """Faults of a clip; adds what is equal for clips of the same pictures to `pictures`."""
     key = key_at(shards, row)
     try:
         sample = shards.sample(row)
     except (UserError, ValueError, OSError, OverflowError) as error:
         yield Finding("clip", key, str(error))
         return
+    if sample.meta.pictures:
+        pictures[key] = sample.meta.pictures
     entry = shards.index[row]
     if sample.label != entry["label"]:
         yield Finding("label", key, f"label {sample.label} in the tar, {entry['label']} in the index")

@@ -96,9 +96,9 @@ def annotation(name: str, label: int, num_frames: int = 8, scale: float = 1.0, *
 
 
 def write_pickle(path: Path, annotations: list[dict[str, object]], split: dict[str, list[str]] | None = None) -> Path:
-    """A pickle of the pyskl format; default split: all clips in `train`, every second one in `val` too."""
+    """A pickle of the pyskl format; default splits: `train` has all clips, `half_val` (of another protocol) every second."""
     names = [str(entry["frame_dir"]) for entry in annotations]
-    split = {"train": names, "val": names[::2]} if split is None else split
+    split = {"train": names, "half_val": names[::2]} if split is None else split
     path.write_bytes(pickle.dumps({"split": split, "annotations": annotations}))
     return path
 

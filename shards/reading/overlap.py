@@ -1,0 +1,61 @@
+"""Which clips are in training and test alike: by their names, and by the bytes of their videos."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+# What a split is for, in its name: train1, xsub_val, my-test. The rest of the name is its protocol.
+_ROLE = re.compile(r"(?<![a-z])(trainval|train(?:ing)?|valid(?:ation)?|val|dev|test(?:ing)?|eval(?:uation)?)(?![a-z])")
+_SAME = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "test",
+         "evaluation": "test"}
+_EVERYTHING = {"all", "full", "everything", "complete"}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two splits that should have no clip in common, and pairs, one clip of each, that are the same or of the same bytes."""
+
+    first: str
+    second: str
+    pairs: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(a if a == b else f"{a} = {b} (same bytes)" for a, b in self.pairs[:5])
+        more = f" and {len(self.pairs) - 5} more" if len(self.pairs) > 5 else ""
+        return f"{len(self.pairs)} clips in both: {shown}{more}"
+
+
+def overlaps(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) -> Iterator[Overlap]:
+    """All overlaps. `sources`: clip -> what is equal for clips of the same pictures; clips of unknown source lack it.
+
+    Splits of one protocol are compared (xsub_train with xsub_val, not with xview_val), and those of other names with all.
+    """
+    found = {name: {sources[key]: key for key in keys if key in sources} for name, keys in splits.items()}
+    for first, second in combinations(splits, 2):
+        if not _should_differ(first, second):
+            continue
+        named = sorted(set(splits[first]) & set(splits[second]))
+        same = found[first].keys() & found[second].keys()
+        alike = sorted({(found[first][source], found[second][source]) for source in same} - {(key, key) for key in named})
+        pairs = (*((key, key) for key in named), *alike)
+        if pairs:
+            yield Overlap(first, second, pairs)
+
+
+def _should_differ(first: str, second: str) -> bool:
+    if {first.lower(), second.lower()} & _EVERYTHING:
+        return False
+    (protocol, role), (other, other_role) = _parsed(first), _parsed(second)
+    if role is None or other_role is None:
+        return True
+    return protocol == other and role != other_role and not (role in other_role or other_role in role)
+
+
+def _parsed(name: str) -> tuple[str, str | None]:
+    """(protocol, role) of a split; no role if its name does not say what it is for."""
+    match = _ROLE.search(name.lower())
+    if match is None:
+        return name, None
+    rest = name[: match.start()] + " " + name[match.end() :]
+    return " ".join(re.findall(r"[^\W_]+", rest)), _SAME.get(match[1], match[1])
