@@ -35,6 +35,9 @@ class FetchedClip:
     augment: PixelAugment | None
 
 
+Outcome = FetchedClip | BadClipError
+
+
 class ClipFetcher:
     """Reads and plans clips of one split: a pure function of (row, epoch, view), apart from the shards it keeps open.
 
@@ -49,6 +52,13 @@ class ClipFetcher:
         self.shards, self.config, self.train, self.seed = shards, config, train, seed
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
         self._hashed: set[int] = set()
+
+    def attempt(self, row: int, epoch: int, view: int) -> Outcome:
+        """`fetch`, with the error of a damaged clip as a value."""
+        try:
+            return self.fetch(row, epoch, view)
+        except BadClipError as error:
+            return error
 
     def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
         """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""

@@ -23,11 +23,13 @@ from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
 from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready, most_unusable
+from svdata2vec.pipeline.readers import ProcessReaders, ThreadReaders
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known, check_number
 from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1
+SLABS_AT_WORK = 3  # steps that are neither waiting nor being decoded: just read, about to wait, just decoded
 
 
 class ClipLoader:
@@ -44,6 +46,8 @@ class ClipLoader:
         device: where batches arrive: "cpu", "cuda" or "cuda:n". On a GPU the frames are decoded there.
         decoder: "dali", or "reference" (OpenCV and PyAV, slow).
         num_threads: decoding threads; for codecs that DALI cannot decode on a CPU, decoder processes.
+        num_readers: processes that read and plan clips (local shards): where one interpreter is too slow for a GPU's decoder;
+            0 = a thread does it.
         prefetch: batches ready ahead of the consumer; as many again are read and planned ahead of the decoder.
         video, joints: which of the two a batch has. Without video nothing is decoded.
         limit: use the first n clips of the split only, or only these index rows (int64 array).
@@ -74,6 +78,7 @@ class ClipLoader:
         device: str = "cpu",
         decoder: DecoderName = "dali",
         num_threads: int = 2,
+        num_readers: int = 0,
         prefetch: int = 2,
         video: bool = True,
         joints: bool = True,
@@ -87,6 +92,7 @@ class ClipLoader:
         counts = {"batch_size": batch_size, "num_threads": num_threads, "prefetch": prefetch, "world_size": world_size}
         for name, count in counts.items():
             check_number(name, count, 1, whole=True)
+        check_number("num_readers", num_readers, 0, whole=True)
         check_number("rank", rank, 0, world_size - 1, whole=True)
         check_number("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_number("max_bad_rate", max_bad_rate, 0, 1)
@@ -97,7 +103,8 @@ class ClipLoader:
         if self.last_batch == "drop" and not train:
             raise UserError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
         self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
-        self.device, self.decoder_name, self.num_threads, self.prefetch = device, decoder, num_threads, prefetch
+        self.device, self.decoder_name, self.num_threads = device, decoder, num_threads
+        self.num_readers, self.prefetch = num_readers, prefetch
         self.video, self.joints, self.check_hashes, self.max_bad_rate = video, joints, check_hashes, max_bad_rate
         rows = _select(shards.rows(split), limit, split)
         _check_labels(shards, split, rows)
@@ -247,7 +254,10 @@ class ClipLoader:
             Lane(make_decoder(self.decoder_name, codec, self.plan.size, self.device, self.num_threads), device)
             for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
         ] if self.video else [Lane(None, device)]
-        return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, self.shards.read_threads)
+        readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads)
+        if self.num_readers and self.shards.read_threads == 1:  # a set behind a URL waits in threads, with one cache
+            readers = ProcessReaders(fetcher, self.num_readers, self.prefetch + len(lanes) + SLABS_AT_WORK)
+        return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, readers)
 
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:

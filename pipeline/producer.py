@@ -3,12 +3,11 @@
 B clips of a batch, T sampled frames, S output size.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip
+from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip, Outcome
 from svdata2vec.pipeline.handover import Lane, Turns
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
 from svdata2vec.pipeline.pixels import apply_pixel_augment
+from svdata2vec.pipeline.readers import ProcessReaders, Step, ThreadReaders
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Read:
-    """Planned clips of a step and the run's place after it."""
+    """Planned clips of a step and the run's place after it. `slab`: what the readers want back when it is decoded."""
 
     epoch: int
     position: int
     clips: list[FetchedClip]
+    slab: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,28 @@ class Producer:
 
     def __init__(
         self, order: OrderConfig, fetcher: ClipFetcher, lanes: Sequence[Lane], max_bad_rate: float,
-        stats: LoaderStats, device: torch.device, read_threads: int,
+        stats: LoaderStats, device: torch.device, readers: ThreadReaders | ProcessReaders,
     ) -> None:
-        self.order, self.fetcher, self.stats = order, fetcher, stats
+        self.order, self.fetcher, self.stats, self.readers = order, fetcher, stats, readers
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
-        # Threads where reading means waiting for a network.
-        self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="svdata2vec-fetch") if read_threads > 1 else None
 
     def read(self, epoch: int, position: int) -> Iterator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
+        fetched_steps = self.readers.over(self._steps(epoch, position))
+        started = time.perf_counter()
+        with contextlib.closing(fetched_steps):
+            for fetched in fetched_steps:
+                step = fetched.step
+                pairs = zip(step.rows, fetched.outcomes, strict=True)
+                clips = [self._settle(row, outcome, step.epoch) for row, outcome in pairs]
+                kept = [clip for clip in clips if clip is not None]
+                self.stats.read_seconds += time.perf_counter() - started
+                yield Read(step.epoch, step.position, kept, fetched.slab)
+                started = time.perf_counter()
+
+    def _steps(self, epoch: int, position: int) -> Iterator[Step]:
+        """What is to be read, announced to the shard set."""
+        views = self.order.views
         while True:
             positions = epoch_order(self.order.num_entries, self.order.seed, epoch, shuffle=self.order.train)
             steps = self.order.steps(position)
@@ -105,7 +119,8 @@ class Producer:
                 start, stop = self.order.part(step)
                 if start < stop:
                     self._announce(positions, steps[number : number + STEPS_AHEAD])
-                    yield Read(epoch, step[1], self._fetch_all(positions[start:stop], epoch))
+                    part = positions[start:stop]
+                    yield Step(epoch, step[1], self.order.rows[part // views].tolist(), (part % views).tolist())
             if not self.order.train:
                 return
             epoch, position = epoch + 1, 0
@@ -121,6 +136,7 @@ class Producer:
             started = time.perf_counter()
             with lane.work():
                 batch = self._batch(read, decoded, lane)
+            self.readers.give_back(read.slab)
             self.stats.decode_seconds += decoded.seconds + time.perf_counter() - started
             yield Ready(read.epoch, read.position, batch)
 
@@ -135,28 +151,12 @@ class Producer:
             failed = _decode_into(lane, read.clips, video)
         return Decoded(video, failed, time.perf_counter() - started)
 
-    def _fetch_all(self, positions: NDArray[np.int64], epoch: int) -> list[FetchedClip]:
-        started = time.perf_counter()
-        rows = self.order.rows[positions // self.order.views].tolist()
-        run = map if self._pool is None else self._pool.map
-        outcomes = list(run(self._try_fetch, rows, repeat(epoch), (positions % self.order.views).tolist()))
-        clips = [self._settle(row, outcome, epoch) for row, outcome in zip(rows, outcomes, strict=True)]
-        self.stats.read_seconds += time.perf_counter() - started
-        return [clip for clip in clips if clip is not None]
-
     def close(self) -> None:
         """End threads and decoder; `read` and `decode` must have ended."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self.readers.close()
         self.turns.close()
 
-    def _try_fetch(self, row: int, epoch: int, view: int) -> FetchedClip | BadClipError:
-        try:
-            return self.fetcher.fetch(row, epoch, view)
-        except BadClipError as error:
-            return error
-
-    def _settle(self, row: int, outcome: FetchedClip | BadClipError, epoch: int) -> FetchedClip | None:
+    def _settle(self, row: int, outcome: Outcome, epoch: int) -> FetchedClip | None:
         """The clip, its replacement in training, None in evaluation if it is unusable."""
         self.stats.clips_read += 1
         if isinstance(outcome, FetchedClip):

@@ -17,7 +17,8 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.reading.shardset import ShardSet
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
-loader = ClipLoader(ShardSet.open(sys.argv[1]), "all", PlanConfig(num_frames=4, size=32), batch_size=2, train=True)
+loader = ClipLoader(ShardSet.open(sys.argv[1]), "all", PlanConfig(num_frames=4, size=32), batch_size=2, train=True,
+                    num_readers=int(sys.argv[3]))
 batches = iter(loader)
 print(len(next(batches)), flush=True)
 if sys.argv[2] == "raise":
@@ -38,10 +39,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return roots
 
 
-def start(folder: Path, how: str) -> subprocess.Popen:
+def start(folder: Path, how: str, readers: int = 0) -> subprocess.Popen:
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [sys.executable, "-c", PROGRAM, str(folder), how, str(readers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )
     assert program.stdout is not None and program.stdout.readline() == "2\n"
     return program
@@ -61,10 +62,14 @@ def session_members(session: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("codec", "how", "code", "message"), [("jpeg", "end", 0, ""), ("h264", "end", 0, ""), ("jpeg", "raise", 1, "loss is nan")]
+    ("codec", "readers", "how", "code", "message"),
+    [
+        ("jpeg", 0, "end", 0, ""), ("h264", 0, "end", 0, ""), ("jpeg", 0, "raise", 1, "loss is nan"),
+        ("jpeg", 2, "end", 0, ""), ("jpeg", 2, "raise", 1, "loss is nan"),
+    ],
 )
-def test_a_program_that_does_not_close_ends(folders, codec, how, code, message):
-    program = start(folders[codec], how)
+def test_a_program_that_does_not_close_ends(folders, codec, readers, how, code, message):
+    program = start(folders[codec], how, readers)
     _, errors = program.communicate(timeout=30)
     assert program.returncode == code and message in errors
     if how == "end":
@@ -73,10 +78,14 @@ def test_a_program_that_does_not_close_ends(folders, codec, how, code, message):
 
 
 @pytest.mark.parametrize(
-    ("codec", "kind"), [("jpeg", signal.SIGINT), ("h264", signal.SIGINT), ("h264", signal.SIGKILL)]
+    ("codec", "readers", "kind"),
+    [
+        ("jpeg", 0, signal.SIGINT), ("h264", 0, signal.SIGINT), ("h264", 0, signal.SIGKILL), ("jpeg", 2, signal.SIGINT),
+        ("jpeg", 2, signal.SIGKILL),
+    ],
 )
-def test_a_stopped_program_leaves_no_process(folders, codec, kind):
-    program = start(folders[codec], "train")
+def test_a_stopped_program_leaves_no_process(folders, codec, readers, kind):
+    program = start(folders[codec], "train", readers)
     time.sleep(0.2)
     if kind == signal.SIGINT:
         os.killpg(program.pid, kind)  # as a terminal does: to all of the group

@@ -80,6 +80,7 @@ class Stage:
 def reading(producer: Producer) -> Iterator[int]:
     """Storage, parsing and plans; nothing is decoded. The bytes are copied out of the system's cache, not mapped."""
     for read in producer.read(0, 0):
+        producer.readers.give_back(read.slab)
         yield len(read.clips)
 
 
@@ -130,13 +131,14 @@ def open_stages(
             return stack.enter_context(contextlib.closing(epoch_batches(loader)))
 
         loader = build_loader(shards, config, runtime, train=True)
-        producer = loader.make_producer()
-        stack.callback(producer.close)
+        readers, decoders = loader.make_producer(), loader.make_producer()
+        stack.callback(readers.close)
+        stack.callback(decoders.close)
         training = Pretraining(config, runtime, loader)
         _, batch = next(stream(runtime))
         stages: dict[str, Stage] = {
-            "read": Stage(reading(producer)),
-            "decode": Stage(decoding(producer)),
+            "read": Stage(reading(readers)),
+            "decode": Stage(decoding(decoders)),
             "data": Stage(len(loaded) for _, loaded in stream(runtime)),
             "model": training_stage(training, itertools.repeat((0, batch))),
             "train": training_stage(training, stream(runtime)),

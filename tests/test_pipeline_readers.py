@@ -1,0 +1,126 @@
+"""Reader processes give the batches of a thread, whatever is damaged, stopped or killed on the way."""
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pipeline_factory import shard_set
+
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+PLAN = PlanConfig(num_frames=6, size=32)
+
+
+@pytest.fixture
+def shards(tmp_path) -> ShardSet:
+    return shard_set(tmp_path / "shards", 23)
+
+
+def loader_of(shards: ShardSet, readers: int = 2, **more) -> ClipLoader:
+    options = {"batch_size": 4, "train": True, "decoder": "reference", **more}
+    return ClipLoader(shards, "all", PLAN, num_readers=readers, **options)
+
+
+def batches_of(shards: ShardSet, readers: int, epochs: int = 2, **more) -> list[ClipBatch]:
+    with loader_of(shards, readers, **more) as loader:
+        return [batch for _ in range(epochs) for batch in loader]
+
+
+def assert_same(first: list[ClipBatch], second: list[ClipBatch]) -> None:
+    assert [batch.keys for batch in first] == [batch.keys for batch in second]
+    for one, two in zip(first, second, strict=True):
+        for name, tensor in one.tensors().items():
+            assert torch.equal(tensor, two.tensors()[name]), name
+
+
+def reader_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "readworker" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"train": False}, {"train": False, "joints": False}, {"video": False}, {"decoder": "dali", "prefetch": 1},
+])
+@pytest.mark.parametrize("readers", [1, 3])
+def test_batches_are_those_of_a_thread(shards, readers, options):
+    """Two epochs, the second from the same processes; more steps than there are slabs."""
+    assert_same(batches_of(shards, 0, **options), batches_of(shards, readers, **options))
+    assert not reader_processes()
+
+
+def test_video_codecs_go_the_same_way(tmp_path):
+    shards = shard_set(tmp_path / "vp9", 9, codec="vp9", size=64)
+    assert_same(batches_of(shards, 0, decoder="dali"), batches_of(shards, 2, decoder="dali"))
+
+
+def test_larger_clips_follow_smaller_ones(tmp_path):
+    """The shared memory grows, while what was read before is still in use."""
+    shards = shard_set(tmp_path / "shards", 12)
+    order = shards.index["size"].sum(axis=1).argsort()
+    options = {"train": False, "limit": order, "batch_size": 1, "prefetch": 3}
+    assert_same(batches_of(shards, 0, 1, **options), batches_of(shards, 1, 1, **options))
+
+
+def test_an_interrupted_epoch_goes_on_and_back(shards):
+    whole = batches_of(shards, 0, 1)
+    with loader_of(shards) as loader:
+        assert_same(whole[:2], list(itertools.islice(loader, 2)))
+        state = loader.state_dict()
+        loader.set_epoch(0)
+        assert_same(whole[:1], list(itertools.islice(loader, 1)))
+        loader.load_state_dict(state)
+        assert_same(whole[2:], list(loader))
+
+
+def test_damaged_clips_are_replaced_alike(shards, caplog):
+    (tar,) = shards.tars[:1]
+    entry = shards.index[1]
+    column = shards.manifest.components.index("pose.npy")
+    with tar.open("r+b") as file:
+        file.seek(int(entry["offset"][column]))
+        file.write(b"\xff" * 100)
+    fresh = ShardSet.open(shards.root)
+    thread, processes = (batches_of(fresh, readers, max_bad_rate=0.1) for readers in (0, 2))
+    assert_same(thread, processes)
+    assert not any("clip00001" in batch.keys for batch in thread)
+    assert "skipping clip clip00001" in caplog.text
+
+
+def test_a_tar_that_is_cut_ends_the_run_in_the_same_words(shards):
+    tar = Path(shards.tars[0])
+    os.truncate(tar, tar.stat().st_size // 2)
+    messages = []
+    for readers in (0, 2):
+        with pytest.raises(UserError) as caught:
+            batches_of(shards, readers)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and str(tar) in messages[0]
+
+
+def test_a_reader_that_is_killed_ends_the_run_in_one_line(shards):
+    with loader_of(shards, prefetch=1) as loader:
+        stream = itertools.chain.from_iterable(itertools.repeat(loader))
+        next(stream)
+        reader_processes()[0].send_signal(signal.SIGKILL)
+        with pytest.raises(UserError, match=r"process that reads clips has ended .*-9.*--data\.readers"):
+            for _ in range(100):
+                next(stream)
+    assert not reader_processes()
+
+
+def test_signals_to_the_whole_group_leave_the_readers_alone(shards):
+    """A scheduler's SIGTERM lets the program save its state, for which it must not lose its readers."""
+    with loader_of(shards, prefetch=1) as loader:
+        stream = itertools.chain.from_iterable(itertools.repeat(loader))
+        next(stream)
+        for process, number in itertools.product(reader_processes(), (signal.SIGTERM, signal.SIGINT)):
+            process.send_signal(number)
+        for _ in range(30):
+            next(stream)
