@@ -216,12 +216,13 @@ CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg"
 @pytest.mark.parametrize(
     ("rates", "where", "bound", "advice"),
     [
-        (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory; from there it is planning"),
+        (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory, and read in more processes, --data.readers 2"),
         (Rates(10, 900, 10, 500, 9.9), Surroundings("cpu", 8, "jpeg", False), "read", "in memory, or pack as vp9"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
         (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
-        (Rates(760, 835, 509, 1029, 415), GPU, "loader", "both together 509.0; its threads share one Python interpreter"),
+        (Rates(760, 835, 509, 1029, 415), GPU, "loader",
+         "both together 509.0; its threads share one Python interpreter: read in more processes, --data.readers 2"),
         (Rates(90, 80, 50, 500, 49), CPU, "loader", "its threads share the same 8 cores"),
         (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --launch graph"),
     ],

@@ -7,9 +7,8 @@ memory), train (everything). Limits are counted from shapes and measured on the 
 """
 
 import logging
-import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from svdata2vec.bench.config import BenchConfig
@@ -19,6 +18,7 @@ from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
 from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
+from svdata2vec.runs.cores import fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -29,6 +29,7 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
+        config = replace(config, data=fit_loader(config.data, runtime.device.type, usable_cores()))
         record = measure(config, runtime, shards)
     sys.stdout.write(as_table(record))
     if config.out is not None:
@@ -55,7 +56,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     rows = {name: stage.as_dict() for name, stage in stages.items()}
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
     wait = stages["train"].parts["data"] / stages["train"].parts["total"]
-    where = Surroundings(device.type, os.cpu_count() or 1, shards.manifest.codec, runtime.bf16)
+    where = Surroundings(device.type, usable_cores(), shards.manifest.codec, runtime.bf16)
     return {
         **head(FORMAT, VERSION), "machine": hardware(device),
         "setting": {**setting(config, runtime, shards), "rounds": config.rounds, "seconds": config.seconds},

@@ -24,6 +24,7 @@ from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
+from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 
@@ -39,8 +40,11 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     gpus = torch.cuda.device_count() if pick_device(config.run.device).type == "cuda" else None
     config = replace(config, processes=choose_processes(config.processes, gpus))
     check_clips_suffice(config, len(shards.rows(config.data.train_split)))
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // config.processes[-1]))
+    # Of each process, however many there are: what is compared must not change with their number.
+    data = replace(config.data, threads=config.data.threads or threads, readers=config.data.readers or 0)
+    config = replace(config, data=data)
     load = os.getloadavg()[0]
     measured = [launch(config, count, threads) for count in config.processes]
     rows = [
@@ -52,7 +56,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
         **head(FORMAT, VERSION),
         "machine": {**measured[0]["machine"], "usable_cores": cores, "load_average": load},
         "setting": setting, "worlds": with_efficiency(rows),
-        "notes": notes(config.processes, cores, threads, config.data.threads, load, gpus is None),
+        "notes": notes(config.processes, cores, threads, config.data.threads or threads, load, gpus is None),
         "wrong": [sentence for row in rows for sentence in wrong(row)],
     }
     sys.stdout.write(as_table(record))

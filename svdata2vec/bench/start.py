@@ -41,7 +41,8 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "packed_size": shards.manifest.packed_size, "split": config.data.train_split,
         "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
-        "threads": config.data.threads, "prefetch": config.data.prefetch, "decoder": config.data.decoder,
+        "threads": config.data.threads, "readers": config.data.readers, "prefetch": config.data.prefetch,
+        "decoder": config.data.decoder,
         "compile": config.run.compile, "launch": config.launch, "model": asdict(config.model),
         **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
     }

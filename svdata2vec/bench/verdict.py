@@ -53,10 +53,10 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
         )
         return Verdict("model", text)
     bound: Bound = "read" if rates.read < rates.decode else "decode"
-    advice = _advice_read(where) if bound == "read" else _advice_decode(config, where)
+    advice = _advice_read(config, where) if bound == "read" else _advice_decode(config, where)
     alone = f"{bound} alone reaches {getattr(rates, bound):.1f}"
     if rates.data < OVERLAPPED * min(rates.read, rates.decode):
-        bound, advice = "loader", _advice_loader(where)
+        bound, advice = "loader", _advice_loader(config, where)
         alone = f"read alone reaches {rates.read:.1f}, decode alone {rates.decode:.1f}, both together {rates.data:.1f}"
     text = (
         f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "
@@ -65,16 +65,22 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
     return Verdict(bound, text)
 
 
-def _advice_read(where: Surroundings) -> str:
+def _advice_read(config: PretrainConfig, where: Surroundings) -> str:
     if where.device != "cpu":  # a video codec would only move the bound to the decoder
-        return "keep the shards on a local disk or in memory; from there it is planning clips, in Python, that takes the time"
+        return f"keep the shards on a local disk or in memory{_more_readers(config, where, ', and ')}"
     smaller = ", or pack as vp9 (a tenth of jpeg's bytes)" if where.codec == "jpeg" else ""
     return f"keep the shards on a local disk or in memory{smaller}"
 
 
-def _advice_loader(where: Surroundings) -> str:
-    shared = f"the same {where.cores} cores" if where.device == "cpu" else "one Python interpreter, which no option frees"
-    return f"its threads share {shared}"
+def _advice_loader(config: PretrainConfig, where: Surroundings) -> str:
+    if where.device == "cpu":
+        return f"its threads share the same {where.cores} cores"
+    return f"its threads share one Python interpreter{_more_readers(config, where, ': ')}"
+
+
+def _more_readers(config: PretrainConfig, where: Surroundings, link: str) -> str:
+    readers = config.data.readers or 0
+    return f"{link}read in more processes, --data.readers {readers + 2}" if readers + 2 < where.cores else ""
 
 
 def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
@@ -83,7 +89,7 @@ def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
         words.append("--data.decoder dali")
     if where.codec != "jpeg":
         words.append("pack as jpeg, which decodes the wanted frames only")
-    if config.data.threads < where.cores:
+    if (config.data.threads or 0) < where.cores:
         words.append(f"--data.threads {where.cores}")
     if where.device == "cpu":
         words.append("a GPU decodes with nvJPEG and NVDEC")

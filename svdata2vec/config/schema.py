@@ -73,8 +73,11 @@ class DataConfig:
     without a draw the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
-    threads: Annotated[int, Range(1, 1000)] = 2
-    """Decoding threads per process."""
+    threads: Annotated[int | None, Range(1, 1000)] = None
+    """Decoding threads per process; None = as many as it has cores, up to 16."""
+    readers: Annotated[int | None, Range(0, 100)] = None
+    """Processes per process that read and plan clips, 0 = a thread does it; None = 0 on a CPU, beside a GPU a quarter of the
+    cores, up to 4 (shards in a folder)."""
     prefetch: Annotated[int, Range(1, 1000)] = 2
     """Batches prepared ahead of the training step."""
     views: Annotated[int, Range(1, 1000)] = 1

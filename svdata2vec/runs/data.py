@@ -10,6 +10,7 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import shown_whole
+from svdata2vec.runs.cores import fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
@@ -49,7 +50,7 @@ def build_loader(
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
-    data, model = config.data, config.model
+    data, model = fit_loader(config.data, runtime.device.type, usable_cores()), config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
@@ -73,7 +74,8 @@ def build_loader(
         world_size=runtime.world_size,
         device=str(runtime.device),
         decoder=data.decoder,
-        num_threads=data.threads,
+        num_threads=data.threads or 1,
+        num_readers=data.readers or 0,
         prefetch=data.prefetch,
         video=modality != "skeleton",
         joints=modality != "rgb",

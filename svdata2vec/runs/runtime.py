@@ -17,6 +17,7 @@ from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.runs.cores import usable_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -109,6 +110,8 @@ def running(config: RunConfig) -> Iterator[Runtime]:
         keep_freed_memory()
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if "OMP_NUM_THREADS" not in os.environ:  # PyTorch looks at the machine, not at the quota of a container
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     try:
         yield Runtime(device, rank, world_size, bf16)

@@ -1,0 +1,54 @@
+"""Cores that this process may use, and how a loader shares them out: found on the machine, not guessed."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from svdata2vec.config.schema import DataConfig
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+MOST_THREADS = 16  # of one loader: more have not made it faster
+MOST_READERS = 4  # at about 1 ms per clip, ahead of any decoder
+
+
+def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
+    cores = min([len(os.sched_getaffinity(0)), *_quotas(groups, membership)])
+    return max(1, int(cores / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _quotas(groups: Path, membership: Path) -> list[float]:
+    """Cores that the process's control group and those around it grant (versions 2 and 1)."""
+    found = []
+    for line in membership.read_text().splitlines() if membership.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        root = groups / controllers if controllers else groups
+        inside = root / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            found += _quota(folder)
+            if folder == root:
+                break
+    return found
+
+
+def _quota(folder: Path) -> list[float]:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    except OSError:
+        return []
+    return [] if quota in ("max", "-1") else [int(quota) / int(period)]
+
+
+def fit_loader(data: DataConfig, device: str, cores: int) -> DataConfig:
+    """The settings with `threads` and `readers` filled in where they are None.
+
+    On a CPU reading costs a twentieth of decoding, and a thread does it; beside a GPU it would take the interpreter from
+    training, so a quarter of the cores reads.
+    """
+    readers = (min(MOST_READERS, cores // 4) if device == "cuda" else 0) if data.readers is None else data.readers
+    threads = min(MOST_THREADS, max(cores - readers, 1)) if data.threads is None else data.threads
+    return replace(data, threads=threads, readers=readers)

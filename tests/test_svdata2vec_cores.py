@@ -1,0 +1,77 @@
+"""Cores that a process may use, and how its loader shares them out."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from svdata2vec.config.schema import DataConfig
+from svdata2vec.runs import cores
+from svdata2vec.runs.cores import fit_loader, usable_cores
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch) -> Path:
+    """Sixteen cores, one process, no control groups."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+def write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def found(machine: Path) -> int:
+    return usable_cores(machine / "groups", machine / "cgroup")
+
+
+def test_affinity_alone(machine):
+    assert found(machine) == 16
+
+
+@pytest.mark.parametrize(("inner", "outer", "expected"), [
+    ("max 100000", "max 100000", 16), ("400000 100000", "max 100000", 4), ("max 100000", "250000 100000", 2),
+    ("400000 100000", "100000 100000", 1), ("50000 100000", "max 100000", 1), ("3200000 100000", "max 100000", 16),
+])
+def test_quota_of_version_2_of_the_group_and_those_around_it(machine, inner, outer, expected):
+    write(machine / "cgroup", "0::/slurm/job_7\n")
+    write(machine / "groups/slurm/job_7/cpu.max", inner + "\n")
+    write(machine / "groups/slurm/cpu.max", outer + "\n")
+    assert found(machine) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 16), ("600000", 6)])
+def test_quota_of_version_1(machine, quota, expected):
+    write(machine / "cgroup", "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n")
+    write(machine / "groups/cpu,cpuacct/docker/a/cpu.cfs_quota_us", quota + "\n")
+    write(machine / "groups/cpu,cpuacct/docker/a/cpu.cfs_period_us", "100000\n")
+    assert found(machine) == expected
+
+
+def test_processes_of_a_launch_share(machine, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert found(machine) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert found(machine) == 1
+
+
+@pytest.mark.parametrize(("device", "count", "threads", "readers"), [
+    ("cpu", 2, 2, 0), ("cpu", 1, 1, 0), ("cpu", 64, 16, 0), ("cuda", 16, 12, 4), ("cuda", 8, 6, 2), ("cuda", 2, 2, 0),
+    ("cuda", 208, 16, 4),
+])
+def test_a_loader_takes_what_there_is(device, count, threads, readers):
+    fitted = fit_loader(DataConfig(), device, count)
+    assert (fitted.threads, fitted.readers) == (threads, readers)
+
+
+def test_what_is_asked_for_is_kept():
+    fitted = fit_loader(DataConfig(threads=5, readers=1), "cuda", 16)
+    assert (fitted.threads, fitted.readers) == (5, 1)
+    assert fit_loader(DataConfig(readers=0), "cuda", 16).threads == 16
+
+
+def test_this_machine():
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert cores.CONTROL_GROUPS.is_absolute()
