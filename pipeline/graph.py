@@ -38,7 +38,6 @@ UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.
 Geometry = Literal["opencv", "warp", "resize"]
 # how, picture, which pixel of the packed picture is its first (x, y), where to write
 Job = tuple[Resampler, NDArray[np.uint8], int, int, NDArray[np.uint8]]
-Feed = dict[str, list[NDArray[Any]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
 # All JPEGs to the GPU's engines: where its CUDA cores take a part (DALI's default 0.65), a picture's last bits depend on its
 # place in the batch, and on many host threads the speed (pipeline/README.md, "The hand-over to the GPU").
@@ -47,8 +46,20 @@ MANY = 6  # clips of one run that fail in the same words: no coincidence
 
 
 @dataclass(frozen=True)
+class Feed:
+    """What a clip feeds to the graph's inputs: its samples, one `data` each, and what is the same for all of them.
+
+    frames: numbers of the wanted ones of a video, which is one sample.
+    """
+
+    data: list[NDArray[np.uint8]]
+    same: dict[str, NDArray[Any]]
+    frames: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
 class RunClip:
-    """A clip of one DALI run: its row in the output, and what it feeds to the graph's inputs (one entry per sample)."""
+    """A clip of one DALI run: its row in the output, and what it feeds."""
 
     row: int
     clip: EncodedClip
@@ -138,22 +149,22 @@ class DaliDecoder:
     def inputs(self, clip: EncodedClip) -> Feed:
         """What one clip feeds to the graph. Raises ValueError for a clip that DALI would decode wrongly in silence."""
         if self.jpeg:
-            feed: Feed = {"data": list(jpeg_slices(clip))}
-        else:
-            reason = cut_off_reason(clip.video)
-            if reason is not None:
-                raise ValueError(reason)
-            feed = {"data": [clip.video], "frames": [clip.frames_T.astype(np.int32)]}
+            return Feed(jpeg_slices(clip), self._same(clip))
+        reason = cut_off_reason(clip.video)
+        if reason is not None:
+            raise ValueError(reason)
+        return Feed([clip.video], self._same(clip), clip.frames_T.astype(np.int32))
+
+    def _same(self, clip: EncodedClip) -> dict[str, NDArray[Any]]:
+        """The geometry's inputs."""
         if self.geometry == "warp":
-            once: dict[str, NDArray[Any]] = {"matrix": clip.output_to_packed.astype(np.float32)}
-        elif self.geometry == "resize":
-            once = _window_inputs(clip, self.size)
-        elif self.jpeg:
-            x1, y1, x2, y2 = Resampler(clip.output_to_packed, self.size).touched(clip.packed_width, clip.packed_height)
-            once = {"anchor": np.array([y1, x1], np.int32), "shape": np.array([y2 - y1, x2 - x1], np.int32)}
-        else:
-            once = {}
-        return feed | {name: [value] * len(feed["data"]) for name, value in once.items()}
+            return {"matrix": clip.output_to_packed.astype(np.float32)}
+        if self.geometry == "resize":
+            return _window_inputs(clip, self.size)
+        if not self.jpeg:
+            return {}
+        x1, y1, x2, y2 = Resampler(clip.output_to_packed, self.size).touched(clip.packed_width, clip.packed_height)
+        return {"anchor": np.array([y1, x1], np.int32), "shape": np.array([y2 - y1, x2 - x1], np.int32)}
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         """Bring one run's output into its rows of `out_BTSS3`."""
@@ -187,23 +198,27 @@ class DaliDecoder:
 
     def _run(self, clips: list[RunClip]) -> Any:
         """DALI's output. Raises RuntimeError if a clip is damaged."""
-        feed: Feed = {}
-        for clip in clips:
-            for name, values in clip.feed.items():
-                feed.setdefault(name, []).extend(values)
-        pipeline = self._built(len(feed["data"]))
-        # one dense array is fed much faster than a list of small ones
-        self._fed = {name: values if name in ("data", "frames") else np.stack(values) for name, values in feed.items()}
+        feeds = [clip.feed for clip in clips]
+        counts = [len(feed.data) for feed in feeds]
+        self._fed = {"data": [sample for feed in feeds for sample in feed.data]}
+        if feeds[0].frames is not None:
+            self._fed["frames"] = [feed.frames for feed in feeds]
+        for name in feeds[0].same:  # one dense array is fed much faster than a list of small ones
+            self._fed[name] = np.repeat(np.stack([feed.same[name] for feed in feeds]), counts, axis=0)
+        pipeline = self._built(sum(counts))
         for name, fed in self._fed.items():
             pipeline.feed_input(name, fed)
-        (output,) = pipeline.run()
+        output, *_ = pipeline.run()
         return output
+
+    def graph(self) -> Callable[..., Pipeline]:
+        """What makes the graph, from geometry, size and device."""
+        return jpeg_graph if self.jpeg else video_graph
 
     def _built(self, num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
-            build: Callable[..., Pipeline] = jpeg_graph if self.jpeg else video_graph
             on_gpu = self.device.type == "cuda"
-            self._pipeline = build(
+            self._pipeline = self.graph()(
                 self.geometry,
                 self.size,
                 "mixed" if on_gpu else "cpu",
@@ -222,15 +237,37 @@ class DaliDecoder:
         sample = 0
         for run in clips:
             resampler = Resampler(run.clip.output_to_packed, self.size)
-            top, left = run.feed["anchor"][0].tolist() if self.jpeg else (0, 0)
+            top, left = run.feed.same["anchor"].tolist() if self.jpeg else (0, 0)
             if self.jpeg:
                 pictures = [np.asarray(output[sample + t]) for t in range(len(run.clip.frames_T))]
             else:
                 pictures = list(np.asarray(output[sample]))
-            sample += len(run.feed["data"])
+            sample += len(run.feed.data)
             jobs += [(resampler, picture, left, top, out[run.row, t]) for t, picture in enumerate(pictures)]
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
         list(self._pool.map(_resample_jobs, parts))
+
+
+@pipeline_def
+def input_graph(*_: Any) -> Any:
+    """Takes what `jpeg_graph` takes with geometry "warp", and gives it back."""
+    return _input("data", UINT8, 1), _input("matrix", FLOAT, 2)
+
+
+class InputOnlyDecoder(DaliDecoder):
+    """All that a GPU's decoder of JPEGs does on the host, without a GPU: nothing is decoded, frames hold anything."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("jpeg", size, geometry="warp", num_threads=1)
+
+    def graph(self) -> Callable[..., Pipeline]:
+        return input_graph
+
+    def clips_per_run(self, num_frames: int) -> int:
+        return max(1, FRAMES_PER_RUN["cuda"] // num_frames)
+
+    def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
+        """Nothing came."""
 
 
 def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:

@@ -4,8 +4,19 @@ So a clip's draws do not depend on batch, thread, rank or number of ranks (pipel
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+_ZERO = np.zeros(4, np.uint64)
+
+
+class _NoSeed(np.random.bit_generator.ISeedSequence):
+    """Philox asks the system for a seed, which takes twenty microseconds, before it is given its key."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        return np.zeros(n_words, dtype)
 
 
 def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:
@@ -19,4 +30,9 @@ def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:
         kind = b"i" if isinstance(part, int) else b"s"
         text = str(part).encode()
         digest.update(kind + len(text).to_bytes(4, "little") + text)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
+    philox = np.random.Philox(_NoSeed())  # type: ignore[arg-type]
+    philox.state = {  # as `Philox(key=...)` leaves it
+        "bit_generator": "Philox", "state": {"counter": _ZERO, "key": np.frombuffer(digest.digest(), "<u8")},
+        "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+    }
+    return np.random.Generator(philox)

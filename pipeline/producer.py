@@ -135,7 +135,7 @@ class Producer:
         for read, lane, decoded in self.turns.over(source, self.decode_step):
             started = time.perf_counter()
             with lane.work():
-                batch = self._batch(read, decoded, lane)
+                batch = self.batch(read, decoded, lane)
             self.readers.give_back(read.slab)
             self.stats.decode_seconds += decoded.seconds + time.perf_counter() - started
             yield Ready(read.epoch, read.position, batch)
@@ -201,7 +201,8 @@ class Producer:
                 f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise data.max_bad_rate"
             )
 
-    def _batch(self, read: Read, decoded: Decoded, lane: Lane) -> ClipBatch | None:
+    def batch(self, read: Read, decoded: Decoded, lane: Lane) -> ClipBatch | None:
+        """The batch of a step, or None if all its clips were unusable in an evaluation."""
         clips, video = read.clips, decoded.video_BTHWC
         if video is not None:
             clips, video = self._settle_frames(read, video, decoded.failed, lane)

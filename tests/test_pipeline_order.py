@@ -1,5 +1,6 @@
 """Order, rank parts and steps over a grid, without any input or output."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -66,3 +67,13 @@ def test_wrong_arguments_are_named():
         order_of(5, 2, True, 0, 1).steps(9)
     with pytest.raises(ValueError, match="num_clips is -1"):
         epoch_order(-1, 0, 0, True)
+
+
+def test_the_generator_is_numpys_philox_with_the_hash_as_its_key():
+    parts = (b"s", b"order"), (b"i", b"3"), (b"s", b"clip")
+    text = b"".join(kind + len(part).to_bytes(4, "little") + part for kind, part in parts)
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    expected = np.random.Generator(np.random.Philox(key=key))
+    found = keyed_generator("order", 3, "clip")
+    for draw in (lambda g: g.random(5), lambda g: g.integers(7, size=3), lambda g: g.permutation(9), lambda g: g.normal()):
+        np.testing.assert_array_equal(draw(found), draw(expected))

@@ -74,6 +74,18 @@ class BatchConfig(MeasuredConfig):
 
 
 @dataclass(frozen=True)
+class HostConfig(MeasuredConfig):
+    """Measure what a clip costs the host beside a GPU: reading, checks, plans, feeding. Nothing is decoded or trained."""
+
+    batches: Annotated[tuple[int, ...], Range(1, 10_000)] = (32, 128)
+    """Batch sizes to measure."""
+    readers: Annotated[tuple[int, ...], Range(0, 100)] = (0, 1)
+    """Numbers of reader processes to measure; 0 = a thread reads."""
+    rounds: Count = 30
+    """Batches timed per row; the median is reported."""
+
+
+@dataclass(frozen=True)
 class DataBenchOptions:
     """Measure the loader in three steps, and other ways of loading: clips/s, CPU time, memory; on clips that it makes."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, ScaleConfig
+from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, HostConfig, ScaleConfig
 from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.shards.ranges import check_fields
@@ -52,6 +52,9 @@ BENCH = Group(
         ),
         "batch": preset_commands(
             "which batch size is fast enough, and which still fits", Later("bench.batch:bench_batch"), PRETRAIN, BatchConfig.of
+        ),
+        "host": preset_commands(
+            "what a clip costs the host that feeds a GPU", Later("bench.host:bench_host"), PRETRAIN, HostConfig.of
         ),
         "data": Command("the loader against other ways of loading", Later("bench.data:bench_data"), DataBenchOptions),
     },

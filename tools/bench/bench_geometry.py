@@ -25,7 +25,7 @@ from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.bench.record import save
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.graph import DaliDecoder, RunClip
+from svdata2vec.pipeline.graph import DaliDecoder, Feed, RunClip
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
@@ -54,11 +54,9 @@ class RunPerClip(DaliDecoder):
 class WholePictures(DaliDecoder):
     """The default form, but JPEGs are decoded whole instead of only the window that is sampled."""
 
-    def inputs(self, clip: EncodedClip) -> dict[str, list[Any]]:
-        feed = super().inputs(clip)
+    def inputs(self, clip: EncodedClip) -> Feed:
         whole = np.array([clip.packed_height, clip.packed_width], np.int32)
-        feed["anchor"], feed["shape"] = [np.zeros(2, np.int32)] * len(feed["data"]), [whole] * len(feed["data"])
-        return feed
+        return replace(super().inputs(clip), same={"anchor": np.zeros(2, np.int32), "shape": whole})
 
 
 class WholePicturesOnly(DecodeOnly, WholePictures):
@@ -68,7 +66,7 @@ class WholePicturesOnly(DecodeOnly, WholePictures):
 class WarpOnly(DaliDecoder):
     """The default form, but every window is warped, as one is that does not lie on whole packed pixels."""
 
-    def inputs(self, clip: EncodedClip) -> dict[str, list[Any]]:
+    def inputs(self, clip: EncodedClip) -> Feed:
         return super().inputs(between_pixels(clip))
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: torch.Tensor) -> None:

@@ -1,0 +1,126 @@
+"""`svdata2vec bench host`: what a clip costs the host that feeds a GPU, with a decoder that decodes nothing.
+
+    svdata2vec bench host ntu60-xsub --data.shards data/ntu60 --out host.json      # under a minute
+
+The loader's own reader, planner, checks and feeding, one thread after the other in this one, timed by its processor clock:
+what waits or sleeps does not count, nor what reader processes do, which is given beside. Masks are a training step's. Epoch
+after epoch, page cache warm. One thread has a second per second: the inverse is the most that the host can feed.
+"""
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+
+from svdata2vec.bench.config import HostConfig
+from svdata2vec.bench.machine import hardware, quantiles
+from svdata2vec.bench.record import head, save
+from svdata2vec.bench.start import open_preset_shards, setting
+from svdata2vec.model.masking import draw_masks
+from svdata2vec.pipeline.graph import InputOnlyDecoder
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.producer import Producer
+from svdata2vec.runs.runtime import running
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+FORMAT, VERSION = "svdata2vec-bench-host", 1
+PARTS = ("read", "feed", "batch", "masks")
+WARM_UP = 3  # batches
+
+
+def bench_host(config: HostConfig) -> dict[str, Any]:
+    """Measure, print the table, write the file; returns the record."""
+    shards = open_preset_shards(config, "bench host measures one process")
+    if shards.manifest.codec != "jpeg":
+        raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the road of jpeg shards")
+    with running(replace(config.run, device="cpu")) as runtime:
+        rows = [measure(config, shards, batch, readers) for batch in config.batches for readers in config.readers]
+        setup = setting(config, runtime, shards) | {"batches": list(config.batches), "rounds": config.rounds}
+    shown = min(rows, key=lambda row: (row["readers"] == 0, row["batch_size"]))
+    record = {
+        **head(FORMAT, VERSION), "machine": hardware(runtime.device), "setting": setup, "rows": rows,
+        "host_ms_per_clip": shown["ms_per_clip"],
+    }
+    sys.stdout.write(as_table(record))
+    if config.out is not None:
+        save(record, config.out)
+    return record
+
+
+def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> dict[str, Any]:
+    """One row: milliseconds per clip of this thread, by part, and of the reader processes."""
+    split = shards.rows(config.data.train_split)
+    with ClipLoader(
+        shards, config.data.train_split, config.data.plan(config.model.persons), batch_size=batch, train=True,
+        seed=config.run.seed, num_readers=readers, prefetch=config.data.prefetch, decoder="reference",
+        limit=np.resize(split, max(len(split), batch)),  # a small set's clips several times
+    ) as loader:
+        producer = loader.make_producer()
+        producer.turns.lanes[0].decoder = InputOnlyDecoder(config.data.size)
+        steps = steps_of(producer, config)
+        times: dict[str, list[float]] = defaultdict(list)
+        for _ in range(WARM_UP):
+            next(steps)
+        before, clips = _children_seconds(), 0
+        for _ in range(config.rounds):
+            for part, seconds in next(steps).items():
+                times[part].append(1e3 * seconds / batch)
+            clips += batch
+        others = 1e3 * (_children_seconds() - before) / clips
+        producer.close()
+    total = [sum(parts) for parts in zip(*times.values(), strict=True)]
+    median, low, high = quantiles(total)
+    return {
+        "batch_size": batch, "readers": readers, "ms_per_clip": median, "q20": low, "q80": high,
+        "parts": {part: statistics.median(values) for part, values in times.items()}, "reader_ms_per_clip": others,
+        "bytes_per_clip": float(shards.index["size"].sum(axis=1)[split].mean()),
+    }
+
+
+def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:
+    """Processor seconds of this thread per part, batch after batch, for ever."""
+    lane, mask, num_frames = producer.turns.lanes[0], config.mask, config.data.num_frames
+    reads = producer.read(0, 0)
+    while True:
+        marks = [time.thread_time()]
+        read = next(reads)
+        marks.append(time.thread_time())
+        decoded = producer.decode_step(lane, read)
+        marks.append(time.thread_time())
+        batch = producer.batch(read, decoded, lane)
+        producer.readers.give_back(read.slab)
+        marks.append(time.thread_time())
+        assert batch is not None
+        draw_masks(
+            batch.keys, num_frames, mask.video_ratio, mask.skeleton_ratio, config.run.seed, read.epoch, repeats=mask.repeats,
+            encoded_frames=mask.encoded_frames,
+        )
+        marks.append(time.thread_time())
+        yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
+
+
+def _children_seconds() -> float:
+    """Processor seconds of this process's children."""
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(time.user + time.system for time in times)
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The record for a terminal; its last line is the host's cost at the first batch size, reader processes beside it."""
+    lines = ["Nothing is decoded: the decoder takes its input and gives none. Processor ms per clip.", ""]
+    lines.append(f"{'batch':>6s}{'readers':>9s}{'host':>8s}{'20-80 %':>16s}" + "".join(f"{part:>8s}" for part in PARTS)
+                 + f"{'in readers':>12s}")
+    for row in record["rows"]:
+        spread = f"{row['q20']:.3f} to {row['q80']:.3f}"
+        lines.append(
+            f"{row['batch_size']:>6d}{row['readers']:>9d}{row['ms_per_clip']:>8.3f}{spread:>16s}"
+            + "".join(f"{row['parts'][part]:>8.3f}" for part in PARTS) + f"{row['reader_ms_per_clip']:>12.3f}"
+        )
+    return "\n".join([*lines, f"host: {record['host_ms_per_clip']:.3f} ms per clip", ""])

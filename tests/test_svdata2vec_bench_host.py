@@ -1,0 +1,65 @@
+"""`bench host`: everything that the host does for a batch, and nothing decoded."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_factory import shard_set
+from tiny import data_config, pretrain_config
+
+from svdata2vec.bench.config import HostConfig
+from svdata2vec.bench.host import FORMAT, PARTS, bench_host
+from svdata2vec.pipeline import graph
+from svdata2vec.pipeline.graph import DaliDecoder, InputOnlyDecoder
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+
+
+def test_the_record_holds_what_was_measured(tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "host.json"
+    config = replace(HostConfig.of(pretrain_config(tiny_shard_folder, tmp_path)), batches=(4, 16), rounds=3, out=out)
+    record = bench_host(config)
+    assert json.loads(out.read_text()) == json.loads(json.dumps(record)) and record["format"] == FORMAT
+    assert [(row["batch_size"], row["readers"]) for row in record["rows"]] == [(4, 0), (4, 1), (16, 0), (16, 1)]
+    for row in record["rows"]:
+        assert set(row["parts"]) == set(PARTS) and all(value >= 0 for value in row["parts"].values())
+        assert row["q20"] <= row["ms_per_clip"] <= row["q80"]
+        assert (row["reader_ms_per_clip"] > 0) is (row["readers"] == 1)
+    assert record["host_ms_per_clip"] == record["rows"][1]["ms_per_clip"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Nothing is decoded" in lines[0] and lines[-1] == f"host: {record['host_ms_per_clip']:.3f} ms per clip"
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_dali_is_fed_as_on_a_gpu(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JPEGs and maps that reach the graph are those that the decoding graph takes."""
+    shards = ShardSet.open(tiny_shard_folder)
+    with ClipLoader(shards, "all", data_config(tiny_shard_folder).plan(), batch_size=4, train=True) as loader:
+        clips = [clip.encoded for clip in next(loader.make_producer().read(0, 0)).clips]
+    fed: list[dict[str, list[np.ndarray]]] = []
+    for decoder in (InputOnlyDecoder(32), DaliDecoder("jpeg", 32, geometry="warp")):
+        real = decoder._built
+
+        def recording(num_samples: int, decoder: DaliDecoder = decoder, real=real):
+            fed.append({name: [np.asarray(value) for value in values] for name, values in decoder._fed.items()})
+            return real(num_samples)
+
+        monkeypatch.setattr(decoder, "_built", recording)
+        assert decoder.decode(clips, torch.empty((4, 6, 32, 32, 3), dtype=torch.uint8)) == {}
+        decoder.close()
+    assert set(fed[0]) == {"data", "matrix"} and len(fed[0]["data"]) == 4 * 6
+    for name in fed[0]:
+        for one, two in zip(fed[0][name], fed[1][name], strict=True):
+            np.testing.assert_array_equal(one, two)
+    assert InputOnlyDecoder(32).clips_per_run(40) == graph.FRAMES_PER_RUN["cuda"] // 40
+
+
+def test_other_codecs_are_refused(tmp_path: Path) -> None:
+    shard_set(tmp_path / "vp9", 4, codec="vp9", size=64)
+    config = HostConfig.of(pretrain_config(tmp_path / "vp9", tmp_path))
+    with pytest.raises(UserError, match="codec vp9"):
+        bench_host(config)
