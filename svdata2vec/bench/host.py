@@ -107,9 +107,8 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
 
 
 def _children_seconds() -> float:
-    """Processor seconds of this process's children."""
-    times = [child.cpu_times() for child in psutil.Process().children()]
-    return sum(time.user + time.system for time in times)
+    """Processor seconds of this process's children, to the nanosecond: by the clock that Linux keeps for each process."""
+    return sum(time.clock_gettime((~child.pid << 3) | 2) for child in psutil.Process().children())
 
 
 def as_table(record: dict[str, Any]) -> str:
