@@ -29,7 +29,7 @@ class Pose:
 
     `width`, `height`: picture in whose pixels the joints are; None = the video's own; both 1 = coordinates are parts of it.
     `video_box`: the boxes are in the video's pixels although the joints are not. `joined`: slots that were joined to
-    others (`tracks.join_slots`).
+    others (`tracks.join_slots`). `open_end`: in frames after the last there is nobody; else they lack a pose.
     """
 
     pose_MTVC: np.ndarray
@@ -39,6 +39,18 @@ class Pose:
     height: int | None = None
     video_box: bool = False
     joined: int = 0
+    open_end: bool = False
+
+    def until(self, num_frames: int) -> "Pose":
+        """With nobody in the frames up to `num_frames`, if the end is open; else as it is."""
+        missing = num_frames - self.pose_MTVC.shape[1]
+        if not self.open_end or missing <= 0:
+            return self
+        score_MTV, box_T4 = self.score_MTV, self.box_T4
+        return replace(
+            self, pose_MTVC=np.pad(self.pose_MTVC, ((0, 0), (0, missing), (0, 0), (0, 0))),
+            score_MTV=None if score_MTV is None else np.pad(score_MTV, ((0, 0), (0, missing), (0, 0))),
+            box_T4=None if box_T4 is None else np.pad(box_T4, ((0, missing), (0, 0))))
 
 
 @dataclass(frozen=True)

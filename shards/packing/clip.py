@@ -77,6 +77,7 @@ class ClipPacker:
             video, num_frames = self._encode(clip, reader, square)
             size, matrix = (options.size, options.size), packed_to_source(*square, options.size)
         with self.times.step("own"):
+            people = None if people is None else people.until(num_frames)
             _check_count(clip, people, reader, num_frames, options.pose_slack)
             side = _side_parts(people, info, num_frames, self._num_joints)
             poses = num_frames if people is None else people.pose_MTVC.shape[1]

@@ -60,6 +60,9 @@ def _annotation(clip: ClipAnnotation) -> bytes:
 
 def _content_hash(path: str) -> str:
     try:
+        if Path(path).is_dir():  # a file per frame
+            files = sorted(file for file in Path(path).iterdir() if file.is_file())
+            return hashlib.sha256(repr([(file.name, _content_hash(str(file))) for file in files]).encode()).hexdigest()
         with open_bytes(path) as file:
             return hashlib.sha256(file.read()).hexdigest()
     except OSError:  # the clip will be listed as skipped

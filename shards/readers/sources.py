@@ -8,6 +8,7 @@ from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.ntu import read_ntu_pickle, read_ntu_skeletons
 from svdata2vec.shards.readers.pku import read_pku_mmd
+from svdata2vec.shards.readers.pose_files import read_pose_files
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.smarthome import read_smarthome
 from svdata2vec.shards.readers.uav_human import read_uav_human
@@ -42,6 +43,7 @@ SOURCES: dict[str, Source] = {source.kind: source for source in (
     Source("uav-human", "UAV-Human, text skeletons", read_uav_human, {}),
     Source("pku-mmd", "PKU-MMD, cut by its label files", read_pku_mmd, {}),
     Source("pyskl", "Any pickle of pyskl, mmaction2 or tools/pose/extract_poses.py", read_pyskl, {}),
+    Source("poses-json", "Own videos, and poses of COCO, OpenPose, AlphaPose, MMPose, YOLO, MediaPipe", read_pose_files, {}),
     Source("folder", "Own videos: class/video.mp4", read_video_folder, {}),
     Source("csv", "Own videos: a table path,label,split", read_video_csv, {}),
 )}

@@ -1,0 +1,223 @@
+"""Reads own videos with the poses that another program found in them. `pose_formats.py` parses; this file puts together.
+
+M persons, T frames, V joints.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import numpy as np
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
+from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.layouts import COCO17, layout, to_coco17
+from svdata2vec.shards.ranges import Range
+from svdata2vec.shards.readers.joint_order import choose_layout
+from svdata2vec.shards.readers.media import without_extension
+from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
+from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
+from svdata2vec.shards.readers.walk import walk
+from svdata2vec.shards.tracking import TrackingOptions, find_persons
+
+FORMATS = (*PARSERS, "npz")
+# The joints that a program's own models find; others are told by their number, or named.
+USUAL = {"coco": {17: "coco17"}, "openpose": {25: "body25", 18: "openpose18"}, "alphapose": {17: "coco17", 26: "halpe26"},
+         "mmpose": {17: "coco17", 26: "halpe26"}, "yolo": {17: "coco17"}, "mediapipe": {33: "mediapipe33"},
+         "npz": {17: "coco17"}}
+Persons = Annotated[int, Range(1, 100)]
+Share = Annotated[float, Range(0, 1)]
+LOOKED_AT = 20  # clips whose joints are compared with the layout
+
+
+def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name: str | None = None,
+                    joints: str | None = None, as_coco17: bool = False, persons: Persons = 2, min_score: Share = 0.3,
+                    split_by: str | None = None) -> DataSet:
+    """Own videos, and the poses that another program found in them, one file per video.
+
+    A pose file has its video's name: walk/001.json, or 001.json if that name occurs once. Where the format has a file per
+    frame, these lie in one folder, under the video's name and a frame number. Persons are tracked from frame to frame as
+    tools/pose/extract_poses.py does it, whatever track numbers the file has. Videos without poses are listed in skipped.jsonl.
+
+    Formats:
+      - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
+        per video (001/000012.jpg) or name it by video_id
+      - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
+      - alphapose: alphapose-results.json, as VIDEO.json or in a folder VIDEO
+      - mmpose: predictions/VIDEO.json of the inferencer, or of a demo script
+      - yolo: labels/VIDEO_12.txt of Ultralytics' save_txt, or VIDEO.json, a list of Results.to_json per frame
+      - mediapipe: VIDEO.json, a list with the landmarks x, y, visibility of every frame, null for nobody
+      - npz: VIDEO.npz with keypoint (M, T, V, 2) in pixels, both 0 where missing, and perhaps score (M, T, V), box (T, 4) as
+        x1, y1, x2, y2, and img_shape, height and width if not the video's; persons are taken as they are
+
+    Args:
+        videos: Folder with class/video.mp4 or split/class/video.mp4, or a table path,label,split, as of `shard csv`.
+        poses: Folder of the pose files, searched with its sub-folders, or one file.
+        format: Format of the pose files: coco, openpose, alphapose, mmpose, yolo, mediapipe or npz.
+        name: Name of the data set; by default that of the folder or table of videos.
+        joints: Joint layout, as of `shard pyskl`; by default the one that the program writes with so many joints.
+        as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
+        persons: Main persons to keep of a clip (npz: all are kept).
+        min_score: Detections of a lower score are ignored, from 0 to 1.
+        split_by: Make splits train and val instead: random, or random:0.2 with the share of clips for val.
+
+    Raises:
+        UserError: a folder does not exist, or holds no video or no pose file of this format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format is {format!r}: expected one of {', '.join(FORMATS)}")
+    Range(1, 100).check("persons", persons, whole=True)
+    Range(0, 1).check("min_score", min_score)
+    read = read_video_csv if Path(videos).is_file() else read_video_folder
+    dataset = read(videos, name=name, split_by=split_by)
+    skipped = list(dataset.skipped)
+    clips = _with_poses(dataset.clips, _Places(poses, format), skipped)
+    if not clips:
+        raise UserError(f"{poses}: no {format} poses of any of the {len(dataset.clips)} videos; {skipped[-1].reason}")
+    guess = len(layout(joints or "coco17").joints)
+    found = _first_poses([replace(clip, pose_file=_reading(clip, guess, None, persons, min_score)) for clip in clips])
+    counts = {pose.shape[2] for pose in found}
+    chosen = choose_layout(found, joints, USUAL[format].get(next(iter(counts))) if len(counts) == 1 else None, poses)
+    source = chosen.name if as_coco17 else None
+    clips = [replace(clip, pose_file=_reading(clip, len(chosen.joints), source, persons, min_score)) for clip in clips]
+    return replace(dataset, layout=COCO17 if as_coco17 else chosen, clips=clips, skipped=skipped)
+
+
+def _with_poses(clips: Sequence[ClipAnnotation], places: "_Places", skipped: list[Skipped]) -> list[ClipAnnotation]:
+    """The clips of whose videos there are poses; the others go to `skipped`."""
+    found = []
+    for clip in clips:
+        try:
+            path, item = places.of(str(clip.video))
+        except UserError as error:
+            skipped.append(Skipped(clip.key, str(error), str(clip.video)))
+        else:
+            found.append(replace(clip, pose_file=PoseFile(read_poses, path, (places.format, item))))
+    return found
+
+
+def _reading(clip: ClipAnnotation, num_joints: int, coco17_of: str | None, persons: int, min_score: float) -> PoseFile:
+    """How a worker reads the clip's poses."""
+    assert clip.pose_file is not None
+    format, item = clip.pose_file.arguments[:2]
+    return replace(clip.pose_file, arguments=(format, item, num_joints, coco17_of, persons, min_score))
+
+
+def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
+    """Joints of some clips; those that cannot be read are left to packing. UserError if none can."""
+    found: list[np.ndarray] = []
+    reason = ""
+    for clip in clips:
+        assert clip.pose_file is not None
+        try:
+            pose = read_poses(clip.pose_file.path, *clip.pose_file.arguments)
+        except Exception as error:  # noqa: BLE001 - packing names the clip
+            reason = reason or reason_of(error, clip.pose_file.path)
+            continue
+        found.append(pose.pose_MTVC)
+        if len(found) == LOOKED_AT:
+            break
+    if not found:
+        raise UserError(f"none of the poses of {len(clips)} videos can be read; the first: {reason}")
+    return found
+
+
+def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: str | None, persons: int,
+               min_score: float) -> Pose:
+    """The main persons of one video's pose file, a slot each. `coco17_of`: the layout to turn into COCO-17, or None.
+
+    Detections may have any number of joints, as long as it is one; `num_joints` is what a file that does not say it has.
+    """
+    if format == "npz":
+        pose = _read_npz(path)
+    else:
+        found = PARSERS[format](path, item, num_joints)
+        counts = {len(person.joints_V3) for people in found.frames for person in people}
+        if len(counts) > 1:
+            raise UserError(f"{path}: persons of {' and '.join(map(str, sorted(counts)))} joints; expected one layout")
+        frames = found.detections(next(iter(counts), num_joints), path)
+        if not frames:
+            raise UserError(f"{path}: no frame of {item or 'the video'}")
+        main = find_persons(frames, TrackingOptions(min_score=min_score, persons=persons))
+        scale = RELATIVE_SCALE if found.relative else 1.0
+        width, height = (1, 1) if found.relative else found.size or (None, None)
+        box_T4 = main.box_T5[:, :4] / scale if found.has_boxes else None
+        pose = Pose(main.joints_MTV2 / scale, main.joint_score_MTV, box_T4, width, height, open_end=not found.complete)
+    if coco17_of is None:
+        return pose
+    source = layout(coco17_of)
+    if pose.pose_MTVC.shape[2] != len(source.joints):
+        raise UserError(f"{path}: {pose.pose_MTVC.shape[2]} joints per person, layout {source.name} has {len(source.joints)}")
+    score_MTV = None if pose.score_MTV is None else to_coco17(pose.score_MTV, source, 2)
+    return replace(pose, pose_MTVC=to_coco17(pose.pose_MTVC, source, 2), score_MTV=score_MTV)
+
+
+def _read_npz(path: str) -> Pose:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content: Mapping[str, np.ndarray] = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npz ({error})") from error
+    if "keypoint" not in content:
+        raise UserError(f"{path}: has no 'keypoint'; it has {', '.join(content) or 'nothing'}")
+    keypoint, score, box = content["keypoint"], content.get("score"), content.get("box")
+    if keypoint.ndim == 3:  # one person
+        keypoint, score = keypoint[None], None if score is None or score.ndim == 3 else score[None]
+    if keypoint.ndim != 4 or keypoint.shape[3] != 2 or keypoint.dtype.kind not in "fiu":
+        raise UserError(f"{path}: keypoint is {keypoint.dtype} of shape {keypoint.shape}, expected numbers (persons, frames, "
+                        "joints, 2)")
+    shape = content.get("img_shape")
+    if shape is not None and shape.shape != (2,):
+        raise UserError(f"{path}: img_shape has shape {shape.shape}, expected height and width")
+    height, width = (None, None) if shape is None else (int(shape[0]), int(shape[1]))
+    return Pose(keypoint, score, box, width, height)
+
+
+class _Places:
+    """Where the poses of videos lie: by the video's name, alone or with one or two folders in front."""
+
+    def __init__(self, poses: str | Path, format: str) -> None:
+        self.poses, self.format = poses, format
+        self._by_tail: dict[str, set[tuple[str, str]]] = {}
+        files = [str(poses)] if Path(poses).is_file() else walk(poses, f"the {format} poses").files
+        for video, path, item in _named(files, format):
+            parts = PurePosixPath(video).parts
+            for count in range(1, min(len(parts), 3) + 1):
+                self._by_tail.setdefault("/".join(parts[-count:]), set()).add((path, item))
+        if not self._by_tail:
+            raise UserError(f"{poses}: no {format} poses in it; `svdata2vec shard poses-json --help` says how they are named")
+
+    def of(self, video: str) -> tuple[str, str]:
+        """(path, item) of a video's poses. UserError if there are none, or several of its name."""
+        parts = PurePosixPath(without_extension(video)).parts
+        for count in (3, 2, 1):
+            found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
+            if len(found) > 1:
+                raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as the "
+                                "videos are, or remove one")
+            if found:
+                return found[0]
+        raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
+
+
+def _named(files: Sequence[str], format: str) -> Iterator[tuple[str, str, str]]:
+    """(video's path without extension, path, item) of all poses in these files."""
+    for file in files:
+        path = PurePosixPath(file)
+        frame = {"openpose": OPENPOSE_NAME, "yolo": YOLO_NAME}.get(format)
+        match = None if frame is None else frame.fullmatch(path.name)
+        if match is not None:
+            yield str(path.parent / match[1]), str(path.parent), match[1]
+            parents = path.parent.parts
+            yield (str(PurePosixPath(*parents[:-1], match[1])) if parents else match[1]), str(path.parent), match[1]
+        elif format == "coco" and path.suffix == ".json":
+            for video in coco_videos(file):
+                place = path.with_suffix("") if video == path.stem else path.parent / without_extension(video)
+                yield str(place), file, video
+        elif format == "npz" and path.suffix == ".npz":
+            yield str(path.with_suffix("")), file, ""
+        elif format == "alphapose" and path.name == "alphapose-results.json":
+            yield str(path.parent), file, ""
+        elif format not in ("openpose", "coco", "npz") and path.suffix == ".json":
+            yield str(path.with_suffix("")), file, ""

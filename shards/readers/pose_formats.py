@@ -1,0 +1,380 @@
+"""What pose programs write, read into detections per frame: COCO, OpenPose, AlphaPose, MMPose, Ultralytics YOLO, MediaPipe.
+
+Every parser takes (path, item, V) and returns a `FoundPoses`: `path` is a file, or the folder of a video's files, `item`
+the video's name where path holds several videos, V the number of joints where the file does not say it. The structures
+are described with each parser, as the programs write them. N detections in a frame, V joints.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.tracking import Detections
+from svdata2vec.shards.video import open_bytes
+
+SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
+LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the picture, in formats that have both
+RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
+
+
+@dataclass(frozen=True)
+class Person:
+    """One detection: `joints_V3` x, y and score (x and y both 0: missing), `box_4` x1, y1, x2, y2, the whole person's score."""
+
+    joints_V3: np.ndarray
+    box_4: np.ndarray | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class FoundPoses:
+    """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not with the last person.
+
+    `relative`: coordinates are parts of the picture. `size`: (width, height) of the picture, None = the video's own.
+    """
+
+    frames: list[list[Person]]
+    complete: bool
+    relative: bool = False
+    size: tuple[int, int] | None = None
+
+    def detections(self, num_joints: int, where: object) -> list[Detections]:
+        """Per frame; UserError if a person has another number of joints."""
+        scale = RELATIVE_SCALE if self.relative else 1.0
+        return [_detections(people, num_joints, scale, f"{where}, frame {t}") for t, people in enumerate(self.frames)]
+
+    @property
+    def has_boxes(self) -> bool:
+        return any(person.box_4 is not None for people in self.frames for person in people)
+
+
+def _detections(people: Sequence[Person], num_joints: int, scale: float, where: str) -> Detections:
+    boxes, scores, joints, joint_scores = [], [], [], []
+    for person in people:
+        if person.joints_V3.shape != (num_joints, 3):
+            raise UserError(f"{where}: a person of {len(person.joints_V3)} joints, expected {num_joints}")
+        finite_V1 = np.isfinite(person.joints_V3).all(axis=1, keepdims=True)
+        x_y_score_V3 = np.where(finite_V1, person.joints_V3, 0)
+        there_V = (x_y_score_V3[:, :2] != 0).any(axis=1)
+        if not there_V.any():
+            continue
+        score_V = np.where(there_V, x_y_score_V3[:, 2], 0)
+        seen_V = there_V & (score_V >= SEEN_SCORE) if (score_V >= SEEN_SCORE).any() else there_V
+        low_2, high_2 = x_y_score_V3[seen_V, :2].min(axis=0), x_y_score_V3[seen_V, :2].max(axis=0)
+        boxes.append((np.concatenate([low_2, high_2]) if person.box_4 is None else person.box_4) * scale)
+        scores.append(score_V[there_V].mean() if person.score is None else person.score)
+        joints.append(x_y_score_V3[:, :2] * scale)
+        joint_scores.append(score_V)
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32),
+                      np.array(joints, np.float32).reshape(-1, num_joints, 2),
+                      np.array(joint_scores, np.float32).reshape(-1, num_joints))
+
+
+def _json(path: str) -> Any:
+    """Content of a JSON file; of several values one after the other (JSON lines) their list. The last ones are kept: a file
+    may hold many videos."""
+    return _parsed(path, _stamp(path))
+
+
+def _stamp(path: str) -> int:
+    """Time of change; 0 for a URL."""
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
+
+
+@lru_cache(maxsize=2)
+def _parsed(path: str, _changed: int) -> Any:
+    with open_bytes(path) as file:
+        text = file.read().decode("utf-8-sig", errors="replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def _triples(values: Any, where: str) -> np.ndarray:
+    """float64 (V, 3) from a flat list x, y, score, x, y, score, ..."""
+    try:
+        flat = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        flat = np.zeros(1)
+    if flat.ndim != 1 or flat.size % 3 or not flat.size:
+        raise UserError(f"{where}: expected keypoints as numbers x, y, score, ..., found {str(values)[:60]}")
+    return flat.reshape(-1, 3)
+
+
+def _box(corner_and_size: Any) -> np.ndarray | None:
+    """x1, y1, x2, y2 from x, y, width, height; None if it is not four numbers."""
+    values = _numbers(corner_and_size, 4)
+    return None if values is None else np.array([values[0], values[1], values[0] + values[2], values[1] + values[3]])
+
+
+def _numbers(values: Any, count: int) -> np.ndarray | None:
+    try:
+        found = np.asarray(values, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return None
+    return found if found.size == count and np.isfinite(found).all() else None
+
+
+def _listed(values: Any, where: str, what: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise UserError(f"{where}: expected {what}, found {type(values).__name__}")
+    return values
+
+
+def _field(entry: Any, name: str, where: str) -> Any:
+    if not isinstance(entry, Mapping) or name not in entry:
+        raise UserError(f"{where}: expected an object with {name!r}, found {str(entry)[:60]}")
+    return entry[name]
+
+
+def _last_number(name: str) -> int | None:
+    """The number that a frame's file name ends with: img_00012.jpg."""
+    found = re.search(r"(\d+)\D*$", PurePosixPath(name).stem)
+    return None if found is None else int(found[1])
+
+
+def _by_number(people: Mapping[int, list[Person]]) -> list[list[Person]]:
+    """Frames 0 to the last number; empty lists where there is nobody."""
+    return [people.get(number, []) for number in range(max(people, default=-1) + 1)]
+
+
+def _is_relative(frames: Iterable[list[Person]], path: str) -> bool:
+    """Whether coordinates are parts of the picture, by their size; UserError for those of -1..1."""
+    found = [one.joints_V3[:, :2] for people in frames for one in people]
+    if not found or np.abs(np.concatenate(found)).max() > LARGEST_RELATIVE:
+        return False
+    if np.concatenate(found).min() < 1 - LARGEST_RELATIVE:
+        raise UserError(f"{path}: coordinates of -1..1; expected pixels, or parts of the picture from 0 to 1")
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- COCO
+
+def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The images of a COCO keypoint file by video, in order of their frames.
+
+    A video is what `video_id` names in `videos` (CocoVID), else the folder in an image's file_name (walk/001/000012.jpg:
+    video 001), else the file itself. Frames are in the order of `frame_id` (or `frame_index`), else of the number in the
+    file name, else of the id.
+    """
+    content = _json(path)
+    if isinstance(content, list):
+        raise UserError(f"{path}: a list of results without 'images': expected a COCO file with 'images' and 'annotations' "
+                        "(results of AlphaPose: --format alphapose)")
+    images = _listed(_field(content, "images", path), path, "a list of images")
+    names = {_field(video, "id", path): str(_field(video, "name", path)) for video in content.get("videos") or ()}
+    videos: dict[str, list[Mapping[str, Any]]] = {}
+    for image in images:
+        file_name = PurePosixPath(str(_field(image, "file_name", path)).replace("\\", "/"))
+        name = names.get(image.get("video_id"), str(file_name.parent))
+        name = PurePosixPath(path).stem if name in ("", ".") else name
+        videos.setdefault(name, []).append(image)
+
+    def place(image: Mapping[str, Any]) -> tuple[int, int]:
+        frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
+        number = image.get("id")
+        return int(frame) if isinstance(frame, int) else 0, number if isinstance(number, int) else 0
+
+    return {name: sorted(found, key=place) for name, found in videos.items()}
+
+
+@lru_cache(maxsize=2)
+def _coco_annotations(path: str, _changed: int) -> dict[Any, list[Any]]:
+    by_image: dict[Any, list[Any]] = {}
+    for entry in _listed(_field(_json(path), "annotations", path), path, "a list of annotations"):
+        by_image.setdefault(_field(entry, "image_id", path), []).append(entry)
+    return by_image
+
+
+def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
+    """{"images": [{"id", "file_name", "width", "height"}], "annotations": [{"image_id", "keypoints": [x, y, v, ...],
+    "bbox": [x, y, width, height], "score"}]}: an image per frame. v is 0 (not annotated), 1 or 2, or a score."""
+    images = coco_videos(path)[item]
+    annotations = _coco_annotations(path, _stamp(path))
+    frames = []
+    for number, image in enumerate(images):
+        people = []
+        for entry in annotations.get(image.get("id"), []):
+            where = f"{path}, frame {number} of {item}"
+            joints_V3 = _triples(_field(entry, "keypoints", where), where)
+            if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
+                joints_V3 = np.where(joints_V3[:, 2:] > 0, joints_V3, 0)
+                joints_V3[:, 2] = np.minimum(joints_V3[:, 2], 1)
+            people.append(Person(joints_V3, _box(entry.get("bbox")), float(entry.get("score") or 1.0)))
+        frames.append(people)
+    size = _numbers([images[0].get("width"), images[0].get("height")], 2)
+    return FoundPoses(frames, complete=True, size=None if size is None else (int(size[0]), int(size[1])))
+
+
+# ---------------------------------------------------------------------------------------------------- OpenPose
+
+OPENPOSE_NAME = re.compile(r"(.+)_(\d+)_keypoints\.json")
+
+
+def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
+    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0; each {"people":
+    [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
+    people: dict[int, list[Person]] = {}
+    for file in sorted(Path(path).iterdir()):
+        name = OPENPOSE_NAME.fullmatch(file.name)
+        if name is None or name[1] != item:
+            continue
+        listed = _listed(_field(_json(str(file)), "people", str(file)), str(file), "a list of people")
+        people[int(name[2])] = [
+            Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
+            if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
+        ]
+    return FoundPoses(_by_number(people), complete=True, relative=_is_relative(people.values(), path))  # --keypoint_scale 3
+
+
+# ---------------------------------------------------------------------------------------------------- AlphaPose
+
+def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
+    """alphapose-results.json: [{"image_id": "12.jpg", "keypoints": [x, y, score, ...], "score", "box": [x, y, width,
+    height]}], a line per person; frames without anybody are left out. Frames of videos count from 0, as "0.jpg"; names
+    with letters are image files, and count from 1 unless there is a 0."""
+    people: dict[int, list[Person]] = {}
+    plain = True
+    for entry in _listed(_json(path), path, "a list of results"):
+        image = str(_field(entry, "image_id", path))
+        number = _last_number(image)
+        if number is None:
+            raise UserError(f"{path}: image_id {image!r} has no frame number")
+        plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("0" * 2)
+        joints_V3 = _triples(_field(entry, "keypoints", path), f"{path}, {image}")
+        score = entry.get("score")
+        people.setdefault(number, []).append(
+            Person(joints_V3, _box(entry.get("box")), float(score) if isinstance(score, int | float) else None))
+    first = 0 if plain or 0 in people else 1
+    return FoundPoses(_by_number({number - first: found for number, found in people.items()}), complete=False)
+
+
+# ---------------------------------------------------------------------------------------------------- MMPose
+
+def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
+    """The inferencer's predictions/VIDEO.json: [{"frame_id", "instances": [{"keypoints": [[x, y], ...],
+    "keypoint_scores": [...], "bbox": [[x1, y1, x2, y2]], "bbox_score"}]}], every frame in order; the demo scripts have the
+    list in "instance_info", and count from 1."""
+    content = _json(path)
+    listed = _listed(content.get("instance_info") if isinstance(content, Mapping) else content, path, "a list of frames")
+    frames = []
+    for number, frame in enumerate(listed):
+        where = f"{path}, frame {number}"
+        if _field(frame, "frame_id", where) != listed[0]["frame_id"] + number:
+            raise UserError(f"{where}: frame_id {frame['frame_id']}, expected every frame in order")
+        people = []
+        for entry in _listed(_field(frame, "instances", where), where, "a list of instances"):
+            try:
+                joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
+                scores_V1 = np.asarray(_field(entry, "keypoint_scores", where), np.float64)[:, None]
+                joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
+            except (TypeError, ValueError, IndexError) as error:
+                raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
+            score = _numbers(entry.get("bbox_score"), 1)
+            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), None if score is None else float(score[0])))
+        frames.append(people)
+    return FoundPoses(frames, complete=True)
+
+
+# ---------------------------------------------------------------------------------------------------- Ultralytics YOLO
+
+YOLO_NAME = re.compile(r"(.+)_(\d+)\.txt")
+
+
+def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
+    """A folder of `save_txt`: labels/{item}_12.txt for every frame with somebody, from 1; a line per person, all parts of
+    the picture: class, box centre x, y, width, height, joints x, y (and score), perhaps the person's score and track
+    number. Or a JSON file: for every frame the list that `Results.to_json` gives."""
+    if not Path(path).is_dir():
+        return _parse_yolo_json(path)
+    people: dict[int, list[Person]] = {}
+    for file in sorted(Path(path).iterdir()):
+        name = YOLO_NAME.fullmatch(file.name)
+        if name is not None and name[1] == item:
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            people[int(name[2]) - 1] = [_yolo_person(line, num_joints, f"{file}, line {number}")
+                                        for number, line in enumerate(lines, 1) if line.strip()]
+    if min(people, default=0) < 0:
+        raise UserError(f"{path}: a frame 0 of {item}; Ultralytics counts frames from 1")
+    return FoundPoses(_by_number(people), complete=False, relative=True)
+
+
+def _yolo_person(line: str, num_joints: int, where: str) -> Person:
+    values = None if (words := line.split()) and len(words) < 6 else _numbers(words, len(words))
+    for columns in (3, 2):
+        extra = None if values is None else len(values) - 5 - columns * num_joints
+        if values is not None and extra is not None and 0 <= extra <= 2:
+            joints_VC = values[5 : 5 + columns * num_joints].reshape(num_joints, columns)
+            joints_V3 = joints_VC if columns == 3 else np.concatenate([joints_VC, np.ones((num_joints, 1))], axis=1)
+            x, y, width, height = values[1:5]
+            rest = values[len(values) - extra :]
+            score = float(rest[0]) if len(rest) and rest[0] <= 1 else None  # one number above 1: that of the track
+            return Person(joints_V3, np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]), score)
+    raise UserError(f"{where}: expected a class, a box and {num_joints} joints of 2 or 3 numbers, found {len(words)} numbers")
+
+
+def _parse_yolo_json(path: str) -> FoundPoses:
+    frames = []
+    for number, frame in enumerate(_listed(_json(path), path, "a list with the results of every frame")):
+        where = f"{path}, frame {number}"
+        people = []
+        found = json.loads(frame) if isinstance(frame, str) else frame
+        for entry in _listed(found, where, "a list of results"):
+            joints = _field(entry, "keypoints", where)
+            columns = [_field(joints, name, where) for name in ("x", "y")]
+            visible = joints.get("visible")
+            try:
+                columns.append([1.0] * len(columns[0]) if visible is None else visible)
+                joints_V3 = np.array(columns, np.float64).T
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{where}: expected keypoints x, y and visible as lists of numbers ({error})") from error
+            box = entry.get("box") or {}
+            score = entry.get("confidence")
+            people.append(Person(joints_V3, _numbers([box.get(name) for name in ("x1", "y1", "x2", "y2")], 4),
+                                 float(score) if isinstance(score, int | float) else None))
+        frames.append(people)
+    return FoundPoses(frames, complete=True, relative=_is_relative(frames, path))  # to_json(normalize=True)
+
+
+# ---------------------------------------------------------------------------------------------------- MediaPipe
+
+def parse_mediapipe(path: str, item: str, num_joints: int) -> FoundPoses:
+    """A JSON list with the landmarks of every frame, parts of the picture: null or [] for nobody, a list of {"x", "y",
+    "visibility"} (or {"landmark": [...]}, the message of mp.solutions.pose) for one person, or a list of such lists
+    (pose_landmarks of the Tasks API)."""
+    content = _json(path)
+    listed = _listed(content.get("frames") if isinstance(content, Mapping) else content, path, "a list of frames")
+    frames = []
+    for number, frame in enumerate(listed):
+        where = f"{path}, frame {number}"
+        found = frame.get("pose_landmarks", frame.get("landmark")) if isinstance(frame, Mapping) else frame
+        if isinstance(found, Mapping):
+            found = found.get("landmark")
+        persons = _listed(found or [], where, "a list of landmarks")
+        if persons and isinstance(persons[0], Mapping) and "landmark" not in persons[0]:
+            persons = [persons]
+        people = []
+        for one in persons:
+            marks = _listed(one.get("landmark") if isinstance(one, Mapping) else one, where, "a list of landmarks")
+            rows = [[_field(mark, "x", where), _field(mark, "y", where), mark.get("visibility", 1.0)] for mark in marks]
+            people.append(Person(_triples([value for row in rows for value in row], where)))
+        frames.append(people)
+    return FoundPoses(frames, complete=True, relative=True)
+
+
+Parser = Callable[[str, str, int], FoundPoses]
+PARSERS: dict[str, Parser] = {
+    "coco": parse_coco, "openpose": parse_openpose, "alphapose": parse_alphapose, "mmpose": parse_mmpose, "yolo": parse_yolo,
+    "mediapipe": parse_mediapipe,
+}
