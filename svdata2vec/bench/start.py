@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.files import from_dict, read_json, to_json
+from svdata2vec.config.files import from_dict, read_json, to_json, to_values
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -42,8 +42,8 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "readers": config.data.readers, "prefetch": config.data.prefetch,
-        "decoder": config.data.decoder,
-        "compile": config.run.compile, "launch": config.launch, "model": asdict(config.model),
+        "decoder": config.data.decoder, "compile": config.run.compile, "launch": config.launch,
+        "model": {name: value for name, value in to_values(config.model).items() if name != "init"},  # shapes and ops alone
         **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
     }
 

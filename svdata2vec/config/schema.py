@@ -139,6 +139,9 @@ class ModelConfig:
     fused_blocks: bool = False
     """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with launch=graph, where it
     makes a step faster; launched one by one it is slower."""
+    init: Path | None = None
+    """File of an image network's weights to start the video encoder from: the state dict of a ResNet-18 in torchvision's
+    naming (.safetensors, or of torch.save). None = random."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

@@ -46,7 +46,7 @@ def fit(config: Config) -> Config:
     parent = None if isinstance(config, PretrainConfig) or config.pretrained is None else config.pretrained
     if parent is not None:
         made = published_config(read_card(parent), parent)
-        data, model = replace(data, num_frames=made.data.num_frames, size=made.data.size), made.model
+        data, model = replace(data, num_frames=made.data.num_frames, size=made.data.size), replace(made.model, init=None)
     else:
         large = len(rows) >= PAPER_FROM_CLIPS
         data = replace(data, num_frames=frames_of(shards.index["frames"][rows]), size=224 if large else data.size)

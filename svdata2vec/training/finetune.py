@@ -22,6 +22,7 @@ from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, 
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
+from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.published import load_encoder_weights, load_published, publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.runs.validation import choose_clips
@@ -124,6 +125,7 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
             validation = loader_of(train=False, split=clips.val_split, rows=clips.val_rows, views=data.views)
             val_loader = loaders.enter_context(validation)
         run = Finetuning(config, runtime, loader, val_loader, card)
+        card.update(start_from_images(run.model.encoder, config))
         train(run, card)
         network = run.take_best()
         metrics = run.evaluate(test_loader)

@@ -26,7 +26,8 @@ from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
-ORIGIN = ("pretrained_on", "history")  # what a card says of the start of a run and of changes since: part of checkpoints
+# What a card says of the start of a run and of changes since: part of checkpoints.
+ORIGIN = ("pretrained_on", "initialised_from", "history")
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
@@ -140,7 +141,10 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     """
     new = to_values(run.config)
     old = _settings(state) or new
+    origin, init = state.get("origin"), run.config.model.init
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
+    if init is not None and not (isinstance(origin, dict) and "initialised_from" in origin) and not fixed:
+        fixed = [f"model.init None -> {init}"]  # of a run from before that setting
     changes = ", ".join(fixed or changed_settings(old, new)) or "no setting differs"
     problem = (
         f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "

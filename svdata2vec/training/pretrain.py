@@ -20,6 +20,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
+from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.training.collapse import SPREADS, CollapseGuard
 from svdata2vec.training.graph import CapturedPass, require_graph
@@ -138,6 +139,8 @@ def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
         require_skeletons(shards, config.data.train_split)
     card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
     with build_loader(shards, config, runtime, train=True) as loader:
-        result = train(Pretraining(config, runtime, loader), card)
+        run = Pretraining(config, runtime, loader)
+        card.update(start_from_images(run.model.encoder, config))
+        result = train(run, card)
     finish_run(config.run, runtime, result)
     return result
