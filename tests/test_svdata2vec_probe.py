@@ -20,12 +20,14 @@ from svdata2vec.cli.main import main
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import PROBE, ProbeConfig
 from svdata2vec.config.schema import Modality
+from svdata2vec.evaluation import probe as probing
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import Features, embed, load_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
 from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import accuracies
 from svdata2vec.runs.published import load_published
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
@@ -141,7 +143,7 @@ def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path
         probe(replace(config, pretrained=None))
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         probe(replace(config, pretrained=tmp_path))
-    with pytest.raises(UserError, match=r"the run was made with 6 frames of 32 pixels.*asks for 7 frames of 32"):
+    with pytest.raises(UserError, match=r"the encoder reads 6 frames of 32 pixels around boxes.*asks for 7 frames of 32"):
         probe(replace(config, data=replace(config.data, num_frames=7)))
     with pytest.raises(UserError, match=r"temperature is 0: expected a number from 0\.01"):
         replace(config, temperature=0)
@@ -181,6 +183,26 @@ def test_embed_writes_features_in_the_order_of_the_split(
     np.testing.assert_allclose(alone.features_nD, features_nD, rtol=1e-4, atol=1e-5)
     assert features_nD.std(axis=0).max() > 1e-3
     assert load_encoder(pretrained, modality).modality == (modality or "rgb")
+
+
+def test_embed_and_probe_see_the_same_crops(
+    pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RGB alone around the stored boxes, after a pretraining whose clips were cropped around joints."""
+    trained = load_encoder(pretrained)
+    assert trained.plan.crop == "boxes" and load_encoder(pretrained, "both").plan.crop == "joints"
+    base = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained)
+    config = replace(base, data=replace(base.data, crop="boxes"))
+    features = embed(pretrained, "all", tmp_path / "a.npy", batch_size=5, device="cpu").features_nD
+    runtime, shards = Runtime(torch.device("cpu"), 0, 1, bf16=False), ShardSet.open(tiny_shard_folder)
+    seen = probing._features(config, trained, shards, "all", None, runtime).features_nD
+    np.testing.assert_array_equal(features, seen)
+    other = probing._features(base, trained, shards, "all", None, runtime).features_nD
+    assert np.abs(features - other).max() > 1e-3
+    probe(config)
+    assert "around joints" not in caplog.text
+    probe(replace(base, out=tmp_path / "joints"))
+    assert "reads 6 frames of 32 pixels around boxes, the probe asks for 6 frames of 32 around joints" in caplog.text
 
 
 def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Path, tmp_path: Path) -> None:

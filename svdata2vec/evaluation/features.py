@@ -45,7 +45,8 @@ class TrainedEncoder:
 
     Attributes:
         encoder: the network, on the device that it was loaded to.
-        config: the run's settings; `config.data` and `config.model` say what it reads.
+        config: the run's settings; `config.data` and `config.model` say what it reads. After pretraining an encoder that
+            sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do.
         card: the run's `model.json`.
         modality: what the encoder sees: "rgb", "skeleton" or "both".
     """
@@ -107,6 +108,8 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     check_known("modality", seen, get_args(Modality))
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
+    if isinstance(config, PretrainConfig) and seen == "rgb":
+        config = replace(config, data=replace(config.data, crop="boxes"))  # no joints to crop around, as in fine-tuning
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
     load_encoder_weights(encoder, run)
     return TrainedEncoder(encoder.eval().to(where), config, card, seen)

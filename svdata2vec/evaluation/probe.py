@@ -77,15 +77,15 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
 
 def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
-    """Clips must have the run's number of frames; another picture size is possible, but rarely meant: a warning."""
+    """Clips must have the run's number of frames; other sizes and crops are possible, but rarely meant: a warning."""
     wanted, made = config.data, trained.config.data
     text = (
-        f"the run was made with {made.num_frames} frames of {made.size} pixels, the probe asks for {wanted.num_frames} "
-        f"frames of {wanted.size}"
+        f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
+        f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
     )
     if wanted.num_frames != made.num_frames:
         raise UserError(f"{config.pretrained}: {text}; set --data.num-frames {made.num_frames}")
-    if wanted.size != made.size:
+    if (wanted.size, wanted.crop) != (made.size, made.crop):
         log.warning("%s: %s", config.pretrained, text)
 
 

@@ -1,8 +1,24 @@
 """BatchNorm whose statistics come from the batches of all processes."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        whole = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -26,7 +42,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         channels = x.shape[1]
         dims = [0, *range(2, x.ndim)]
         count = torch.full((1,), x.numel() / channels, device=x.device)
-        sums = all_reduce(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
         total = sums[-1].detach()
         mean = sums[:channels] / total
         var = (sums[channels:-1] / total - mean * mean).clamp_min(0)
