@@ -21,6 +21,24 @@ from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 
+FileState = tuple[int, int]  # size in bytes, time of the last change in ns
+
+
+def file_state(path: str | Path | None) -> FileState | None:
+    """None without a file, for one behind a URL, and for one that is not there, whose reader says so."""
+    if path is None or "://" in str(path) or not Path(path).is_file():
+        return None
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(path: str | Path | None, before: FileState | None) -> None:
+    """UserError if a file is not any more what it was `before` it was read: the parts may be of two files."""
+    after = file_state(path)
+    if before is not None and after != before:
+        now = "it is gone" if after is None else f"{before[0]} bytes, then {after[0]} bytes written later"
+        raise UserError(f"{path}: changed while it was packed ({now}); pack it again when nothing writes to it")
+
 
 class ClipPacker:
     """Packs clips one by one; `times` sums up the steps. Clips cut out of one video, in order, share one pass over it.
@@ -34,18 +52,28 @@ class ClipPacker:
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
         self._hashed = "", ""  # a video and the sha256 of its bytes: clips of one video follow each other
+        self._video_state: FileState | None = None  # when the reader was opened
 
     def pack(self, clip: ClipAnnotation) -> tuple[dict[str, bytes], int]:
-        """A clip's components (name -> bytes) and number of frames. Raises UserError if the clip cannot be packed."""
+        """A clip's components (name -> bytes) and number of frames.
+
+        Raises UserError if the clip cannot be packed, or if one of its files was changed meanwhile.
+        """
+        skeletons = None if clip.pose_file is None else clip.pose_file.path
         with self.times.step("own"):
+            skeleton_state = file_state(skeletons)
             pose = clip.load_pose()
             self.joined = 0 if pose is None else pose.joined
         with self.times.step("decode"):
             reader = self._open(clip)
         try:
-            return self._pack_from(reader, clip, pose)
+            packed = self._pack_from(reader, clip, pose)
+            check_unchanged(clip.video, self._video_state)
+            check_unchanged(skeletons, skeleton_state)
+            return packed
         except BaseException:
             self.close()
+            self._hashed = "", ""
             raise
 
     def close(self) -> None:
@@ -59,6 +87,7 @@ class ClipPacker:
         reader = self._reader
         if reader is None or reader.path != str(clip.video) or reader.position > clip.start_frame:
             self.close()
+            self._video_state = file_state(clip.video)
             reader = self._reader = VideoReader(clip.video)
         return reader
 

@@ -1,0 +1,116 @@
+"""Sources that change while they are packed: no clip is made of two files."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shards_data import block_pose, write_video
+
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile
+from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.video import VideoReader
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def rewrite(path: Path) -> None:
+    """As many bytes, written later."""
+    later = path.stat().st_mtime_ns + 10**9
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(later, later))
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes() + b"more")
+    other.replace(path)
+
+
+def read_pose(path: str) -> Pose:
+    return Pose(np.load(path))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DataSet:
+    """Two whole videos, and two clips that are cut out of a third and share one pass over it."""
+    clips = []
+    for number, name in enumerate(("a", "b", "long")):
+        video = write_video(tmp_path / f"{name}.mp4", 8, seed=number)
+        np.save(tmp_path / f"{name}.npy", block_pose(8))
+        parts = [(name, 0, None)] if name != "long" else [("long_0", 0, 4), ("long_1", 4, 8)]
+        for key, start, end in parts:
+            pose = PoseFile(read_pose, str(tmp_path / f"{name}.npy")) if end is None else None
+            clips.append(ClipAnnotation(key, 0, video, start_frame=start, end_frame=end, pose_file=pose))
+    return DataSet("changing", layout("coco17"), ("a",), {"all": [clip.key for clip in clips]}, clips)
+
+
+def packed_keys(dataset: DataSet, root: Path, codec: str = "jpeg") -> tuple[list[str], dict[str, str]]:
+    """Clips that were packed, and why the others were not."""
+    pack(dataset, root, PackOptions(workers=1, size=64, codec=codec))
+    left_out = [json.loads(line) for line in (root / "skipped.jsonl").read_text().splitlines()]
+    return list(ShardSet.open(root).manifest.splits["all"]), {entry["key"]: entry["reason"] for entry in left_out}
+
+
+@pytest.mark.parametrize("change", [append, rewrite, replace, Path.unlink])
+@pytest.mark.parametrize("file", ["a.mp4", "a.npy"])
+def test_a_file_that_changes_while_it_is_packed_is_left_out(
+    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: Callable[[Path], None]
+) -> None:
+    crops = VideoReader.crops
+
+    def changing(reader: VideoReader, *square: int, **options: object) -> Iterator[np.ndarray]:
+        frames = crops(reader, *square, **options)  # type: ignore[arg-type]
+        yield next(frames)
+        if Path(reader.path).name == "a.mp4":
+            change(tmp_path / file)
+        yield from frames
+
+    monkeypatch.setattr(VideoReader, "crops", changing)
+    keys, left_out = packed_keys(dataset, tmp_path / "shards")
+    assert keys == ["b", "long_0", "long_1"] and left_out.keys() == {"a"}
+    assert f"{tmp_path / file}: changed while it was packed (" in left_out["a"]
+
+
+def test_clips_of_one_video_that_changes_between_them_are_left_out(
+    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader stays open from one to the next; the one before the change is whole."""
+    crops = VideoReader.crops
+
+    def changing(reader: VideoReader, *square: int, **options: object) -> Iterator[np.ndarray]:
+        if options.get("start"):
+            append(Path(reader.path))
+        yield from crops(reader, *square, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(VideoReader, "crops", changing)
+    keys, left_out = packed_keys(dataset, tmp_path / "shards")
+    assert keys == ["a", "b", "long_0"] and "long.mp4: changed while it was packed" in left_out["long_1"]
+
+
+def test_a_copied_file_is_the_one_that_was_decoded(
+    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = VideoReader.count
+
+    def changing(reader: VideoReader) -> int:
+        frames = count(reader)
+        if Path(reader.path).name == "a.mp4":
+            replace(Path(reader.path))
+        return frames
+
+    monkeypatch.setattr(VideoReader, "count", changing)
+    whole = DataSet("copied", dataset.layout, dataset.classes, {"all": ["a", "b"]}, dataset.clips[:2])
+    keys, left_out = packed_keys(whole, tmp_path / "shards", "copy")
+    assert keys == ["b"] and "a.mp4: changed while it was packed" in left_out["a"]
+
+
+def test_files_that_nobody_touches_are_packed(dataset: DataSet, tmp_path: Path) -> None:
+    assert packed_keys(dataset, tmp_path / "shards") == (["a", "b", "long_0", "long_1"], {})
