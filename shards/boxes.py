@@ -17,7 +17,8 @@ PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all 
 # Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
 # boxes end there.
 OUTSIDE_LIMIT = 0.5
-# Least score of a joint that a crop is put around, inside the picture and outside it (pipeline/README.md, "Crop").
+# Least score of a joint that a crop is put around, inside the picture and outside it
+# (pipeline/README.md, "What a clip looks like").
 CROP_SCORES = (0.1, 0.3)
 
 
