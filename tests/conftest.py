@@ -27,11 +27,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reasons["gpu"] = "needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)"
     if shutil.which("g++") is None or " " in torch.__file__:
         reasons["inductor"] = "PyTorch's compiler needs g++, and its own libraries in a path without a space"
+    if os.environ.get("PACKAGE_INDEX") != "1":
+        reasons["index"] = "installs foreign programs from a package index (PACKAGE_INDEX=1 runs it)"
     for item in items:
         for name, reason in reasons.items():
             if name in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if "slow" in item.keywords or "installs" in item.keywords:
+        if item.keywords.keys() & {"slow", "installs", "index"}:
             item.add_marker(pytest.mark.timeout(LONG_LIMIT_FACTOR * float(config.getini("timeout"))))
 
 
