@@ -1,18 +1,27 @@
 """Masks, schedules, parameter groups and the teacher's average: pure functions held against numbers by hand."""
 
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import pretrain_config
 from torch import nn
 
+from svdata2vec.config.presets import FINETUNE, PROTOCOLS
 from svdata2vec.config.schema import EmaConfig, ModelConfig, OptimConfig
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
-from svdata2vec.model.teacher import Teacher, ema_decay
+from svdata2vec.model.teacher import Teacher, annealing, ema_decay
 from svdata2vec.model.transformer import Block
+from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import seed_step
-from svdata2vec.training.optim import build_optimizer, clip_gradients, layer_scale, learning_rate, set_learning_rate
+from svdata2vec.shards.errors import UserError
+from svdata2vec.training.optim import build_optimizer, clip_gradients, layer_scale, learning_rate, resolve, set_learning_rate
+from svdata2vec.training.pretrain import pretrain
 
 
 @settings(max_examples=40, deadline=None)
@@ -124,3 +133,74 @@ def test_gradients_are_clipped_to_the_norm_only_when_asked() -> None:
     assert model.weight.grad.norm().item() == pytest.approx(5.0)
     clip_gradients(optimizer, 1.0)
     assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+# ---- rates, warm-up and annealing as shares of a run -----------------------------------------------------------------------
+
+
+def test_rates_follow_the_clips_per_step_and_shares_the_run() -> None:
+    config = OptimConfig(base_lr=2e-3, min_lr_share=0.1, warmup_share=0.05, accumulate=2)
+    found = resolve(config, batch=64, epochs=40)
+    assert (found.lr, found.min_lr, found.warmup_epochs) == pytest.approx((1e-3, 1e-4, 2.0))
+    assert resolve(found, 64, 40) == found
+    assert resolve(config, 1024, 40).lr == pytest.approx(16e-3)
+    plain = OptimConfig(lr=1e-3, min_lr=5e-4, warmup_epochs=20)
+    assert resolve(plain, 4096, 400) == plain
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(16, 4), (32, 2), (64, 1), (96, 1), (256, 1), (25, 3)])
+def test_accumulation_makes_up_for_missing_gpus(batch: int, batches: int) -> None:
+    assert resolve(OptimConfig(accumulate=0, lr_batch=64), batch, 100).accumulate == batches
+
+
+def test_a_rate_that_would_rise_is_refused() -> None:
+    with pytest.raises(UserError, match=r"rise from its peak 0.0001 to 0.0005; set --optim.min-lr to .*--optim.min-lr-share"):
+        resolve(OptimConfig(lr=1e-4), 32, 400)
+    assert resolve(OptimConfig(lr=1e-4, min_lr_share=0.5), 32, 400).min_lr == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(400, 20), (21, 20), (20, 2), (10, 1)])
+def test_a_run_leaves_its_warm_up(epochs: int, warmup: float) -> None:
+    found = resolve(OptimConfig(), 32, epochs)
+    assert found.warmup_epochs == pytest.approx(warmup)
+    rates = [learning_rate(found, place / 10, 1, epochs) for place in range(10 * epochs + 1)]
+    assert max(rates) == pytest.approx(found.lr) and rates[-1] == pytest.approx(found.min_lr)
+
+
+def test_annealing_as_a_share_of_the_run() -> None:
+    config = EmaConfig(anneal_share=0.25)
+    assert annealing(config, Fraction(25, 2), 40).anneal_steps == 125
+    assert annealing(EmaConfig(), Fraction(25, 2), 40) == EmaConfig()
+
+
+@pytest.mark.parametrize("name", [name for name in FINETUNE if name in PROTOCOLS])
+def test_fine_tuning_presets_have_the_authors_batch(name: str) -> None:
+    """32 clips per process, 64 per step, on one process and on two."""
+    config = FINETUNE[name]()
+    assert config.run.batch_size == 32 and config.optim.lr_batch == 64
+    assert [resolve(config.optim, 32 * processes, 100).accumulate * 32 * processes for processes in (1, 2)] == [64, 64]
+
+
+def test_a_run_says_what_it_is_going_to_do(tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    optim = OptimConfig(base_lr=0.064, min_lr_share=0.5, warmup_share=0.25, accumulate=0, lr_batch=8)
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=4)
+    with caplog.at_level("INFO"):
+        pretrain(replace(config, ema=EmaConfig(anneal_share=0.5)))
+    lines = [record.message for record in caplog.records]
+    wanted = [
+        "4 epochs of 12 clips, 6 steps; clips per step: 8 (batch_size 4 x processes 1 x accumulate 2)",
+        "learning rate 0 to 0.002 in 1 epochs, then down to 0.001",
+        "teacher's decay 0.999, rising to 0.99999 at epoch 2.0",
+    ]
+    assert [line for line in lines if line in wanted] == wanted
+    assert not [line for line in lines if "belongs to" in line or "warm-up takes" in line]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert max(record["lr"] for record in records) > 0.0019 and records[-1]["ema_decay"] == pytest.approx(0.99999)
+
+
+def test_a_rate_of_another_batch_and_a_warm_up_that_is_too_long_are_warned_of(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=OptimConfig(), epochs=1))
+    assert "optim.lr 0.001 belongs to 128 clips per step, this run has 4; scale it with --optim.base-lr 0.002" in caplog.text
+    assert "optim.warmup_epochs 20 is not below run.epochs 1: the warm-up takes 0.1 epochs" in caplog.text

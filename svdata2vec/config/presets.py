@@ -45,7 +45,8 @@ def _pretrain(name: str) -> PretrainConfig:
 
 def _finetune(name: str) -> FinetuneConfig:
     data = replace(_data(name), crop="boxes")  # RGB alone: no joints to crop around
-    return FinetuneConfig(data=data, run=RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100, batch_size=16))
+    run = RunConfig(out=Path("runs") / f"finetune-{name}", epochs=100)
+    return FinetuneConfig(data=data, run=run, optim=replace(FinetuneConfig().optim, accumulate=0))  # as on their two GPUs
 
 
 def as_published_pretrain() -> PretrainConfig:
@@ -82,7 +83,7 @@ def demo_pretrain() -> PretrainConfig:
         model=DEMO_MODEL,
         target=replace(base.target, top_layers=4),
         ema=replace(base.ema, start=0.99, end=0.999, anneal_steps=500),
-        optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=2),
+        optim=OptimConfig(lr=1e-3, lr_batch=16, min_lr=1e-4, warmup_epochs=2),
         run=RunConfig(out=Path("demo/pretrain"), epochs=24, batch_size=16, log_every=20, checkpoint_every=200),
     )
 
@@ -95,7 +96,7 @@ def demo_finetune() -> FinetuneConfig:
         data=replace(DEMO_DATA, crop="boxes"),
         model=DEMO_MODEL,
         head=HeadConfig(hidden=256, drop_path=0.1),
-        optim=replace(base.optim, lr=1e-3, warmup_epochs=2),
+        optim=replace(base.optim, lr=1e-3, lr_batch=16, warmup_epochs=2),
         run=RunConfig(out=Path("demo/finetune"), epochs=20, batch_size=16, log_every=10, checkpoint_every=200),
         label_fraction=0.25,
     )

@@ -200,6 +200,8 @@ class EmaConfig:
     """Decay from `anneal_steps` on."""
     anneal_steps: Count = 50_000
     """Optimizer steps of the linear way from `start` to `end`."""
+    anneal_share: Share = 0.0
+    """In place of `anneal_steps`: share of the run; 0 = take `anneal_steps`."""
     schedule: Literal["global", "original"] = "global"
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
@@ -214,18 +216,27 @@ class OptimConfig:
 
     lr: Annotated[float, Range(ABOVE_0, 1000)] = 1e-3
     """Peak learning rate."""
+    base_lr: Annotated[float, Range(0, 1000)] = 0.0
+    """In place of `lr`: peak learning rate for 256 clips per optimizer step, of all processes together, scaled to those of
+    the run; 0 = take `lr`."""
+    lr_batch: Annotated[int, Range(0)] = 128
+    """Clips per optimizer step that `lr` belongs to; a run of another number warns. 0 = any."""
     min_lr: Annotated[float, Range(0, 1000)] = 5e-4
     """Learning rate at the end of the run."""
+    min_lr_share: Share = 0.0
+    """In place of `min_lr`: share of the peak; 0 = take `min_lr`."""
     warmup_epochs: Epochs = 20.0
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up from 0; cut to a tenth of a run that would end within them."""
+    warmup_share: BelowOne = 0.0
+    """In place of `warmup_epochs`: share of the run; 0 = take `warmup_epochs`."""
     betas: Annotated[tuple[float, float], Range(0, 1 - ABOVE_0)] = (0.9, 0.95)
     """AdamW's averaging coefficients."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Weight decay (none on biases and other 1-D parameters)."""
     clip_grad: Annotated[float, Range(0)] = 0.0
     """Largest gradient norm; 0 = no clipping."""
-    accumulate: Annotated[int, Range(1, 10_000)] = 1
-    """Batches whose gradients are summed for one optimizer step."""
+    accumulate: Annotated[int, Range(0, 10_000)] = 1
+    """Batches whose gradients are summed for one optimizer step; 0 = as many as make up `lr_batch` clips."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
@@ -338,7 +349,7 @@ class FinetuneConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=3e-4, min_lr=1e-5, warmup_epochs=5, betas=(0.9, 0.999))
+        default_factory=lambda: OptimConfig(lr=3e-4, lr_batch=64, min_lr=1e-5, warmup_epochs=5, betas=(0.9, 0.999))
     )
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=100))
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None

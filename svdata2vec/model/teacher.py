@@ -6,6 +6,7 @@ B clips, T frames, D width, L target layers
 """
 
 import copy
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -54,6 +55,14 @@ class Teacher(nn.Module):
         mine: list[Tensor] = list(self.blocks.parameters())
         theirs = [p.detach().float() for p in student_blocks.parameters()]
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+
+
+def annealing(config: EmaConfig, steps_per_epoch: Fraction, epochs: int) -> EmaConfig:
+    """The settings with `anneal_steps` in place of a share of the run."""
+    if not config.anneal_share:
+        return config
+    steps = max(round(config.anneal_share * epochs * steps_per_epoch), 1)
+    return replace(config, anneal_steps=steps, anneal_share=0.0)
 
 
 def ema_decay(config: EmaConfig, step: int | Fraction, steps_per_epoch: int | Fraction) -> float | None:

@@ -23,7 +23,7 @@ def graph_obstacles(config: PretrainConfig, device_type: str, world_size: int = 
     obstacles = {
         f"run.device {device_type}": device_type != "cuda",
         f"{world_size} processes": world_size > 1,
-        f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate > 1,
+        f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate != 1,
         "run.compile": config.run.compile,
         "model.checkpoint_activations": config.model.checkpoint_activations,
     }

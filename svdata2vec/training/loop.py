@@ -75,6 +75,10 @@ class TrainingRun:
         """What belongs to a step behind the update of the weights; returns values for the log."""
         return {}
 
+    def plan(self) -> list[str]:
+        """What the run is going to do, in lines for the log."""
+        return self.stepper.plan()
+
     def epoch_end(self, epoch: int) -> dict[str, float]:
         """What happens after each epoch; returns values for the log's next record."""
         return {}
@@ -100,6 +104,9 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         _take_up(run, state, card)
     if runtime.is_main:
         write_config(folder, run.config)
+        for line in run.plan():
+            log.info("%s", line)
+        warn_of_rates(run)
     runtime.barrier()
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
@@ -131,6 +138,19 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         publish(folder, run.model.state_dict(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()
     return record
+
+
+def warn_of_rates(run: TrainingRun) -> None:
+    """Say where the schedule is not what its settings seem to say."""
+    given, used, clips = run.config.optim, run.stepper.optim, math.prod(run.stepper.per_step.values())
+    if not given.base_lr and given.lr_batch not in (0, clips):
+        log.warning(
+            "optim.lr %g belongs to %d clips per step, this run has %d; scale it with --optim.base-lr %g, or keep it with "
+            "--optim.lr-batch %d", given.lr, given.lr_batch, clips, given.lr * 256 / given.lr_batch, clips,
+        )
+    if not given.warmup_share and given.warmup_epochs != used.warmup_epochs:
+        text = "optim.warmup_epochs %g is not below run.epochs %d: the warm-up takes %g epochs; set --optim.warmup-share"
+        log.warning(text, given.warmup_epochs, run.config.run.epochs, used.warmup_epochs)
 
 
 def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import OptimConfig
+from svdata2vec.shards.errors import UserError
 
 
 def layer_scale(name: str, depth: int, layer_decay: float) -> float:
@@ -57,6 +59,35 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
             if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
                 raise ValueError(f"the optimizer's {name} of parameter {number} is not of its shape")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": now["param_groups"]})
+
+
+WARM_UP_LIMIT = 0.1  # share of a run that would end within its warm-up
+
+
+def resolve(config: OptimConfig, batch: int, epochs: int) -> OptimConfig:
+    """The rates, warm-up and accumulation of a run in absolute numbers.
+
+    Args:
+        config: as the user gave it, shares and rates per 256 clips among it.
+        batch: clips of one batch of all processes together.
+        epochs: of the whole run.
+
+    Raises:
+        UserError: the rate would rise to `min_lr`.
+    """
+    accumulate = config.accumulate or max(round(config.lr_batch / batch), 1)
+    lr = config.base_lr * batch * accumulate / 256 or config.lr
+    min_lr = config.min_lr_share * lr or config.min_lr
+    if min_lr > lr:
+        raise UserError(
+            f"the learning rate would rise from its peak {lr:g} to {min_lr:g}; set --optim.min-lr to at most the peak, or "
+            "--optim.min-lr-share"
+        )
+    warmup = config.warmup_share * epochs or config.warmup_epochs
+    return replace(
+        config, lr=lr, base_lr=0.0, min_lr=min_lr, min_lr_share=0.0, accumulate=accumulate, warmup_share=0.0,
+        warmup_epochs=warmup if warmup < epochs else WARM_UP_LIMIT * epochs,
+    )
 
 
 def learning_rate(config: OptimConfig, step: float, steps_per_epoch: float, epochs: int) -> float:

@@ -3,6 +3,7 @@
 B clips, R masks of each clip, N = B * R masks, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.config.schema import EmaConfig, PretrainConfig
 from svdata2vec.kernels.functional import masked_mse
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.model.teacher import Teacher, ema_decay
+from svdata2vec.model.teacher import Teacher, annealing, ema_decay
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import model_card
@@ -108,11 +109,21 @@ class Pretraining(TrainingRun):
         """The teacher follows the student."""
         stepper = self.stepper
         per_epoch = stepper.reference_steps_per_epoch
-        decay = ema_decay(self.config.ema, stepper.epochs * per_epoch, per_epoch)
+        decay = ema_decay(self.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
             decay **= stepper.clips_per_step / stepper.reference_clips
             self.teacher.update(self.model.encoder.blocks, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
+
+    @functools.cached_property
+    def ema(self) -> EmaConfig:
+        """The teacher's schedule in steps; asked for when the run is at its place."""
+        return annealing(self.config.ema, self.stepper.reference_steps_per_epoch, self.config.run.epochs)
+
+    def plan(self) -> list[str]:
+        ema, epoch = self.ema, float(self.ema.anneal_steps / self.stepper.reference_steps_per_epoch)
+        when = f"at epoch {epoch:.1f}" if ema.schedule == "global" else f"{ema.anneal_steps} steps into an epoch"
+        return [*super().plan(), f"teacher's decay {ema.start:g}, rising to {ema.end:g} {when}"]
 
     def watch(self, record: dict[str, float]) -> None:
         """End a collapsed run, all processes together: their mean spreads decide."""

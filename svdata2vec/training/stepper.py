@@ -17,7 +17,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
-from svdata2vec.training.optim import clip_gradients, learning_rate, set_learning_rate
+from svdata2vec.training.optim import clip_gradients, learning_rate, resolve, set_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Stepper:
         step: optimizer steps so far; names checkpoints and records, and seeds the random numbers of a step.
         epochs: the place of the run in epochs, which drives every schedule; the trainer takes it from its loader.
         total_steps: where the run ends, if nothing changes until then.
+        optim: settings of the optimizer in absolute numbers, see `resolve`.
         batches: of the next step, as a rule `optim.accumulate`.
         change: of the clips per step since the checkpoint that the run goes on from, in words.
     """
@@ -106,7 +107,8 @@ class Stepper:
         self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, network: nn.Module, optimizer: torch.optim.Optimizer,
         loader: ClipLoader,
     ) -> None:
-        optim, run = config.optim, config.run
+        run, batch = config.run, config.run.batch_size * runtime.world_size
+        optim = resolve(config.optim, batch, run.epochs)
         self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.loader = loader
         self.step, self.epochs, self.batches = 0, loader.epochs_passed, optim.accumulate
@@ -145,6 +147,14 @@ class Stepper:
     def reference_steps_per_epoch(self) -> Fraction:
         """Optimizer steps in an epoch, of as many clips as in the steps that the run began with."""
         return Fraction(self.loader.clips_per_epoch, self.reference_clips)
+
+    def plan(self) -> list[str]:
+        """What the run is going to do, in lines."""
+        optim, epochs, clips = self.optim, self.run.epochs, self.loader.clips_per_epoch
+        return [
+            f"{epochs} epochs of {clips} clips, {self.total_steps} steps; clips per step: {_product(self.per_step)}",
+            f"learning rate 0 to {optim.lr:g} in {optim.warmup_epochs:g} epochs, then down to {optim.min_lr:g}",
+        ]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
