@@ -11,7 +11,7 @@ class WorkerDiedError(UserError):
 
 def readable(text: str) -> str:
     """Text that any program can read and write: bytes of file names that are not UTF-8 become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def reason_of(error: Exception, where: object) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import zlib
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
-from svdata2vec.shards.atomic import read_object, write_atomically
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.packing.clip import ClipPacker
@@ -59,17 +60,26 @@ class ShardRecord:
     joined: dict[str, int]
     pictures: dict[str, str]
 
+    def save(self, root: Path) -> None:
+        """Write the record, behind its CRC-32."""
+        content = json.dumps(asdict(self)).encode()
+        write_atomically(record_path(root, self.number), f"{zlib.crc32(content):08x}\n".encode() + content)
+
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
-        """The record of a shard that is complete on disk; None if there is none or the tar is not as recorded."""
-        fields: Any = read_object(record_path(root, number))
+        """The record of a shard that is complete on disk; None if there is none, or it or the tar is not as written."""
+        try:
+            stated, _, content = record_path(root, number).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        if stated != f"{zlib.crc32(content):08x}".encode():
+            return None
+        fields: Any = json.loads(content)
         try:
             fields["rows"] = [tuple(row) for row in fields["rows"]]
             fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
             record = cls(**fields)
-        except (KeyError, TypeError):  # no record, or not a whole one
-            return None
-        if any(len(row) != 6 for row in record.rows):  # by a version without checksums
+        except (KeyError, TypeError):  # of a program with other fields
             return None
         return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
@@ -96,7 +106,7 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
         with packer.times.step("total"):
             record = _write_shard(task, packer)
             with packer.times.step("write"):
-                write_atomically(record_path(task.root, task.number), json.dumps(asdict(record)).encode())
+                record.save(task.root)
     except OSError as error:
         raise write_error(task.root, error) from error
     return record, packer.times

@@ -75,8 +75,10 @@ def clip_sums(parts: Mapping[str, Buffer], components: Sequence[str]) -> list[in
     found = [crc32(parts[name]) if parts.get(name) else 0 for name in components]
     if not parts.get(OFFSETS):
         return found
-    content = memoryview(parts["jpegs"])
-    return found + frame_sums(content, parse_array(parts[OFFSETS], OFFSETS))
+    offsets = parse_array(parts[OFFSETS], OFFSETS)
+    if offsets.dtype != np.int64 or offsets.ndim != 1:
+        raise UserError(f"{OFFSETS} is {offsets.dtype} {offsets.shape}, expected int64 of one dimension")
+    return found + frame_sums(memoryview(parts.get("jpegs", b"")), offsets)
 
 
 def frame_sums(content: memoryview, offsets: np.ndarray) -> list[int]:

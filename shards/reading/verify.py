@@ -173,9 +173,14 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
         findings.append(Finding("sum", entry.name, str(error)))
         sums = None
     pictures: dict[str, str] = {}
-    for row in rows:
-        findings += _sum_faults(shards, sums, int(row))
-        findings += _clip_faults(shards, int(row), decode, pictures)
+    ends = shards.index["offset"][rows] + shards.index["size"][rows].astype(np.uint64)
+    outside = (ends > entry.bytes) | (ends < shards.index["offset"][rows])
+    for place, row in enumerate(rows.tolist()):
+        if outside[place].any():
+            findings.append(Finding("index", key_at(shards, row), f"lies beyond the {entry.bytes} bytes of {entry.name}"))
+            continue
+        findings += _sum_faults(shards, sums, row)
+        findings += _clip_faults(shards, row, decode, pictures)
     return number, findings, pictures
 
 

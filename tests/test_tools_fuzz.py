@@ -1,0 +1,33 @@
+"""Two hundred damaged and crafted inputs end as the rule says, and a broken program is noticed."""
+
+from pathlib import Path
+
+import fuzz
+import pytest
+from fuzz_case import command
+
+
+@pytest.mark.slow
+def test_two_hundred_cases() -> None:
+    record = fuzz.fuzz(fuzz.shares(200, list(fuzz.AREAS)))
+    assert record["failures"] == []
+    assert sum(sum(found.values()) for found in record["areas"].values()) >= 190
+    for name, found in record["areas"].items():
+        assert found["error"] + found["skipped"] + found["other"] > 0, f"{name}: nothing was ever damaged"
+
+
+@pytest.mark.parametrize(("kind", "outcome", "cases"), [
+    ("Area", "error", 2), ("Skipped", "skipped", 2), ("Crafted", "other", 2), ("Traceback", "traceback", 2),
+    ("Signal", "signal 11", 2), ("Exit", "status 0", 2), ("Hang", "hang", 1), ("Changed", "changed in silence: b", 2), ("Lost", "lost in silence: b", 2),
+])
+def test_a_broken_program_is_noticed(tmp_path: Path, kind: str, outcome: str, cases: int) -> None:
+    """Case by case; what comes after a case that ends its process is run all the same."""
+    found = list(fuzz.run_area(f"fuzz_broken.{kind}", range(cases), tmp_path, limit_seconds=4))
+    assert [(case["seed"], case["outcome"]) for case in found] == [(number, outcome) for number in range(cases)]
+    assert (outcome in fuzz.GOOD) == (kind in ("Area", "Skipped", "Crafted"))
+
+
+def test_messages_must_be_one_line_that_a_terminal_may_show() -> None:
+    with pytest.raises(Exception, match=r"svdata2vec verify: nowhere/manifest\.json: does not exist"):
+        command("verify", "nowhere")
+    assert "usage" in command("--help").lower() or "svdata2vec" in command("--help")
