@@ -1,4 +1,4 @@
-"""Two hundred damaged and crafted inputs end as the rule says, and a broken program is noticed."""
+"""The fuzzer notices a broken program."""
 
 from pathlib import Path
 
@@ -7,18 +7,10 @@ import pytest
 from fuzz_case import command
 
 
-@pytest.mark.slow
-def test_two_hundred_cases() -> None:
-    record = fuzz.fuzz(fuzz.shares(200, list(fuzz.AREAS)))
-    assert record["failures"] == []
-    assert sum(sum(found.values()) for found in record["areas"].values()) >= 190
-    for name, found in record["areas"].items():
-        assert found["error"] + found["skipped"] + found["other"] > 0, f"{name}: nothing was ever damaged"
-
-
 @pytest.mark.parametrize(("kind", "outcome", "cases"), [
     ("Area", "error", 2), ("Skipped", "skipped", 2), ("Crafted", "other", 2), ("Traceback", "traceback", 2),
-    ("Signal", "signal 11", 2), ("Exit", "status 0", 2), ("Hang", "hang", 1), ("Changed", "changed in silence: b", 2), ("Lost", "lost in silence: b", 2),
+    ("Signal", "signal 11", 2), ("Exit", "status 0", 2), ("Hang", "hang", 1), ("Changed", "changed in silence: b", 2),
+    ("Lost", "lost in silence: b", 2),
 ])
 def test_a_broken_program_is_noticed(tmp_path: Path, kind: str, outcome: str, cases: int) -> None:
     """Case by case; what comes after a case that ends its process is run all the same."""

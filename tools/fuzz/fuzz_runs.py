@@ -79,7 +79,8 @@ class ResumeArea(RunFolderArea):
         tiny_shards(folder / "shards")
         command(*words(pretrain_config(folder / "shards", folder / "run", epochs=3, checkpoint_every=2)))
         last = sorted((folder / "run").glob("checkpoints/step-*.pt"))[-1]
-        for path in [*(folder / "run").glob("result.json*"), *(folder / "run").glob("model.*"), *last.parent.glob(f"{last.name}*")]:
+        published = [*(folder / "run").glob("result.json*"), *(folder / "run").glob("model.*")]
+        for path in [*published, *last.parent.glob(f"{last.name}*")]:
             path.unlink()
 
     def run(self, folder: Path) -> Result:

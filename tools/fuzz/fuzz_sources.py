@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from fuzz_case import Damage, Result, command, digest, digest_folder
 from fuzz_damage import damage_bytes, damage_text, damage_value, edit, odd_value
-from shards_data import HEIGHT, WIDTH, block_pose, write_motion_set, write_video
+from shards_data import block_pose, write_motion_set, write_video
 
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -123,10 +123,10 @@ class SkeletonArea:
         """Two samples."""
         for name in ("videos", "skeletons"):
             (folder / name).mkdir()
-        pose = block_pose(FRAMES, 25)[0] * [1920 / WIDTH, 1080 / HEIGHT]
+        pose = block_pose(FRAMES, 25)[0] * 10
         for number in (1, 2):
             name = f"S001C001P001R001A00{number}"
-            write_video(folder / "videos" / f"{name}_rgb.avi", FRAMES, codec="mpeg4", seed=number)
+            write_video(folder / "videos" / f"{name}_rgb.avi", FRAMES, codec="mpeg4", seed=number, height=108)
             lines = [str(FRAMES)]
             for joints in pose:
                 lines += ["1", "72057594037931101 0 1 1 1 1 0 0.02 -0.3 2", "25"]
@@ -151,8 +151,8 @@ class SmarthomeArea:
         for name in ("videos", "skeletons"):
             (folder / name).mkdir()
         for name in ("Walk_p02_r00_v02_c03", "Enter_p03_r01_v05_c04"):
-            write_video(folder / "videos" / f"{name}.mp4", FRAMES)
-            joints = block_pose(FRAMES, 13)[0]
+            write_video(folder / "videos" / f"{name}.mp4", FRAMES, height=120, width=160)
+            joints = block_pose(FRAMES, 13)[0] * 4
             rows = [[*joints[t, :, 0].tolist(), *joints[t, :, 1].tolist()] for t in range(FRAMES)]
             frames = [[{"pose2d": row, "cumscore": 5.0}] for row in rows]
             (folder / "skeletons" / f"{name}_pose3d.json").write_text(json.dumps({"K": 3, "njts": 13, "frames": frames}))
