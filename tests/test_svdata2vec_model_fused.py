@@ -19,7 +19,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.model.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from svdata2vec.model.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm, merged_statistics, own_statistics
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.runs.card import model_card
@@ -143,6 +143,23 @@ def test_a_synchronised_batch_norm_takes_the_plain_way(monkeypatch: pytest.Monke
         torch.testing.assert_close(synchronised(x_FCHW), want, rtol=1e-4, atol=1e-5)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("far", [0.0, 1000.0])
+def test_statistics_of_several_batches_are_merged_without_loss(far: float) -> None:
+    """Against float64 over all of them at once, the gradient included; batches of different sizes and means."""
+    parts = [torch.randn(count, 3, 5, 5) + far + shift for count, shift in ((2, 0.0), (3, 0.5), (1, -2.0))]
+    parts = [part.requires_grad_() for part in parts]
+    mean, var, total = merged_statistics(torch.stack([own_statistics(part) for part in parts]), 3)
+    whole = torch.cat([part.detach().double() for part in parts]).requires_grad_()
+    want_var, want_mean = torch.var_mean(whole, (0, 2, 3), correction=0)
+    assert total == 6 * 25
+    torch.testing.assert_close(mean.double(), want_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), want_var, rtol=1e-4, atol=0)
+    weight = torch.randn(3)
+    (weight * (mean + var)).sum().backward()
+    (weight * (want_mean + want_var)).sum().backward()
+    torch.testing.assert_close(torch.cat([part.grad for part in parts]).double(), whole.grad, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize(("device", "kind"), [("cpu", SyncBatchNorm), ("cuda", nn.SyncBatchNorm)])

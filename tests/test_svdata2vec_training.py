@@ -226,15 +226,18 @@ def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path, capl
 def test_two_processes_agree_with_one_on_the_same_global_batch(
     mask: MaskConfig, tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
+    optim = OptimConfig(lr=1e-4, min_lr=1e-5, warmup_epochs=1)  # at a higher rate rounding grows tenfold from step to step
     one, two = (
-        dataclasses.replace(pretrain_config(tiny_shard_folder, tmp_path / name, batch_size=size, sync_batchnorm=size == 2),
-                            mask=mask) for name, size in (("one", 4), ("two", 2))
+        dataclasses.replace(
+            pretrain_config(tiny_shard_folder, tmp_path / name, optim=optim, batch_size=size, sync_batchnorm=size == 2),
+            mask=mask,
+        ) for name, size in (("one", 4), ("two", 2))
     )
     pretrain(one)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launcher, *command_words(two)[1:]], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
-    assert spreads[1] == pytest.approx(spreads[0], rel=1e-3)
+    assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
