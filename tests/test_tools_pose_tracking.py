@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pose_cases import BlockModel, V, person, together
-from pose_inputs import GivenBoxes, find_videos
+from pose_inputs import GivenBoxes, find_videos, work_name
 from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
@@ -178,9 +179,24 @@ def test_labels_and_splits_come_from_folders_tables_or_not_at_all(tmp_path: Path
     assert Path(found.videos[0].path) == tmp_path / "c" / "1.mp4"
 
 
+def test_one_name_in_two_class_folders(tmp_path: Path) -> None:
+    """The folder stands in front then, as the packer reads it; hidden files are passed over, what cannot be used is listed."""
+    names = ("train/run/1.mp4", "train/walk/1.mp4", "test/run/1.wmv", "train/run/2.mp4", "train/run/._1.mp4")
+    root = touch(tmp_path / "own", *names)
+    (root / "train" / "run" / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    found = find_videos([str(root)])
+    assert [(v.name, v.split) for v in found.videos] == [
+        ("test/run/1", "test"), ("train/run/1", "train"), ("2", "train"), ("walk/1", "train")]
+    assert [(path.rpartition("/")[2], "cannot be reached" in reason) for path, reason in found.left_out.items()] == [
+        ("gone.mp4", True)]
+    packer = VideoFolder(root)
+    assert [packer.find(v.name) for v in found.videos] == [v.path for v in found.videos]
+    assert [work_name(v.name) for v in found.videos] == ["test%2Frun%2F1.npz", "train%2Frun%2F1.npz", "2.npz", "walk%2F1.npz"]
+
+
 def test_wrong_inputs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1\.mp4 and .*1\.avi have the same name; rename one"):
-        find_videos([str(touch(tmp_path / "twice", "run/1.mp4", "walk/1.avi"))])
+    with pytest.raises(UserError, match=r"1\.avi and .*1\.mp4 have the same name; rename one"):
+        find_videos([str(touch(tmp_path / "twice", "1.mp4", "1.avi"))])
     with pytest.raises(UserError, match=r"2\.mp4: lies beside folders"):
         find_videos([str(touch(tmp_path / "mixed", "run/1.mp4", "2.mp4"))])
     with pytest.raises(UserError, match="no such file or folder"):

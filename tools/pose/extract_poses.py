@@ -27,7 +27,7 @@ from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pi
 from pose_zoo import MODELS, OPENMMLAB
 
 from svdata2vec.pipeline.background import Prefetch
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.tracking import Detections, TrackingOptions, find_persons, inside
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
@@ -136,8 +136,10 @@ def extract_videos(videos: Sequence[Video], model: Any, work: WorkFolder, boxes:
     for video in videos:
         try:
             poses = detect(video, model, boxes, progress.frames)
-        except (UserError, OSError) as error:
-            skipped[video.path] = str(error)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one video never ends the work of all
+            skipped[video.path] = reason_of(error, video.path)
         else:
             work.save(video, poses)
         progress.video(skipped=len(skipped))
@@ -155,6 +157,9 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
             for prepared in steps:
                 frames += [inside(found, width, height) for found in model.predict(prepared)]
                 report(len(prepared))
+        problem = reader.cut_short()
+    if problem is not None:
+        raise UserError(f"{video.path}: cut short, {problem}")
     wrong = [number for number in given or {} if not 0 <= number < len(frames)]
     if wrong:
         raise UserError(f"{video.path}: has {len(frames)} frames, but there are boxes for frame {wrong[0]}")
@@ -230,6 +235,7 @@ def finish(given: argparse.Namespace, videos: VideoList, work: WorkFolder, skipp
         annotations.append(annotation(video, poses, persons))
         if not persons.box_T5.any():
             empty.append(video.name)
+    skipped = videos.left_out | skipped
     listed = work.write_skipped(skipped)
     if not annotations:
         first = next(iter(skipped.values()))

@@ -1,15 +1,16 @@
 """Which videos to extract poses from, with their labels and splits; and boxes that are given for them. Pure NumPy."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS
+from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, video_files, without_extension
 from svdata2vec.shards.readers.videos import SPLIT_FOLDERS, read_video_csv, read_video_folder
 
 UNLABELLED = "unlabelled"
@@ -17,7 +18,7 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class Video:
-    """One video. `name`: its file name without extension, by which the packer finds it again."""
+    """One video. `name`: its file name without extension, perhaps with folders in front: the packer finds it by that."""
 
     name: str
     path: str
@@ -27,16 +28,17 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoList:
-    """All videos in a fixed order, and the names of the classes in the order of the labels."""
+    """All videos in a fixed order; the names of the classes in the order of the labels; path -> reason of what was left out."""
 
     videos: list[Video]
     classes: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def find_videos(sources: Sequence[str]) -> VideoList:
     """Videos of a folder (class/video.mp4, split/class/video.mp4, or videos alone), of a CSV (path,label,split), or files.
 
-    Without labels, all are of one class `unlabelled`. UserError if there is none, or if two have the same name.
+    Without labels, all are of one class `unlabelled`. What cannot be used is in `left_out`. UserError if there is none.
     """
     if len(sources) == 1 and Path(sources[0]).suffix.lower() == ".csv":
         found = _from_dataset(read_video_csv(sources[0]))
@@ -44,43 +46,67 @@ def find_videos(sources: Sequence[str]) -> VideoList:
         found = _from_folder(Path(sources[0]))
     else:
         found = _unlabelled([_checked_file(source) for source in sources])
-    paths: dict[str, str] = {}
+    if not found.videos:
+        raise UserError(f"no video to look at; the first that was left out: {next(iter(found.left_out.values()))}")
+    return _named(found)
+
+
+def _named(found: VideoList) -> VideoList:
+    """Names by which the packer finds the videos: their own, or where one occurs twice with the folders in front (walk/001).
+
+    UserError if two have the same folders, too.
+    """
+    tails = {video.path: _tails(video.path) for video in found.videos}
+    counts = Counter(tail for names in tails.values() for tail in names)
+    videos: list[Video] = []
+    taken: dict[str, str] = {}
     for video in found.videos:
-        if video.name in paths:
-            raise UserError(f"{paths[video.name]} and {video.path} have the same name; rename one: "
-                            "the packer finds videos by name")
-        paths[video.name] = video.path
-    return found
+        name = next((tail for tail in tails[video.path] if counts[tail] == 1), tails[video.path][-1])
+        if name in taken:
+            raise UserError(f"{taken[name]} and {video.path} have the same name; rename one: the packer finds videos by name")
+        taken[name] = video.path
+        videos.append(replace(video, name=name))
+    return replace(found, videos=videos)
+
+
+def _tails(path: str) -> list[str]:
+    """The name without extension, then with one folder in front, then with two."""
+    place = PurePosixPath(without_extension(path))
+    return ["/".join(place.parts[-count:]) for count in (1, 2, 3)]
 
 
 def _from_folder(folder: Path) -> VideoList:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
-    if paths and all(path.parent == folder for path in paths):
-        return _unlabelled(paths)
-    mixed = next((path for path in paths if path.parent == folder), None)
-    if mixed is not None:
-        raise UserError(f"{mixed}: lies beside folders with videos; expected all videos in class folders "
+    found = video_files(folder)
+    loose = [path for path in found.files if "/" not in found.relative(path)]
+    if loose and len(loose) < len(found.files):
+        raise UserError(f"{loose[0]}: lies beside folders with videos; expected all videos in class folders "
                         f"(perhaps below {', '.join(SPLIT_FOLDERS)}), or none")
+    if loose:
+        return replace(_unlabelled(loose), left_out={entry.source: entry.reason for entry in found.left_out})
     return _from_dataset(read_video_folder(folder))
 
 
 def _from_dataset(dataset: DataSet) -> VideoList:
     split_of = {key: split for split, keys in dataset.splits.items() for key in keys}
-    videos = [Video(Path(str(clip.video)).stem, str(clip.video), clip.label, split_of[clip.key]) for clip in dataset.clips]
-    return VideoList(videos, dataset.classes)
+    videos = [Video("", str(clip.video), clip.label, split_of[clip.key]) for clip in dataset.clips]
+    return VideoList(videos, dataset.classes, {entry.source or entry.key: entry.reason for entry in dataset.skipped})
 
 
-def _unlabelled(paths: Sequence[Path]) -> VideoList:
-    return VideoList([Video(path.stem, str(path), 0, "train") for path in paths], (UNLABELLED,))
+def _unlabelled(paths: Sequence[str]) -> VideoList:
+    return VideoList([Video("", path, 0, "train") for path in paths], (UNLABELLED,))
 
 
-def _checked_file(source: str) -> Path:
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected videos, one folder of videos, or one CSV")
-    if path.suffix.lower() not in VIDEO_EXTENSIONS:
-        raise UserError(f"{path}: expected a video ({', '.join(VIDEO_EXTENSIONS)}); a folder or a CSV is given alone")
-    return path
+def _checked_file(source: str) -> str:
+    if not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder; expected videos, one folder of videos, or one CSV")
+    if not is_video(source):
+        raise UserError(f"{source}: expected a video ({', '.join(VIDEO_EXTENSIONS[:3])}...); a folder or a CSV is given alone")
+    return source
+
+
+def work_name(name: str) -> str:
+    """File of a video's detections in the work folder."""
+    return f"{name.replace('/', '%2F')}.npz"
 
 
 class GivenBoxes:
@@ -94,7 +120,7 @@ class GivenBoxes:
 
     def read(self, name: str) -> dict[int, np.ndarray]:
         """Frame number -> (N, 4) float32 boxes. UserError if there is no file, or naming the line that is wrong."""
-        archive, table = self.folder / f"{name}.npz", self.folder / f"{name}.csv"
+        archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
         if archive.is_file():
             with np.load(archive) as content:
                 ends = np.cumsum(content["count_T"])

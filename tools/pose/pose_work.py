@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pose_inputs import Video, VideoList
+from pose_inputs import Video, VideoList, work_name
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -53,7 +53,7 @@ class WorkFolder:
 
     def path(self, video: Video) -> Path:
         """File of a video's detections."""
-        return self.folder / f"{video.name}.npz"
+        return self.folder / work_name(video.name)
 
     def is_finished(self, video: Video) -> bool:
         """Whether this very video (by size and time of change) has been done."""
@@ -127,7 +127,7 @@ def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, 
     for video in videos.videos:
         if video.name in known:
             splits.setdefault(video.split, []).append(video.name)
-    content = {"split": splits, "annotations": list(annotations), "made_with": made_with}
+    content = {"split": splits, "classes": list(videos.classes), "annotations": list(annotations), "made_with": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.with_name(CLASSES), "".join(f"{name}\n" for name in videos.classes).encode())
     write_atomically(path, pickle.dumps(content, protocol=4))
