@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,24 @@ def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
 def test_keys_of_names_in_utf8_are_as_before() -> None:
     assert safe_key("grüß/a.b") == "gr%C3%BC%C3%9F%2Fa-b"
     assert block_pose(FRAMES).shape == (1, FRAMES, 17, 2)
+
+
+# ---------------------------------------------------------------------------------------------------- packed again
+
+def test_resume_after_a_video_was_repaired_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4", "walk/c.mp4")
+    whole = (root / "walk" / "c.mp4").read_bytes()
+    (root / "walk" / "c.mp4").write_bytes(b"broken")
+    options = PackOptions(workers=1, size=96, resume=True)
+    pack(open_dataset("folder", root=root), tmp_path / "out", options)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    with caplog.at_level("INFO"):
+        pack(open_dataset("folder", root=root), tmp_path / "out", options)
+    lacks = "1 clips of this input, e.g. walk%2Fc, are not in it (see skipped.jsonl)"
+    assert f"out: finished already, kept; {lacks}: to try them again, pack into another folder" in caplog.text
+    (root / "walk" / "c.mp4").write_bytes(whole)
+    with pytest.raises(UserError, match=re.escape(f"or videos have changed since; {lacks}; nothing is added to a finished set: "
+                                                  "pack into another folder, or delete this one")):
+        pack(open_dataset("folder", root=root), tmp_path / "out", options)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert pack(open_dataset("folder", root=root), tmp_path / "again", options).num_clips == 3

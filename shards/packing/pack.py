@@ -30,6 +30,7 @@ from svdata2vec.shards.reading.manifest import (
     Manifest,
     ShardEntry,
     build_index,
+    load_index,
 )
 from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sums import save_head
@@ -79,7 +80,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
         with folder_lock(root, "packing into"):
             plan = make_plan(dataset, options)
             if (root / MANIFEST_NAME).exists():
-                return _already_packed(root, plan, options)
+                return _already_packed(root, dataset, plan, options)
             components_of(dataset, options.codec)  # refuses a codec before the folder holds a plan with it
             start_or_resume(root, plan, options)
             records = _pack_shards(root, dataset, options, progress)
@@ -88,17 +89,23 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
         raise write_error(root, error) from error
 
 
-def _already_packed(root: Path, plan: dict[str, object], options: PackOptions) -> Manifest:
+def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], options: PackOptions) -> Manifest:
+    """The finished set, if it was packed from this input; UserError says how else to go on."""
     manifest = Manifest.load(root)
     if not options.resume:
         raise UserError(f"{root}: holds a finished data set ({manifest.dataset}); choose another folder or delete it")
     if manifest.created_with != PROGRAM:
         raise UserError(f"{root}: holds a data set packed by {manifest.created_with}, which {PROGRAM} reads but does not "
                         "compare with its own input; keep it, or pack into another folder")
+    packed = {key.decode("ascii", "replace") for key in load_index(root, manifest)["key"].tolist()}
+    lacking = [clip for clip in dataset.clips if clip.key not in packed]
+    lacks = f"{len(lacking)} clips of this input, e.g. {lacking[0].key}, are not in it (see {SKIPPED_NAME})" if lacking else ""
     if manifest.fingerprint != fingerprint(plan):
-        raise UserError(f"{root}: holds a data set packed from other annotations or with other options; choose another "
-                        "folder or delete it")
-    logger.info("%s: finished already, kept", root)
+        raise UserError(f"{root}: holds a data set packed from other annotations or with other options, or videos have changed "
+                        f"since{lacks and '; ' + lacks}; nothing is added to a finished set: pack into another folder, or "
+                        "delete this one")
+    kept = f"; {lacks}: to try them again, pack into another folder" if lacks else ""
+    logger.info("%s: finished already, kept%s", root, kept)
     shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
     return manifest
 
