@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shards_data import write_video
+from shards_data import edit_manifest, write_video
 from tiny import NUM_CLIPS, finetune_config
 
 from svdata2vec.cli.main import main
@@ -221,6 +221,23 @@ def test_too_many_lost_clips_are_no_result(
     words = ["evaluate", str(classifier), "--shards", str(root), "--device", "cpu"]
     assert main(words) == 2
     assert "2 of 12 clips are unusable, more than the allowed 1.00%" in capsys.readouterr().err
+
+
+def test_a_run_whose_test_clips_are_lost_is_tested_when_more_are_allowed(
+    tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    """It was trained to its end: nothing is trained again."""
+    root = damaged(tiny_shard_folder, tmp_path / "shards", 3, 7)
+    base = finetune_config(root, tmp_path / "run", epochs=1)
+    splits = replace(base.data, train_split="train", test_split="test")
+    edit_manifest(root, splits={"train": ["clip00000", "clip00001", "clip00002", "clip00004"],
+                                "test": ["clip00003", "clip00005", "clip00007"]})
+    with pytest.raises(UserError, match="2 of 3 clips are unusable"):
+        finetune(replace(base, data=splits))
+    assert not (base.run.out / "result.json").exists()
+    before = (base.run.out / "metrics.jsonl").read_bytes()
+    result = finetune(replace(base, data=replace(splits, max_bad_rate=0.7)))
+    assert (result["count"], result["clips"]) == (1, 3) and (base.run.out / "metrics.jsonl").read_bytes() == before
 
 
 def test_the_limit_holds_over_all_processes_together(tiny_shard_folder: Path) -> None:
