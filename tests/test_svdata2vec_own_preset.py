@@ -108,7 +108,7 @@ def test_number_of_frames(frames: list[int], expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("clips", "kind", "expected"),
-    [(1, "finetune", (2, 100)), (7, "finetune", (2, 100)), (40, "finetune", (8, 100)), (1000, "finetune", (16, 33)),
+    [(1, "finetune", (2, 60)), (7, "finetune", (2, 60)), (40, "finetune", (8, 60)), (1000, "finetune", (16, 33)),
      (50_000, "finetune", (16, 20)), (50_000, "pretrain", (16, 50))],
 )
 def test_batch_and_epochs(clips: int, kind: str, expected: tuple[int, int]) -> None:

@@ -52,6 +52,18 @@ def frame_numbers(rule: dict[str, Any], name: str, n: int) -> np.ndarray:
     return bounds[:-1] + draw.integers(np.diff(bounds))
 
 
+def upright(frame: Any, aspect: float) -> np.ndarray:
+    """The picture as a player shows it: square pixels, mirrored and turned as the display matrix says."""
+    picture = frame.reformat(width=round(frame.width * aspect), format="rgb24", threads=1).to_ndarray()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    if a * d < b * c:
+        picture, a, b = picture[:, ::-1], -a, -b
+    return np.rot90(picture, -round(np.degrees(np.arctan2(b, a)) / 90))
+
+
 def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) -> np.ndarray:
     """uint8 (S, S, 3): a square reduced to the size at which clips are stored (cubic), of it the crop (bilinear)."""
     height, width = picture.shape[:2]
@@ -85,8 +97,8 @@ def main(model: str, video: str, box: str | None = None) -> None:
     with av.open(video) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in numbers:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                seen[number] = prepare(upright, edges, rule)
+                aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
+                seen[number] = prepare(upright(frame, aspect), edges, rule)
     logits = logits_of(np.stack([seen[number] for number in numbers])[None])[0].astype(float)
     scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     for place in np.argsort(-scores):

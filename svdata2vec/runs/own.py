@@ -24,7 +24,7 @@ MADE = "{0}[:80%]", "{0}[80%:]"  # of the training split, where there is nothing
 FRAME_STRIDE, MOST_FRAMES = 3, 40  # of the median clip, every third frame, no more than the method's 40
 STEPS_PER_EPOCH = 4  # at least, as far as there are clips
 STEPS = {"pretrain": 4000, "finetune": 2000}  # of a whole run, within the epochs below
-EPOCHS = {"pretrain": (50, 200), "finetune": (20, 100)}
+EPOCHS = {"pretrain": (50, 200), "finetune": (20, 60)}
 WARMUP = 0.1  # of the epochs
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig, ProbeConfig)
