@@ -14,6 +14,7 @@ from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.schema import EmaConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.training.optim import resolve
 from svdata2vec.training.pretrain import pretrain
 
 README = Path(__file__).parent.parent / "svdata2vec" / "README.md"
@@ -35,10 +36,10 @@ THEIRS: dict[str, dict[str, Any]] = {
             "top_layers": 8, "normalise_layer": "instance", "normalise_average": "none", "feed_forward": False,
             "teacher_input": "skeleton",
         },
-        "ema": {"start": 0.999, "end": 0.99999, "anneal_steps": 50_000, "schedule": "original"},
+        "ema": {"start": 0.999, "end": 0.99999, "anneal_steps": 50_000, "anneal_share": 0, "schedule": "original"},
         "optim": {
             "lr": 1e-3, "min_lr": 5e-4, "warmup_epochs": 20, "betas": [0.9, 0.95], "weight_decay": 0.05, "clip_grad": 0,
-            "accumulate": 4,
+            "accumulate": 0, "base_lr": 0, "lr_batch": 128, "min_lr_share": 0, "warmup_share": 0,
         },
         "run": {"epochs": 400, "batch_size": 32, "precision": "fp32", "sync_batchnorm": False},
         "encode": "all_frames",
@@ -51,7 +52,7 @@ THEIRS: dict[str, dict[str, Any]] = {
         },
         "optim": {
             "lr": 3e-4, "min_lr": 1e-5, "warmup_epochs": 5, "betas": [0.9, 0.999], "weight_decay": 0.05, "clip_grad": 0,
-            "accumulate": 2,
+            "accumulate": 0, "base_lr": 0, "lr_batch": 64, "min_lr_share": 0, "warmup_share": 0,
         },
         "run": {"epochs": 100, "batch_size": 32, "precision": "fp32", "sync_batchnorm": False},
         "modality": "rgb", "label_fraction": 1, "eval_every": 0,
@@ -77,7 +78,9 @@ def test_the_preset_has_the_authors_values(kind: str) -> None:
     found, theirs = settings(kind, "as-published"), dict(flat(THEIRS[kind]))
     assert {name: found[name] for name in theirs} == theirs
     assert PRESETS[kind]["as-published"]().data.augment == AugmentConfig()
-    assert found["optim.accumulate"] * found["run.batch_size"] == {"pretrain": 4 * 32, "finetune": 2 * 32}[kind]
+    optim, their_gpus = PRESETS[kind]["as-published"]().optim, {"pretrain": 4, "finetune": 2}[kind]
+    for gpus in (1, 2, their_gpus):
+        assert gpus * resolve(optim, gpus * 32, found["run.epochs"]).accumulate == their_gpus
 
 
 @pytest.mark.parametrize("kind", THEIRS)

@@ -50,22 +50,22 @@ def _finetune(name: str) -> FinetuneConfig:
 
 
 def as_published_pretrain() -> PretrainConfig:
-    """NTU RGB+D 60, cross-subject, as the authors' files have it; one process stands for their four GPUs."""
-    base = _as_published(_pretrain("ntu60-xsub"), accumulate=4)
+    """NTU RGB+D 60, cross-subject, as the authors' files have it for their four GPUs."""
+    base = _as_published(_pretrain("ntu60-xsub"))
     return replace(base, encode="all_frames", ema=replace(base.ema, schedule="original"))
 
 
 def as_published_finetune() -> FinetuneConfig:
-    """The same of fine-tuning on RGB alone; one process stands for their two GPUs."""
-    return _as_published(_finetune("ntu60-xsub"), accumulate=2)
+    """The same of fine-tuning on RGB alone, for their two GPUs."""
+    return _as_published(_finetune("ntu60-xsub"))
 
 
-def _as_published(base: Published, accumulate: int) -> Published:
-    """float32, all joints, their frames in evaluations, 32 clips per GPU."""
+def _as_published(base: Published) -> Published:
+    """float32, all joints, their frames in evaluations, 32 clips per GPU and as many per step on any number of them."""
     return replace(
         base,
         data=replace(base.data, crop_scores=(0.0, 0.0), frame_draw="original"),
-        optim=replace(base.optim, accumulate=accumulate),
+        optim=replace(base.optim, accumulate=0),
         run=replace(base.run, out=Path("runs") / f"{base.kind}-as-published", batch_size=32, precision="fp32"),
     )
 
