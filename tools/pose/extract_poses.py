@@ -7,8 +7,10 @@
 
 VIDEOS is a folder (class/video.mp4 or split/class/video.mp4 gives the labels), some files, or a CSV path,label,split.
 RTMO finds boxes and joints (COCO-17) of all persons in one pass; `--model hrnet-w32 --boxes FOLDER` finds the joints in
-boxes that are given. After an interruption run the same command again: finished videos are in the work folder.
-Every decoded frame has its place in the arrays, whether somebody is seen in it or not.
+boxes that are given. Their weights are fetched from OpenMMLab. `--model mediapipe` needs no other network than PyPI (`bash
+tools/pose/pose_env.sh mediapipe`, then .venv-mediapipe/bin/python instead) and finds one person. After an interruption run the
+same command again: finished videos are in the work folder. Every decoded frame has its place in the arrays, whether somebody
+is seen in it or not.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 from pose_inputs import GivenBoxes, Video, VideoList, find_videos
 from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pickle
-from pose_zoo import MODELS, OPENMMLAB
+from pose_zoo import MEDIAPIPE, MODELS, OPENMMLAB
 
 from svdata2vec.pipeline.background import Prefetch
 from svdata2vec.shards.errors import UserError, reason_of
@@ -40,8 +42,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("videos", nargs="+", help="a folder, a CSV path,label,split, or video files")
     parser.add_argument("--out", type=Path, required=True, help="the pickle to write, NAME.pkl; classes.txt goes beside it")
     parser.add_argument("--work", type=Path, help="folder for finished videos (default: NAME.work beside the pickle)")
-    parser.add_argument("--model", choices=MODELS, default="rtmo-m",
-                        help="rtmo-t (fast) to rtmo-l (exact), or hrnet-w32 in given boxes (default rtmo-m)")
+    parser.add_argument("--model", choices=(*MODELS, MEDIAPIPE), default="rtmo-m",
+                        help="rtmo-t (fast) to rtmo-l (exact), hrnet-w32 in given boxes, mediapipe for one person (default "
+                             "rtmo-m)")
     parser.add_argument("--boxes", type=Path, help="for hrnet-w32: folder with NAME.csv (frame,x1,y1,x2,y2) or NAME.npz of "
                                                    "an earlier run's work folder")
     weights = parser.add_mutually_exclusive_group()
@@ -83,6 +86,11 @@ def _check(given: argparse.Namespace) -> None:
                         if given.boxes is None else f"--boxes: {given.model} finds boxes itself; use --model hrnet-w32")
 
 
+    if given.model == MEDIAPIPE and (given.checkpoint or given.random_weights or given.input_size or given.device == "cuda"):
+        raise UserError("--model mediapipe runs on the CPU with the weights and the input size of its package; leave out "
+                        "--checkpoint, --random-weights, --input-size and --device cuda")
+
+
 def extract(given: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit status. UserError for wrong input."""
     videos = find_videos(given.videos)
@@ -104,7 +112,7 @@ def extract(given: argparse.Namespace) -> int:
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """What a finished video's detections depend on."""
-    weights = "random" if given.random_weights else given.checkpoint or "openmmlab"
+    weights = "random" if given.random_weights else given.checkpoint or MEDIAPIPE * (given.model == MEDIAPIPE) or "openmmlab"
     if given.checkpoint and Path(given.checkpoint).is_file():
         with Path(given.checkpoint).open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
@@ -114,6 +122,10 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(given: argparse.Namespace) -> Any:
     """The pose model with its weights on the device."""
+    if given.model == MEDIAPIPE:
+        from pose_mediapipe import MediaPipeModel
+
+        return MediaPipeModel(given.batch)
     from pose_models import PoseModel, choose_device
 
     device = choose_device(given.device)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+MEDIAPIPE = "mediapipe"  # the one model that is not of mmpose: pose_mediapipe.py
 OPENMMLAB = "https://download.openmmlab.com/mmpose/v1/"
 
 
