@@ -20,6 +20,7 @@ from svdata2vec.shards.packing.clip import resize_square
 from svdata2vec.shards.packing.plan import PackOptions
 from svdata2vec.shards.readers.ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
 from svdata2vec.shards.readers.pku import read_pku_skeleton
+from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.readers.uav_human import CSV1_TRAIN, CSV2_TRAIN
@@ -146,6 +147,34 @@ def test_ntu_raw_skeletons(tmp_path: Path) -> None:
     kept = open_dataset("ntu60-skeleton", **ntu_raw_again(tmp_path), keep_missing=True)
     assert "S001C002P005R002A008" in [clip.key for clip in kept.clips]
     assert kept.published == PUBLISHED_VIDEOS[60]
+
+
+def test_ntu_skeletons_rewritten_by_txt2npy(tmp_path: Path) -> None:
+    """The same poses, bodies in the order of each frame's list; neither code nor anything but a dictionary in the file."""
+    sources = ntu_raw(tmp_path)
+    folder = Path(str(sources["skeletons"]))
+    text_poses = {}
+    pose_file = open_dataset("ntu60-skeleton", **sources).clips[0].pose_file
+    assert pose_file is not None
+    for path in sorted(folder.glob("*.skeleton")):
+        pose = pose_file.read(str(path), *pose_file.arguments).pose_MTVC
+        text_poses[path.name[:20]] = pose
+        rows = {"file_name": path.name[:20], "nbodys": [2] * FRAMES, "njoints": 25}
+        rows |= {f"rgb_body{m}": pose[m].astype(np.float64) for m in range(len(pose))}
+        np.save(path.with_name(path.name + ".npy"), rows)  # type: ignore[arg-type]
+        path.unlink()
+    dataset = open_dataset("ntu60-skeleton", **sources)
+    assert [clip.key for clip in dataset.clips] == NTU_NAMES[:2]
+    for clip in dataset.clips:
+        loaded = clip.load_pose()
+        assert loaded is not None and np.array_equal(loaded.pose_MTVC, text_poses[clip.key], equal_nan=True)
+        assert (loaded.width, loaded.height) == (1920, 1080)
+    assert packed(dataset, tmp_path).manifest.num_clips == 2
+    for content, message in ((np.zeros(3), r"an array of shape \(3,\)"), ({"a": 1}, "rgb_body0 and so on have shapes none"),
+                             ([1], "an array of shape|holds no dictionary"), (print, "the pickle wants builtins.print")):
+        np.save(tmp_path / "odd.npy", np.array(content, dtype=None if isinstance(content, np.ndarray) else object))
+        with pytest.raises(UserError, match=message):
+            read_npy_skeleton(str(tmp_path / "odd.npy"), 1920, 1080)
 
 
 def ntu_raw_again(root: Path) -> dict[str, object]:

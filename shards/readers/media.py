@@ -41,8 +41,10 @@ def video_files(root: str | Path) -> Walk:
     return found
 
 
-def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped]) -> dict[str, Path]:
-    """Files with this extension below a folder, by name without it; UserError if there is no such folder or file.
+def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:
+    """Files with this extension, or one of `others`, below a folder, by name without it.
+
+    UserError if there is no such folder or file.
 
     What cannot be read, and the second of two files of one name, is added to `skipped`.
     """
@@ -50,8 +52,9 @@ def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped]) -> 
     skipped += found.left_out
     files: dict[str, Path] = {}
     for path in map(Path, found.files):
-        if path.name.endswith(extension):
-            first = files.setdefault(path.name.removesuffix(extension), path)
+        ending = next((ending for ending in (extension, *others) if path.name.endswith(ending)), None)
+        if ending is not None:
+            first = files.setdefault(path.name.removesuffix(ending), path)
             if first is not path:
                 skipped.append(Skipped(found.relative(str(path)), f"{first} and {path} have the same name; the first is read",
                                        str(path)))

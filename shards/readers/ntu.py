@@ -16,6 +16,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
 from svdata2vec.shards.readers.pyskl import read_annotations
+from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import lines, name_groups, numbers, train_and_rest
 from svdata2vec.shards.readers.walk import some_of
@@ -123,7 +124,8 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     .skeleton file are listed in skipped.jsonl.
 
     Args:
-        skeletons: Folder of the unpacked .skeleton files; sub-folders are searched.
+        skeletons: Folder of the unpacked .skeleton files, or of the .skeleton.npy that the owner's txt2npy.py makes of them;
+            sub-folders are searched.
         videos: Folder of the videos, or its URL; sub-folders are searched for S001C001P001R001A001_rgb.avi or
             S001C001P001R001A001.mp4.
         classes: 60 or 120.
@@ -134,7 +136,7 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     """
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
-    files = skeleton_files(skeletons, ".skeleton", skipped)
+    files = skeleton_files(skeletons, ".skeleton", skipped, ".skeleton.npy")
     missing = frozenset() if keep_missing else missing_names(classes)
     names = sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())})
     others = [name for name in names if _is_of_another_set(name, classes)]
@@ -150,10 +152,12 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
             raise UserError(f"no video {text}_rgb.avi or {text}.mp4")
         if text not in files:
             raise UserError(f"no file {text}.skeleton")
-        arguments = (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT)
+        pose_file = PoseFile(read_text_skeleton, str(files[text]), (COLOR_COLUMNS, 25, COLOR_WIDTH, COLOR_HEIGHT))
+        if files[text].suffix == ".npy":
+            pose_file = PoseFile(read_npy_skeleton, str(files[text]), (COLOR_WIDTH, COLOR_HEIGHT))
         return ClipAnnotation(
             key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
-            pose_file=PoseFile(read_text_skeleton, str(files[text]), arguments))
+            pose_file=pose_file)
 
     clips = clips_of((name for name in names if name not in set(others)), make,
                      lambda text: (safe_key(text), str(files.get(text, folder.root))), skipped)

@@ -114,6 +114,11 @@ class _Dtype:
             raise UserError("the pickle holds an array of structures; expected plain numbers")
         self._order = state[1]
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it is NumPy's type for any Python value."""
+        return self._name == "O8"
+
     def checked(self, kinds: str = NUMBERS) -> np.dtype:
         """The NumPy dtype; UserError unless it is of these kinds."""
         if not isinstance(self._name, str) or not re.fullmatch(rf"[{kinds}]\d{{1,6}}", self._name):
@@ -125,14 +130,22 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before NumPy takes it. `use`: is told of its bytes."""
+    """An array whose state is checked before NumPy takes it. `use`: is told of its bytes.
+
+    `boxed`: the plain value in an array of no dimension and type object, as `np.save` makes of a dictionary; the array itself
+    stays empty.
+    """
 
     use: Callable[[int], None]
+    boxed: Any
 
     def __setstate__(self, state: Any) -> None:
         if self.shape != (0,) or not (isinstance(state, tuple) and len(state) == 5 and state[0] == 1):
             raise UserError("the pickle holds an array that is not as NumPy writes it")
         _, shape, dtype, fortran, content = state
+        if shape == () and isinstance(dtype, _Dtype) and dtype.is_object and isinstance(content, list) and len(content) == 1:
+            self.boxed = content[0]
+            return
         found = _checked(content, dtype, shape)
         self.use(len(content))
         checked: Any = 1, shape, found, bool(fortran), content

@@ -1,0 +1,41 @@
+"""Reads the skeletons of NTU RGB+D as the data set's own `txt2npy.py` rewrites them: S001C001P001R001A001.skeleton.npy.
+
+A 0-d object array with a dictionary, of which `rgb_body0` to `rgb_body3` are read: (T, 25, 2), x and y in the colour picture,
+zeros where the body is not seen. The first body of every frame is in `rgb_body0`, whoever it is.
+"""
+
+import io
+
+import numpy as np
+
+from svdata2vec.shards.annotations import Pose
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.plain_pickle import load_plain
+from svdata2vec.shards.video import open_bytes
+
+NUM_JOINTS = 25
+
+
+def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
+    """Pose (M,T,25,2), one slot per body of the file; UserError says what is wrong with it. No code in it can run."""
+    with open_bytes(path) as file:
+        content = io.BytesIO(file.read())
+    try:
+        version = np.lib.format.read_magic(content)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(content)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a .npy file ({' '.join(str(error).split())})") from error
+    if shape != () or dtype.kind != "O":
+        raise UserError(f"{path}: an array of shape {shape} and type {dtype}, expected a dictionary as txt2npy.py writes it")
+    try:
+        bodies = getattr(load_plain(io.BytesIO(content.read())), "boxed", None)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(bodies, dict):
+        raise UserError(f"{path}: holds no dictionary; expected one as txt2npy.py writes it")
+    found = [np.asarray(bodies[name], np.float32) for name in sorted(map(str, bodies)) if name.startswith("rgb_body")]
+    shapes = {body_TVC.shape for body_TVC in found}
+    if len(shapes) != 1 or next(iter(shapes))[1:] != (NUM_JOINTS, 2):
+        raise UserError(f"{path}: rgb_body0 and so on have shapes {sorted(shapes) or 'none'}, expected (frames, 25, 2)")
+    return Pose(np.stack(found), width=width, height=height)
