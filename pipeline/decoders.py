@@ -52,7 +52,7 @@ def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_thre
     on_cpu = torch.device(device).type == "cpu"
     if name == "reference":
         if not on_cpu:
-            raise UserError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali'")
+            raise UserError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali', or the device 'cpu'")
         return ReferenceDecoder()
     if on_cpu and codec not in DALI_CPU_CODECS:
         return PyavDecoder(num_threads)

@@ -1,7 +1,7 @@
 """Options of the benchmarks: a pretraining preset and how to measure it. Nothing of the run itself is written."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -28,7 +28,7 @@ class MeasuredConfig(PretrainConfig):
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
         """The preset with the benchmark's own settings."""
-        return cls(**vars(preset))
+        return cls(**{**vars(preset), "optim": replace(preset.optim, accumulate=1)})
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
     if where.device == "cpu":
         words.append("a GPU decodes with nvJPEG and NVDEC")
     elif not words:
-        words.append("pack smaller pictures (--pack size)")
+        words.append("pack smaller pictures (`shard KIND --size`)")
     return f"try {', or '.join(words)}"
 
 

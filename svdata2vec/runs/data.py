@@ -51,11 +51,16 @@ def build_loader(
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
     data, model = fit_loader(config.data, runtime.device.type, usable_cores()), config.model
+    if data.decoder == "reference" and runtime.device.type != "cpu":
+        raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
     total = len(shards.rows(split))
     used = total if rows is None else len(rows)
+    if not used:
+        names = ", ".join(f"{name!r}" for name, keys in shards.manifest.splits.items() if len(keys)) or "none"
+        raise UserError(f"{shards.where}: split {split!r} has no clips; splits that have some: {names}")
     if train and 0 < used < step:
         share = ""
         if isinstance(config, FinetuneConfig) and used < total:

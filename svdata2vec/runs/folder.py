@@ -27,10 +27,10 @@ KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainC
 
 # Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
 TECHNICAL = (
-    "data.threads", "data.prefetch", "data.check_hashes", "data.max_bad_rate", "data.remote_", "model.impl",
-    "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.compile", "run.log_every",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps", "optim.lr_batch", "launch",
-    "collapse_records", "out", "device",
+    "data.threads", "data.readers", "data.prefetch", "data.max_bad_rate", "data.check_hashes", "data.remote_",
+    "model.impl", "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.compile",
+    "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps", "optim.lr_batch",
+    "launch", "collapse_records", "out", "device",
 )
 # Further ones that a run may go on with: they leave the weights as they are, ...
 EVALUATION = ("data.shards", "data.test_split")

@@ -101,8 +101,7 @@ class Runtime:
 def running(config: RunConfig) -> Iterator[Runtime]:
     """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
     end_with_launcher()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    rank, world_size = announced_place()
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -118,6 +117,25 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def announced_place() -> tuple[int, int]:
+    """Rank and number of processes, as `torchrun` announces them in the environment; (0, 1) without it.
+
+    Raises:
+        UserError: part of the announcement is missing or makes no sense, as where one variable is left over in a shell.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    texts = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")}
+    world_size, rank, port = (int(text) if text.isdecimal() else -1 for text in list(texts.values())[:3])
+    if not (0 <= rank < world_size and port >= 0 and texts["MASTER_ADDR"]):
+        found = ", ".join(f"{name} {text!r}" if text else f"no {name}" for name, text in texts.items())
+        raise UserError(
+            f"the environment announces one of several processes, but not as a launcher does ({found}); start it with "
+            "torchrun, or `unset WORLD_SIZE`"
+        )
+    return rank, world_size
 
 
 def end_with_launcher() -> None:
@@ -146,7 +164,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(f"device is {name}, but PyTorch finds no NVIDIA GPU here; use cpu or auto")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"process {number} of this machine has no GPU of its own, there are {count}; start fewer processes")
+    return torch.device("cuda", number)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -26,6 +26,7 @@ from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.published import load_encoder_weights, load_published, publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.runs.validation import choose_clips
+from svdata2vec.shards.errors import UserError
 from svdata2vec.training.loop import TrainingRun, train
 from svdata2vec.training.mixup import draw_mixture
 
@@ -107,6 +108,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
+    if config.run.batch_size == 1:
+        raise UserError("--run.batch-size is 1; BatchNorm of the classifier needs 2 clips per process or more")
     shards, data = open_data(config.data), config.data
     clips = choose_clips(shards, config)
     warn_of_shared_clips(shards, data.test_split, clips.train_rows)

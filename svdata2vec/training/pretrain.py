@@ -126,7 +126,9 @@ class Pretraining(TrainingRun):
         return [*super().plan(), f"teacher's decay {ema.start:g}, rising to {ema.end:g} {when}"]
 
     def watch(self, record: dict[str, float]) -> None:
-        """End a collapsed run, all processes together: their mean spreads decide."""
+        """End a collapsed run, all processes together: their mean spreads decide. A batch of one clip has none."""
+        if self.config.run.batch_size == 1:
+            return
         spreads = torch.tensor([record.get(name, math.nan) for name in SPREADS])
         means = self.runtime.sum(spreads) / self.runtime.world_size
         self.collapse.look(dict(zip(SPREADS, means.tolist(), strict=True)))

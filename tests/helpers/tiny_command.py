@@ -4,6 +4,8 @@ import dataclasses
 import sys
 from typing import Any
 
+OTHER_NAMES = {"pretrained": "from"}  # of options
+
 
 def command_words(config: Any) -> list[str]:
     """The command line that resolves to the test's configuration."""
@@ -14,7 +16,7 @@ def options_of(values: Any, section: str = "--") -> list[str]:
     """Every setting of a configuration as options, sections within sections too."""
     words = []
     for field in dataclasses.fields(values):
-        value, name = getattr(values, field.name), field.name.replace("_", "-")
+        value, name = getattr(values, field.name), OTHER_NAMES.get(field.name, field.name.replace("_", "-"))
         if dataclasses.is_dataclass(value):
             words += options_of(value, f"{section}{name}.")
         elif isinstance(value, bool):
