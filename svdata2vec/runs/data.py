@@ -56,18 +56,7 @@ def build_loader(
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
-    total = len(shards.rows(split))
-    used = total if rows is None else len(rows)
-    if not used:
-        names = ", ".join(f"{name!r}" for name, keys in shards.manifest.splits.items() if len(keys)) or "none"
-        raise UserError(f"{shards.where}: split {split!r} has no clips; splits that have some: {names}")
-    if train and 0 < used < step:
-        share = ""
-        if isinstance(config, FinetuneConfig) and used < total:
-            validated = f", --eval-every {config.eval_every} may hold out others" if config.eval_every else ""
-            share = f" (--label-fraction {config.label_fraction:g}{validated})"
-        raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
-                        "--run.batch-size (clips per process)")
+    _require_clips(shards, config, split, rows, step if train else 0)
     return ClipLoader(
         shards,
         split,
@@ -90,6 +79,24 @@ def build_loader(
         max_bad_rate=data.max_bad_rate,
         check_hashes=data.check_hashes,
     )
+
+
+def _require_clips(
+    shards: ShardSet, config: PretrainConfig | FinetuneConfig, split: str, rows: np.ndarray | None, step: int
+) -> None:
+    """UserError unless the clips that are used of a split, all or `rows`, are one at least, and as many as a step takes."""
+    total = len(shards.rows(split))
+    used = total if rows is None else len(rows)
+    if not used:
+        names = ", ".join(f"{name!r}" for name, keys in shards.manifest.splits.items() if len(keys)) or "none"
+        raise UserError(f"{shards.where}: split {split!r} has no clips; splits that have some: {names}")
+    if used < step:
+        share = ""
+        if isinstance(config, FinetuneConfig) and used < total:
+            validated = f", --eval-every {config.eval_every} may hold out others" if config.eval_every else ""
+            share = f" (--label-fraction {config.label_fraction:g}{validated})"
+        raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
+                        "--run.batch-size (clips per process)")
 
 
 def require_skeletons(shards: ShardSet, split: str) -> None:
