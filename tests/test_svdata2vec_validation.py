@@ -68,6 +68,8 @@ def test_train_and_val_of_a_protocol_can_be_trained_on_together(protocol: ShardS
     with pytest.raises(UserError, match=r"no split 'xsub_trainval'; it has cs_train, .*xsub_val, cs_trainval"):
         protocol.rows("xsub_trainval")
     assert protocol.own_validation("cs_train", "cs_test") == "cs_val"
+    protocol.manifest.splits.update(train=[], test=[], validation=[])
+    assert protocol.own_validation("train", "test") == "validation"
     assert {protocol.own_validation(*pair) for pair in (("xsub_train", "xsub_val"), ("cs_trainval", "cs_test"))} == {None}
 
 

@@ -91,10 +91,15 @@ class ShardSet:
         return rows if part is None else rows[in_part(self.index["label"][rows], self.index["key"][rows].tolist(), part)]
 
     def own_validation(self, train_split: str, test_split: str) -> str | None:
-        """PROTOCOL_val, where the data set has it besides PROTOCOL_train and PROTOCOL_test, which are these; else None."""
+        """PROTOCOL_val, where the data set has it besides PROTOCOL_train and PROTOCOL_test, which are these; else None.
+
+        Own videos may call it valid or validation.
+        """
         stem = train_split.removesuffix("train")
-        names = (f"{stem}train", f"{stem}test")
-        return f"{stem}val" if names == (train_split, test_split) and f"{stem}val" in self.manifest.splits else None
+        if (train_split, test_split) != (f"{stem}train", f"{stem}test"):
+            return None
+        names = (stem + ending for ending in ("val", "valid", "validation"))
+        return next((name for name in names if name in self.manifest.splits), None)
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """int64 row numbers of these clips; UserError names the first that is not there."""
