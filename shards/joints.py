@@ -68,9 +68,11 @@ def _check_picture(key: str, width: int, height: int, seen_N2: np.ndarray, info:
 
 
 def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
-    """Whether a picture has the shape of the video's, but for rounding."""
-    scaled_height = height * info.width / width
-    return abs(scaled_height - info.height) <= max(ASPECT_TOLERANCE * info.height, 2)
+    """Whether a picture has the shape of the video's, but for rounding: as shown, or as stored where pixels are not square."""
+    shapes = [(info.width, info.height)]
+    if not info.orientation.turns_sides:
+        shapes.append((info.stored_width, info.stored_height))
+    return any(abs(height * wide / width - high) <= max(ASPECT_TOLERANCE * high, 2) for wide, high in shapes)
 
 
 def stored_boxes(pose: Pose) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Joints of an annotation in the pixels of the video: scaled, cleaned, or refused because they are of another picture."""
 
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,15 @@ def test_joints_of_a_scaled_picture_are_brought_to_the_video(
 ) -> None:
     people, bad = to_video_pixels("a", of_picture(width, height, *scale), info, 17)
     assert bad == 0 and np.allclose(people.pose_MTVC, of_picture(None, None, 1, 1).pose_MTVC, atol=1e-4)
+
+
+def test_joints_of_a_picture_as_it_is_stored_are_stretched_with_its_pixels(info: VideoInfo) -> None:
+    """Most programs look at the stored picture and not at the aspect ratio of its pixels, here 4:3."""
+    wide = replace(info, stored_width=144, square_width=192)
+    people, _ = to_video_pixels("a", of_picture(144, 108, 0.75, 1), wide, 17)
+    assert np.allclose(people.pose_MTVC, of_picture(None, None, 1, 1).pose_MTVC, atol=1e-4)
+    with pytest.raises(UserError, match=r"144x108 .*, the video shows 192x108, of another shape"):
+        to_video_pixels("a", of_picture(144, 108, 0.75, 1), info, 17)
 
 
 @pytest.mark.parametrize(("width", "height", "scale", "message"), [
