@@ -95,8 +95,13 @@ def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
     root = shards(tmp_path / "set", 4, 8, {"xsub_train": keys[:2], "xview_train": keys[2:]})
     with pytest.raises(UserError, match="which split to train on is not clear; it has xsub_train, xview_train; name one with"):
         options("finetune", "own", "--data.shards", root)
-    config = options("finetune", "own", "--data.shards", root, "--data.train-split", "xview_train")
-    assert config.data.train_split == "xview_train[:80%]" or config.data.train_split == "xview_train"
+    named = ["finetune", "own", "--data.shards", root, "--data.train-split"]
+    with pytest.raises(UserError, match=r"no split to test on; name one .* or parts: --data.train-split 'xview_train\[:80%\]'"):
+        options(*named, "xview_train")
+    config = options(*named, "xview_train[:50%]", "--data.test-split", "xview_train[50%:]")
+    assert (config.data.train_split, config.data.test_split) == ("xview_train[:50%]", "xview_train[50%:]")
+    with pytest.raises(UserError, match="no split 'nope'; it has"):
+        options(*named, "nope", "--data.test-split", "xsub_train")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def readme_commands() -> list[list[str]]:
 def test_a_video_is_seen_as_it_was_filmed(tmp_path: Path, container: str, matrix: tuple[int, int, int, int]) -> None:
     filmed = [np.zeros((32, 48, 3), np.uint8)] * 2
     filmed[0][:16, :12] = 200  # the upper left corner alone tells the eight from each other
-    phone_videos._write(tmp_path / f"clip.{container}", filmed, matrix, 30)
+    phone_videos.write_video(tmp_path / f"clip.{container}", filmed, matrix, 30)
     with VideoReader(tmp_path / f"clip.{container}") as reader:
         assert (reader.info.width, reader.info.height) == (48, 32)
         seen = next(reader.crops(0, 0, 48))[:32]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import phone_videos
 import predict_exported
 import pytest
 import safetensors
 from repository import ROOT
-from shards_data import rotate_flag, write_video
+from shards_data import frame_picture, rotate_flag, write_video
 from tiny import MODEL
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
@@ -74,6 +75,16 @@ def test_the_script_sees_the_same_pixels(tmp_path: Path, stored: int, box: Any, 
     rule = card["preprocessing"]
     for seen, number in zip(clip.frames_TSS3, predict_exported.frame_numbers(rule, "clip", 9), strict=True):
         np.testing.assert_allclose(predict_exported.prepare(frames[number], box, rule), seen, atol=1)
+
+
+@pytest.mark.parametrize("matrix", phone_videos.ORIENTATIONS)
+def test_the_script_turns_videos_as_players_do(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    filmed = [frame_picture(1, 0), frame_picture(1, 1)]
+    phone_videos.write_video(tmp_path / "clip.mov", filmed, matrix, 30)
+    with predict_exported.av.open(str(tmp_path / "clip.mov")) as container:
+        for frame, expected in zip(container.decode(video=0), filmed, strict=True):
+            assert np.abs(predict_exported.upright(frame, 1.0).astype(int) - expected).mean() < 4
+            assert predict_exported.upright(frame, 2.0).shape != expected.shape, "pixels that are not square are made so"
 
 
 @pytest.mark.parametrize("frame_draw", ["centre", "fixed"])

@@ -102,7 +102,7 @@ def demo_finetune() -> FinetuneConfig:
     )
 
 
-OWN_DATA = DataConfig("data/mine", "train", "test", num_frames=16, size=128, frame_draw="centre")
+OWN_DATA = DataConfig("data/mine", "train[:80%]", "train[80%:]", num_frames=16, size=128, frame_draw="centre")
 PAPER_FROM_CLIPS = 2000  # training clips from which on the preset `own` takes the paper's network and picture size
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from svdata2vec.config.presets import PAPER_FROM_CLIPS
+from svdata2vec.config.presets import OWN_DATA, PAPER_FROM_CLIPS
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.card import read_card
@@ -67,22 +67,31 @@ def fit(config: Config) -> Config:
 
 
 def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
-    """Splits to train and test on: those of the settings where the shards have them, else by their names, else made.
+    """Splits to train and test on: those that were named, else by their names in the shards, else made.
 
-    What is made is the last fifth of each class of the training split, which is then not trained on.
+    What is made is a fifth of each class of the training split to test on, which is then not trained on.
     """
     names = [*shards.manifest.splits]
-    trains = [name for name in names if name == data.train_split] or [name for name in names if "train" in name] or names
-    if len(trains) != 1:
-        raise UserError(
-            f"{shards.where}: which split to train on is not clear; it has {', '.join(names) or 'none'}; name one with "
-            "--data.train-split"
-        )
-    train, (others, made) = trains[0], ([name for name in names if name != trains[0]], MADE)
-    for wanted in (data.test_split, *TEST_SPLITS, *(trains[0].replace("train", ending) for ending in TEST_SPLITS)):
-        if wanted in others and shards.manifest.splits[wanted]:
+    train = data.train_split
+    if train == OWN_DATA.train_split:
+        trains = [name for name in names if name == "train"] or [name for name in names if "train" in name] or names
+        if len(trains) != 1:
+            raise UserError(
+                f"{shards.where}: which split to train on is not clear; it has {', '.join(names) or 'none'}; name one with "
+                "--data.train-split"
+            )
+        train, *_ = trains
+    if data.test_split != OWN_DATA.test_split:
+        return train, data.test_split
+    for wanted in (*TEST_SPLITS, *(train.replace("train", ending) for ending in TEST_SPLITS)):
+        if wanted in names and wanted != train and len(shards.rows(wanted)):
             return train, wanted
-    return made[0].format(train), made[1].format(train)
+    if data.train_split == train:
+        raise UserError(
+            f"{shards.where}: no split to test on; name one with --data.test-split, or parts: --data.train-split "
+            f"'{MADE[0].format(train)}' --data.test-split '{MADE[1].format(train)}'"
+        )
+    return MADE[0].format(train), MADE[1].format(train)
 
 
 def frames_of(frames_n: np.ndarray) -> int:

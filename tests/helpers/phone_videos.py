@@ -56,7 +56,7 @@ def make_phone_videos(
             shorter = longer * 9 // 16 // 2 * 2
             shape = (longer, shorter) if index % 2 else (shorter, longer)
             shown = _pictures(CLASSES[label], shape, int(seconds * rate), rate, number)
-            _write(path, shown, next(matrices), rate)
+            write_video(path, shown, next(matrices), rate)
             made[path] = label
     return made
 
@@ -93,7 +93,8 @@ def _figure(picture: np.ndarray, x: float, y: float, body: float, arms: float, s
     cv2.circle(picture, (round(x), round(y - 0.5 * body)), max(round(0.1 * body), 2), colour, -1, cv2.LINE_AA)
 
 
-def _write(path: Path, shown: list[np.ndarray], matrix: tuple[int, int, int, int], rate: int) -> None:
+def write_video(path: Path, shown: list[np.ndarray], matrix: tuple[int, int, int, int], rate: int) -> None:
+    """H.264 of pictures (H, W, 3) that are stored so that a player who heeds the display matrix shows them as they are."""
     store = ORIENTATIONS[matrix]
     a, b, c, d = (UNIT * part for part in matrix)
     with av.open(str(path), "w") as container:
