@@ -6,6 +6,9 @@ frame numbers), less those that an edit list hides, turned and mirrored as the f
 """
 
 import contextlib
+import io
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +27,7 @@ from svdata2vec.shards.whole import Completeness
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
+_NUMBERED = re.compile(r"(?i)([^.].*?|)(\d+)\.(jpe?g|png)")  # img_00001.jpg; no hidden file
 LEAST_ASPECT = 1 / 4  # of width and height of a pixel: files that state less, or more than 4, state nonsense
 
 
@@ -49,11 +53,27 @@ class VideoInfo:
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """A binary file from a path or an fsspec URL."""
+    """A binary file from a path or an fsspec URL; of a folder of numbered pictures, these one after the other."""
     if "://" in str(path):
         system, place = filesystem_of(str(path))
         return system.open(place, "rb")
+    if Path(path).is_dir():
+        return io.BytesIO(b"".join(picture.read_bytes() for picture in numbered_pictures(path)))
     return Path(path).open("rb")
+
+
+def numbered_pictures(folder: str | Path) -> list[Path]:
+    """The pictures of a folder that is a video in frames (img_00001.jpg, ...), by number; empty if it is none.
+
+    Of several kinds in one folder (img_, flow_x_) those whose names do not begin with "flow" count, and of these the most.
+    """
+    kinds: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
+    for path in Path(folder).iterdir():
+        match = _NUMBERED.fullmatch(path.name)
+        if match is not None and not path.name.lower().startswith("flow"):
+            kinds[match[1], match[3].lower()].append((int(match[2]), path))
+    most = max(kinds.values(), key=len, default=[])
+    return [path for _, path in sorted(most)] if len(most) > 1 else []
 
 
 def holds_video(path: str | Path) -> bool:
@@ -76,6 +96,7 @@ class VideoReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        self._pictures = numbered_pictures(path) if Path(self.path).is_dir() else []
         self._file = open_bytes(path)
         try:
             self._container = self._open_container()
@@ -96,7 +117,8 @@ class VideoReader:
             raise UserError(f"{self.path}: the file is empty")
         self._file.seek(0)
         with self._named():
-            container = av.open(self._file, mode="r", metadata_errors="ignore")
+            kind = None if not self._pictures else "png_pipe" if self._pictures[0].suffix.lower() == ".png" else "mjpeg"
+            container = av.open(self._file, mode="r", format=kind, metadata_errors="ignore")
         if container.streams.best("video") is None:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise UserError(f"{self.path}: no video stream that can be decoded (found {kinds})")
@@ -135,11 +157,13 @@ class VideoReader:
         aspect = float(self._stream.sample_aspect_ratio or 1)
         square_width = round(frame.width * aspect) if LEAST_ASPECT <= aspect <= 1 / LEAST_ASPECT else frame.width
         width, height = (frame.height, square_width) if orientation.turns_sides else (square_width, frame.height)
-        rate = self._stream.average_rate or self._stream.guessed_rate
+        rate = None if self._pictures else self._stream.average_rate or self._stream.guessed_rate
         return VideoInfo(width, height, float(rate) if rate else 0.0, orientation, frame.width, frame.height, square_width)
 
     def cut_short(self) -> str | None:
         """After the last frame: why the file cannot be whole; None if nothing speaks against it."""
+        if self._pictures and self.position != len(self._pictures):
+            return f"{self.position} of {len(self._pictures)} pictures can be decoded"
         return self._completeness.problem()
 
     @property

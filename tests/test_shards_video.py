@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
-from shards_data import frame_picture, write_video
+from shards_data import annotation, frame_picture, write_pickle, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.verify import verify
 from svdata2vec.shards.video import VideoReader
 
 FRAMES = 120  # 4 seconds
@@ -55,6 +58,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def packed_or_reason(video: Path, root: Path, **changes: Any) -> int | str:
     """Frames of the clip that packing makes of a video without poses, or why it is left out; a good clip goes with it."""
+    root.mkdir(exist_ok=True)
     good = write_video(root / "good.mp4", 3)
     clips = [ClipAnnotation("good", 0, good), ClipAnnotation("clip", 0, video)]
     options = PackOptions(workers=1, size=96, **changes)
@@ -167,3 +171,33 @@ def test_pixels_become_square(tmp_path: Path, aspect: tuple[int, int], width: in
     assert abs(bright[0] - 60 * width / 192) <= 1.5 and abs(len(bright) - 24 * width / 192) <= 3
     if width != 192:
         assert "pixels are not square" in str(packed_or_reason(path, tmp_path, codec="copy"))
+
+
+# ---------------------------------------------------------------------------------------------------- videos in pictures
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_a_folder_of_numbered_pictures_is_a_video(tmp_path: Path, ending: str) -> None:
+    """As mmaction extracts them: img_00001.jpg beside flow_x_00001.jpg; numbers decide on the order, not names."""
+    root = tmp_path / "rawframes"
+    for name, seed in (("walk/v1.5", 0), ("run/clip", 1)):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            picture = frame_picture(seed, number)[..., ::-1]
+            cv2.imwrite(str(folder / f"img_{number + 1}{ending}"), picture, [cv2.IMWRITE_JPEG_QUALITY, 98])
+            cv2.imwrite(str(folder / f"flow_x_{number + 1:05d}{ending}"), np.zeros((128, 192), np.uint8))
+    with VideoReader(root / "walk" / "v1.5") as reader:
+        assert (reader.info.width, reader.info.height, reader.info.fps) == (192, 128, 0)
+        for number, frame in enumerate(reader.crops(0, 0, 192)):
+            assert np.abs(frame[:128].astype(int) - frame_picture(0, number)).mean() < 2
+        assert reader.position == 12 and reader.cut_short() is None
+    dataset = open_dataset("folder", root=root)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fclip", "walk%2Fv1-5"] and dataset.skipped == []
+    pack(dataset, tmp_path / "out", PackOptions(workers=1, size=96))
+    shards = ShardSet.open(tmp_path / "out")
+    assert {shards.sample(row).meta.num_frames for row in range(2)} == {12} and verify(tmp_path / "out") == []
+    path = write_pickle(tmp_path / "set.pkl", [annotation("v1.5", 0, 12), annotation("run/clip", 0, 12)])
+    assert [Path(clip.video).name for clip in open_dataset("pyskl", pickle_path=path, videos=root).clips] == ["v1.5", "clip"]
+    broken = root / "run" / "clip" / f"img_5{ending}"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert isinstance(packed_or_reason(root / "run" / "clip", tmp_path / "broken"), str)

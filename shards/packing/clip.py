@@ -6,6 +6,7 @@ M persons, T annotated frames, F decoded frames, V joints.
 import hashlib
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -122,8 +123,8 @@ class ClipPacker:
     def _source_sha256(self, video: str) -> str:
         """Hash of the video's bytes; empty behind a URL, from where they would have to come once more."""
         if self._hashed[0] != video and "://" not in video:
-            with self.times.step("read"), Path(video).open("rb") as file:
-                self._hashed = video, hashlib.file_digest(file, "sha256").hexdigest()
+            with self.times.step("read"), open_bytes(video) as file:
+                self._hashed = video, hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         return self._hashed[1] if self._hashed[0] == video else ""
 
     def _encode(self, clip: ClipAnnotation, reader: VideoReader,

@@ -18,7 +18,7 @@ from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import PROGRAM, file_bytes
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
-from svdata2vec.shards.video import open_bytes
+from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
 
@@ -37,13 +37,20 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
-        video_bytes = None if "://" in str(clip.video) else file_bytes(Path(clip.video))
+        video_bytes = None if "://" in str(clip.video) else _size(Path(clip.video))
         videos.update(repr((clip.key, video_bytes)).encode())
         if clip.pose_file is not None:
             skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
     return {"dataset": dataset.name, "clips": len(dataset.clips), **coding, "quality": options.coded_quality,
             "version": PROGRAM, "annotations": annotations.hexdigest(), "skeletons": skeletons.hexdigest(),
             "videos": videos.hexdigest()}
+
+
+def _size(video: Path) -> int | None:
+    """Bytes of a video, of all its pictures if it is a folder of them; None if there is none."""
+    if video.is_dir():
+        return sum(picture.stat().st_size for picture in numbered_pictures(video))
+    return file_bytes(video)
 
 
 def _annotation(clip: ClipAnnotation) -> bytes:

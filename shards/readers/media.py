@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from svdata2vec.shards.annotations import Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.walk import Walk, some_of, walk
-from svdata2vec.shards.video import holds_video
+from svdata2vec.shards.video import holds_video, numbered_pictures
 
 # What a video's name usually ends with: taken for one unseen. What else PyAV can decode is one, too, but must be opened.
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".asf", ".ts", ".mts",
@@ -16,6 +16,8 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".
 _NO_VIDEO = (".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".srt", ".vtt", ".npy",
              ".npz", ".pkl", ".pt", ".pth", ".mat", ".h5", ".skeleton", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff",
              ".webp", ".wav", ".mp3", ".m4a", ".zip", ".tar", ".gz", ".db", ".ini", ".thm", ".part", ".tmp")
+
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,23 @@ def video_files(root: str | Path) -> Walk:
     others: list[str] = []
     for path in files:
         (found.files if is_video(path) else others).append(path)
+    if "://" not in str(root):
+        _add_frame_folders(found, others)
     if others:
         logger.info("%s: files that are no videos: %s", root, some_of([found.relative(path) for path in others]))
     if not found.files:
         why = f"; {found.left_out[0].reason}" if found.left_out else f"; found {some_of(others)}" if others else ""
         raise UserError(f"{root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS[:4])} files or the like{why}")
     return found
+
+
+def _add_frame_folders(found: Walk, others: list[str]) -> None:
+    """Folders of numbered pictures, without a video beside them, are videos; their pictures leave `others`."""
+    with_video = {str(Path(path).parent) for path in found.files}
+    places = {str(Path(path).parent) for path in others if Path(path).suffix.lower() in PICTURE_EXTENSIONS}
+    found.frame_folders |= {folder for folder in places - with_video - {found.root} if numbered_pictures(folder)}
+    found.files += sorted(found.frame_folders)
+    others[:] = [path for path in others if str(Path(path).parent) not in found.frame_folders]
 
 
 def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:
@@ -88,9 +101,10 @@ class VideoFolder:
         self.left_out = found.left_out
         for path in found.files:
             name = PurePosixPath(_spelled(path))
-            self._by_stem.setdefault(name.stem, []).append(path)
+            stem = name.name if path in found.frame_folders else name.stem
+            self._by_stem.setdefault(stem, []).append(path)
             for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
-                self._by_path.setdefault(f"{parent}/{name.stem}", []).append(path)
+                self._by_path.setdefault(f"{parent}/{stem}", []).append(path)
 
     def stems(self) -> Iterable[str]:
         """All names without extension, sorted."""

@@ -25,12 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Walk:
-    """What lies below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`."""
+    """What lies below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`.
+
+    `frame_folders`: those of `files` that are folders, videos in numbered pictures (`media.video_files` finds them).
+    """
 
     root: str
     files: list[str] = field(default_factory=list)
     left_out: list[Skipped] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
+    frame_folders: set[str] = field(default_factory=set)
 
     def relative(self, path: str) -> str:
         """A file's path below `root`, folders divided by `/`."""
