@@ -5,6 +5,7 @@ from typing import Any
 import fsspec
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shown import public
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -12,6 +13,6 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url}: {error}; s3://, gs:// and https:// need: pip install 'svdata2vec[remote]'") from error
+        raise UserError(f"{public(url)}: {error}; s3://, gs:// and https:// need: pip install 'svdata2vec[remote]'") from error
     except (ValueError, OSError) as error:
-        raise UserError(f"{url}: {error}") from error
+        raise UserError(public(f"{url}: {error}")) from error

@@ -19,6 +19,7 @@ from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.reading.sample import ClipMeta
+from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 
@@ -114,7 +115,7 @@ class ClipPacker:
             meta = ClipMeta(
                 key=clip.key, label=clip.label, num_frames=num_frames, fps=round(info.fps, 4), width=info.width,
                 height=info.height, packed_width=size[0], packed_height=size[1], packed_to_source=matrix,
-                source=readable(Path(str(clip.video)).name), subject=clip.subject, camera=clip.camera, setup=clip.setup,
+                source=readable(public(Path(str(clip.video)).name)), subject=clip.subject, camera=clip.camera, setup=clip.setup,
                 pose_frames=None if poses == num_frames else poses, bad_joints=bad_joints,
                 source_sha256=self._source_sha256(str(clip.video)), first_frame=clip.start_frame,
             )

@@ -34,6 +34,7 @@ from svdata2vec.shards.reading.manifest import (
 )
 from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sums import save_head
+from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None
             splits_of.setdefault(key, []).append(name)
     lines = [json.dumps({**asdict(entry), "splits": splits_of.get(entry.key, [])}, ensure_ascii=False) + "\n"
              for entry in sorted(skipped, key=lambda entry: (entry.key, entry.reason))]
-    write_atomically(root / SKIPPED_NAME, readable("".join(lines)).encode())
+    write_atomically(root / SKIPPED_NAME, readable(public("".join(lines))).encode())
 
 
 def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) -> None:

@@ -291,9 +291,10 @@ def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
     if not len(index):
         return "it has no clip"
     for start in range(0, len(index), _CHECKED_TOGETHER):
-        names = b"\n".join(index["key"][start : start + _CHECKED_TOGETHER].tolist()).decode("latin-1")
-        if not _KEYS.fullmatch(names):
-            wrong = next(name for name in names.split("\n") if not _KEYS.fullmatch(name))
+        keys = index["key"][start : start + _CHECKED_TOGETHER].tolist()
+        names = b"\n".join(keys).decode("latin-1")
+        if not _KEYS.fullmatch(names) or names.count("\n") >= len(keys):
+            wrong = next(name for name in (key.decode("latin-1") for key in keys) if not re.fullmatch(KEY, name))
             return f"the key {wrong!r:.100} cannot be that of a clip"
     if index["key"].dtype.itemsize > MAX_KEY_BYTES:
         return f"keys of {index['key'].dtype.itemsize} bytes, at most {MAX_KEY_BYTES} are possible"

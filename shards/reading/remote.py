@@ -22,6 +22,7 @@ from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_N
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
+from svdata2vec.shards.shown import public
 from svdata2vec.shards.urls import filesystem_of
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ class RemoteShardSet(ShardSet):
         folder.mkdir(parents=True, exist_ok=True)
         names = [INDEX_NAME, MANIFEST_NAME]
         for name in names:  # and, where the manifest has its sum, the third
-            write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.url))
+            write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.where))
             if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
                 names.append(SUMS_NAME)
-        super().__init__(Path(self._base), *load_head(folder, self.url))
+        super().__init__(Path(self._base), *load_head(folder, self.where))
         self._options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
         self._connect(filesystem)
 
@@ -72,7 +73,7 @@ class RemoteShardSet(ShardSet):
         self.cache = RangeCache(_folder(self._options["cache"], self.url, tars), self._options["cache_bytes"])
         self._tar_fetcher = None
         if self._options["fetch"] == "shards":
-            self._tar_fetcher = TarFetcher(self.url, self.manifest.shards, self.cache, self._download)
+            self._tar_fetcher = TarFetcher(self.where, self.manifest.shards, self.cache, self._download)
 
     def _here(self) -> "RemoteShardSet":
         """This object, connected anew in a child that was forked: connections and locks do not survive that."""
@@ -87,11 +88,11 @@ class RemoteShardSet(ShardSet):
 
     @property
     def where(self) -> str:
-        return self.url
+        return public(self.url)
 
     def tar_name(self, shard: int) -> str:
         """URL of a tar."""
-        return f"{self.url}/{self.manifest.shards[shard].name}"
+        return f"{self.where}/{self.manifest.shards[shard].name}"
 
     def check_shard(self, shard: int) -> None:
         """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
@@ -113,7 +114,7 @@ class RemoteShardSet(ShardSet):
         record, stop = self.manifest.shards[int(entry["shard"])], offset + size
         if self._tar_fetcher is None:
             path = f"{self._base}/{record.name}"
-            fetch = functools.partial(_fetch, self._filesystem, path, self.url, offset, stop)
+            fetch = functools.partial(_fetch, self._filesystem, path, self.where, offset, stop)
             return self.cache.get(f"{record.name}-{offset}-{stop}", size, fetch)
         while True:
             try:
@@ -135,7 +136,7 @@ class RemoteShardSet(ShardSet):
             fetcher.will_need(self.index["shard"][rows].tolist())
 
     def _download(self, name: str, path: Path) -> None:
-        _try(lambda: self._filesystem.get_file(f"{self._base}/{name}", str(path)), f"{self.url}/{name}")
+        _try(lambda: self._filesystem.get_file(f"{self._base}/{name}", str(path)), f"{self.where}/{name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(RemoteShardSet, self.url, **self._options), ()
@@ -170,7 +171,7 @@ def _try(request: Callable[[], Any], name: str) -> Any:
             return request()
         except Exception as error:
             if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError)):
-                raise UserError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
-            log.warning("%s: %s; trying again in %.1f s", name, error, wait_seconds)
+                raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
+            log.warning("%s: %s; trying again in %.1f s", name, public(str(error)), wait_seconds)
             time.sleep(wait_seconds)
     raise AssertionError("the last failure is raised")

@@ -12,6 +12,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import SKIPPED_NAME, SUMMARY_NAME
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.stats import SplitStatistics, set_statistics
+from svdata2vec.shards.shown import shown
 
 MOST_CLASSES = 20  # that are listed by name in the table; the file has all
 
@@ -105,8 +106,7 @@ def table(root: Path, summary: Summary) -> str:
         *((f"split {name}", _split(split)) for name, split in summary.splits.items()),
     ]
     lines = [f"{root}: {summary.dataset}", *(f"  {name:<15} {text}".rstrip() for name, text in rows)]
-    shown = ["".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line) for line in lines]
-    return "\n".join(shown) + "\n"
+    return "\n".join(map(shown, lines)) + "\n"
 
 
 def _persons(summary: Summary) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         sizes = Sizes(config, clips, limit)
         search(sizes.try_size, config.largest, gpu)
     record = make_record(config, sizes)
-    sys.stdout.write(as_table(record))
+    sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
         save(record, config.out)
     return record

@@ -21,6 +21,7 @@ from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.runs.cores import fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         config = replace(config, data=fit_loader(config.data, runtime.device.type, usable_cores()))
         record = measure(config, runtime, shards)
-    sys.stdout.write(as_table(record))
+    sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
         from svdata2vec.bench.page import run_chart, write_page  # brings matplotlib
 

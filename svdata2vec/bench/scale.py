@@ -27,6 +27,7 @@ from svdata2vec.bench.verdict import notes
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
         "notes": notes(config.processes, cores, threads, config.data.threads or threads, load, gpus is None),
         "wrong": [sentence for row in rows for sentence in wrong(row)],
     }
-    sys.stdout.write(as_table(record))
+    sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
         save(record, config.out)
     if record["wrong"]:

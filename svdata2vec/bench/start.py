@@ -69,7 +69,7 @@ def worker(
     chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory(prefix="svdata2vec-bench-") as folder:
         job, out, log = (Path(folder) / name for name in ("job.json", "answer.json", "stderr"))
-        job.write_text(to_json(config))
+        job.write_text(to_json(config, credentials=True))
         command = [sys.executable, *launcher, "-m", f"svdata2vec.bench.{module}", str(job), str(out), *words]
         with log.open("w") as stderr:
             environment = {**os.environ, **chosen, "PYTHONPATH": path}

@@ -11,6 +11,7 @@ from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, 
 from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.shards.ranges import check_fields
+from svdata2vec.shards.shown import shown_lines
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def _compare(options: CompareOptions) -> None:
     from svdata2vec.bench.record import compare, load_record
 
     first, second = load_record(options.first), load_record(options.second)
-    sys.stdout.write(compare(first, second))
+    sys.stdout.write(shown_lines(compare(first, second)))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_comparison(first, second, options.out)

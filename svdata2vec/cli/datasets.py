@@ -18,6 +18,7 @@ from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.ranges import Count, Range, check_fields
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
 from svdata2vec.shards.reading.summary import table, write_summary
+from svdata2vec.shards.shown import shown_lines
 
 
 def run_shard(kind: str, options: Any) -> None:
@@ -48,7 +49,6 @@ SHARD = Group(
     {kind: Command(source.about, partial(run_shard, kind), partial(_shard_options, kind)) for kind, source in SOURCES.items()},
 )
 
-
 @dataclass(frozen=True)
 class VerifyOptions:
     """Check packed shards: hashes, index against tars, every clip decodes, counts, joints, labels, splits."""
@@ -74,17 +74,17 @@ def run_verify(options: VerifyOptions) -> None:
 
     findings = verify(options.shards, decode=options.decode, workers=options.workers)
     for finding in findings:
-        sys.stdout.write(f"{finding}\n")
+        sys.stdout.write(shown_lines(f"{finding}\n"))
     if findings:
         raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
     if options.add_sums:
         add_sums(options.shards)
-        sys.stdout.write(f"{options.shards}: checksums added\n")
+        sys.stdout.write(shown_lines(f"{options.shards}: checksums added\n"))
     shards = ShardSet.open(options.shards)
     unseen = persons_report(set_statistics(shards))
     for remark in [*shards.manifest.unlike_published(), *([] if unseen is None else [unseen])]:
-        sys.stdout.write(f"no fault, but look: {remark}\n")
-    sys.stdout.write(f"{options.shards}: no fault found\n")
+        sys.stdout.write(shown_lines(f"no fault, but look: {remark}\n"))
+    sys.stdout.write(shown_lines(f"{options.shards}: no fault found\n"))
 
 
 @dataclass(frozen=True)
@@ -121,4 +121,4 @@ def run_inspect(options: InspectOptions) -> None:
     count = inspect_shards(
         options.shards, options.split, options.out, plan, train=options.train, clips=options.clips, keys=options.keys
     )
-    sys.stdout.write(f"{options.out / 'index.html'}: {count} pictures and the data set's figures\n")
+    sys.stdout.write(shown_lines(f"{options.out / 'index.html'}: {count} pictures and the data set's figures\n"))

@@ -12,10 +12,19 @@ from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
 
 log = logging.getLogger(__name__)
+
+
+class MessageFormatter(logging.Formatter):
+    """Messages name files and classes of strangers."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        record.message = shown(record.message)
+        return super().formatMessage(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed where it comes from, as by `>&-`
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = f"svdata2vec {words[0]}" if words and words[0] in COMMANDS.commands else "svdata2vec"
     try:
@@ -63,5 +74,5 @@ def _nobody_reads() -> bool:
 
 
 def _refuse(command: str, message: str, status: int = 2) -> int:
-    sys.stderr.write(f"{command}: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{command}: {shown(' '.join(message.split()))}\n")
     return status

@@ -14,6 +14,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import Device, Heads, Modality, Side
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Count, Range, check_fields, check_number
+from svdata2vec.shards.shown import shown_lines
 
 LARGEST_SIDE = 10**6  # of a picture, in pixels
 
@@ -57,7 +58,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     if options.json:
         _print(result)
     elif _is_main():
-        sys.stdout.write(summary(result, shutil.get_terminal_size().columns))
+        sys.stdout.write(shown_lines(summary(result, shutil.get_terminal_size().columns)))
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def run_predict(options: PredictOptions) -> None:
 
     result = predict(**{**vars(options), "box": parse_box(options.box)})
     for line in result["did"]:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(shown_lines(f"{line}\n"))
     for best in result["classes"]:
-        sys.stdout.write(f"{100 * best['probability']:6.2f} %  {best['name']}\n")
+        sys.stdout.write(shown_lines(f"{100 * best['probability']:6.2f} %  {best['name']}\n"))
 
 
 def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
@@ -222,7 +223,7 @@ def run_report(options: ReportOptions) -> None:
     from svdata2vec.reports.report import write_report
 
     write_report(options.runs, options.out)
-    sys.stdout.write(f"{options.out}\n")
+    sys.stdout.write(shown_lines(f"{options.out}\n"))
 
 
 def _is_main() -> bool:
@@ -234,4 +235,4 @@ def _print(values: dict[str, Any]) -> None:
     """JSON with a line per value."""
     if _is_main():
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-        sys.stdout.write(f"{{\n{lines}\n}}\n")
+        sys.stdout.write(shown_lines(f"{{\n{lines}\n}}\n"))

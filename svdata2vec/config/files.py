@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.shown import public
 
 Config = TypeVar("Config")
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", Path: "a path"}
 
 
-def to_json(config: Any) -> str:
-    """The configuration as JSON text; `from_dict` reads its values back."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
+def to_json(config: Any, credentials: bool = False) -> str:
+    """The configuration as JSON text; `from_dict` reads its values back. `credentials`: with those in its URLs."""
+    text = json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
+    return text if credentials else public(text)
 
 
 def to_values(config: Any) -> dict[str, Any]:

@@ -5,7 +5,11 @@ import html
 import io
 from collections.abc import Sequence
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from svdata2vec.shards.shown import shown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -19,37 +23,45 @@ figcaption, .note { color: #5b6775; font-size: .9rem; }
 def page(title: str, remark: str, sections: Sequence[str]) -> str:
     """The whole document; empty sections leave nothing behind."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{text(title)}</h1>"
         f'{note(remark)}{"".join(sections)}</body></html>'
     )
 
 
+def text(words: str) -> str:
+    """Words of strangers, as they may stand in a page."""
+    return html.escape(shown(words))
+
+
 def section(title: str, body: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+    return f"<h2>{text(title)}</h2>{body}" if body else ""
 
 
-def note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
+def note(remark: str) -> str:
+    return f'<p class="note">{text(remark)}</p>'
 
 
 def figure_image(figure: Figure | None, caption: str) -> str:
-    """A matplotlib figure as a picture; nothing for None."""
+    """A matplotlib figure as a picture; nothing for None. Names with `$` or a backslash are drawn as they are."""
     if figure is None:
         return ""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    for words in figure.findobj(Text):
+        words.set_parse_math(False)
+    with rc_context({"text.parse_math": False}):  # for ticks, which are made when they are drawn
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return image(buffer.getvalue(), caption)
 
 
 def image(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    words = text(caption)
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"

@@ -57,7 +57,7 @@ def _clips_by_class(shards: ShardSet, split: str, clips: int) -> list[tuple[str,
     labels = shards.label_map(split)[shards.index["label"][rows]]
     found = []
     for label, name in enumerate(shards.split_classes(split)):
-        plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name)[:60]
         if (labels == label).any():
             found.append((f"{label:03d}-{plain}", rows[labels == label][:clips]))
     return found

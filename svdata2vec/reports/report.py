@@ -28,6 +28,7 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.shards.shown import shown
 
 # Figures of curves: logged fields with their titles, and a caption.
 CURVES = (
@@ -111,7 +112,7 @@ def _curve(axes: Axes, run: Run, name: str, colour: str) -> None:
     """A line; of one record, which makes none, a dot with its value; without any, the run's name in the legend alone."""
     epochs, values = run.series(name)
     marker = "o" if len(epochs) == 1 else "." if len(epochs) < 30 else None
-    axes.plot(epochs, values, label=run.name, color=colour, marker=marker)
+    axes.plot(epochs, values, label=shown(run.name), color=colour, marker=marker)
     if len(epochs) == 1:
         axes.annotate(
             f"{values[0]:.3g}", (epochs[0], values[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
@@ -133,7 +134,7 @@ def _times(runs: Sequence[Run]) -> Figure | None:
             axes.barh(y, spent, left=left, color=colour, label=part if y == 0 else None)
             left += spent
         axes.text(left, y, f" {1e3 / left:.1f} clips/s", va="center", fontsize=9)
-    axes.set_yticks(range(len(timed)), [run.name for run in timed])
+    axes.set_yticks(range(len(timed)), [shown(run.name) for run in timed])
     axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
     axes.margins(x=0.15)
     axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -144,7 +145,7 @@ def _confusion(run: Run) -> str:
     assert run.result is not None
     counts = np.array(run.result["confusion"], float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    classes = run.result["classes"]
+    classes = [shown(name) for name in run.result["classes"]]
     side = 2.5 + 0.3 * len(classes)
     figure = Figure(figsize=(side, side * 0.9), layout="constrained")
     axes = figure.add_subplot()
