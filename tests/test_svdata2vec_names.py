@@ -73,7 +73,8 @@ def test_a_clip_has_a_name_that_leads_nowhere(
     ("components", ["../x", "offsets.npy"]), ("components", []), ("classes", ["a", "a", "b", "c", "d"]), ("classes", [1]),
     ("splits", {"all": "clip00000"}), ("splits", {"all": [3]}), ("splits", {"all": ["x" * 1000]}), ("packed_size", -1),
     ("layout", {"name": "x", "joints": [1], "edges": [], "left": [], "right": []}), ("published", {"all": "many"}),
-    ("crc32", {"index.npy": -1}), ("codec", 3), ("packed_size", "9"), ("shards", [{"name": "a.tar"}]), ("shards", "abc"), ("without_joints", [99]), ("fingerprint", None),
+    ("crc32", {"index.npy": -1}), ("codec", 3), ("packed_size", "9"),
+    ("shards", [{"name": "a.tar"}]), ("shards", "abc"), ("without_joints", [99]), ("fingerprint", None),
 ])
 def test_a_field_of_a_wrong_value_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
