@@ -45,7 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain ntu61", "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
         ("finetune ntu61", "svdata2vec finetune: unknown preset 'ntu61'"),
         ("shard ntu6 out", "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
-        ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, data"),
+        ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, host, data"),
         ("pretrain demo --optim.lrr 1", "unknown option '--optim.lrr'; did you mean --optim.lr? `svdata2vec pretrain demo"),
         ("pretrain demo --optim.min_lrr 1", "unknown option '--optim.min_lrr'; did you mean --optim.min-lr?"),
         ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
