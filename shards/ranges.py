@@ -112,7 +112,7 @@ def _check(name: str, value: Any, hint: Any, declared: Range | None) -> None:
     elif hint is bool:
         _expect(isinstance(value, bool), name, value, "true or false")
     elif hint in (str, Path):
-        _expect(isinstance(value, hint) and _is_text(value), name, value, "a path" if hint is Path else "a text")
+        _expect(isinstance(value, hint) and is_text(value), name, value, "a path" if hint is Path else "a text")
     else:
         raise TypeError(f"{name}: a field of type {hint} cannot be checked; see {__name__}")
 
@@ -151,7 +151,7 @@ def _expect(fits: bool, name: str, value: Any, expected: str) -> None:
         raise UserError(f"{name} is {value!r}: expected {expected}")
 
 
-def _is_text(value: str | Path) -> bool:
+def is_text(value: str | Path) -> bool:
     """Whether a file's name may be this, and UTF-8 can write it."""
     text = os.fspath(value)
     try:

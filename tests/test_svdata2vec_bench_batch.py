@@ -31,8 +31,8 @@ from svdata2vec.bench.batch_search import (
 )
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
-from svdata2vec.bench.record import faults
 from svdata2vec.cli import main as cli
+from svdata2vec.config.records import faults
 from svdata2vec.shards.errors import UserError
 
 # ---- the search -----------------------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
-from svdata2vec.bench.record import as_table, compare, faults, load_record
+from svdata2vec.bench.record import SCHEMA, as_table, compare, load_record
 from svdata2vec.bench.run import bench_run
 from svdata2vec.bench.stages import Stage
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
 from svdata2vec.cli import main as cli
+from svdata2vec.config.records import faults
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
@@ -145,18 +146,18 @@ def test_the_record_is_consistent(record: dict[str, Any]) -> None:
 
 
 def test_records_are_checked(record: dict[str, Any], tmp_path: Path) -> None:
-    assert faults(record) == []
+    assert faults(record, SCHEMA) == []
     broken = copy.deepcopy(record)
     del broken["stages"]["train"]["q80"]
     broken["mfu"] = "high"
-    assert faults(broken) == ["no stages.train.q80", "mfu is str"]
+    assert faults(broken, SCHEMA) == ["no stages.train.q80", "mfu is str 'high'"]
     path = tmp_path / "a.json"
     with pytest.raises(UserError, match="no such file; expected one written by"):
         load_record(path)
     for content, message in (
         ("{", "not JSON"), ("[]", "not a record"), (json.dumps({**record, "format": "other"}), "not a record"),
         (json.dumps({**record, "version": 99}), "version 99, this program reads 1"),
-        (json.dumps(broken), r"damaged record: no stages.train.q80, mfu is str"),
+        (json.dumps(broken), r"a.json is damaged: no stages.train.q80, mfu is str"),
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):

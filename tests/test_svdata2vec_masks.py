@@ -11,8 +11,9 @@ from torch import Tensor
 
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import mask_layers, step_flops, step_layers
-from svdata2vec.bench.record import as_table, faults
+from svdata2vec.bench.record import SCHEMA, as_table
 from svdata2vec.bench.run import measure
+from svdata2vec.config.records import faults
 from svdata2vec.config.schema import MaskConfig, PretrainConfig
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
@@ -216,7 +217,7 @@ def test_the_benchmark_counts_and_measures_masks(tiny_shard_folder: Path, tmp_pa
     config = dataclasses.replace(config, rounds=1, seconds=0.05)
     with running(config.run) as runtime:
         record = measure(config, runtime, ShardSet.open(tiny_shard_folder))
-    assert faults(record) == [] and record["setting"]["masks"]["repeats"] == 3
+    assert faults(record, SCHEMA) == [] and record["setting"]["masks"]["repeats"] == 3
     one = dataclasses.replace(config, mask=dataclasses.replace(config.mask, repeats=1))
     flops = [step_flops(step_layers(each, 17)) for each in (one, config)]
     assert flops[1] - flops[0] == 2 * step_flops(mask_layers(config)) > 0

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from svdata2vec.cli.main import main
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import PROBE, ProbeConfig
+from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import Modality
 from svdata2vec.evaluation import probe as probing
 from svdata2vec.evaluation.evaluate import evaluate_run
@@ -102,7 +103,7 @@ def test_probe_writes_results_and_a_classifier(
 ) -> None:
     config = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained, modality=modality)
     result = probe(config)
-    assert json.loads((config.out / "result.json").read_text()) == result
+    assert read_sealed(config.out / "result.json") == result
     assert result["kind"] == "probe" and result["count"] == NUM_CLIPS and result["labels"] == NUM_CLIPS
     assert 0 <= result["top1"] <= result["top5"] == 1.0  # five classes
     assert np.array(result["knn"]["confusion"]).sum() == NUM_CLIPS

@@ -18,6 +18,7 @@ from tiny_command import command_words
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import option_names
+from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.runs import folder
 from svdata2vec.runs.folder import claimed, is_finished
@@ -50,7 +51,7 @@ def parents(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("parents")
     pretrain(pretrain_config(tiny_shard_folder, root / "a", epochs=1, batch_size=12))
     shutil.copytree(root / "a", root / "b")
-    card = json.loads((root / "a" / "model.json").read_text())
+    card = read_sealed(root / "a" / "model.json")
     card["trained_on"]["dataset"] = "of a"
     (root / "a" / "model.json").write_text(json.dumps(card))
     return root

@@ -22,7 +22,7 @@ from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.failures import SaveFailedError
-from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.metrics_log import read_lines, read_metrics
 from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -163,12 +163,12 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "one"))
     records = read_metrics(tmp_path / "one" / "metrics.jsonl")
     assert records[-1]["skipped_steps"] == 1
-    assert [row["step"] for row in read_metrics(tmp_path / "one" / "not_finite.jsonl")] == [2]
+    assert [row["step"] for row in read_lines(tmp_path / "one" / "not_finite.jsonl", {"step": int})] == [2]
     assert all(torch.isfinite(weight).all() for weight in load_file(tmp_path / "one" / "model.safetensors").values())
     poisoned = {2, 3, 4}
     with pytest.raises(NotFiniteError, match="3 steps in a row"):
         pretrain(pretrain_config(tiny_shard_folder, tmp_path / "many", max_bad_steps=3))
-    rows = read_metrics(tmp_path / "many" / "not_finite.jsonl")
+    rows = read_lines(tmp_path / "many" / "not_finite.jsonl", {"step": int})
     assert [row["step"] for row in rows] == [2, 3, 4] and all(len(row["keys"]) == 4 for row in rows)
 
 

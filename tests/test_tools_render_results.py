@@ -11,6 +11,7 @@ import render_results as render
 import result_cells as cells
 
 from svdata2vec.bench import record as bench_record
+from svdata2vec.config.records import faults
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
@@ -38,8 +39,8 @@ def test_committed_records_of_bench_run_are_sound(name: str) -> None:
 
 def test_the_committed_record_of_scaling_is_sound() -> None:
     record = load("scaling_measured")
-    assert bench_record.faults(record, record_schemas.SCALE) == [] and record["wrong"] == []
-    assert [bench_record.faults(row, record_schemas.WORLD) for row in record["worlds"]] == [[]] * 3
+    assert faults(record, record_schemas.SCALE) == [] and record["wrong"] == []
+    assert [faults(row, record_schemas.WORLD) for row in record["worlds"]] == [[]] * 3
     assert [row["processes"] for row in record["worlds"]] == [1, 2, 4] and not record["setting"]["shards"].startswith("/")
     for row in record["worlds"]:
         checked = row["checks"]

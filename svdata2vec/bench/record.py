@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.config.files import read_json
+from svdata2vec.config.records import NUMBER, check_record
 from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
@@ -16,43 +17,31 @@ COMPARED = (
 )
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
-NUMBER = (int, float)
 HEAD: dict[str, Any] = {  # of every benchmark's record
     "format": str, "version": int, "date": str,
-    "machine": {"device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": float, "versions": dict},
+    "machine": {
+        "device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": NUMBER, "versions": {"torch": str},
+    },
 }
 SETTING: dict[str, Any] = {
     "dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "rounds": int, "model": dict,
 }
+STAGE = {"clips_per_s": NUMBER, "q20": NUMBER, "q80": NUMBER, "rounds": [NUMBER]}
 SCHEMA: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "seconds": NUMBER},
-    "stages": {name: {"clips_per_s": float, "q20": float, "q80": float, "rounds": list} for name in STAGES},
+    "stages": dict.fromkeys((*STAGES, "*"), STAGE),
     "counts": {
         "forward_macs_per_clip": int, "flops_per_clip": int, "step_bytes_per_clip": NUMBER,
         "stored_bytes_per_clip": NUMBER, "decoded_bytes_per_clip": int,
     },
-    "ceilings": {"copy_bytes_per_s": float, "matmul_fp32_flops_per_s": float, "matmul_bf16_flops_per_s": float},
-    "roofline": {name: {"limited_by": str} for name in STAGES},
-    "mfu": float, "mfu_model": float, "train_share_of_model": float, "data_wait_share": float,
-    "waterfall_ms_per_clip": {"step": dict, "beside": dict},
-    "peak_memory_bytes": {"gpu": dict, "process": int},
-    "verdict": {"bound": str, "text": str}, "doubts": list,
+    "ceilings": {f"{name}_per_s": NUMBER for name in ("copy_bytes", "matmul_fp32_flops", "matmul_bf16_flops")},
+    "roofline": {name: {"limited_by": str, "limit_clips_per_s?": NUMBER, "efficiency?": NUMBER} for name in (*STAGES, "*")},
+    **dict.fromkeys(("mfu", "mfu_model", "train_share_of_model", "data_wait_share"), NUMBER),
+    "waterfall_ms_per_clip": {"step": {"*": NUMBER}, "beside": {"*": NUMBER}},
+    "peak_memory_bytes": {"gpu": {"*": NUMBER}, "process": int},
+    "verdict": {"bound": str, "text": str}, "doubts": [str],
+    "baseline?": dict.fromkeys(("model_speedup", "train_speedup", "loss_difference"), NUMBER),
 }
-
-
-def faults(record: Any, schema: dict[str, Any] = SCHEMA, prefix: str = "") -> list[str]:
-    """What a record lacks or has in another type, one line each; empty if it is sound."""
-    if not isinstance(record, dict):
-        return [f"{prefix or 'the file'} is {type(record).__name__}, expected an object"]
-    found: list[str] = []
-    for name, kind in schema.items():
-        if name not in record:
-            found.append(f"no {prefix}{name}")
-        elif isinstance(kind, dict):
-            found += faults(record[name], kind, f"{prefix}{name}.")
-        elif not isinstance(record[name], kind):
-            found.append(f"{prefix}{name} is {type(record[name]).__name__}")
-    return found
 
 
 def head(kind: str, version: int) -> dict[str, Any]:
@@ -75,10 +64,7 @@ def load_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a record of `svdata2vec bench run`; expected the format {FORMAT!r}")
     if record.get("version") != VERSION:
         raise UserError(f"{path}: version {record.get('version')}, this program reads {VERSION}; measure again")
-    wrong = faults(record)
-    if wrong:
-        raise UserError(f"{path}: damaged record: {', '.join(wrong[:3])}; measure again")
-    return record
+    return check_record(record, SCHEMA, path)
 
 
 def where_and_what(record: dict[str, Any]) -> str:
@@ -167,7 +153,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
         same = a["q20"] <= b["q80"] and b["q20"] <= a["q80"]
         note = "  within the spread" if same else ""
         before, after = a["clips_per_s"], b["clips_per_s"]
-        lines.append(f"{name:16s}{before:12.1f}{after:12.1f}{after / before:8.2f}{note}")
+        lines.append(f"{name:16s}{before:12.1f}{after:12.1f}{after / max(before, 1e-9):8.2f}{note}")
     for label, key in (("data wait", "data_wait_share"), ("MFU", "mfu")):
         lines.append(f"{label:16s}{100 * first[key]:10.1f} %{100 * second[key]:10.1f} %")
     lines += ["", f"A: {first['verdict']['text']}", f"B: {second['verdict']['text']}", ""]

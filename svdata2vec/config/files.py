@@ -31,7 +31,7 @@ def to_values(config: Any) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Values of a JSON file; UserError names a file that is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected a file that svdata2vec wrote") from None
 

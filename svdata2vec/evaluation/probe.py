@@ -41,7 +41,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
     with running(config.run) as runtime:
         if is_finished(config):
-            return read_result(config.run)
+            return read_result(config.run.out, config.kind)
         trained = load_encoder(config.pretrained, config.modality, config.device)
         _check_input(config, trained)
         shards = open_data(config.data)

@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from svdata2vec import __version__
-from svdata2vec.config.files import read_json, to_json
+from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, page, section
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.folder import Settings, read_config
+from svdata2vec.runs.folder import FINISHED, Settings, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
@@ -77,12 +77,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 def read_run(folder: Path) -> Run:
     """Configuration, metrics and result of a run's folder."""
     config = read_config(folder)
-    result = folder / "result.json"
     return Run(
         folder.name,
         config,
         read_metrics(folder / "metrics.jsonl"),
-        read_json(result) if config.kind != "pretrain" and result.is_file() else None,
+        read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
     )
 
 
@@ -130,10 +129,10 @@ def _times(runs: Sequence[Run]) -> Figure | None:
         clips = sum(row["clips_per_second"] * row["seconds_total"] for row in run.metrics)
         left = 0.0
         for part, colour in TIME_PARTS.items():
-            spent = 1e3 * sum(row.get(f"seconds_{part}", 0.0) for row in run.metrics) / clips
+            spent = 1e3 * sum(row.get(f"seconds_{part}", 0.0) for row in run.metrics) / max(clips, 1e-9)
             axes.barh(y, spent, left=left, color=colour, label=part if y == 0 else None)
             left += spent
-        axes.text(left, y, f" {1e3 / left:.1f} clips/s", va="center", fontsize=9)
+        axes.text(left, y, f" {1e3 / max(left, 1e-9):.1f} clips/s", va="center", fontsize=9)
     axes.set_yticks(range(len(timed)), [shown(run.name) for run in timed])
     axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
     axes.margins(x=0.15)

@@ -1,18 +1,19 @@
 """The model card: what stands beside published weights, in `model.json`, so that they can be used without their run."""
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.files import read_json, to_values
+from svdata2vec.config.files import to_values
+from svdata2vec.config.records import check_record, read_sealed, sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
 SUMMARIES = {
@@ -21,6 +22,11 @@ SUMMARIES = {
     "probe": "SV-data2vec linear probe: frozen encoder, mean over time, one Linear",
 }
 
+# What a card has to say, for those who read it; those of earlier versions say less.
+CARD: dict[str, Any] = {
+    "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "classes": [str], "preprocessing?": {"view?": str},
+    "trained_on?": dict, "evaluation?": dict, "history?": [str],
+}
 ABOUT = ("dataset", "fingerprint", "split", "seed", "metric", "date")  # what a result is about
 
 
@@ -102,16 +108,13 @@ def read_card(run: Path) -> dict[str, Any]:
     for name in ("model.safetensors", "model.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
-    card = read_json(folder / "model.json")
-    missing = [name for name in ("kind", "config", "num_joints", "classes") if not isinstance(card, dict) or name not in card]
-    if missing:
-        raise UserError(f"{folder / 'model.json'}: {', '.join(missing)} missing; expected a file that svdata2vec wrote")
-    return card
+    path = folder / "model.json"
+    return check_record(read_sealed(path), CARD, path)
 
 
 def shown_whole(card: dict[str, Any]) -> bool:
     """True if a run was trained on whole pictures, not on crops around persons."""
-    return card.get("preprocessing", {}).get("view") == "picture"
+    return (card.get("preprocessing") or {}).get("view") == "picture"
 
 
 def run_folder(run: Path) -> Path:
@@ -121,7 +124,7 @@ def run_folder(run: Path) -> Path:
 def complete_card(folder: Path, **entries: Any) -> None:
     """Add entries, such as the figures of an evaluation, to the card of published weights."""
     card = {**read_card(folder), **entries}
-    write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
+    write_atomically(folder / "model.json", sealed(card))
 
 
 def evaluation_entry(result: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from svdata2vec.config.files import from_dict, read_json, to_values
 from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.records import NUMBER, check_record, read_sealed, sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
+from svdata2vec.shards.ranges import Range
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,18 @@ CONFIG, FINISHED = "config.json", "result.json"
 Settings = PretrainConfig | FinetuneConfig | ProbeConfig
 KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainConfig, FinetuneConfig, ProbeConfig)}
 
+# What closing figures have to say, for those who read them; those of earlier versions say less.
+_FIGURES = {
+    "count": Range(0), "clips?": Range(0), "top1": NUMBER, "top5": NUMBER, "mean_class": NUMBER, "confusion": [[Range(0)]],
+    "intervals?": {name: [NUMBER] for name in ("top1", "top5", "mean_class")},
+}
+_CLASSIFIER = {
+    **_FIGURES, "labels": Range(0), "classes": [str], "seed?": int, "validation?": {"split": str},
+    **{f"{name}?": str for name in ("split", "dataset", "fingerprint", "date", "metric", "network")},
+}
+RESULTS: dict[str, Any] = {
+    "pretrain": {"*": NUMBER}, "finetune": _CLASSIFIER, "probe": {**_CLASSIFIER, "knn": {**_FIGURES, "neighbours": Range(1)}},
+}
 
 # Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
 TECHNICAL = (
@@ -123,9 +137,16 @@ def _meant(name: str, value: Any) -> Any:
 def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None:
     """Write the run's closing figures, last of all: a folder with them holds a finished run."""
     if runtime.is_main:
-        write_atomically(run.out / FINISHED, json.dumps(result, indent=2).encode())
+        write_atomically(run.out / FINISHED, sealed(result))
     runtime.barrier()
 
 
-def read_result(run: RunConfig) -> dict[str, Any]:
-    return read_json(run.out / FINISHED)
+def read_result(folder: Path, kind: str) -> dict[str, Any]:
+    """The closing figures of a finished run of this kind, as `finish_run` left them. UserError for damaged ones."""
+    path = folder / FINISHED
+    result: dict[str, Any] = check_record(read_sealed(path), RESULTS[kind], path)
+    classes = len(result.get("classes", ()))
+    for figures in (result, result["knn"]) if kind == "probe" else (result,) if kind == "finetune" else ():
+        if [len(row) for row in figures["confusion"]] != [classes] * classes:
+            raise UserError(f"{path} is damaged: its confusion matrix is not {classes} x {classes}, as its classes are")
+    return result

@@ -1,5 +1,6 @@
 """What a run says while it trains: JSON lines, TensorBoard, one line on the terminal; times without waiting for the GPU."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -10,6 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from svdata2vec.config.records import NUMBER, faults
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.ranges import Range
+
+METRICS = {"step": Range(0), "epoch": NUMBER, "clips_per_second": NUMBER, "seconds_total": NUMBER, "*": NUMBER}  # of a line
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +33,7 @@ class MetricsLog:
             return
         path = folder / "metrics.jsonl"
         earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
-        temporary.replace(path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in earlier).encode())
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
@@ -48,13 +53,20 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a `metrics.jsonl`; a torn last line is left out, a missing file is empty."""
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: left out a torn line", path)
+    """Records of a `metrics.jsonl`; a missing file is empty."""
+    return read_lines(path, METRICS)
+
+
+def read_lines(path: Path, schema: Any) -> list[dict[str, Any]]:
+    """Records of a file of JSON lines. Those that are torn or not as the schema says are left out, and their number said."""
+    records, lines = [], path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # also of what is not UTF-8
+            record = json.loads(line)
+            if not faults(record, schema):
+                records.append(record)
+    if len(records) < len(lines):
+        log.warning("%s: left out %d of %d lines, which are damaged", path, len(lines) - len(records), len(lines))
     return records
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict
+from svdata2vec.config.records import sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
@@ -40,7 +41,7 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     inside = {name: card[name] for name in IN_THE_WEIGHTS if name in card}
     header = {"svdata2vec": json.dumps({**inside, "sha256": digest(tensors, inside)})}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, header))
-    write_atomically(folder / "model.json", json.dumps(card, indent=2).encode())
+    write_atomically(folder / "model.json", sealed(card))
 
 
 def digest(weights: dict[str, Tensor], inside: dict[str, Any]) -> str:
@@ -121,5 +122,6 @@ def load_classifier(run: Path, **model_settings: Any) -> tuple[Classifier, Finet
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{run}: its weights are not those of its card ({first_line(error)})") from error
+        found = " ".join(str(error).split())[:200]
+        raise UserError(f"{run_folder(run) / 'model.json'} does not describe the weights beside it ({found})") from error
     return model.eval(), config, card

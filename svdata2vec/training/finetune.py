@@ -102,7 +102,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train (or continue) a classifier, publish it and evaluate it on the test split; returns the metrics."""
     with running(config.run) as runtime:
         if is_finished(config):
-            return read_result(config.run)
+            return read_result(config.run.out, config.kind)
         with claimed(config.run, runtime):
             return _finetune(config, runtime)
 

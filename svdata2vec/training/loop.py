@@ -184,7 +184,7 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
     if adjusted or run.stepper.change:
         text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
-        card["history"] = [*card.get("history", []), f"from step {run.stepper.step} on: {text}"]
+        card["history"] = [*(card.get("history") or []), f"from step {run.stepper.step} on: {text}"]
         log.warning("%s: continuing with other settings: %s", run.stepper.run.out, text)
 
 

@@ -141,7 +141,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train (or continue) a run in `config.run.out` and publish its weights; returns the last record of its log."""
     with running(config.run) as runtime:
         if is_finished(config):
-            return read_result(config.run)
+            return read_result(config.run.out, config.kind)
         with claimed(config.run, runtime):
             return _pretrain(config, runtime)
 
