@@ -62,8 +62,8 @@ def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
     config = options("pretrain", "own", "--data.shards", fifty)
     assert (config.data.train_split, config.data.test_split) == ("train[:80%]", "train[80%:]")
     assert config.data.num_frames == 8 and config.data.frame_draw == "centre" and config.model == DEMO_MODEL
-    assert config.run.batch_size == 8 and config.run.epochs == 200 and config.optim.warmup_epochs == 20
-    assert config.ema.anneal_steps == 200 * 5 // 2 and config.target.top_layers == DEMO_MODEL.depth
+    assert config.run.batch_size == 8 and config.run.epochs == 200 and config.optim.warmup_share == 0.1
+    assert config.ema.anneal_share == 0.5 and config.target.top_layers == DEMO_MODEL.depth
     config = options("pretrain", "own", "--data.shards", fifty, "--run.batch-size", 4, "--data.num-frames", 24)
     assert config.run.batch_size == 4 and config.data.num_frames == 24 and config.data.train_split == "train[:80%]"
     assert options("finetune", "own", "--data.shards", fifty).data.crop == "boxes"
@@ -74,6 +74,7 @@ def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytes
     monkeypatch.setattr(own, "PAPER_FROM_CLIPS", 30)
     config = options("pretrain", "own", "--data.shards", fifty)
     assert config.model == ModelConfig() and config.data.size == 224 and config.target.top_layers == 8
+    assert config.optim.lr == own.LARGE_LR
 
 
 @pytest.mark.parametrize(

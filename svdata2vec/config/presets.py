@@ -110,15 +110,19 @@ def own_pretrain() -> PretrainConfig:
     """Own videos with skeletons; `runs/own.py` fits it to the shards."""
     base = demo_pretrain()
     run = replace(base.run, out=Path("runs/pretrain-own"), log_every=10)
-    return replace(base, data=OWN_DATA, run=run)
+    return replace(base, data=OWN_DATA, ema=replace(base.ema, anneal_share=0.5), optim=_in_shares(base.optim), run=run)
 
 
 def own_finetune() -> FinetuneConfig:
     """Own videos, RGB alone; `runs/own.py` fits it to the shards."""
     base = demo_finetune()
-    return replace(
-        base, data=replace(OWN_DATA, crop="boxes"), run=replace(base.run, out=Path("runs/finetune-own")), label_fraction=1.0
-    )
+    run = replace(base.run, out=Path("runs/finetune-own"))
+    return replace(base, data=replace(OWN_DATA, crop="boxes"), optim=_in_shares(base.optim), run=run, label_fraction=1.0)
+
+
+def _in_shares(optim: OptimConfig) -> OptimConfig:
+    """Warm-up and final rate as shares, for runs of any length; a rate for batches of any size."""
+    return replace(optim, lr_batch=0, warmup_share=0.1, min_lr_share=0.05)
 
 
 PRETRAIN: dict[str, Callable[[], PretrainConfig]] = {

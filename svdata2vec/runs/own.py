@@ -25,7 +25,7 @@ FRAME_STRIDE, MOST_FRAMES = 3, 40  # of the median clip, every third frame, no m
 STEPS_PER_EPOCH = 4  # at least, as far as there are clips
 STEPS = {"pretrain": 4000, "finetune": 2000}  # of a whole run, within the epochs below
 EPOCHS = {"pretrain": (50, 200), "finetune": (20, 60)}
-WARMUP = 0.1  # of the epochs
+LARGE_LR = 3e-4  # of the paper's network, at these batches
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig, ProbeConfig)
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: Config) -> Config:
-    """The configuration with splits, number of frames, batch, epochs, warm-up and network fitted to its shards.
+    """The configuration with splits, number of frames, batch, epochs, network and its rate fitted to its shards.
 
     A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size.
 
@@ -54,16 +54,13 @@ def fit(config: Config) -> Config:
     if isinstance(config, ProbeConfig):
         return replace(config, data=data)
     batch, epochs = batch_and_epochs(len(rows), config.kind, config.run.batch_size)
-    steps = epochs * (len(rows) // batch)
-    optim = replace(config.optim, warmup_epochs=WARMUP * epochs)
+    optim = replace(config.optim, lr=LARGE_LR) if model == ModelConfig() else config.optim
     run = replace(config.run, batch_size=batch, epochs=epochs)
     _say(shards, data, run, len(rows))
     if isinstance(config, FinetuneConfig):
         return replace(config, data=data, model=model, optim=optim, run=run)
-    return replace(
-        config, data=data, model=model, optim=optim, run=run, target=replace(config.target, top_layers=model.depth),
-        ema=replace(config.ema, anneal_steps=max(steps // 2, 1)),
-    )
+    target = replace(config.target, top_layers=model.depth)
+    return replace(config, data=data, model=model, optim=optim, run=run, target=target)
 
 
 def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
