@@ -1,13 +1,17 @@
-"""Cores that a process may use, and how its loader shares them out."""
+"""Cores that a process may use, how its loader shares them out, and GPUs that PyTorch does not see."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from svdata2vec.config.schema import DataConfig
-from svdata2vec.runs import cores
+from svdata2vec.runs import cores, runtime
 from svdata2vec.runs.cores import fit_loader, usable_cores
+from svdata2vec.runs.runtime import gpus_of_the_driver, pick_device
+from svdata2vec.shards.errors import UserError
 
 
 @pytest.fixture
@@ -75,3 +79,19 @@ def test_what_is_asked_for_is_kept():
 def test_this_machine():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     assert cores.CONTROL_GROUPS.is_absolute()
+
+
+def test_a_gpu_that_only_the_driver_sees_is_an_error(tmp_path, monkeypatch):
+    """With PyTorch's build for CPUs, say. Never a silent run on the CPU, unless somebody asks for one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(runtime, "gpus_of_the_driver", lambda: gpus_of_the_driver(tmp_path / "gpus"))
+    assert pick_device("auto").type == "cpu"
+    for number in range(2):
+        (tmp_path / f"gpus/0000:0{number}:00.0").mkdir(parents=True)
+    for name in ("auto", "cuda"):
+        with pytest.raises(UserError, match=rf"driver shows 2 GPUs, but PyTorch {re.escape(torch.__version__)} sees none"):
+            pick_device(name)
+    assert pick_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert pick_device("auto").type == "cpu"

@@ -27,7 +27,7 @@ class MeasuredConfig(PretrainConfig):
 
     @classmethod
     def of(cls, preset: PretrainConfig) -> Self:
-        """The preset with the benchmark's own settings."""
+        """The preset with the benchmark's own settings, one batch per step."""
         return cls(**{**vars(preset), "optim": replace(preset.optim, accumulate=1)})
 
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -21,6 +22,7 @@ from svdata2vec.runs.cores import usable_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
+DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -158,16 +160,30 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto -> this process's GPU if there is one; "cuda" without a GPU is an error, and so is any other name."""
+    """auto -> this process's GPU if there is one. UserError for "cuda" without one, and for one that only the driver sees."""
     check_known("device", name, get_args(Device))
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    if name == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(f"device is {name}, but PyTorch finds no NVIDIA GPU here; use cpu or auto")
-    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= count:
-        raise UserError(f"process {number} of this machine has no GPU of its own, there are {count}; start fewer processes")
-    return torch.device("cuda", number)
+    if torch.cuda.is_available():
+        number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= count:
+            raise UserError(f"process {number} of this machine has no GPU of its own, there are {count}; start fewer processes")
+        return torch.device("cuda", number)
+    if unused := gpus_of_the_driver():
+        raise UserError(
+            f"NVIDIA's driver shows {unused} GPUs, but PyTorch {torch.__version__} sees none: install a build for a CUDA "
+            "version that the driver supports (pytorch.org/get-started), or leave the GPU alone with the device cpu"
+        )
+    if name == "cuda":
+        raise UserError("device is cuda, but PyTorch finds no NVIDIA GPU here; use cpu or auto")
+    return torch.device("cpu")
+
+
+def gpus_of_the_driver(folder: Path = DRIVER_GPUS) -> int:
+    """GPUs that NVIDIA's driver shows; 0 where CUDA_VISIBLE_DEVICES hides all of them on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles"):
+        return 0
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
