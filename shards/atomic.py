@@ -17,13 +17,40 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
+class WriteFailedError(OSError):
+    """A file could not be written; the message is one line with its path and the reason."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error))
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} could not be written: {self.strerror}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever the file system refuses in the block is said of `path`: its own errors name no file where a disk is full."""
+    try:
+        yield
+    except WriteFailedError:
+        raise
+    except OSError as error:
+        raise WriteFailedError(path, error) from error
+
+
 @contextmanager
 def renamed(path: Path) -> Iterator[Path]:
-    """Where to write a file that appears as `path` when the block ends. If it fails, nothing is left behind."""
+    """Where to write a file that appears as `path` when the block ends. If it fails, nothing is left behind.
+
+    Raises:
+        WriteFailedError: the file system refused.
+    """
     temporary = temporary_name(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,6 +75,12 @@ def npy_bytes(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made if it is not there. Raises WriteFailedError."""
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -179,6 +179,7 @@ def bench_data(options: DataBenchOptions) -> None:
     sys.stdout.write(as_table(result) + "\n")
     if options.out is not None:
         from svdata2vec.bench.page import data_chart  # brings matplotlib, which is not to count as the loaders' memory
+        from svdata2vec.reports.html_page import save_figure
 
         save(result, options.out)
-        data_chart(result).savefig(options.out.with_suffix(".png"), dpi=120)
+        save_figure(data_chart(result), options.out.with_suffix(".png"))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from svdata2vec.bench.record import compare, rate_text, stage_rows
 from svdata2vec.reports.html_page import figure_image, page, section, table
+from svdata2vec.shards.atomic import write_atomically
 
 CHART_NOTE = (
     "Left: clips/s of each stage, log scale, with 20 % and 80 % quantiles; red: the stage's limit. "
@@ -31,7 +32,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
         section("Machine", _pairs(_scalars(record["machine"]))),
         section("Setting", _pairs(_scalars(record["setting"]))),
     ]
-    path.write_text(page(_title(record), f"svdata2vec bench run, {record['date']}", sections))
+    write_atomically(path, page(_title(record), f"svdata2vec bench run, {record['date']}", sections).encode())
 
 
 def write_comparison(first: dict[str, Any], second: dict[str, Any], path: Path) -> None:
@@ -40,7 +41,7 @@ def write_comparison(first: dict[str, Any], second: dict[str, Any], path: Path) 
     for name, record in (("A", first), ("B", second)):
         chart = figure_image(run_chart(record), CHART_NOTE)
         sections.append(section(f"{name}: {record['machine']['device']}, {record['date']}", _verdict(record) + chart))
-    path.write_text(page("Two benchmarks", "svdata2vec bench compare", sections))
+    write_atomically(path, page("Two benchmarks", "svdata2vec bench compare", sections).encode())
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from svdata2vec.config.files import read_json
 from svdata2vec.config.records import NUMBER, check_record
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
@@ -52,7 +53,7 @@ def head(kind: str, version: int) -> dict[str, Any]:
 def save(record: dict[str, Any], out: Path) -> None:
     """Write a record as JSON; its folder is made if needed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def load_record(path: Path) -> dict[str, Any]:

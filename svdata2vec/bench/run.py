@@ -35,9 +35,10 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
         from svdata2vec.bench.page import run_chart, write_page  # brings matplotlib
+        from svdata2vec.reports.html_page import save_figure
 
         save(record, config.out)
-        run_chart(record).savefig(config.out.with_suffix(".png"), dpi=120)
+        save_figure(run_chart(record), config.out.with_suffix(".png"))
         write_page(record, config.out.with_suffix(".html"))
     return record
 

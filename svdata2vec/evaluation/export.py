@@ -3,6 +3,7 @@
 B clips, T frames, H W picture
 """
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.runs.published import load_classifier
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import renamed, write_atomically
 from svdata2vec.shards.errors import UserError
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
@@ -76,7 +77,9 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".pt2":
-        torch.export.save(program, out, extra_files={INSIDE: json.dumps(description)})
+        # Into memory first: PyTorch's own writer ends the process where a disk is full.
+        torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})
+        write_atomically(out, buffer.getvalue())
         logits_BC = torch.export.load(out).module()(video_BTHWC)
     else:
         logits_BC = _save_onnx(program, out, video_BTHWC, description)
@@ -110,7 +113,8 @@ def _save_onnx(
     )
     assert onnx_program is not None
     onnx_program.model.metadata_props[INSIDE] = json.dumps(description)
-    onnx_program.save(out)
+    with renamed(out) as temporary:
+        onnx_program.save(temporary)
     try:
         import onnxruntime
     except ImportError:

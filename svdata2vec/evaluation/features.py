@@ -3,6 +3,7 @@
 n clips of a split, D token width; B clips of a batch, M persons, T frames, V joints, C coordinates, H W picture, S its side
 """
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import atomic_file, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -164,10 +165,11 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         rows = pyarrow.array(list(features.features_nD), pyarrow.list_(pyarrow.float32(), features.features_nD.shape[1]))
         names = [classes[label] for label in features.labels_n]
         columns = {"key": features.keys, "label": features.labels_n, "class": names, "feature": rows}
-        parquet.write_table(pyarrow.table(columns), out)
+        with atomic_file(out) as file:
+            parquet.write_table(pyarrow.table(columns), file)
         return
-    with out.open("wb") as file:
-        np.save(file, features.features_nD.astype(np.float32, copy=False))
+    np.save(buffer := io.BytesIO(), features.features_nD.astype(np.float32, copy=False))  # NumPy hides why a file fails
+    write_atomically(out, buffer.getvalue())
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
 

@@ -4,11 +4,13 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.shown import shown
 
 STYLE = """
@@ -40,6 +42,12 @@ def section(title: str, body: str) -> str:
 
 def note(remark: str) -> str:
     return f'<p class="note">{text(remark)}</p>'
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure as a picture: whole, or not at all."""
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi)
+    write_atomically(path, buffer.getvalue())
 
 
 def figure_image(figure: Figure | None, caption: str) -> str:

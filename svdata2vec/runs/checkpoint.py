@@ -48,8 +48,9 @@ class Checkpoints:
             with atomic_file(path) as file:
                 write_hashed({**state, "step": step, "version": __version__}, file)
         except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise SaveFailedError(
-                f"{path} could not be written ({first_line(error)}); the run stops, older ones are kept"
+                f"{path} could not be written ({reason}); the run stops, older ones are kept"
             ) from error
         left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
         for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:

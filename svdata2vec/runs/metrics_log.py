@@ -4,20 +4,25 @@ import contextlib
 import itertools
 import json
 import logging
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from svdata2vec.config.records import NUMBER, faults
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import append_line, naming, write_atomically
 from svdata2vec.shards.ranges import Range
 
 METRICS = {"step": Range(0), "epoch": NUMBER, "clips_per_second": NUMBER, "seconds_total": NUMBER, "*": NUMBER}  # of a line
 
+_NUMBER = itertools.count()  # of the files that this process writes
 log = logging.getLogger(__name__)
 
 
@@ -34,22 +39,39 @@ class MetricsLog:
         path = folder / "metrics.jsonl"
         earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in earlier).encode())
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._path = path
+        self._board = BoardFile(folder / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float], line: str) -> None:
         if not self.enabled:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        append_line(self._path, json.dumps({"step": step, **values}))
+        self._board.add(step, values)
         log.info("%s", line)
 
-    def close(self) -> None:
-        if self.enabled:
-            self._file.close()
-            self._board.close()
+
+class BoardFile:
+    """Scalars for TensorBoard, written when they are added; those of an earlier part of the run from `first_step` on are void.
+
+    TensorBoard's own writer works in a thread, whose traceback is all that is heard of a full disk.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
+        self._path = folder / name
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One value per name. Raises WriteFailedError."""
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+    def _write(self, event: Event) -> None:
+        with naming(self._path), self._path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

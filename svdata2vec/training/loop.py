@@ -114,7 +114,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     epochs_done = stepper.epochs_done
     started = time.perf_counter()
     stepper.clock.reset()
-    with StopSignal() as stop, contextlib.closing(stream), contextlib.closing(metrics):
+    with StopSignal() as stop, contextlib.closing(stream):
         while stepper.step < stepper.total_steps:
             run.step([next(stream) for _ in range(stepper.batches)])
             stepper.epochs = run.loader.epochs_passed

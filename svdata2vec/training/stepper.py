@@ -17,6 +17,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.metrics_log import Averages, StepClock
 from svdata2vec.runs.runtime import Runtime, seed_step
+from svdata2vec.shards.atomic import append_line
 from svdata2vec.training.optim import clip_gradients, learning_rate, resolve, set_learning_rate
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ class FiniteGuard:
             self._in_a_row = self._in_a_row + 1 if bad else 0
             if bad:
                 self.skipped += 1
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+                append_line(self.path, json.dumps({"step": step, "keys": keys}))
                 log.warning("step %d: loss or gradient not finite; the step is skipped, see %s", step, self.path)
             if self._in_a_row >= self.largest_run:
                 raise NotFiniteError(

@@ -1,0 +1,127 @@
+"""Writers on a disk that fills up: one line with path and reason, and nothing half-written that looks finished.
+
+A process that may write files of a few bytes only (RLIMIT_FSIZE) meets at byte N what it meets on a full disk.
+"""
+
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tiny import MODEL, pretrain_config
+
+from svdata2vec.bench.record import save
+from svdata2vec.cli.main import main
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
+from svdata2vec.evaluation.features import Features, write_features
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.reports.html_page import save_figure
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
+from svdata2vec.runs.published import publish
+from svdata2vec.shards.atomic import WriteFailedError, append_line, write_atomically
+from svdata2vec.training.pretrain import pretrain
+
+WEIGHTS = {"a": torch.zeros(5000)}
+FEATURES = Features([f"clip{number}" for number in range(500)], np.zeros((500, 8), np.float32), np.zeros(500, np.int64))
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "text.json": lambda path: write_atomically(path, bytes(20_000)),
+    "log.jsonl": lambda path: append_line(path, "x" * 20_000),
+    "model.safetensors": lambda path: publish(path.parent, WEIGHTS, {"kind": "pretrain"}),
+    "features.npy": lambda path: write_features(path, FEATURES, ["x"]),
+    "features.parquet": lambda path: write_features(path, FEATURES, ["x"]),
+    "record.json": lambda path: save({"values": [0] * 20_000}, path),
+    "chart.png": lambda path: save_figure(Figure(figsize=(20, 20)), path, dpi=300),
+}
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Writing beyond so many bytes of a file fails with EFBIG."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_file_that_cannot_be_written_is_named_and_not_there(name: str, size: int, tmp_path: Path) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    with files_up_to(size), pytest.raises(WriteFailedError) as caught:
+        WRITERS[name](path)
+    assert str(caught.value) == f"{path} could not be written: File too large"
+    assert name == "log.jsonl" or not list(tmp_path.iterdir())
+    path.unlink(missing_ok=True)
+    WRITERS[name](path)
+    assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("size", [0, 100, 30_000])
+def test_a_checkpoint_names_the_reason(size: int, tmp_path: Path) -> None:
+    """PyTorch's own writer speaks of an unexpected position."""
+    with files_up_to(size), pytest.raises(SaveFailedError) as caught:
+        Checkpoints(tmp_path, 2).save(3, {"a": torch.zeros(10_000)})
+    path = tmp_path / "checkpoints" / "step-000000003.pt"
+    assert str(caught.value).startswith(f"{path} could not be written (File too large); the run stops")
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize(("blocked", "name"), [("metrics.jsonl", "metrics.jsonl"), ("tensorboard", "events.out.tfevents")])
+def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(
+    blocked: str, name: str, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever of the two meets the full disk first."""
+    if blocked == "tensorboard":
+        monkeypatch.setattr("svdata2vec.runs.metrics_log.append_line", lambda *_: None)
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    write = MetricsLog.write
+
+    def on_a_full_disk(log: MetricsLog, *arguments: object) -> None:
+        with files_up_to(10):
+            write(log, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MetricsLog, "write", on_a_full_disk)
+    with pytest.raises(WriteFailedError, match=rf"{name}.* could not be written: File too large"):
+        pretrain(config)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_tensorboard_reads_what_the_log_writes(tmp_path: Path) -> None:
+    """A run that goes on from step 2 takes back what came after it."""
+    for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        log = MetricsLog(tmp_path, first, enabled=True)
+        for step in steps:
+            log.write(step, {"epoch": step / 2, "clips_per_second": 1.0, "seconds_total": 1.0, "loss": 10.0 * step}, "")
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    events = [event for file in files for event in LegacyEventFileLoader(str(file)).Load()]
+    found = [(event.step, value.simple_value) for event in events for value in event.summary.value if value.tag == "loss"]
+    assert found == [(1, 10.0), (2, 20.0), (3, 30.0), (3, 30.0), (4, 40.0)]
+    assert [event.step for event in events if event.HasField("session_log")] == [0, 2]
+
+
+def test_an_export_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's own writer ends the process."""
+    config = FinetuneConfig(data=DataConfig(num_frames=6, size=32), model=MODEL, head=HeadConfig(hidden=16))
+    run = tmp_path / "run"
+    publish(run, Classifier(config, 17, 3).state_dict(), model_card("finetune", config, num_joints=17, classes=["a", "b", "c"]))
+    with files_up_to(1000):
+        assert main(["export", str(run), str(tmp_path / "model.pt2")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == f"svdata2vec export: {tmp_path / 'model.pt2'} could not be written: File too large"
+    assert list(tmp_path.iterdir()) == [run]
