@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_factory import shard_set
-from shards_data import write_video
+from shards_data import edit_manifest, write_video
 from tiny import finetune_config
 
 from svdata2vec.cli.main import main
@@ -24,6 +24,7 @@ from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import spread_frames
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.published import load_classifier
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 
@@ -107,9 +108,7 @@ def test_the_shape_of_the_picture_stays_and_nothing_is_cut(shards: Path) -> None
 def test_sets_with_persons_keep_their_plans(tmp_path: Path) -> None:
     opened = shard_set(tmp_path / "persons", 3, size=64)
     assert opened.manifest.view == "persons"
-    fields = json.loads((tmp_path / "persons" / "manifest.json").read_text())
-    del fields["view"]  # as 0.2.0 wrote it
-    (tmp_path / "persons" / "manifest.json").write_text(json.dumps(fields))
+    edit_manifest(tmp_path / "persons", view=None)  # as 0.2.0 wrote it
     assert ShardSet.open(tmp_path / "persons").manifest.view == "persons"
 
 
@@ -120,9 +119,7 @@ def test_where_a_set_is_not_seen_as_it_should_be_it_is_said(
     assert "the run was trained on" not in caplog.text and "squeezed" not in caplog.text
     old = tmp_path / "old"
     shutil.copytree(shards, old)
-    fields = json.loads((old / "manifest.json").read_text())
-    del fields["view"]
-    (old / "manifest.json").write_text(json.dumps(fields))
+    edit_manifest(old, view=None)
     evaluate_run(run, shards=str(old), device="cpu")
     assert "split 'train' shows nobody, its whole pictures are squeezed into a square; pack the videos again" in caplog.text
     card = read_card(run)
@@ -135,9 +132,9 @@ def test_where_a_set_is_not_seen_as_it_should_be_it_is_said(
 
 def test_a_view_that_nobody_knows_is_refused(shards: Path, tmp_path: Path) -> None:
     shutil.copytree(shards, tmp_path / "odd")
-    manifest = tmp_path / "odd" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"view": "picture"', '"view": "sideways"'))
-    assert main(["verify", str(tmp_path / "odd")]) == 2
+    edit_manifest(tmp_path / "odd", view="sideways")
+    with pytest.raises(UserError, match="view is 'sideways', expected one of persons, picture"):
+        ShardSet.open(tmp_path / "odd")
 
 
 @pytest.mark.parametrize(
