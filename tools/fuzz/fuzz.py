@@ -20,6 +20,7 @@ from typing import Any
 
 from svdata2vec.bench.machine import machine
 from svdata2vec.bench.record import save
+from svdata2vec.shards.ranges import Range
 
 HERE = Path(__file__).parent
 # Area -> its class, and its share of the cases.
@@ -110,10 +111,10 @@ def fuzz(seeds: dict[str, Sequence[int]], limit_seconds: float = 120, show: bool
 def main() -> int:
     """Run the cases, print failures, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=200, help="cases of all areas together")
+    parser.add_argument("--cases", type=Range(1).parser(int), default=200, help="cases of all areas together")
     parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS), help="only these")
-    parser.add_argument("--seeds", nargs="+", type=int, help="these cases of every area, shown in full")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one case")
+    parser.add_argument("--seeds", nargs="+", type=Range(0).parser(int), help="these cases of every area, shown in full")
+    parser.add_argument("--limit", type=Range(1).parser(float), default=120, help="seconds for one case")
     parser.add_argument("--out", type=Path, help="write the record, a JSON file")
     options = parser.parse_args()
     seeds = shares(options.cases, options.areas)
