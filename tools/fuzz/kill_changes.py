@@ -27,6 +27,7 @@ from tiny_command import command_words
 
 from svdata2vec.config.schema import OptimConfig, PretrainConfig
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.ranges import LARGEST_SEED, Range
 from svdata2vec.training.optim import learning_rate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -138,9 +139,9 @@ def check(folder: Path, epochs: int) -> dict[str, Any]:
 def main() -> None:
     """Runs until so many kills have been survived; prints what was done."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=12, help="of each run")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=Range(1).parser(int), default=30)
+    parser.add_argument("--epochs", type=Range(1).parser(int), default=12, help="of each run")
+    parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
     options = parser.parse_args()
     rng, killed, runs = random.Random(options.seed), 0, 0
     while killed < options.kills:
