@@ -7,7 +7,7 @@ hides (a lossless trim) are not missing: containers promise the time that is sho
 from typing import Any
 
 # Containers whose header states how long the file is. (Others have their length estimated from the bytes that are there.)
-_STATED = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
+_STATED = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf", "mxf"}
 _SLACK_FRAMES = 2  # and as many missing at the end are no cut: writers count them in different ways
 _SLACK_SECONDS = 0.25
 

@@ -253,6 +253,18 @@ def test_frames_that_a_program_leaves_out_have_nobody(tmp_path: Path) -> None:
     assert not sample.pose_MTVC[:, 5:].any() and not sample.box_T4[5:].any()
 
 
+def test_a_cut_video_is_not_hidden_by_frames_that_a_program_leaves_out(tmp_path: Path) -> None:
+    """Poses that end with the last person do not say how many frames the video should have."""
+    videos = tmp_path / "videos"
+    (videos / "walk").mkdir(parents=True)
+    whole = write_video(tmp_path / "a.mkv", 90, options={"g": "10", "crf": "12"})
+    (videos / "walk" / "a.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    write_yolo(tmp_path / "poses", "a")
+    dataset = open_dataset("poses-json", videos=videos, poses=tmp_path / "poses", format="yolo")
+    with pytest.raises(UserError, match=r"a\.mkv: cut short, it ends after"):
+        pack(dataset, tmp_path / "out", PackOptions(workers=1, size=96))
+
+
 def test_coordinates_of_zero_to_one_are_told_by_openpose_itself(tmp_path: Path) -> None:
     """--keypoint_scale 3; that of -1..1 is refused."""
     videos = videos_of(tmp_path / "videos", "walk/a")

@@ -87,12 +87,13 @@ def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.
     root = tree(tmp_path / "own", "run/a.mp4", "run/._a.mp4", ".cache/x.mp4", "__MACOSX/run/a.mp4", "run/@eaDir/a.mp4")
     (root / "notes.txt").write_text("hello")
     (root / "run" / "picture.jpg").write_bytes(b"\xff\xd8\xff\xd9")
+    write_video(root / "run" / "photo.mp4", 1).rename(root / "run" / "photo.HEIC")  # decoders take one for a video
     (root / "run" / "blob").write_bytes(np.random.default_rng(0).bytes(5000))
     with caplog.at_level("INFO"):
         dataset = open_dataset("folder", root=root)
     assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
     assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
-    assert "files that are no videos: notes.txt, run/blob, run/picture.jpg" in caplog.text
+    assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
 
 
 def test_urls_are_walked_alike(tmp_path: Path) -> None:

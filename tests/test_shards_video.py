@@ -87,7 +87,8 @@ def test_a_lossless_trim_is_whole(video: Path, tmp_path: Path, name: str, frames
 
 
 CONTAINERS = {".mkv": "libx264", ".webm": "libvpx", ".avi": "mpeg4", ".mp4": "libx264", ".mov": "libx264", ".flv": "libx264",
-              ".wmv": "wmv2", ".mpg": "mpeg2video", ".3gp": "mpeg4", ".m4v": "mpeg4"}
+              ".wmv": "wmv2", ".mpg": "mpeg2video", ".3gp": "mpeg4", ".m4v": "mpeg4",
+              ".mxf": "mpeg2video"}
 
 
 @pytest.mark.parametrize("ending", CONTAINERS)

@@ -1,5 +1,6 @@
 """Where the persons of a video are: the moving region of planted videos, and the joints of a pose file."""
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def test_poses_give_the_union_of_all_joints_in_pixels_of_the_video(tmp_path: Pat
     assert persons.how == f"the persons in {poses}"
     nobody = annotation("clip", 0) | {"keypoint": np.zeros((1, 8, 17, 2), np.float16)}
     assert persons_of_poses(write_pickle(tmp_path / "empty.pkl", [nobody]), video, info).box is None
+
+
+@pytest.mark.parametrize(("name", "video"), [
+    ("S001C001P001R001A001", "S001C001P001R001A001_rgb.mp4"),
+    (unicodedata.normalize("NFC", "écran"), unicodedata.normalize("NFD", "écran.mp4")),
+    ("walk/001", "walk/001.mp4"),
+])
+def test_poses_are_found_by_the_names_that_packing_knows(tmp_path: Path, name: str, video: str) -> None:
+    path = tmp_path / video
+    path.parent.mkdir(exist_ok=True)
+    poses = write_pickle(tmp_path / "poses.pkl", [annotation(name, 0), annotation("run/001", 0)])
+    with VideoReader(write_video(path, 8)) as reader:
+        assert persons_of_poses(poses, path, reader.info).box is not None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 60000.0, -60000.0])

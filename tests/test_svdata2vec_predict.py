@@ -1,5 +1,6 @@
 """Recognising a video file: the same clip as the loader makes, the same scores, and what it says."""
 
+import re
 from pathlib import Path
 
 import av
@@ -124,6 +125,20 @@ def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> N
     assert "the video has fewer: they repeat" in result["did"][1]
     result = predict(run, tmp_path / "short.mp4", whole_picture=True, device="cpu")
     assert "nothing: the whole picture, black beside it (looked for nobody)" in result["did"][2]
+
+
+def test_a_video_that_is_cut_short_is_said(run: Path, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", 120, options={"g": "12"})
+    assert "cut" not in predict(run, whole, device="cpu")["did"][0]
+    (tmp_path / "part.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    said = predict(run, tmp_path / "part.mkv", device="cpu")["did"][0]
+    assert re.search(r"the file is cut short \(it ends after [12]\.\d+ of 4\.00 s\): what is lost was not seen", said)
+
+
+def test_a_folder_of_pictures_is_a_video(run: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        cv2.imwrite(str(tmp_path / f"img_{number:05d}.jpg"), frame_picture(0, number))
+    assert predict(run, tmp_path, device="cpu")["did"][0] == f"decoded 8 frames of {WIDTH}x{HEIGHT}"
 
 
 def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:

@@ -200,7 +200,8 @@ def _check_count(clip: ClipAnnotation, people: Pose | None, reader: VideoReader,
     if expected is not None and abs(num_frames - expected) > slack:
         raise UserError(f"{clip.video}: {num_frames} video frames but {expected} poses; the video is cut short, or the "
                         "poses belong to another video or skip frames")
-    problem = reader.cut_short() if expected is None and whole else None
+    counted = expected is not None and not (people is not None and people.open_end)
+    problem = reader.cut_short() if whole and not counted else None
     if problem is not None:
         raise UserError(f"{clip.video}: cut short, {problem}")
 

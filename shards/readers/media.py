@@ -15,7 +15,8 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".
                     ".m2ts", ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".f4v", ".divx", ".rm", ".rmvb", ".gif")
 _NO_VIDEO = (".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".srt", ".vtt", ".npy",
              ".npz", ".pkl", ".pt", ".pth", ".mat", ".h5", ".skeleton", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff",
-             ".webp", ".wav", ".mp3", ".m4a", ".zip", ".tar", ".gz", ".db", ".ini", ".thm", ".part", ".tmp")
+             ".webp", ".heic", ".heif", ".hif", ".avif", ".dng", ".aae", ".wav", ".mp3", ".m4a", ".zip", ".tar", ".gz", ".db",
+             ".ini", ".thm", ".part", ".tmp")
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -82,7 +83,7 @@ def without_extension(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """One spelling of a name: systems write an accent as a part of its letter or after it."""
     return unicodedata.normalize("NFC", name)
 
@@ -100,7 +101,7 @@ class VideoFolder:
         found = video_files(root)
         self.left_out = found.left_out
         for path in found.files:
-            name = PurePosixPath(_spelled(path))
+            name = PurePosixPath(spelled(path))
             stem = name.name if path in found.frame_folders else name.stem
             self._by_stem.setdefault(stem, []).append(path)
             for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
@@ -121,7 +122,7 @@ class VideoFolder:
 
         A name may have folders in front (class/name, split/class/name): the last two must fit, if the name alone does not do.
         """
-        for name in map(_spelled, names):
+        for name in map(spelled, names):
             place = PurePosixPath(name)
             tails = ("/".join((*place.parent.parts[-count:], place.name)) for count in (2, 1))
             paths = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)

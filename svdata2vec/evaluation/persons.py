@@ -3,8 +3,10 @@
 F frames, h w sides of the small grey pictures, M persons, V joints
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +14,9 @@ import numpy as np
 from svdata2vec.shards.boxes import union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
-from svdata2vec.shards.readers.media import without_extension
+from svdata2vec.shards.readers.media import spelled, without_extension
 from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
-from svdata2vec.shards.video import VideoInfo, VideoReader
+from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright picture
 
@@ -49,7 +51,7 @@ def find_persons(
     """
     if sum((box is not None, poses is not None, whole_picture)) > 1:
         raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
-    if not video.is_file():
+    if not video.is_file() and not (video.is_dir() and numbered_pictures(video)):
         raise UserError(f"{video}: no such file; expected a video")
     with VideoReader(video) as reader:
         info = reader.info
@@ -80,11 +82,7 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
     Raises:
         UserError: no such file, or it has no or several annotations of a video of that name, or one without joints.
     """
-    entries = [
-        entry for entry in load_pickle(poses)["annotations"]
-        if isinstance(entry, dict)
-        and Path(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))).name == video.stem
-    ]
+    entries = _annotations_of(video, load_pickle(poses)["annotations"])
     if len(entries) != 1:
         raise UserError(
             f"{poses}: has {len(entries)} annotations of {video.stem}, expected one; run tools/pose/extract_poses.py"
@@ -98,6 +96,19 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
     if box is None:
         return Persons(None, f"nobody in {poses}")
     return Persons(box, f"the persons in {poses}")
+
+
+def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """Those whose names packing would find this video by; of several the ones with its folder in front."""
+    stem = spelled(video.name if video.is_dir() else video.stem)
+    found = []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            name = PurePosixPath(spelled(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))))
+            if stem in (name.name, f"{name.name}_rgb"):
+                found.append((name, entry))
+    in_folder = [pair for pair in found if pair[0].parent.name == spelled(video.resolve().parent.name)]
+    return [entry for _, entry in (in_folder if len(found) > 1 and in_folder else found)]
 
 
 def moving_region(video: Path, info: VideoInfo) -> Persons:

@@ -78,8 +78,9 @@ def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
     if persons.box is None:
         region = f"nothing: the whole picture, black beside it ({persons.how})"
     few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
+    cut = "" if clip.cut_short is None else f"; the file is cut short ({clip.cut_short}): what is lost was not seen"
     return [
-        f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}",
+        f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}{cut}",
         f"took {len(plan.frames_T)} frames spread over the video{few}, the same in every run",
         f"cropped {region}, resized to {plan.size}x{plan.size}",
         f"recognised on {device}",

@@ -32,12 +32,14 @@ class Clip:
         plan: the sampled frames and the map from crop to picture.
         num_frames: F.
         info: size and rate of the video.
+        cut_short: why the file cannot be whole; None if nothing speaks against it.
     """
 
     frames_TSS3: np.ndarray
     plan: ClipPlan
     num_frames: int
     info: VideoInfo
+    cut_short: str | None
 
 
 def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mapping[str, Any] | None = None) -> Clip:
@@ -57,6 +59,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
     with VideoReader(video) as reader:
         info = reader.info
         num_frames = reader.count()
+        cut_short = reader.cut_short()
     box_F4 = np.zeros((num_frames, 4), np.float32)
     if box is not None:
         box_F4[:] = box
@@ -71,7 +74,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
     )
     stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
     square = packed_square(box, info.width, info.height, stored) if stored else _square(plan)
-    return Clip(_read_frames(video, plan, square, stored or square[2]), plan, num_frames, info)
+    return Clip(_read_frames(video, plan, square, stored or square[2]), plan, num_frames, info, cut_short)
 
 
 def _square(plan: ClipPlan) -> tuple[int, int, int]:
