@@ -113,6 +113,8 @@ def disturbed(folder: Path, kills: int, epochs: int, rng: random.Random) -> int:
             return killed
         kill(process)
         killed += 1
+        if (folder / "run" / "result.json").is_file():  # it came too late
+            return killed
 
 
 def check(folder: Path, epochs: int) -> dict[str, Any]:
