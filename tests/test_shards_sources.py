@@ -236,6 +236,8 @@ def test_class_names_in_the_pickle(tmp_path: Path) -> None:
     b"path;label;split\nclips/gr\xfc\xdf.mp4;walk;val\n",
     b"Path\tlabel \tSPLIT\tnote\nclips/gr\xfc\xdf.mp4\twalk\tval\tx\n",
     "path, label, split\n clips/grüß.mp4, walk, val\n\n".encode("utf-16"),
+    b"path,label,split\rclips/gr\xfc\xdf.mp4,walk,val\r",
+    b"\nsep=;\npath;label;split\nclips/gr\xfc\xdf.mp4;walk;val\n",
     b'"path","label","split"\n"clips/gr\xc3\xbc\xc3\x9f.mp4","walk","val"\n',
 ])
 def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
@@ -244,6 +246,25 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
     assert dataset.classes == ("walk",) and dataset.splits == {"val": ["clips%2Fgr%C3%BC%C3%9F"]}
     assert Path(dataset.clips[0].video).is_file()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('a.mp4,"walk\nb.mp4,run\n', "a field runs on over several lines up to line 3; is a quotation mark left open?"),
+    (f"a.mp4,{'x' * 200_000}\n", "line 2: cannot be read (field larger than field limit"),
+])
+def test_a_quotation_mark_that_is_left_open_swallows_no_clips(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text("path,label\n" + content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_dataset("csv", table=tmp_path / "t.csv")
+
+
+def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:
+    """A Mac writes an accent after its letter, other systems as a part of it: both look alike."""
+    root = tree(tmp_path / "own", "train/u\u0308bung/a.mp4", "val/\u00fcbung/b.mp4")
+    assert open_dataset("folder", root=root).classes == ("\u00fcbung",)
+    (tmp_path / "t.csv").write_text("path,label\na.mp4,u\u0308bung\nb.mp4,\u00fcbung\n", encoding="utf-8")
+    assert open_dataset("csv", table=tmp_path / "t.csv").classes == ("\u00fcbung",)
+    assert open_dataset("csv", table=tmp_path / "t.csv", classes=["u\u0308bung"]).clips[1].label == 0
 
 
 def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers.text import read_text
+from svdata2vec.shards.readers.text import read_text, spelled
 from svdata2vec.shards.readers.walk import some_of
 
 LARGEST_LABEL = 99_999  # a number above it is a mistake, and would make so many classes
@@ -40,6 +40,7 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
     0 does not occur, but every other number up to the number of classes. With `classes` a name must be one of them.
     """
     read = [_read(value) for value in values]
+    classes = None if classes is None else tuple(map(spelled, classes))
     numbers = [value for value in read if isinstance(value, int)]
     names = [value.name for value in read if isinstance(value, _Name)]
     known = set(classes or ())
@@ -65,7 +66,7 @@ def _read(value: Any) -> int | _Name | _Wrong:
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
         value = value.item()
     if isinstance(value, str):
-        text = value.strip()
+        text = spelled(value.strip())
         if text.casefold() in UNLABELLED:
             return _Wrong(f"label {value!r}: unlabelled")
         try:
@@ -154,9 +155,9 @@ def classes_beside(classes: str | Path | Sequence[str] | None, own: Sequence[Any
 def class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Class names from a list, or a file with one per line; UserError if one occurs twice, or there is no such file."""
     if not isinstance(classes, str | Path):
-        names, where = tuple(classes), "class names"
+        names, where = tuple(map(spelled, classes)), "class names"
     elif Path(classes).is_file():
-        names, where = tuple(line.strip() for line in read_text(classes).splitlines() if line.strip()), str(classes)
+        names, where = tuple(spelled(line.strip()) for line in read_text(classes).splitlines() if line.strip()), str(classes)
     else:
         raise UserError(f"{classes}: no such file; expected the names of the classes, one per line")
     twice = [name for name, count in Counter(names).items() if count > 1]

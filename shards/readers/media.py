@@ -1,12 +1,12 @@
 """Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
 
 import logging
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from svdata2vec.shards.annotations import Skipped
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.walk import Walk, some_of, walk
 from svdata2vec.shards.video import holds_video, numbered_pictures
 
@@ -81,11 +81,6 @@ def without_extension(name: str) -> str:
     """The name less a video's extension; other dots are part of the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
-
-
-def spelled(name: str) -> str:
-    """One spelling of a name: systems write an accent as a part of its letter or after it."""
-    return unicodedata.normalize("NFC", name)
 
 
 class VideoFolder:

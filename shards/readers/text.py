@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import open_bytes
 
 DIVIDERS = (",", ";", "\t", "|")
+_BEFORE_HEADER = re.compile(r"(?i)(?:[ \t]*\n|\"?sep=.\"?[ \t]*\n)*")  # empty lines, and Excel's word on the divider
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +30,21 @@ def read_text(path: str | Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
+def spelled(name: str) -> str:
+    """One spelling of a name: systems write an accent as a part of its letter or after it."""
+    return unicodedata.normalize("NFC", name)
+
+
 def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
 
     Raises:
-        UserError: the first line does not name the `needed` columns, or no row follows.
+        UserError: the first line does not name the `needed` columns, no row follows, or one cannot be read.
     """
-    text = read_text(path)
-    header = text.split("\n", 1)[0].strip()
+    text = re.sub(r"\r\n?", "\n", read_text(path))
+    before = _BEFORE_HEADER.match(text)
+    start = 0 if before is None else before.end()
+    header = text[start:].split("\n", 1)[0].strip()
     columns: list[str] = []
     divider = ","
     for divider in DIVIDERS:
@@ -44,10 +54,18 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     else:
         raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons or tabs, found "
                         f"{header[:80]!r}")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=divider)
-    next(reader)
-    rows = [(reader.line_num, dict(zip(columns, (word.strip() for word in row), strict=False)))
-            for row in reader if any(word.strip() for word in row)]
+    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=divider)
+    first_line = text.count("\n", 0, start)
+    try:
+        next(reader)
+        rows = [(first_line + reader.line_num, dict(zip(columns, (word.strip() for word in row), strict=False)))
+                for row in reader if any(word.strip() for word in row)]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {first_line + reader.line_num}: cannot be read ({error}); is a quotation mark left "
+                        "open?") from error
+    for line, row in rows:
+        if any("\n" in word for word in row.values()):
+            raise UserError(f"{path}: a field runs on over several lines up to line {line}; is a quotation mark left open?")
     if not rows:
         raise UserError(f"{path}: no line after the header {header[:80]!r}")
     return rows

@@ -16,7 +16,7 @@ from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import read_labels
 from svdata2vec.shards.readers.media import video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
-from svdata2vec.shards.readers.text import read_table
+from svdata2vec.shards.readers.text import read_table, spelled
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
@@ -64,7 +64,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
 
 def _place(relative: str) -> tuple[str, str]:
     """(split, class) of a video by its folders."""
-    folders = relative.split("/")[:-1]
+    folders = spelled(relative).split("/")[:-1]
     if len(folders) == 2 and folders[0] in SPLIT_FOLDERS:
         return folders[0], folders[1]
     if len(folders) == 1 and folders[0] not in SPLIT_FOLDERS:

@@ -14,8 +14,9 @@ import numpy as np
 from svdata2vec.shards.boxes import union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
-from svdata2vec.shards.readers.media import spelled, without_extension
+from svdata2vec.shards.readers.media import without_extension
 from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
+from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright picture
