@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pipeline_factory import clip_parts, write_shards
 from tiny import MODEL
 
@@ -14,9 +16,11 @@ from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import read
 from svdata2vec.config.presets import DEMO_MODEL, PAPER_FROM_CLIPS, own_finetune
-from svdata2vec.config.schema import ModelConfig
+from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.runs import own
+from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import open_data
+from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.parts import in_part, split_and_part
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -56,6 +60,25 @@ def test_pretraining_and_fine_tuning_work_on_fifty_clips(fifty: Path, tmp_path: 
     assert card["config"]["data"]["size"] == 32 and card["config"]["model"]["width"] == MODEL.width, "those of --from"
     words = ["--data.shards", str(fifty), "--from", str(tmp_path / "pre"), "--out", str(tmp_path / "probe"), "--device", "cpu"]
     assert main(["probe", "own", *words]) == 0
+
+
+def test_going_on_needs_the_first_run_no_more(fifty: Path, tmp_path: Path) -> None:
+    short = ["--data.shards", str(fifty), "--run.epochs", "1", "--run.device", "cpu", "--target.top-layers", "2"]
+    assert main(["pretrain", "own", *short, *SMALL, "--data.size", "32", "--run.out", str(tmp_path / "pre")]) == 0
+    words = ["finetune", "own", *short[:-2], "--from", str(tmp_path / "pre"), "--run.out", str(tmp_path / "rgb")]
+    assert main(words) == 0
+    shutil.rmtree(tmp_path / "pre")
+    (tmp_path / "rgb" / "result.json").unlink()
+    assert main(words) == 0 and (tmp_path / "rgb" / "result.json").is_file()
+
+
+def test_the_rate_is_that_of_the_network_however_it_is_computed(fifty: Path, tmp_path: Path) -> None:
+    """A pretraining with `--model.fused-blocks`, as the README has it for a GPU, is of the paper's network too."""
+    for fused in (False, True):
+        made = PretrainConfig(model=ModelConfig(fused_blocks=fused))
+        publish(tmp_path / "pre", {"weight": torch.zeros(1)}, model_card("pretrain", made, num_joints=17))
+        fitted = options("finetune", "own", "--data.shards", fifty, "--from", tmp_path / "pre")
+        assert fitted.optim.lr == own.LARGE_LR and fitted.model.fused_blocks is fused
 
 
 def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:

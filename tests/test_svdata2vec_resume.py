@@ -24,6 +24,7 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.stopping import StopRequested
+from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
@@ -141,6 +142,18 @@ def test_a_run_goes_on_with_other_batches(
     if stops[0] == 4:
         assert "clips per optimizer step 4 (batch_size 4 x processes 1 x accumulate 1) -> 2 (batch_size 2" in caplog.text
         assert "goes on at epoch 1.33 of 3, the last step is now 14" in caplog.text
+
+
+def test_a_run_is_not_cut_short_of_where_it_is(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be published as finished in the middle of its schedule."""
+    configs = [finetune_config(tiny_shard_folder, tmp_path / "run", epochs=epochs) for epochs in (4, 1, 2)]
+    with pytest.raises(UserError, match=r"run is at epoch 1\.67 already, --run\.epochs is 1; choose more"):
+        run_with_stops(monkeypatch, configs[:2], [5, None])
+    assert not (tmp_path / "run" / "model.json").exists()
+    run_with_stops(monkeypatch, configs[2:], [None])
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["epoch"] == 2
 
 
 def test_a_classifier_goes_on_with_other_batches(

@@ -212,13 +212,18 @@ def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folde
 def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three batches per epoch, two per step: four steps end at epochs 2/3, 4/3, 2 and 8/3 of three."""
+    """Three batches per epoch, two per step: the first of five steps takes the one that is over."""
     ended: list[int] = []
     monkeypatch.setattr(Pretraining, "epoch_end", lambda run, epoch: ended.append(epoch) or {})
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=2)
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=3))
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [record["epoch"] for record in records] == pytest.approx([2 / 3, 4 / 3, 2, 8 / 3])
-    rates = [learning_rate(optim, batch, steps_per_epoch=3, epochs=3) for batch in (0, 2, 4, 6)]  # by batches
+    assert [record["epoch"] for record in records] == pytest.approx([1 / 3, 1, 5 / 3, 7 / 3, 3])
+    rates = [learning_rate(optim, batch, steps_per_epoch=3, epochs=3) for batch in (0, 1, 3, 5, 7)]  # by batches
     assert [record["lr"] for record in records] == pytest.approx(rates)
     assert ended == [1, 2, 3]
+
+
+def test_a_step_of_more_batches_than_the_run_has_ends_with_the_run(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=10)
+    assert pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=2))["epoch"] == 2

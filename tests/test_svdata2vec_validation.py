@@ -211,12 +211,16 @@ def test_the_network_that_validates_best_is_tested_once(
     assert records[-1][f"best_val_{metric}"] == max(found[metric])
 
 
-def test_the_last_epoch_is_validated_too(protocol: ShardSet, tmp_path: Path) -> None:
+def test_the_last_epoch_is_validated_too(
+    protocol: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=2)
     result = finetune(config)
     records = read_metrics(config.run.out / "metrics.jsonl")
     assert [row["epoch"] for row in records if "val_top1" in row] == [2, 3]
     assert result["epoch"] in (2, 3)
+    assert caplog.text.count(" val_top1 ") == 2, "and it is said"
 
 
 def test_without_validation_the_last_network_is_tested(protocol: ShardSet, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from svdata2vec.config.presets import OWN_DATA, PAPER_FROM_CLIPS
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.card import read_card
+from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import open_data
+from svdata2vec.runs.folder import read_config
 from svdata2vec.runs.published import published_config
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 def fit(config: Config) -> Config:
     """The configuration with splits, number of frames, batch, epochs, network and its rate fitted to its shards.
 
-    A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size.
+    A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size; where it goes on,
+    its own.
 
     Raises UserError where the shards have no training split, or cannot be read.
     """
@@ -45,7 +48,7 @@ def fit(config: Config) -> Config:
     data = replace(config.data, train_split=train_split, test_split=test_split)
     parent = None if isinstance(config, PretrainConfig) or config.pretrained is None else config.pretrained
     if parent is not None:
-        made = published_config(read_card(parent), parent)
+        made = _begun(config) or published_config(read_card(parent), parent)
         data, model = replace(data, num_frames=made.data.num_frames, size=made.data.size), replace(made.model, init=None)
     else:
         large = len(rows) >= PAPER_FROM_CLIPS
@@ -54,13 +57,21 @@ def fit(config: Config) -> Config:
     if isinstance(config, ProbeConfig):
         return replace(config, data=data)
     batch, epochs = batch_and_epochs(len(rows), config.kind, config.run.batch_size)
-    optim = replace(config.optim, lr=LARGE_LR) if model == ModelConfig() else config.optim
+    optim = replace(config.optim, lr=LARGE_LR) if model.width == ModelConfig().width else config.optim
     run = replace(config.run, batch_size=batch, epochs=epochs)
     _say(shards, data, run, len(rows))
     if isinstance(config, FinetuneConfig):
         return replace(config, data=data, model=model, optim=optim, run=run)
     target = replace(config.target, top_layers=model.depth)
     return replace(config, data=data, model=model, optim=optim, run=run, target=target)
+
+
+def _begun(config: FinetuneConfig | ProbeConfig) -> FinetuneConfig | None:
+    """The settings of a run that goes on, which does not need the run that it began from."""
+    if isinstance(config, ProbeConfig) or not has_checkpoints(config.run.out):
+        return None
+    found = read_config(config.run.out)
+    return found if isinstance(found, FinetuneConfig) else None
 
 
 def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:

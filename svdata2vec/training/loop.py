@@ -182,6 +182,9 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
+    if run.stepper.epochs >= run.config.run.epochs and any(change.startswith("run.epochs ") for change in adjusted):
+        place = f"is at epoch {float(run.stepper.epochs):.2f} already"
+        raise UserError(f"{run.stepper.run.out} {place}, --run.epochs is {run.config.run.epochs}; choose more")
     if adjusted or run.stepper.change:
         text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
         card["history"] = [*(card.get("history") or []), f"from step {run.stepper.step} on: {text}"]
@@ -215,7 +218,7 @@ def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:
 
 def describe(stepper: Stepper, record: dict[str, float], started: float) -> str:
     """One line for the terminal: where the run is, what it sees, how fast, how long still."""
-    names = ("loss", "accuracy", "target_std", "prediction_std", "grad_norm")
+    names = ("loss", "accuracy", "val_top1", "val_mean_class", "target_std", "prediction_std", "grad_norm")
     shown = [f"{name} {record[name]:.4g}" for name in names if name in record]
     wait = record.get("seconds_data", 0.0) / max(record["seconds_total"], 1e-9)
     remaining = (stepper.total_steps - stepper.step) * record["seconds_total"] / stepper.run.log_every

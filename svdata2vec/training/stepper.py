@@ -111,8 +111,8 @@ class Stepper:
         optim = resolve(config.optim, batch, run.epochs)
         self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.loader = loader
-        self.step, self.epochs, self.batches = 0, loader.epochs_passed, optim.accumulate
-        self.total_steps = max(loader.batches_until(run.epochs) // optim.accumulate, 1)
+        self.step = self.batches = self.total_steps = 0
+        self._find_place()
         self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
         self.reference_clips = math.prod(self.per_step.values())
         self.change = ""
@@ -211,28 +211,28 @@ class Stepper:
             "per_step": self.per_step, "reference_clips": self.reference_clips,
         }
 
+    def _find_place(self) -> None:
+        """Take the run's place from the loader. If the batches that are left do not make whole steps, the next has the rest."""
+        self.epochs, left = self.loader.epochs_passed, self.loader.batches_until(self.run.epochs)
+        self.batches = left % self.optim.accumulate or self.optim.accumulate
+        self.total_steps = self.step + math.ceil(left / self.optim.accumulate)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after a step; the loader is at its place already.
 
-        Schedules go on where they were, whatever clips per step have become. If the batches that are left do not fill
-        whole steps any more, the next step takes those that are over.
+        Schedules go on where they were, whatever clips per step have become.
         """
-        self.step, self.epochs = state["step"], self.loader.epochs_passed
+        self.step = state["step"]
         self.guard.skipped = state["skipped"]
         values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
         self.news = state.get("news", {})
-        left = self.loader.batches_until(self.run.epochs)
+        self._find_place()
         passed = round(self.epochs * self.loader.clips_per_epoch)
         before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 wrote no more
         self.reference_clips = state.get("reference_clips", math.prod(before.values()))
         accumulate, now = self.optim.accumulate, self.per_step
-        changed = math.prod(before.values()) != math.prod(now.values()) or before.get("accumulate", accumulate) != accumulate
-        if changed:
-            self.batches = left % accumulate or accumulate
-            left += accumulate - self.batches
-        self.total_steps = self.step + left // accumulate
-        if changed:
+        if math.prod(before.values()) != math.prod(now.values()) or before.get("accumulate", accumulate) != accumulate:
             self.change = f"clips per optimizer step {_product(before)} -> {_product(now)}"
             place = f"at epoch {float(self.epochs):.2f} of {self.run.epochs}, the last step is now {self.total_steps}"
             log.warning("%s: %s; goes on %s", self.run.out, self.change, place)
