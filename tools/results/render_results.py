@@ -18,6 +18,7 @@ from result_cells import Record
 from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import bench_run, encodings, geometry, gpu_check, gpu_exploration, index, loader, training_step
+from results_trust import fuzz, kill_loop
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent
@@ -45,6 +46,8 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "scaling": (scaling, ("scaling",)),
     "scaling_storage": (scaling_storage, ("scaling",)),
     "scaling_measured": (scaling_measured, ("scaling_measured",)),
+    "fuzz": (fuzz, ("fuzz",)),
+    "kill_loop": (kill_loop, ("kill_loop",)),
 }
 
 
