@@ -17,6 +17,8 @@ from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
 
+FARTHEST = 64  # of a crop from the stored picture, in sides of it; joints and boxes are stored within half a source picture
+
 
 class BadClipError(ValueError):
     """One clip is unusable; all others may be good."""
@@ -93,6 +95,9 @@ class ClipFetcher:
         meta = sample.meta
         output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
         size = meta.packed_width, meta.packed_height
+        ends_22 = output_to_packed[:, :2] @ np.array([[0.0, 1.0], [0.0, 1.0]]) * self.config.size + output_to_packed[:, 2:]
+        if not np.abs(ends_22).max() < FARTHEST * max(size):  # nor where it is not a number
+            raise UserError(f"clip {sample.key}: its crop lies far outside the picture; its joints or boxes are damaged")
         if by_frame:
             numbers_K, frames_T = np.unique(plan.frames_T, return_inverse=True)
             video, offsets = self.shards.read_frames(row, numbers_K)

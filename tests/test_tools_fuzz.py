@@ -1,10 +1,19 @@
-"""The fuzzer notices a broken program."""
+"""Two hundred damaged and crafted inputs end as the rule says, and the fuzzer notices a broken program."""
 
 from pathlib import Path
 
 import fuzz
 import pytest
 from fuzz_case import command
+
+
+@pytest.mark.slow
+def test_two_hundred_cases() -> None:
+    record = fuzz.fuzz(fuzz.shares(200, list(fuzz.AREAS)))
+    assert record["failures"] == []
+    assert sum(sum(found.values()) for found in record["areas"].values()) >= 190
+    for name, found in record["areas"].items():
+        assert found["error"] + found["skipped"] + found["other"] > 0, f"{name}: nothing was ever damaged"
 
 
 @pytest.mark.parametrize(("kind", "outcome", "cases"), [
