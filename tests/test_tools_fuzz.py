@@ -12,8 +12,8 @@ def test_two_hundred_cases() -> None:
     record = fuzz.fuzz(fuzz.shares(200, list(fuzz.AREAS)))
     assert record["failures"] == []
     assert sum(sum(found.values()) for found in record["areas"].values()) >= 190
-    for name, found in record["areas"].items():
-        assert found["error"] + found["skipped"] + found["other"] > 0, f"{name}: nothing was ever damaged"
+    noticed = sum(found["error"] + found["skipped"] + found["other"] for found in record["areas"].values())
+    assert noticed > 100, "most damage matters"
 
 
 @pytest.mark.parametrize(("kind", "outcome", "cases"), [
