@@ -76,11 +76,11 @@ def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
 
 
 def stored_boxes(pose: Pose) -> np.ndarray:
-    """float32 (T, 4): the boxes of the annotation, else around the joints of each frame whose scores count for a crop.
+    """float32 (T, 4): the annotation's boxes if one can be used, else around each frame's joints whose scores count for crops.
 
     `pose`: cleaned, with the size of its picture.
     """
-    if pose.box_T4 is not None:
+    if pose.box_T4 is not None and pose.box_T4.any():
         return pose.box_T4
     assert pose.width is not None and pose.height is not None
     return person_boxes(counted_joints(pose.pose_MTVC, pose.score_MTV, CROP_SCORES, pose.width, pose.height))

@@ -86,6 +86,13 @@ def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: floa
     assert np.isfinite(stored_boxes(people)).all() and stored_boxes(people).max() <= 192 * 1.5
 
 
+def test_boxes_of_which_none_can_be_used_give_way_to_the_joints(info: VideoInfo) -> None:
+    pose_MTVC = np.tile(np.float32([[10, 20], [30, 60]]), (1, FRAMES, 1, 1))
+    for useless in (np.nan, 0.0):
+        people, _ = to_video_pixels("a", Pose(pose_MTVC, None, np.full((FRAMES, 4), useless), 192, 108), info, 2)
+        assert stored_boxes(people).tolist() == [[10, 20, 30, 60]] * FRAMES
+
+
 def test_boxes_are_around_the_joints_whose_scores_count(info: VideoInfo) -> None:
     pose = of_picture(None, None, 1, 1)
     joints, scores = pose.pose_MTVC.copy(), np.full((1, FRAMES, 17), 0.9)

@@ -18,7 +18,7 @@ from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.pyskl import load_pickle, read_pyskl
 
 STACKED = {module: pickle.SHORT_BINUNICODE + bytes([len(module)]) + module.encode() for module in (
-    "numpy", "ndarray", "dtype", "numpy._core.multiarray", "_reconstruct", "O", "f8", "builtins", "set", "os", "system")}
+    "numpy", "ndarray", "dtype", "numpy._core.multiarray", "_reconstruct", "O", "O8", "f8", "builtins", "set", "os", "system")}
 
 
 def named(module: str, name: str) -> bytes:
@@ -70,6 +70,14 @@ def test_dictionaries_with_defaults_and_many_memo_places() -> None:
         assert load_plain(io.BytesIO(pickle.dumps(values, protocol))) == [{"a": [1]}, {"b": 2}, names]
 
 
+def test_arrays_of_values_are_lists() -> None:
+    """NumPy makes them of rows of unequal lengths."""
+    ragged = np.array([[1.0, 2.0], [], [3]], object)
+    square = np.array([[None, "a"], [2, [3]]], object)
+    found = load_plain(io.BytesIO(pickle.dumps([ragged, square, np.array({"a": 1}, object)], 4)))
+    assert [array.boxed for array in found] == [[[1.0, 2.0], [], [3]], [[None, "a"], [2, [3]]], {"a": 1}]
+
+
 def array_state(shape: bytes, dtype: bytes, content: bytes) -> bytes:
     """`_reconstruct(ndarray, (0,), b"b")` with a state: version 1, shape, dtype, order, content."""
     start = named("numpy._core.multiarray", "_reconstruct") + named("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
@@ -83,6 +91,7 @@ CRAFTED = {
     "ndarray is called": (b"\x80\x04" + named("numpy", "ndarray") + b"K\x01\x85" + named("numpy", "dtype") + STACKED["O"]
                           + b"\x85R" + b"C\x08" + b"\x41" * 8 + b"\x87R.", "not a readable pickle"),
     "an array of objects": (array_state(b"K\x01\x85", STACKED["O"], BYTES_8), "dtype 'O'; expected numbers"),
+    "more values than there are": (array_state(b"K\x02\x85", STACKED["O8"], b"]Na"), "(2,) of 1 values"),
     "more elements than bytes": (array_state(b"K\x02\x85", STACKED["f8"], BYTES_8), "16 bytes, it has 8"),
     "2^34 bytes": (array_state(b"\x8a\x05\x00\x00\x00\x00\x04\x85", STACKED["f8"], BYTES_8),
                    "137,438,953,472 bytes, it has 8"),

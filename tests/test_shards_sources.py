@@ -311,7 +311,10 @@ ODD: dict[str, tuple[Any, str]] = {
     "joints_ragged": ({"keypoint": [[1], [2, 3]]}, "keypoint is of type list, expected an array of numbers"),
     "joints_dict": ({"keypoint": {}}, "keypoint is of type dict, expected an array of numbers"),
     "scores_text": ({"keypoint_score": "high"}, "keypoint_score is of type str"),
-    "boxes_text": ({"bboxes": "none"}, "ValueError"),
+    "joints_objects": ({"keypoint": np.array([[None, 1], [2, 3]], object)}, "keypoint has shape (2, 2)"),
+    "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
+    "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
+    "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
     "subject_list": ({"subject": [1]}, "subject is '[1]', expected a whole number"),
 }
 
@@ -319,7 +322,8 @@ ODD: dict[str, tuple[Any, str]] = {
 def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     """Each is left out with its name and reason; all others are packed."""
     videos = tree(tmp_path / "videos", "good.mp4", "better.mp4", *(f"{name}.mp4" for name in ODD))
-    entries: list[Any] = [annotation("good", 0, FRAMES), annotation("better", "1", FRAMES), 7, None,
+    better = annotation("better", "1", FRAMES, names=np.array(["a"]))
+    entries: list[Any] = [annotation("good", 0, FRAMES), better, 7, None,
                           annotation("nameless", 0, FRAMES, frame_dir=["x"])]
     entries += [annotation(name, 0, FRAMES) | changes for name, (changes, _) in ODD.items()]
     path = tmp_path / "set.pkl"

@@ -132,8 +132,8 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array whose state is checked before NumPy takes it. `use`: is told of its bytes.
 
-    `boxed`: the plain value in an array of no dimension and type object, as `np.save` makes of a dictionary; the array itself
-    stays empty.
+    `boxed`: the plain values of an array of type object, as lists: `np.save` makes one without a dimension of a dictionary,
+    and others hold rows of unequal lengths. The array itself stays empty.
     """
 
     use: Callable[[int], None]
@@ -143,8 +143,11 @@ class _Array(np.ndarray):
         if self.shape != (0,) or not (isinstance(state, tuple) and len(state) == 5 and state[0] == 1):
             raise UserError("the pickle holds an array that is not as NumPy writes it")
         _, shape, dtype, fortran, content = state
-        if shape == () and isinstance(dtype, _Dtype) and dtype.is_object and isinstance(content, list) and len(content) == 1:
-            self.boxed = content[0]
+        if isinstance(dtype, _Dtype) and dtype.is_object and isinstance(content, list) and _sides(shape):
+            if math.prod(shape) != len(content):
+                raise UserError(f"the pickle holds an array {shape!r:.60} of {len(content):,} values")
+            self.use(len(content))
+            self.boxed = _nested(content, shape)
             return
         found = _checked(content, dtype, shape)
         self.use(len(content))
@@ -152,11 +155,24 @@ class _Array(np.ndarray):
         super().__setstate__(checked)
 
 
+def _sides(shape: object) -> bool:
+    """Whether it is the shape of an array with values."""
+    return isinstance(shape, tuple) and len(shape) < 33 and all(type(side) is int and side > 0 for side in shape)
+
+
+def _nested(values: list[Any], shape: tuple[int, ...]) -> Any:
+    """Values in C order as lists in lists; of no dimension the value itself."""
+    if len(shape) < 2:
+        return list(values) if shape else values[0]
+    step = len(values) // shape[0]
+    return [_nested(values[start : start + step], shape[1:]) for start in range(0, len(values), step)]
+
+
 def _checked(content: object, dtype: object, shape: Any) -> np.dtype:
     """The dtype of an array of so many bytes; UserError if they do not agree."""
     if not isinstance(dtype, _Dtype):
         raise UserError("the pickle holds an array without a dtype")
-    found = dtype.checked()
+    found = dtype.checked(NUMBERS + "U")
     plain = isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)
     if not plain or not isinstance(content, bytes | bytearray) or math.prod(shape) * found.itemsize != len(content):
         asked = f"{math.prod(shape) * found.itemsize:,}" if plain else "an unreadable number of"

@@ -47,9 +47,14 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
     splits = content.get("split") or {}
     if not isinstance(splits, Mapping) or not all(isinstance(names, Collection) for names in splits.values()):
         raise UserError(f"{path}: 'split' is of type {type(splits).__name__}, expected {{name of a split: [frame_dir, ...]}}")
-    plain = [{name: np.asarray(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
+    plain = [{name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
              if isinstance(entry, Mapping) else entry for entry in entries]
     return {**content, "annotations": plain, "split": {str(name): list(names) for name, names in splits.items()}}
+
+
+def _plain(array: np.ndarray) -> Any:
+    """An array of NumPy's own class; of an array of Python values these."""
+    return array.boxed if hasattr(array, "boxed") else np.asarray(array)
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,
@@ -241,7 +246,13 @@ def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
 
 def _boxes(boxes: Any) -> np.ndarray:
     """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found."""
-    rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
+    try:
+        rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"bboxes is of type {type(boxes).__name__}, expected an array of numbers ({error})") from error
+    odd = next((row.size for row in rows if row.size not in (0, 4)), None)
+    if odd is not None:
+        raise UserError(f"bboxes has a row of {odd} numbers, expected x1, y1, x2, y2")
     return np.array([row if row.size == 4 else np.zeros(4) for row in rows], np.float32).reshape(-1, 4)
 
 
