@@ -253,6 +253,28 @@ def test_frames_that_a_program_leaves_out_have_nobody(tmp_path: Path) -> None:
     assert not sample.pose_MTVC[:, 5:].any() and not sample.box_T4[5:].any()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_images_that_a_coco_file_leaves_out_have_nobody(tmp_path: Path, first: int) -> None:
+    """The frames behind a gap were taken for those in it."""
+    videos = videos_of(tmp_path / "videos", "walk/a")
+    write_coco(tmp_path, "a")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"] = [image | {"file_name": f"{image['id'] - 100 + first}.jpg"} for image in content["images"]
+                         if image["id"] not in (103, 107)]
+    dump(tmp_path / "a.json", content)
+    sample = packed(tmp_path, videos=videos, poses=tmp_path / "a.json", format="coco").sample(0)
+    assert sample.pose_MTVC[0].any(axis=(1, 2)).tolist() == [t not in (3, NOBODY, 7) for t in range(FRAMES)]
+    assert np.allclose(sample.pose_MTVC[0, 6], body(6), atol=0.01)
+
+
+def test_openpose_of_images_counts_from_the_first(tmp_path: Path) -> None:
+    videos = videos_of(tmp_path / "videos", "walk/a")
+    for t in range(FRAMES):
+        dump(tmp_path / "poses" / f"a_{t + 1:06d}_keypoints.json", {"people": [{"pose_keypoints_2d": flat(body(t, 60, 25))}]})
+    sample = packed(tmp_path, videos=videos, poses=tmp_path / "poses", format="openpose").sample(0)
+    assert np.allclose(sample.pose_MTVC[0], [body(t, 60, 25) for t in range(FRAMES)], atol=0.01)
+
+
 def test_a_cut_video_is_not_hidden_by_frames_that_a_program_leaves_out(tmp_path: Path) -> None:
     """Poses that end with the last person do not say how many frames the video should have."""
     videos = tmp_path / "videos"
@@ -337,6 +359,21 @@ def test_an_odd_file_among_good_ones_is_one_skipped_clip(tmp_path: Path) -> None
     assert shards.manifest.splits == {"train": ["walk%2Fb"]}
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()]
     assert "expected a list of instances, found int" in reasons[0] and "8 video frames but 20 poses" in reasons[1]
+
+
+@pytest.mark.parametrize("form", ["coco", "npz"])
+def test_a_file_that_is_no_pose_file_is_one_skipped_clip(tmp_path: Path, form: str) -> None:
+    videos = videos_of(tmp_path / "videos", "walk/a", "walk/b")
+    WRITERS[form][1](tmp_path / "poses", "b")
+    if form == "coco":
+        dump(tmp_path / "poses" / "a.json", {"images": [{"id": 1}], "annotations": []})
+    else:
+        with (tmp_path / "poses" / "a.npz").open("wb") as file:  # one array, as np.save writes it
+            np.save(file, np.zeros(3))
+    shards = packed(tmp_path, videos=videos, poses=tmp_path / "poses", format=form)
+    assert shards.manifest.splits == {"train": ["walk%2Fb"]}
+    (line,) = (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"].startswith(f"{tmp_path / 'poses' / 'a'}.")
 
 
 @pytest.mark.parametrize(("arrays", "message"), [

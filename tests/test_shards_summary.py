@@ -98,6 +98,11 @@ def test_reasons_of_one_kind_are_counted_together() -> None:
         "joint scores have shape (N, N), expected (N, N)"
     )
     assert kind_of("v.mp4: label 'Laufen' is unknown; correct the table", "k", "v.mp4") == "label ... is unknown"
+    assert kind_of("/a/b/1.mov and /a/b/1.mp4 have the same name; rename one", "b%2F1 (again)", "/a/b/1.mp4") == (
+        "... and have the same name"
+    )
+    deep = "run/deep/z.mp4: expected class/video.mp4, or one of train, val above the class folders"
+    assert kind_of(deep, "run/deep/z.mp4", "/a/run/deep/z.mp4") == deep.removeprefix("run/deep/z.mp4: ")
     assert kind_of("", "k", "") == "no reason given"
 
 

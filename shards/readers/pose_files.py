@@ -3,6 +3,8 @@
 M persons, T frames, V joints.
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -157,7 +159,7 @@ def _read_npz(path: str) -> Pose:
     try:
         with np.load(path, allow_pickle=False) as file:
             content: Mapping[str, np.ndarray] = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz ({error})") from error
     if "keypoint" not in content:
         raise UserError(f"{path}: has no 'keypoint'; it has {', '.join(content) or 'nothing'}")
@@ -201,6 +203,16 @@ class _Places:
         raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
 
 
+def _coco_videos(file: str, one_of_many: bool) -> Sequence[str]:
+    """The videos of a COCO file. One of many that cannot be read is that of the video of its name, for packing to say why."""
+    try:
+        return list(coco_videos(file))
+    except Exception:
+        if not one_of_many:
+            raise
+        return [PurePosixPath(file).stem]
+
+
 def _named(files: Sequence[str], format: str) -> Iterator[tuple[str, str, str]]:
     """(video's path without extension, path, item) of all poses in these files."""
     for file in files:
@@ -212,7 +224,7 @@ def _named(files: Sequence[str], format: str) -> Iterator[tuple[str, str, str]]:
             parents = path.parent.parts
             yield (str(PurePosixPath(*parents[:-1], match[1])) if parents else match[1]), str(path.parent), match[1]
         elif format == "coco" and path.suffix == ".json":
-            for video in coco_videos(file):
+            for video in _coco_videos(file, one_of_many=len(files) > 1):
                 place = path.with_suffix("") if video == path.stem else path.parent / without_extension(video)
                 yield str(place), file, video
         elif format == "npz" and path.suffix == ".npz":

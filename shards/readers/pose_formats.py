@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -182,11 +183,29 @@ def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
         videos.setdefault(name, []).append(image)
 
     def place(image: Mapping[str, Any]) -> tuple[int, int]:
-        frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
         number = image.get("id")
-        return int(frame) if isinstance(frame, int) else 0, number if isinstance(number, int) else 0
+        return _frame_number(image), number if isinstance(number, int) else 0
 
     return {name: sorted(found, key=place) for name, found in videos.items()}
+
+
+def _frame_number(image: Mapping[str, Any]) -> int:
+    frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
+    return frame if isinstance(frame, int) else 0
+
+
+def _numbers_of(images: Sequence[Mapping[str, Any]]) -> tuple[list[int], bool]:
+    """The frame that each image of a video is, and whether these are all its frames.
+
+    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
+    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+    """
+    numbers = [_frame_number(image) for image in images]
+    steps = [after - before for before, after in pairwise(numbers)]
+    if not steps or min(steps) != 1 or max(steps) == 1:
+        return list(range(len(images))), True
+    first = min(numbers[0], 1)
+    return [number - first for number in numbers], False
 
 
 @lru_cache(maxsize=2)
@@ -200,10 +219,11 @@ def _coco_annotations(path: str, _changed: int) -> dict[Any, list[Any]]:
 def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     """{"images": [{"id", "file_name", "width", "height"}], "annotations": [{"image_id", "keypoints": [x, y, v, ...],
     "bbox": [x, y, width, height], "score"}]}: an image per frame. v is 0 (not annotated), 1 or 2, or a score."""
-    images = coco_videos(path)[item]
+    images = coco_videos(path).get(item, [])
     annotations = _coco_annotations(path, _stamp(path))
-    frames = []
-    for number, image in enumerate(images):
+    found: dict[int, list[Person]] = {}
+    numbers, complete = _numbers_of(images)
+    for number, image in zip(numbers, images, strict=True):
         people = []
         for entry in annotations.get(image.get("id"), []):
             where = f"{path}, frame {number} of {item}"
@@ -211,10 +231,11 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
             if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
                 joints_V3 = np.where(joints_V3[:, 2:] > 0, joints_V3, 0)
                 joints_V3[:, 2] = np.minimum(joints_V3[:, 2], 1)
-            people.append(Person(joints_V3, _box(entry.get("bbox")), float(entry.get("score") or 1.0)))
-        frames.append(people)
-    size = _numbers([images[0].get("width"), images[0].get("height")], 2)
-    return FoundPoses(frames, complete=True, size=None if size is None else (int(size[0]), int(size[1])))
+            score = _numbers(entry.get("score"), 1)
+            people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else float(score[0])))
+        found[number] = people
+    size = _numbers([images[0].get("width"), images[0].get("height")], 2) if images else None
+    return FoundPoses(_by_number(found), complete, size=None if size is None else (int(size[0]), int(size[1])))
 
 
 # ---------------------------------------------------------------------------------------------------- OpenPose
@@ -223,7 +244,8 @@ OPENPOSE_NAME = re.compile(r"(.+)_(\d+)_keypoints\.json")
 
 
 def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
-    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0; each {"people":
+    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0 (from 1 where images that are
+    numbered so were read); each {"people":
     [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
     people: dict[int, list[Person]] = {}
     for file in sorted(Path(path).iterdir()):
@@ -235,6 +257,8 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
             Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
             if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
         ]
+    first = 0 if 0 in people else 1
+    people = {number - first: found for number, found in people.items()}
     return FoundPoses(_by_number(people), complete=True, relative=_is_relative(people.values(), path))  # --keypoint_scale 3
 
 

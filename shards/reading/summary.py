@@ -88,11 +88,12 @@ def _by_reason(skipped: list[dict[str, str]]) -> list[LeftOut]:
 
 def kind_of(reason: str, key: str, source: str) -> str:
     """A reason without what is particular to its clip: file and clip names, numbers, what is quoted, the advice at its end."""
-    for name in filter(None, (source, Path(source).name, key)):
+    for name in sorted(filter(None, {source, Path(source).name, key}), key=len, reverse=True):
         reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", reason)
     reason = re.sub(r"^(clip\s*)?[:,]\s*", "", reason.strip())
     reason = re.sub(r"'[^']*'|\"[^\"]*\"", "...", re.split(r"[;\n]", reason)[0])
-    return " ".join(re.sub(r"\d+(\.\d+)?", "N", reason).split()) or "no reason given"
+    reason = re.sub(r"(?<!\S)/\S+", "...", reason)  # another file's path
+    return " ".join(re.sub(r"(?<!mp)\d+(\.\d+)?", "N", reason).split()) or "no reason given"
 
 
 def table(root: Path, summary: Summary) -> str:
