@@ -1,7 +1,7 @@
 """Packs a data set into a folder of shards: plan, work, finish. Interrupted at any moment, `resume` completes it.
 
 The folder holds shard-*.tar, index.npy, skipped.jsonl and, written last, manifest.json. While packing there are also
-`.lock` (one packer per folder) and `.parts` (the plan and one record per finished shard).
+`.lock` (one packer per folder) and `.parts` (the plan, the videos' sizes and one record per finished shard).
 """
 
 import json
@@ -83,7 +83,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
             if (root / MANIFEST_NAME).exists():
                 return _already_packed(root, dataset, plan, options)
             components_of(dataset, options.codec)  # refuses a codec before the folder holds a plan with it
-            start_or_resume(root, plan, options)
+            start_or_resume(root, dataset, plan, options)
             records = _pack_shards(root, dataset, options, progress)
             return _finish(root, dataset, options, plan, records)
     except OSError as error:

@@ -21,6 +21,8 @@ from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
 from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
+VIDEOS_NAME = "videos.json"  # beside the plan: clip -> bytes of its video, to name what changed
+_HASHED = ("annotations", "skeletons", "videos")  # what the plan has a hash of alone
 
 
 def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
@@ -37,8 +39,7 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
-        video_bytes = None if "://" in str(clip.video) else _size(Path(clip.video))
-        videos.update(repr((clip.key, video_bytes)).encode())
+        videos.update(repr((clip.key, _video_bytes(clip))).encode())
         if clip.pose_file is not None:
             skeletons.update(repr((clip.key, content_hash(clip.pose_file.path))).encode())
     return {"dataset": dataset.name, "clips": len(dataset.clips), **coding, "quality": options.coded_quality,
@@ -46,8 +47,11 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
             "videos": videos.hexdigest()}
 
 
-def _size(video: Path) -> int | None:
-    """Bytes of a video, of all its pictures if it is a folder of them; None if there is none."""
+def _video_bytes(clip: ClipAnnotation) -> int | None:
+    """Size of a clip's video, of all its pictures if it is a folder of them; None if there is none, or behind a URL."""
+    if "://" in str(clip.video):
+        return None
+    video = Path(clip.video)
     if video.is_dir():
         return sum(picture.stat().st_size for picture in numbered_pictures(video))
     return file_bytes(video)
@@ -81,7 +85,7 @@ def fingerprint(plan: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -> None:
+def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], options: PackOptions) -> None:
     """Leave the plan in a fresh folder, or compare it with that of the run to resume; UserError if they differ."""
     parts = root / PARTS
     stored = parts / PLAN_NAME
@@ -90,6 +94,7 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
         if others:
             raise UserError(f"{root}: the folder is not empty ({others[0]}); choose another one")
         parts.mkdir(exist_ok=True)
+        write_atomically(parts / VIDEOS_NAME, json.dumps({clip.key: _video_bytes(clip) for clip in dataset.clips}).encode())
         write_atomically(stored, json.dumps(plan).encode())
         return
     if not options.resume:
@@ -101,11 +106,25 @@ def start_or_resume(root: Path, plan: dict[str, object], options: PackOptions) -
         raise UserError(f"{root}: an unfinished packing by another version ({before.get('version')}, this is {PROGRAM}); go on "
                         "with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
-               if before.get(name) != value]
+               if before.get(name) != value and name not in _HASHED]
+    changed += [f"the {name} have changed" for name in _HASHED[:2] if before.get(name) != plan[name]]
+    if before.get("videos") != plan["videos"]:
+        changed.append(_changed_video(parts, dataset))
     if changed:
         raise UserError(f"{root}: cannot resume with other input: {'; '.join(changed)}; give the same input, or delete the "
                         "folder")
     remove_leftovers(root)
+
+
+def _changed_video(parts: Path, dataset: DataSet) -> str:
+    """What happened to the first video whose size is not that of the run to resume."""
+    before = read_object(parts / VIDEOS_NAME) or {}
+    for clip in dataset.clips:
+        now = _video_bytes(clip)
+        if clip.key in before and before[clip.key] != now:
+            was = "was not there" if before[clip.key] is None else f"had {before[clip.key]} bytes"
+            return f"{clip.video} {was}, now it {'is gone' if now is None else f'has {now}'}"
+    return "the videos have changed"
 
 
 def remove_leftovers(root: Path) -> None:
