@@ -33,6 +33,7 @@ from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
+from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.shards.errors import UserError
 
 # ---- the search -----------------------------------------------------------------------------------------------------
@@ -151,11 +152,11 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_errors_about_memory_are_told_from_others() -> None:
-    assert worker.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and worker.is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)
-    assert worker.is_out_of_memory(caught.value)
-    assert not worker.is_out_of_memory(RuntimeError("shapes differ"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_few_clips_are_repeated_to_any_size() -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -227,3 +228,22 @@ def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
 def test_a_step_of_more_batches_than_the_run_has_ends_with_the_run(tiny_shard_folder: Path, tmp_path: Path) -> None:
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=10)
     assert pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=2))["epoch"] == 2
+
+
+def test_missing_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's own errors, as a network or a batch that is too large ends in; other faults stay tracebacks."""
+    def on_gpu(_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore about it")
+
+    for fail, reason in (
+        (lambda _: torch.empty(2**62, dtype=torch.uint8), "(can't allocate memory: you tried to allocate"),
+        (on_gpu, "(CUDA out of memory. Tried to allocate 9 GiB.)"),
+        (lambda _: np.empty(2**62, np.uint8), "(Unable to allocate"),
+    ):
+        monkeypatch.setattr("svdata2vec.training.pretrain.pretrain", fail)
+        assert main(["pretrain", "demo"]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"svdata2vec pretrain: out of memory {reason}") and line.endswith("batch, picture or network")
+    monkeypatch.setattr("svdata2vec.training.pretrain.pretrain", lambda _: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        main(["pretrain", "demo"])

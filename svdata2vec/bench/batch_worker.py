@@ -18,6 +18,7 @@ from svdata2vec.bench.stages import NEVER_ENDING, training_stage
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.training.pretrain import Pretraining
@@ -70,11 +71,6 @@ def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
             "timing": timing, "limit_bytes": limit,
             "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
         }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for PyTorch's errors about missing memory, on a GPU and on a CPU (where it is a plain RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from svdata2vec import __version__
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
-from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.failures import RunFailedError, first_line, is_out_of_memory
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown
 
@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         log.debug("what led to it", exc_info=error)
         return _refuse(name, str(error), status=1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error).rpartition("DefaultCPUAllocator: ")[2]  # before it, a place in PyTorch's source
+        return _refuse(name, f"out of memory ({reason}); take a smaller batch, picture or network", status=1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

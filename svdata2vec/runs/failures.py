@@ -12,3 +12,9 @@ class SaveFailedError(RunFailedError):
 def first_line(error: Exception) -> str:
     """Of an error's text, or its kind where it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for missing memory: Python's and NumPy's error, and those of PyTorch, on a CPU a plain RuntimeError."""
+    texts = ("DefaultCPUAllocator", "out of memory") if isinstance(error, RuntimeError) else ()
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
