@@ -220,6 +220,18 @@ def test_class_names_beside_the_pickle(tmp_path: Path, caplog: pytest.LogCapture
         open_dataset("pyskl", **sources)
 
 
+def test_class_names_of_a_table(tmp_path: Path) -> None:
+    """A list, or a file of them: its name is no class."""
+    (tmp_path / "t.csv").write_text("path,label\na.mp4,0\nb.mp4,1\n")
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbfwalk\r\nrun\x0cor jump\r\n")
+    for classes in (names, str(names), ("walk", "run\x0cor jump")):
+        assert open_dataset("csv", table=tmp_path / "t.csv", classes=classes).classes == ("walk", "run\x0cor jump")
+    for wrong, message in ((("walk", "walk"), "'walk' is listed twice"), (str(tmp_path / "none.txt"), "no such file")):
+        with pytest.raises(UserError, match=message):
+            open_dataset("csv", table=tmp_path / "t.csv", classes=wrong)
+
+
 def test_class_names_in_the_pickle(tmp_path: Path) -> None:
     sources = own_pickle(tmp_path, 0, 1, classes=["walk", "run", "sit"])
     assert open_dataset("pyskl", **sources).classes == ("walk", "run", "sit")

@@ -3,6 +3,7 @@
 What is not a label (empty, -1, a list, a name among numbers) leaves out its own clip.
 """
 
+import io
 import logging
 import math
 from collections import Counter
@@ -157,7 +158,8 @@ def class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(classes, str | Path):
         names, where = tuple(map(spelled, classes)), "class names"
     elif Path(classes).is_file():
-        names, where = tuple(spelled(line.strip()) for line in read_text(classes).splitlines() if line.strip()), str(classes)
+        lines = io.StringIO(read_text(classes), newline=None)  # splitlines would also divide at form feeds and the like
+        names, where = tuple(spelled(line.strip()) for line in lines if line.strip()), str(classes)
     else:
         raise UserError(f"{classes}: no such file; expected the names of the classes, one per line")
     twice = [name for name, count in Counter(names).items() if count > 1]

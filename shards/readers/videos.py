@@ -13,7 +13,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.labels import read_labels
+from svdata2vec.shards.readers.labels import class_names, read_labels
 from svdata2vec.shards.readers.media import video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import read_table, spelled
@@ -73,7 +73,7 @@ def _place(relative: str) -> tuple[str, str]:
 
 
 def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = "coco17",
-                   classes: Sequence[str] | None = None, split_by: str | None = None) -> DataSet:
+                   classes: str | Path | Sequence[str] | None = None, split_by: str | None = None) -> DataSet:
     """Videos listed in a table, without skeletons: for training on RGB alone.
 
     Args:
@@ -83,14 +83,14 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
             Further columns are ignored.
         name: Name of the data set; by default that of the table.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
-        classes: Class names in the order of the labels; by default those that occur, sorted.
+        classes: Class names in the order of the labels, or a file with one per line; by default those that occur, sorted.
         split_by: Make splits train and val instead: random, or random:0.2 with the share of clips for val.
 
     Raises:
         UserError: the table has another header, or no row.
     """
     rows = read_table(table, ("path", "label"))
-    labels = read_labels([row.get("label") for _, row in rows], classes)
+    labels = read_labels([row.get("label") for _, row in rows], None if classes is None else class_names(classes))
     logger.info("%s: %s", table, labels.said)
     videos = [_resolved(row["path"], table) if row["path"] else "" for _, row in rows]
     keys = _keys([video for video in videos if video], str(table))
