@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_factory import clip_parts, write_shards
+from shards_data import annotation, packed, write_pickle, write_video
 from tiny import MODEL
 
 from svdata2vec.cli.commands import COMMANDS
@@ -22,6 +23,7 @@ from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.parts import in_part, split_and_part
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -112,6 +114,24 @@ def test_splits_are_found_or_made(tmp_path: Path, names: tuple[str, ...], expect
     keys = [f"clip{i:03d}" for i in range(12)]
     made = ShardSet.open(shards(tmp_path / "set", 12, 8, {name: keys[i :: len(names)] for i, name in enumerate(names)}))
     assert own.choose_splits(made, own_finetune().data) == expected
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_made_parts_that_share_videos_or_people_are_said(tmp_path: Path, alike: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Five clips, four to train on and one to test on: copies of one video of one person, or nothing of the kind."""
+    (tmp_path / "videos").mkdir()
+    for number in range(5):
+        write_video(tmp_path / "videos" / f"v{number}.mp4", 4, 0 if alike else number)
+    entries = [annotation(f"v{number}", 0, 4, subject=7 if alike else number) for number in range(5)]
+    pickle_path = write_pickle(tmp_path / "set.pkl", entries, {"train": [f"v{number}" for number in range(5)]})
+    packed(open_dataset("pyskl", pickle_path=pickle_path, videos=tmp_path / "videos"), tmp_path)
+    with caplog.at_level("WARNING"):
+        options("finetune", "own", "--data.shards", tmp_path / "packed")
+    if not alike:
+        assert not caplog.text
+        return
+    assert "train[:80%] and train[80%:]: 1 clips in both: v" in caplog.text and "(same bytes); remove one" in caplog.text
+    assert "show the same people (7), so the test" in caplog.text and "--split-by subject" in caplog.text
 
 
 def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:

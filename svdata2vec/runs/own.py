@@ -18,7 +18,10 @@ from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import read_config
 from svdata2vec.runs.published import published_config
+from svdata2vec.runs.validation import performers
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.overlap import overlaps
+from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
 
 TEST_SPLITS = ("test", "val", "valid", "validation")
@@ -46,6 +49,8 @@ def fit(config: Config) -> Config:
     train_split, test_split = choose_splits(shards, config.data)
     rows = shards.rows(train_split)
     data = replace(config.data, train_split=train_split, test_split=test_split)
+    if "[" in train_split:
+        _compare_parts(shards, train_split, test_split)
     parent = None if isinstance(config, PretrainConfig) or config.pretrained is None else config.pretrained
     if parent is not None:
         made = _begun(config) or published_config(read_card(parent), parent)
@@ -102,6 +107,26 @@ def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
     return MADE[0].format(train), MADE[1].format(train)
 
 
+def _compare_parts(shards: ShardSet, train_split: str, test_split: str) -> None:
+    """Warn where parts of a split, which are made by names alone, share videos or people. Reads every clip's description."""
+    if not shards.tars:  # behind a URL
+        return
+    parts = {role: shards.rows(split) for role, split in (("train", train_split), ("test", test_split))}
+    keys = {role: [key.decode() for key in shards.index["key"][rows].tolist()] for role, rows in parts.items()}
+    pictures = {
+        key: ClipMeta.from_bytes(shards.read(row, ["json"])["json"], key).pictures
+        for role, rows in parts.items() for key, row in zip(keys[role], rows.tolist(), strict=True)
+    }
+    for overlap in overlaps(keys, {key: same for key, same in pictures.items() if same}):
+        log.warning("%s: %s and %s: %s; remove one of each and pack again", shards.where, train_split, test_split, overlap)
+    people = {role: set(performers(shards, rows, keys[role]) or ()) for role, rows in parts.items()}
+    if both := sorted(people["train"] & people["test"]):
+        log.warning(
+            "%s: %s and %s show the same people (%s), so the test will not say how well new people are recognised; pack with "
+            "--split-by subject", shards.where, train_split, test_split, ", ".join(both[:5]),
+        )
+
+
 def frames_of(frames_n: np.ndarray) -> int:
     """Frames to sample from clips of these lengths: a third of the median clip's, a multiple of 8 from 8 to 40."""
     if not len(frames_n):
@@ -120,7 +145,8 @@ def batch_and_epochs(clips: int, kind: str, largest: int) -> tuple[int, int]:
 
 def _say(shards: ShardSet, data: DataConfig, run: RunConfig, clips: int) -> None:
     log.info(
-        "%s: training on %d clips (%s), testing on %d (%s); %d frames of %d px, batches of %d, %d epochs",
+        "%s: training on %d clips (%s), testing on %d (%s); %d frames of %d px, batches of %d, %d epochs, where no option says "
+        "otherwise",
         shards.where, clips, data.train_split, len(shards.rows(data.test_split)), data.test_split, data.num_frames, data.size,
         run.batch_size, run.epochs,
     )
