@@ -34,7 +34,7 @@ from svdata2vec.shards.reading.manifest import (
 )
 from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sums import save_head
-from svdata2vec.shards.shown import public
+from svdata2vec.shards.shown import public, shown
 from svdata2vec.shards.times import Times
 
 logger = logging.getLogger(__name__)
@@ -198,6 +198,6 @@ def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) 
                     sum(joined.values()), some)
     if skipped:
         logger.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
-                       skipped[0].reason)
+                       shown(skipped[0].reason))
     for difference in manifest.unlike_published():
         logger.warning("%s", difference)
