@@ -25,6 +25,7 @@ from svdata2vec.shards.errors import UserError
 LARGEST = 10**9  # of a setting that has no limit of its own
 ABOVE_0 = 1e-15  # smallest value of a setting that must not be 0
 LARGEST_SEED = 2**63 - 1
+READ_ALONE = "a file that is read and written down nowhere"  # Annotated[Path, READ_ALONE]: its name need not be UTF-8
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _check(name: str, value: Any, hint: Any, declared: Range | None) -> None:
     """Hold a value to its annotation; `declared`: the range that stands around `hint`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
+    if origin is Annotated and READ_ALONE in parts:
+        _expect(isinstance(value, Path) and "\0" not in str(value), name, value, "a path")
+    elif origin is Annotated:
         _check(name, value, parts[0], next((mark for mark in parts[1:] if isinstance(mark, Range)), declared))
     elif origin in (typing.Union, types.UnionType):
         _check_any(name, value, parts, declared)
@@ -112,7 +115,7 @@ def _check(name: str, value: Any, hint: Any, declared: Range | None) -> None:
     elif hint is bool:
         _expect(isinstance(value, bool), name, value, "true or false")
     elif hint in (str, Path):
-        _expect(isinstance(value, hint) and is_text(value), name, value, "a path" if hint is Path else "a text")
+        _expect(isinstance(value, hint) and is_text(value), name, value, f"a {'path' if hint is Path else 'text'} in UTF-8")
     else:
         raise TypeError(f"{name}: a field of type {hint} cannot be checked; see {__name__}")
 

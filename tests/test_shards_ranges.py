@@ -160,10 +160,10 @@ class Every:
         ({"many": (1, 10)}, "x.many is 10: expected a whole number from 1 to 9"),
         ({"maybe": 0}, "x.maybe is 0: expected a whole number from 1 to 9"),
         ({"both": (1, 4.0)}, "x.both is 4.0: expected a number from 5 to 6"),
-        ({"place": 3}, "x.place is 3: expected a path"),
+        ({"place": 3}, "x.place is 3: expected a path in UTF-8"),
         ({"names": "abc"}, "x.names is 'abc': expected several values"),
-        ({"names": ["a", 1]}, "x.names is 1: expected a text"),
-        ({"files": {"a": 1}}, "x.files is 1: expected a path"),
+        ({"names": ["a", 1]}, "x.names is 1: expected a text in UTF-8"),
+        ({"files": {"a": 1}}, "x.files is 1: expected a path in UTF-8"),
     ],
 )
 def test_messages_name_the_field_and_the_range(change: dict[str, Any], message: str) -> None:

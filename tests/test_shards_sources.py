@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from shards_data import HEIGHT, annotation, block_pose, packed, write_pickle, write_video
 
+from svdata2vec.cli.main import main
 from svdata2vec.shards.annotations import DataSet, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -133,6 +134,15 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert shards.sample(0).meta.source == "gr\ufffd\ufffd.mp4"
     (listed,) = (json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text(encoding="utf-8").splitlines())
     assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
+
+
+def test_classes_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    """They stay apart, and whatever is written of them is UTF-8."""
+    root = tree(tmp_path / "own", *(os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)), "run/a.mp4")
+    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", str(root), "--size", "96", "--workers", "1"]) == 0
+    shards = ShardSet.open(tmp_path / "packed")
+    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run") and shards.manifest.num_clips == 3
+    assert json.loads((tmp_path / "packed" / "summary.json").read_text(encoding="utf-8"))["packed"] == 3
 
 
 def test_an_accent_written_in_two_ways(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Recognising a video file: the same clip as the loader makes, the same scores, and what it says."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -133,6 +135,15 @@ def test_a_video_that_is_cut_short_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "part.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     said = predict(run, tmp_path / "part.mkv", device="cpu")["did"][0]
     assert re.search(r"the file is cut short \(it ends after [12]\.\d+ of 4\.00 s\): what is lost was not seen", said)
+
+
+def test_a_name_that_is_not_utf8(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    odd = tmp_path / os.fsdecode(b"gr\xfc\xdf.mp4")
+    shutil.copy(video, odd)
+    assert main(["predict", str(run), str(odd), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("decoded 15 frames")
+    assert main(["predict", str(run), f"{odd}.none", "--device", "cpu"]) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_a_folder_of_pictures_is_a_video(run: Path, tmp_path: Path) -> None:

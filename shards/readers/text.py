@@ -31,8 +31,9 @@ def read_text(path: str | Path) -> str:
 
 
 def spelled(name: str) -> str:
-    """One spelling of a name: systems write an accent as a part of its letter or after it."""
-    return unicodedata.normalize("NFC", name)
+    """One spelling of a name: systems write an accent as a part of its letter or after it. Bytes that are not UTF-8 become
+    `\\udcfc`, so that names that differ do so still."""
+    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
 def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

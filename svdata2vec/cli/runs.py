@@ -13,7 +13,7 @@ import tyro
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import Device, Heads, Modality, Side
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.ranges import Count, Range, check_fields, check_number
+from svdata2vec.shards.ranges import READ_ALONE, Count, Range, check_fields, check_number
 from svdata2vec.shards.shown import shown_lines
 
 LARGEST_SIDE = 10**6  # of a picture, in pixels
@@ -103,8 +103,8 @@ class PredictOptions:
 
     run: RunFolder
     """Folder of a finetune or probe run with modality rgb."""
-    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
-    """Video file."""
+    video: Annotated[Path, READ_ALONE, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
+    """Video file, or a folder of numbered pictures."""
     box: str | None = None
     """Person box x1,y1,x2,y2 in pixels of the picture; it is grown by a tenth around its centre and made square."""
     poses: Path | None = None

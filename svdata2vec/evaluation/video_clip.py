@@ -16,6 +16,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, make_plan
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.shards.boxes import packed_square, packed_to_source
+from svdata2vec.shards.errors import readable
 from svdata2vec.shards.packing.clip import resize_square
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.video import VideoInfo, VideoReader
@@ -66,7 +67,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
     config = replace(data, crop="boxes").plan(persons=1)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
     meta = ClipMeta(
-        key=video.stem, label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
+        key=readable(video.stem), label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
         packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
     plan = make_plan(

@@ -36,6 +36,7 @@ from tiny_command import command_words  # noqa: E402
 
 from svdata2vec.bench.machine import machine  # noqa: E402
 from svdata2vec.bench.record import save  # noqa: E402
+from svdata2vec.shards.ranges import LARGEST_SEED, Range  # noqa: E402
 
 MOST_ATTEMPTS = 12  # then one may end undisturbed
 PATIENCE_SECONDS = 120
@@ -131,8 +132,8 @@ def loop(work: Work, folder: Path, rounds: int, rng: random.Random) -> dict[str,
 def main() -> int:
     """Run the rounds and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="of every kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--rounds", type=Range(1).parser(int), default=10, help="of every kind")
+    parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="write the record, a JSON file")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
