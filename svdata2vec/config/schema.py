@@ -29,13 +29,13 @@ from svdata2vec.shards.ranges import (
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
-LARGEST_SIZE = 4096  # of a crop's side, in pixels
+SMALLEST_SIZE, LARGEST_SIZE = 32, 4096  # of a crop's side, in pixels
 
 Blocks = Annotated[int, Range(1, 1000)]
 Epochs = Annotated[float, Range(0, LARGEST)]
 Frames = Annotated[int, Range(1, 10_000)]
-Heads = Annotated[int, Range(1, 65_536)]
-Side = Annotated[int, Range(32, LARGEST_SIZE, multiple=32)]  # the video encoder halves the picture five times
+Heads = Annotated[int, Range(1, 16_384)]
+Side = Annotated[int, Range(SMALLEST_SIZE, LARGEST_SIZE, multiple=32)]  # the video encoder halves the picture five times
 BelowOne = Annotated[float, Range(0, 0.999)]
 
 
@@ -73,12 +73,12 @@ class DataConfig:
     without a draw the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
-    threads: Annotated[int | None, Range(1, 1000)] = None
+    threads: Annotated[int | None, Range(1, 256)] = None
     """Decoding threads per process; None = as many as it has cores, up to 16."""
     readers: Annotated[int | None, Range(0, 100)] = None
     """Processes per process that read and plan clips, 0 = a thread does it; None = 0 on a CPU, beside a GPU a quarter of the
     cores, up to 4 (shards in a folder)."""
-    prefetch: Annotated[int, Range(1, 1000)] = 2
+    prefetch: Annotated[int, Range(1, 100)] = 2
     """Batches prepared ahead of the training step."""
     views: Annotated[int, Range(1, 1000)] = 1
     """Frame draws per clip of an evaluation, whose scores are averaged."""
@@ -115,7 +115,7 @@ class DataConfig:
 class ModelConfig:
     """Widths and depths of the networks (svdata2vec/README.md, "Networks")."""
 
-    width: Annotated[int, Range(1, 65_536)] = 256
+    width: Annotated[int, Range(1, 16_384)] = 256
     """Token width (D)."""
     depth: Blocks = 8
     """Encoder blocks (L)."""
@@ -123,12 +123,12 @@ class ModelConfig:
     """Decoder blocks."""
     heads: Heads = 8
     """Attention heads."""
-    mlp_ratio: Annotated[float, Range(ABOVE_0, 1000)] = 4.0
+    mlp_ratio: Annotated[float, Range(ABOVE_0, 100)] = 4.0
     """Hidden width of the MLP, in token widths."""
     # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
     stem_width: Annotated[int, Range(16, 4096, multiple=16)] = 64
     """Channels of the first stage of the video encoder, a multiple of 16; later stages have 2, 4 and 8 times as many."""
-    persons: Annotated[int, Range(1, 1000)] = 2
+    persons: Annotated[int, Range(1, 100)] = 2
     """Persons per clip: more are cut, fewer are filled with zeros (M)."""
     coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint (C)."""
@@ -160,7 +160,7 @@ class MaskConfig:
     """Share of the frames hidden from the student altogether."""
     skeleton_ratio: Share = 0.75
     """Share of the kept frames that show their video without their skeleton."""
-    repeats: Annotated[int, Range(1, 1000)] = 1
+    repeats: Annotated[int, Range(1, 100)] = 1
     """Masks per clip and step, each with a prediction of its own; they share the encoded frames and the teacher's targets."""
     encoded_frames: Annotated[int, Range(0, 10_000)] = 0
     """Frames of a clip that the video encoder sees and its masks choose from; 0 = those that the first mask keeps, which
@@ -308,6 +308,12 @@ class PretrainConfig:
             encoded == 0 or kept <= encoded <= frames,
             f"mask.encoded_frames is {encoded}: expected 0, or {kept} (which mask.video_ratio {ratio} keeps) to "
             f"data.num_frames {frames}",
+        )
+        seen = frames if self.encode == "all_frames" else encoded or kept
+        check(
+            self.run.batch_size * seen * self.data.size > SMALLEST_SIZE,
+            f"run.batch_size is 1 with one encoded frame of data.size {self.data.size}: BatchNorm needs two values per "
+            "channel; raise one of them",
         )
         check(
             1 <= self.target.top_layers <= self.model.depth,
