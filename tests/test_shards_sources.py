@@ -122,6 +122,14 @@ def test_one_name_twice(tmp_path: Path) -> None:
     assert "have the same name; rename or remove one" in reasons(dataset)["a"]
 
 
+def test_a_file_and_links_to_it_are_one_video(tmp_path: Path) -> None:
+    root = tree(tmp_path / "own", "all/a.mp4")
+    (root / "by" / "walk").mkdir(parents=True)
+    (root / "by" / "walk" / "a.mp4").symlink_to(root / "all" / "a.mp4")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
+    assert [clip.video for clip in open_dataset("pyskl", pickle_path=path, videos=root).clips] == [str(root / "all" / "a.mp4")]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     root = tree(tmp_path / "own", "run/a.mp4")

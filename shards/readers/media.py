@@ -1,7 +1,7 @@
 """Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from svdata2vec.shards.annotations import Skipped
@@ -83,6 +83,20 @@ def without_extension(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
 
 
+def identity(video: str) -> str:
+    """The same for two spellings of one file, and for links to it."""
+    try:
+        facts = Path(video).stat()
+    except OSError:  # a URL, or a file that packing will miss
+        return video
+    return f"{facts.st_dev} {facts.st_ino}"
+
+
+def _different(paths: Sequence[str]) -> list[str]:
+    """The paths, sorted; of those that lead to one file the first."""
+    return sorted({identity(path): path for path in sorted(paths, reverse=True)}.values()) if len(paths) > 1 else [*paths]
+
+
 class VideoFolder:
     """The videos below a folder, sub-folders included, by file name or by relative path, both without extension.
 
@@ -109,7 +123,7 @@ class VideoFolder:
     def videos(self) -> Iterator[tuple[str, str]]:
         """(name without extension, path) of every video, by name and path; a name may occur twice."""
         for stem in self.stems():
-            for path in sorted(self._by_stem[stem]):
+            for path in _different(self._by_stem[stem]):
                 yield stem, path
 
     def find(self, *names: str) -> str | None:
@@ -121,9 +135,9 @@ class VideoFolder:
             place = PurePosixPath(name)
             tails = ("/".join((*place.parent.parts[-count:], place.name)) for count in (2, 1))
             paths = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
-            paths = paths or self._by_stem.get(place.name, [])
+            paths = _different(paths or self._by_stem.get(place.name, []))
             if len(paths) > 1:
-                first, second, *_ = sorted(paths)
+                first, second, *_ = paths
                 raise UserError(f"{first} and {second} have the same name; rename or remove one")
             if paths:
                 return paths[0]

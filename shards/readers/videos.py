@@ -14,7 +14,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import class_names, read_labels
-from svdata2vec.shards.readers.media import video_files, without_extension
+from svdata2vec.shards.readers.media import identity, video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import read_table, spelled
 
@@ -103,7 +103,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
             raise UserError(f"{table}, line {line}: the path is empty")
         if isinstance(label, str):
             raise UserError(f"{table}, line {line}: {label}")
-        first = seen.setdefault(_identity(video), line)
+        first = seen.setdefault(identity(video), line)
         if first != line:
             raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
         return ClipAnnotation(keys[video], label, video)
@@ -127,15 +127,6 @@ def _resolved(path: str, table: str | Path) -> str:
     if "://" in str(table):
         return f"{str(table).rpartition('/')[0]}/{path}"
     return os.path.normpath(Path(str(table)).parent / path)
-
-
-def _identity(video: str) -> str:
-    """The same for two spellings of one file, and for links to it."""
-    try:
-        facts = Path(video).stat()
-    except OSError:  # a URL, or a file that packing will miss
-        return video
-    return f"{facts.st_dev} {facts.st_ino}"
 
 
 def _keys(videos: Sequence[str], table: str) -> dict[str, str]:
