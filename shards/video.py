@@ -27,7 +27,7 @@ from svdata2vec.shards.whole import Completeness
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
-_NUMBERED = re.compile(r"(?i)([^.].*?|)(\d+)\.(jpe?g|png)")  # img_00001.jpg; no hidden file
+_NUMBERED = re.compile(r"(?i)(?!\.)(.*\D|)(\d+)\.(jpe?g|png)")  # img_00001.jpg, 12.png; no hidden file
 LEAST_ASPECT = 1 / 4  # of width and height of a pixel: files that state less, or more than 4, state nonsense
 
 
@@ -97,6 +97,8 @@ class VideoReader:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._pictures = numbered_pictures(path) if Path(self.path).is_dir() else []
+        if Path(self.path).is_dir() and not self._pictures:
+            raise UserError(f"{self.path}: a folder without numbered pictures; expected a video")
         self._file = open_bytes(path)
         try:
             self._container = self._open_container()

@@ -12,12 +12,13 @@ import pytest
 from shards_data import annotation, frame_picture, write_pickle, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
-from svdata2vec.shards.video import VideoReader
+from svdata2vec.shards.video import VideoReader, numbered_pictures
 
 FRAMES = 120  # 4 seconds
 
@@ -175,6 +176,21 @@ def test_pixels_become_square(tmp_path: Path, aspect: tuple[int, int], width: in
 
 
 # ---------------------------------------------------------------------------------------------------- videos in pictures
+
+@pytest.mark.parametrize("form", ["{}.jpg", "{:05d}.JPG", "v2_{}.png", "7-{}.jpeg"])
+def test_pictures_are_numbered_in_many_ways(tmp_path: Path, form: str) -> None:
+    """Of 8.jpg to 119.jpg all count, by their whole numbers."""
+    names = [form.format(number) for number in range(8, 120)]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".1.jpg").touch()
+    assert [path.name for path in numbered_pictures(tmp_path)] == names
+
+
+def test_a_folder_without_numbered_pictures_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder without numbered pictures; expected a video"):
+        VideoReader(tmp_path)
+
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_a_folder_of_numbered_pictures_is_a_video(tmp_path: Path, ending: str) -> None:

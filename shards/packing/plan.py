@@ -155,8 +155,8 @@ def components_of(dataset: DataSet, codec: str) -> tuple[str, ...]:
     containers = sorted({container_component(str(clip.video)) for clip in dataset.clips})
     unknown = [name for name in containers if name not in VIDEO_COMPONENTS[1:]]
     if unknown:
-        raise UserError(f"codec copy keeps {', '.join(VIDEO_COMPONENTS[1:])} files, found .{unknown[0]}; "
-                        "use another codec")
+        found = f".{unknown[0]}" if unknown[0] else "a folder of pictures, or a file without an extension"
+        raise UserError(f"codec copy keeps {', '.join(VIDEO_COMPONENTS[1:])} files, found {found}; use another codec")
     return (*containers, *SIDE_COMPONENTS)
 
 
