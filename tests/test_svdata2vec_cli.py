@@ -70,6 +70,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain demo --run.device gpu", "--run.device is 'gpu'; expected one of auto, cpu, cuda"),
         # a value that the options' own checks refuse
         ("pretrain demo --data.size 100", "--data.size is 100: expected a multiple of 32 from 32 to 4096"),
+        ("pretrain demo --mask.video-ratio 0 --mask.skeleton-ratio 0",
+         "--mask.video-ratio 0.0 and --mask.skeleton-ratio 0.0 hide nothing"),
         ("pretrain demo --mask.video-ratio 0.99", "--mask.video-ratio 0.99 keeps none of --data.num-frames 16 frames"),
         ("pretrain demo --target.top-layers 9", "--target.top-layers is 9, --model.depth is 4: expected 1 to --model.depth"),
         ("pretrain demo --model.stem-width 8", "--model.stem-width is 8: expected a multiple of 16 from 16 to 4096"),

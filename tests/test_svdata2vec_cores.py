@@ -57,6 +57,9 @@ def test_quota_of_version_1(machine, quota, expected):
 def test_processes_of_a_launch_share(machine, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert found(machine) == 2
+    for nonsense in ("0", "-2", "x", ""):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", nonsense)
+        assert found(machine) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert found(machine) == 1
 

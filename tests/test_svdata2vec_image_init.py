@@ -89,6 +89,8 @@ WRONG: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "three dimensions": (lambda state: {**state, "bn1.weight": torch.ones(16, 1)}, r"bn1.weight .*\(16, 1\), expected"),
     "whole numbers": (lambda state: {**state, "bn1.weight": torch.ones(16, dtype=torch.int64)}, r"bn1.weight is torch.int64"),
     "NaN": (lambda state: {**state, "bn1.bias": torch.full((16,), torch.nan)}, "bn1.bias holds values that are not finite"),
+    "beyond float32": (lambda state: {**state, "bn1.bias": 1e300 * torch.ones(16).double()}, "bn1.bias holds values that"),
+    "variances": (lambda state: {**state, "bn1.running_var": -torch.ones(16)}, "bn1.running_var holds .* variances below 0"),
 }
 
 

@@ -22,6 +22,7 @@ from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, announced_place
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.finetune import finetune
 
 # Options of other programs that messages and help may name.
 FOREIGN = {"--standalone", "--nproc-per-node", "--help", "--version", "--write_json"}
@@ -120,6 +121,15 @@ def test_an_environment_of_no_launcher(
     assert found in line and line.endswith("start it with torchrun, or `unset WORLD_SIZE`")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert announced_place() == (0, 1)
+
+
+def test_a_rank_alone_hides_no_result(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=1))
+    monkeypatch.setenv("RANK", "1")
+    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert "12 clips of split all" in capsys.readouterr().out
 
 
 def test_the_reference_decoder_on_a_gpu(tiny_shard_folder: Path, tmp_path: Path) -> None:

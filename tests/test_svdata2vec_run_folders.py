@@ -17,6 +17,7 @@ from svdata2vec.bench.record import as_table, compare, load_record
 from svdata2vec.cli.main import main
 from svdata2vec.config.records import faults, read_sealed, sealed
 from svdata2vec.reports.report import read_run, write_report
+from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.folder import read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
@@ -111,17 +112,21 @@ def test_values_of_other_types_are_one_line(name: str, run: Path) -> None:
 
 
 def test_a_report_is_written_or_the_file_is_named(run: Path, tmp_path: Path) -> None:
-    """Of whatever the readers take."""
+    """Of whatever the readers take: all tables, and a few times the whole page."""
     path = run / "result.json"
-    values = read_sealed(path)
+    values = {**read_sealed(path), "network": "best", "epoch": 1, "validation": {"split": "val"}}
     taken = 0
     for place in places(values):
         for wrong in WRONG:
             path.write_text(json.dumps(with_value(values, place, wrong)))
-            if taken < 3 and one_line_or_fine(lambda: read_run(run), path):
-                write_report([run], tmp_path / "report.html")
+            if one_line_or_fine(lambda: read_run(run), path):
+                found = read_run(run)
+                assert found.result is not None
+                assert results(outcomes("run", found.config, found.result)) and class_tables(found.result)
+                if taken < 3:
+                    write_report([run], tmp_path / "report.html")
                 taken += 1
-    assert taken == 3
+    assert taken > 3
 
 
 LINES = [b'{"step": 1, "epo', b"", b"\xff\xfe", b"[]", b"3", b'{"step": "1"}', b'{"step": -1, "epoch": 1}', b"[" * 100_000,

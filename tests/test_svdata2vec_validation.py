@@ -166,6 +166,11 @@ def test_clips_that_are_trained_or_tested_on_choose_nothing(
         choose_clips(protocol, settings(protocol, tmp_path, train, test, val_split=val))
 
 
+def test_a_validation_split_without_validation_is_refused(protocol: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data.val-split is 'cs_val', but nothing is validated; set --eval-every, say 1"):
+        choose_clips(protocol, settings(protocol, tmp_path, "cs_train", "cs_test", every=0, val_split="cs_val"))
+
+
 def test_splits_of_other_classes_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     """Before the training, not by wrong labels behind it."""
     shutil.copytree(tiny_shard_folder, tmp_path / "shards")

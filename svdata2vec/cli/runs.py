@@ -227,8 +227,8 @@ def run_report(options: ReportOptions) -> None:
 
 
 def _is_main() -> bool:
-    """Whether this is the first process, which alone prints."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the first process, which alone prints; a rank alone is left over in a shell."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _print(values: dict[str, Any]) -> None:

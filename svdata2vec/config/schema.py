@@ -305,6 +305,10 @@ class PretrainConfig:
         kept, encoded = int(frames * (1 - ratio)), self.mask.encoded_frames
         check(kept >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
         check(
+            int(kept * (1 - self.mask.skeleton_ratio)) < frames,
+            f"mask.video_ratio {ratio} and mask.skeleton_ratio {self.mask.skeleton_ratio} hide nothing; raise one of them",
+        )
+        check(
             encoded == 0 or kept <= encoded <= frames,
             f"mask.encoded_frames is {encoded}: expected 0, or {kept} (which mask.video_ratio {ratio} keeps) to "
             f"data.num_frames {frames}",

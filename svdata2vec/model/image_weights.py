@@ -79,9 +79,10 @@ def _checked(name: str, given: Tensor, wanted: Tensor) -> Tensor:
             f"{name} is {given.dtype} {tuple(given.shape)}, expected {wanted.dtype} {tuple(wanted.shape)} (model.stem_width "
             "channels in the first stage)"
         )
-    if not given.isfinite().all():
-        raise NotImageWeightsError(f"{name} holds values that are not finite")
-    return given.to(wanted.dtype)
+    given = given.to(wanted.dtype)  # where a large float64 is infinite
+    if not given.isfinite().all() or (name.endswith("running_var") and (given < 0).any()):
+        raise NotImageWeightsError(f"{name} holds values that are not finite, or variances below 0")
+    return given
 
 
 def _some(names: list[str]) -> str:

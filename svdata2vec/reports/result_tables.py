@@ -70,7 +70,7 @@ def _about(found: Sequence[Outcome]) -> str:
     rows = []
     for each in {id(each.result): each for each in found}.values():
         network = each.about("network")
-        if network == "best":
+        if network == "best" and each.result.get("validation"):
             network = f"best on {each.result['validation']['split']}, epoch {each.about('epoch')}"
         rows.append([each.name, *(each.about(field)[:16] for field in fields), network])
     return table(["run", "data set", "test split", "fingerprint", "day", "seed", "network"], rows)

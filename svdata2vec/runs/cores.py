@@ -15,7 +15,13 @@ MOST_READERS = 4  # at about 1 ms per clip, ahead of any decoder
 def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
     """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
     cores = min([len(os.sched_getaffinity(0)), *_quotas(groups, membership)])
-    return max(1, int(cores / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, int(cores / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
+
+
+def announced(name: str, default: int) -> int:
+    """A number that a launcher sets in the environment; the default where there is none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _quotas(groups: Path, membership: Path) -> list[float]:

@@ -149,4 +149,6 @@ def read_result(folder: Path, kind: str) -> dict[str, Any]:
     for figures in (result, result["knn"]) if kind == "probe" else (result,) if kind == "finetune" else ():
         if [len(row) for row in figures["confusion"]] != [classes] * classes:
             raise UserError(f"{path} is damaged: its confusion matrix is not {classes} x {classes}, as its classes are")
+        if any(len(interval) != 2 for interval in (figures.get("intervals") or {}).values()):
+            raise UserError(f"{path} is damaged: an interval is not of two numbers")
     return result

@@ -18,7 +18,7 @@ from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.runs.cores import usable_cores
+from svdata2vec.runs.cores import announced, usable_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -165,7 +165,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        number, count = announced("LOCAL_RANK", 0), torch.cuda.device_count()
         if number >= count:
             raise UserError(f"process {number} of this machine has no GPU of its own, there are {count}; start fewer processes")
         return torch.device("cuda", number)

@@ -49,6 +49,8 @@ def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
     classes = shards.split_classes(data.train_split)
     require_classes(shards, data.test_split, classes, f"split {data.train_split!r}")
     rows = labelled_rows(shards, data.train_split, config.label_fraction, seed)
+    if data.val_split is not None and not config.eval_every:
+        raise UserError(f"--data.val-split is {data.val_split!r}, but nothing is validated; set --eval-every, say 1")
     if not config.eval_every:
         return Clips(rows, None, rows[:0])
     split = data.val_split or shards.own_validation(data.train_split, data.test_split)
