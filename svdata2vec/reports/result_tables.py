@@ -1,6 +1,7 @@
 """The report's tables of results: every run with its intervals, runs that differ only in the seed together, classes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,14 @@ def _about(found: Sequence[Outcome]) -> str:
 
 
 def _over_seeds(found: Sequence[Outcome]) -> str:
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, dict[tuple[int, ...], Outcome]] = {}
     for each in found:
         data = each.about("fingerprint") or each.config.data.shards
         same = repr((each.how.partition(", ")[2], data, _without_seed(each.config)))
-        groups.setdefault(same, []).append(each)
+        groups.setdefault(same, {}).setdefault(_seeds(each.config), each)  # a copy of a run says nothing new
     rows = []
-    for group in groups.values():
-        if len({each.about("seed") or str(each.config.run.seed) for each in group}) < 2:
+    for group in [[*members.values()] for members in groups.values()]:
+        if len(group) < 2:
             continue
         figures = []
         for name in NAMES:
@@ -93,6 +94,15 @@ def _over_seeds(found: Sequence[Outcome]) -> str:
         rows.append([", ".join(each.name for each in group), group[0].how, str(len(group)), *figures])
     text = "Mean of runs that differ only in their seeds, with its 95 % interval by Student's t"
     return table(["runs", "start", "seeds", *NAMES.values()], rows) + note(text) if rows else ""
+
+
+def _seeds(config: Settings, ancestors: int = MOST_ANCESTORS) -> tuple[int, ...]:
+    """Of a run, and of those that it started from as far as they can be read."""
+    source: Path | None = getattr(config, "pretrained", None)
+    if source is not None and ancestors:
+        with suppress(UserError, OSError):
+            return (config.run.seed, *_seeds(read_config(source), ancestors - 1))
+    return (config.run.seed,)
 
 
 def _without_seed(config: Settings, ancestors: int = MOST_ANCESTORS) -> dict[str, Any]:
