@@ -197,7 +197,7 @@ class Producer:
         log.warning("skipping clip %s of %s: %s", key, shard, reason)
         if skipped > most_unusable(self.order, read, self.max_bad_rate):
             raise UserError(
-                f"{skipped} of {read} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
+                f"{skipped} of {max(skipped, read)} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
                 f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise data.max_bad_rate"
             )
 

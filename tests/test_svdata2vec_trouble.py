@@ -215,7 +215,7 @@ def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
 ) -> None:
     """Three batches per epoch, two per step: the first of five steps takes the one that is over."""
     ended: list[int] = []
-    monkeypatch.setattr(Pretraining, "epoch_end", lambda run, epoch: ended.append(epoch) or {})
+    monkeypatch.setattr(Pretraining, "epoch_end", lambda run, epoch, before: ended.append(epoch) or {})
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=2)
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=3))
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -225,9 +225,12 @@ def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
     assert ended == [1, 2, 3]
 
 
-def test_a_step_of_more_batches_than_the_run_has_ends_with_the_run(tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_a_step_of_more_batches_than_the_run_has_ends_with_the_run(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=10)
     assert pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=2))["epoch"] == 2
+    assert "the run's only step has rate 0, nothing is learned" in caplog.text
 
 
 def test_missing_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

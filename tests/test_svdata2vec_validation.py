@@ -228,6 +228,16 @@ def test_the_last_epoch_is_validated_too(
     assert caplog.text.count(" val_top1 ") == 2, "and it is said"
 
 
+def test_steps_of_several_epochs_miss_no_validation(protocol: ShardSet, tmp_path: Path) -> None:
+    """As with few labels: steps end at epochs 1/3, 2, 3 2/3 ..., and none at a multiple of three."""
+    config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=3)
+    config = replace(config, optim=replace(config.optim, accumulate=5), run=replace(config.run, epochs=7))
+    finetune(config)
+    records = read_metrics(config.run.out / "metrics.jsonl")
+    assert [row["epoch"] for row in records] == pytest.approx([1 / 3, 2, 11 / 3, 16 / 3, 7])
+    assert [row["epoch"] for row in records if "val_top1" in row] == pytest.approx([11 / 3, 7])
+
+
 def test_without_validation_the_last_network_is_tested(protocol: ShardSet, tmp_path: Path) -> None:
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=0)
     result = finetune(config)

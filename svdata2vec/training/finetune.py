@@ -65,10 +65,11 @@ class Finetuning(TrainingRun):
         self.runtime.share_buffers(self.model)
         return score(self.model, loader, self.runtime)
 
-    def epoch_end(self, epoch: int) -> dict[str, float]:
+    def epoch_end(self, epoch: int, before: int) -> dict[str, float]:
         """Every `eval_every` epochs, and at the end: validate, and publish the network in `best` if it is the best so far."""
         config = self.config
-        if self.val_loader is None or (epoch % config.eval_every and epoch < config.run.epochs):
+        due = self.val_loader is not None and epoch // config.eval_every > before // config.eval_every
+        if self.val_loader is None or not (due or epoch == config.run.epochs):
             return {}
         metrics = self.evaluate(self.val_loader)
         name = f"best_val_{config.data.metric}"

@@ -79,8 +79,11 @@ class TrainingRun:
         """What the run is going to do, in lines for the log."""
         return self.stepper.plan()
 
-    def epoch_end(self, epoch: int) -> dict[str, float]:
-        """What happens after each epoch; returns values for the log's next record."""
+    def epoch_end(self, epoch: int, before: int) -> dict[str, float]:
+        """What happens at the end of an epoch; `before`: the one that ended before it, as a step may pass several.
+
+        Returns values for the log's next record.
+        """
         return {}
 
     def watch(self, record: dict[str, float]) -> None:
@@ -120,8 +123,8 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
             stepper.epochs = run.loader.epochs_passed
             done = stepper.step == stepper.total_steps
             if done or stepper.epochs_done > epochs_done:
-                epochs_done = stepper.run.epochs if done else stepper.epochs_done
-                stepper.news.update(run.epoch_end(epochs_done))
+                before, epochs_done = epochs_done, stepper.run.epochs if done else stepper.epochs_done
+                stepper.news.update(run.epoch_end(epochs_done, before))
             if done or stepper.step % stepper.run.log_every == 0:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
@@ -148,6 +151,8 @@ def warn_of_rates(run: TrainingRun) -> None:
             "optim.lr %g belongs to %d clips per step, this run has %d; scale it with --optim.base-lr %g, or keep it with "
             "--optim.lr-batch %d", given.lr, given.lr_batch, clips, given.lr * 256 / given.lr_batch, clips,
         )
+    if run.stepper.total_steps == 1 and used.warmup_epochs:
+        log.warning("the run's only step has rate 0, nothing is learned; set more --run.epochs or a smaller --run.batch-size")
     if not given.warmup_share and given.warmup_epochs != used.warmup_epochs:
         text = "optim.warmup_epochs %g is not below run.epochs %d: the warm-up takes %g epochs; set --optim.warmup-share"
         log.warning(text, given.warmup_epochs, run.config.run.epochs, used.warmup_epochs)
