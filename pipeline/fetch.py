@@ -12,6 +12,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -82,7 +83,7 @@ class ClipFetcher:
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
-        except TarError:
+        except (TarError, WriteFailedError):  # of the cache: the clip is as good as ever
             raise
         except (OSError, ValueError, OverflowError) as error:
             self.shards.check_shard(shard)

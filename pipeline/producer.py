@@ -184,7 +184,7 @@ class Producer:
                     self._record_bad(row, str(error))
                 continue
             return clip
-        raise BadClipError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
+        raise UserError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
 
     def _record_bad(self, row: int, reason: str) -> None:
         """Log and count one clip. Raises UserError above the rate."""

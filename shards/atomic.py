@@ -24,6 +24,9 @@ class WriteFailedError(OSError):
         super().__init__(error.errno, error.strerror or str(error))
         self.path = path
 
+    def __reduce__(self) -> tuple[type, tuple[Path, OSError]]:
+        return type(self), (self.path, OSError(self.errno, self.strerror))  # out of a worker process
+
     def __str__(self) -> str:
         return f"{self.path} could not be written: {self.strerror}"
 

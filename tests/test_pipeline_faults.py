@@ -152,8 +152,10 @@ def test_too_many_damaged_clips_end_the_run(shards):
         run(shards, max_bad_rate=1.5)
     for row in range(12):
         damage(shards, row, "json")
-    with pytest.raises(ValueError, match=r"(\d+) of \1 clips are unusable|replacements are unusable too"):
+    with pytest.raises(UserError, match=r"(\d+) of \1 clips are unusable"):
         run(shards)
+    with pytest.raises(UserError, match="replacements are unusable too"):
+        run(shards, max_bad_rate=1.0)
 
 
 @pytest.mark.parametrize("gone", [True, False])

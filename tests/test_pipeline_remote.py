@@ -20,6 +20,8 @@ from pipeline_factory import shard_set
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.shards import atomic
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.reading.rangecache import RangeCache
@@ -48,6 +50,24 @@ def url(local) -> str:
 def batches(shards: ShardSet, **options) -> list:
     with ClipLoader(shards, "all", PLAN, batch_size=4, train=True, **options) as loader:
         return list(loader)
+
+
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_full_disk_of_the_cache_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch):
+    """It ends the run with the cache's path: no clip is replaced by another one, no request is made again."""
+    remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
+    name_of = atomic.temporary_name
+
+    def on_a_full_disk(path: Path) -> Path:
+        link = name_of(path)
+        link.symlink_to("/dev/full")
+        return link
+
+    monkeypatch.setattr(atomic, "temporary_name", on_a_full_disk)
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", ())
+    with pytest.raises(WriteFailedError, match=rf"^{tmp_path}/.*shard-.* could not be written: No space left on device$"):
+        batches(remote, max_bad_rate=1.0)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])

@@ -3,6 +3,7 @@
 A process that may write files of a few bytes only (RLIMIT_FSIZE) meets at byte N what it meets on a full disk.
 """
 
+import pickle
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -125,3 +126,9 @@ def test_an_export_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1] == f"svdata2vec export: {tmp_path / 'model.pt2'} could not be written: File too large"
     assert list(tmp_path.iterdir()) == [run]
+
+
+def test_the_error_comes_out_of_a_worker_process_as_it_went_in() -> None:
+    error = WriteFailedError(Path("a/b"), OSError(28, "No space left on device"))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is WriteFailedError and str(again) == str(error) and again.errno == 28 and again.path == Path("a/b")

@@ -220,9 +220,11 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
               "parts": [asdict(outcome) for outcome in outcomes]}
-    (options.out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
     text = table(outcomes, where)
-    (options.out / "gpu_check.txt").write_text(text)
+    for name, content in (("gpu_check.json", json.dumps(record, indent=1) + "\n"), ("gpu_check.txt", text)):
+        temporary = options.out / f"{name}.tmp"  # readers see the old file or the whole new one
+        temporary.write_text(content)
+        temporary.replace(options.out / name)
     print(text, end="")
     return exit_status(outcomes)
 

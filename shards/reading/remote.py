@@ -5,6 +5,7 @@ nothing is read that is not used. With fetch="shards" whole tars are fetched ahe
 without ranges or slow to answer, and where the cache holds the whole data set.
 """
 
+import errno
 import functools
 import hashlib
 import logging
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
 
 DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of the cache, not of the store
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
 READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
 Fetch = Literal["clips", "shards"]
@@ -163,6 +165,7 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
 
 def _try(request: Callable[[], Any], name: str) -> Any:
     """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
+    A full disk here passes.
 
     Stores raise what their libraries raise, not only OSError: aiohttp's broken transfers, botocore's time-outs.
     """
@@ -170,6 +173,8 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         try:
             return request()
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
             if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError)):
                 raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
             log.warning("%s: %s; trying again in %.1f s", name, public(str(error)), wait_seconds)

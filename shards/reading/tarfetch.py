@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
@@ -53,9 +54,11 @@ class TarFetcher:
                 self._start(shard)
 
     def path(self, shard: int) -> Path:
-        """The local file of a tar, after waiting for it if need be. Raises TarError if it cannot be fetched."""
+        """The local file of a tar, after waiting for it if need be. Raises TarError or, of the cache, WriteFailedError."""
         while not self._is_here(shard):
             error = self._start(shard).exception()  # waits
+            if isinstance(error, WriteFailedError):
+                raise error
             if error is not None:
                 raise TarError(str(error)) from error
         self._cache.hits += 1

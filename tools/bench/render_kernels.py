@@ -18,6 +18,8 @@ from kernel_passes import BLOCK_OPS, trunk_gigabytes
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from svdata2vec.shards.atomic import write_atomically
+
 RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python tools/bench/bench_kernels.py && python tools/bench/render_kernels.py"
 OURS = ("triton", "op on the CPU")
@@ -210,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = parser.parse_args(arguments).folder
     pages = "\n".join(section(kind, folder) for kind in ("cuda", "cpu"))
     page = f"# Benchmark of the kernels\n\nMade by `{COMMAND}` from the JSON files beside it.\n\n{fusions()}\n{pages}"
-    (folder / "kernels.md").write_text(page)
+    write_atomically(folder / "kernels.md", page.encode())
     print(f"wrote {folder / 'kernels.md'}")
     return 0
 

@@ -20,6 +20,8 @@ from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import bench_run, encodings, geometry, gpu_check, gpu_exploration, index, loader, training_step
 from results_trust import fuzz, kill_loop
 
+from svdata2vec.shards.atomic import write_atomically
+
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent
 PAGES = ("README.md", "tools/results/README.md")
@@ -86,7 +88,7 @@ def main() -> None:
     if options.check and stale:
         sys.exit(f"{' and '.join(stale)}: not what the records in tools/results/ say; run: {COMMAND}")
     for page in stale:
-        (ROOT / page).write_text(after[page])
+        write_atomically(ROOT / page, after[page].encode())
 
 
 if __name__ == "__main__":
