@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under another name, flushed to the disk, renamed."""
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+DEVICES = Path("/dev")
 
 
 def temporary_name(path: Path) -> Path:
@@ -52,6 +55,8 @@ def renamed(path: Path) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         with naming(path):
+            if path.absolute().parent == DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
+                raise OSError(errno.EINVAL, "a device or pipe, which a file would replace")
             yield temporary
             temporary.replace(path)
     finally:

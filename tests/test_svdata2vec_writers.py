@@ -3,6 +3,7 @@
 A process that may write files of a few bytes only (RLIMIT_FSIZE) meets at byte N what it meets on a full disk.
 """
 
+import os
 import pickle
 import resource
 import signal
@@ -132,3 +133,13 @@ def test_the_error_comes_out_of_a_worker_process_as_it_went_in() -> None:
     error = WriteFailedError(Path("a/b"), OSError(28, "No space left on device"))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is WriteFailedError and str(again) == str(error) and again.errno == 28 and again.path == Path("a/b")
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    """To rename a file to /dev/null would be to lose /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/no-such-device")):
+        with pytest.raises(WriteFailedError, match=f"^{path} could not be written: a device or pipe"):
+            write_atomically(path, b"x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and not Path("/dev/no-such-device").exists()
