@@ -120,6 +120,8 @@ def test_a_finished_run_is_the_same_whatever_does_not_decide_its_figures(tiny_sh
     assert is_finished(dataclasses.replace(config, launch="graph", run=run, data=data))
     with pytest.raises(UserError, match=r"with other settings \(run.epochs 1 -> 2\)"):
         is_finished(dataclasses.replace(config, run=dataclasses.replace(run, epochs=2)))
+    with pytest.raises(UserError, match=r"with other settings \(optim.lr_batch 128 -> 16\)"):  # clips per step, perhaps
+        is_finished(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr_batch=16)))
 
 
 def test_every_setting_that_may_change_exists() -> None:

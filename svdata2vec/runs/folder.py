@@ -43,13 +43,13 @@ RESULTS: dict[str, Any] = {
 TECHNICAL = (
     "data.threads", "data.readers", "data.prefetch", "data.max_bad_rate", "data.check_hashes", "data.remote_",
     "model.impl", "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.compile",
-    "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps", "optim.lr_batch",
+    "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps",
     "launch", "collapse_records", "out", "device",
 )
 # Further ones that a run may go on with: they leave the weights as they are, ...
 EVALUATION = ("data.shards", "data.test_split")
 # ... or the run's card tells of the change. Everything else is as it was at the start.
-ADJUSTABLE = ("data.decoder", "run.batch_size", "optim.accumulate", "run.epochs", "run.precision")
+ADJUSTABLE = ("data.decoder", "run.batch_size", "optim.accumulate", "optim.lr_batch", "run.epochs", "run.precision")
 
 
 @contextmanager
