@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Affine = NDArray[np.float64]  # (2, 3)
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
+SMALLEST_SCALE = 1 / 3  # packed pixels per output pixel of a window that OpenCV's `resize` takes (`resampling.py`)
 
 
 def scale_and_shift(scale_x: float, scale_y: float, shift_x: float, shift_y: float) -> Affine:
@@ -65,4 +67,18 @@ def source_window(output_to_source: Affine, size: int, width: int, height: int) 
     low, high = corners.min(0) - 0.5, corners.max(0) - 0.5  # pixel indices of the outermost sampling points
     x1, y1 = (int(np.clip(np.floor(v) - 1, 0, n - 1)) for v, n in zip(low, (width, height), strict=True))
     x2, y2 = (int(np.clip(np.floor(v) + 3, o + 1, n)) for v, o, n in zip(high, (x1, y1), (width, height), strict=True))
+    return x1, y1, x2, y2
+
+
+def whole_window(output_to_packed: Affine, size: int) -> Window | None:
+    """The window that the output shows, if it lies on whole pixels and is at most three times smaller; else None.
+
+    More than one row of pixels would lie between a smaller one and its neighbours.
+    """
+    scale_xy, low_xy = output_to_packed[[0, 1], [0, 1]], output_to_packed[:, 2]
+    ends = np.sort(np.stack([low_xy, low_xy + size * scale_xy]), axis=0)
+    whole = np.rint(ends)
+    if np.abs(ends - whole).max() > 1e-6 or np.abs(scale_xy).min() <= SMALLEST_SCALE or scale_xy[1] < 0:
+        return None
+    (x1, y1), (x2, y2) = whole.astype(int).tolist()
     return x1, y1, x2, y2

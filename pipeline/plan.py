@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment, Shares, draw_pixel_augment
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.resampling import SMALLEST_SCALE
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window, spread_frames
 from svdata2vec.shards.boxes import (
     CROP_SCORES,
@@ -183,7 +182,7 @@ def on_whole_pixels(output_to_source: affine.Affine, meta: ClipMeta, size: int) 
     """
     window = affine.compose(affine.invert(meta.packed_to_source), output_to_source)
     start_xy, length_xy = np.rint(window[:, 2]), np.rint(size * np.diag(window))
-    if np.abs(length_xy).min() <= size * SMALLEST_SCALE:
+    if np.abs(length_xy).min() <= size * affine.SMALLEST_SCALE:
         return output_to_source
     return affine.compose(meta.packed_to_source, affine.scale_and_shift(*length_xy / size, *start_xy))
 

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
 
-Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
-SMALLEST_SCALE = 1 / 3  # packed pixels per output pixel of what `resize` takes
-
 
 class Resampler:
     """Output pixels of one clip out of its packed pictures, within one grey level of exact arithmetic.
@@ -26,9 +23,9 @@ class Resampler:
         self.size, self._map = size, output_to_packed
         self._mirrored = output_to_packed[0, 0] < 0
         self._enlarged = np.abs(output_to_packed[[0, 1], [0, 1]]).min() < 1
-        self._window = whole_window(output_to_packed, size)
+        self._window = affine.whole_window(output_to_packed, size)
 
-    def touched(self, width: int, height: int) -> Window:
+    def touched(self, width: int, height: int) -> affine.Window:
         """What is sampled of a width x height picture: nothing else need be decoded. At least one pixel wide and high."""
         return affine.source_window(self._map, self.size, width, height)
 
@@ -67,21 +64,7 @@ def _warp_edges(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_SS
     _warp(picture_HW3, far_x, out_SS3[:, last:])
 
 
-def whole_window(output_to_packed: affine.Affine, size: int) -> Window | None:
-    """The window that the output shows, if it lies on whole pixels and is at most three times smaller; else None.
-
-    More than one row of pixels would lie between a smaller one and its neighbours.
-    """
-    scale_xy, low_xy = output_to_packed[[0, 1], [0, 1]], output_to_packed[:, 2]
-    ends = np.sort(np.stack([low_xy, low_xy + size * scale_xy]), axis=0)
-    whole = np.rint(ends)
-    if np.abs(ends - whole).max() > 1e-6 or np.abs(scale_xy).min() <= SMALLEST_SCALE or scale_xy[1] < 0:
-        return None
-    (x1, y1), (x2, y2) = whole.astype(int).tolist()
-    return x1, y1, x2, y2
-
-
-def cut_out(picture_HW3: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
+def cut_out(picture_HW3: NDArray[np.uint8], window: affine.Window) -> NDArray[np.uint8]:
     """A window of a picture, without a copy where it lies inside; what lies outside is black."""
     x1, y1, x2, y2 = window
     inside = picture_HW3[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]

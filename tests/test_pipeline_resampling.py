@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pipeline_factory import picture
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.affine import whole_window
 from svdata2vec.pipeline.plan import on_whole_pixels
 from svdata2vec.pipeline.reference import resample
-from svdata2vec.pipeline.resampling import Resampler, whole_window
+from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.reading.sample import ClipMeta
 
 SIZE = 48
