@@ -21,7 +21,7 @@ Config = TypeVar("Config", bound=PretrainConfig | FinetuneConfig)
 
 # In place of an end: what the data or other settings at this end exclude, and what would take gigabytes or minutes.
 LOW = {
-    "model.coordinates": 2, "model.mlp_ratio": 1.0, "run.batch_size": 2,
+    "model.coordinates": 2, "model.mlp_ratio": 1.0, "mask.skeleton_ratio": 0.5, "run.batch_size": 2,
 }
 HIGH = {
     "data.num_frames": 16, "data.size": 64, "data.threads": 3, "data.readers": 1, "data.prefetch": 20, "data.views": 3,
