@@ -123,6 +123,19 @@ def geometry(record: Record) -> str:
     return table(header, rows) + f"\n{record['threads']} threads. {measured(record)}\n"
 
 
+def host(record: Record) -> str:
+    """What a clip costs the host beside a GPU, with nothing decoded."""
+    rows = [
+        [str(row["batch_size"]), str(row["readers"] or "a thread"), f"{row['ms_per_clip']:.2f}",
+         f"{row['q20']:.2f} to {row['q80']:.2f}", *(f"{value:.2f}" for value in row["parts"].values()),
+         f"{row['reader_ms_per_clip']:.2f}" if row["readers"] else ""]
+        for row in record["rows"]
+    ]
+    header = ["batch", "reader processes", "training process, ms per clip", "20 to 80 %", *record["rows"][0]["parts"],
+              "in readers"]
+    return table(header, rows) + f"\nProcessor time; nothing is decoded. {measured(record)}\n"
+
+
 def index(record: Record) -> str:
     """What a very long index costs a process."""
     rows = [
