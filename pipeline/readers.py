@@ -85,7 +85,8 @@ class ProcessReaders:
             if not self._processes:
                 self._start()
             for number, step in enumerate(steps):
-                process, slab = self._processes[number % self._count], self._free.popleft()
+                # The slab that was given back last: no more memory is touched than is in use, and it may still be in a cache.
+                process, slab = self._processes[number % self._count], self._free.pop()
                 process.send(Request(step.rows, step.epoch, step.views, slab))
                 pending.append((step, slab, process))
                 if len(pending) == self._count:
