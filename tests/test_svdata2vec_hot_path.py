@@ -20,7 +20,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.model.teacher import Teacher, ema_decay
+from svdata2vec.model.teacher import ema_decay
 from svdata2vec.runs.data import require_joints
 from svdata2vec.runs.metrics_log import Averages
 from svdata2vec.runs.runtime import Runtime
@@ -29,7 +29,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.mixup import draw_mixture
 from svdata2vec.training.optim import build_optimizer, clip_gradients, set_learning_rate
-from svdata2vec.training.pretrain import forward
+from svdata2vec.training.pretrain import forward, make_teacher
 from svdata2vec.training.stepper import Statistics
 
 CONFIG = PretrainConfig(data=DataConfig(num_frames=8, size=32), model=MODEL, target=TargetConfig(top_layers=2))
@@ -48,14 +48,19 @@ def without_values(network: nn.Module) -> None:
                 table[name] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if trained else fake
 
 
+CONTROLS = {"joints": {"kind": "joints"}, "rgb": {"teacher": "encoder", "teacher_input": "rgb", "scored": "video"}}
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("encode_all", [False, True], ids=["kept frames", "all frames"])
-def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, encode_all: bool, repeats: int) -> None:
+@pytest.mark.parametrize("way", ["kept_frames", "all_frames", *CONTROLS])
+def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, way: str, repeats: int) -> None:
     """On a GPU each value that the host reads is a wait. Fake tensors refuse to be read, and count as on a GPU here."""
     monkeypatch.setattr(functional, "require_kept_frames", lambda *_: None)  # reads tensors in main memory only
-    student = SVData2Vec(replace(CONFIG, encode="all_frames" if encode_all else "kept_frames"), JOINTS)
+    config = replace(CONFIG, encode="all_frames" if way == "all_frames" else "kept_frames")
+    config = replace(config, target=replace(config.target, **CONTROLS.get(way, {})))
+    student = SVData2Vec(config, JOINTS)
     use_channels_last(student)
-    teacher = Teacher(student.encoder.blocks)
+    teacher = make_teacher(student.encoder, config.target)
     keys = [f"clip{i}" for i in range(CLIPS)]
     drawn = draw_masks(keys, FRAMES, 0.5, 0.5, seed=0, epoch=0, repeats=repeats, encoded_frames=FRAMES if repeats > 1 else 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -68,11 +73,11 @@ def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, enco
         for step in range(2):
             set_learning_rate(optimizer, 1e-3)
             statistics.keep()
-            output = forward(student, teacher, video, joints, masks, CONFIG)
+            output = forward(student, teacher, video, joints, masks, config)
             output.loss.backward()
             averages.add({"loss": output.loss, "target_std": output.target_std})
             finish_step(optimizer, statistics, averages)
-            teacher.update(student.encoder.blocks, ema_decay(EmaConfig(), step, 10) or 1.0)
+            teacher.follow(student.encoder, ema_decay(EmaConfig(), step, 10) or 1.0)
         with pytest.raises(DataDependentOutputException):
             output.loss.item()
 

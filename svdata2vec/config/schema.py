@@ -184,10 +184,25 @@ class TargetConfig:
     """Take the blocks' MLP outputs instead of the blocks' outputs."""
     teacher_input: Literal["skeleton", "rgb", "both"] = "skeleton"
     """What the teacher reads: all skeleton tokens, all video tokens, or the mean of both (the last two need
-    encode=all_frames)."""
+    encode=all_frames, or teacher=encoder)."""
+    teacher: Literal["blocks", "encoder"] = "blocks"
+    """What the teacher is an average of: the encoder's blocks, which read the student's own tokens, or beyond the paper the
+    whole encoder with its embeddings. With ema.start 1 and ema.end 1 it stays as it was drawn."""
+    scored: Literal["skeleton", "video"] = "skeleton"
+    """Frames that are predicted: those whose skeleton the student does not see, or beyond the paper those whose video it does
+    not see."""
+    kind: Literal["latents", "joints"] = "latents"
+    """What is predicted: the teacher's latents, or beyond the paper the joints themselves, with no teacher at all."""
+    shuffle_skeletons: bool = False
+    """Beyond the paper: give every clip the skeletons of another one of its batch, which say nothing about its video."""
 
     def __post_init__(self) -> None:
         check_fields(self, "target.")
+
+    @property
+    def student_tokens(self) -> Literal["skeleton", "rgb", "both"]:
+        """Of which kind the student's own tokens are that the teacher reads; a teacher that embeds them itself reads none."""
+        return self.teacher_input if (self.kind, self.teacher) == ("latents", "blocks") else "skeleton"
 
 
 @dataclass(frozen=True)
@@ -324,8 +339,12 @@ class PretrainConfig:
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
         )
         check(
-            self.target.teacher_input == "skeleton" or self.encode == "all_frames",
+            self.target.student_tokens == "skeleton" or self.encode == "all_frames",
             f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
+        )
+        check(
+            self.run.batch_size > 1 or not self.target.shuffle_skeletons,
+            "run.batch_size is 1 with target.shuffle_skeletons: a clip gets the skeletons of another one of its batch",
         )
 
 

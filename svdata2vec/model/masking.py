@@ -70,6 +70,12 @@ class Masks:
         """R, masks per clip."""
         return self.keep_NK.shape[0] // self.encoded_BE.shape[0]
 
+    @property
+    def frames_without_video(self) -> Tensor:
+        """bool, True = the student does not see the frame's video, nor its skeleton."""
+        shown_NK = torch.zeros_like(self.skeleton_hidden_NK)
+        return scored_frames(self.keep_NK, shown_NK, self.scored_NT.shape[1])
+
     def to(self, device: torch.device) -> "Masks":
         return Masks(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 

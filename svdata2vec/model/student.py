@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Puts mask tokens back in temporal order and predicts the targets of all frames."""
 
-    def __init__(self, config: ModelConfig, num_frames: int) -> None:
+    def __init__(self, config: ModelConfig, num_frames: int, outputs: int | None = None) -> None:
         super().__init__()
         self.impl = config.impl
         self.embed = nn.Linear(config.width, config.width)
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(config.width)
-        self.pred = nn.Linear(config.width, config.width)
+        self.pred = nn.Linear(config.width, outputs or config.width)
         self.apply(initialise_transformer)
 
     def forward(self, encoded_NKD: Tensor, keep_NK: Tensor) -> Tensor:
@@ -132,9 +132,10 @@ class SVData2Vec(nn.Module):
     def __init__(self, config: PretrainConfig, num_joints: int) -> None:
         super().__init__()
         self.encoder = Encoder(config.model, config.data.num_frames, num_joints)
-        self.decoder = Decoder(config.model, config.data.num_frames)
+        joints = config.model.persons * config.model.coordinates * num_joints if config.target.kind == "joints" else None
+        self.decoder = Decoder(config.model, config.data.num_frames, joints)
         self.all_frames = config.encode == "all_frames"
-        self.teacher_input = config.target.teacher_input
+        self.teacher_input = config.target.student_tokens
         self.impl = config.model.impl
 
     def forward(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:

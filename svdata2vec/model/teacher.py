@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import EmaConfig, TargetConfig
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
+from svdata2vec.model.student import Encoder
 from svdata2vec.model.transformer import Block
 
 
@@ -29,6 +30,10 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode: no dropout, no stochastic depth in the targets."""
         return super().train(False)
+
+    def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Tensor, joints_BMTVC: Tensor) -> Tensor:
+        """What the teacher reads (B, T, D): the student's embedded tokens. Others may embed video and joints themselves."""
+        return student_tokens_BTD
 
     @torch.no_grad()
     def forward(self, tokens_BTD: Tensor, target: TargetConfig, impl: Impl = "auto") -> Tensor:
@@ -48,6 +53,10 @@ class Teacher(nn.Module):
             normalise_average=target.normalise_average,
             impl=impl,
         )
+
+    def follow(self, encoder: Encoder, decay: float) -> None:
+        """Take a step towards the student's encoder (`decay` in 0..1)."""
+        self.update(encoder.blocks, decay)
 
     @torch.no_grad()
     def update(self, student_blocks: nn.ModuleList, decay: float) -> None:

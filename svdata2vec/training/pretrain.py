@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import EmaConfig, PretrainConfig
+from svdata2vec.config.schema import EmaConfig, PretrainConfig, TargetConfig
 from svdata2vec.kernels.functional import masked_mse
+from svdata2vec.model.controls import EncoderTeacher, joint_loss, joint_targets
 from svdata2vec.model.masking import Masks, draw_masks
-from svdata2vec.model.student import SVData2Vec
+from svdata2vec.model.student import Encoder, SVData2Vec
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -23,6 +24,7 @@ from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.shards.errors import UserError
 from svdata2vec.training.collapse import SPREADS, CollapseGuard
 from svdata2vec.training.graph import CapturedPass, require_graph
 from svdata2vec.training.loop import TrainingRun, train
@@ -43,13 +45,24 @@ def forward(
     """Masked prediction of the teacher's latents (the paper, section 3).
 
     The student sees K video tokens, some with their skeleton; the teacher sees the whole skeleton; the loss is taken where
-    the skeleton is hidden from the student.
+    the skeleton is hidden from the student. Controls have other targets, and are scored elsewhere.
     """
     output = student(video_BTHWC, joints_BMTVC, masks)
-    target_BTD = teacher(output.teacher_tokens_BTD, config.target, config.model.impl)
     prediction_NTD = output.prediction_NTD.float()
-    loss = masked_mse(prediction_NTD, masks.of_clips(target_BTD), masks.scored_NT, impl=config.model.impl)
+    scored_NT = masks.scored_NT if config.target.scored == "skeleton" else masks.frames_without_video
+    if config.target.kind == "joints":
+        target_BTD, present_BTD = joint_targets(joints_BMTVC, config.data.size)
+        loss = joint_loss(prediction_NTD, target_BTD, present_BTD, scored_NT, masks)
+    else:
+        tokens_BTD = teacher.tokens(output.teacher_tokens_BTD, video_BTHWC, joints_BMTVC)
+        target_BTD = teacher(tokens_BTD, config.target, config.model.impl)
+        loss = masked_mse(prediction_NTD, masks.of_clips(target_BTD), scored_NT, impl=config.model.impl)
     return StepOutput(loss, spread(target_BTD), spread(prediction_NTD.unflatten(0, (-1, masks.repeats))))
+
+
+def make_teacher(encoder: Encoder, target: TargetConfig) -> Teacher:
+    """The teacher of a student that is at its start."""
+    return EncoderTeacher(encoder, target.teacher_input) if target.teacher == "encoder" else Teacher(encoder.blocks)
 
 
 def spread(x_B: Tensor) -> Tensor:
@@ -66,7 +79,13 @@ class Pretraining(TrainingRun):
     def __init__(self, config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> None:
         torch.manual_seed(config.run.seed)
         model = SVData2Vec(config, len(loader.shards.manifest.layout.joints))
-        self.teacher = Teacher(model.encoder.blocks).to(runtime.device)
+        reads_video = config.target.teacher == "encoder" and config.target.teacher_input != "skeleton"
+        if reads_video and runtime.world_size > 1 and not config.run.sync_batchnorm:
+            raise UserError(
+                f"target.teacher is encoder with teacher_input {config.target.teacher_input}: {runtime.world_size} processes "
+                "need --run.sync-batchnorm, or each has other statistics in its teacher"
+            )
+        self.teacher = make_teacher(model.encoder, config.target).to(runtime.device)
         super().__init__(config, runtime, loader, model)
         # The spread over a single clip is 0 and shows nothing.
         self.collapse = CollapseGuard(config.collapse_records if config.run.batch_size > 1 else 0)
@@ -98,7 +117,8 @@ class Pretraining(TrainingRun):
         )
         batch = batch.to(device)
         assert batch.video_BTHWC is not None and batch.joints_BMTVC is not None
-        return batch.video_BTHWC, batch.joints_BMTVC, *vars(masks.to(device)).values()
+        joints_BMTVC = batch.joints_BMTVC.roll(1, 0) if self.config.target.shuffle_skeletons else batch.joints_BMTVC
+        return batch.video_BTHWC, joints_BMTVC, *vars(masks.to(device)).values()
 
     def compute(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:
         """Student, teacher and loss, in the run's precision."""
@@ -112,7 +132,7 @@ class Pretraining(TrainingRun):
         decay = ema_decay(self.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
             decay **= stepper.clips_per_step / stepper.reference_clips
-            self.teacher.update(self.model.encoder.blocks, decay)
+            self.teacher.follow(self.model.encoder, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
 
     @functools.cached_property
@@ -148,12 +168,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
     shards = open_data(config.data)
-    if config.target.teacher_input != "rgb":
+    if config.target.teacher_input != "rgb" or config.target.kind == "joints":
         require_skeletons(shards, config.data.train_split)
     card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
     with build_loader(shards, config, runtime, train=True) as loader:
         run = Pretraining(config, runtime, loader)
         card.update(start_from_images(run.model.encoder, config))
+        if config.model.init is not None:
+            run.teacher.follow(run.model.encoder, 0.0)  # the two are equal at the start
         result = train(run, card)
     finish_run(config.run, runtime, result)
     return result
