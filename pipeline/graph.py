@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline.faults import machine_fault, reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.errors import UserError
@@ -174,27 +175,47 @@ class DaliDecoder:
             _copy(clips, output, out_BTSS3)
 
     def _decode_run(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
-        """One run; if DALI fails, its pipeline is dead: a new one and a run per clip, so that only damaged ones are lost."""
-        try:
-            output = self._run(clips)
-        except RuntimeError as error:
-            self._pipeline = None
-            if len(clips) == 1:
-                return {clips[0].row: _short(error)}
-        else:
-            self.place(clips, output, out_BTSS3)
+        """One run; where it fails, a run per clip, so that only damaged ones are lost. UserError where the machine failed."""
+        why = self._attempt(clips, out_BTSS3)
+        if why is None:
             return {}
-        log.warning("a run of %d clips failed in DALI; trying them one by one", len(clips))
-        failed: dict[int, str] = {}
-        for clip in clips:
-            failed.update(self._decode_run([clip], out_BTSS3))
-        if self.device.type == "cuda" and MANY <= len(clips) == len(failed) and len(set(failed.values())) == 1:
+        failed = {clips[0].row: why}
+        if len(clips) > 1:
+            log.warning("a run of %d clips failed in DALI (%s); trying them one by one", len(clips), why)
+            alone = ((clip.row, self._attempt([clip], out_BTSS3)) for clip in clips)
+            failed = {row: reason for row, reason in alone if reason is not None}
+        return self._only_damage(clips, why, failed)
+
+    def _only_damage(self, clips: list[RunClip], why: str, failed: dict[int, str]) -> dict[int, str]:
+        """The clips that `failed` alone, after all of them together for a reason; UserError if the machine is at fault."""
+        words = set(failed.values()) or {why}
+        faults = {fault.kind: fault for fault in map(machine_fault, words) if fault is not None}
+        everywhere = len(failed) in (0, len(clips))  # one that asks for too much memory, of many, has a damaged header
+        fault = faults.get("format") or (faults.get("memory") if everywhere else None)
+        if fault is not None:
+            named = [clip.clip.key for clip in clips if failed.get(clip.row) == fault.reason]
+            raise UserError(fault.sentence(f"clip {named[0]}" if len(named) == 1 else f"{len(clips)} clips"))
+        if self.device.type == "cuda" and MANY <= len(clips) == len(failed) and len(words) == 1:
             raise UserError(
                 f"the GPU decodes none of {len(clips)} clips ({failed[clips[0].row]}): a fault of the machine, unless "
                 "`svdata2vec verify` finds them damaged; look at the driver and the GPU's memory (`bash tools/gpu_check.sh`), "
                 "or use --run.device cpu"
             )
         return failed
+
+    def _attempt(self, clips: list[RunClip], out_BTSS3: Tensor) -> str | None:
+        """One run into its rows; why it failed. UserError for a fault that the next run would meet, too."""
+        try:
+            output = self._run(clips)
+        except (RuntimeError, MemoryError) as error:
+            self._pipeline = None  # DALI's is dead after an error
+            why = reason(error)
+            fault = machine_fault(why)
+            if fault is not None and fault.lasting:
+                raise UserError(fault.sentence(f"{len(clips)} clips")) from error
+            return why
+        self.place(clips, output, out_BTSS3)
+        return None
 
     def _run(self, clips: list[RunClip]) -> Any:
         """DALI's output. Raises RuntimeError if a clip is damaged."""
@@ -300,9 +321,3 @@ def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
         "roi_stop": np.array([stop_y, stop_x], np.float32),
     }
 
-
-def _short(error: BaseException) -> str:
-    """The line of DALI's report that tells what is wrong: the one after "encountered:"."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[lines.index("encountered:") + 1 :] if "encountered:" in lines else []
-    return (told or lines or ["DALI failed without a message"])[0]

@@ -1,0 +1,59 @@
+"""Whether a run of DALI failed through a clip or through the machine, told by DALI's words. Imports nothing heavy.
+
+A damaged clip is replaced and the run goes on; a fault of the machine would pass for damage of every clip, or, where it comes
+and goes, lose good ones in silence. Words: DALI 2.4 and nvImageCodec 0.9 (the numbers of `nvimgcodecStatus_t`).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["memory", "driver", "format", "cuda"]
+
+# In this order: a CUDA error may be one of missing memory. What nvImageCodec says of damaged pictures ('#3', '#4', '#6') is
+# none of them.
+_WORDS: tuple[tuple[Kind, str], ...] = (
+    ("memory", r"out of memory|bad_alloc|Can't allocate|CUDA allocation failed|ALLOCATOR_FAILURE|nvImageCodec failure: '#1?5'"),
+    ("driver", r"nvcuvid|CUDA driver version is insufficient|NO_DEVICE|cudaErrorNoDevice|nvImageCodec failure: '#(7|10|16)'"),
+    ("format", r"Decoder hardware does not support|is not supported by NVDEC|Unsupported Codec"),
+    ("cuda", r"CUDA (runtime|driver) API error|CUDA error|cudaError|CUDA_ERROR|nvImageCodec failure: '#21'"),
+)
+_ADVICE: dict[Kind, str] = {
+    "memory": "no memory is left for decoding: take a smaller --run.batch-size or --data.prefetch, or end what else uses it",
+    "driver": "the driver, or its video decoder, is not there: look at nvidia-smi and `bash tools/gpu_check.sh`; "
+              "containers need NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; shards of jpeg need no libnvcuvid",
+    "format": "this GPU cannot decode the format that the clips are packed in: pack them as jpeg, or use --run.device cpu",
+    "cuda": "the GPU failed, and whatever it is given next would fail as well: start the run again, it goes on where it was; "
+            "if it comes back, look at the driver's log (`dmesg | grep -i xid`) and `bash tools/gpu_check.sh`",
+}
+
+
+@dataclass(frozen=True)
+class MachineFault:
+    """What the machine could not do, and DALI's words for it."""
+
+    kind: Kind
+    reason: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether whatever is decoded next will fail, too."""
+        return self.kind in ("driver", "cuda")
+
+    def sentence(self, what: str) -> str:
+        """One line for the user: `what` could not be decoded, why, and what to do."""
+        return f"{what} cannot be decoded, which is the machine's fault and not theirs ({self.reason}): {_ADVICE[self.kind]}"
+
+
+def reason(error: BaseException) -> str:
+    """The line of DALI's report that tells what is wrong: the one after "encountered:", and what its colon announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    start = next((number + 1 for number, line in enumerate(lines) if line.endswith("encountered:")), 0)
+    told = lines[start : start + 2] or lines[:1] or ["DALI failed without a message"]
+    return " ".join(told if told[0].endswith(":") else told[:1])
+
+
+def machine_fault(words: str) -> MachineFault | None:
+    """The fault that a `reason` speaks of; None where nothing but a clip is to blame."""
+    kind = next((kind for kind, pattern in _WORDS if re.search(pattern, words)), None)
+    return None if kind is None else MachineFault(kind, words)
