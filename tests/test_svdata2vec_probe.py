@@ -13,20 +13,21 @@ import numpy as np
 import pytest
 import torch
 from shards_data import edit_manifest
-from tiny import NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
+from tiny import MODEL, NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.presets import FINETUNE
-from svdata2vec.config.probe import PROBE, ProbeConfig
-from svdata2vec.config.records import read_sealed
+from svdata2vec.config.probe import PROBE, AttentiveConfig, ProbeConfig
+from svdata2vec.config.records import read_sealed, sealed
 from svdata2vec.config.schema import Modality
 from svdata2vec.evaluation import probe as probing
+from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import Features, embed, load_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
 from svdata2vec.reports.report import write_report
-from svdata2vec.reports.results import accuracies
+from svdata2vec.reports.results import accuracies, by_probe
 from svdata2vec.runs.published import load_published
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -47,7 +48,8 @@ def pretrained(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 def probe_config(shards: Path, out: Path, run: Path, **changes: Any) -> ProbeConfig:
     data = finetune_config(shards, out).data
-    return ProbeConfig(data=data, pretrained=run, out=out, batch_size=5, device="cpu", neighbours=3, **changes)
+    few = AttentiveConfig(steps=5)
+    return ProbeConfig(data=data, pretrained=run, out=out, batch_size=5, device="cpu", neighbours=3, attentive=few, **changes)
 
 
 def made_up(count: int, seed: int, classes: int = 3, width: int = 6, noise: float = 0.3) -> Features:
@@ -158,13 +160,77 @@ def test_every_fine_tuning_preset_has_a_probe() -> None:
         assert "probe" in PROBE[name]().out.name
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_attentive_probe_finds_what_the_mean_hides(blocks: int) -> None:
+    """One token of each clip says its class and the one of another clip's class opposite: their mean says nothing."""
+    def clips(count: int, seed: int) -> Features:
+        rng = np.random.default_rng(seed)
+        labels_n = np.arange(count) % 3
+        tokens_nvTD = 0.1 * rng.normal(size=(count, 2, 6, 16)).astype(np.float32)
+        for number, label in enumerate(labels_n):
+            tokens_nvTD[number, :, rng.integers(3), label] += 3  # with a mark, ...
+            tokens_nvTD[number, :, :3, 15] += 3 * (tokens_nvTD[number, :, :3, :3].max(-1) > 1)
+            tokens_nvTD[number, :, 3 + rng.integers(3), :3] += 3 * (np.arange(3) != label)  # ... the others without
+        return Features([str(i) for i in range(count)], tokens_nvTD.mean((1, 2)), labels_n, (), tokens_nvTD)
+
+    train, test = clips(120, 0), clips(60, 1)
+    config, model, device = AttentiveConfig(blocks, steps=150, lr=3e-3), replace(MODEL, width=16), torch.device("cpu")
+    head = fit_attentive(train, 3, config, model, 0, device)
+    scores_nc = attentive_scores(head, test, device)
+    assert (scores_nc.argmax(1) == test.labels_n).mean() > 0.95
+    linear = fit_linear(train, 3, 1e-3, 200)(torch.from_numpy(test.features_nD)).argmax(1).numpy()
+    assert (linear == test.labels_n).mean() < 0.6
+    np.testing.assert_allclose(scores_nc.sum(1), 1, rtol=1e-5)
+    again = attentive_scores(fit_attentive(train, 3, config, model, 0, device), test, device)
+    np.testing.assert_array_equal(again, scores_nc)
+    other = attentive_scores(fit_attentive(train, 3, config, model, 1, device), test, device)
+    assert not np.array_equal(other, scores_nc)
+
+
+def test_probes_average_over_views(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Features are the mean of those of the views, the attentive probe's scores the mean of its scores."""
+    base = probe_config(tiny_shard_folder, tmp_path / "probe", pretrained)
+    config = replace(base, data=replace(base.data, views=3))
+    trained, shards = load_encoder(pretrained), ShardSet.open(tiny_shard_folder)
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    several = probing._features(config, trained, shards, "all", None, runtime)
+    assert several.tokens_nvTD is not None and several.tokens_nvTD.shape == (NUM_CLIPS, 3, 6, 32)
+    one = probing._features(base, trained, shards, "all", None, runtime)
+    assert one.tokens_nvTD is not None and several.keys == one.keys == list(shards.manifest.splits["all"])
+    np.testing.assert_allclose(several.tokens_nvTD[:, 0], one.tokens_nvTD[:, 0], rtol=1e-4, atol=1e-5)
+    assert np.abs(several.tokens_nvTD[:, 1] - several.tokens_nvTD[:, 0]).max() > 1e-3
+    np.testing.assert_allclose(several.features_nD, several.tokens_nvTD.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    head = fit_attentive(several, 5, AttentiveConfig(steps=2), MODEL, 0, runtime.device)
+    single = [
+        attentive_scores(head, replace(several, tokens_nvTD=several.tokens_nvTD[:, view : view + 1]), runtime.device)
+        for view in range(3)
+    ]
+    np.testing.assert_allclose(attentive_scores(head, several, runtime.device), np.mean(single, axis=0), rtol=1e-4)
+
+
+def test_a_probe_of_an_earlier_version_is_still_shown(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Its result has no nearest neighbour and no attentive probe, its settings say nothing of one."""
+    config = probe_config(tiny_shard_folder, tmp_path / "probed", pretrained, modality="skeleton")
+    found = {name: value for name, value in probe(config).items() if name not in ("nearest", "attentive")}
+    (config.out / "result.json").write_bytes(sealed(found))
+    settings = json.loads((config.out / "config.json").read_text())
+    del settings["attentive"]
+    (config.out / "config.json").write_text(json.dumps(settings))
+    assert probe(replace(config, attentive=AttentiveConfig())) == found
+    write_report([config.out], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "3 nearest neighbours" in page and "attentive probe" not in page
+
+
 def test_probe_command(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["probe", "demo", "--from", str(pretrained), "--out", str(tmp_path / "probe"), "--device", "cpu"]
     data = ["--data.shards", str(tiny_shard_folder), "--data.train-split", "all", "--data.test-split", "all"]
     sizes = ["--data.num-frames", "6", "--data.size", "32", "--modality", "skeleton", "--label-fraction", "1"]
     assert main([*words, *data, *sizes]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["linear"]["count"] == shown["knn"]["count"] == NUM_CLIPS
+    assert {name: figures["count"] for name, figures in shown.items() if name != "run"} == dict.fromkeys(
+        ("linear", "knn", "nearest", "attentive"), NUM_CLIPS
+    )
 
 
 @pytest.mark.parametrize("modality", [None, "both"])
@@ -260,7 +326,10 @@ def test_the_report_shows_both_probes(pretrained: Path, tiny_shard_folder: Path,
     result = probe(config)
     write_report([pretrained, config.out], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    for how, figures in (("linear probe", result), ("3 nearest neighbours", result["knn"])):
+    assert [how for how, _ in by_probe(result)] == [
+        "linear probe", "attentive probe", "nearest neighbour", "3 nearest neighbours"
+    ]
+    for how, figures in by_probe(result):
         shares = accuracies(figures)
         cells = [f"pretrained (pretrain), {how}", str(NUM_CLIPS), shares["top1"], shares["top5"]]
         assert "".join(f"<td>{cell}</td>" for cell in cells) in page

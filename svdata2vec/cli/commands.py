@@ -25,7 +25,7 @@ COMMANDS = Group(
         ),
         "evaluate": Command("accuracies of a classifier, its confusions", runs.run_evaluate, runs.EvaluateOptions),
         "probe": preset_commands(
-            "linear probe and nearest neighbours on a pretraining run's features", runs.run_probe, PROBE,
+            "linear, attentive and nearest-neighbour probes of a pretraining run's features", runs.run_probe, PROBE,
             fits=FITS,
         ),
         "embed": Command("features of a split, to a file", runs.run_embed, runs.EmbedOptions),

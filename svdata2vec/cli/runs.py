@@ -24,11 +24,12 @@ RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 def run_probe(config: ProbeConfig) -> None:
     from svdata2vec.evaluation.probe import probe
+    from svdata2vec.runs.folder import PROBES
 
     result = probe(config)
     names = ("count", "clips", "top1", "top5", "mean_class", "intervals")
-    linear, knn = ({name: figures[name] for name in names} for figures in (result, result["knn"]))
-    _print({"run": str(config.out), "linear": linear, "knn": knn})
+    probes = {"linear": result, **{probe: result[probe] for probe in PROBES if probe in result}}
+    _print({"run": str(config.out), **{probe: {name: figures[name] for name in names} for probe, figures in probes.items()}})
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,31 @@ import tyro
 
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.schema import DataConfig, Device, Modality, RunConfig
-from svdata2vec.shards.ranges import Count, PositiveShare, Range, Seed, check_fields
+from svdata2vec.shards.ranges import ABOVE_0, Count, PositiveShare, Range, Seed, check_fields
+
+
+@dataclass(frozen=True)
+class AttentiveConfig:
+    """The attentive probe: a learned query that attends to a clip's frozen tokens, and one Linear (V-JEPA's protocol)."""
+
+    blocks: Annotated[int, Range(0, 100)] = 1
+    """Attention blocks: the last one has the query, those before it attend among the tokens; 0 = no attentive probe."""
+    steps: Count = 500
+    """Optimizer steps."""
+    batch_size: Annotated[int, Range(2)] = 64
+    """Clips per step (times views); fewer where there are not as many."""
+    lr: Annotated[float, Range(ABOVE_0, 1000)] = 1e-3
+    """Peak learning rate of AdamW: a tenth of the steps from 0, then half a cosine down to 0."""
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.05
+    """Weight decay."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "attentive.")
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Linear probe and nearest neighbours on the frozen features of a finished run: mean over time, one Linear."""
+    """Probes of the frozen features of a finished run: linear, nearest neighbours (mean over time), attentive (all tokens)."""
 
     kind: ClassVar = "probe"
     data: DataConfig = field(default_factory=DataConfig)
@@ -32,13 +51,15 @@ class ProbeConfig:
     iterations: Count = 200
     """Most L-BFGS iterations of the linear probe; it is convex and stops when it is at its minimum."""
     neighbours: Count = 20
-    """Neighbours that vote on a clip."""
+    """Neighbours that vote on a clip; the nearest one alone is reported besides."""
     temperature: Annotated[float, Range(0.01, 1000)] = 0.07
     """A neighbour's vote is exp(cosine / temperature)."""
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    """The attentive probe."""
     batch_size: Count = 32
     """Clips per process and forward pass."""
     seed: Seed = 0
-    """Seed of the share of labels."""
+    """Seed of the share of labels, and of the attentive probe."""
     device: Device = "auto"
     """Where the encoder runs; auto = the GPU if there is one."""
 

@@ -19,6 +19,7 @@ from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import Box, find_persons
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
+from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
@@ -32,12 +33,21 @@ from svdata2vec.shards.ranges import check_known
 
 @dataclass(frozen=True)
 class Features:
-    """Clips of a split in the split's order: names, float32 features (n, D), labels (n,); names of those that are unusable."""
+    """Clips of a split in the split's order.
+
+    Attributes:
+        keys: their names.
+        features_nD: float32, the mean over time (and over views).
+        labels_n: int64.
+        lost: names of those that are unusable.
+        tokens_nvTD: float32, what the mean is taken of, from v views of a clip; None where nobody asked.
+    """
 
     keys: list[str]
     features_nD: np.ndarray
     labels_n: np.ndarray
     lost: tuple[str, ...] = ()
+    tokens_nvTD: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,16 @@ class TrainedEncoder:
             video_BTHWC: uint8 RGB crops; not read by an encoder that sees skeletons only.
             joints_BMTVC: float32, pixels of the crop, zero = missing; not read by an encoder that sees RGB only.
         """
+        return self.tokens(video_BTHWC, joints_BMTVC).mean(dim=1)
+
+    @torch.no_grad()
+    def tokens(self, video_BTHWC: Tensor | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
+        """What the encoder gives (B, T, D), in float32 on its device; arguments as of `features`."""
         device = self.encoder.temporal_embed.device
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
-        features_BTD = self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen))
-        return features_BTD.float().mean(dim=1)
+        return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
     def video_features(self, video: str | Path, box: Box | None = None) -> Tensor:
         """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB).
@@ -116,16 +130,32 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     return TrainedEncoder(encoder.eval().to(where), config, card, seen)
 
 
-def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime) -> Features:
-    """Features of every clip of the loader's split; all processes get the whole."""
-    found, features_nD, labels_n = over_split(
-        loader, runtime, lambda batch: trained.features(batch.video_BTHWC, batch.joints_BMTVC)
-    )
-    place = {key: number for number, key in enumerate(found)}
+def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, tokens: bool = False) -> Features:
+    """Features of every clip of the loader's split; all processes get the whole. `tokens`: these too, T times as much."""
+    def network(batch: ClipBatch) -> Tensor:
+        tokens_BTD = trained.tokens(batch.video_BTHWC, batch.joints_BMTVC)
+        return tokens_BTD.flatten(1) if tokens else tokens_BTD.mean(dim=1)
+
+    found, values_nX, labels_n = over_split(loader, runtime, network)
+    places: dict[str, list[int]] = {}
+    for number, key in enumerate(found):
+        places.setdefault(key, []).append(number)
     split = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
-    order_n = [place[key] for key in split if key in place]
-    lost = tuple(key for key in split if key not in place)
-    return Features([found[number] for number in order_n], features_nD[order_n], labels_n[order_n], lost)
+    kept, views = [key for key in split if key in places], loader.plan.views
+    # Of a clip of which some views could not be read, those that could take their places.
+    order_nv = np.array([(places[key] * views)[:views] for key in kept])
+    values_nvX = values_nX[order_nv]
+    lost = tuple(key for key in split if key not in places)
+    if not tokens:
+        return Features(kept, _mean(values_nvX), labels_n[order_nv[:, 0]], lost)
+    tokens_nvTD = values_nvX.reshape(*order_nv.shape, loader.plan.num_frames, -1)
+    features_nvD = torch.from_numpy(tokens_nvTD).mean(dim=2).numpy()
+    return Features(kept, _mean(features_nvD), labels_n[order_nv[:, 0]], lost, tokens_nvTD)
+
+
+def _mean(features_nvD: np.ndarray) -> np.ndarray:
+    """Over views; of one view itself, bit for bit."""
+    return features_nvD[:, 0] if features_nvD.shape[1] == 1 else features_nvD.mean(axis=1)
 
 
 def embed(

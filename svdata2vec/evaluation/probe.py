@@ -1,4 +1,4 @@
-"""Probes: what a linear map, and nearest neighbours, make of frozen features (paper section 5: linear evaluation).
+"""Probes: what a linear map, nearest neighbours and attention make of frozen features (paper section 5: linear evaluation).
 
 n clips, D token width, c classes, k neighbours
 """
@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
-from svdata2vec.reports.results import NAMES, accuracies, scored
+from svdata2vec.reports.results import NAMES, accuracies, by_probe, scored
 from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
 from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_classes, require_joints, warn_of_shared_clips
-from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result, write_config
+from svdata2vec.runs.folder import PROBES, claimed, finish_run, is_finished, read_result, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -32,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Extract features once, measure both probes on the test split, publish the linear one; returns the metrics.
+    """Extract features once, measure all probes on the test split, publish the linear one; returns the metrics.
 
-    The result has the linear probe's figures at its top level, as a fine-tuning run has them, and those of the nearest
-    neighbours under "knn".
+    The result has the linear probe's figures at its top level, as a fine-tuning run has them, those of the nearest
+    neighbours under "knn", of the nearest one alone under "nearest", of the attentive probe under "attentive".
     """
     if config.pretrained is None:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
@@ -53,27 +54,38 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         train = _features(config, trained, shards, train_split, rows, runtime)
         test = _features(config, trained, shards, test_split, None, runtime)
         classes = list(shards.split_classes(train_split))
-        linear = fit_linear(train, len(classes), config.weight_decay, config.iterations)
-        with torch.no_grad():
-            scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
-        votes_nc = knn_scores(train, test, len(classes), config.neighbours, config.temperature)
-        tested = len(shards.rows(test_split))
-        metrics, nearest = (measure(each, test.labels_n, tested) for each in (scores_nc, votes_nc))
+        linear, found = measure_probes(config, train, test, len(classes), len(shards.rows(test_split)), trained, runtime)
         result = {
             "kind": "probe", **evaluated_on(shards, test_split, config.data.metric, config.seed), "labels": len(train.keys),
-            "classes": classes, **metrics.to_dict(),
-            "knn": {"neighbours": config.neighbours, "temperature": config.temperature, **nearest.to_dict()},
+            "classes": classes, **found,
         }
         with claimed(config.run, runtime):
             if runtime.is_main:
                 _publish(config, trained, linear, shards, result)
             finish_run(config.run, runtime, result)
     name = config.data.metric
-    log.info(
-        "%s: linear probe %s %s, %d nearest neighbours %s of %s clips", config.out, NAMES[name], accuracies(result)[name],
-        config.neighbours, accuracies(result["knn"])[name], scored(result),
-    )
+    shown = [f"{title} {accuracies(figures)[name]}" for title, figures in by_probe(result)]
+    log.info("%s: %s of %s clips, %s", config.out, NAMES[name], scored(result), ", ".join(shown))
     return result
+
+
+def measure_probes(
+    config: ProbeConfig, train: Features, test: Features, classes: int, tested: int, trained: TrainedEncoder, runtime: Runtime
+) -> tuple[nn.Linear, dict[str, Any]]:
+    """The linear probe, and the figures of all probes as a result has them. `tested`: clips of the test split."""
+    linear = fit_linear(train, classes, config.weight_decay, config.iterations)
+    with torch.no_grad():
+        scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+    found: dict[str, Any] = measure(scores_nc, test.labels_n, tested).to_dict()
+    for name, neighbours in (("knn", config.neighbours), ("nearest", 1)):
+        votes_nc = knn_scores(train, test, classes, neighbours, config.temperature)
+        figures = measure(votes_nc, test.labels_n, tested).to_dict()
+        found[name] = {"neighbours": neighbours, "temperature": config.temperature, **figures}
+    if config.attentive.blocks:
+        head = fit_attentive(train, classes, config.attentive, trained.config.model, config.seed, runtime.device)
+        scores_nc = attentive_scores(head, test, runtime.device)
+        found["attentive"] = measure(scores_nc, test.labels_n, tested).to_dict()
+    return linear, found
 
 
 def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
@@ -94,8 +106,10 @@ def _features(
 ) -> Features:
     """Features of a split (or some rows of it), as evaluation sees them: fixed frames, no augmentation."""
     settings = replace(trained.config, data=replace(config.data, test_split=split), run=config.run)
-    with build_loader(shards, settings, runtime, train=False, modality=trained.modality, rows=rows) as loader:
-        return extract(trained, loader, runtime)
+    with build_loader(
+        shards, settings, runtime, train=False, modality=trained.modality, rows=rows, views=config.data.views
+    ) as loader:
+        return extract(trained, loader, runtime, tokens=config.attentive.blocks > 0)
 
 
 def fit_linear(train: Features, num_classes: int, weight_decay: float, iterations: int) -> nn.Linear:
@@ -159,7 +173,8 @@ def _publish(
         "probe", classifier, num_joints=trained.card["num_joints"], classes=result["classes"], shards=shards,
         train_clips=result["labels"],
     )
-    figures = {"evaluation": evaluation_entry(result), "knn": {name: result["knn"][name] for name in ("top1", "top5")}}
+    beside = {name: {figure: result[name][figure] for figure in ("top1", "top5")} for name in PROBES if name in result}
+    figures = {"evaluation": evaluation_entry(result), **beside}
     weights = {f"encoder.{name}": tensor for name, tensor in trained.encoder.state_dict().items()}
     head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}
     write_config(config.out, config)

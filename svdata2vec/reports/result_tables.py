@@ -10,7 +10,17 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.html_page import note, section, table
-from svdata2vec.reports.results import INTERVALS, NAMES, accuracies, class_rows, confusion_rows, percent, scored, with_interval
+from svdata2vec.reports.results import (
+    INTERVALS,
+    NAMES,
+    accuracies,
+    by_probe,
+    class_rows,
+    confusion_rows,
+    percent,
+    scored,
+    with_interval,
+)
 from svdata2vec.runs.folder import Settings, read_config
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.shards.errors import UserError
@@ -22,7 +32,7 @@ SEED = ("seed", "out", "shards")  # settings in which runs that differ only in t
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of a run's classifier; a probe has two of them. `result`: the run's whole `result.json`."""
+    """Figures of a run's classifier; a probe has several. `result`: the run's whole `result.json`."""
 
     name: str
     config: FinetuneConfig | ProbeConfig
@@ -42,11 +52,7 @@ def outcomes(name: str, config: Settings, result: Mapping[str, Any] | None) -> l
     start = f"pretrained ({config.pretrained.name})" if config.pretrained else "scratch"
     if isinstance(config, FinetuneConfig):
         return [Outcome(name, config, result, start, result)]
-    nearest = result["knn"]
-    return [
-        Outcome(name, config, result, f"{start}, linear probe", result),
-        Outcome(name, config, result, f"{start}, {nearest['neighbours']} nearest neighbours", nearest),
-    ]
+    return [Outcome(name, config, result, f"{start}, {how}", figures) for how, figures in by_probe(result)]
 
 
 def results(found: Sequence[Outcome]) -> str:

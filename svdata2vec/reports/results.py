@@ -26,6 +26,13 @@ def accuracies(result: Mapping[str, Any]) -> dict[str, str]:
     return {name: with_interval(result[name], intervals[name]) for name in NAMES}
 
 
+def by_probe(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The figures of a probe's result by what made them, with words for it; earlier versions have not all of them."""
+    names = {"linear probe": result, "attentive probe": result.get("attentive")}
+    names |= {"nearest neighbour": result.get("nearest"), f"{result['knn']['neighbours']} nearest neighbours": result["knn"]}
+    return [(name, figures) for name, figures in names.items() if figures is not None]
+
+
 def scored(result: Mapping[str, Any]) -> str:
     """How many clips the figures are of: 100, or 98 of 100 where some could not be read."""
     count = result["count"]

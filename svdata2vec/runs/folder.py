@@ -35,9 +35,12 @@ _CLASSIFIER = {
     **_FIGURES, "labels": Range(0), "classes": [str], "seed?": int, "validation?": {"split": str},
     **{f"{name}?": str for name in ("split", "dataset", "fingerprint", "date", "metric", "network")},
 }
+_NEIGHBOURS = {**_FIGURES, "neighbours": Range(1)}
 RESULTS: dict[str, Any] = {
-    "pretrain": {"*": NUMBER}, "finetune": _CLASSIFIER, "probe": {**_CLASSIFIER, "knn": {**_FIGURES, "neighbours": Range(1)}},
+    "pretrain": {"*": NUMBER}, "finetune": _CLASSIFIER,
+    "probe": {**_CLASSIFIER, "knn": _NEIGHBOURS, "nearest?": _NEIGHBOURS, "attentive?": _FIGURES},
 }
+PROBES = ("knn", "nearest", "attentive")  # beside the linear one, whose figures stand at the top of a result
 
 # Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
 TECHNICAL = (
@@ -146,7 +149,8 @@ def read_result(folder: Path, kind: str) -> dict[str, Any]:
     path = folder / FINISHED
     result: dict[str, Any] = check_record(read_sealed(path), RESULTS[kind], path)
     classes = len(result.get("classes", ()))
-    for figures in (result, result["knn"]) if kind == "probe" else (result,) if kind == "finetune" else ():
+    beside = [result[name] for name in PROBES if kind == "probe" and name in result]
+    for figures in () if kind == "pretrain" else (result, *beside):
         if [len(row) for row in figures["confusion"]] != [classes] * classes:
             raise UserError(f"{path} is damaged: its confusion matrix is not {classes} x {classes}, as its classes are")
         if any(len(interval) != 2 for interval in (figures.get("intervals") or {}).values()):
