@@ -220,12 +220,12 @@ CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg"
         (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory, and read in more processes, --data.readers 2"),
         (Rates(10, 900, 10, 500, 9.9), Surroundings("cpu", 8, "jpeg", False), "read", "in memory, or pack as vp9"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
-        (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --launch graph"),
+        (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
         (Rates(760, 835, 509, 1029, 415), GPU, "loader",
          "both together 509.0; its threads share one Python interpreter: read in more processes, --data.readers 2"),
         (Rates(90, 80, 50, 500, 49), CPU, "loader", "its threads share the same 8 cores"),
-        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --launch graph"),
+        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --run.launch graph"),
     ],
 )
 def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Surroundings, bound: str, advice: str) -> None:
@@ -235,11 +235,13 @@ def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Sur
 
 
 def test_nothing_is_advised_that_would_be_refused() -> None:
-    compiled = dataclasses.replace(DEFAULT, run=dataclasses.replace(DEFAULT.run, compile=True))
+    compiled, graph = (
+        dataclasses.replace(DEFAULT, run=dataclasses.replace(DEFAULT.run, launch=launch)) for launch in ("compiled", "graph")
+    )
     for rates in (Rates(900, 800, 700, 100, 98), Rates(900, 800, 700, 600, 300)):
-        assert "--launch graph" in judge(rates, 0.5, DEFAULT, GPU).text
-        assert "--launch graph" not in judge(rates, 0.5, compiled, GPU).text
-        assert "torchrun" not in judge(rates, 0.5, dataclasses.replace(DEFAULT, launch="graph"), GPU).text
+        assert "--run.launch graph" in judge(rates, 0.5, DEFAULT, GPU).text
+        assert "--run.launch graph" not in judge(rates, 0.5, compiled, GPU).text
+        assert "torchrun" not in judge(rates, 0.5, graph, GPU).text
 
 
 @pytest.mark.parametrize("slow", ["read", "decode", "model"])

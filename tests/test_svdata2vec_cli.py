@@ -54,7 +54,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
         # a word too many, or too few
         ("verify shards more", "svdata2vec verify: unexpected 'more' after 'shards'; `svdata2vec verify --help`"),
-        ("pretrain demo --run.compile yes", "unexpected 'yes' after '--run.compile'"),
+        ("pretrain demo --run.sync-batchnorm yes", "unexpected 'yes' after '--run.sync-batchnorm'"),
+        ("pretrain demo --launch graph", "unknown option '--launch'; did you mean --run.launch?"),
         ("pretrain demo --optim.lr 1 2", "unexpected '2' after '1'"),
         ("shard pyskl out", "svdata2vec shard: missing: --pickle-path STR|PATH, --videos STR|PATH; `svdata2vec shard pyskl"),
         ("inspect", "svdata2vec inspect: missing: SHARDS, --split STR; `svdata2vec inspect --help` lists the options"),

@@ -110,8 +110,8 @@ def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, host_
 def original_style(config: PretrainConfig) -> PretrainConfig:
     """All frames encoded, float32, plain PyTorch: what the authors' code does (with a loss read in each step)."""
     return replace(
-        config, encode="all_frames", launch="eager", model=replace(config.model, impl="torch", fused_blocks=False),
-        run=replace(config.run, precision="fp32", compile=False),
+        config, encode="all_frames", model=replace(config.model, impl="torch", fused_blocks=False),
+        run=replace(config.run, precision="fp32", launch="eager"),
     )
 
 

@@ -42,7 +42,7 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
         "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "readers": config.data.readers, "prefetch": config.data.prefetch,
-        "decoder": config.data.decoder, "compile": config.run.compile, "launch": config.launch,
+        "decoder": config.data.decoder, "launch": config.run.launch,
         "model": {name: value for name, value in to_values(config.model).items() if name != "init"},  # shapes and ops alone
         **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
     }

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
-from svdata2vec.training.graph import graph_obstacles
+from svdata2vec.training.launch import launch_obstacles
 
 Bound = Literal["read", "decode", "loader", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
@@ -109,13 +109,13 @@ def _advice_model(config: PretrainConfig, where: Surroundings) -> str:
     else:
         if not where.bf16:
             words.append("--run.precision bf16")
-        words += ["--launch graph"] if _graph_would_help(config, where) else []
-        words += ["a larger --run.batch-size", *(["more GPUs (torchrun)"] if config.launch == "eager" else [])]
+        words += ["--run.launch graph"] if _graph_would_help(config, where) else []
+        words += ["a larger --run.batch-size", *(["more GPUs (torchrun)"] if config.run.launch != "graph" else [])]
     return f"this is where the time should go; to go faster try {', or '.join(words)}"
 
 
 def _graph_would_help(config: PretrainConfig, where: Surroundings) -> bool:
-    return config.launch == "eager" and not graph_obstacles(config, where.device)
+    return config.run.launch == "eager" and not launch_obstacles("graph", config, where.device)
 
 
 def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
@@ -124,8 +124,8 @@ def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
             f"both work on the same {where.cores} cores and take them from each other: more cores, a GPU, or fewer "
             f"--data.threads (now {config.data.threads}) if the loader has time to spare"
         )
-    if config.launch == "eager":
-        graph = "--launch graph, or " if _graph_would_help(config, where) else ""
+    if config.run.launch != "graph":
+        graph = "--run.launch graph, or " if _graph_would_help(config, where) else ""
         return f"loader and launches of kernels share one interpreter: {graph}a larger --run.batch-size"
     return "look for waits in a profile: tools/bench/profile_training.py"
 

@@ -36,6 +36,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); expected a file that svdata2vec wrote") from None
 
 
+def with_todays_names(values: Any) -> Any:
+    """Settings that an earlier version wrote, under today's names: `launch` and `run.compile` are `run.launch` now."""
+    if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
+        return values
+    values, run = dict(values), dict(values["run"])
+    launch, compiled = values.pop("launch", None), run.pop("compile", False)
+    if launch is not None or compiled:
+        run.setdefault("launch", "compiled" if compiled is True else launch)
+    return {**values, "run": run}
+
+
 def from_dict(kind: type[Config], values: Any, source: str) -> Config:
     """Read a configuration back from JSON values.
 

@@ -137,7 +137,7 @@ class ModelConfig:
     impl: Literal["auto", "triton", "torch"] = "auto"
     """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
     fused_blocks: bool = False
-    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with launch=graph, where it
+    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with run.launch graph, where it
     makes a step faster; launched one by one it is slower."""
     init: Path | None = None
     """File of an image network's weights to start the video encoder from: the state dict of a ResNet-18 in torchvision's
@@ -274,8 +274,10 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU. On a CPU that has bfloat16
     in hardware (AVX-512 BF16, AMX), bf16 is the faster one."""
-    compile: bool = False
-    """Compile the transformer blocks and the stages of the video encoder (torch.compile; needs a C++ compiler on a CPU)."""
+    launch: Literal["eager", "compiled", "graph"] = "eager"
+    """How a training step's kernels are launched: one by one; with the blocks of student, teacher and video encoder compiled
+    (torch.compile; needs a C++ compiler on a CPU); or, in pretraining by one process on one GPU, forward and backward pass as
+    one CUDA graph. The same training, faster where the host is the limit."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
     log_every: Count = 50
@@ -310,9 +312,6 @@ class PretrainConfig:
     collapse_records: Annotated[int, Range(0)] = 10
     """End the run after so many records of the log in a row whose targets or predictions are the same for every clip
     (`target_std` or `prediction_std` below 0.001); 0 = never."""
-    launch: Literal["eager", "graph"] = "eager"
-    """Launch the kernels of forward and backward pass one by one, or as one CUDA graph (one process on one GPU): the same
-    run, faster where the host is the limit."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.config.files import from_dict, read_json, to_values
+from svdata2vec.config.files import from_dict, read_json, to_values, with_todays_names
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.records import NUMBER, check_record, read_sealed, sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
@@ -45,9 +45,9 @@ PROBES = ("knn", "nearest", "attentive")  # beside the linear one, whose figures
 # Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
 TECHNICAL = (
     "data.threads", "data.readers", "data.prefetch", "data.max_bad_rate", "data.check_hashes", "data.remote_",
-    "model.impl", "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.compile",
+    "model.impl", "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.launch",
     "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps",
-    "launch", "collapse_records", "out", "device",
+    "collapse_records", "out", "device",
 )
 # Further ones that a run may go on with: they leave the weights as they are, ...
 EVALUATION = ("data.shards", "data.test_split")
@@ -89,7 +89,7 @@ def read_config(folder: Path) -> Settings:
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in [*KINDS]:
         raise UserError(f'{path}: "kind" is {json.dumps(kind)}; add the kind of the run to it: one of {", ".join(KINDS)}')
-    return from_dict(KINDS[kind], values, str(path))
+    return from_dict(KINDS[kind], with_todays_names(values), str(path))
 
 
 def is_finished(config: Settings) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec import __version__
-from svdata2vec.config.files import from_dict
+from svdata2vec.config.files import from_dict, with_todays_names
 from svdata2vec.config.records import sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
@@ -79,7 +79,7 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
     """The settings of the networks that a card describes."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
-    return from_dict(kind, card["config"], f"{run}/model.json: config")
+    return from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
 
 
 def load_encoder_weights(encoder: Encoder, source: Path) -> None:

@@ -53,7 +53,7 @@ class Runtime:
         """The model on its device, laid out and compiled as configured, with gradients averaged over all processes."""
         model = model.to(self.device)
         use_channels_last(model)
-        if config.compile:
+        if config.launch == "compiled":
             compile_parts(model)
         if self.world_size == 1:
             return model

@@ -9,32 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import PretrainConfig
-from svdata2vec.runs.runtime import Runtime
-from svdata2vec.shards.errors import UserError
-
 WARM_UP = 3  # passes before the capture: compiled kernels, chosen algorithms, allocated workspaces
 
 Compute = Callable[..., dict[str, Tensor]]
-
-
-def graph_obstacles(config: PretrainConfig, device_type: str, world_size: int = 1) -> list[str]:
-    """What `launch=graph` does not go with, as users set it."""
-    obstacles = {
-        f"run.device {device_type}": device_type != "cuda",
-        f"{world_size} processes": world_size > 1,
-        f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate != 1,
-        "run.compile": config.run.compile,
-        "model.checkpoint_activations": config.model.checkpoint_activations,
-    }
-    return [name for name, there in obstacles.items() if there]
-
-
-def require_graph(config: PretrainConfig, runtime: Runtime) -> None:
-    """Raise UserError where `launch=graph` cannot run."""
-    found = graph_obstacles(config, runtime.device.type, runtime.world_size)
-    if found:
-        raise UserError(f"launch is graph, which does not go with {' and '.join(found)}; use --launch eager")
 
 
 class CapturedPass:

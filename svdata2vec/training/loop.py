@@ -21,6 +21,7 @@ from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopSignal
 from svdata2vec.shards.errors import UserError
+from svdata2vec.training.launch import require_launch
 from svdata2vec.training.optim import build_optimizer, load_optimizer
 from svdata2vec.training.stepper import Stepper
 
@@ -45,6 +46,7 @@ class TrainingRun:
     def __init__(
         self, config: PretrainConfig | FinetuneConfig, runtime: Runtime, loader: ClipLoader, model: nn.Module, **layers: Any
     ) -> None:
+        require_launch(config, runtime)
         self.config, self.runtime, self.loader, self.model = config, runtime, loader, model
         self.network = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import EmaConfig, PretrainConfig, TargetConfig
 from svdata2vec.kernels.functional import masked_mse
 from svdata2vec.model.controls import EncoderTeacher, joint_loss, joint_targets
+from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import Encoder, SVData2Vec
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
@@ -26,7 +27,7 @@ from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.collapse import SPREADS, CollapseGuard
-from svdata2vec.training.graph import CapturedPass, require_graph
+from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.loop import TrainingRun, train
 
 
@@ -86,12 +87,13 @@ class Pretraining(TrainingRun):
                 "need --run.sync-batchnorm, or each has other statistics in its teacher"
             )
         self.teacher = make_teacher(model.encoder, config.target).to(runtime.device)
+        if config.run.launch == "compiled":
+            compile_parts(self.teacher)
         super().__init__(config, runtime, loader, model)
         # The spread over a single clip is 0 and shows nothing.
         self.collapse = CollapseGuard(config.collapse_records if config.run.batch_size > 1 else 0)
         self.captured: CapturedPass | None = None
-        if config.launch == "graph":
-            require_graph(config, runtime)
+        if config.run.launch == "graph":
             self.captured = CapturedPass(lambda *inputs: vars(self.compute(*inputs)), self.model)
 
     def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ AdamW step and the teacher's update; before each timed step the side does one un
 without our optimisations: Conv3d over every frame, float32, the loss read by the host after each step, on a CPU freed
 memory going back to the system as glibc does by itself. "kept frames, bf16" adds bfloat16 products (`--run.precision bf16`; on
 a CPU worth it only where it has them in hardware). Before timing, the losses are compared in evaluation mode, where they
-must be equal. On a GPU also with fused blocks (`--model.fused-blocks`) and these launched as one CUDA graph (`--launch
-graph`). Defaults are the paper's sizes, with a batch that a CPU can bear.
+must be equal. On a GPU also with fused blocks (`--model.fused-blocks`) and these launched as one CUDA graph
+(`--run.launch graph`). Defaults are the paper's sizes, with a batch that a CPU can bear.
 """
 
 import argparse

@@ -127,7 +127,7 @@ Three more ops exist, each with its backward pass, its reference and the same te
 (residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product) and `batch_norm_prelu` (BatchNorm,
 shortcut and PReLU of the video encoder, with its running statistics). `model.fused_blocks` puts all of them into the
 network; parameters and checkpoints stay. **They are off by default**: at batch 32 on an H100 a step whose kernels are
-launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--launch graph`) it
+launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--run.launch graph`) it
 gets faster ("One training step" and "What decisions about the GPU rest on" in README.md beside this page). Single ops
 have not been timed on a GPU. A synchronised BatchNorm keeps the plain way.
 

@@ -43,7 +43,7 @@ def bench_run(cpu: Record, gpu: Record | None, gpu_b128: Record | None, demo_cpu
 
 def _switches(setting: Record) -> str:
     """Options that are off by default."""
-    on = [word for word, there in (("`--launch graph`", setting.get("launch") == "graph"),
+    on = [word for word, there in (("`--run.launch graph`", setting.get("launch") == "graph"),
                                    ("`--model.fused-blocks`", setting["model"].get("fused_blocks"))) if there]
     return "".join(f", {word}" for word in on)
 

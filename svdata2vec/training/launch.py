@@ -1,0 +1,40 @@
+"""Ways of launching a step (`run.launch`), and what each of them does not go with: refused before a run begins."""
+
+import os
+import shlex
+import shutil
+
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.shards.errors import UserError
+
+
+def launch_obstacles(
+    launch: str, config: PretrainConfig | FinetuneConfig, device_type: str, world_size: int = 1
+) -> list[str]:
+    """What a way of launching does not go with here, as users set it; empty where it can run."""
+    obstacles: dict[str, bool] = {}
+    if launch == "graph":
+        obstacles = {
+            f"run.device {device_type}": device_type != "cuda",
+            f"{world_size} processes": world_size > 1,
+            "fine-tuning": config.kind == "finetune",  # encodes every frame: its launches are hidden behind the GPU's work
+            f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate != 1,
+            "model.checkpoint_activations": config.model.checkpoint_activations,
+        }
+    if launch == "compiled":
+        compiler = shlex.split(os.environ.get("CXX") or "g++")
+        switches = [f"{name}=1" for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE") if os.environ.get(name) == "1"]
+        obstacles = {
+            f"a CPU without the C++ compiler {' '.join(compiler)}": device_type == "cpu" and shutil.which(compiler[0]) is None,
+            **dict.fromkeys(switches, True),
+        }
+    return [name for name, there in obstacles.items() if there]
+
+
+def require_launch(config: PretrainConfig | FinetuneConfig, runtime: Runtime) -> None:
+    """Raise UserError where a run cannot be launched as it is set."""
+    launch = config.run.launch
+    found = launch_obstacles(launch, config, runtime.device.type, runtime.world_size)
+    if found:
+        raise UserError(f"run.launch is {launch}, which does not go with {' and '.join(found)}; use --run.launch eager")
