@@ -88,7 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("convert a out --coordinates 0", "svdata2vec convert: --coordinates is 0: expected"),
         ("probe demo --temperature nan", "probe: --temperature is nan: expected a number from 0.01 to 1000"),
         # the option that is named is the one that is wrong
-        ("pretrain demo --kind x", "unknown option '--kind'; `svdata2vec pretrain demo --help` lists the options"),
+        ("pretrain demo --kind x", "unknown option '--kind'; did you mean --target.kind?"),
         ("pretrain demo --run.epochs 3 --run.epochs x", "--run.epochs is 'x'; expected INT"),
         ("evaluate --nope", "svdata2vec evaluate: unknown option '--nope'; `svdata2vec evaluate --help` lists"),
         ("export run --device x", "svdata2vec export: unknown option '--device'"),

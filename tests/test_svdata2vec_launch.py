@@ -138,6 +138,7 @@ def test_no_variant_of_a_compiled_part_falls_back_to_eager() -> None:
 
 
 @pytest.mark.inductor
+@torch.no_grad()
 def test_what_inductor_makes_of_blocks_is_the_eager_block(tmp_path: Path) -> None:
     """With the random numbers of eager mode: a run that goes on in another way of launching draws the same."""
     torch.manual_seed(0)
