@@ -28,18 +28,20 @@ def gather_frames_reference(
     channels: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Plain PyTorch: gather, normalise in float32, blank what lies outside the clip, bring colours before time."""
+    """Plain PyTorch: gather, bring colours before time, normalise in float32, blank what lies outside the clip."""
     B, T, H, W, _ = video_BTHWC.shape
     K = keep_BK.shape[1]
     device = video_BTHWC.device
     frame_BKF = keep_BK[:, :, None] + torch.arange(window, device=device) - window // 2
     inside_BKF = (frame_BKF >= 0) & (frame_BKF < T)
     clip_B = torch.arange(B, device=device)[:, None, None]
-    mean_C = torch.tensor(mean, dtype=torch.float32, device=device)
-    factor_C = torch.tensor([1.0 / value for value in std], dtype=torch.float32, device=device)
-    pixels_BKFHWC = (video_BTHWC[clip_B, frame_BKF.clamp(0, T - 1)].float() - mean_C) * factor_C
-    pixels_BKFHWC = pixels_BKFHWC * inside_BKF[:, :, :, None, None, None]
-    windows_RHWS = pixels_BKFHWC.permute(0, 1, 3, 4, 5, 2).reshape(B * K, H, W, COLOURS * window).to(dtype)
+    windows_RHWS = video_BTHWC[clip_B, frame_BKF.clamp(0, T - 1)].permute(0, 1, 3, 4, 5, 2).reshape(B * K, H, W, -1)
+    mean_S, factor_S = (
+        torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(window)
+        for values in (mean, [1.0 / value for value in std])
+    )
+    factor_RS = factor_S * inside_BKF.repeat(1, 1, COLOURS).flatten(0, 1)  # 0 outside the clip
+    windows_RHWS = windows_RHWS.float().sub_(mean_S).mul_(factor_RS[:, None, None]).to(dtype)
     if channels > COLOURS * window:
         windows_RHWS = torch.nn.functional.pad(windows_RHWS, (0, channels - COLOURS * window))
     return windows_RHWS.permute(0, 3, 1, 2)
