@@ -43,10 +43,14 @@ def check_device(name: str) -> None:
         raise UserError(f"device is {name!r}, but PyTorch finds {count} GPUs here: use {others}'cpu'")
 
 
-def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_threads: int) -> FrameDecoder:
+def make_decoder(
+    name: DecoderName, codec: str, size: int, device: str, num_threads: int, engine_share: float = 1.0,
+    run_pictures: int | None = None,
+) -> FrameDecoder:
     """DALI for what it can decode on the device, PyAV processes for the rest on a CPU; or the reference decoder.
 
-    size: output pixels. DALI is imported here alone, and only if it is used. Raises UserError for another decoder or device.
+    size: output pixels. engine_share, run_pictures: as `ClipLoader` has them. DALI is imported here alone, and only if it is
+    used. Raises UserError for another decoder or device.
     """
     check_known("decoder", name, get_args(DecoderName))
     on_cpu = torch.device(device).type == "cpu"
@@ -60,4 +64,6 @@ def make_decoder(name: DecoderName, codec: str, size: int, device: str, num_thre
         raise UserError("mjpeg is not decoded on a GPU: pack as jpeg (the same pictures), or use --run.device cpu")
     from svdata2vec.pipeline.graph import DaliDecoder
 
-    return DaliDecoder(codec, size, device=device, num_threads=num_threads)
+    return DaliDecoder(
+        codec, size, device=device, num_threads=num_threads, engine_share=engine_share, run_pictures=run_pictures
+    )

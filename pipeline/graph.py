@@ -41,9 +41,6 @@ Geometry = Literal["opencv", "warp", "resize"]
 # how, picture, which pixel of the packed picture is its first (x, y), where to write
 Job = tuple[Resampler, NDArray[np.uint8], int, int, NDArray[np.uint8]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
-# All JPEGs to the GPU's engines: where its CUDA cores take a part (DALI's default 0.65), a picture's last bits depend on its
-# place in the batch, and on many host threads the speed (pipeline/README.md, "The hand-over to the GPU").
-ENGINE_SHARE = 1.0
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 
 
@@ -84,15 +81,22 @@ def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
 
 
 @pipeline_def
-def jpeg_graph(geometry: Geometry, size: int, device: str) -> Any:
-    """One JPEG per sample -> its sampled window ("opencv") or its size x size output. device: "cpu" or "mixed" (nvJPEG)."""
+def jpeg_graph(geometry: Geometry, size: int, device: str, share: float = 1.0, width: int = 0, height: int = 0) -> Any:
+    """One JPEG per sample -> its sampled window ("opencv") or its size x size output. device: "cpu" or "mixed" (nvJPEG).
+
+    share: of the pictures for the GPU's engines. width, height: of the largest picture, for which memory is set aside (the
+    paddings of the decoder's other buffers, 16 and 8 MB a thread, are larger than any packed picture needs).
+    """
     data = _input("data", UINT8, 1)
     if geometry == "opencv":
         anchor, shape = _input("anchor", INT32, 1), _input("shape", INT32, 1)
         return fn.decoders.image_slice(
             data, anchor, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False, device="cpu"
         )
-    return _resample(fn.decoders.image(data, device=device, hw_decoder_load=ENGINE_SHARE), geometry, size)
+    decoded = fn.decoders.image(
+        data, device=device, hw_decoder_load=share, preallocate_width_hint=width, preallocate_height_hint=height
+    )
+    return _resample(decoded, geometry, size)
 
 
 @pipeline_def
@@ -108,17 +112,21 @@ class DaliDecoder:
 
     size: output pixels. device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC). geometry: "opencv" (CPU only) | "warp" (DALI
     warp_affine) | "resize" (DALI slice with black padding + resize of a window); None = the fastest measured: "opencv" on
-    the CPU, else "warp".
+    the CPU, else "warp". engine_share: of JPEGs for the GPU's engines; where its CUDA cores take a part (DALI's default is
+    0.65), a picture's last bits depend on its place in the batch (pipeline/README.md, "The hand-over to the GPU").
+    run_pictures: decoded at once; None: `FRAMES_PER_RUN`.
     """
 
     def __init__(
-        self, codec: str, size: int, *, device: str = "cpu", num_threads: int = 2, geometry: Geometry | None = None
+        self, codec: str, size: int, *, device: str = "cpu", num_threads: int = 2, geometry: Geometry | None = None,
+        engine_share: float = 1.0, run_pictures: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.geometry: Geometry = geometry or ("opencv" if self.device.type == "cpu" else "warp")
         if self.geometry == "opencv" and self.device.type != "cpu":
             raise ValueError(f"geometry 'opencv' needs device 'cpu', not {device!r}: use 'warp' or 'resize'")
         self.jpeg, self.size, self.num_threads = codec == "jpeg", size, num_threads
+        self.engine_share, self.run_pictures = engine_share, run_pictures or FRAMES_PER_RUN[self.device.type]
         cv2.setNumThreads(1)  # else OpenCV's own threads compete with this object's
         self._pipeline: Any = None
         self._fed: dict[str, Any] = {}  # not copied by DALI, whose GPU may read it after `run` has returned
@@ -146,7 +154,7 @@ class DaliDecoder:
 
     def clips_per_run(self, num_frames: int) -> int:
         """How many clips of so many frames DALI decodes at once."""
-        return max(1, FRAMES_PER_RUN[self.device.type] // num_frames)
+        return max(1, self.run_pictures // num_frames)
 
     def inputs(self, clip: EncodedClip) -> Feed:
         """What one clip feeds to the graph. Raises ValueError for a clip that DALI would decode wrongly in silence."""
@@ -229,7 +237,7 @@ class DaliDecoder:
             self._fed["frames"] = [feed.frames for feed in feeds]
         for name in feeds[0].same:  # one dense array is fed much faster than a list of small ones
             self._fed[name] = np.repeat(np.stack([feed.same[name] for feed in feeds]), counts, axis=0)
-        pipeline = self._built(sum(counts))
+        pipeline = self._built(clips, sum(counts))
         for name, fed in self._fed.items():
             pipeline.feed_input(name, fed)
         output, *_ = pipeline.run()
@@ -239,13 +247,18 @@ class DaliDecoder:
         """What makes the graph, from geometry, size and device."""
         return jpeg_graph if self.jpeg else video_graph
 
-    def _built(self, num_samples: int) -> Any:
+    def graph_arguments(self, clips: list[RunClip]) -> tuple[Any, ...]:
+        """What the graph is made of, for clips of one packed size."""
+        if self.device.type == "cpu":
+            return self.geometry, self.size, "cpu"
+        packed = [max(getattr(run.clip, name) for run in clips) for name in ("packed_width", "packed_height")]
+        return self.geometry, self.size, "mixed", *((self.engine_share, *packed) if self.jpeg else ())
+
+    def _built(self, clips: list[RunClip], num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
             on_gpu = self.device.type == "cuda"
             self._pipeline = self.graph()(
-                self.geometry,
-                self.size,
-                "mixed" if on_gpu else "cpu",
+                *self.graph_arguments(clips),
                 batch_size=max(num_samples, 1),
                 num_threads=self.num_threads,
                 device_id=(self.device.index or 0) if on_gpu else None,
@@ -282,13 +295,10 @@ class InputOnlyDecoder(DaliDecoder):
     """All that a GPU's decoder of JPEGs does on the host, without a GPU: nothing is decoded, frames hold anything."""
 
     def __init__(self, size: int) -> None:
-        super().__init__("jpeg", size, geometry="warp", num_threads=1)
+        super().__init__("jpeg", size, geometry="warp", num_threads=1, run_pictures=FRAMES_PER_RUN["cuda"])
 
     def graph(self) -> Callable[..., Pipeline]:
         return input_graph
-
-    def clips_per_run(self, num_frames: int) -> int:
-        return max(1, FRAMES_PER_RUN["cuda"] // num_frames)
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         """Nothing came."""

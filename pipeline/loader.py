@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.decoders import DecoderName, check_device, make_decoder
+from svdata2vec.pipeline.decoders import DecoderName, FrameDecoder, check_device, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
 from svdata2vec.pipeline.order import OrderConfig
@@ -46,6 +46,9 @@ class ClipLoader:
         device: where batches arrive: "cpu", "cuda" or "cuda:n". On a GPU the frames are decoded there.
         decoder: "dali", or "reference" (OpenCV and PyAV, slow).
         num_threads: decoding threads; for codecs that DALI cannot decode on a CPU, decoder processes.
+        engine_share: share (0..1) of JPEGs that a GPU's engines decode, its CUDA cores the rest; only with 0 or 1 a clip has
+            the same bits in every batch.
+        run_pictures: pictures that DALI decodes at once; None: 256 on a CPU, 1,280 on a GPU.
         num_readers: processes that read and plan clips (local shards): where one interpreter is too slow for a GPU's decoder;
             0 = a thread does it.
         prefetch: batches ready ahead of the consumer; as many again are read and planned ahead of the decoder.
@@ -78,6 +81,8 @@ class ClipLoader:
         device: str = "cpu",
         decoder: DecoderName = "dali",
         num_threads: int = 2,
+        engine_share: float = 1.0,
+        run_pictures: int | None = None,
         num_readers: int = 0,
         prefetch: int = 2,
         video: bool = True,
@@ -89,13 +94,14 @@ class ClipLoader:
         check_hashes: bool = False,
     ) -> None:
         self.last_batch = last_batch or ("drop" if train else "partial")
-        counts = {"batch_size": batch_size, "num_threads": num_threads, "prefetch": prefetch, "world_size": world_size}
-        for name, count in counts.items():
-            check_number(name, count, 1, whole=True)
+        _check_counts(
+            batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, world_size=world_size, run_pictures=run_pictures
+        )
         check_number("num_readers", num_readers, 0, whole=True)
         check_number("rank", rank, 0, world_size - 1, whole=True)
         check_number("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_number("max_bad_rate", max_bad_rate, 0, 1)
+        check_number("engine_share", engine_share, 0, 1)
         check_known("last_batch", self.last_batch, ("drop", "partial"))
         check_device(device)
         if not (video or joints):
@@ -103,8 +109,8 @@ class ClipLoader:
         if self.last_batch == "drop" and not train:
             raise UserError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
         self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
-        self.device, self.decoder_name, self.num_threads = device, decoder, num_threads
-        self.num_readers, self.prefetch = num_readers, prefetch
+        self.device, self.decoder_name, self.num_readers, self.prefetch = device, decoder, num_readers, prefetch
+        self.num_threads, self.engine_share, self.run_pictures = num_threads, engine_share, run_pictures
         self.video, self.joints, self.check_hashes, self.max_bad_rate = video, joints, check_hashes, max_bad_rate
         rows = _select(shards.rows(split), limit, split)
         _check_labels(shards, split, rows)
@@ -112,17 +118,21 @@ class ClipLoader:
             rows=rows, views=1 if train else self.plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size, smallest_batch=smallest_batch,
         )
-        if len(rows) == 0:
-            raise UserError(f"split {split!r} has no clips; take another split")
-        if train and not self.batches_per_epoch:
-            raise UserError(
-                f"split {split!r}: {len(rows)} clips, fewer than one step with batch_size={batch_size} and "
-                f"world_size={world_size}; use a smaller batch_size, or last_batch='partial', which needs one clip per rank"
-            )
+        self._require_clips()
         self.stats = LoaderStats()
         self._epoch = self._position = 0
         self._fingerprint = _fingerprint(shards, split, rows)
         self._background: Background | None = None
+
+    def _require_clips(self) -> None:
+        order, clips = self.order, len(self.order.rows)
+        if not clips:
+            raise UserError(f"split {self.split!r} has no clips; take another split")
+        if order.train and not self.batches_per_epoch:
+            raise UserError(
+                f"split {self.split!r}: {clips} clips, fewer than one step with batch_size={order.batch_size} and world_size="
+                f"{order.world_size}; use a smaller batch_size, or last_batch='partial', which needs one clip per rank"
+            )
 
     @property
     def num_clips(self) -> int:
@@ -249,19 +259,31 @@ class ClipLoader:
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes,
         )
-        device, codec = torch.device(self.device), self.shards.manifest.codec
+        device = torch.device(self.device)
         lanes = [
-            Lane(make_decoder(self.decoder_name, codec, self.plan.size, self.device, self.num_threads), device)
-            for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
+            Lane(self._make_decoder(), device) for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
         ] if self.video else [Lane(None, device)]
         readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads)
         if self.num_readers and self.shards.read_threads == 1:  # a set behind a URL waits in threads, with one cache
             readers = ProcessReaders(fetcher, self.num_readers, self.prefetch + len(lanes) + SLABS_AT_WORK)
         return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, readers)
 
+    def _make_decoder(self) -> FrameDecoder:
+        return make_decoder(
+            self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads, self.engine_share,
+            self.run_pictures,
+        )
+
     def _stop_stream(self) -> None:
         if self._background is not None and self._background.is_mine:
             self._background.stop()
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Raise UserError unless each is a whole number from 1 on, or None."""
+    for name, count in counts.items():
+        if count is not None:
+            check_number(name, count, 1, whole=True)
 
 
 def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:

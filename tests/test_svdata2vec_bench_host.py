@@ -44,9 +44,9 @@ def test_dali_is_fed_as_on_a_gpu(tiny_shard_folder: Path, tmp_path: Path, monkey
     for decoder in (InputOnlyDecoder(32), DaliDecoder("jpeg", 32, geometry="warp")):
         real = decoder._built
 
-        def recording(num_samples: int, decoder: DaliDecoder = decoder, real=real):
+        def recording(*arguments, decoder: DaliDecoder = decoder, real=real):
             fed.append({name: [np.asarray(value) for value in values] for name, values in decoder._fed.items()})
-            return real(num_samples)
+            return real(*arguments)
 
         monkeypatch.setattr(decoder, "_built", recording)
         assert decoder.decode(clips, torch.empty((4, 6, 32, 32, 3), dtype=torch.uint8)) == {}

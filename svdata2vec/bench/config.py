@@ -101,6 +101,10 @@ class DataBenchOptions:
     """Rounds, in which the methods take turns; medians are reported."""
     method: str | None = None
     """Time this method alone, in this process, and print JSON; None = all of them."""
+    tune: bool = False
+    """Instead, find the settings with which this machine decodes jpeg fastest (threads, engine share of a GPU, pictures at
+    once), and store them for its runs; explicit options stand above them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(not (self.tune and self.method), f"tune and method {self.method!r} exclude each other: leave one of them out")

@@ -26,12 +26,14 @@ import torch
 from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
-from svdata2vec.bench.machine import cpu_name, machine, tree_usage, versions
+from svdata2vec.bench.machine import machine, tree_usage, versions
 from svdata2vec.bench.record import save
+from svdata2vec.bench.tune import tune
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
@@ -168,6 +170,9 @@ def as_table(result: dict) -> str:
 
 def bench_data(options: DataBenchOptions) -> None:
     """Run the benchmark; the table goes to standard output."""
+    if options.tune:
+        tune(options)
+        return
     if options.method is not None:
         table = method_table(options.folder, options.sources)
         if options.method not in table:

@@ -77,11 +77,11 @@ def _workers(tasks: int) -> int:
     return min(os.cpu_count() or 1, tasks)
 
 
-def packed(folder: Path, dataset: DataSet, codec: str) -> ShardSet:
+def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions.chroma) -> ShardSet:
     """The same clips packed with a codec's default quality at 320 px, in a folder for so many clips."""
-    root = folder / f"packed-{codec}-{len(dataset.clips)}"
+    root = folder / f"packed-{codec}{'' if chroma == PackOptions.chroma else chroma}-{len(dataset.clips)}"
     if not (root / "manifest.json").exists():
-        pack(dataset, root, PackOptions(codec=codec, workers=_workers(len(dataset.clips))))
+        pack(dataset, root, PackOptions(codec=codec, chroma=chroma, workers=_workers(len(dataset.clips))))
     return ShardSet.open(root)
 
 

@@ -14,17 +14,11 @@ import psutil
 import torch
 
 from svdata2vec import __version__
+from svdata2vec.runs.cores import cpu_name
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 # Files of a control group's memory limit and use, version 2 and version 1.
 GROUP_MEMORY = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-
-
-def cpu_name() -> str:
-    """The processor as its maker calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def versions() -> dict[str, str | None]:

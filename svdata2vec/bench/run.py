@@ -18,7 +18,8 @@ from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
 from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import Surroundings, doubts, judge
-from svdata2vec.runs.cores import fit_loader, usable_cores
+from svdata2vec.runs.cores import usable_cores
+from svdata2vec.runs.data import fit_data
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.shown import shown_lines
@@ -30,7 +31,7 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
-        config = replace(config, data=fit_loader(config.data, runtime.device.type, usable_cores()))
+        config = replace(config, data=fit_data(config.data, runtime, shards))
         record = measure(config, runtime, shards)
     sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:

@@ -84,7 +84,7 @@ def reading(producer: Producer) -> Iterator[int]:
         yield len(read.clips)
 
 
-def decoding(producer: Producer, batches: int = 4) -> Iterator[int]:
+def decoding(producer: Producer, batches: int = 4) -> Generator[int]:
     """Decoding and geometry of clips that are in memory."""
     in_memory = list(itertools.islice(producer.read(0, 0), batches))
     for read, _, _ in producer.turns.over(itertools.cycle(in_memory), producer.decode_step):

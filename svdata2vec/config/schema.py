@@ -74,7 +74,13 @@ class DataConfig:
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: Annotated[int | None, Range(1, 256)] = None
-    """Decoding threads per process; None = as many as it has cores, up to 16."""
+    """Decoding threads per process; None = as `svdata2vec bench data --tune` found on this device, or else as many as it has
+    cores, up to 16."""
+    engine_share: Annotated[float | None, Range(0, 1)] = None
+    """Share of JPEGs that a GPU's engines decode, its CUDA cores the rest; only with 0 or 1 a clip has the same bits in every
+    batch, which exact resuming needs. None = as tuned, or else 1."""
+    run_pictures: Annotated[int | None, Range(1, 100_000)] = None
+    """Pictures that DALI decodes at once; None = as tuned, or else 256 on a CPU and 1,280 on a GPU."""
     readers: Annotated[int | None, Range(0, 100)] = None
     """Processes per process that read and plan clips, 0 = a thread does it; None = 0 on a CPU, beside a GPU a quarter of the
     cores, up to 4 (shards in a folder)."""

@@ -1,10 +1,12 @@
 """Cores that this process may use, and how a loader shares them out: found on the machine, not guessed."""
 
 import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 
 from svdata2vec.config.schema import DataConfig
+from svdata2vec.runs.tuned import Tuned
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -16,6 +18,13 @@ def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -
     """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
     cores = min([len(os.sched_getaffinity(0)), *_quotas(groups, membership)])
     return max(1, int(cores / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def announced(name: str, default: int) -> int:
@@ -49,12 +58,15 @@ def _quota(folder: Path) -> list[float]:
     return [] if quota in ("max", "-1") else [int(quota) / int(period)]
 
 
-def fit_loader(data: DataConfig, device: str, cores: int) -> DataConfig:
-    """The settings with `threads` and `readers` filled in where they are None.
+def fit_loader(data: DataConfig, device: str, cores: int, tuned: Tuned | None = None) -> DataConfig:
+    """The settings with `threads`, `readers`, `engine_share` and `run_pictures` filled in where they are None.
 
-    On a CPU reading costs a twentieth of decoding, and a thread does it; beside a GPU it would take the interpreter from
-    training, so a quarter of the cores reads.
+    tuned: what was measured on this device; without it `run_pictures` stays None, the decoder's own. On a CPU reading costs a
+    twentieth of decoding, and a thread does it; beside a GPU it would take the interpreter from training, so a quarter of the
+    cores reads.
     """
     readers = (min(MOST_READERS, cores // 4) if device == "cuda" else 0) if data.readers is None else data.readers
-    threads = min(MOST_THREADS, max(cores - readers, 1)) if data.threads is None else data.threads
-    return replace(data, threads=threads, readers=readers)
+    most = max(cores - readers, 1)
+    chosen = Tuned(min(MOST_THREADS, most)) if tuned is None else replace(tuned, threads=min(tuned.threads, most))
+    given = {name: value for name in ("threads", "engine_share", "run_pictures") if (value := getattr(data, name)) is not None}
+    return replace(data, **{**vars(chosen), **given}, readers=readers)

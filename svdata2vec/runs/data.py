@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import shown_whole
-from svdata2vec.runs.cores import fit_loader, usable_cores
+from svdata2vec.runs.cores import cpu_name, fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.tuned import Tuned, load_tuned
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -27,6 +29,21 @@ log = logging.getLogger(__name__)
 def open_data(data: DataConfig) -> ShardSet:
     """The shards of a configuration: a folder, or a URL with its cache."""
     return open_shards(data.shards, fetch=data.remote_fetch, cache_bytes=int(data.remote_cache_gb * 1e9))
+
+
+def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, say: bool = False) -> DataConfig:
+    """The loader's settings filled in where they are None: as tuned on this device for the shards' codec, or by its cores.
+
+    say: tell in the log what was tuned, and stands.
+    """
+    device = runtime.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    tuned = load_tuned(name, shards.manifest.codec)
+    fitted = fit_loader(data, device.type, usable_cores(), tuned)
+    if say and tuned is not None and runtime.is_main:
+        used = Tuned(fitted.threads or 1, fitted.engine_share or 0.0, fitted.run_pictures)
+        log.info("decoding as tuned on %s: %s%s", name, used, "" if used == tuned else ", options and cores considered")
+    return fitted
 
 
 def build_loader(
@@ -50,7 +67,7 @@ def build_loader(
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
-    data, model = fit_loader(config.data, runtime.device.type, usable_cores()), config.model
+    data, model = fit_data(config.data, runtime, shards, say=train), config.model
     if data.decoder == "reference" and runtime.device.type != "cpu":
         raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
     if modality != "rgb" and model.coordinates != 2:
@@ -69,6 +86,8 @@ def build_loader(
         device=str(runtime.device),
         decoder=data.decoder,
         num_threads=data.threads or 1,
+        engine_share=1.0 if data.engine_share is None else data.engine_share,
+        run_pictures=data.run_pictures,
         num_readers=data.readers or 0,
         prefetch=data.prefetch,
         video=modality != "skeleton",

@@ -44,7 +44,8 @@ PROBES = ("knn", "nearest", "attentive")  # beside the linear one, whose figures
 
 # Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
 TECHNICAL = (
-    "data.threads", "data.readers", "data.prefetch", "data.max_bad_rate", "data.check_hashes", "data.remote_",
+    "data.threads", "data.engine_share", "data.run_pictures", "data.readers", "data.prefetch", "data.max_bad_rate",
+    "data.check_hashes", "data.remote_",
     "model.impl", "model.fused_blocks", "model.checkpoint_activations", "run.out", "run.device", "run.launch",
     "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps",
     "collapse_records", "out", "device",
