@@ -10,6 +10,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder
@@ -47,7 +48,7 @@ def make_decoder(
     name: DecoderName, codec: str, size: int, device: str, num_threads: int, engine_share: float = 1.0,
     run_pictures: int | None = None,
 ) -> FrameDecoder:
-    """DALI for what it can decode on the device, PyAV processes for the rest on a CPU; or the reference decoder.
+    """DALI for what it decodes on the device, else on a CPU NumPy for blocks, PyAV processes for the rest; or the reference.
 
     size: output pixels. engine_share, run_pictures: as `ClipLoader` has them. DALI is imported here alone, and only if it is
     used. Raises UserError for another decoder or device.
@@ -58,6 +59,10 @@ def make_decoder(
         if not on_cpu:
             raise UserError(f"decoder 'reference' runs on the CPU, not on {device!r}: use 'dali', or the device 'cpu'")
         return ReferenceDecoder()
+    if codec == "blocks":
+        if not on_cpu:
+            raise UserError("blocks are not decoded on a GPU: pack as jpeg, or use --run.device cpu")
+        return BlocksDecoder(num_threads)
     if on_cpu and codec not in DALI_CPU_CODECS:
         return PyavDecoder(num_threads)
     if not on_cpu and codec == "mjpeg":

@@ -70,7 +70,7 @@ class ClipFetcher:
             self.shards.check_shard(shard)
             self.shards.check_hash(shard)
             self._hashed.add(shard)
-        by_frame = self.video and self.shards.reads_frames and self.shards.manifest.codec == "jpeg"
+        by_frame = self.video and self.shards.reads_frames and self.shards.manifest.by_frame
         try:
             sample = self.shards.sample(row, video=self.video and not by_frame)
             stored = int(self.shards.index["label"][row])
@@ -92,7 +92,7 @@ class ClipFetcher:
         return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
 
     def _encoded(self, row: int, sample: Sample, plan: ClipPlan, by_frame: bool) -> EncodedClip:
-        """The clip's video, or of concatenated JPEGs those that the plan names, with the map into its pictures."""
+        """The clip's video, or where frames lie apart those that the plan names, with the map into its pictures."""
         meta = sample.meta
         output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
         size = meta.packed_width, meta.packed_height
@@ -102,7 +102,8 @@ class ClipFetcher:
         if by_frame:
             numbers_K, frames_T = np.unique(plan.frames_T, return_inverse=True)
             video, offsets = self.shards.read_frames(row, numbers_K)
-            return EncodedClip(sample.key, video, offsets, frames_T, output_to_packed, *size, numbers_K)
+            blocks = self.shards.manifest.blocks
+            return EncodedClip(sample.key, video, offsets, frames_T, output_to_packed, *size, numbers_K, blocks)
         assert sample.video is not None
         video = np.frombuffer(sample.video, np.uint8)
-        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size)
+        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size, None, sample.blocks)

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine
+from svdata2vec.shards.blocks import BlockFormat
 
 
 @dataclass(frozen=True)
 class EncodedClip:
     """The encoded video of one clip, the frames wanted and where the output pixels lie in its packed picture.
 
-    video: 1-D uint8. offsets: int64 (F+1,) for concatenated JPEGs, None for a video container. frames_T: int64.
+    video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container. frames_T: int64.
+    blocks: how each frame is laid out, None for JPEGs and containers.
     output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. numbers_K: the stored clip's
     numbers of the K frames that `video` holds and `frames_T` counts, where these are not all.
     """
@@ -28,6 +30,7 @@ class EncodedClip:
     packed_width: int
     packed_height: int
     numbers_K: NDArray[np.int64] | None = None
+    blocks: BlockFormat | None = None
 
     def stored_number(self, frame: int) -> int:
         """What the stored clip calls a frame of `video`."""
@@ -40,12 +43,7 @@ def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     Raises ValueError when the offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
     does: a decoder would fill what is missing with grey and say nothing.
     """
-    offsets = clip.offsets
-    if offsets is None:
-        raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
-    if int(clip.frames_T.max()) + 1 >= len(offsets):
-        raise ValueError(f"clip {clip.key}: frame {int(clip.frames_T.max())} wanted, {len(offsets) - 1} stored")
-    starts, stops = offsets[clip.frames_T], offsets[clip.frames_T + 1]
+    starts, stops = _ends(clip)
     if starts.min() < 0 or (stops - starts).min() < 4 or stops.max() > clip.video.size:
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
     marks_T4 = clip.video[np.stack([starts, starts + 1, stops - 2, stops - 1], axis=1)]
@@ -54,3 +52,20 @@ def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
         frame = clip.stored_number(int(clip.frames_T[wrong[0]]))
         raise ValueError(f"clip {clip.key}: frame {frame} is not a whole JPEG picture")
     return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+
+def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint8]]:
+    """The wanted frames in blocks, uint8 (frame_bytes,) each, without copying. Raises ValueError for one of another size."""
+    starts, stops = _ends(clip)
+    if starts.min() < 0 or stops.max() > clip.video.size or (stops - starts != blocks.frame_bytes).any():
+        raise ValueError(f"clip {clip.key}: {clip.video.size} bytes do not hold its frames of {blocks.frame_bytes} bytes each")
+    return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+
+def _ends(clip: EncodedClip) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(T,) first byte of every wanted frame, and the byte behind its last."""
+    if clip.offsets is None:
+        raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
+    if int(clip.frames_T.max()) + 1 >= len(clip.offsets):
+        raise ValueError(f"clip {clip.key}: frame {int(clip.frames_T.max())} wanted, {len(clip.offsets) - 1} stored")
+    return clip.offsets[clip.frames_T], clip.offsets[clip.frames_T + 1]

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.frames import EncodedClip, block_slices, jpeg_slices
+from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 
 
@@ -39,6 +40,8 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     if clip.offsets is None:
         frames = decode_video(clip.video, clip.frames_T)
         return [frames[number] for number in clip.frames_T.tolist()]
+    if clip.blocks is not None:
+        return [BlockDecoder(clip.blocks)(data) for data in block_slices(clip, clip.blocks)]
     slices = zip(jpeg_slices(clip), clip.frames_T.tolist(), strict=True)
     return [decode_jpeg(data, clip.stored_number(frame)) for data, frame in slices]
 

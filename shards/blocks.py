@@ -10,6 +10,7 @@ S side of the picture, P of a plane, H W of a window in pixels; L = 2**bits - 1,
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ HEADER_BYTES = _HEADER.size
 _BYTES4, _WORDS4 = np.uint32(0x01010101), np.uint64(0x0001000100010001)
 
 Bytes = NDArray[np.uint8]
+Count = TypeVar("Count", int, NDArray[np.int64])
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
 
@@ -89,8 +91,8 @@ class BlockFormat:
         """Bytes of one frame; a multiple of 32."""
         return self.planes[2].stop
 
-    def clip_bytes(self, num_frames: int) -> int:
-        """Bytes of a clip with its header."""
+    def clip_bytes(self, num_frames: Count) -> Count:
+        """Bytes of a clip with its header, or of several (int64)."""
         return HEADER_BYTES + num_frames * self.frame_bytes
 
     def header(self, num_frames: int) -> bytes:
@@ -120,7 +122,7 @@ def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
 class BlockDecoder:
     """Decodes one window of frames, in memory of its own: whoever decodes many frames makes one and keeps it.
 
-    `window`: the pixels that are wanted, None = all; what is decoded begins at `left`, `top`, on whole tiles around it.
+    `window`: the pixels that are wanted, None = all; decoded are `width` x `height` at `left`, `top`: whole tiles around it.
     """
 
     def __init__(self, layout: BlockFormat, window: Window | None = None) -> None:
@@ -129,7 +131,8 @@ class BlockDecoder:
         if not (0 <= x1 < x2 <= layout.side and 0 <= y1 < y2 <= layout.side):
             raise ValueError(f"window {(x1, y1, x2, y2)} of a picture of side {layout.side}: expected one inside it")
         self.left, self.top = x1 // TILE * TILE, y1 // TILE * TILE
-        width, height = -(-x2 // TILE) * TILE - self.left, -(-y2 // TILE) * TILE - self.top
+        self.width, self.height = -(-x2 // TILE) * TILE - self.left, -(-y2 // TILE) * TILE - self.top
+        height, width = self.height, self.width
         self._planes = [
             _PlaneDecoder(plane, self.left // shrink, self.top // shrink, width // shrink, height // shrink)
             for plane, shrink in zip(layout.planes, (1, 2, 2), strict=True)

@@ -63,7 +63,7 @@ def test_random_clips_match_the_reference_decoder(num_frames, size, persons, see
     assert psnr(fast.video_BTHWC, slow.video_BTHWC) >= 45
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "vp9", "h264"])
+@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "h264"])
 def test_every_encoding_through_the_loader(tmp_path, codec):
     shards = shard_set(tmp_path, 6, codec=codec, size=64)
     plan = PlanConfig(num_frames=5, size=48)

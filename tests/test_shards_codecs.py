@@ -14,6 +14,7 @@ from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, 
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.blocks import BlockDecoder, BlockFormat
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -41,13 +42,15 @@ def frames_of(shards: ShardSet) -> list[np.ndarray]:
     assert sample.video is not None
     if sample.offsets is not None:
         parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
+        if sample.blocks is not None:
+            return [BlockDecoder(sample.blocks)(part) for part in parts]
         return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
     with av.open(BytesIO(sample.video), mode="r") as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize(("codec", "least_db"), [
-    ("jpeg", 36), ("vp9", 32), ("h264", 32), ("hevc", 32), ("mjpeg", 32), ("copy", 36)])
+    ("jpeg", 36), ("blocks", 32), ("vp9", 32), ("h264", 32), ("hevc", 32), ("mjpeg", 32), ("copy", 36)])
 def test_every_codec_keeps_every_frame(dataset: DataSet, tmp_path: Path, codec: str, least_db: float) -> None:
     pack(dataset, tmp_path / "set", replace(OPTIONS, codec=codec))
     shards = ShardSet.open(tmp_path / "set")
@@ -99,6 +102,17 @@ def test_quality_decides_on_the_size(dataset: DataSet, tmp_path: Path, codec: st
         assert video is not None
         sizes.append(len(video))
     assert sizes[0] > 1.3 * sizes[1]
+
+
+def test_bits_decide_on_the_size_of_blocks(dataset: DataSet, tmp_path: Path) -> None:
+    sizes = {}
+    for luma, chroma in ((2, 2), (3, 2), (3, 3)):
+        pack(dataset, tmp_path / f"{luma}{chroma}", replace(OPTIONS, codec="blocks", luma_bits=luma, chroma_bits=chroma))
+        shards = ShardSet.open(tmp_path / f"{luma}{chroma}")
+        assert shards.manifest.codec_options == {"luma_bits": luma, "chroma_bits": chroma}
+        assert shards.sample(0).blocks == shards.manifest.blocks == BlockFormat(128, luma, chroma)
+        sizes[luma, chroma] = int(shards.index["size"][0, shards.manifest.components.index("blocks")])
+    assert sizes == {(2, 2): 16 + FRAMES * 9216, (3, 2): 16 + FRAMES * 11264, (3, 3): 16 + FRAMES * 12288}
 
 
 def test_chroma_of_jpegs(dataset: DataSet, tmp_path: Path) -> None:
@@ -227,7 +241,7 @@ def test_large_people_are_shrunk_with_an_exact_map(tmp_path: Path) -> None:
     assert np.abs(a[:, :2] @ center + a[:, 2] - [304, 204]).max() < 0.5, "well under a source pixel"
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "vp9", "h264", "hevc", "mjpeg"])
+@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "h264", "hevc", "mjpeg"])
 def test_equal_pictures_give_equal_bytes_in_every_call(codec: str) -> None:
     calls = [clip_parts("clip", 12, codec=codec, size=320, seed=30) for _ in range(5)]
     assert all(parts == calls[0] for parts in calls[1:])

@@ -21,13 +21,14 @@ import webdataset
 from shards_data import write_motion_set
 
 from svdata2vec.shards.atomic import npy_bytes
+from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.wds_decoder import decode_sample
 
-CODECS = ("jpeg", "vp9", "h264", "hevc", "mjpeg", "copy")
+CODECS = ("jpeg", "blocks", "vp9", "h264", "hevc", "mjpeg", "copy")
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
 
 
 def frames_of(shards: ShardSet, row: int) -> list[np.ndarray]:
-    """RGB frames of a clip by OpenCV and PyAV alone."""
+    """RGB frames of a clip by OpenCV and PyAV alone, or of blocks by the format's decoder."""
     sample = shards.sample(row)
     assert sample.video is not None
     if sample.offsets is None:
         with av.open(BytesIO(sample.video), mode="r") as container:
             return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
+    if sample.blocks is not None:
+        return [BlockDecoder(sample.blocks)(part) for part in parts]
     return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
 
 
@@ -86,7 +89,7 @@ def test_every_codec_as_the_index_reader_has_it(sets: dict[str, ShardSet], codec
         assert clip["__url__"] == urls[shards.index["shard"][row]] and clip["__key__"] == clip["key"]
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "vp9", "copy"])
+@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "copy"])
 @pytest.mark.parametrize("frames", [[5, 0, 0, 2], np.array([7]), lambda count: np.linspace(0, count - 1, 4).round(), []])
 def test_some_frames(sets: dict[str, ShardSet], codec: str, frames: Any) -> None:
     shards = sets[codec]
@@ -128,6 +131,12 @@ def cut_third_jpeg(sample: dict[str, Any]) -> None:
     ("jpeg", swap("json", b'"label":', b'"label":[],"setup":'), "the json component has a wrong label"),
     ("jpeg", swap("json", b'"num_frames":', b'"num_frames":null,"camera":'), "the json component has a wrong num_frames"),
     ("jpeg", swap("pose.npy", b"}", b"("), r"pose\.npy: not a readable array"),
+    ("blocks", lambda sample: sample.pop("blocks"), "member jpegs is missing"),
+    ("blocks", cut("blocks"), r"blocks: \d+ bytes, expected \d+ for 10 frames of side 96 with 3 and 2 bits"),
+    ("blocks", swap("blocks", b"SVBK", b"JUNK"), "blocks: begins with b'JUNK', expected b'SVBK'"),
+    ("blocks", swap("blocks", b"SVBK\1", b"SVBK\7"), "blocks: version 7, this program reads 1; pack again"),
+    ("blocks", swap("json", b'"packed_width":96', b'"packed_width":64'),
+     "blocks: 10 frames of side 96, expected 10 of 64x96"),
     ("vp9", cut("mp4"), "the video cannot be decoded|ends before it|damaged"),
     ("h264", lambda sample: sample.update(mp4=b"no video"), "the video cannot be decoded"),
     ("copy", lambda sample: sample.update(json=sample["json"].replace(b'"packed_width":192', b'"packed_width":190')),

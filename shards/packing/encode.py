@@ -16,7 +16,9 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from svdata2vec.shards.atomic import npy_bytes
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.blockencoder import BlockEncoder
 from svdata2vec.shards.reading.sample import OFFSETS
 
 # 4:4:4 keeps 1 to 3 dB more of the model's crop for a fifth more bytes (tools/results/packing_*.json).
@@ -39,6 +41,20 @@ class JpegEncoder:
     def finish(self) -> dict[str, bytes]:
         offsets = np.cumsum([0, *(len(part) for part in self._parts)], dtype=np.int64)
         return {"jpegs": b"".join(self._parts), OFFSETS: npy_bytes(offsets)}
+
+
+class BlocksEncoder:
+    """Frames of one size behind a header (`shards/blocks.py`)."""
+
+    def __init__(self, layout: BlockFormat) -> None:
+        self._layout, self._encode = layout, BlockEncoder(layout)
+        self._parts: list[bytes] = []
+
+    def add(self, frame_HWC: np.ndarray) -> None:
+        self._parts.append(self._encode(frame_HWC).tobytes())
+
+    def finish(self) -> dict[str, bytes]:
+        return {"blocks": b"".join([self._layout.header(len(self._parts)), *self._parts])}
 
 
 BT601_MATRIX = 6  # AVCOL_SPC_SMPTE170M; PyAV's `Colorspace` counts as the scaling library does
@@ -69,7 +85,7 @@ VIDEO_CODECS = {
     "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3, tagged=False),
 }
 
-CODEC_QUALITY = {"jpeg": 90, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
+CODEC_QUALITY = {"jpeg": 90, "blocks": 0, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
 
 
 class VideoEncoder:
@@ -115,4 +131,4 @@ class VideoEncoder:
         return {"mp4": self._buffer.getvalue()}
 
 
-Encoder = JpegEncoder | VideoEncoder
+Encoder = JpegEncoder | BlocksEncoder | VideoEncoder

@@ -168,7 +168,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         without_joints=tuple(number for number, row in enumerate(rows) if row[0] in without_joints),
         shards=tuple(ShardEntry(shard_name(r.number), r.sha256, r.bytes, len(r.rows)) for r in full),
         fingerprint=fingerprint(plan),
-        codec_options={"quality": options.coded_quality, "gop": options.gop},
+        codec_options=options.coding,
         split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
     pictures = {key: same for record in full for key, same in record.pictures.items() if same}

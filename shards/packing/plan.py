@@ -17,7 +17,7 @@ from svdata2vec.shards.packing.encode import OFFSETS
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import PROGRAM, file_bytes
-from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS
+from svdata2vec.shards.reading.sample import CONTAINERS, SIDE_COMPONENTS
 from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
@@ -33,7 +33,8 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
     and size; behind a URL, where even the size is a request per clip, with the name alone.
     """
-    coding = {name: value for name, value in asdict(options).items() if name not in ("workers", "cluster", "resume")}
+    unused = ("workers", "cluster", "resume", *(() if options.blocks else ("luma_bits", "chroma_bits")))
+    coding = {name: value for name, value in asdict(options).items() if name not in unused}
     facts = asdict(replace(dataset, clips=[], skipped=[])) | {"skipped": sorted(entry.key for entry in dataset.skipped)}
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
     content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
@@ -150,13 +151,15 @@ def components_of(dataset: DataSet, codec: str) -> tuple[str, ...]:
     """Tar members of a clip. Codec `copy` keeps the containers that occur; UserError for one that cannot be kept."""
     if codec == "jpeg":
         return ("jpegs", OFFSETS, *SIDE_COMPONENTS)
+    if codec == "blocks":
+        return ("blocks", *SIDE_COMPONENTS)
     if codec != "copy":
         return ("mp4", *SIDE_COMPONENTS)
     containers = sorted({container_component(str(clip.video)) for clip in dataset.clips})
-    unknown = [name for name in containers if name not in VIDEO_COMPONENTS[1:]]
+    unknown = [name for name in containers if name not in CONTAINERS]
     if unknown:
         found = f".{unknown[0]}" if unknown[0] else "a folder of pictures, or a file without an extension"
-        raise UserError(f"codec copy keeps {', '.join(VIDEO_COMPONENTS[1:])} files, found {found}; use another codec")
+        raise UserError(f"codec copy keeps {', '.join(CONTAINERS)} files, found {found}; use another codec")
     return (*containers, *SIDE_COMPONENTS)
 
 

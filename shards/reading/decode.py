@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from svdata2vec.shards.blocks import BlockDecoder
+
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"  # a JPEG's first and last two bytes
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
@@ -53,6 +55,11 @@ def decode_jpeg(content: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     if frame is None:
         raise ValueError(f"frame {number} is not a whole JPEG picture")
     return frame.astype(np.uint8, copy=False)
+
+
+def decode_still(content: NDArray[np.uint8], number: int, blocks: BlockDecoder | None) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of frame `number`: in blocks, or, without a decoder of them, a JPEG. ValueError for a damaged one."""
+    return decode_jpeg(content, number) if blocks is None else blocks(content)
 
 
 def cut_off_reason(video: NDArray[np.uint8]) -> str | None:

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -22,6 +23,7 @@ import numpy as np
 from svdata2vec import __version__
 from svdata2vec.shards.annotations import KEY, MAX_KEY_BYTES
 from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
@@ -77,7 +79,8 @@ def file_bytes(path: Path) -> int | None:
 class Manifest:
     """Contents of `manifest.json`.
 
-    `codec_options`: quality, gop. `packed_size`: side of the packed square in pixels, 0 for codec `copy`.
+    `codec_options`: quality, gop; of codec `blocks` luma_bits, chroma_bits. `packed_size`: side of the packed square in
+    pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
     publication. `view`: what the clips show, "picture" for videos without skeletons. `without_joints`: rows of the index whose
@@ -104,6 +107,18 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether a frame is a part of the video component, with a checksum of its own."""
+        return self.codec in ("jpeg", "blocks")
+
+    @cached_property
+    def blocks(self) -> BlockFormat | None:
+        """How pictures in blocks lie, codec `blocks` alone. ValueError if there is no such format."""
+        if self.codec != "blocks":
+            return None
+        return BlockFormat(self.packed_size, *(self.codec_options.get(name, 0) for name in ("luma_bits", "chroma_bits")))
 
     @property
     def num_clips(self) -> int:
@@ -193,6 +208,8 @@ def _check(manifest: Manifest) -> None:
     }.items() if not good]
     if wrong:
         raise UserError(f"{wrong[0]} is {getattr(manifest, wrong[0])!r:.60}")
+    if manifest.blocks is not None and "blocks" not in manifest.components:
+        raise UserError(f"components are {', '.join(manifest.components)}, codec blocks has one of its name")
     if manifest.without_joints and not 0 <= min(manifest.without_joints) <= max(manifest.without_joints) < manifest.num_clips:
         raise UserError(f"without_joints names rows up to {max(manifest.without_joints)} of {manifest.num_clips}")
     for shard in manifest.shards:
@@ -305,6 +322,13 @@ def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
         return f"labels from {index['label'].min()} to {index['label'].max()}, expected 0..{len(manifest.classes) - 1}"
     if (index["frames"] < 1).any():
         return "a clip has no frame"
+    if manifest.blocks is not None:
+        found_N = index["size"][:, manifest.components.index("blocks")].astype(np.int64)
+        wrong_N = np.flatnonzero(found_N != manifest.blocks.clip_bytes(index["frames"].astype(np.int64)))
+        if len(wrong_N):
+            row = wrong_N[0]
+            return f"blocks of {index['frames'][row]} frames have {found_N[row]} bytes, expected " \
+                   f"{manifest.blocks.clip_bytes(int(index['frames'][row]))}"
     ends = index["offset"] + index["size"]
     if (ends < index["offset"]).any() or (ends > bytes_N[index["shard"]][:, None]).any():
         return "a clip lies beyond the end of its shard"

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
 from svdata2vec.shards.errors import UserError
 
-VIDEO_COMPONENTS = ("jpegs", "mp4", "mkv", "webm", "avi")  # a clip has one of them
+CONTAINERS = ("mp4", "mkv", "webm", "avi")
+VIDEO_COMPONENTS = ("jpegs", "blocks", *CONTAINERS)  # a clip has one of them
 OFFSETS = "offsets.npy"
 SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
@@ -89,7 +91,8 @@ _LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "pack
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip, parsed and checked. `video`: the bytes of the video component; `offsets` only for codec jpeg.
+    """One clip, parsed and checked. `video`: the bytes of the video component. `offsets` int64 (F + 1,): frame f is
+    `video[offsets[f] : offsets[f + 1]]`, codecs jpeg and blocks; `blocks` only for codec blocks.
 
     `pose_MTVC` float32 (M, F, V, 2), zero = missing; `score_MTV` float16 or None; `box_T4` float32 (F, 4).
     """
@@ -102,6 +105,7 @@ class Sample:
     score_MTV: np.ndarray | None
     box_T4: np.ndarray
     meta: ClipMeta
+    blocks: BlockFormat | None = None
 
 
 # Version 1.0 headers of little-endian numbers in C order, as NumPy writes them.
@@ -138,12 +142,15 @@ def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | N
     arrays = {name: parse_array(parts[name], f"clip {key}, {name}") for name in ("pose.npy", "box.npy")}
     score_MTV = parse_array(parts["score.npy"], f"clip {key}, score.npy") if parts.get("score.npy") else None
     _check_shapes(key, meta, arrays["pose.npy"], arrays["box.npy"], score_MTV, num_joints)
-    video = offsets = None
+    video = offsets = blocks = None
     if video_component is not None:
         video = memoryview(parts[video_component])
         if video_component == "jpegs":
             offsets = parse_offsets(key, parts["offsets.npy"], len(video), meta.num_frames)
-    return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta)
+        elif video_component == "blocks":
+            blocks = parse_blocks(key, video, meta)
+            offsets = block_offsets(blocks, meta.num_frames)
+    return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta, blocks)
 
 
 def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.ndarray, score_MTV: np.ndarray | None,
@@ -168,3 +175,20 @@ def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -
     if offsets[0] != 0 or offsets[-1] != blob_bytes or (np.diff(offsets) <= 0).any():
         raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs")
     return offsets
+
+
+def parse_blocks(key: str, content: Buffer, meta: ClipMeta) -> BlockFormat:
+    """The format of a clip's blocks; UserError if its header is wrong, or not that of the clip's pictures."""
+    try:
+        found, frames = parse_clip(np.frombuffer(content, np.uint8))
+    except ValueError as error:
+        raise UserError(f"clip {key}: {error}") from error
+    if len(frames) != meta.num_frames or (found.side, found.side) != (meta.packed_width, meta.packed_height):
+        raise UserError(f"clip {key}: blocks: {len(frames)} frames of side {found.side}, expected {meta.num_frames} of "
+                        f"{meta.packed_width}x{meta.packed_height}")
+    return found
+
+
+def block_offsets(layout: BlockFormat, num_frames: int) -> np.ndarray:
+    """int64 (F + 1,): where each frame begins in a `blocks` component, and where the last one ends."""
+    return HEADER_BYTES + np.arange(num_frames + 1, dtype=np.int64) * layout.frame_bytes

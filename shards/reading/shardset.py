@@ -18,7 +18,15 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, file_bytes, file_problem, index_problem, load_index
 from svdata2vec.shards.reading.parts import in_part, split_and_part
-from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_offsets, parse_sample
+from svdata2vec.shards.reading.sample import (
+    OFFSETS,
+    SIDE_COMPONENTS,
+    VIDEO_COMPONENTS,
+    Sample,
+    block_offsets,
+    parse_offsets,
+    parse_sample,
+)
 from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, frame_sums, load_sums
 
 log = logging.getLogger(__name__)
@@ -173,17 +181,12 @@ class ShardSet:
         return parts
 
     def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """JPEGs of some frames (int64, ascending) of a clip of codec jpeg: uint8 bytes and their int64 (K + 1,) offsets.
+        """Some frames (int64, ascending) of a clip of codec jpeg or blocks: uint8 bytes and their int64 (K + 1,) offsets.
 
         Only these frames are read. UserError names clip and shard when they cannot be.
         """
         entry = self.index[row]
-        (start, size), _ = self._spans(entry, ("jpegs", OFFSETS))
-        table = self.read(row, (OFFSETS,))[OFFSETS]
-        try:
-            offsets = parse_offsets(entry["key"].decode(), table, size, int(entry["frames"]))
-        except UserError as error:
-            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
+        start, offsets = self._frame_places(row, entry)
         lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
         content = np.empty((highs_K - lows_K).sum(), np.uint8)
         self._scatter(entry, (start + lows_K).tolist(), (start + highs_K).tolist(), content.data)
@@ -194,6 +197,18 @@ class ShardSet:
                 wrong = next(frame for frame, a, b in zip(frames_K, found, wanted, strict=True) if a != b)
                 raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
         return content, ends
+
+    def _frame_places(self, row: int, entry: np.void) -> tuple[int, np.ndarray]:
+        """Where a clip's video begins in its tar, and the int64 (F + 1,) offsets of its frames in it."""
+        blocks, num_frames = self.manifest.blocks, int(entry["frames"])
+        if blocks is not None:  # as long as that: `index_problem`
+            return self._spans(entry, ("blocks",))[0][0], block_offsets(blocks, num_frames)
+        (start, size), _ = self._spans(entry, ("jpegs", OFFSETS))
+        table = self.read(row, (OFFSETS,))[OFFSETS]
+        try:
+            return start, parse_offsets(entry["key"].decode(), table, size, num_frames)
+        except UserError as error:
+            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
 
     def _compare(self, row: int, parts: dict[str, memoryview]) -> None:
         """UserError if the bytes of a component are not those that were packed."""
@@ -222,8 +237,10 @@ class ShardSet:
         try:
             if video and not stored:
                 raise UserError(f"clip {entry['key'].decode()}: no video component")
-            return parse_sample(entry["key"].decode(), parts, stored[0] if video else None,
-                                len(self.manifest.layout.joints))
+            found = parse_sample(entry["key"].decode(), parts, stored[0] if video else None, len(self.manifest.layout.joints))
+            if video and found.blocks != self.manifest.blocks:
+                raise UserError(f"clip {found.key}: {found.blocks}, the manifest says {self.manifest.blocks}; pack again")
+            return found
         except UserError as error:
             raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
 

@@ -1,7 +1,8 @@
-"""Checksums of every component and every JPEG of every clip, compared before a byte is parsed or decoded.
+"""Checksums of every component and every frame of every clip, compared before a byte is parsed or decoded.
 
 `sums.npy` is one uint32 array of CRC-32 (that of zip, gzip and PNG): clip after clip in the order of the index, first the sums
-of its components in the order of the manifest's (0 = the clip has no such component), then, codec `jpeg`, one per frame.
+of its components in the order of the manifest's (0 = the clip has no such component), then, codecs `jpeg`
+and `blocks`, one per frame.
 C components, F frames, N clips.
 """
 
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.atomic import npy_bytes, write_atomically
+from svdata2vec.shards.blocks import parse_clip
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, SUMS_NAME, Manifest, load_plain_array
-from svdata2vec.shards.reading.sample import OFFSETS, Buffer, parse_array
+from svdata2vec.shards.reading.sample import OFFSETS, Buffer, block_offsets, parse_array
 
 try:  # the same numbers ten times as fast
     from isal.isal_zlib import crc32
@@ -41,7 +43,7 @@ class Sums:
         return self._sums[start : start + self._num_components].tolist()
 
     def frames(self, row: int) -> np.ndarray:
-        """uint32 (F,) of a clip's JPEGs."""
+        """uint32 (F,) of a clip's frames."""
         return self._sums[self._starts[row] + self._num_components : self._starts[row + 1]]
 
 
@@ -54,7 +56,7 @@ def load_sums(folder: Path, manifest: Manifest, index: np.ndarray) -> Sums | Non
     if sums_N.dtype != np.uint32 or sums_N.ndim != 1:
         raise UserError(f"{path}: {sums_N.dtype} {sums_N.shape}, expected uint32 of one dimension; copy it again or pack again")
     try:
-        return Sums(sums_N, index["frames"], len(manifest.components), manifest.codec == "jpeg")
+        return Sums(sums_N, index["frames"], len(manifest.components), manifest.by_frame)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -71,8 +73,14 @@ def save_head(root: Path, manifest: Manifest, index: np.ndarray, sums: Sequence[
 
 
 def clip_sums(parts: Mapping[str, Buffer], components: Sequence[str]) -> list[int]:
-    """The sums of one clip, as `sums.npy` holds them. UserError if its table of JPEGs is damaged."""
+    """The sums of one clip, as `sums.npy` holds them. UserError if its table of JPEGs or header of blocks is damaged."""
     found = [crc32(parts[name]) if parts.get(name) else 0 for name in components]
+    if parts.get("blocks"):
+        try:
+            layout, frames = parse_clip(np.frombuffer(parts["blocks"], np.uint8))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return found + frame_sums(memoryview(parts["blocks"]), block_offsets(layout, len(frames)))
     if not parts.get(OFFSETS):
         return found
     offsets = parse_array(parts[OFFSETS], OFFSETS)

@@ -238,8 +238,8 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, s
     if sample.meta.num_frames != entry["frames"]:
         yield Finding("clip", key, f"{sample.meta.num_frames} frames in the tar, {entry['frames']} in the index")
     yield from _place_faults(key, sample, shards.manifest)
-    if decode and sample.video is not None:
-        for message in video_faults(sample.video, sample.offsets, sample.meta):
+    if decode:
+        for message in video_faults(sample):
             yield Finding("video", key, message)
 
 

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.atomic import npy_bytes
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
 from svdata2vec.shards.layouts import COCO17
-from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
+from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
 from svdata2vec.shards.reading.sample import ClipMeta
@@ -18,6 +19,7 @@ from svdata2vec.shards.reading.sums import clip_sums, save_head
 
 WIDTH, HEIGHT = 200, 160  # source picture of every clip
 JPEG_PARTS = ("jpegs", "offsets.npy", "pose.npy", "score.npy", "box.npy", "json")
+BLOCK_BITS = {"luma_bits": 3, "chroma_bits": 2}
 
 
 def picture(size: int, seed: int) -> np.ndarray:
@@ -37,6 +39,8 @@ def skeletons(num_frames: int, persons: int, seed: int, *, centre: tuple[float, 
 def _encoder(codec: str, size: int) -> Encoder:
     if codec == "jpeg":
         return JpegEncoder(90, "444")
+    if codec == "blocks":
+        return BlocksEncoder(BlockFormat(size, **BLOCK_BITS))
     return VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, size, 30.0)
 
 
@@ -66,7 +70,7 @@ def write_shards(
 ) -> ShardSet:
     """A shard folder of (key, num_frames, components); all labels are the clip's number modulo 5."""
     root.mkdir(parents=True, exist_ok=True)
-    components = JPEG_PARTS if codec == "jpeg" else ("mp4", *JPEG_PARTS[2:])
+    components = JPEG_PARTS if codec == "jpeg" else ("blocks" if codec == "blocks" else "mp4", *JPEG_PARTS[2:])
     rows, entries = [], []
     for shard, start in enumerate(range(0, len(clips), clips_per_shard)):
         with TarWriter(root / f"shard-{shard:06d}.tar") as tar:
@@ -87,6 +91,7 @@ def _manifest(
     return Manifest(
         dataset="factory", codec=codec, packed_size=size, layout=COCO17, classes=tuple("abcde"), components=components,
         splits=splits, shards=tuple(ShardEntry(**entry) for entry in entries), fingerprint="factory",
+        codec_options=BLOCK_BITS if codec == "blocks" else {},
     )
 
 
