@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import itertools
 import json
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -13,12 +15,13 @@ import torch
 from tiny import pretrain_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from svdata2vec.bench.advice import Surroundings
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
-from svdata2vec.bench.record import SCHEMA, as_table, compare, load_record
+from svdata2vec.bench.record import SCHEMA, as_table, compare, decoding_line, load_record
 from svdata2vec.bench.run import bench_run
 from svdata2vec.bench.stages import Stage
-from svdata2vec.bench.verdict import Surroundings, doubts, judge
+from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
@@ -212,13 +215,18 @@ def test_limits_come_from_counts_and_ceilings() -> None:
 # ---- the verdict ----------------------------------------------------------------------------------------------------
 
 CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg", False)
+JPEG_CPU = Surroundings("cpu", 8, "jpeg", False)
 
 
 @pytest.mark.parametrize(
     ("rates", "where", "bound", "advice"),
     [
-        (Rates(10, 900, 10, 500, 9.9), GPU, "read", "local disk or in memory, and read in more processes, --data.readers 2"),
-        (Rates(10, 900, 10, 500, 9.9), Surroundings("cpu", 8, "jpeg", False), "read", "in memory, or pack as vp9"),
+        (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, storage=2000.0), "read",
+         "could give 2000.0, reading and planning are the limit: read in more processes, --data.readers 2"),
+        (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, storage=12.0), "read", "the storage is the limit: keep the"),
+        (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, remote=True), "read", "the network is the limit: copy"),
+        (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(JPEG_CPU, storage=12.0), "read", "in memory, or pack as vp9"),
+        (Rates(900, 10, 10, 500, 9.9), GPU, "decode", "try `svdata2vec bench data --tune`, or pack pictures smaller than"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
         (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
@@ -232,6 +240,70 @@ def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Sur
     verdict = judge(rates, 0.5, DEFAULT, where)
     assert verdict.bound == bound
     assert verdict.text.startswith(f"{bound}-bound: train {rates.train:.1f}") and advice in verdict.text
+
+
+RATES = (
+    Rates(10, 900, 10, 500, 9.9), Rates(10, 12, 9, 500, 8.9), Rates(900, 10, 10, 500, 9.9), Rates(900, 120, 110, 100, 52),
+    Rates(90, 80, 50, 500, 49), Rates(900, 800, 700, 100, 98), Rates(900, 800, 700, 600, 300), Rates(900, 800, 110, 100, 40),
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "h264"])
+def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
+    """Over all combinations of rates, cores and settings."""
+    settings = itertools.product(
+        RATES, (1, 8), (None, 1, 8, 16), (0, 6), (None, 12.0, 5000.0), ("eager", "graph"), (False, True)
+    )
+    for rates, cores, threads, readers, storage, launch, other in settings:
+        tuned = {"engine_share": 0.75, "run_pictures": 900} if other else {"engine_share": 1.0}
+        data = dataclasses.replace(DEFAULT.data, threads=threads, readers=readers, **tuned)  # type: ignore[arg-type]
+        run = dataclasses.replace(DEFAULT.run, launch=launch)
+        config = dataclasses.replace(DEFAULT, data=data, run=run, encode="kept_frames" if other else "all_frames")
+        where = Surroundings(device, cores, codec, other, 224 if other else 320, storage, remote=storage is None)
+        verdict = judge(rates, 0.5, config, where)
+        text = verdict.text
+        assert "prefetch" not in text
+        more_threads = re.search(r"--data\.threads (\d+)", text)
+        assert not more_threads or (int(more_threads[1]) <= cores and int(more_threads[1]) > (threads or 0))
+        if device == "cuda" and data.engine_share == 1:
+            assert not more_threads, "engines need two threads"
+        more_readers = re.search(r"--data\.readers (\d+)", text)
+        assert not more_readers or readers < int(more_readers[1]) < cores
+        assert not (more_readers and verdict.bound == "read" and storage != 5000.0), "storage or network is the limit"
+        fewer = "fewer --data.threads" in text
+        assert not fewer or ((threads or 0) > 1 and rates.data > rates.model)
+        assert ("pack as jpeg" in text) <= (codec in ("vp9", "h264"))
+        assert ("vp9" in text) <= (codec == "jpeg" and device == "cpu")
+        assert not ("vp9" in text and rates.decode < 2.5 * rates.read)
+        assert ("bench data --tune" in text) <= (verdict.bound == "decode" and device == "cuda" and not other)
+        assert ("smaller than" in text) <= (not other) and ("kept_frames" in text) <= (config.encode == "all_frames")
+        assert ("a GPU" in text) <= (device == "cpu") and ("bf16" in text) <= (not other)
+        assert ("--run.launch graph" in text) <= (launch == "eager" and device == "cuda")
+
+
+def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
+    rates = {name: row["clips_per_s"] for name, row in record["stages"].items()}
+    assert record["decoding"] == {
+        "codec": "jpeg", "pictures_per_clip": 6, "sampled_per_clip": 6,
+        "needed_pictures_per_s": pytest.approx(6 * rates["model"]),
+        "given_pictures_per_s": pytest.approx(6 * rates["decode"]),
+    }
+    lines = as_table(record).splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("decoder, jpeg: ")]
+    assert "clips of 6; the model would take" in lines[first] and lines[first + 1] == record["verdict"]["text"]
+    whole = {**record["decoding"], "codec": "vp9", "pictures_per_clip": 100.0, "given_pictures_per_s": 500.0,
+             "needed_pictures_per_s": 1000.0}
+    assert decoding_line(whole) == (
+        "decoder, vp9: 500 pictures/s, 5.00 clips of 100, all of its pictures for 6; the model would take 1,000 pictures/s, "
+        "and the decoder gives 0.5 times that"
+    )
+    assert load_schema_without_decoding(record) == []
+
+
+def load_schema_without_decoding(record: dict[str, Any]) -> list[str]:
+    """Records of earlier versions say nothing of it."""
+    return faults({name: value for name, value in record.items() if name != "decoding"}, SCHEMA)
 
 
 def test_nothing_is_advised_that_would_be_refused() -> None:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from svdata2vec.bench.machine import synchronise
 from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.model.masking import mask_counts
 from svdata2vec.shards.reading.shardset import ShardSet
 
+PICTURES_ALONE = ("jpeg", "blocks")  # codecs that decode a picture without those before it
 READ_AT_MOST = 2**28  # bytes of shards
 READ_CHUNK = 2**20
 
@@ -228,6 +231,22 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
         "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
         "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
         "decoded_bytes_per_clip": clip_bytes(config),
+        "coded_pictures_per_clip": coded_pictures(shards, rows, config.data.num_frames),
+    }
+
+
+def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], num_frames: int) -> float:
+    """Pictures that a clip's decoder takes in: the sampled ones, or of a video, whose pictures need those before, all."""
+    if shards.manifest.codec in PICTURES_ALONE:
+        return float(num_frames)
+    return float(shards.index["frames"][rows].mean())
+
+
+def decoding_need(rates: Rates, codec: str, pictures: float, num_frames: int) -> dict[str, Any]:
+    """What decoding costs and bounds: pictures of a clip, per second as the model takes them, and as the decoder gives them."""
+    return {
+        "codec": codec, "pictures_per_clip": pictures, "sampled_per_clip": num_frames,
+        "needed_pictures_per_s": pictures * rates.model, "given_pictures_per_s": pictures * rates.decode,
     }
 
 

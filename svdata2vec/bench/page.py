@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdata2vec.bench.record import compare, rate_text, stage_rows
+from svdata2vec.bench.record import compare, decoding_line, rate_text, stage_rows
 from svdata2vec.reports.html_page import figure_image, page, section, table
 from svdata2vec.shards.atomic import write_atomically
 
@@ -52,7 +52,8 @@ def _title(record: dict[str, Any]) -> str:
 
 def _verdict(record: dict[str, Any]) -> str:
     doubts = "".join(f"<p><strong>{html.escape(doubt)}</strong></p>" for doubt in record["doubts"])
-    return f"<p>{html.escape(record['verdict']['text'])}</p>{doubts}"
+    decoder = f"<p>{html.escape(decoding_line(record['decoding']))}</p>" if record.get("decoding") else ""
+    return f"{decoder}<p>{html.escape(record['verdict']['text'])}</p>{doubts}"
 
 
 def _baseline(record: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ SCHEMA: dict[str, Any] = {
     "waterfall_ms_per_clip": {"step": {"*": NUMBER}, "beside": {"*": NUMBER}},
     "peak_memory_bytes": {"gpu": {"*": NUMBER}, "process": int},
     "verdict": {"bound": str, "text": str}, "doubts": [str],
+    "decoding?": {"codec": str, **dict.fromkeys(
+        ("pictures_per_clip", "sampled_per_clip", "needed_pictures_per_s", "given_pictures_per_s"), NUMBER
+    )},
     "baseline?": dict.fromkeys(("model_speedup", "train_speedup", "loss_difference"), NUMBER),
 }
 
@@ -117,7 +120,20 @@ def as_table(record: dict[str, Any]) -> str:
             f"against the original's way: model {base['model_speedup']:.1f}x, train {base['train_speedup']:.1f}x "
             f"(losses of the same weights differ by {base['loss_difference']:.1e})"
         )
-    return "\n".join([*lines, "", record["verdict"]["text"], *record["doubts"], ""])
+    said = [decoding_line(record["decoding"])] if record.get("decoding") else []
+    return "\n".join([*lines, "", *said, record["verdict"]["text"], *record["doubts"], ""])
+
+
+def decoding_line(cost: dict[str, Any]) -> str:
+    """What decoding costs and bounds, in one line."""
+    pictures, sampled = cost["pictures_per_clip"], cost["sampled_per_clip"]
+    whole = f", all of its pictures for {sampled}" if pictures > sampled else ""
+    given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
+    clips = f"{rate_text(given / pictures)} clips of {pictures:.0f}{whole}"
+    return (
+        f"decoder, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
+        f"pictures/s, and the decoder gives {given / needed:.2g} times that"
+    )
 
 
 def _closing(record: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ import sys
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from svdata2vec.bench.advice import Surroundings
 from svdata2vec.bench.config import BenchConfig
-from svdata2vec.bench.limits import Rates, count, measure_ceilings, roofline
+from svdata2vec.bench.limits import Rates, count, decoding_need, measure_ceilings, roofline
 from svdata2vec.bench.machine import hardware, peak_bytes
 from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
 from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
-from svdata2vec.bench.verdict import Surroundings, doubts, judge
+from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.data import fit_data
 from svdata2vec.runs.runtime import Runtime, running
@@ -59,7 +60,11 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     rows = {name: stage.as_dict() for name, stage in stages.items()}
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
     wait = stages["train"].parts["data"] / stages["train"].parts["total"]
-    where = Surroundings(device.type, usable_cores(), shards.manifest.codec, runtime.bf16)
+    storage = ceilings["storage_bytes_per_s"]
+    where = Surroundings(
+        device.type, usable_cores(), shards.manifest.codec, runtime.bf16, shards.manifest.packed_size,
+        storage and storage / counts["stored_bytes_per_clip"], remote=not shards.tars,
+    )
     return {
         **head(FORMAT, VERSION), "machine": hardware(device),
         "setting": {**setting(config, runtime, shards), "rounds": config.rounds, "seconds": config.seconds},
@@ -73,6 +78,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         "peak_memory_bytes": {
             "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
         },
+        "decoding": decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config.data.num_frames),
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
         "masks": cost_of_masks(stages, counts, config.mask.repeats),
         "baseline": compare_baseline(stages, difference),

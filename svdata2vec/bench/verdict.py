@@ -4,24 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from svdata2vec.bench.advice import Surroundings, advise_decode, advise_loader, advise_model, advise_overlap, advise_read
 from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
-from svdata2vec.training.launch import launch_obstacles
 
 Bound = Literal["read", "decode", "loader", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
 SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the advice depends on."""
-
-    device: str
-    cores: int
-    codec: str
-    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -43,91 +33,26 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
     if rates.train < OVERLAPPED * slower:
         text = (
             f"overlap-bound: train {rates.train:.1f} clips/s, although the loader alone gives {rates.data:.1f} and the "
-            f"model alone takes {rates.model:.1f} ({wait}); {_advice_overlap(config, where)}"
+            f"model alone takes {rates.model:.1f} ({wait}); {advise_overlap(rates, config, where)}"
         )
         return Verdict("overlap", text)
     if rates.model <= rates.data:
         text = (
             f"model-bound: train {rates.train:.1f} of {rates.data:.1f} clips/s that the loader could give ({wait}); "
-            f"{_advice_model(config, where)}"
+            f"{advise_model(config, where)}"
         )
         return Verdict("model", text)
     bound: Bound = "read" if rates.read < rates.decode else "decode"
-    advice = _advice_read(config, where) if bound == "read" else _advice_decode(config, where)
+    advice = advise_read(rates, config, where) if bound == "read" else advise_decode(config, where)
     alone = f"{bound} alone reaches {getattr(rates, bound):.1f}"
     if rates.data < OVERLAPPED * min(rates.read, rates.decode):
-        bound, advice = "loader", _advice_loader(config, where)
+        bound, advice = "loader", advise_loader(config, where)
         alone = f"read alone reaches {rates.read:.1f}, decode alone {rates.decode:.1f}, both together {rates.data:.1f}"
     text = (
         f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "
         f"{alone}; {advice}"
     )
     return Verdict(bound, text)
-
-
-def _advice_read(config: PretrainConfig, where: Surroundings) -> str:
-    if where.device != "cpu":  # a video codec would only move the bound to the decoder
-        return f"keep the shards on a local disk or in memory{_more_readers(config, where, ', and ')}"
-    smaller = ", or pack as vp9 (a tenth of jpeg's bytes)" if where.codec == "jpeg" else ""
-    return f"keep the shards on a local disk or in memory{smaller}"
-
-
-def _advice_loader(config: PretrainConfig, where: Surroundings) -> str:
-    if where.device == "cpu":
-        return f"its threads share the same {where.cores} cores"
-    return f"its threads share one Python interpreter{_more_readers(config, where, ': ')}"
-
-
-def _more_readers(config: PretrainConfig, where: Surroundings, link: str) -> str:
-    readers = config.data.readers or 0
-    return f"{link}read in more processes, --data.readers {readers + 2}" if readers + 2 < where.cores else ""
-
-
-def _advice_decode(config: PretrainConfig, where: Surroundings) -> str:
-    words = []
-    if config.data.decoder == "reference":
-        words.append("--data.decoder dali")
-    if where.codec != "jpeg":
-        words.append("pack as jpeg, which decodes the wanted frames only")
-    if (config.data.threads or 0) < where.cores:
-        words.append(f"--data.threads {where.cores}")
-    if where.device == "cpu":
-        words.append("a GPU decodes with nvJPEG and NVDEC")
-    elif not words:
-        words.append("pack smaller pictures (`shard KIND --size`)")
-    return f"try {', or '.join(words)}"
-
-
-def _advice_model(config: PretrainConfig, where: Surroundings) -> str:
-    words = []
-    if config.encode == "all_frames":
-        words.append("--encode kept_frames (a third of the work)")
-    if config.model.checkpoint_activations:
-        words.append("--model.no-checkpoint-activations, if memory allows")
-    if where.device == "cpu":
-        words.append("a GPU")
-    else:
-        if not where.bf16:
-            words.append("--run.precision bf16")
-        words += ["--run.launch graph"] if _graph_would_help(config, where) else []
-        words += ["a larger --run.batch-size", *(["more GPUs (torchrun)"] if config.run.launch != "graph" else [])]
-    return f"this is where the time should go; to go faster try {', or '.join(words)}"
-
-
-def _graph_would_help(config: PretrainConfig, where: Surroundings) -> bool:
-    return config.run.launch == "eager" and not launch_obstacles("graph", config, where.device)
-
-
-def _advice_overlap(config: PretrainConfig, where: Surroundings) -> str:
-    if where.device == "cpu":
-        return (
-            f"both work on the same {where.cores} cores and take them from each other: more cores, a GPU, or fewer "
-            f"--data.threads (now {config.data.threads}) if the loader has time to spare"
-        )
-    if config.run.launch != "graph":
-        graph = "--run.launch graph, or " if _graph_would_help(config, where) else ""
-        return f"loader and launches of kernels share one interpreter: {graph}a larger --run.batch-size"
-    return "look for waits in a profile: tools/bench/profile_training.py"
 
 
 def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
