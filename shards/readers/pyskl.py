@@ -86,7 +86,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
     Args:
         pickle_path: The pickle, a path or URL.
         videos: Folder of the videos, or its URL; sub-folders are searched.
-        name: Name of the data set; by default that of the pickle.
+        name: Name of the data set; by default what the pickle says (its key name), or else the file's.
         joints: Joint layout: coco17, kinect25, smarthome15, openpose18 (COCO-18), body25, h36m17, halpe26 or mediapipe33. By
             default coco17 for 17 joints, as the format says, and the only one with as many otherwise; 25 must be named.
         as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
@@ -139,7 +139,9 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
     listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
     splits = _splits(listed, {_key_of(entry, field) for entry in annotations}, pickle_path, skipped)
-    return DataSet(name or PurePosixPath(str(pickle_path)).stem, joint_layout, labels.classes, splits, clips, skipped)
+    says = content.get("name")
+    name = name or (says if isinstance(says, str) and says else PurePosixPath(str(pickle_path)).stem)
+    return DataSet(name, joint_layout, labels.classes, splits, clips, skipped)
 
 
 def _common_folder(names: Sequence[Any]) -> str:

@@ -70,7 +70,7 @@ def _as_published(base: Published) -> Published:
     )
 
 
-DEMO_DATA = DataConfig("demo/shards", num_frames=16, size=64)
+DEMO_DATA = DataConfig("demo/shards", "xsub_train", "xsub_test", num_frames=16, size=64)
 DEMO_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
 
 

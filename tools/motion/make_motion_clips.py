@@ -41,10 +41,9 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, Seed, check_fields
 
-VERSION = 3  # raise it whenever the same options give other bytes
-TRAIN_SUBJECTS = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # NTU RGB+D 60, xsub
-TRAIN_CAMERAS = {2, 3}  # NTU RGB+D 60, xview
-SUBJECTS = (1, 3, 2, 6, 4, 7, 5, 10, 8, 9)  # in turns from both sides of the xsub split
+VERSION = 4  # raise it whenever the same options give other bytes
+SUBJECTS = {"train": range(1, 25), "val": range(25, 29), "test": range(29, 41)}  # nobody appears in two parts
+TURNS = ("train", "test", "val", "train", "train", "test", "train", "train", "test", "train")  # of every ten clips of a class
 SETUPS = 4
 BODIES, CLOTHES, CLIP, EXTRAS = range(4)  # what a random stream is for
 
@@ -57,12 +56,12 @@ Side = Annotated[int, Range(96, 8192, multiple=2)]  # H.264 halves the colour pl
 class Options:
     """What decides the data set's content."""
 
-    clips: Annotated[int, Range(2 * len(CLASSES))] = 600  # every class in training and in evaluation
+    clips: Annotated[int, Range(3 * len(CLASSES))] = 600  # every class in every part
     seed: Seed = 0
     min_frames: Length = 40
     max_frames: Length = 70
-    width: Side = 480
-    height: Side = 270
+    width: Side = 320
+    height: Side = 180
     crf: Annotated[int, Range(0, 51)] = 20  # best .. worst
     preset: str = "ultrafast"
     plain: bool = False
@@ -78,6 +77,7 @@ class ClipSpec:
     """One clip to make: everything else follows from it, the options and the seed."""
 
     index: int
+    part: str
     label: int
     subject: int
     camera: int
@@ -90,23 +90,25 @@ class ClipSpec:
 
 
 def clip_specs(clips: int) -> list[ClipSpec]:
-    """Spread the clips evenly over classes, then subjects, then cameras and setups."""
+    """Spread the clips evenly over classes, parts, subjects, cameras and setups; a larger set begins with a smaller one."""
     specs = []
     for index in range(clips):
         label, turn = index % len(CLASSES), index // len(CLASSES)
-        subject = SUBJECTS[(turn + 2 * (label % 4)) % len(SUBJECTS)]
-        replication = turn // len(SUBJECTS)
-        camera = (turn + replication + label) % len(AZIMUTHS)
+        rounds, place = divmod(turn, len(TURNS))
+        part = TURNS[place]
+        count = rounds * TURNS.count(part) + TURNS[:place].count(part)  # clips of this class and part so far
+        subjects = SUBJECTS[part]
+        replication = count // len(subjects)
+        subject = subjects[(count + 5 * label) % len(subjects)]
+        camera = (count + replication + label) % len(AZIMUTHS)
         setup = (subject + label // 3 + replication) % SETUPS
-        specs.append(ClipSpec(index, label, subject, camera + 1, setup + 1, replication + 1))
+        specs.append(ClipSpec(index, part, label, subject, camera + 1, setup + 1, replication + 1))
     return specs
 
 
 def splits(specs: Sequence[ClipSpec]) -> dict[str, list[str]]:
-    """The two protocols of NTU RGB+D 60: by subject and by camera."""
-    rules = {"xsub": lambda s: s.subject in TRAIN_SUBJECTS, "xview": lambda s: s.camera in TRAIN_CAMERAS}
-    return {f"{rule}_{part}": [s.name for s in specs if trains(s) == (part == "train")]
-            for rule, trains in rules.items() for part in ("train", "val")}
+    """By subject, as NTU RGB+D's xsub, with subjects for validation as well."""
+    return {f"xsub_{part}": [s.name for s in specs if s.part == part] for part in SUBJECTS}
 
 
 def build_scene(spec: ClipSpec, options: Options) -> Scene:
@@ -114,7 +116,7 @@ def build_scene(spec: ClipSpec, options: Options) -> Scene:
     seed = options.seed
     rng = np.random.default_rng([seed, CLIP, spec.index])
     num_frames = int(rng.integers(options.min_frames, options.max_frames + 1))
-    pair = (spec.subject, int(rng.choice([s for s in SUBJECTS if s != spec.subject])))
+    pair = (spec.subject, int(rng.choice([s for s in SUBJECTS[spec.part] if s != spec.subject])))
     setup_rng = np.random.default_rng([seed, EXTRAS, spec.setup, spec.camera])
     azimuth = AZIMUTHS[spec.camera - 1] + setup_rng.uniform(-0.12, 0.12) + rng.uniform(-0.04, 0.04)
     camera = make_camera(azimuth, rng, num_frames, options.width, options.height)
@@ -235,7 +237,8 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     for index, keypoint, score, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
         annotations[index] = annotation(specs[index], keypoint, score, options)
         drawn += frames
-    content = {"split": splits(specs), "classes": list(CLASSES), "annotations": [annotations[spec.index] for spec in specs]}
+    content = {"name": f"motion-{VERSION}", "split": splits(specs), "classes": list(CLASSES),
+               "annotations": [annotations[spec.index] for spec in specs]}
     write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
     write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
     total = sum(entry["total_frames"] for entry in annotations.values())
@@ -257,8 +260,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
     parser.add_argument("--clips", type=int, default=600, help="how many videos (default 600)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", default="40-70", help="shortest and longest clip in frames (default 40-70)")
-    parser.add_argument("--width", type=int, default=480, help="pixels (default 480)")
-    parser.add_argument("--height", type=int, default=270, help="pixels (default 270)")
+    parser.add_argument("--width", type=int, default=320, help="pixels (default 320)")
+    parser.add_argument("--height", type=int, default=180, help="pixels (default 180)")
     parser.add_argument("--crf", type=int, default=20, help="H.264 quality, 0 best to 51 worst (default 20)")
     parser.add_argument("--preset", default="ultrafast", choices=("ultrafast", "superfast", "veryfast", "medium"),
                         help="H.264 effort (default ultrafast)")

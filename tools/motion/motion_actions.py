@@ -16,7 +16,7 @@ import numpy as np
 from motion_bodies import FPS, JOINT, Array, Body, Rng, columns, pose
 from motion_stage import Stage, active_window, clip_time, cycles, facing, hump, idle, move_wrist, move_wrists, ramp, wobble
 
-BYSTANDER_RATE = 0.45  # share of one-person actions with a second person who only stands there
+BYSTANDER_RATE = 0.55  # share of one-person actions with a second person who only stands there
 CARRY_RATE = 0.4  # share of actions other than "hand over" in which somebody holds an object
 
 
@@ -54,7 +54,7 @@ def both_arms(stage: Stage, up_T: Array) -> None:
     angle_T = np.pi * 0.93 * up_T
     forward, side_reach = rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.85)
     target_T3 = columns(count, forward, 0.15 + side_reach * np.sin(angle_T), -0.95 * np.cos(angle_T))
-    move_wrists(stage.stances[0], np.minimum(1.0, 8.0 * up_T), target_T3)
+    move_wrists(stage.stances[0], np.ones(count), target_T3)  # at rest they hang: raised ones would undo the move
 
 
 def one_way(stage: Stage) -> Array:
@@ -102,12 +102,14 @@ def clap(stage: Stage) -> None:
 def walk(stage: Stage) -> None:
     """Across the scene in the direction of the body's yaw, standing still before and after."""
     rng, count, stance, body = stage.rng, stage.num_frames, stage.stances[0], stage.bodies[0]
-    start, stop = active_window(stage, 0.6, 0.82)
-    pace_T = hump(count, start, stop, 5, 5)
-    travel_T = np.cumsum(pace_T) * rng.uniform(1.15, 1.4) * stage.tempo / FPS
+    start, stop = active_window(stage, 0.5, 0.7)
+    pace_T = hump(count, start, stop, 6, 6)
+    travel_T = np.cumsum(pace_T) * rng.uniform(0.85, 1.15) * stage.tempo / FPS
     yaw = float(stance.yaw_T.mean())
     stance.ground_T2 += (travel_T - travel_T[-1] / 2)[:, None] * np.array([np.sin(yaw), -np.cos(yaw)])
-    stride = rng.uniform(1.05, 1.25) * body.height / 1.7
+    stance.ankles_T23[:, :, 0] *= 1.0 - pace_T[:, None]
+    stance.drop_T *= 1.0 - pace_T
+    stride = rng.uniform(0.85, 1.05) * body.height / 1.7
     for side in range(2):
         phase_T = (travel_T / stride + 0.5 * side + 0.15) % 1.0
         planted_T = phase_T < 0.6
@@ -152,7 +154,7 @@ def hands_meet(stage: Stage, reach_M: tuple[Array, Array], bounce_T: Array) -> N
 
 def shake_hands(stage: Stage) -> None:
     rng, count = stage.rng, stage.num_frames
-    start, stop = active_window(stage, 0.6, 0.82)
+    start, stop = active_window(stage, 0.52, 0.72)
     envelopes = [hump(count, start + rng.uniform(0, 4), stop - rng.uniform(0, 3), 9, 8) for _ in range(2)]
     shaking_T = np.minimum(*envelopes)
     frequency = rng.uniform(1.7, 2.2)

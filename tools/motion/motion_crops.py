@@ -35,14 +35,15 @@ class Clips:
 
 
 def load_annotations(folder: Path) -> tuple[list[dict[str, Any]], list[str], set[str]]:
-    """Annotations, class names and the names of the training clips (xsub)."""
+    """Annotations of training and test clips (xsub), class names, and which of the clips are for training."""
     missing = [name for name in ("motion.pkl", "classes.txt", "videos") if not (folder / name).exists()]
     if missing:
         raise UserError(f"{folder}: {', '.join(missing)} not found; make the data set first: "
                         f"python tools/motion/make_motion_clips.py {folder}")
     content = pickle.loads((folder / "motion.pkl").read_bytes())
     classes = (folder / "classes.txt").read_text().splitlines()
-    return content["annotations"], classes, set(content["split"]["xsub_train"])
+    train, test = (set(content["split"][f"xsub_{part}"]) for part in ("train", "test"))
+    return [entry for entry in content["annotations"] if entry["frame_dir"] in train | test], classes, train
 
 
 def seen_joints(joints: NDArray[np.float32]) -> NDArray[np.float32]:

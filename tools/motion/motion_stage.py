@@ -63,24 +63,30 @@ def clip_time(stage: Stage) -> Array:
 
 
 HANG, BELLY, HIP, CHEST = (0.06, 0.16, -0.97), (0.5, -0.2, -0.5), (0.02, 0.06, -0.72), (0.5, -0.12, -0.12)
-REST_POSES = ((HANG, HANG), (BELLY, BELLY), (HIP, HIP), (HANG, CHEST), (CHEST, HANG))  # left wrist, right wrist
-REST_SHARES = (0.5, 0.2, 0.14, 0.08, 0.08)
+HEAD, OVERHEAD, FRONT = (0.18, 0.46, 0.62), (0.15, 0.3, 0.85), (0.72, -0.05, -0.3)
+# Where a wrist rests. The raised ones are what other actions pass through: a raised hand at rest tells nothing.
+REST_WRISTS = (HANG, BELLY, HIP, CHEST, HEAD, OVERHEAD, FRONT)
+REST_SHARES = (0.44, 0.13, 0.13, 0.08, 0.09, 0.05, 0.08)
+ALIKE_RATE = 0.5  # share of performers whose wrists rest alike
+ASTRIDE_RATE = 0.35  # share of performers who stand with one foot in front, as in a step
 
 
 def idle(rng: Rng, num_frames: int, ground: Array, yaw: float) -> Stance:
-    """Standing at rest in one of a few poses, breathing and swaying a little, looking around."""
-    rest_23 = np.array(REST_POSES[rng.choice(len(REST_POSES), p=REST_SHARES)])
+    """Standing at rest in one of many poses, breathing and swaying a little, looking around."""
+    left, right = rng.choice(len(REST_WRISTS), 2, p=REST_SHARES)
+    rest_23 = np.array([REST_WRISTS[left], REST_WRISTS[left if rng.uniform() < ALIKE_RATE else right]])
     wrists_T23 = np.tile(rest_23, (num_frames, 1, 1)) + rng.normal(0.0, 0.03, (1, 2, 3))
     for side in range(2):
         wrists_T23[:, side, 0] += wobble(rng, num_frames, 0.06)
+    step = rng.choice([-1.0, 1.0]) * rng.uniform(0.1, 0.32) if rng.uniform() < ASTRIDE_RATE else 0.0
     ankles_T23 = np.zeros((num_frames, 2, 3))
-    ankles_T23[:, :, 0] = rng.normal(0.0, 0.03, (1, 2))
+    ankles_T23[:, :, 0] = rng.normal(0.0, 0.03, (1, 2)) + np.array([step, -step])
     ankles_T23[:, :, 1] = rng.uniform(0.12, 0.2)
     sway_T2 = np.stack([wobble(rng, num_frames, 0.02), wobble(rng, num_frames, 0.02)], axis=1)
     return Stance(
         ground_T2=ground + sway_T2,
         yaw_T=yaw + wobble(rng, num_frames, 0.08),
-        drop_T=np.zeros(num_frames),
+        drop_T=np.full(num_frames, 1.0 - np.sqrt(1.0 - step * step)),  # both feet stay on the floor
         pitch_T=rng.uniform(0.0, 0.08) + wobble(rng, num_frames, 0.03),
         head_yaw_T=rng.uniform(-0.3, 0.3) + wobble(rng, num_frames, 0.3),
         wrists_T23=wrists_T23,

@@ -39,7 +39,7 @@ def claim(record: Record, check: Record | None) -> str:
         low, high = row["range_top1"][start]
         return f"{percent(row['mean_top1'][start])} ({100 * low:.1f} to {100 * high:.1f})"
 
-    seeds = record["seeds"]
+    seeds, (train_clips, test_clips) = record["seeds"], record["clips"].values()
     rows = [
         [f"{row['labels']} ({100 * row['fraction']:.0f} %)", *(cell(row, start) for start in ("scratch", "rgb", "skeleton")),
          f"{row['seeds_above_scratch']['skeleton']} of {seeds}"]
@@ -48,8 +48,8 @@ def claim(record: Record, check: Record | None) -> str:
     header = ["labelled clips", "from scratch", "after pretraining, RGB targets", "after pretraining, skeleton targets",
               "seeds where the last beats scratch"]
     return table(header, rows) + (
-        f"\nTop-1 on {record['clips']['xsub_val']} synthetic clips of unseen subjects, mean (lowest to highest) of {seeds} "
-        f"seeds; chance {percent(1 / record['classes'])}. The demo's network, {record['clips']['xsub_train']} clips, "
+        f"\nTop-1 on {test_clips} synthetic clips of unseen subjects, mean (lowest to highest) of {seeds} "
+        f"seeds; chance {percent(1 / record['classes'])}. The demo's network, {train_clips} clips, "
         f"{record['epochs']} epochs of pretraining, at least {record['steps']} steps of fine-tuning on RGB for every cell, "
         f"{record['precision']}; from scratch might gain by more steps. {measured(record)}\n"
     ) + (f"\n{_small_network(check)}\n" if check else "")
