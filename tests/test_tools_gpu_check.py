@@ -4,16 +4,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gpu_check
 import gpu_check_parts as parts
+import gpu_check_speed as speed
+import psutil
 import pytest
 import torch
 from gpu_check import FAILED, NOT_RUN, PASSED, Outcome, Part
 from pretraining_step import Step
+
+from svdata2vec.model.classifier import Classifier
+from svdata2vec.shards.reading.shardset import ShardSet
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,8 +79,43 @@ def test_the_table_and_the_status_never_call_a_part_passed_that_did_not_run() ->
 
 
 def test_every_part_has_its_function() -> None:
-    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) == 17
-    assert all(callable(getattr(parts, part.function)) for part in gpu_check.PARTS)
+    assert len({part.name for part in gpu_check.PARTS}) == len(gpu_check.PARTS) >= 25
+    assert all(callable(gpu_check.load_part(part)) for part in gpu_check.PARTS)
+
+
+def test_correctness_comes_first_and_speed_has_the_machine_to_itself() -> None:
+    names = [part.name for part in sorted(gpu_check.PARTS, key=lambda part: part.timed)]
+    assert names[-5:] == ["decoder ceiling", "copy and matmul", "bench", "overlap", "step speed"]
+    assert {"driver", "bf16 step", "fine-tuning", "graph against eager", "nccl"} <= set(names[:-5])
+    without_dali = [part.name for part in gpu_check.PARTS if "nvidia.dali" not in part.needs]
+    assert {"driver", "clips", "training step", "bf16 step", "nccl", "copy and matmul", "step speed"} <= set(without_dali)
+
+
+def test_what_a_part_started_ends_with_it() -> None:
+    """Also where it outlives the part, holding its output open."""
+    program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); {}"
+    for rest, note in (("import time; time.sleep(60)", "did not finish within 2 s"), ("sys.exit(7)", "ended with 7")):
+        started = time.monotonic()
+        outcome = gpu_check.run_apart(Part("x", "x", limit_s=2), [sys.executable, "-c", program.format(rest)])
+        assert outcome.status == FAILED and time.monotonic() - started < 30
+        assert note in outcome.note or outcome.note == "did not finish within 2 s"
+    me = psutil.Process()
+    assert not [child for child in me.children(recursive=True) if "time.sleep(60)" in " ".join(child.cmdline())]
+
+
+def test_the_whole_ends_in_time() -> None:
+    """A part takes no longer than is left; one that would need more is not begun, and has not passed."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    few = [Part("check", "x", limit_s=30, least_s=0), Part("speed", "x", limit_s=30, least_s=0, timed=True),
+           Part("long", "x", limit_s=100, least_s=40, timed=True)]
+    started = time.monotonic()
+    check, fast, long = gpu_check.run_all(few, command, whole_s=3)
+    assert time.monotonic() - started < 30
+    assert (check.status, check.note) == (FAILED, "did not finish within 3 s") and fast.status in (FAILED, NOT_RUN)
+    assert (long.status, long.note) == (NOT_RUN, "no time left: it needs 40 s, the whole may take 3 s")
+    assert gpu_check.exit_status([Outcome("a", PASSED), long]) == gpu_check.EXIT_INCOMPLETE
+    whole = sum(part.least_s for part in gpu_check.PARTS if part.timed)
+    assert whole + max(part.limit_s for part in gpu_check.PARTS if not part.timed) <= gpu_check.WHOLE_S == 480
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -161,12 +202,97 @@ def test_a_training_step_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         parts.check_training_step("cpu")
 
 
-def test_the_step_is_timed_both_ways() -> None:
-    figures = parts.measure_step("cpu", clips=2, repetitions=2, config=parts.small_config())
-    ratio = figures["fused_blocks_clips_per_s"] / figures["ours_clips_per_s"]
-    assert ratio > 0 and figures["fused_blocks_speedup"] == pytest.approx(ratio)
-    assert figures["ours_clips_per_s"] > 0 and figures["original_style_clips_per_s"] > 0
-    assert figures["speedup"] == pytest.approx(figures["graph_clips_per_s"] / figures["original_style_clips_per_s"])
+def test_a_step_in_bf16_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = parts.check_bf16_step("cpu")
+    assert 0 < figures["plain_loss_difference"] < 0.02 and 0.98 < figures["fused_gradient_cosine"] < 1
+    gradients = parts.gradients_of
+    for change, message in ((lambda loss, grad: (1.1 * loss, grad), "the loss is"),
+                            (lambda loss, grad: (loss, grad + grad.norm() / len(grad) ** 0.5), "the bf16 gradient has")):
+        monkeypatch.setattr(parts, "gradients_of", lambda step, change=change: change(*gradients(step)) if step.bf16
+                            else gradients(step))
+        with pytest.raises(parts.CheckError, match=message):
+            parts.check_bf16_step("cpu")
+
+
+def test_fine_tuning_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = parts.check_finetuning("cpu")
+    assert figures["loss_difference"] == figures["gradient_difference"] == 0
+    forward, calls = Classifier.forward, []
+
+    def second_is_wrong(self: Classifier, *inputs: Any) -> torch.Tensor:
+        calls.append(self)
+        return forward(self, *inputs) + (0.0 if self is calls[0] else torch.tensor([1.0, 0.0, 0.0]))
+
+    monkeypatch.setattr(Classifier, "forward", second_is_wrong)
+    with pytest.raises(parts.CheckError, match=r"the loss is .*, on the CPU"):
+        parts.check_finetuning("cpu")
+
+
+def test_a_graph_is_compared_with_single_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parts.check_graph("cpu", graph=False) == {"loss_difference": 0.0}
+    run, seen = Step.run, []
+
+    def late(self: Step) -> torch.Tensor:
+        if self not in seen:
+            seen.append(self)
+        return run(self) * (1.0 if seen.index(self) == 0 else 1.02)
+
+    monkeypatch.setattr(Step, "run", late)
+    with pytest.raises(parts.CheckError, match="step 0: the graph's loss is"):
+        parts.check_graph("cpu", graph=False)
+
+
+def test_processes_exchange_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parts.check_collectives("cpu", 2) == {"processes": 2}
+
+
+def test_an_overlap_is_one_figure() -> None:
+    def event(stream: int, start: float, end: float, kind: str = "kernel") -> dict[str, Any]:
+        return {"cat": kind, "ts": start, "dur": end - start, "args": {"stream": stream}}
+
+    events = [event(7, 0, 40), event(7, 50, 100), event(20, 30, 60), event(21, 90, 120, "gpu_memcpy"), event(21, 95, 110),
+              {"cat": "cpu_op", "ts": 0, "dur": 500, "args": {}}]
+    figures = speed.overlap_of(events)  # the loader's 30..60 and 90..120, of which 10 + 10 + 10 lie beside training's
+    assert figures["overlap"] == pytest.approx(0.5) and figures["streams"] == 3
+    assert figures["training_busy_share"] == pytest.approx(90 / 120) and figures["loading_busy_share"] == pytest.approx(0.5)
+    apart = speed.overlap_of([event(7, 0, 40), event(20, 40, 60)])
+    assert apart["overlap"] == 0
+    with pytest.raises(parts.CheckError, match="shows 1 busy streams"):
+        speed.overlap_of(events[:2])
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "train", "share"), [(600, 1000, 600, 1.0), (1000, 1000, 500, 0.0), (500, 1000, 400, 0.5)]
+)
+def test_the_hidden_share_of_the_shorter_half(data: float, model: float, train: float, share: float) -> None:
+    assert speed.hidden_share(data, model, train) == pytest.approx(share)
+
+
+def test_decoding_is_measured_by_threads(tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "bench_clips", lambda _: ShardSet.open(tiny_shard_folder))
+    figures = speed.measure_decoder("cpu", rounds=1, seconds=0.05)
+    assert figures["share_1_threads_2_pictures_per_s"] > 0
+    assert figures["best_clips_per_s"] == pytest.approx(figures[f"{figures['best']}_pictures_per_s"] / 40)
+
+
+def test_the_step_is_timed_in_all_ways() -> None:
+    figures = speed.measure_step("cpu", clips=2, repetitions=2, config=parts.small_config())
+    ratio = figures["eager_fused_clips_per_s"] / figures["eager_clips_per_s"]
+    assert ratio > 0 and figures["eager_fused_gain"] == pytest.approx(ratio)
+    best = max(figures[f"{name}_clips_per_s"] for name in ("eager", "eager_fused", "graph", "graph_fused"))
+    assert figures["speedup"] == pytest.approx(best / figures["original_style_clips_per_s"])
+    assert figures["verdict"].startswith("fused blocks ")
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ({"eager": 0.76, "graph": 1.39}, "fused blocks pay with --run.launch graph (eager 0.76 times; graph 1.39 times)"),
+        ({"eager": 0.99, "graph": 1.02}, "fused blocks do not pay (eager 0.99 times; graph 1.02 times)"),
+    ],
+)
+def test_the_verdict_on_fused_blocks(gains: dict[str, float], verdict: str) -> None:
+    assert speed.fused_verdict(gains) == verdict
 
 
 def test_a_step_works_without_the_command_line_library() -> None:

@@ -1,10 +1,12 @@
-"""What to run first on a machine with an NVIDIA GPU: driver, decoding, kernels, one training step, speed.
+"""What to run first on a machine with an NVIDIA GPU: is it right, what could it reach, what does it reach.
 
-    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; some minutes
+    bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; at most eight minutes
 
+First correctness, several parts at once: driver, decoding, kernels, whole steps, NCCL. Then, one by one: ceilings (decoder,
+copy, matrix products), `bench run` against the authors' way, how far decoding and training overlap, fused blocks on and off.
 Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
-installed says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1 something failed; 2 wrong
-options; 3 no usable GPU; 4 nothing failed, but parts were not run.
+installed, or for which no time is left, says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1
+something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run.
 
 Only Python's standard library is needed to start it.
 """
@@ -20,6 +22,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +34,8 @@ FORMAT, VERSION = "svdata2vec-gpu-check", 1
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 AT_ONCE = 8  # processes on one GPU
+WHOLE_S = 480  # of all parts together
+FOLDER = "SVDATA2VEC_GPU_CHECK"  # environment variable: where parts find the clips that one of them makes
 EXIT_FAILED, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 3, 4
 ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
@@ -44,14 +49,23 @@ CONFIGURATION = ("torch", "triton", "numpy")
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the table: what it needs, and where its function is (in gpu_check_parts.py)."""
+    """One line of the table: what it needs, and where its function is (in gpu_check_parts.py, or gpu_check_speed.py if timed).
+
+    limit_s: seconds after which it has failed. least_s: without so many left it is not begun. timed: it measures, so it has
+    the machine to itself.
+    """
 
     name: str
     function: str
     needs: tuple[str, ...] = ("torch",)
     arguments: tuple[str, ...] = ()
-    limit_s: int = 300
-    timed: bool = False  # measures, so it has the machine to itself
+    limit_s: int = 120
+    least_s: int = 15
+    timed: bool = False
+
+    @property
+    def module(self) -> str:
+        return "gpu_check_speed" if self.timed else "gpu_check_parts"
 
 
 @dataclass(frozen=True)
@@ -65,17 +79,24 @@ class Outcome:
     seconds: float = 0.0
 
 
+DECODING = ("torch", "numpy", "cv2", "av", "nvidia.dali")
+RUNS = (*DECODING, "triton", "tyro", "fsspec", "tensorboard", "matplotlib", "psutil")
+
 PARTS = (
-    Part("driver", "check_driver"),
-    *(Part(f"decode {codec}", "check_decoding", ("torch", "numpy", "cv2", "av", "nvidia.dali"), (codec,)) for codec in CODECS),
+    Part("driver", "check_driver", limit_s=60),
+    Part("clips", "make_clips", ("torch", "numpy", "cv2", "av", "webdataset"), limit_s=180),
+    *(Part(f"decode {codec}", "check_decoding", DECODING, (codec,)) for codec in CODECS),
     *(Part(f"kernel {op}", "check_kernel", CONFIGURATION, (op,)) for op in KERNELS),
     Part("training step", "check_training_step", CONFIGURATION),
-    Part("step speed", "measure_step", CONFIGURATION, timed=True),
-    Part(
-        "bench", "run_bench",
-        ("torch", "triton", "numpy", "cv2", "av", "nvidia.dali", "tyro", "fsspec", "tensorboard", "matplotlib", "psutil"),
-        limit_s=900, timed=True,
-    ),
+    Part("bf16 step", "check_bf16_step", CONFIGURATION),
+    Part("fine-tuning", "check_finetuning", CONFIGURATION),
+    Part("graph against eager", "check_graph", CONFIGURATION),
+    Part("nccl", "check_collectives"),
+    Part("decoder ceiling", "measure_decoder", (*DECODING, "psutil"), limit_s=100, least_s=40, timed=True),
+    Part("copy and matmul", "measure_device", ("torch", "numpy", "psutil"), limit_s=45, timed=True),
+    Part("bench", "run_bench", RUNS, limit_s=220, least_s=80, timed=True),
+    Part("overlap", "measure_overlap", RUNS, limit_s=100, least_s=40, timed=True),
+    Part("step speed", "measure_step", CONFIGURATION, limit_s=130, least_s=40, timed=True),
 )
 
 
@@ -91,14 +112,14 @@ def missing(names: Sequence[str]) -> list[str]:
     return [name for name in names if absent(name)]
 
 
-def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -> Outcome:
+def run_here(part: Part, load: Callable[[Part], Callable[..., dict[str, Any]]]) -> Outcome:
     """Run a part in this process. What it raises becomes its outcome."""
     lacking = missing(part.needs)
     if lacking:
         return Outcome(part.name, NOT_RUN, f"not installed: {', '.join(lacking)}")
     started = time.perf_counter()
     try:
-        figures = load(part.function)(*part.arguments)
+        figures = load(part)(*part.arguments)
     except Exception as error:  # noqa: BLE001 - whatever it was, it belongs in the table
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)
@@ -107,31 +128,41 @@ def run_here(part: Part, load: Callable[[str], Callable[..., dict[str, Any]]]) -
     return Outcome(part.name, PASSED, note, figures, time.perf_counter() - started)
 
 
-def run_apart(part: Part, command: Sequence[str]) -> Outcome:
-    """Run a part in a process of its own; a crash, a hang or silence is a failure."""
-    started = time.perf_counter()
+def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None) -> Outcome:
+    """Run a part in a process of its own; a crash, a hang or silence is a failure. What it started ends with it."""
+    started, limit = time.perf_counter(), part.limit_s if limit_s is None else limit_s
+    process = subprocess.Popen(
+        [*command, "--part", part.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        start_new_session=True,  # a group of its own, with what it starts
+    )
     try:
-        done = subprocess.run(
-            [*command, "--part", part.name], capture_output=True, text=True, timeout=part.limit_s, errors="replace"
-        )
+        stdout, stderr = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        return Outcome(part.name, FAILED, f"did not finish within {part.limit_s} s", seconds=time.perf_counter() - started)
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(ANSWER) and done.returncode == 0:
+        return Outcome(part.name, FAILED, f"did not finish within {limit:.0f} s", seconds=time.perf_counter() - started)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for line in reversed(stdout.splitlines()):
+        if line.startswith(ANSWER) and process.returncode == 0:
             with contextlib.suppress(ValueError, TypeError):  # not whole
                 return Outcome(**json.loads(line[len(ANSWER):]))
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    how = f"ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
+    lines, status = [line.strip() for line in stderr.splitlines() if line.strip()], process.returncode
+    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
     return Outcome(part.name, FAILED, f"{how}: {lines[-1][:300] if lines else 'no message'}",
                    seconds=time.perf_counter() - started)
 
 
-def run_all(parts: Sequence[Part], command: Sequence[str]) -> list[Outcome]:
-    """The outcome of every part: several that only check at once, then those that measure, one by one."""
+def run_all(parts: Sequence[Part], command: Sequence[str], whole_s: float = WHOLE_S) -> list[Outcome]:
+    """The outcome of every part: several that only check at once, then those that measure, one by one; in `whole_s` seconds."""
+    deadline = time.monotonic() + whole_s
 
     def run(part: Part) -> Outcome:
+        left = deadline - time.monotonic()
+        if left < min(part.least_s, part.limit_s):
+            return Outcome(part.name, NOT_RUN, f"no time left: it needs {part.least_s} s, the whole may take {whole_s:.0f} s")
         print(f"{part.name} ...", file=sys.stderr, flush=True)
-        return run_apart(part, command)
+        return run_apart(part, command, min(part.limit_s, left))
 
     with ThreadPoolExecutor(max(1, min(AT_ONCE, (os.cpu_count() or 1) // 2))) as pool:
         checks = dict(pool.map(lambda part: (part.name, run(part)), [part for part in parts if not part.timed]))
@@ -195,9 +226,9 @@ def exit_status(outcomes: Sequence[Outcome]) -> int:
     return EXIT_INCOMPLETE if NOT_RUN in found or not found else 0
 
 
-def load_part(function: str) -> Callable[..., dict[str, Any]]:
+def load_part(part: Part) -> Callable[..., dict[str, Any]]:
     sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tools" / "bench")]
-    return getattr(importlib.import_module("gpu_check_parts"), function)
+    return getattr(importlib.import_module(part.module), part.function)
 
 
 def main() -> int:
@@ -215,12 +246,16 @@ def main() -> int:
     if problem:
         print(f"no GPU to check: {problem}", file=sys.stderr)
         return EXIT_NO_GPU
-    outcomes = run_all([by_name[name] for name in options.only or names], [sys.executable, str(Path(__file__).resolve())])
+    with tempfile.TemporaryDirectory(prefix="svdata2vec-gpu-check-") as folder:
+        os.environ[FOLDER] = folder
+        started, command = time.monotonic(), [sys.executable, str(Path(__file__).resolve())]
+        outcomes = run_all([by_name[name] for name in options.only or names], command)
+        seconds = time.monotonic() - started
     where = machine()
     options.out.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
-              "parts": [asdict(outcome) for outcome in outcomes]}
-    text = table(outcomes, where)
+              "seconds": seconds, "parts": [asdict(outcome) for outcome in outcomes]}
+    text = f"{table(outcomes, where)}{seconds:.0f} s\n"
     for name, content in (("gpu_check.json", json.dumps(record, indent=1) + "\n"), ("gpu_check.txt", text)):
         temporary = options.out / f"{name}.tmp"  # readers see the old file or the whole new one
         temporary.write_text(content)

@@ -1,13 +1,12 @@
-"""The parts of `gpu_check.py`: each function checks one thing on a device and returns what it measured, or raises.
+"""The parts of `gpu_check.py` that check: each function checks one thing on a device and returns what it measured, or raises.
 
 B clips, T frames, K kept frames, D width, H heads, L layers
 """
 
 import importlib.util
-import subprocess
+import os
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 MIN_PSNR_DB = 33.0  # GPU decoders differ from the CPU's by a grey level or two
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
-STEP_CLIPS = 32
+SOURCES = 48
 Figures = dict[str, Any]
 
 if importlib.util.find_spec("tyro") is None:  # configurations need it for the command line alone
@@ -181,58 +181,123 @@ def check_training_step(device: str = "cuda") -> Figures:
     return {"loss_difference": difference, "gradient_difference": worst}
 
 
-def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:
-    """Clips per second of the default preset's step on a batch in memory: ours, with fused blocks, these as a CUDA graph; all
-    frames in float32."""
+def check_bf16_step(device: str = "cuda") -> Figures:
+    """A whole step in bfloat16, with plain and with fused blocks, against the same step in float32 on the same device."""
     from pretraining_step import Step, make_batch
 
-    from svdata2vec.config.schema import PretrainConfig
-
-    base, on_gpu = config or PretrainConfig(), device != "cpu"
-    fused = replace(base, model=replace(base.model, fused_blocks=True))
-    ways = {"ours": (base, on_gpu, False), "fused_blocks": (fused, on_gpu, False), "graph": (fused, on_gpu, on_gpu),
-            "original_style": (replace(base, encode="all_frames", model=replace(base.model, impl="torch")), False, False)}
-    figures: Figures = {"batch": clips}
-    for name, (settings, bf16, graph) in ways.items():
-        step = Step(settings, make_batch(settings, clips, torch.device(device)), bf16=bf16, graph=graph)
-        for _ in range(3):
-            step.run()
-        if on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        times = []
-        for _ in range(repetitions):
-            started = time.perf_counter()
-            step.run()
-            if on_gpu:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        figures[f"{name}_clips_per_s"] = clips / sorted(times)[len(times) // 2]
-        if on_gpu:
-            figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        del step
-    figures["fused_blocks_speedup"] = figures["fused_blocks_clips_per_s"] / figures["ours_clips_per_s"]
-    figures["graph_speedup"] = figures["graph_clips_per_s"] / figures["ours_clips_per_s"]
-    figures["speedup"] = figures["graph_clips_per_s"] / figures["original_style_clips_per_s"]
+    config = small_config()
+    figures: Figures = {}
+    batch = make_batch(config, 8, torch.device(device))
+    exact = gradients_of(Step(config, batch))
+    for name, fused in (("plain", False), ("fused", True)):
+        settings = replace(config, model=replace(config.model, fused_blocks=fused))
+        rough = gradients_of(Step(settings, batch, bf16=True))
+        difference = abs(rough[0] - exact[0]) / abs(exact[0])
+        require(difference < 3e-2, f"{name} blocks: the loss is {rough[0]:.5g} in bf16, {exact[0]:.5g} in float32")
+        cosine = nn.functional.cosine_similarity(rough[1], exact[1], dim=0).item()
+        require(cosine > 0.97, f"{name} blocks: the bf16 gradient has a cosine of {cosine:.3f} with the float32 one, not 0.97")
+        figures |= {f"{name}_loss_difference": difference, f"{name}_gradient_cosine": cosine}
     return figures
 
 
-def run_bench(preset: str = "ntu60-xsub", sources: int = 48, *more: str) -> Figures:
-    """`svdata2vec bench run` on clips that it makes (960x540, packed as jpeg), decoding with every core."""
-    import json
-    import os
+def gradients_of(step: Any) -> tuple[float, Tensor]:
+    """The loss, and all gradients in one vector."""
+    loss = step.loss()
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten().double() for p in step.student.parameters() if p.grad is not None])
 
+
+def check_finetuning(device: str = "cuda") -> Figures:
+    """The classifier's loss and gradients on the device against the CPU, in float32; then 20 steps that must lower the loss."""
+    from svdata2vec.config.schema import FinetuneConfig, HeadConfig
+    from svdata2vec.model.classifier import Classifier
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    small = small_config()
+    config = FinetuneConfig(data=small.data, model=small.model, head=HeadConfig(hidden=64, dropout=0.0, drop_path=0.0))
+    generator = torch.Generator().manual_seed(0)
+    size, frames = config.data.size, config.data.num_frames
+    video = torch.randint(0, 256, (6, frames, size, size, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(6) % 3
+    losses, gradients, networks = [], [], []
+    for place in ("cpu", device):
+        torch.manual_seed(0)
+        network = Classifier(config, 17, 3).to(place)
+        loss = nn.functional.cross_entropy(network(video.to(place), None).float(), labels.to(place))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None]))
+        networks.append(network)
+    difference = abs(losses[1] - losses[0]) / abs(losses[0])
+    require(difference < 1e-3, f"the loss is {losses[1]:.6g}, on the CPU {losses[0]:.6g}")
+    error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+    require(error < 2e-2, f"the gradients differ by {100 * error:.2g} % from the CPU's, expected less than 2 %")
+    optimizer, after = torch.optim.AdamW(networks[1].parameters(), 1e-3), losses[1]
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(networks[1](video.to(device), None).float(), labels.to(device))
+        loss.backward()
+        optimizer.step()
+        after = loss.item()
+    require(after < losses[1], f"20 steps on one batch do not lower the loss: {losses[1]:.4g} -> {after:.4g}")
+    return {"loss_difference": difference, "gradient_difference": error, "loss_after_20_steps": after}
+
+
+def check_graph(device: str = "cuda", graph: bool = True) -> Figures:
+    """Six steps as one CUDA graph against six that are launched kernel by kernel: the same losses, plain and fused blocks."""
+    from pretraining_step import Step, make_batch
+
+    config, worst = small_config(), 0.0
+    batch = make_batch(config, 8, torch.device(device))
+    for fused in (False, True):
+        settings = replace(config, model=replace(config.model, fused_blocks=fused))
+        steps = [Step(settings, batch, bf16=device != "cpu", graph=captured) for captured in (False, graph)]
+        for number in range(6):
+            eager, replayed = (step.run().item() for step in steps)
+            difference = abs(replayed - eager) / abs(eager)
+            require(difference < 1e-2, f"step {number}: the graph's loss is {replayed:.6g}, launched one by one {eager:.6g}")
+            worst = max(worst, difference)
+    return {"loss_difference": worst}
+
+
+def check_collectives(device: str = "cuda", count: int | None = None) -> Figures:
+    """NCCL with a process on every GPU that is here: sums, broadcasts, and the average of gradients that training takes."""
+    count = torch.cuda.device_count() if count is None else count
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(collect, (count, device, f"file://{folder}/meeting"), nprocs=count)
+    return {"gpus": count} if device == "cuda" else {"processes": count}
+
+
+def collect(rank: int, count: int, device: str, meeting: str) -> None:
+    """One process of `check_collectives`."""
+    place = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=meeting, rank=rank, world_size=count)
+    total = torch.full((1 << 20,), float(rank + 1), device=place)
+    dist.all_reduce(total)
+    require(bool((total == count * (count + 1) / 2).all()), f"process {rank}: a sum over {count} processes is wrong")
+    first = torch.full((1000,), float(rank), device=place)
+    dist.broadcast(first, 0)
+    require(bool((first == 0).all()), f"process {rank}: what process 0 sent did not arrive")
+    torch.manual_seed(0)
+    network = nn.parallel.DistributedDataParallel(nn.Linear(64, 64).to(place))
+    network(torch.full((4, 64), float(rank + 1), device=place)).sum().backward()
+    grad = network.module.weight.grad
+    require(grad is not None and torch.allclose(grad, torch.full_like(grad, 2.0 * (count + 1))),
+            f"process {rank}: the average of the gradients of {count} processes is wrong")
+    dist.destroy_process_group()
+
+
+def make_clips(sources: int = SOURCES) -> Figures:
+    """The clips that are decoded and trained on when speed is measured: 960x540, packed as jpeg."""
+    shards = bench_clips(sources)
+    return {"clips": len(shards), "bytes_per_clip": float(shards.index["size"].sum(axis=1).mean())}
+
+
+def bench_clips(sources: int = SOURCES) -> Any:
+    """They, made unless another part has made them."""
     from svdata2vec.bench.data_sources import make_sources, packed
 
-    with tempfile.TemporaryDirectory() as folder:
-        shards = packed(Path(folder), make_sources(Path(folder) / "source", sources), "jpeg")
-        out = Path(folder) / "bench.json"
-        words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out)]
-        words += ["--data.threads", str(len(os.sched_getaffinity(0)))]
-        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, "--baseline", "original-style", *more]
-        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-        require(done.returncode == 0, f"svdata2vec bench run ended with {done.returncode}: {done.stderr[-300:]}")
-        record = json.loads(out.read_text())
-    rates = {f"{name.replace(' ', '_')}_clips_per_s": row["clips_per_s"] for name, row in record["stages"].items()}
-    return {**rates, "mfu": record["mfu"], "data_wait_share": record["data_wait_share"], "verdict": record["verdict"]["text"],
-            "record": record}
+    folder = Path(os.environ.get("SVDATA2VEC_GPU_CHECK") or tempfile.mkdtemp())
+    return packed(folder, make_sources(folder / "source", sources), "jpeg")

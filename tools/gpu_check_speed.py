@@ -1,0 +1,187 @@
+"""The parts of `gpu_check.py` that measure: what the GPU could reach, and what a run reaches. Each returns its figures.
+
+B clips, T frames
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_check_parts import SOURCES, Figures, bench_clips, require
+
+STEP_CLIPS = 32
+FRAMES = 40
+Span = tuple[float, float]  # start and end of something on the GPU, in microseconds
+
+
+def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7, sources: int = SOURCES) -> Figures:
+    """Pictures per second of the loader's decoders, by threads and by the share of the GPU's engines."""
+    from svdata2vec.bench.tune import in_turns
+    from svdata2vec.runs.tuned import Tuned
+
+    cores = len(os.sched_getaffinity(0))
+    threads = sorted({2, min(8, cores), min(16, cores)})
+    shards = bench_clips(sources)
+    shares = (1.0, 0.75, 0.0) if device != "cpu" else (1.0,)
+    settings = {f"share_{share:g}_threads_{count}": Tuned(count, share) for share in shares for count in threads}
+    rates = in_turns({name: (shards, one) for name, one in settings.items()}, torch.device(device), rounds, seconds)
+    figures = {f"{name}_pictures_per_s": sorted(found)[len(found) // 2] for name, found in rates.items()}
+    best = max(figures, key=lambda name: figures[name])
+    return {"best": best.removesuffix("_pictures_per_s"), "best_clips_per_s": figures[best] / FRAMES, **figures}
+
+
+def measure_device(device: str = "cuda") -> Figures:
+    """Bytes that a copy moves, and operations of large matrix products, per second."""
+    from svdata2vec.bench.limits import copy_bytes_per_second, matmul_flops_per_second
+
+    place = torch.device(device)
+    return {
+        "copy_gb_per_s": copy_bytes_per_second(place) / 1e9,
+        "matmul_bf16_tflops": matmul_flops_per_second(place, torch.bfloat16) / 1e12,
+        "matmul_fp32_tflops": matmul_flops_per_second(place, torch.float32) / 1e12,
+    }
+
+
+def run_bench(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: str) -> Figures:
+    """`svdata2vec bench run` against the authors' way; overlap: how much of the shorter half hides behind the longer."""
+    shards = bench_clips(sources)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bench.json"
+        words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out)]
+        words += ["--baseline", "original-style", "--rounds", "3", "--seconds", "1.5"]
+        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, *more]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        require(done.returncode == 0, f"svdata2vec bench run ended with {done.returncode}: {done.stderr[-300:]}")
+        record = json.loads(out.read_text())
+    rates = {f"{name.replace(' ', '_')}_clips_per_s": row["clips_per_s"] for name, row in record["stages"].items()}
+    return {
+        **rates, "train_speedup": record["baseline"]["train_speedup"], "mfu": record["mfu"],
+        "data_wait_share": record["data_wait_share"], "hidden_share": hidden_share(*(
+            record["stages"][name]["clips_per_s"] for name in ("data", "model", "train")
+        )), "verdict": record["verdict"]["text"], "record": record,
+    }
+
+
+def hidden_share(data: float, model: float, train: float) -> float:
+    """Of the shorter of loading and training a clip, what hides behind the longer: 1 = all, 0 = one after the other."""
+    return (1 / data + 1 / model - 1 / train) / min(1 / data, 1 / model)
+
+
+def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, batches: int = 8) -> Figures:
+    """A short profile of training: of the time that the GPU works for the loader, the share in which it also trains."""
+    from svdata2vec.bench.config import BenchConfig
+    from svdata2vec.bench.stages import open_stages
+    from svdata2vec.config.presets import PRETRAIN
+    from svdata2vec.runs.data import fit_data
+    from svdata2vec.runs.runtime import running
+
+    shards, base = bench_clips(sources), BenchConfig.of(PRETRAIN[preset]())
+    base = replace(base, data=replace(base.data, shards=str(shards.root), train_split="all"))
+    with running(base.run) as runtime, tempfile.TemporaryDirectory() as folder:
+        config = replace(base, data=fit_data(base.data, runtime, shards))
+        with open_stages(config, runtime, shards, baseline=False) as (stages, _):
+            steps = stages["train"].batches
+            for _ in range(2 * config.data.prefetch + 4):
+                next(steps)
+            torch.cuda.synchronize()
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            with torch.profiler.profile(activities=activities) as profile:
+                for _ in range(batches):
+                    next(steps)
+                torch.cuda.synchronize()
+            trace = Path(folder) / "trace.json"
+            profile.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+    return overlap_of(events)
+
+
+def overlap_of(events: Sequence[dict[str, Any]]) -> Figures:
+    """Training's stream is the one that is busy longest; the others work for the loader."""
+    streams: dict[int, list[Span]] = {}
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            start = float(event["ts"])
+            streams.setdefault(int(event["args"]["stream"]), []).append((start, start + float(event["dur"])))
+    busy = {stream: union(spans) for stream, spans in streams.items()}
+    require(len(busy) > 1, f"the profile shows {len(busy)} busy streams: decoding has none of its own")
+    training = max(busy, key=lambda stream: length(busy[stream]))
+    loading = union(span for stream, spans in busy.items() if stream != training for span in spans)
+    both = length(busy[training]) + length(loading) - length(union([*busy[training], *loading]))
+    first, last = min(spans[0][0] for spans in busy.values()), max(spans[-1][1] for spans in busy.values())
+    return {
+        "overlap": both / length(loading), "training_busy_share": length(busy[training]) / (last - first),
+        "loading_busy_share": length(loading) / (last - first), "streams": len(busy),
+    }
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """The same time, in spans that do not touch, in order."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def length(spans: Iterable[Span]) -> float:
+    """Time in spans that do not touch."""
+    return sum(end - start for start, end in spans)
+
+
+def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:
+    """Clips per second of the default preset's step on a batch in memory: plain and fused blocks, launched one by one and as a
+    CUDA graph; all frames in float32. `verdict`: where fused blocks pay."""
+    from pretraining_step import Step, make_batch
+
+    from svdata2vec.config.schema import PretrainConfig
+
+    base, on_gpu = config or PretrainConfig(), device != "cpu"
+    fused = replace(base, model=replace(base.model, fused_blocks=True))
+    ways = {
+        "eager": (base, on_gpu, False), "eager_fused": (fused, on_gpu, False), "graph": (base, on_gpu, on_gpu),
+        "graph_fused": (fused, on_gpu, on_gpu),
+        "original_style": (replace(base, encode="all_frames", model=replace(base.model, impl="torch")), False, False),
+    }
+    figures: Figures = {"batch": clips}
+    for name, (settings, bf16, graph) in ways.items():
+        step = Step(settings, make_batch(settings, clips, torch.device(device)), bf16=bf16, graph=graph)
+        for _ in range(3):
+            step.run()
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(repetitions):
+            started = time.perf_counter()
+            step.run()
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        figures[f"{name}_clips_per_s"] = clips / sorted(times)[len(times) // 2]
+        if on_gpu:
+            figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        del step
+    gains = {launch: figures[f"{launch}_fused_clips_per_s"] / figures[f"{launch}_clips_per_s"] for launch in ("eager", "graph")}
+    figures |= {f"{launch}_fused_gain": gain for launch, gain in gains.items()}
+    figures["speedup"] = max(figures[f"{name}_clips_per_s"] for name in list(ways)[:4]) / figures["original_style_clips_per_s"]
+    figures["verdict"] = fused_verdict(gains)
+    return figures
+
+
+def fused_verdict(gains: dict[str, float]) -> str:
+    """Where fused blocks make a step faster by more than the noise of 3 %."""
+    paying = [launch for launch, gain in gains.items() if gain > 1.03]
+    text = "; ".join(f"{launch} {gain:.2f} times" for launch, gain in gains.items())
+    if not paying:
+        return f"fused blocks do not pay ({text})"
+    return f"fused blocks pay with --run.launch {' and '.join(paying)} ({text})"
