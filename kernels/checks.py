@@ -1,7 +1,7 @@
 """Checks of what a caller hands to a kernel: every failure is one ValueError with what came and what was expected.
 
 All of them look at shapes, dtypes and devices alone, so that they cost no synchronisation and `torch.compile` can trace
-them; the single exception, `require_kept_frames`, reads values and therefore only looks at tensors in main memory.
+them; `require_kept_frames` and `require_numbers` read values and therefore only look at tensors in main memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,3 +58,12 @@ def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:
         raise ValueError(f"keep_BK holds frames {low} to {high}; the clip has frames 0 to {num_frames - 1}")
     if keep_BK.shape[1] > 1 and not bool((keep_BK[:, 1:] > keep_BK[:, :-1]).all()):
         raise ValueError("keep_BK must be strictly increasing along each row; sort it and drop repeated frames")
+
+
+def require_numbers(frame_BT: Tensor, num_stored: int) -> None:
+    """Demand numbers of stored frames; as with kept frames only where they lie in main memory."""
+    if frame_BT.device.type != "cpu" or torch.compiler.is_compiling() or frame_BT.numel() == 0:
+        return
+    low, high = int(frame_BT.min()), int(frame_BT.max())
+    if low < 0 or high >= num_stored:
+        raise ValueError(f"frame_BT holds {low} to {high}; there are stored frames 0 to {num_stored - 1}")

@@ -21,9 +21,10 @@ from svdata2vec.kernels.add_layer_norm import add_layer_norm_op
 from svdata2vec.kernels.attention import attention_op
 from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_op
 from svdata2vec.kernels.bias_gelu import bias_gelu_op
-from svdata2vec.kernels.checks import FLOATS, require_dtypes, require_kept_frames, require_shapes
+from svdata2vec.kernels.checks import FLOATS, require_dtypes, require_kept_frames, require_numbers, require_shapes
 from svdata2vec.kernels.dispatch import Impl, announce
 from svdata2vec.kernels.fuse_tokens import fuse_tokens_op
+from svdata2vec.kernels.gather_blocks import PLACE_BITS, WEIGHT_BITS, gather_blocks_op, plane_bytes
 from svdata2vec.kernels.gather_frames import COLOURS, gather_frames_op
 from svdata2vec.kernels.layer_targets import (
     NORMALISED_AXES,
@@ -41,6 +42,7 @@ __all__ = [
     "batch_norm_prelu",
     "bias_gelu",
     "fuse_tokens",
+    "gather_blocks",
     "gather_frames",
     "layer_targets",
     "masked_mse",
@@ -85,6 +87,14 @@ def gather_frames(
             f"video_BTHWC has strides {video_BTHWC.stride()}; each frame must be contiguous (H, W, C); "
             "call .contiguous() where the clip is made"
         )
+    channels = _check_windows(mean, std, window, channels)
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
+    return gather_frames_op.run(impl, video_BTHWC, keep_BK, list(mean), list(std), window, channels, dtype)
+
+
+def _check_windows(mean: Sequence[float], std: Sequence[float], window: int, channels: int | None) -> int:
+    """How many channels a window of frames fills, or is to fill. ValueError for what no window can be made with."""
     if len(mean) != COLOURS or len(std) != COLOURS or min(std) <= 0:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must hold one value per colour, std above 0")
     if window < 1 or window % 2 == 0:
@@ -92,9 +102,71 @@ def gather_frames(
     channels = COLOURS * window if channels is None else channels
     if channels < COLOURS * window:
         raise ValueError(f"channels is {channels}; a window of {window} frames fills {COLOURS * window}")
-    if dtype not in FLOATS:
-        raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
-    return gather_frames_op.run(impl, video_BTHWC, keep_BK, list(mean), list(std), window, channels, dtype)
+    return channels
+
+
+def gather_blocks(
+    blocks_NE: Tensor,
+    frame_BT: Tensor,
+    map_B4: Tensor,
+    keep_BK: Tensor,
+    form: Sequence[int],
+    size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    window: int = 5,
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels: int | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """`gather_frames` of clips that are stored as blocks, decoded and resampled on the way.
+
+    Args:
+        blocks_NE: uint8, stored frames, contiguous each.
+        frame_BT: int64, which of them is frame t of clip b.
+        map_B4: int64, where each clip's output lies in its packed pictures, from `block_maps`; what lies outside is black.
+        keep_BK: as in `gather_frames`.
+        form: side of the packed picture, bits of an index of luma, of chroma.
+        size: side of the output.
+        mean, std, window, channels: as in `gather_frames`. Pixels are rounded to grey levels first, as decoded clips are.
+        dtype: of the result; uint8 gives the grey levels themselves with mean 0, std 1 and window 1.
+
+    Returns:
+        (B*K, channels, size, size) in channels-last memory.
+    """
+    sizes = require_shapes({}, frame_BT=frame_BT, keep_BK=keep_BK)
+    require_shapes({"B": sizes["B"], "4": 4}, frame_BT=frame_BT, blocks_NE=blocks_NE, map_B4=map_B4)
+    require_dtypes((torch.uint8,), blocks_NE=blocks_NE)
+    require_dtypes((torch.int64,), frame_BT=frame_BT, map_B4=map_B4)
+    require_kept_frames(keep_BK, sizes["T"])
+    require_numbers(frame_BT, len(blocks_NE))
+    side, luma_bits, chroma_bits = form
+    if side < 1 or side % 32 or luma_bits not in (2, 3) or chroma_bits not in (2, 3):
+        raise ValueError(f"form is {tuple(form)}; expected a side that is a multiple of 32, and twice 2 or 3 bits")
+    expected = plane_bytes(side, luma_bits) + 2 * plane_bytes(side // 2, chroma_bits)
+    if blocks_NE.shape[1] != expected or blocks_NE.stride(1) != 1 or blocks_NE.stride(0) % 2:
+        raise ValueError(
+            f"blocks_NE has shape {tuple(blocks_NE.shape)} and strides {blocks_NE.stride()}; a frame of form {tuple(form)} is "
+            f"{expected} neighbouring bytes, at an even address"
+        )
+    channels = _check_windows(mean, std, window, channels)
+    if dtype not in (*FLOATS, torch.uint8):
+        raise ValueError(f"dtype is {dtype}; expected a floating point dtype or uint8")
+    return gather_blocks_op.run(
+        impl, blocks_NE, frame_BT, map_B4, keep_BK, list(form), size, list(mean), list(std), window, channels, dtype
+    )
+
+
+def block_maps(output_to_packed_B23: Tensor) -> Tensor:
+    """Axis-aligned maps from output to packed picture (float64, continuous coordinates) as `gather_blocks` takes them.
+
+    int64 (B, 4): scale and shift of columns, then of rows, such that scale * (2 j + 1) + shift is the place of output pixel j
+    among the centres of packed pixels, in units of 2**-32, with half a weight's unit for rounding.
+    """
+    scale_B2 = output_to_packed_B23[:, [0, 1], [0, 1]].double() / 2
+    shift_B2 = output_to_packed_B23[:, :, 2].double() - 0.5 + 0.5 ** (WEIGHT_BITS + 1)
+    return torch.stack([scale_B2, shift_B2], dim=2).mul(2.0**PLACE_BITS).round().long().flatten(1)
 
 
 def fuse_tokens(

@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_compare import LAYOUTS, called_ops, evaluate
-from kernel_compiler import Launch, compile_for, record, recorded_launches
+from kernel_compiler import Launch, amd_usage, compile_for, record, recorded_launches
 from kernel_inputs import CALLS, Call, Draw, Sizes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from svdata2vec.kernels import add_layer_norm, gather_frames
+from svdata2vec.kernels import add_layer_norm, gather_blocks, gather_frames
 from svdata2vec.kernels.dispatch import INTERPRETED
 
 # Compute capability -> shared memory that one block may have, in bytes (CUDA C++ programming guide, "Technical
@@ -67,6 +67,26 @@ def check_calls(
 @pytest.mark.parametrize("channels", [15, 16])
 def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> None:
     check_calls(["gather_frames"], capability, 1, Sizes(side=224, channels=channels), dtype, wide=channels == 16)
+
+
+@architectures
+@dtypes
+@pytest.mark.parametrize("name", ["gather_blocks", "gather_blocks of two bits", "gather_blocks of three bits"])
+def test_gather_blocks(name: str, capability: int, dtype: torch.dtype) -> None:
+    """No spill, and three programs of 128 threads per SM at least, which wait for memory in turn."""
+    launches = launches_of(CALLS[name](Sizes(side=224), Draw(dtype)))
+    check(launches, capability, 1)
+    assert compile_for(launches[0], capability).registers <= 168
+
+
+@pytest.mark.parametrize("name", ["gather_blocks", "gather_blocks of two bits", "gather_blocks of three bits"])
+def test_gather_blocks_for_an_amd_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """CDNA 3 (MI300), whose warps have 64 threads: compiled, a pixel per thread, nothing spilled."""
+    monkeypatch.setattr(gather_blocks, "PIXELS_PER_PROGRAM", 256)
+    (recorded,) = launches_of(CALLS[name](Sizes(side=224), Draw(torch.bfloat16)))
+    usage = amd_usage(recorded)
+    assert usage.spilled_bytes == 0 and usage.registers <= 128  # of 512, for four waves per SIMD
+    assert usage.shared_bytes <= 64 * 1024
 
 
 @architectures

@@ -22,7 +22,8 @@ from svdata2vec.kernels.layer_targets import launch_layer_targets
 
 B, T, KEPT, D = 2, 5, 3, 4
 SMALL = Sizes(B, T, KEPT, D, L=3, H=2, hidden=6, side=6, maps=(B, D, 3, 2))
-differentiable = pytest.mark.parametrize("name", [name for name in CALLS if name not in ("gather_frames", "layer_targets")])
+WITHOUT_GRADIENT = ("gather_frames", "gather_blocks", "layer_targets")
+differentiable = pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith(WITHOUT_GRADIENT)])
 
 
 def leaf(*shape: int) -> Tensor:
@@ -57,7 +58,7 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
     call = CALLS[name](SMALL, Draw(dtype))
     ops = called_ops(call, LAYOUTS[layout])
     assert [op.name() for op, _ in ops] == [f"svdata2vec::{call.op}{end}" for end in ("", "_backward")[: len(ops)]]
-    assert len(ops) == 1 + (name not in ("gather_frames", "layer_targets"))
+    assert len(ops) == 1 + (not name.startswith(WITHOUT_GRADIENT))
     for op, arguments in ops:
         outcome = torch.library.opcheck(op, tuple(arguments))
         assert set(outcome.values()) == {"SUCCESS"}
@@ -172,6 +173,10 @@ def fuse(**changes: Any) -> Tensor:
     return K.fuse_tokens(**{**tensors, **changes})
 
 
+def blocks(**changes: Any) -> Tensor:
+    return K.gather_blocks(**{**CALLS["gather_blocks"](SMALL, Draw()).fixed, **changes})
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "impl": (
         lambda: K.attention(leaf(1, 2, 6), 1, impl="cuda"),  # type: ignore[arg-type]
@@ -197,6 +202,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "channels": (lambda: K.gather_frames(video(), keep(), channels=14), r"channels is 14; .* 5 frames fills 15"),
     "std": (lambda: K.gather_frames(video(), keep(), std=(1.0, 0.0, 1.0)), r"one value per colour, std above 0"),
     "result dtype": (lambda: K.gather_frames(video(), keep(), dtype=torch.uint8), r"dtype is torch.uint8; expected a float"),
+    "form": (lambda: blocks(form=(48, 3, 2)), r"form is \(48, 3, 2\); expected a side that is a multiple of 32"),
+    "index bits": (lambda: blocks(form=(32, 4, 2)), r"form is \(32, 4, 2\); .* twice 2 or 3 bits"),
+    "bytes of a frame": (
+        lambda: blocks(form=(64, 3, 2)),
+        r"blocks_NE has shape \(10, 704\) .* a frame of form \(64, 3, 2\) is 2816 neighbouring bytes",
+    ),
+    "stored frames": (
+        lambda: blocks(blocks_NE=torch.zeros(10, 704)), r"blocks_NE has dtype torch.float32; expected torch.uint8"
+    ),
+    "frames of other clips": (
+        lambda: blocks(frame_BT=torch.zeros(1, T, dtype=torch.int64)), r"keep_BK has shape \(2, 3\); expected \(B=1, K\)"
+    ),
+    "a frame that is not stored": (
+        lambda: blocks(frame_BT=torch.full((B, T), 10)), r"frame_BT holds 10 to 10; there are stored frames 0 to 9"
+    ),
+    "maps": (lambda: blocks(map_B4=torch.zeros(B, 4)), r"map_B4 has dtype torch.float32; expected torch.int64"),
+    "blocks' dtype": (lambda: blocks(dtype=torch.int8), r"dtype is torch.int8; expected a floating point dtype or uint8"),
     "keep dtype": (lambda: fuse(keep_BK=keep().int()), r"keep_BK has dtype torch.int32; expected torch.int64"),
     "keep shape": (lambda: fuse(keep_BK=keep()[:, :2]), r"keep_BK has shape \(2, 2\); expected \(B=2, K=3\)"),
     "keep range": (lambda: fuse(keep_BK=keep() + 1), r"keep_BK holds frames 1 to 5; the clip has frames 0 to 4"),

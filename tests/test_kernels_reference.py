@@ -1,20 +1,25 @@
 """The plain PyTorch side of every op against float64 truths written as loops, value and every gradient."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import kernel_cases as cases
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_inputs import draw_keep
+from kernel_inputs import Draw, Sizes, draw_keep, gather_blocks
 from tolerances import assert_exact
 from torch import Tensor
 
 from svdata2vec.kernels import dispatch
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.gather_blocks import decode
+from svdata2vec.shards.blocks import BlockDecoder, BlockFormat
 
 IMPLS: tuple[Impl, ...] = ("auto", "torch")
 both = pytest.mark.parametrize("impl", IMPLS)
@@ -58,6 +63,49 @@ def test_gather_frames_feeds_a_convolution_like_the_whole_clip() -> None:
     want = torch.stack([want[b, :, t] for b in range(2) for t in keep[b].tolist()])
     got = torch.nn.functional.conv2d(K.gather_frames(video, keep), weight.reshape(4, 15, 7, 7), stride=2, padding=3)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize("bits", [(3, 2), (2, 2), (3, 3), (2, 3)])
+def test_gather_blocks_equals_the_loop(impl: Impl, bits: tuple[int, int]) -> None:
+    """Grey levels within 0.63 of exact arithmetic: half a level of rounding, an eighth of weights in units of 2**-11."""
+    shrunk, mirrored, beyond = [[4.7, 0, -6.2], [0, 3.9, 3.4]], [[-0.8, 0, 32.5], [0, 0.6, -1.25]], [[-5, 0, 35], [0, 5, -3]]
+    maps = torch.tensor([shrunk, mirrored, beyond], dtype=torch.float64)
+    call = gather_blocks(Sizes(3, 2, 1, side=7), Draw(), luma_bits=bits[0], chroma_bits=bits[1])
+    call.fixed.update(map_B4=K.block_maps(maps), keep_BK=torch.arange(2).expand(3, 2), window=1, channels=3)
+    got = K.gather_blocks(**call.fixed | {"mean": (0, 0, 0), "std": (1, 1, 1), "dtype": torch.uint8}, impl=impl)
+    stored = call.fixed["blocks_NE"].tolist()
+    worst = 0.0
+    for clip, numbers in enumerate(call.fixed["frame_BT"].tolist()):
+        (scale_x, _, shift_x), (_, scale_y, shift_y) = maps[clip].tolist()
+        for frame, number in enumerate(numbers):
+            pixel = functools.partial(cases.block_pixel_truth, stored[number], 32, *bits)
+            for row, column in itertools.product(range(7), repeat=2):
+                place = scale_x * (column + 0.5) + shift_x - 0.5, scale_y * (row + 0.5) + shift_y - 0.5
+                want = cases.bilinear_truth(pixel, *place)
+                found = got[clip * 2 + frame, :, row, column].tolist()
+                worst = max(worst, *(abs(a - b) for a, b in zip(found, want, strict=True)))
+    assert 0.3 < worst <= 0.63
+
+
+@both
+def test_gather_blocks_is_gather_frames_of_the_decoded_pictures(impl: Impl) -> None:
+    fixed = gather_blocks(Sizes(2, 5, 3, side=20), Draw()).fixed
+    every = fixed | {"keep_BK": torch.arange(5).expand(2, 5), "window": 1, "channels": 3, "dtype": torch.uint8}
+    levels = K.gather_blocks(**every, mean=(0, 0, 0), std=(1, 1, 1), impl=impl)
+    video = levels.permute(0, 2, 3, 1).unflatten(0, (2, 5))
+    got = K.gather_blocks(**fixed, impl=impl)
+    want = K.gather_frames(video, fixed["keep_BK"], channels=fixed["channels"], impl=impl)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert got.stride() == want.stride() and got[:, :15].std() > 0.5
+
+
+@pytest.mark.parametrize("bits", [(3, 2), (2, 2), (3, 3), (2, 3)])
+def test_gather_blocks_decodes_as_the_shards_do(bits: tuple[int, int]) -> None:
+    form = BlockFormat(64, *bits)
+    frames = torch.randint(0, 256, (3, form.frame_bytes), dtype=torch.uint8)
+    whole = BlockDecoder(form)
+    assert (decode(frames, 64, *bits).numpy() == np.stack([whole(frame) for frame in frames.numpy()])).all()
 
 
 @both

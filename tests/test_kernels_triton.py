@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
-from kernel_inputs import CALLS, Call, Draw, Sizes, masked_mse
+from kernel_inputs import CALLS, Call, Draw, Sizes, gather_blocks, masked_mse
 from kernel_step import step_inputs, step_loss
 from torch import Tensor
 
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
 from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.gather_blocks import launch_gather_blocks
 
 pytestmark = triton_marks()
 
@@ -55,6 +56,51 @@ def test_gather_frames(dtype: torch.dtype, shape: tuple[int, ...], window: int, 
     # The same float32 operations in the same order: not one bit may differ.
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert results[0].stride() == results[1].stride() or not results[0].numel()
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "channels", "bits", "dtype"),
+    [
+        pytest.param((3, 6, 11, 2), 5, None, (3, 2), torch.bfloat16, id="odd"),
+        pytest.param((3, 6, 11, 2), 5, None, (2, 2), torch.float32, id="two bits"),
+        pytest.param((3, 6, 11, 2), 5, None, (3, 3), torch.float16, id="three bits"),
+        pytest.param((2, 4, 26, 1), 5, 16, (3, 2), torch.float32, id="padded channels, larger than a program"),
+        pytest.param((1, 1, 1, 1), 5, None, (3, 2), torch.bfloat16, id="one"),
+        pytest.param((2, 3, 16, 3), 1, 4, (3, 2), torch.bfloat16, id="window of one, all kept"),
+        pytest.param((2, 4, 5, 0), 3, None, (3, 2), torch.bfloat16, id="nothing kept"),
+    ],
+)
+def test_gather_blocks(
+    shape: tuple[int, ...], window: int, channels: int | None, bits: tuple[int, int], dtype: torch.dtype
+) -> None:
+    B, T, side, kept = shape
+    sizes = Sizes(B, T, kept, side=side, window=window, channels=channels)
+    call = gather_blocks(sizes, Draw(dtype, DEVICE), luma_bits=bits[0], chroma_bits=bits[1])
+    results = [call(impl=impl)[0] for impl in ("triton", "torch")]
+    torch.testing.assert_close(*results, rtol=0, atol=0)  # integers up to the grey level, then the operations of gather_frames
+    assert results[0].stride() == results[1].stride() or not results[0].numel()
+
+
+def test_gather_blocks_as_grey_levels() -> None:
+    fixed = gather_blocks(Sizes(2, 3, 2, side=9, window=1, channels=3), Draw(torch.uint8, DEVICE)).fixed
+    results = [K.gather_blocks(**fixed, mean=(0, 0, 0), std=(1, 1, 1), impl=impl) for impl in ("triton", "torch")]
+    assert torch.equal(*results) and len(results[0].unique()) > 50
+
+
+def test_gather_blocks_reads_beyond_two_gibibytes_and_only_what_is_stored() -> None:
+    """Frames 2**30 + 64 bytes apart; on a GPU a number without a frame, which nothing checks there, is a missing frame."""
+    fixed = gather_blocks(Sizes(2, 3, 2, side=9), Draw(torch.float32, DEVICE)).fixed
+    fixed["frame_BT"] %= 3
+    dense, apart = fixed["blocks_NE"][:3], 2**30 + 64
+    base = torch.empty(2 * apart + dense.shape[1], dtype=torch.uint8, device=DEVICE)
+    blocks = base.as_strided(dense.shape, (apart, 1))
+    blocks.copy_(dense)
+    got, want = K.gather_blocks(**fixed | {"blocks_NE": blocks}, impl="triton"), K.gather_blocks(**fixed, impl="torch")
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    ones = [1.0, 1.0, 1.0]
+    missing, maps, keep, form = torch.full_like(fixed["frame_BT"], 10**9), fixed["map_B4"], fixed["keep_BK"], fixed["form"]
+    nothing = launch_gather_blocks(dense, missing, maps, keep, list(form), 9, ones, ones, 5, 16, torch.float32)
+    assert not nothing.any()
 
 
 def test_gather_frames_of_a_slice_of_a_longer_clip() -> None:

@@ -1,6 +1,7 @@
 """Inputs and slow, obvious float64 truths for the kernel tests: loops over clips and frames, no shared trick."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,6 +36,42 @@ def gather_frames_truth(
                         planes.append(torch.zeros(video.shape[2:4], dtype=torch.float64))
             rows.append(torch.stack(planes))
     return torch.stack(rows) if rows else torch.zeros((0, 3 * window, *video.shape[2:4]), dtype=torch.float64)
+
+
+def block_pixel_truth(frame: list[int], side: int, luma_bits: int, chroma_bits: int, x: int, y: int) -> tuple[int, ...]:
+    """Red, green, blue of a packed pixel, from the bytes of its frame (shards/README.md, "blocks"); black outside."""
+    if not (0 <= x < side and 0 <= y < side):
+        return 0, 0, 0
+    samples, start = [], 0
+    for plane, bits, column, row in (
+        (side, luma_bits, x, y), (side // 2, chroma_bits, x // 2, y // 2), (side // 2, chroma_bits, x // 2, y // 2)
+    ):
+        first = start + 2 * (row // 4 * (plane // 4) + column // 4)
+        low = start + plane * plane // 8
+        index = frame[low + row * (plane // 4) + column // 4] >> 2 * (column % 4) & 3
+        if bits == 3:
+            index += 4 * (frame[low + plane * plane // 4 + row * (plane // 8) + column // 8] >> column % 8 & 1)
+        top = 2**bits - 1
+        samples.append(((top - index) * frame[first] + index * frame[first + 1] + top // 2) // top)
+        start += plane * plane * (1 + bits) // 8
+    luma, cb, cr = samples[0], samples[1] - 128, samples[2] - 128
+    colours = (
+        luma + (22987 * cr + 8192 >> 14), luma + (-11698 * cr - 5636 * cb + 8192 >> 14), luma + (29049 * cb + 8192 >> 14)
+    )
+    return tuple(min(max(colour, 0), 255) for colour in colours)
+
+
+def bilinear_truth(pixel: Callable[[int, int], tuple[int, ...]], x: float, y: float) -> list[float]:
+    """A colour between four pixels, in exact arithmetic; (0, 0) is the centre of the first pixel."""
+    left, top = math.floor(x), math.floor(y)
+    across, down = x - left, y - top
+    total = [0.0, 0.0, 0.0]
+    for column, row, weight in (
+        (left, top, (1 - across) * (1 - down)), (left + 1, top, across * (1 - down)),
+        (left, top + 1, (1 - across) * down), (left + 1, top + 1, across * down),
+    ):
+        total = [value + weight * colour for value, colour in zip(total, pixel(column, row), strict=True)]
+    return total
 
 
 def fuse_tokens_truth(video: Tensor, skeleton: Tensor, keep: Tensor, hidden: Tensor, temporal: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of recorded launches for NVIDIA GPUs that aren't there, and what ptxas says about them."""
+"""Ahead-of-time compilation of recorded launches for GPUs that aren't there, and what their assemblers say about them."""
 
 import re
 import subprocess
@@ -66,29 +66,45 @@ def record(call: Callable[[], object]) -> list[Launch]:
 
 
 class AbsentGpu:
-    """Stands in for Triton's driver: a GPU of some compute capability, for which can be compiled but not launched."""
+    """Stands in for Triton's driver: a GPU for which can be compiled but not launched."""
 
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
+        return self.target
 
-    def get_current_device(self) -> int:
-        return self.capability  # kernels are cached per device
+    def get_current_device(self) -> Any:
+        return self.target.arch  # kernels are cached per device
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 def compile_for(recorded: Launch, capability: int) -> Usage:
+    """What a launch takes on an NVIDIA GPU."""
+    compiled = _compiled(recorded, GPUTarget("cuda", capability, 32))
+    registers, stack, shared = _resources(compiled.asm["cubin"])
+    return Usage(registers, stack, shared + compiled.metadata.shared, "global.v4.b32" in compiled.asm["ptx"])
+
+
+def amd_usage(recorded: Launch, architecture: str = "gfx942") -> Usage:
+    """What a launch takes on an AMD GPU, as LLVM says in the assembler text."""
+    compiled = _compiled(recorded, GPUTarget("hip", architecture, 64))
+    text = compiled.asm["amdgcn"]
+    registers, spilled, stack = (
+        int(re.findall(rf"\.{name}: +(\d+)", text)[-1])
+        for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    )
+    return Usage(registers, 4 * spilled + stack, compiled.metadata.shared, "dwordx4" in text)
+
+
+def _compiled(recorded: Launch, target: GPUTarget) -> Any:
     """Compile by Triton's own just-in-time path, which decides on types, constants and alignment from the arguments."""
     options = {"num_warps": recorded.num_warps, "num_stages": launch.NUM_STAGES}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_active", AbsentGpu(capability))
-        compiled = recorded.kernel.warmup(*recorded.arguments, grid=(1,), **recorded.constants, **options)
-    registers, stack, shared = _resources(compiled.asm["cubin"])
-    return Usage(registers, stack, shared + compiled.metadata.shared, "global.v4.b32" in compiled.asm["ptx"])
+        patch.setattr(driver, "_active", AbsentGpu(target))
+        return recorded.kernel.warmup(*recorded.arguments, grid=(1,), **recorded.constants, **options)
 
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:

@@ -102,6 +102,26 @@ def gather_frames(sizes: Sizes, draw: Draw) -> Call:
     return Call("gather_frames", {}, {"video_BTHWC": video, **fixed})
 
 
+def gather_blocks(sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: int = 2) -> Call:
+    """Windows mirrored or not, shrunk or enlarged, that leave the packed picture here and there; frames in any order."""
+    side = 32 * max(sizes.side * 10 // 7 // 32, 1)  # 320 for 224
+    bytes_of = side * side // 8 * (1 + luma_bits) + side * side // 16 * (1 + chroma_bits)
+    blocks = torch.randint(0, 256, (sizes.B * sizes.T, bytes_of), dtype=torch.uint8, device=draw.device)
+    length = side * (0.4 + 0.7 * torch.rand(sizes.B, 2, dtype=torch.float64))
+    start = (side - length) * (1.2 * torch.rand(sizes.B, 2, dtype=torch.float64) - 0.1)
+    mirrored = torch.rand(sizes.B) < 0.5
+    start[mirrored, 0] += length[mirrored, 0]
+    length[mirrored, 0] *= -1
+    maps = torch.cat([torch.diag_embed(length / sizes.side), start[:, :, None]], dim=2)
+    fixed = {
+        "blocks_NE": blocks, "map_B4": K.block_maps(maps).to(draw.device),
+        "frame_BT": torch.randint(0, max(len(blocks), 1), (sizes.B, sizes.T), device=draw.device),
+        "keep_BK": draw_keep(sizes.B, sizes.T, sizes.K, draw.device), "form": (side, luma_bits, chroma_bits),
+        "size": sizes.side, "window": sizes.window, "channels": sizes.channels, "dtype": draw.dtype,
+    }
+    return Call("gather_blocks", {}, fixed)
+
+
 def fuse_tokens(sizes: Sizes, draw: Draw) -> Call:
     B, T, K_, D = sizes.B, sizes.T, sizes.K, sizes.D
     tokens = {"video_BKD": draw.activation(B, K_, D), "skeleton_BTD": draw.activation(B, T, D)}
@@ -158,6 +178,9 @@ OFF_ZERO = 3.0
 # Every op once under its own name, and the variants that take another way through its kernels.
 CALLS: dict[str, Callable[[Sizes, Draw], Call]] = {
     "gather_frames": gather_frames,
+    "gather_blocks": gather_blocks,
+    "gather_blocks of two bits": partial(gather_blocks, luma_bits=2),
+    "gather_blocks of three bits": partial(gather_blocks, chroma_bits=3),
     "fuse_tokens": fuse_tokens,
     "restore_tokens": restore_tokens,
     "attention": attention,
