@@ -247,18 +247,10 @@ def test_processes_exchange_what_they_should(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_overlap_is_one_figure() -> None:
-    def event(stream: int, start: float, end: float, kind: str = "kernel") -> dict[str, Any]:
-        return {"cat": kind, "ts": start, "dur": end - start, "args": {"stream": stream}}
-
-    events = [event(7, 0, 40), event(7, 50, 100), event(20, 30, 60), event(21, 90, 120, "gpu_memcpy"), event(21, 95, 110),
-              {"cat": "cpu_op", "ts": 0, "dur": 500, "args": {}}]
-    figures = speed.overlap_of(events)  # the loader's 30..60 and 90..120, of which 10 + 10 + 10 lie beside training's
-    assert figures["overlap"] == pytest.approx(0.5) and figures["streams"] == 3
-    assert figures["training_busy_share"] == pytest.approx(90 / 120) and figures["loading_busy_share"] == pytest.approx(0.5)
-    apart = speed.overlap_of([event(7, 0, 40), event(20, 40, 60)])
-    assert apart["overlap"] == 0
-    with pytest.raises(parts.CheckError, match="shows 1 busy streams"):
-        speed.overlap_of(events[:2])
+    profile = {"other_streams_ms": 4.0, "both_at_once_ms": 3.0, "training_stream_busy_share": 0.9, "wall_ms": 60.0}
+    assert speed.overlap_of(profile) == {"overlap": 0.75, "training_busy_share": 0.9, "step_ms": 60.0, "loading_ms": 4.0}
+    with pytest.raises(parts.CheckError, match="one busy stream"):
+        speed.overlap_of({**profile, "other_streams_ms": 0.0})
 
 
 @pytest.mark.parametrize(

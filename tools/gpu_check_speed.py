@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from gpu_check_parts import SOURCES, Figures, bench_clips, require
 
 STEP_CLIPS = 32
 FRAMES = 40
-Span = tuple[float, float]  # start and end of something on the GPU, in microseconds
 
 
 def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7, sources: int = SOURCES) -> Figures:
@@ -75,67 +73,26 @@ def hidden_share(data: float, model: float, train: float) -> float:
     return (1 / data + 1 / model - 1 / train) / min(1 / data, 1 / model)
 
 
-def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, batches: int = 8) -> Figures:
-    """A short profile of training: of the time that the GPU works for the loader, the share in which it also trains."""
+def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, steps: int = 8) -> Figures:
+    """A short profile of training with decoding beside it."""
+    from profile_training import profiled
+
     from svdata2vec.bench.config import BenchConfig
-    from svdata2vec.bench.stages import open_stages
     from svdata2vec.config.presets import PRETRAIN
-    from svdata2vec.runs.data import fit_data
-    from svdata2vec.runs.runtime import running
 
-    shards, base = bench_clips(sources), BenchConfig.of(PRETRAIN[preset]())
-    base = replace(base, data=replace(base.data, shards=str(shards.root), train_split="all"))
-    with running(base.run) as runtime, tempfile.TemporaryDirectory() as folder:
-        config = replace(base, data=fit_data(base.data, runtime, shards))
-        with open_stages(config, runtime, shards, baseline=False) as (stages, _):
-            steps = stages["train"].batches
-            for _ in range(2 * config.data.prefetch + 4):
-                next(steps)
-            torch.cuda.synchronize()
-            activities = [torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profile:
-                for _ in range(batches):
-                    next(steps)
-                torch.cuda.synchronize()
-            trace = Path(folder) / "trace.json"
-            profile.export_chrome_trace(str(trace))
-            events = json.loads(trace.read_text())["traceEvents"]
-    return overlap_of(events)
+    base = BenchConfig.of(PRETRAIN[preset]())
+    shards = str(bench_clips(sources).root)
+    return overlap_of(profiled(replace(base, data=replace(base.data, shards=shards, train_split="all")), steps))
 
 
-def overlap_of(events: Sequence[dict[str, Any]]) -> Figures:
-    """Training's stream is the one that is busy longest; the others work for the loader."""
-    streams: dict[int, list[Span]] = {}
-    for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            start = float(event["ts"])
-            streams.setdefault(int(event["args"]["stream"]), []).append((start, start + float(event["dur"])))
-    busy = {stream: union(spans) for stream, spans in streams.items()}
-    require(len(busy) > 1, f"the profile shows {len(busy)} busy streams: decoding has none of its own")
-    training = max(busy, key=lambda stream: length(busy[stream]))
-    loading = union(span for stream, spans in busy.items() if stream != training for span in spans)
-    both = length(busy[training]) + length(loading) - length(union([*busy[training], *loading]))
-    first, last = min(spans[0][0] for spans in busy.values()), max(spans[-1][1] for spans in busy.values())
+def overlap_of(profile: dict[str, Any]) -> Figures:
+    """Of the time that streams other than training's work, the loader's, the share in which training works too."""
+    loading = profile["other_streams_ms"]
+    require(loading > 0, "the profile shows one busy stream: decoding has none of its own")
     return {
-        "overlap": both / length(loading), "training_busy_share": length(busy[training]) / (last - first),
-        "loading_busy_share": length(loading) / (last - first), "streams": len(busy),
+        "overlap": profile["both_at_once_ms"] / loading, "training_busy_share": profile["training_stream_busy_share"],
+        "step_ms": profile["wall_ms"], "loading_ms": loading,
     }
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """The same time, in spans that do not touch, in order."""
-    found: list[Span] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
-        else:
-            found.append((start, end))
-    return found
-
-
-def length(spans: Iterable[Span]) -> float:
-    """Time in spans that do not touch."""
-    return sum(end - start for start, end in spans)
 
 
 def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int = 10, config: Any = None) -> Figures:

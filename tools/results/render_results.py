@@ -17,7 +17,18 @@ from pathlib import Path
 from result_cells import Record
 from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
-from results_speed import bench_run, encodings, geometry, gpu_check, gpu_exploration, host, index, loader, training_step
+from results_speed import (
+    bench_run,
+    encodings,
+    geometry,
+    gpu_check,
+    gpu_exploration,
+    host,
+    index,
+    loader,
+    memory,
+    training_step,
+)
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -43,6 +54,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "loader": (loader, ("bench_data",)),
     "geometry": (geometry, ("bench_geometry",)),
     "host": (host, ("bench_host",)),
+    "memory": (memory, ("loader_memory",)),
     "encodings": (encodings, ("packing_real_h264", "bench_data")),
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
     "index": (index, ("bench_index",)),

@@ -136,6 +136,17 @@ def host(record: Record) -> str:
     return table(header, rows) + f"\nProcessor time; nothing is decoded. {measured(record)}\n"
 
 
+def memory(record: Record) -> str:
+    """Resident memory of the loader over many clips."""
+    rows = [
+        [str(row["readers"] or "a thread"), f"{row['clips']:,}", f"{row['first_mb']:.0f}", f"{row['last_mb']:.0f}",
+         f"{max(look[1] for look in row['looks']):.0f}", f"{row['cpu_seconds']:.0f}"]
+        for row in record["rows"]
+    ]
+    header = ["reader processes", "clips", "MB after a fifth of them", "MB at the end", "most", "CPU seconds"]
+    return table(header, rows) + f"\nOf the process and its children together. {measured(record)}\n"
+
+
 def index(record: Record) -> str:
     """What a very long index costs a process."""
     rows = [
