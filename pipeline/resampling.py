@@ -24,6 +24,7 @@ class Resampler:
         self._mirrored = output_to_packed[0, 0] < 0
         self._enlarged = np.abs(output_to_packed[[0, 1], [0, 1]]).min() < 1
         self._window = affine.whole_window(output_to_packed, size)
+        self._part: tuple[int, int, affine.Affine] | None = None  # left, top, and the map for a part that begins there
 
     def touched(self, width: int, height: int) -> affine.Window:
         """What is sampled of a width x height picture: nothing else need be decoded. At least one pixel wide and high."""
@@ -31,10 +32,8 @@ class Resampler:
 
     def __call__(self, picture_HW3: NDArray[np.uint8], left: int, top: int, out_SS3: NDArray[np.uint8]) -> None:
         """Fill `out_SS3` from a part of the packed picture whose first pixel is its pixel (left, top)."""
-        index_map = affine.pixel_index_form(self._map)
-        index_map[:, 2] -= left, top
         if self._window is None:
-            _warp(picture_HW3, index_map, out_SS3)
+            _warp(picture_HW3, self._index_map(left, top), out_SS3)
             return
         x1, y1, x2, y2 = self._window
         window = cut_out(picture_HW3, (x1 - left, y1 - top, x2 - left, y2 - top))
@@ -42,7 +41,16 @@ class Resampler:
             window = cv2.flip(window, 1).astype(np.uint8, copy=False)
         cv2.resize(window, (self.size, self.size), dst=out_SS3, interpolation=cv2.INTER_LINEAR)
         if self._enlarged:
-            _warp_edges(picture_HW3, index_map, out_SS3)
+            _warp_edges(picture_HW3, self._index_map(left, top), out_SS3)
+
+    def _index_map(self, left: int, top: int) -> affine.Affine:
+        """Output -> pixels of a part of the packed picture, in OpenCV's form; the parts of a clip's pictures are alike."""
+        part = self._part
+        if part is None or part[:2] != (left, top):
+            index_map = affine.pixel_index_form(self._map)
+            index_map[:, 2] -= left, top
+            self._part = part = left, top, index_map
+        return part[2]
 
 
 def _warp(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_HW3: NDArray[np.uint8]) -> None:

@@ -139,12 +139,13 @@ def host(record: Record) -> str:
 def memory(record: Record) -> str:
     """Resident memory of the loader over many clips."""
     rows = [
-        [str(row["readers"] or "a thread"), f"{row['clips']:,}", f"{row['first_mb']:.0f}", f"{row['last_mb']:.0f}",
-         f"{max(look[1] for look in row['looks']):.0f}", f"{row['cpu_seconds']:.0f}"]
+        ["keeps what is freed" if row["keeps_freed"] else "as it is", str(row["readers"] or "a thread"), f"{row['clips']:,}",
+         f"{row['first_mb']:.0f}", f"{row['last_mb']:.0f}", f"{max(look[1] for look in row['looks']):.0f}",
+         f"{row['mb_per_1000_clips']:+.1f}"]
         for row in record["rows"]
     ]
-    header = ["reader processes", "clips", "MB after a fifth of them", "MB at the end", "most", "CPU seconds"]
-    return table(header, rows) + f"\nOf the process and its children together. {measured(record)}\n"
+    header = ["heap", "reader processes", "clips", "MB after a fifth of them", "MB at the end", "most", "MB per 1,000 clips"]
+    return table(header, rows) + f"\nOf the process and its children together; last column: the slope. {measured(record)}\n"
 
 
 def index(record: Record) -> str:
