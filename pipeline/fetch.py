@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip
+from svdata2vec.pipeline.order import taken_name
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
@@ -65,7 +66,8 @@ class ClipFetcher:
 
     def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
         """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
-        shard = int(self.shards.index[row]["shard"])
+        entry = self.shards.index[row]
+        shard, stored = int(entry["shard"]), int(entry["label"])
         if self.check_hashes and shard not in self._hashed:
             self.shards.check_shard(shard)
             self.shards.check_hash(shard)
@@ -73,7 +75,6 @@ class ClipFetcher:
         by_frame = self.video and self.shards.reads_frames and self.shards.manifest.by_frame
         try:
             sample = self.shards.sample(row, video=self.video and not by_frame)
-            stored = int(self.shards.index["label"][row])
             if sample.label != stored:
                 raise UserError(f"label {sample.label} in the tar, {stored} in the index; run `svdata2vec verify`")
             plan = make_plan(
@@ -81,7 +82,8 @@ class ClipFetcher:
                 train=self.train, seed=self.seed, epoch=epoch, view=view, score_MFV=sample.score_MTV,
                 shows=self.shards.manifest.view,
             )
-            joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.manifest.layout, self.config.persons)
+            joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.stored_layout(row), self.config.persons)
+            joints = self.shards.in_layout(row, joints)
             encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
         except (TarError, WriteFailedError):  # of the cache: the clip is as good as ever
             raise
@@ -89,7 +91,8 @@ class ClipFetcher:
             self.shards.check_shard(shard)
             raise BadClipError(str(error)) from error
         label = int(self.label_map[stored])
-        return FetchedClip(row, sample.key, label, view, joints if self.joints else None, encoded, plan.augment)
+        name = taken_name(self.shards.name(row, sample.key), view if self.train else 0)
+        return FetchedClip(row, name, label, view, joints if self.joints else None, encoded, plan.augment)
 
     def _encoded(self, row: int, sample: Sample, plan: ClipPlan, by_frame: bool) -> EncodedClip:
         """The clip's video, or where frames lie apart those that the plan names, with the map into its pictures."""

@@ -117,11 +117,12 @@ class ClipLoader:
         self.order = OrderConfig(
             rows=rows, views=1 if train else self.plan.views, batch_size=batch_size, seed=seed, train=train,
             drop_last=self.last_batch == "drop", rank=rank, world_size=world_size, smallest_batch=smallest_batch,
+            shares=shards.shares(rows) if train else (),
         )
         self._require_clips()
         self.stats = LoaderStats()
         self._epoch = self._position = 0
-        self._fingerprint = _fingerprint(shards, split, rows)
+        self._fingerprint = _fingerprint(shards, split, self.order)
         self._background: Background | None = None
 
     def _require_clips(self) -> None:
@@ -306,15 +307,16 @@ def _check_labels(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> None
     if not valid_N.all():
         row = rows[np.argmin(valid_N)]
         raise UserError(
-            f"{shards.where}: clip {shards.index['key'][row].decode()} has label {shards.index['label'][row]}, but split "
+            f"{shards.where}: clip {shards.index[row]['key'].decode()} has label {shards.index[row]['label']}, but split "
             f"{split!r} has the classes {', '.join(shards.split_classes(split))}; correct the annotations and pack again"
         )
 
 
-def _fingerprint(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> str:
-    """Identity of the data behind an order: the bytes of every tar (by their hashes), the split and its rows."""
+def _fingerprint(shards: ShardSet, split: str, order: OrderConfig) -> str:
+    """Identity of the data behind an order: the bytes of every tar (by their hashes), the split, its rows and their weights."""
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards.manifest.shards:
         digest.update(f"{shard.name} {shard.sha256}\n".encode())
-    digest.update(split.encode() + b"\n" + np.ascontiguousarray(rows).tobytes())
+    digest.update(split.encode() + b"\n" + np.ascontiguousarray(order.rows).tobytes())
+    digest.update("".join(f"\n{len(places)} {weight}" for places, weight in order.shares).encode())
     return digest.hexdigest()

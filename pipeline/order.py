@@ -1,5 +1,6 @@
 """The order of an epoch and each rank's part of it, as pure functions: no state, no shuffle buffer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,13 +19,64 @@ def epoch_order(num_clips: int, seed: int, epoch: int, shuffle: bool) -> NDArray
     return keyed_generator("order", seed, epoch).permutation(num_clips).astype(np.int64, copy=False)
 
 
+def entries_per_epoch(num_clips: int, weight: float) -> int:
+    """How many of a set's clips an epoch takes: `weight` times as many as there are, rounded, but one at least."""
+    return max(1, round(weight * num_clips))
+
+
+def taken(num_clips: int, weight: float, seed: int, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The clips of a weighted set that an epoch takes: places 0..num_clips-1, and which time in this epoch each comes, from 0.
+
+    A set is an endless sequence of passes over its clips, and every epoch takes the next `entries_per_epoch` of it: at any
+    time each clip has come as often as any other, or once more. Of a pass that an epoch ends in, the order is a permutation
+    keyed by (seed, pass, number of the set).
+    """
+    count = entries_per_epoch(num_clips, weight)
+    start, stop = epoch * count, (epoch + 1) * count
+    parts: list[NDArray[np.int64]] = []
+    for turn in range(start // num_clips, -(-stop // num_clips)):
+        low, high = max(start - turn * num_clips, 0), min(stop - turn * num_clips, num_clips)
+        whole = high - low == num_clips
+        pass_N = np.arange(num_clips) if whole else keyed_generator("pass", seed, turn, number).permutation(num_clips)
+        parts.append(pass_N[low:high].astype(np.int64, copy=False))
+    times = [np.full(len(part), time, np.int64) for time, part in enumerate(parts)]
+    return np.concatenate(parts), np.concatenate(times)
+
+
+def taken_name(name: str, time: int) -> str:
+    """The name of a clip in training batches: its own, with a number from the second time on that an epoch takes it."""
+    return f"{name}#{time}" if time else name
+
+
+@dataclass(frozen=True)
+class EpochClips:
+    """An epoch's entries in their order: index rows and views, for ranges of positions.
+
+    place_N, view_N: what an entry is of, a place in `rows` and a view; None = entry i is of place i // views, view i % views.
+    """
+
+    rows: NDArray[np.int64]
+    views: int
+    order_N: NDArray[np.int64]
+    place_N: NDArray[np.int64] | None = None
+    view_N: NDArray[np.int64] | None = None
+
+    def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64 index rows and views of the entries at positions start..stop-1."""
+        entries = self.order_N[start:stop]
+        if self.place_N is None or self.view_N is None:
+            return self.rows[entries // self.views], entries % self.views
+        return self.rows[self.place_N[entries]], self.view_N[entries]
+
+
 @dataclass(frozen=True)
 class OrderConfig:
     """Everything that decides which clips a rank sees, and when.
 
     rows: int64 index rows of the split. views: frame draws per clip (1 in training). batch_size: clips per rank and step.
     drop_last: leave out the clips that do not fill a step, unless the epoch was begun with other batches. smallest_batch:
-    clips that each rank needs for a step.
+    clips that each rank needs for a step. shares: of weighted sets, places in `rows` and a weight each (`taken`); () = every
+    row once.
     """
 
     rows: NDArray[np.int64]
@@ -36,11 +88,26 @@ class OrderConfig:
     rank: int
     world_size: int
     smallest_batch: int = 1
+    shares: Sequence[tuple[NDArray[np.int64], float]] = ()
 
     @property
     def num_entries(self) -> int:
-        """Entries of an epoch over all ranks: clips, or clips times views in evaluation."""
+        """Entries of an epoch over all ranks: clips, times their weights, or times views in evaluation."""
+        if self.shares:
+            return sum(entries_per_epoch(len(places), weight) for places, weight in self.shares if len(places))
         return len(self.rows) * self.views
+
+    def clips(self, epoch: int) -> EpochClips:
+        """The entries of an epoch, all ranks': a pure function of the order's settings."""
+        order_N = epoch_order(self.num_entries, self.seed, epoch, shuffle=self.train)
+        if not self.shares:
+            return EpochClips(self.rows, self.views, order_N)
+        parts = [
+            (places, *taken(len(places), weight, self.seed, epoch, number))
+            for number, (places, weight) in enumerate(self.shares) if len(places)
+        ]
+        place_N = np.concatenate([places[chosen] for places, chosen, _ in parts])
+        return EpochClips(self.rows, self.views, order_N, place_N, np.concatenate([times for _, _, times in parts]))
 
     @property
     def step_size(self) -> int:

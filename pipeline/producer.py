@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip, Outcome
 from svdata2vec.pipeline.handover import Lane, Turns
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.order import OrderConfig, epoch_order
+from svdata2vec.pipeline.order import EpochClips, OrderConfig
 from svdata2vec.pipeline.pixels import apply_pixel_augment
 from svdata2vec.pipeline.readers import ProcessReaders, Step, ThreadReaders
 from svdata2vec.shards.errors import UserError
@@ -111,24 +110,23 @@ class Producer:
 
     def _steps(self, epoch: int, position: int) -> Iterator[Step]:
         """What is to be read, announced to the shard set."""
-        views = self.order.views
         while True:
-            positions = epoch_order(self.order.num_entries, self.order.seed, epoch, shuffle=self.order.train)
+            clips = self.order.clips(epoch)
             steps = self.order.steps(position)
             for number, step in enumerate(steps):
                 start, stop = self.order.part(step)
                 if start < stop:
-                    self._announce(positions, steps[number : number + STEPS_AHEAD])
-                    part = positions[start:stop]
-                    yield Step(epoch, step[1], self.order.rows[part // views].tolist(), (part % views).tolist())
+                    self._announce(clips, steps[number : number + STEPS_AHEAD])
+                    rows, views = clips.between(start, stop)
+                    yield Step(epoch, step[1], rows.tolist(), views.tolist())
             if not self.order.train:
                 return
             epoch, position = epoch + 1, 0
 
-    def _announce(self, positions: NDArray[np.int64], steps: Sequence[tuple[int, int]]) -> None:
+    def _announce(self, clips: EpochClips, steps: Sequence[tuple[int, int]]) -> None:
         """Tell the shard set what will be read in these steps."""
-        parts = [positions[slice(*self.order.part(step))] for step in steps]
-        self.fetcher.shards.will_need(self.order.rows[np.concatenate(parts) // self.order.views])
+        parts = [clips.between(*self.order.part(step))[0] for step in steps]
+        self.fetcher.shards.will_need(np.concatenate(parts))
 
     def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
         """Batches from planned clips."""
@@ -192,8 +190,7 @@ class Producer:
         skipped = self.stats.clips_skipped
         read = self.stats.clips_read if self.order.train else self.order.num_entries
         shards = self.fetcher.shards
-        entry = shards.index[row]
-        key, shard = entry["key"].decode(), shards.manifest.shards[int(entry["shard"])].name
+        key, shard = shards.names(np.array([row]))[0], shards.tar_name(int(shards.index[row]["shard"]))
         log.warning("skipping clip %s of %s: %s", key, shard, reason)
         if skipped > most_unusable(self.order, read, self.max_bad_rate):
             raise UserError(

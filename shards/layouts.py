@@ -144,19 +144,28 @@ def layout(name: str) -> JointLayout:
     return LAYOUTS[name]
 
 
-def coco17_numbers(source: JointLayout) -> tuple[int | None, ...]:
-    """Number, in `source`, of each joint of COCO-17: the joint of the same name, None where there is none."""
+def joint_numbers(source: JointLayout, target: JointLayout) -> tuple[int | None, ...]:
+    """Number, in `source`, of each joint of `target`: the joint of the same name, None where there is none."""
     number = {joint: i for i, joint in enumerate(source.joints)}
-    return tuple(number.get(joint) for joint in COCO17.joints)
+    return tuple(number.get(joint) for joint in target.joints)
 
 
-def to_coco17(values: np.ndarray, source: JointLayout, axis: int) -> np.ndarray:
-    """Joints or scores in the order of `source` along `axis`, in that of COCO-17; zero (missing) where there is none."""
-    numbers = coco17_numbers(source)
+def to_layout(values: np.ndarray, source: JointLayout, target: JointLayout, axis: int) -> np.ndarray:
+    """Joints or scores in the order of `source` along `axis`, in that of `target`; zero (missing) where there is none.
+
+    A joint is taken where both layouts have its name, and never made from others: of Kinect's 25, COCO-17 gets shoulders,
+    elbows, wrists, hips, knees and ankles; its nose, eyes and ears stay missing, as Kinect's `head` is none of them.
+    """
+    numbers = joint_numbers(source, target)
     taken = np.take(values, [number or 0 for number in numbers], axis=axis)
     absent = [i for i, number in enumerate(numbers) if number is None]
     np.moveaxis(taken, axis, 0)[absent] = 0
     return taken
+
+
+def to_coco17(values: np.ndarray, source: JointLayout, axis: int) -> np.ndarray:
+    """`to_layout` with COCO-17 as the target."""
+    return to_layout(values, source, COCO17, axis)
 
 
 def bone_length(entry: JointLayout, joints_NVC: np.ndarray) -> float:

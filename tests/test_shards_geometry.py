@@ -15,7 +15,7 @@ from svdata2vec.shards.boxes import (
     union_box,
 )
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.layouts import LAYOUTS, JointLayout, coco17_numbers, layout, to_coco17
+from svdata2vec.shards.layouts import COCO17, LAYOUTS, JointLayout, joint_numbers, layout, to_coco17
 
 
 @pytest.mark.parametrize(("name", "joints", "left", "right"), [
@@ -69,7 +69,7 @@ def test_mediapipe_bones_are_its_connections() -> None:
 def test_every_layout_maps_to_coco17(name: str, numbers: list[int | None]) -> None:
     """By published numbers; mirroring before or after the mapping is the same, and what is not there is missing."""
     source = layout(name)
-    assert list(coco17_numbers(source)) == numbers
+    assert list(joint_numbers(source, COCO17)) == numbers
     pose = np.arange(1, 2 * 3 * len(source.joints) * 2 + 1, dtype=np.float32).reshape(2, 3, -1, 2)
     mapped = to_coco17(pose, source, 2)
     assert mapped.shape == (2, 3, 17, 2)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, file_bytes, file_problem, index_problem, load_index
 from svdata2vec.shards.reading.parts import in_part, split_and_part
@@ -134,6 +135,37 @@ class ShardSet:
         """Class names of a split: all, except where the data set defines fewer for it."""
         packed, *_ = self.manifest.packed_splits(split_and_part(split)[0])
         return self.manifest.split_classes.get(packed, self.manifest.classes)
+
+    def one_class_list(self, split: str) -> tuple[str, ...]:
+        """`split_classes`. Of several sets: UserError unless they have the same ones, in one order."""
+        return self.split_classes(split)
+
+    def names(self, rows_n: np.ndarray) -> list[str]:
+        """Names of clips that no two have (`name`)."""
+        return [self.name(row, key.decode())
+                for row, key in zip(rows_n.tolist(), self.index["key"][rows_n].tolist(), strict=True)]
+
+    def name(self, row: int, key: str) -> str:
+        """A clip's name in batches, lists and messages: its key; of several sets `SET/KEY`, which no two clips have."""
+        return key
+
+    def shares(self, rows_n: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """Of weighted sets: places in `rows_n` and the weight of each set; else nothing, every clip counts once."""
+        return []
+
+    def describe(self, split: str) -> list[dict[str, Any]]:
+        """Of each set that is read: what it is, and how many clips of the split it has."""
+        manifest = self.manifest
+        return [{"dataset": manifest.dataset, "fingerprint": manifest.fingerprint, "layout": manifest.layout.name,
+                 "split": split, "clips": len(self.rows(split))}]
+
+    def stored_layout(self, row: int) -> JointLayout:
+        """The joints that a clip is stored with."""
+        return self.manifest.layout
+
+    def in_layout(self, row: int, joints_MTVC: np.ndarray) -> np.ndarray:
+        """Joints of a clip, in its `stored_layout`, in the order of `manifest.layout`."""
+        return joints_MTVC
 
     @property
     def where(self) -> str:

@@ -17,10 +17,9 @@ from svdata2vec.bench.machine import hardware, peak_bytes, resident_bytes
 from svdata2vec.bench.stages import NEVER_ENDING, training_stage
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.runs.runtime import running
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.training.pretrain import Pretraining
 
 WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
@@ -54,7 +53,7 @@ def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
     alone = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
     with running(config.run) as runtime:
         limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
-        shards, timing, base = open_shards(config.data.shards), None, 0
+        shards, timing, base = open_data(config.data), None, 0
         try:
             training = Pretraining(alone, runtime, build_loader(shards, alone, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)

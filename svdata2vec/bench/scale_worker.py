@@ -23,11 +23,10 @@ from svdata2vec.bench.machine import hardware, synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.order import epoch_order
-from svdata2vec.runs.data import build_loader
+from svdata2vec.pipeline.order import OrderConfig, taken_name
+from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.metrics_log import Ticks
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import epoch_batches
 from svdata2vec.training.pretrain import Pretraining
@@ -42,9 +41,10 @@ def epoch_rows(shards: ShardSet, config: ScaleConfig, world_size: int) -> np.nda
 def expected_keys(shards: ShardSet, config: ScaleConfig, world_size: int, epoch: int) -> list[str]:
     """The clips that all processes together must see in an epoch, each once: the order's whole steps, from the order alone."""
     rows = epoch_rows(shards, config, world_size)
-    together = config.run.batch_size * world_size
-    order = epoch_order(len(rows), config.run.seed, epoch, shuffle=True)[: len(rows) // together * together]
-    return [key.decode() for key in shards.index["key"][rows[order]]]
+    order = OrderConfig(rows=rows, views=1, batch_size=config.run.batch_size, seed=config.run.seed, train=True, drop_last=True,
+                        rank=0, world_size=world_size, shares=shards.shares(rows))
+    seen, times = order.clips(epoch).between(0, order.end(0))
+    return [taken_name(name, time) for name, time in zip(shards.names(seen), times.tolist(), strict=True)]
 
 
 def digest(module: nn.Module) -> str:
@@ -158,7 +158,7 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> dic
 def measure_world(config: ScaleConfig) -> dict[str, Any] | None:
     """What all processes report, with the machine and the setting; None on all but the first one."""
     with running(config.run) as runtime:
-        shards = open_shards(config.data.shards)
+        shards = open_data(config.data)
         reports = runtime.gather(measure_rank(config, runtime, shards))
         if not runtime.is_main:
             return None

@@ -13,9 +13,9 @@ from typing import Any
 
 from svdata2vec.config.files import from_dict, read_json, to_json, to_values
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.runs.data import open_data
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 
 ROOT = Path(__file__).parent.parent.parent  # what holds this package
@@ -26,7 +26,7 @@ def open_preset_shards(config: PretrainConfig, why_alone: str) -> ShardSet:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{why_alone}; start it without torchrun")
     try:
-        return open_shards(config.data.shards)
+        return open_data(config.data)
     except UserError as error:
         raise UserError(
             f"{error}. `bash tools/demo.sh` makes the demo's shards, `svdata2vec shard` packs a data set, "

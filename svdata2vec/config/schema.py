@@ -49,9 +49,11 @@ class DataConfig:
     """Where clips come from and what the model sees of them."""
 
     shards: str = "data/shards"
-    """Folder of packed shards (made by `svdata2vec shard`), or its URL (s3://, gs://, https://: extra `remote`)."""
+    """Folder of packed shards (made by `svdata2vec shard`), or its URL (s3://, gs://, https://: extra `remote`); several sets,
+    read as one, with commas between them."""
     train_split: str = "xsub_train"
-    """Split to train on, as named in the shards' manifest."""
+    """Split to train on, as named in the shards' manifest; of several sets one name for all, or one for each with commas
+    between them."""
     test_split: str = "xsub_val"
     """Split to evaluate on, once, at the end."""
     val_split: str | None = None
@@ -60,6 +62,12 @@ class DataConfig:
     val_fraction: Annotated[float, Range(ABOVE_0, 0.9)] = 0.1
     """Share of the labelled training clips to validate on where there is no split for it: by performer where names tell
     them, else by class. They are not trained on."""
+    weights: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
+    """How often a training epoch takes each clip of a set, a number per set: 2 = twice, 0.5 = half of the clips, the other half
+    in the next epoch; none = all once."""
+    layout: str | None = None
+    """Joint layout to bring all skeletons to, by the names of the joints, e.g. coco17; joints that a set does not have stay
+    missing. None = the one that the sets have."""
     num_frames: Frames = 40
     """Frames sampled from a clip (T)."""
     size: Side = 224

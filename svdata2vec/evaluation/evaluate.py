@@ -104,7 +104,8 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
         The metrics with the class names and what they are about (`evaluated_on`), ready for JSON.
     """
     model, config, card = load_classifier(run)
-    data = replace(config.data, shards=shards or config.data.shards, test_split=split or config.data.test_split)
+    data = config.data
+    data = replace(data, shards=shards or data.shards, test_split=split or data.test_split, weights=())
     config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality, data.test_split)

@@ -140,7 +140,7 @@ def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, to
     places: dict[str, list[int]] = {}
     for number, key in enumerate(found):
         places.setdefault(key, []).append(number)
-    split = [key.decode() for key in loader.shards.index["key"][loader.order.rows].tolist()]
+    split = loader.shards.names(loader.order.rows)
     kept, views = [key for key in split if key in places], loader.plan.views
     # Of a clip of which some views could not be read, those that could take their places.
     order_nv = np.array([(places[key] * views)[:views] for key in kept])
@@ -174,7 +174,7 @@ def embed(
     if out.suffix == ".parquet":
         _require_pyarrow(out)
     trained = load_encoder(run, modality, device)
-    data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split)
+    data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split, weights=())
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality, split)

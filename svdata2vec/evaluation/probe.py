@@ -48,7 +48,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         shards = open_data(config.data)
         train_split, test_split = config.data.train_split, config.data.test_split
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
-        require_classes(shards, test_split, shards.split_classes(train_split), f"split {train_split!r}")
+        require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
         rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
         warn_of_shared_clips(shards, test_split, rows)
         train = _features(config, trained, shards, train_split, rows, runtime)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.shards.reading.joined import own_key
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def draw_masks(
     mask depends neither on the batch nor on the rank, nor on how many masks are drawn.
 
     Args:
-        keys: of the clips.
+        keys: names of the clips; of several sets `SET/KEY`, which draw by KEY alone, as they do when their set is read alone.
         num_frames: T.
         video_mask_ratio, skeleton_mask_ratio: see `mask_counts`.
         seed, epoch: of the run.
@@ -141,7 +142,7 @@ def draw_masks(
     encoded_BE = np.empty((len(keys), encoded_frames or kept), np.int64)
     keep_BRK = np.empty((len(keys), repeats, kept), np.int64)
     hidden_BRK = np.ones((len(keys), repeats, kept), np.bool_)
-    for row, key in enumerate(keys):
+    for row, key in enumerate(map(own_key, keys)):
         rng = keyed_generator("mask", seed, epoch, key)
         order = rng.permutation(num_frames)
         encoded_BE[row] = np.sort(order[: encoded_BE.shape[1]])

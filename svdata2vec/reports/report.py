@@ -21,13 +21,12 @@ from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, page, section
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
-from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import FINISHED, Settings, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.shown import shown
 
 # Figures of curves: logged fields with their titles, and a caption.
@@ -168,7 +167,7 @@ def _inputs(runs: Sequence[Run]) -> str:
     if isinstance(run.config, ProbeConfig):
         return ""  # nothing is trained on augmented clips
     try:
-        shards = open_shards(data.shards)
+        shards = open_data(data)
         runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
         with build_loader(shards, run.config, runtime, train=True) as loader:
             batch = next(iter(loader))

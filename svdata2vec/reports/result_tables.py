@@ -79,7 +79,8 @@ def _about(found: Sequence[Outcome]) -> str:
         network = each.about("network")
         if network == "best" and each.result.get("validation"):
             network = f"best on {each.result['validation']['split']}, epoch {each.about('epoch')}"
-        rows.append([each.name, *(each.about(field)[:16] for field in fields), network])
+        values = {field: each.about(field) for field in fields}
+        rows.append([each.name, *(values | {"fingerprint": values["fingerprint"][:16]}).values(), network])
     return table(["run", "data set", "test split", "fingerprint", "day", "seed", "network"], rows)
 
 

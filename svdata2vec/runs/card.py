@@ -87,6 +87,9 @@ def model_card(
             "split": data.train_split,
             "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
         }
+        sets = shards.describe(data.train_split)
+        if len(sets) > 1 or data.weights or data.layout:
+            card["trained_on"]["sets"] = sets
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
         card["pretrained_on"] = _trained_on(config.pretrained, config.run.out)
     return card

@@ -16,6 +16,7 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.tuned import Tuned, load_tuned
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.joined import JoinedShards, set_names
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -27,8 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def open_data(data: DataConfig) -> ShardSet:
-    """The shards of a configuration: a folder, or a URL with its cache."""
-    return open_shards(data.shards, fetch=data.remote_fetch, cache_bytes=int(data.remote_cache_gb * 1e9))
+    """The shards of a configuration: folders, or URLs, which share the cache; several sets, or what is weighted or brought to
+    another joint layout, as one."""
+    names = set_names(data.shards)
+    cache_bytes = int(data.remote_cache_gb * 1e9 / max(sum("://" in name for name in names), 1))
+    sets = [open_shards(name, fetch=data.remote_fetch, cache_bytes=cache_bytes) for name in names]
+    return JoinedShards(sets, data.layout, data.weights) if len(sets) > 1 or data.layout or data.weights else sets[0]
 
 
 def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, say: bool = False) -> DataConfig:
@@ -176,7 +181,7 @@ def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = Non
 
 def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose: object) -> None:
     """Refuse a split whose classes are not those that a network tells apart: its labels would mean others."""
-    if list(shards.split_classes(split)) != list(classes):
+    if list(shards.one_class_list(split)) != list(classes):
         raise UserError(
             f"{shards.where}: split {split!r} has other classes than {whose}; give a split of the same data set and protocol"
         )
@@ -197,7 +202,7 @@ def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality
     if modality != "rgb" and len(layout.joints) != num_joints:
         raise UserError(
             f"{shards.where} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {num_joints}; "
-            "give shards of the run's joint layout"
+            "give shards of the run's joint layout, or bring a run's to one with --data.layout"
         )
     if modality != "rgb":
         require_skeletons(shards, split)

@@ -18,6 +18,7 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.ranges import Range
+from svdata2vec.shards.reading.joined import set_names
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,10 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any], free: tuple[str, 
 
 
 def _meant(name: str, value: Any) -> Any:
-    local = name in ("pretrained", "shards", "init") and isinstance(value, str) and "://" not in value
-    return os.path.realpath(value) if local else value
+    if name not in ("pretrained", "shards", "init") or not isinstance(value, str):
+        return value
+    names = set_names(value) if name == "shards" else [value]
+    return [each if "://" in each else os.path.realpath(each) for each in names]
 
 
 def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None:

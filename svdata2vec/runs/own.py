@@ -112,7 +112,7 @@ def _compare_parts(shards: ShardSet, train_split: str, test_split: str) -> None:
     if not shards.tars:  # behind a URL
         return
     parts = {role: shards.rows(split) for role, split in (("train", train_split), ("test", test_split))}
-    keys = {role: [key.decode() for key in shards.index["key"][rows].tolist()] for role, rows in parts.items()}
+    keys = {role: shards.names(rows) for role, rows in parts.items()}
     pictures = {
         key: ClipMeta.from_bytes(shards.read(row, ["json"])["json"], key).pictures
         for role, rows in parts.items() for key, row in zip(keys[role], rows.tolist(), strict=True)

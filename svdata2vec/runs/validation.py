@@ -15,6 +15,7 @@ from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.runs.data import labelled_rows, require_classes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers import ntu, pku, smarthome, uav_human
+from svdata2vec.shards.reading.joined import own_key
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -46,7 +47,7 @@ def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
     Raises UserError if no clip can be validated on, if clips would be trained on or tested as well, or have other classes.
     """
     data, seed = config.data, config.run.seed
-    classes = shards.split_classes(data.train_split)
+    classes = shards.one_class_list(data.train_split)
     require_classes(shards, data.test_split, classes, f"split {data.train_split!r}")
     rows = labelled_rows(shards, data.train_split, config.label_fraction, seed)
     if data.val_split is not None and not config.eval_every:
@@ -78,7 +79,7 @@ def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> 
     A function of seed and names alone. Every class keeps a clip to train on.
     """
     labels = shards.index["label"][rows]
-    keys = [key.decode() for key in shards.index["key"][rows].tolist()]
+    keys = shards.names(rows)
     groups = performers(shards, rows, keys)
     held = np.zeros(len(rows), bool) if groups is None else _whole_groups(groups, labels, fraction, seed)
     how = f"all of {len(set(np.array(groups)[held]))} of {len(set(groups))} performers" if groups is not None else ""
@@ -96,9 +97,12 @@ def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> 
 def performers(shards: ShardSet, rows: np.ndarray, keys: Sequence[str]) -> list[str] | None:
     """Who performs each clip, or in which recording it was cut out; None if that is not known of all of them."""
     for pattern, group in PERFORMERS:
-        names = [pattern.fullmatch(key.replace("-", ".") if pattern is smarthome.NAME else key) for key in keys]
+        own = [own_key(key) for key in keys]
+        names = [pattern.fullmatch(key.replace("-", ".") if pattern is smarthome.NAME else key) for key in own]
         if all(names):
-            return [group(name) for name in names if name is not None]
+            places = [key.rpartition("/")[0] for key in keys]  # nobody is known to be in two sets
+            return [f"{place}/{group(name)}" if place else group(name)
+                    for place, name in zip(places, names, strict=True) if name is not None]
     found: list[str] = []
     for row in rows.tolist() if shards.tars else []:
         meta = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where)

@@ -1,15 +1,17 @@
 """Makes small shard sets for the pipeline's tests: known pictures and skeletons, packed without a source video."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
+from shards_data import edit_manifest
 
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
-from svdata2vec.shards.layouts import COCO17
+from svdata2vec.shards.layouts import COCO17, KINECT25
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
@@ -97,12 +99,26 @@ def _manifest(
 
 def shard_set(
     root: Path, num_clips: int, *, codec: str = "jpeg", num_frames: Callable[[int], int] = lambda i: 20 + i % 7,
-    size: int = 96, clips_per_shard: int = 4,
+    size: int = 96, clips_per_shard: int = 4, first_seed: int = 0,
 ) -> ShardSet:
-    """`num_clips` different clips in a split called "all"."""
+    """`num_clips` different clips in a split called "all"; of another `first_seed` other clips of the same names."""
     clips = []
     for i in range(num_clips):
         key, frames = f"clip{i:05d}", num_frames(i)
-        parts = clip_parts(key, frames, codec=codec, size=size, label=i % 5, persons=1 + i % 2, seed=i)
+        parts = clip_parts(key, frames, codec=codec, size=size, label=i % 5, persons=1 + i % 2, seed=first_seed + i)
         clips.append((key, frames, parts))
     return write_shards(root, clips, codec=codec, clips_per_shard=clips_per_shard, size=size)
+
+
+def kinect_set(root: Path, num_clips: int, *, size: int = 96, first_seed: int = 100) -> ShardSet:
+    """The same with the 25 joints of Kinect."""
+    clips = []
+    for i in range(num_clips):
+        key, frames = f"clip{i:05d}", 20 + i % 5
+        seventeen, others = skeletons(frames, 1, first_seed + i), skeletons(frames, 1, 50 + first_seed + i)
+        pose = np.concatenate([seventeen, others[:, :, :8]], axis=2)
+        parts = clip_parts(key, frames, size=size, label=i % 5, seed=first_seed + i, pose=pose)
+        clips.append((key, frames, parts))
+    write_shards(root, clips, size=size)
+    edit_manifest(root, layout=asdict(KINECT25))
+    return ShardSet.open(root)
