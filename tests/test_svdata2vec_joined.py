@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noted_command import launch, notes
 from pipeline_factory import kinect_set, shard_set
 from safetensors.torch import load_file
 from shards_data import edit_manifest
-from test_svdata2vec_resume import launch, notes
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
 

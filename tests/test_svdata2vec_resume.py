@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noted_command import launch, notes
 from safetensors.torch import load_file
 from tiny import NUM_CLIPS, finetune_config, pretrain_config
 from tiny_command import command_words
@@ -203,41 +202,6 @@ def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_p
 
 
 # ---- the real command, killed ------------------------------------------------------------------------------------------
-
-# The command, which notes the clips of every finished step, and is killed in process KILL_RANK before step KILL_STEP.
-WORKER = """
-import json, os, signal, sys
-from svdata2vec.cli.main import main
-from svdata2vec.training.pretrain import Pretraining
-
-rank, step = os.environ.get("RANK", "0"), Pretraining.step
-
-def noted(run, batches):
-    if (rank, run.stepper.step) == (os.environ["KILL_RANK"], int(os.environ["KILL_STEP"])):
-        os.kill(os.getpid(), signal.SIGKILL)
-    step(run, batches)
-    row = {"step": run.stepper.step, "clips": [(epoch, key) for epoch, batch in batches for key in batch.keys]}
-    with open(f"{os.environ['NOTES']}-rank{rank}.jsonl", "a") as file:
-        file.write(json.dumps(row) + chr(10))
-
-Pretraining.step = noted
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def launch(folder: Path, name: str, words: list[str], processes: int, kill_step: int) -> None:
-    (folder / "worker.py").write_text(WORKER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NOTES": str(folder / name),
-                   "KILL_RANK": str(processes - 1), "KILL_STEP": str(kill_step)}
-    command = [sys.executable, *launcher, str(folder / "worker.py"), *words[3:]]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
-    assert (done.returncode == 0) == (kill_step < 0), done.stderr[-2000:]
-
-
-def notes(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in folder.glob(f"{name}-rank*.jsonl") for line in path.read_text().splitlines()]
-
 
 @pytest.mark.slow
 def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from svdata2vec.config.files import to_values
 from svdata2vec.config.records import check_record, read_sealed, sealed
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.shards.atomic import write_atomically
@@ -79,20 +79,23 @@ def model_card(
         "config": to_values(config),
     }
     if shards is not None:
-        manifest = shards.manifest
-        card["trained_on"] = {
-            "dataset": manifest.dataset,
-            "fingerprint": manifest.fingerprint,
-            "layout": manifest.layout.name,
-            "split": data.train_split,
-            "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
-        }
-        sets = shards.describe(data.train_split)
-        if len(sets) > 1 or data.weights or data.layout:
-            card["trained_on"]["sets"] = sets
+        card["trained_on"] = _data_of(shards, data, train_clips)
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
         card["pretrained_on"] = _trained_on(config.pretrained, config.run.out)
     return card
+
+
+def _data_of(shards: ShardSet, data: DataConfig, train_clips: int | None) -> dict[str, Any]:
+    """The data set of a run that begins; `sets`, where several are read as one, or one otherwise than it is stored."""
+    manifest, sets = shards.manifest, shards.describe(data.train_split)
+    return {
+        "dataset": manifest.dataset,
+        "fingerprint": manifest.fingerprint,
+        "layout": manifest.layout.name,
+        "split": data.train_split,
+        "clips": len(shards.rows(data.train_split)) if train_clips is None else train_clips,
+        **({"sets": sets} if len(sets) > 1 or data.weights or data.layout else {}),
+    }
 
 
 def _trained_on(source: Path, out: Path) -> dict[str, Any] | None:
