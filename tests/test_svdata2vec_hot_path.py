@@ -2,111 +2,184 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from shards_data import edit_manifest
-from tiny import MODEL, finetune_config
-from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from tiny import finetune_config, pretrain_config
+from torch import Tensor, nn
+from torch.optim import adam
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdata2vec.config.schema import DataConfig, EmaConfig, PretrainConfig, TargetConfig
+from svdata2vec.config.schema import MaskConfig, Modality, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
-from svdata2vec.kernels import functional
-from svdata2vec.model.classifier import Classifier
-from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.model.teacher import ema_decay
-from svdata2vec.runs.data import require_joints
+from svdata2vec.model.teacher import Teacher
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.runs.data import build_loader, require_joints
 from svdata2vec.runs.metrics_log import Averages
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training import finetune as finetune_module
+from svdata2vec.training import pretrain as pretrain_module
+from svdata2vec.training import stepper as stepper_module
 from svdata2vec.training.finetune import Finetuning, finetune
-from svdata2vec.training.mixup import draw_mixture
-from svdata2vec.training.optim import build_optimizer, clip_gradients, set_learning_rate
-from svdata2vec.training.pretrain import forward, make_teacher
+from svdata2vec.training.loop import TrainingRun
+from svdata2vec.training.mixup import Mixture
+from svdata2vec.training.pretrain import Pretraining
 from svdata2vec.training.stepper import Statistics
 
-CONFIG = PretrainConfig(data=DataConfig(num_frames=8, size=32), model=MODEL, target=TargetConfig(top_layers=2))
-CLIPS, FRAMES, JOINTS = 3, 8, 17
+DEVICE = torch.device("meta")  # stands for a GPU: its tensors have no values, so that whatever waits for one fails
+CPU = torch.device("cpu")
+CLIPS, FRAMES, JOINTS, CLASSES = 4, 6, 17, 5
+TARGETS = {"joints": {"kind": "joints"}, "rgb": {"teacher": "encoder", "teacher_input": "rgb", "scored": "video"}}
+WAITS = "blocking copy|meta tensor|item\\(\\) cannot be called|with Meta tensors|raises unimplemented|not compiled with CUDA"
 
 
-def without_values(network: nn.Module) -> None:
-    """Replace all weights by fakes: they have shapes, strides and gradients, but nothing that could be read."""
-    for module in network.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                trained = isinstance(tensor, nn.Parameter)
-                table[name] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if trained else fake
+class NoBlockingCopies(TorchDispatchMode):
+    """Refuses uploads that a GPU's stream is waited for; reading back is refused by the device itself."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source, target = (args[1], args[0]) if func is torch.ops.aten.copy_.default else (args[0], out)
+            asynchronous = (kwargs or {}).get("non_blocking", len(args) > 2 and args[2])
+            if source.device != target.device and not asynchronous:
+                raise RuntimeError(f"a blocking copy of {tuple(source.shape)} to the device")
+        return out
 
 
-CONTROLS = {"joints": {"kind": "joints"}, "rgb": {"teacher": "encoder", "teacher_input": "rgb", "scored": "video"}}
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device without values; PyTorch knows no autocast there, the CPU's stands for it."""
+    for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
+        real = getattr(torch, name)
+
+        def of_cpu(kind: str, *arguments: Any, real: Any = real, **options: Any) -> Any:
+            return real("cpu" if kind == DEVICE.type else kind, *arguments, **options)
+
+        monkeypatch.setattr(torch, name, of_cpu)
+    make = torch.tensor
+
+    def tensor(data: Any, **options: Any) -> Tensor:
+        if torch.device(options.get("device") or CPU).type == DEVICE.type:
+            raise RuntimeError("a blocking copy of a number to the device")
+        return make(data, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_, **__: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    return DEVICE
+
+
+def batches(count: int, first: int = 0, modality: Modality = "both") -> list[tuple[int, ClipBatch]]:
+    """Batches as a loader gives them, with their epoch."""
+    made = []
+    for number in range(first, first + count):
+        video = torch.randint(0, 256, (CLIPS, FRAMES, 32, 32, 3), dtype=torch.uint8)
+        joints, keys = 32 * torch.rand(CLIPS, 2, FRAMES, JOINTS, 2), tuple(f"clip {number} {i}" for i in range(CLIPS))
+        seen = (video if modality != "skeleton" else None, joints if modality != "rgb" else None)
+        made.append((number, ClipBatch(*seen, torch.arange(CLIPS), keys)))
+    return made
+
+
+def train_between_two_records(run: TrainingRun, modality: Modality = "both") -> None:
+    """Three optimizer steps of two batches each, whatever they read; the record behind them reads and therefore fails here."""
+    with NoBlockingCopies():
+        for step in range(3):
+            run.step(batches(run.stepper.batches, 2 * step, modality))
+    with pytest.raises((RuntimeError, NotImplementedError), match=WAITS):
+        run.stepper.take_record()
+
+
+def a_pretraining_run(shards: Path, out: Path, *, way: str = "kept_frames", repeats: int = 1, **model: Any) -> Pretraining:
+    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, clip_grad=1.0, accumulate=2)
+    config = pretrain_config(shards, out, optim=optim)
+    encode: Any = "all_frames" if way == "all_frames" else "kept_frames"
+    target = replace(config.target, **TARGETS.get(way, {}))
+    config = replace(config, encode=encode, model=replace(config.model, **model), target=target)
+    config = replace(config, mask=MaskConfig(0.5, 0.5, repeats=repeats, encoded_frames=5 if repeats > 1 else 0))
+    with build_loader(ShardSet.open(shards), config, Runtime(CPU, 0, 1, False), train=True) as loader:
+        return Pretraining(config, Runtime(DEVICE, 0, 1, bf16=False), loader)
+
+
+def a_finetuning_run(shards: Path, out: Path, modality: Modality = "both", mixup: float = 0.4) -> Finetuning:
+    config = finetune_config(shards, out)
+    optim = replace(config.optim, clip_grad=1.0, accumulate=2)
+    config = replace(config, modality=modality, optim=optim, head=replace(config.head, mixup=mixup, dropout=0.3))
+    card = {"num_joints": JOINTS, "classes": [f"class {i}" for i in range(CLASSES)]}
+    with build_loader(ShardSet.open(shards), config, Runtime(CPU, 0, 1, False), train=True) as loader:
+        return Finetuning(config, Runtime(DEVICE, 0, 1, bf16=False), loader, None, card)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("way", ["kept_frames", "all_frames", *CONTROLS])
-def test_a_pretraining_step_reads_no_value(monkeypatch: pytest.MonkeyPatch, way: str, repeats: int) -> None:
-    """On a GPU each value that the host reads is a wait. Fake tensors refuse to be read, and count as on a GPU here."""
-    monkeypatch.setattr(functional, "require_kept_frames", lambda *_: None)  # reads tensors in main memory only
-    config = replace(CONFIG, encode="all_frames" if way == "all_frames" else "kept_frames")
-    config = replace(config, target=replace(config.target, **CONTROLS.get(way, {})))
-    student = SVData2Vec(config, JOINTS)
-    use_channels_last(student)
-    teacher = make_teacher(student.encoder, config.target)
-    keys = [f"clip{i}" for i in range(CLIPS)]
-    drawn = draw_masks(keys, FRAMES, 0.5, 0.5, seed=0, epoch=0, repeats=repeats, encoded_frames=FRAMES if repeats > 1 else 0)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        without_values(student)
-        without_values(teacher)
-        masks = Masks(*(torch.empty_like(x) for x in vars(drawn).values()))
-        video, joints = torch.empty(CLIPS, FRAMES, 32, 32, 3, dtype=torch.uint8), torch.empty(CLIPS, 2, FRAMES, JOINTS, 2)
-        optimizer = build_optimizer(student.named_parameters(), CONFIG.optim)
-        statistics, averages = Statistics(student), Averages()
-        for step in range(2):
-            set_learning_rate(optimizer, 1e-3)
-            statistics.keep()
-            output = forward(student, teacher, video, joints, masks, config)
-            output.loss.backward()
-            averages.add({"loss": output.loss, "target_std": output.target_std})
-            finish_step(optimizer, statistics, averages)
-            teacher.follow(student.encoder, ema_decay(EmaConfig(), step, 10) or 1.0)
-        with pytest.raises(DataDependentOutputException):
-            output.loss.item()
+@pytest.mark.parametrize("way", ["kept_frames", "all_frames", *TARGETS])
+def test_a_pretraining_step_reads_no_value(
+    way: str, repeats: int, tiny_shard_folder: Path, tmp_path: Path, device: torch.device
+) -> None:
+    """The whole of it: masks, uploads, both networks, loss, clipping, the guard of finite gradients, AdamW, EMA, averages."""
+    train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, way=way, repeats=repeats))
 
 
-def test_a_fine_tuning_step_reads_no_value(tmp_path: Path) -> None:
-    model = Classifier(finetune_config(tmp_path, tmp_path), JOINTS, 5)
-    mixture = draw_mixture(0.4, CLIPS, torch.device("cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        without_values(model)
-        video, label = torch.empty(CLIPS, 6, 32, 32, 3, dtype=torch.uint8), torch.empty(CLIPS, dtype=torch.int64)
-        optimizer = build_optimizer(model.named_parameters(), CONFIG.optim, depth=2, layer_decay=0.8)
-        statistics, averages = Statistics(model), Averages()
-        statistics.keep()
-        logits = model(mixture.blend(video), None)
-        loss = mixture.loss(logits, label, 0.1)
-        loss.backward()
-        averages.add({"loss": loss, "accuracy": (logits.argmax(1) == label).float().mean()})
-        finish_step(optimizer, statistics, averages)
+@pytest.mark.parametrize("switch", ["fused_blocks", "checkpoint_activations"])
+def test_nor_does_one_with_other_blocks(switch: str, tiny_shard_folder: Path, tmp_path: Path, device: torch.device) -> None:
+    train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, **{switch: True}))
 
 
-def finish_step(optimizer: torch.optim.Optimizer, statistics: Statistics, averages: Averages) -> None:
-    """As `Stepper.update` does it."""
-    norm = clip_gradients(optimizer, 1.0)
-    bad = ~torch.isfinite(norm)
-    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    statistics.put_back_if(bad)
-    averages.add({"grad_norm": norm})
+@pytest.mark.parametrize(("modality", "mixup"), [("rgb", 0.0), ("rgb", 0.4), ("both", 0.4), ("skeleton", 0.4)])
+def test_a_fine_tuning_step_reads_no_value(
+    modality: Modality, mixup: float, tiny_shard_folder: Path, tmp_path: Path, device: torch.device
+) -> None:
+    """Stochastic depth, dropout, mixup and the loss of two labels among it."""
+    train_between_two_records(a_finetuning_run(tiny_shard_folder, tmp_path, modality, mixup), modality)
+
+
+def reads(tensor: Tensor) -> None:
+    tensor.sum().item()
+
+
+PLANTED: dict[str, tuple[object, str, Callable[[Any, tuple[Any, ...]], object]]] = {
+    "the loss": (pretrain_module, "masked_mse", lambda result, _: float(result)),
+    "a prediction": (SVData2Vec, "forward", lambda result, _: (result.prediction_NTD > 0).nonzero()),
+    "a choice by a mask": (Teacher, "forward", lambda result, _: result[result > 0]),
+    "a weight of the teacher": (Teacher, "follow", lambda _, given: next(given[0].parameters()).tolist()),
+    "the norm of a gradient": (stepper_module, "clip_gradients", lambda result, _: bool(result > 1)),
+    "a flag of the guard": (Statistics, "put_back_if", lambda _, given: given[1].cpu()),
+    "an average": (Averages, "add", lambda _, given: [reads(value) for value in given[1].values()]),
+    "a blend": (Mixture, "blend", lambda result, _: result is not None and result.to("cpu", non_blocking=True)),
+    "partners": (finetune_module, "draw_mixture", lambda result, _: result.partner_B.tolist()),
+    "equality": (Mixture, "loss", lambda result, _: torch.equal(result, result)),
+    "a rate as a tensor": (stepper_module, "set_learning_rate", lambda _, given: torch.tensor(given[1], device=DEVICE)),
+    "masks": (Masks, "to", lambda _, given: given[0].keep_NK.to(given[1])),
+    "a label": (ClipBatch, "to", lambda result, given: result.label_B.copy_(given[0].label_B)),
+    "the whole device": (stepper_module.Stepper, "end", lambda *_: torch.cuda.synchronize()),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_wait_that_is_put_back_is_found(
+    what: str, tiny_shard_folder: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, wait = PLANTED[what]
+    work = getattr(owner, name)
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        result = work(*arguments, **options)
+        wait(result, arguments)
+        return result
+
+    finetuning = owner in (Mixture, finetune_module)
+    run = (a_finetuning_run if finetuning else a_pretraining_run)(tiny_shard_folder, tmp_path)
+    monkeypatch.setattr(owner, name, waiting)
+    with NoBlockingCopies(), pytest.raises((RuntimeError, NotImplementedError, AssertionError), match=WAITS):
+        run.step(batches(2))
 
 
 def test_every_process_takes_the_buffers_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

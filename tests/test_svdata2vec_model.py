@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
 from svdata2vec.evaluation.metrics import measure
+from svdata2vec.model import video_encoder
 from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
@@ -48,6 +49,28 @@ def test_kept_frames_give_the_tokens_of_all_frames_in_evaluation_mode() -> None:
     kept_BKD = encoder(video, masks.keep_NK)
     expected_BKD = every_BTD.gather(1, masks.keep_NK[..., None].expand(-1, -1, 32))
     torch.testing.assert_close(kept_BKD, expected_BKD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_all_frames_are_encoded_alike_on_every_device(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Conv3d on a CPU, through gathered windows elsewhere: values, gradients and running statistics, in float32."""
+    assert [video_encoder.gathers_all_frames(torch.device(name)) for name in ("cpu", "cuda")] == [False, True]
+    sides = []
+    for gathered in (False, True):
+        monkeypatch.setattr(video_encoder, "gathers_all_frames", lambda _, gathered=gathered: gathered)
+        torch.manual_seed(0)
+        encoder = VideoEncoder(ModelConfig(width=32, stem_width=16)).train(training)
+        with monkeypatch.context() as context:
+            context.setattr(encoder.stem, "forward_all" if gathered else "forward_windows", None)  # the other one is not used
+            tokens_BTD = encoder(inputs()[0])
+        (tokens_BTD * torch.randn(tokens_BTD.shape)).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        sides.append((tokens_BTD.detach(), gradients, dict(encoder.named_buffers())))
+    torch.testing.assert_close(sides[1][0], sides[0][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sides[1][2], sides[0][2], rtol=1e-4, atol=1e-5)
+    for name, gradient in sides[0][1].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(sides[1][1][name], gradient, rtol=1e-3, atol=1e-3 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_filling_channels_change_nothing() -> None:

@@ -78,7 +78,10 @@ class Masks:
         return scored_frames(self.keep_NK, shown_NK, self.scored_NT.shape[1])
 
     def to(self, device: torch.device) -> "Masks":
-        return Masks(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        """On a device, without waiting for it (which a GPU asks of memory that the system may not move: `pin_memory`)."""
+        here = vars(self).values()
+        pinned = [tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor for tensor in here]
+        return Masks(*(tensor.to(device, non_blocking=True) for tensor in pinned))
 
     def of_clips(self, x_B: Tensor) -> Tensor:
         """(B, ...) -> (N, ...): what belongs to a clip, for each of its masks."""

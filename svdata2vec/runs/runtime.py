@@ -107,6 +107,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # shapes are fixed: the fastest convolutions are measured once
     else:
         keep_freed_memory()
     if world_size > 1:
