@@ -3,7 +3,7 @@
 T sampled frames, M persons, V joints.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
 
+NOTHING = np.empty(0, np.uint8)
 FARTHEST = 64  # of a crop from the stored picture, in sides of it; joints and boxes are stored within half a source picture
 
 
@@ -57,6 +58,29 @@ class ClipFetcher:
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
         self._hashed: set[int] = set()
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether frames lie apart and are mapped: each process that needs them maps them itself."""
+        return self.video and self.shards.reads_frames and self.shards.manifest.by_frame
+
+    def without_mapped(self, outcome: Outcome) -> Outcome:
+        """A clip as it is sent to another process."""
+        if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
+            return outcome
+        return replace(outcome, encoded=replace(outcome.encoded, video=NOTHING))
+
+    def with_mapped(self, outcome: Outcome) -> Outcome:
+        """A clip that came from another process. Raises UserError as `fetch` does."""
+        if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
+            return outcome
+        try:
+            assert outcome.encoded.offsets is not None
+            video = self.shards.frames(outcome.row, outcome.encoded.offsets, [])
+        except (OSError, ValueError) as error:
+            self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
+            return BadClipError(str(error))
+        return replace(outcome, encoded=replace(outcome.encoded, video=video))
+
     def attempt(self, row: int, epoch: int, view: int) -> Outcome:
         """`fetch`, with the error of a damaged clip as a value."""
         try:
@@ -72,9 +96,8 @@ class ClipFetcher:
             self.shards.check_shard(shard)
             self.shards.check_hash(shard)
             self._hashed.add(shard)
-        by_frame = self.video and self.shards.reads_frames and self.shards.manifest.by_frame
         try:
-            sample = self.shards.sample(row, video=self.video and not by_frame)
+            sample = self.shards.sample(row, video=self.video and not self.by_frame, table=self.by_frame)
             if sample.label != stored:
                 raise UserError(f"label {sample.label} in the tar, {stored} in the index; run `svdata2vec verify`")
             plan = make_plan(
@@ -84,7 +107,7 @@ class ClipFetcher:
             )
             joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.stored_layout(row), self.config.persons)
             joints = self.shards.in_layout(row, joints)
-            encoded = self._encoded(row, sample, plan, by_frame) if self.video else None
+            encoded = self._encoded(row, sample, plan) if self.video else None
         except (TarError, WriteFailedError):  # of the cache: the clip is as good as ever
             raise
         except (OSError, ValueError, OverflowError) as error:
@@ -94,19 +117,17 @@ class ClipFetcher:
         name = taken_name(self.shards.name(row, sample.key), view if self.train else 0)
         return FetchedClip(row, name, label, view, joints if self.joints else None, encoded, plan.augment)
 
-    def _encoded(self, row: int, sample: Sample, plan: ClipPlan, by_frame: bool) -> EncodedClip:
-        """The clip's video, or where frames lie apart those that the plan names, with the map into its pictures."""
+    def _encoded(self, row: int, sample: Sample, plan: ClipPlan) -> EncodedClip:
+        """The clip's video and the map into its pictures; frames of the plan that lie apart are compared with their sums."""
         meta = sample.meta
         output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
         size = meta.packed_width, meta.packed_height
         ends_22 = output_to_packed[:, :2] @ np.array([[0.0, 1.0], [0.0, 1.0]]) * self.config.size + output_to_packed[:, 2:]
         if not np.abs(ends_22).max() < FARTHEST * max(size):  # nor where it is not a number
             raise UserError(f"clip {sample.key}: its crop lies far outside the picture; its joints or boxes are damaged")
-        if by_frame:
-            numbers_K, frames_T = np.unique(plan.frames_T, return_inverse=True)
-            video, offsets = self.shards.read_frames(row, numbers_K)
-            blocks = self.shards.manifest.blocks
-            return EncodedClip(sample.key, video, offsets, frames_T, output_to_packed, *size, numbers_K, blocks)
-        assert sample.video is not None
-        video = np.frombuffer(sample.video, np.uint8)
-        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size, None, sample.blocks)
+        if sample.video is not None:
+            video = np.frombuffer(sample.video, np.uint8)
+        else:
+            assert sample.offsets is not None
+            video = self.shards.frames(row, sample.offsets, list(dict.fromkeys(plan.frames_T.tolist())))
+        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size, sample.blocks)

@@ -18,8 +18,7 @@ class EncodedClip:
 
     video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container. frames_T: int64.
     blocks: how each frame is laid out, None for JPEGs and containers.
-    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. numbers_K: the stored clip's
-    numbers of the K frames that `video` holds and `frames_T` counts, where these are not all.
+    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture.
     """
 
     key: str
@@ -29,12 +28,7 @@ class EncodedClip:
     output_to_packed: Affine
     packed_width: int
     packed_height: int
-    numbers_K: NDArray[np.int64] | None = None
     blocks: BlockFormat | None = None
-
-    def stored_number(self, frame: int) -> int:
-        """What the stored clip calls a frame of `video`."""
-        return frame if self.numbers_K is None else int(self.numbers_K[frame])
 
 
 def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
@@ -49,8 +43,7 @@ def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     marks_T4 = clip.video[np.stack([starts, starts + 1, stops - 2, stops - 1], axis=1)]
     wrong = np.flatnonzero((marks_T4 != (0xFF, 0xD8, 0xFF, 0xD9)).any(axis=1))
     if wrong.size:
-        frame = clip.stored_number(int(clip.frames_T[wrong[0]]))
-        raise ValueError(f"clip {clip.key}: frame {frame} is not a whole JPEG picture")
+        raise ValueError(f"clip {clip.key}: frame {clip.frames_T[wrong[0]]} is not a whole JPEG picture")
     return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 

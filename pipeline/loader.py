@@ -29,7 +29,6 @@ from svdata2vec.shards.ranges import check_known, check_number
 from svdata2vec.shards.reading.shardset import ShardSet
 
 STATE_VERSION = 1
-SLABS_AT_WORK = 3  # steps that are neither waiting nor being decoded: just read, about to wait, just decoded
 
 
 class ClipLoader:
@@ -266,7 +265,7 @@ class ClipLoader:
         ] if self.video else [Lane(None, device)]
         readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads)
         if self.num_readers and self.shards.read_threads == 1:  # a set behind a URL waits in threads, with one cache
-            readers = ProcessReaders(fetcher, self.num_readers, self.prefetch + len(lanes) + SLABS_AT_WORK)
+            readers = ProcessReaders(fetcher, self.num_readers)
         return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, readers)
 
     def _make_decoder(self) -> FrameDecoder:

@@ -56,12 +56,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Read:
-    """Planned clips of a step and the run's place after it. `slab`: what the readers want back when it is decoded."""
+    """Planned clips of a step and the run's place after it."""
 
     epoch: int
     position: int
     clips: list[FetchedClip]
-    slab: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Producer:
                 clips = [self._settle(row, outcome, step.epoch) for row, outcome in pairs]
                 kept = [clip for clip in clips if clip is not None]
                 self.stats.read_seconds += time.perf_counter() - started
-                yield Read(step.epoch, step.position, kept, fetched.slab)
+                yield Read(step.epoch, step.position, kept)
                 started = time.perf_counter()
 
     def _steps(self, epoch: int, position: int) -> Iterator[Step]:
@@ -134,7 +133,6 @@ class Producer:
             started = time.perf_counter()
             with lane.work():
                 batch = self.batch(read, decoded, lane)
-            self.readers.give_back(read.slab)
             self.stats.decode_seconds += decoded.seconds + time.perf_counter() - started
             yield Ready(read.epoch, read.position, batch)
 
@@ -146,7 +144,7 @@ class Producer:
         with lane.work():
             shape = (len(read.clips), config.num_frames, config.size, config.size, 3)
             video = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            failed = _decode_into(lane, read.clips, video)
+            failed = self._decode_into(lane, read.clips, video)
         return Decoded(video, failed, time.perf_counter() - started)
 
     def close(self) -> None:
@@ -174,7 +172,7 @@ class Producer:
             try:
                 clip = self.fetcher.fetch(row, epoch, 0)
                 if lane is not None and out_1TSS3 is not None:
-                    reason = _decode_into(lane, [clip], out_1TSS3).get(0)
+                    reason = self._decode_into(lane, [clip], out_1TSS3).get(0)
                     if reason is not None:
                         raise BadClipError(reason)
             except BadClipError as error:
@@ -234,7 +232,9 @@ class Producer:
                 apply_pixel_augment(video[i], clip.augment)
         return kept, video
 
-
-def _decode_into(lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Tensor) -> dict[int, str]:
-    assert lane.decoder is not None
-    return lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)
+    def _decode_into(self, lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Tensor) -> dict[int, str]:
+        """`FrameDecoder.decode`. UserError if a tar was cut meanwhile."""
+        assert lane.decoder is not None
+        failed = lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)
+        self.fetcher.shards.check_used()
+        return failed

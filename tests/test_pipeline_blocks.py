@@ -1,6 +1,5 @@
 """Blocks on a CPU: the loader's frames against decode-then-resample, reading by frame, and every kind of damage."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def encoded(num_frames: int, frames: list[int], output_to_packed: np.ndarray, pa
     video = np.frombuffer(clip_parts("clip", num_frames, codec="blocks", size=packed)["blocks"], np.uint8)
     blocks, _ = parse_clip(video)
     offsets = block_offsets(blocks, num_frames)
-    return EncodedClip("clip", video, offsets, np.array(frames), output_to_packed, packed, packed, None, blocks)
+    return EncodedClip("clip", video, offsets, np.array(frames), output_to_packed, packed, packed, blocks)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,17 +89,13 @@ def shards(tmp_path: Path) -> ShardSet:
     return shard_set(tmp_path / "set", 9, codec="blocks", size=64)
 
 
-def test_only_the_frames_of_the_plan_are_read(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    amounts: list[int] = []
-    read = os.preadv
-    monkeypatch.setattr("svdata2vec.shards.reading.shardset.os.preadv",
-                        lambda *a: amounts.append(sum(map(len, a[1]))) or read(*a))  # type: ignore[func-returns-value]
+def test_where_the_frames_lie_is_known_without_them(shards: ShardSet) -> None:
     whole = shards.sample(3)
     assert whole.video is not None and whole.offsets is not None and whole.blocks is not None
-    wanted = [0, 1, 7, 22]
-    content, offsets = shards.read_frames(3, np.array(wanted))
-    assert content.tobytes() == b"".join(bytes(whole.video[whole.offsets[f] : whole.offsets[f + 1]]) for f in wanted)
-    assert offsets.tolist() == [whole.blocks.frame_bytes * n for n in range(5)] and sum(amounts) < whole.blocks.clip_bytes(23)
+    table = shards.sample(3, video=False, table=True)
+    assert table.video is None and table.offsets is not None and table.blocks == whole.blocks
+    assert table.offsets.tolist() == whole.offsets.tolist()
+    assert bytes(shards.frames(3, table.offsets, [0, 1, 7, 22])) == bytes(whole.video)
 
 
 def test_damage_is_found_and_named(shards: ShardSet) -> None:
@@ -116,9 +111,11 @@ def test_damage_is_found_and_named(shards: ShardSet) -> None:
     tar.write_bytes(content)
     found = {finding.kind: str(finding) for finding in verify(shards.root)}
     assert "clip00004: blocks, frame 3: its bytes are not those that were packed (CRC-32)" in found["sum"]
+    offsets = shards.sample(4, video=False, table=True).offsets
+    assert offsets is not None
     with pytest.raises(UserError, match=r"shard-000001\.tar: clip clip00004, frame 3: its bytes are not those"):
-        shards.read_frames(4, np.array([0, 3]))
-    shards.read_frames(4, np.array([0, 2, 4]))
+        shards.frames(4, offsets, [0, 3])
+    shards.frames(4, offsets, [0, 2, 4])
 
 
 def test_a_clip_of_another_length_is_refused_when_the_set_is_opened(tmp_path: Path) -> None:

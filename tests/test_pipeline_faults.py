@@ -205,8 +205,8 @@ def test_a_frame_is_compared_before_it_is_decoded_and_others_do_not_matter(summe
     assert loader.stats.clips_skipped == (frame in taken["clip00004"])
     for numbers in ([frame], [0, frame, 5]):
         with pytest.raises(UserError, match=rf"shard-000001\.tar: clip clip00004, frame {frame}: its bytes are not those"):
-            summed.read_frames(row, np.array(numbers))
-    summed.read_frames(row, np.array([0, 1, 2, 4, 5]))
+            summed.frames(row, offsets, numbers)
+    summed.frames(row, offsets, [0, 1, 2, 4, 5])
     with pytest.raises(UserError, match="clip clip00004, jpegs: its bytes are not those"):
         summed.sample(row)
     kept = {batch.keys[0]: batch for batch in after}
@@ -216,14 +216,14 @@ def test_a_frame_is_compared_before_it_is_decoded_and_others_do_not_matter(summe
 def frames_taken(shards: ShardSet, monkeypatch) -> list[tuple[str, list[int]]]:
     """(key, frames) that an evaluation reads."""
     seen: list[tuple[str, list[int]]] = []
-    read = ShardSet.read_frames
+    read = ShardSet.frames
 
-    def note(self, row, frames_K):
-        seen.append((self.index[row]["key"].decode(), frames_K.tolist()))
-        return read(self, row, frames_K)
+    def note(self, row, offsets, frames):
+        seen.append((self.index[row]["key"].decode(), frames))
+        return read(self, row, offsets, frames)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ShardSet, "read_frames", note)
+        patched.setattr(ShardSet, "frames", note)
         run(shards, train=False, batch_size=1)
     return seen
 
@@ -260,17 +260,11 @@ def test_only_the_frames_of_the_plan_are_read(shards, monkeypatch):
     amounts: list[int] = []
     read = os.pread
     monkeypatch.setattr("svdata2vec.shards.reading.shardset.os.pread", lambda *a: amounts.append(a[1]) or read(*a))
-    column = shards.manifest.components.index("jpegs")
     run(shards, last_batch="partial")
-    frames = shards.index["frames"].astype(int)
-    assert sum(amounts) < 0.5 * 2 * shards.index["size"].sum()  # at most two epochs are prefetched, 4 of 20 frames each
-    rows = (shards.read_frames(3, np.array(wanted)) for wanted in ([0, 1, 2, 7, 9, 10, frames[3] - 1], [5], range(frames[3])))
-    whole = shards.sample(3)
-    assert len(whole.video) == shards.index["size"][3, column]
-    for (content, offsets), wanted in zip(rows, ([0, 1, 2, 7, 9, 10, frames[3] - 1], [5], range(frames[3])), strict=True):
-        parts = [bytes(whole.video[whole.offsets[f] : whole.offsets[f + 1]]) for f in wanted]
-        assert content.tobytes() == b"".join(parts)
-        assert offsets.tolist() == np.cumsum([0, *map(len, parts)]).tolist()
+    assert sum(amounts) < 0.5 * 2 * shards.index["size"].sum()  # at most two epochs are prefetched; JPEGs are mapped
+    whole, table = shards.sample(3), shards.sample(3, video=False, table=True)
+    assert table.video is None and table.offsets.tolist() == whole.offsets.tolist()
+    assert bytes(shards.frames(3, whole.offsets, [])) == bytes(whole.video)
 
 
 def test_more_tars_than_are_kept_open(shards, monkeypatch):

@@ -50,7 +50,7 @@ def reader_processes() -> list[psutil.Process]:
 ])
 @pytest.mark.parametrize("readers", [1, 3])
 def test_batches_are_those_of_a_thread(shards, readers, options):
-    """Two epochs, the second from the same processes; more steps than there are slabs."""
+    """Two epochs, the second from the same processes."""
     assert_same(batches_of(shards, 0, **options), batches_of(shards, readers, **options))
     assert not reader_processes()
 
@@ -61,7 +61,7 @@ def test_video_codecs_go_the_same_way(tmp_path):
 
 
 def test_larger_clips_follow_smaller_ones(tmp_path):
-    """The shared memory grows, while what was read before is still in use."""
+    """What was read before is still in use."""
     shards = shard_set(tmp_path / "shards", 12)
     order = shards.index["size"].sum(axis=1).argsort()
     options = {"train": False, "limit": order, "batch_size": 1, "prefetch": 3}

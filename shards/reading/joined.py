@@ -226,14 +226,18 @@ class JoinedShards(ShardSet):
             own, [name for name in components if name in each.manifest.components or name not in self.manifest.components]
         )
 
-    def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def frames(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> np.ndarray:
         number, own = self._place(row)
-        return self.sets[number].read_frames(own, frames_K)
+        return self.sets[number].frames(own, offsets, frames)
 
-    def sample(self, row: int, *, video: bool = True) -> Sample:
+    def check_used(self) -> None:
+        for each in self.sets:
+            each.check_used()
+
+    def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
         """One clip, its joints in its own set's layout, its label among the classes of all."""
         number, own = self._place(row)
-        sample, labels = self.sets[number].sample(own, video=video), self._labels[number]
+        sample, labels = self.sets[number].sample(own, video=video, table=table), self._labels[number]
         return replace(sample, label=int(labels[sample.label]) if sample.label < len(labels) else -1)
 
     def stored_layout(self, row: int) -> JointLayout:

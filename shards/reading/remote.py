@@ -125,12 +125,6 @@ class RemoteShardSet(ShardSet):
             except FileNotFoundError:  # another process has just evicted it
                 continue
 
-    def _scatter(self, entry: np.void, lows: list[int], highs: list[int], out: memoryview) -> None:
-        """As in a folder, neighbouring parts in one request."""
-        first = [n for n, low in enumerate(lows) if n == 0 or low != highs[n - 1]]
-        last = [n - 1 for n in first[1:]] + [len(highs) - 1]
-        out[:] = b"".join(self._pread(entry, lows[a], highs[b] - lows[a]) for a, b in zip(first, last, strict=True))
-
     def will_need(self, rows: np.ndarray) -> None:
         """Rows that will be read next, in their order: with fetch="shards" their tars are fetched in the background."""
         fetcher = self._here()._tar_fetcher

@@ -131,10 +131,14 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
         raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
 
 
-def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int | None) -> Sample:
+def parse_sample(
+    key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int | None,
+    lies: int | BlockFormat | None = None,
+) -> Sample:
     """Build a Sample from its components and check that they agree; UserError names the clip and the component.
 
-    `video_component` None leaves the pixels out; `num_joints` None takes any number of joints.
+    `video_component` None leaves the pixels out, whose frames lie all the same as `lies` says (bytes of all JPEGs, or the
+    format of blocks); `num_joints` None takes any number of joints.
     """
     meta = ClipMeta.from_bytes(parts["json"], f"clip {key}")
     if meta.key != key:
@@ -150,6 +154,10 @@ def parse_sample(key: str, parts: Mapping[str, Buffer], video_component: str | N
         elif video_component == "blocks":
             blocks = parse_blocks(key, video, meta)
             offsets = block_offsets(blocks, meta.num_frames)
+    elif isinstance(lies, BlockFormat):
+        blocks, offsets = lies, block_offsets(lies, meta.num_frames)
+    elif lies is not None:
+        offsets = parse_offsets(key, parts[OFFSETS], lies, meta.num_frames)
     return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta, blocks)
 
 

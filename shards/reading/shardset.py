@@ -1,7 +1,6 @@
 """Random access to packed shards: reads within tars, the index, parsed samples. Nothing is scanned.
 
-Tars are read by `pread`, not mapped: a mapped file that becomes shorter, on a network drive say, ends the process with
-a bus error.
+A clip's JPEGs are mapped (`mapped.py`); all else, which is small, is read by `pread`.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,22 +18,13 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, file_bytes, file_problem, index_problem, load_index
+from svdata2vec.shards.reading.mapped import MappedTar
 from svdata2vec.shards.reading.parts import in_part, split_and_part
-from svdata2vec.shards.reading.sample import (
-    OFFSETS,
-    SIDE_COMPONENTS,
-    VIDEO_COMPONENTS,
-    Sample,
-    block_offsets,
-    parse_offsets,
-    parse_sample,
-)
-from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, frame_sums, load_sums
+from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
+from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, load_sums
 
 log = logging.getLogger(__name__)
 _WITHOUT_SUMS: set[str] = set()  # folders that were reported
-MAX_BUFFERS = 1000  # of one call; Linux takes 1,024
-_SKIPPED = memoryview(bytearray(2**18))  # a larger gap costs less to skip than to read
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
 
 
@@ -41,6 +32,7 @@ class _Tar:
     """An open tar, closed with its last reference: threads may still read what the set no longer keeps."""
 
     def __init__(self, path: Path) -> None:
+        self.mapped: MappedTar | None = None
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -52,7 +44,7 @@ class _Tar:
 class ShardSet:
     """A folder of shards. Cheap to open and to pickle; tars are opened when first read. Safe to read from threads."""
 
-    reads_frames = True  # `read_frames` costs less than reading the clip's whole video
+    reads_frames = True  # `jpegs` costs less than reading the clip's whole video
     read_threads = 1  # clips that are read at once
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray, sums: Sums | None = None) -> None:
@@ -61,6 +53,7 @@ class ShardSet:
         self.manifest = replace(manifest, splits=splits)
         self.index = index
         self._tars: dict[int, _Tar] = {}
+        self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}
         self._order: np.ndarray | None = None
 
@@ -212,35 +205,46 @@ class ShardSet:
         self._compare(row, parts)
         return parts
 
-    def read_frames(self, row: int, frames_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Some frames (int64, ascending) of a clip of codec jpeg or blocks: uint8 bytes and their int64 (K + 1,) offsets.
+    def frames(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> np.ndarray:
+        """uint8, the whole video of a clip of codec jpeg or blocks, of which these frames are compared with their sums.
 
-        Only these frames are read. UserError names clip and shard when they cannot be.
+        Mapped where possible: nothing else is read, and `check_used` must follow the use of the bytes. offsets: int64 (F + 1,).
+        UserError names clip and shard.
         """
         entry = self.index[row]
-        start, offsets = self._frame_places(row, entry)
-        lows_K, highs_K = offsets[frames_K], offsets[frames_K + 1]
-        content = np.empty((highs_K - lows_K).sum(), np.uint8)
-        self._scatter(entry, (start + lows_K).tolist(), (start + highs_K).tolist(), content.data)
-        ends = np.concatenate([[0], np.cumsum(highs_K - lows_K)]).astype(np.int64)
-        if self.sums is not None:
-            found, wanted = frame_sums(content.data, ends), self.sums.frames(row)[frames_K].tolist()
-            if found != wanted:
-                wrong = next(frame for frame, a, b in zip(frames_K, found, wanted, strict=True) if a != b)
-                raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
-        return content, ends
+        ((start, size),) = self._spans(entry, [name for name in ("jpegs", "blocks") if name in self._column])
+        video, tar = self._mapped(entry, start, size)
+        found = wanted = []
+        if self.sums is not None and frames:
+            bounds, content = offsets.tolist(), video.data
+            found = [crc32(content[bounds[frame] : bounds[frame + 1]]) for frame in frames]
+            wanted = self.sums.frames(row)[frames].tolist()
+        if tar is not None:
+            tar.check(start, start + size)
+        if found != wanted:
+            wrong = next(frame for frame, a, b in zip(frames, found, wanted, strict=True) if a != b)
+            raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
+        return video
 
-    def _frame_places(self, row: int, entry: np.void) -> tuple[int, np.ndarray]:
-        """Where a clip's video begins in its tar, and the int64 (F + 1,) offsets of its frames in it."""
-        blocks, num_frames = self.manifest.blocks, int(entry["frames"])
-        if blocks is not None:  # as long as that: `index_problem`
-            return self._spans(entry, ("blocks",))[0][0], block_offsets(blocks, num_frames)
-        (start, size), _ = self._spans(entry, ("jpegs", OFFSETS))
-        table = self.read(row, (OFFSETS,))[OFFSETS]
-        try:
-            return start, parse_offsets(entry["key"].decode(), table, size, num_frames)
-        except UserError as error:
-            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
+    def check_used(self) -> None:
+        """UserError if mapped bytes were missing when they were used."""
+        for tar, shard in list(self._maps.items()):
+            missing = tar.missing()
+            if missing is not None:
+                self.check_shard(shard)
+                raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; run `svdata2vec verify`")
+
+    def _mapped(self, entry: np.void, start: int, size: int) -> tuple[np.ndarray, MappedTar | None]:
+        """uint8 (size,) of a clip's tar, and the map that they lie in; None: a copy. UserError if the tar ends before them."""
+        shard = int(entry["shard"])
+        tar = self._open(shard)
+        with contextlib.suppress(OSError, ValueError):  # a file system without maps; an empty file
+            if tar.mapped is None or len(tar.mapped) < start + size:
+                tar.mapped = MappedTar(self._path(shard))
+                self._maps[tar.mapped] = shard
+            if tar.mapped.size() >= start + size <= len(tar.mapped):
+                return tar.mapped.bytes[start : start + size], tar.mapped
+        return np.frombuffer(self._pread(entry, start, size), np.uint8), None
 
     def _compare(self, row: int, parts: dict[str, memoryview]) -> None:
         """UserError if the bytes of a component are not those that were packed."""
@@ -260,16 +264,20 @@ class ShardSet:
         columns = [self._column[name] for name in components]
         return [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
 
-    def sample(self, row: int, *, video: bool = True) -> Sample:
-        """One clip, parsed and checked; UserError names clip and shard. `video=False` does not touch the pixels."""
+    def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
+        """One clip, parsed and checked; UserError names clip and shard.
+
+        `video=False` does not touch the pixels; with `table` it tells all the same where frames that lie apart do so.
+        """
         entry = self.index[row]
-        names = [name for name in self.manifest.components if video or name in SIDE_COMPONENTS]
-        parts = self.read(row, names)
+        key, used = entry["key"].decode(), (*SIDE_COMPONENTS, OFFSETS) if table else SIDE_COMPONENTS
+        parts = self.read(row, [name for name in self.manifest.components if video or name in used])
         stored = [name for name in VIDEO_COMPONENTS if parts.get(name)]
+        lies = (self.manifest.blocks or int(entry["size"][self._column["jpegs"]])) if table else None
         try:
             if video and not stored:
-                raise UserError(f"clip {entry['key'].decode()}: no video component")
-            found = parse_sample(entry["key"].decode(), parts, stored[0] if video else None, len(self.manifest.layout.joints))
+                raise UserError(f"clip {key}: no video component")
+            found = parse_sample(key, parts, stored[0] if video else None, len(self.manifest.layout.joints), lies)
             if video and found.blocks != self.manifest.blocks:
                 raise UserError(f"clip {found.key}: {found.blocks}, the manifest says {self.manifest.blocks}; pack again")
             return found
@@ -288,31 +296,6 @@ class ShardSet:
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _scatter(self, entry: np.void, lows: list[int], highs: list[int], out: memoryview) -> None:
-        """Bytes low..high of parts of the clip's tar, as a rule ascending, one after the other into `out`.
-
-        In few system calls, what lies between the parts going into a buffer that nobody reads: a thread that returns from a
-        call waits for the interpreter's lock, milliseconds beside a training loop.
-        """
-        buffers: list[memoryview] = []
-        origin = position = lows[0]
-        for low, high in zip(lows, highs, strict=True):
-            if not 0 <= low - position <= len(_SKIPPED) or len(buffers) > MAX_BUFFERS:
-                self._preadv(entry, buffers, origin)
-                buffers, origin = [], low
-            elif low > position:
-                buffers.append(_SKIPPED[: low - position])
-            buffers.append(out[: high - low])
-            out, position = out[high - low :], high
-        self._preadv(entry, buffers, origin)
-
-    def _preadv(self, entry: np.void, buffers: list[memoryview], offset: int) -> None:
-        tar = self._open(int(entry["shard"]))
-        if os.preadv(tar.descriptor, buffers, offset) < sum(map(len, buffers)):  # the tar is short, or a signal came
-            for buffer in buffers:
-                buffer[:] = self._pread(entry, offset, len(buffer))
-                offset += len(buffer)
 
     def _path(self, shard: int) -> Path:
         return self.root / self.manifest.shards[shard].name

@@ -95,7 +95,6 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
         decoded = producer.decode_step(lane, read)
         marks.append(time.thread_time())
         batch = producer.batch(read, decoded, lane)
-        producer.readers.give_back(read.slab)
         marks.append(time.thread_time())
         assert batch is not None
         draw_masks(

@@ -78,9 +78,8 @@ class Stage:
 
 
 def reading(producer: Producer) -> Iterator[int]:
-    """Storage, parsing and plans; nothing is decoded. The bytes are copied out of the system's cache, not mapped."""
+    """Storage, parsing, checks and plans; nothing is decoded."""
     for read in producer.read(0, 0):
-        producer.readers.give_back(read.slab)
         yield len(read.clips)
 
 

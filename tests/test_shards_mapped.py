@@ -1,0 +1,83 @@
+"""Mapped tars: what is gone is noted, in whatever thread it is touched, and ends no process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svdata2vec.shards.reading.mapped import MappedTar
+from svdata2vec.shards.reading.sums import crc32
+
+SIZE = 1_000_000
+FOREIGN = """
+import mmap, os, sys
+from pathlib import Path
+from svdata2vec.shards.reading.mapped import MappedTar
+path = Path(sys.argv[1])
+tar = MappedTar(path)
+with path.open("rb") as file:
+    other = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+os.truncate(path, 0)
+print(tar.bytes.sum(), flush=True)
+other[0]
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(np.random.default_rng(0).integers(1, 255, SIZE, dtype=np.uint8).tobytes())
+    return path
+
+
+def test_a_cut_tar_reads_as_zeros_and_says_so(path: Path) -> None:
+    whole = path.read_bytes()
+    tar = MappedTar(path)
+    assert tar.bytes.tobytes() == whole and tar.missing() is None
+    os.truncate(path, 300_001)
+    assert tar.missing() == 300_001  # seen before a byte is touched
+    assert tar.bytes.tobytes() == whole[:300_001].ljust(SIZE, b"\0")
+    tar.check(0, 300_000)
+    with pytest.raises(OSError, match=rf"{path}: cannot be read at byte 303104"):
+        tar.check(290_000, 310_000)
+
+
+def test_a_page_is_lost_for_good(path: Path) -> None:
+    """Even if the file is whole again: what used the bytes meanwhile saw zeros."""
+    content = path.read_bytes()
+    tar = MappedTar(path)
+    os.truncate(path, 0)
+    assert tar.bytes[5000] == 0
+    path.write_bytes(content)
+    assert tar.missing() == 4096 and tar.bytes[5000] == 0 and tar.bytes[9000] == content[9000]
+    with pytest.raises(OSError, match="cannot be read at byte 4096"):
+        tar.check(0, SIZE)
+    assert tar.missing() is None  # whoever read it was told
+
+
+def test_other_threads_may_touch_it_without_the_lock(path: Path) -> None:
+    tar = MappedTar(path)
+    os.truncate(path, 0)
+    sums: list[int] = []
+    threads = [threading.Thread(target=lambda: sums.append(crc32(tar.bytes))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sums == [crc32(bytes(SIZE))] * 4 and tar.missing() == 0
+
+
+def test_a_bus_error_of_somebody_else_stays_one(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FOREIGN, str(path)], capture_output=True, text=True)
+    assert done.stdout == "0\n" and done.returncode == -signal.SIGBUS
+
+
+def test_arrays_keep_the_tar_open(path: Path) -> None:
+    part = MappedTar(path).bytes[1000:2000]
+    path.unlink()
+    assert part.any()
