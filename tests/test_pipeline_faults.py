@@ -87,7 +87,7 @@ def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, com
     second, _ = run(shards, decoder=decoder)
     place = keys_of(clean).index("clip00005")
     assert 1 <= loader.stats.clips_skipped <= 3  # once per epoch; later epochs are prefetched
-    assert any("clip00005 of shard-000001.tar" in record.getMessage() for record in caplog.records)
+    assert any(re.search(r"clip00005 of \S*shard-000001\.tar", record.getMessage()) for record in caplog.records)
     for (old, new), again in zip(zip(clean, first, strict=True), second, strict=True):
         assert new.keys == again.keys and torch.equal(new.video_BTHWC, again.video_BTHWC)
         for i, key in enumerate(old.keys):
