@@ -1,9 +1,15 @@
 """The hand-over: frames are made on CUDA streams of their own, so that decoding and training never wait for each other.
 
-A lane is a decoder with its stream. Whatever makes a batch is started on that stream, and the lane's thread waits for it:
-a batch that leaves its lane is complete, so its consumer needs no event, and no kernel of the consumer is waited for.
-Lanes take turns, a batch each: while the engines of the GPU decode for one, the host feeds the other. On a CPU there is
-one lane without stream or thread, and the same code runs.
+A lane is a decoder with its stream; lanes take turns, a batch each: while the engines of the GPU decode for one, the host
+feeds the other. On a CPU there is one lane without stream or thread, and the same code runs.
+
+Who waits for whom:
+
+1. Whatever makes a batch (decoding, colour jitter, copies) is started in `Lane.work`, on the lane's stream.
+2. A thread of the loader waits for that stream at the end of `work`, never for another stream or the whole device.
+3. So a batch that leaves its lane is complete. Its consumer needs no event, and no kernel of the consumer is waited for.
+4. `take` marks the batch as used by the consumer's stream: its memory goes back to the lane's stream only when the consumer's
+   kernels that were queued until it was freed have run.
 """
 
 from collections import deque

@@ -7,8 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pipeline_factory import shard_set
 
+from svdata2vec.pipeline import loader as loader_module
+from svdata2vec.pipeline import producer as producer_module
+from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.handover import Lane, Turns, take
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
 
 CPU = torch.device("cpu")
 
@@ -145,3 +152,41 @@ def test_the_consumer_waits_for_nothing_and_keeps_the_memory_until_it_is_done(ev
     batch = SimpleNamespace(tensors=lambda: tensors)
     assert take(batch) is batch
     assert events == [("video_BTHWC", "training"), ("joints_BMTVC", "training")]
+
+
+def test_all_that_makes_a_batch_is_started_on_the_lanes_stream(events, tmp_path, monkeypatch):
+    """Decoding, colour jitter and the upload of joints and labels; a wait for the stream closes each of the two parts."""
+    shards = shard_set(tmp_path, 4, num_frames=lambda i: 10, size=64)
+    plan = PlanConfig(num_frames=6, size=32, augment=AugmentConfig(brightness=0.5))
+    decoder = SimpleNamespace(decode=lambda clips, out: events.append("decode") or {}, close=lambda: None)
+    moved, move = [], ClipBatch.to
+    monkeypatch.setattr(producer_module, "apply_pixel_augment", lambda video, augment: events.append("jitter"))
+
+    def upload(batch, device):
+        events.append("upload")
+        moved.append(device)
+        return move(batch, device)
+
+    monkeypatch.setattr(ClipBatch, "to", upload)
+    with ClipLoader(shards, "all", plan, batch_size=2, train=True, decoder="reference") as loader:
+        producer = loader.make_producer()
+    lane = Lane(decoder, torch.device("cuda"))
+    producer.turns, producer.device = Turns([lane]), torch.device("meta")  # in place of a GPU's memory
+    del events[:]
+    batches = producer.decode(producer.read(0, 0))
+    next(batches)
+    batches.close()
+    producer.close()
+    assert moved == [torch.device("meta")]
+    begin, end = "on stream 0", ["wait for stream 0", "off stream 0"]
+    assert events == [begin, "decode", *end, begin, "jitter", "jitter", "upload", *end]
+
+
+def test_a_loader_hands_out_what_was_taken(tmp_path, monkeypatch):
+    """Each batch passes `take` on the consumer's thread, so that its memory is not reused under the consumer's kernels."""
+    taken = []
+    monkeypatch.setattr(loader_module, "take", lambda batch: taken.append(threading.current_thread()) or batch)
+    shards = shard_set(tmp_path, 4, num_frames=lambda i: 10, size=64)
+    with ClipLoader(shards, "all", PlanConfig(num_frames=6, size=32), batch_size=2, decoder="reference") as loader:
+        assert len(list(loader)) == 2
+    assert taken == 2 * [threading.current_thread()]
