@@ -193,9 +193,9 @@ def test_probes_average_over_views(pretrained: Path, tiny_shard_folder: Path, tm
     config = replace(base, data=replace(base.data, views=3))
     trained, shards = load_encoder(pretrained), ShardSet.open(tiny_shard_folder)
     runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    several = probing._features(config, trained, shards, "all", None, runtime)
+    several = probing.split_features(config, trained, shards, "all", None, runtime)
     assert several.tokens_nvTD is not None and several.tokens_nvTD.shape == (NUM_CLIPS, 3, 6, 32)
-    one = probing._features(base, trained, shards, "all", None, runtime)
+    one = probing.split_features(base, trained, shards, "all", None, runtime)
     assert one.tokens_nvTD is not None and several.keys == one.keys == list(shards.manifest.splits["all"])
     np.testing.assert_allclose(several.tokens_nvTD[:, 0], one.tokens_nvTD[:, 0], rtol=1e-4, atol=1e-5)
     assert np.abs(several.tokens_nvTD[:, 1] - several.tokens_nvTD[:, 0]).max() > 1e-3
@@ -262,9 +262,9 @@ def test_embed_and_probe_see_the_same_crops(
     config = replace(base, data=replace(base.data, crop="boxes"))
     features = embed(pretrained, "all", tmp_path / "a.npy", batch_size=5, device="cpu").features_nD
     runtime, shards = Runtime(torch.device("cpu"), 0, 1, bf16=False), ShardSet.open(tiny_shard_folder)
-    seen = probing._features(config, trained, shards, "all", None, runtime).features_nD
+    seen = probing.split_features(config, trained, shards, "all", None, runtime).features_nD
     np.testing.assert_array_equal(features, seen)
-    other = probing._features(base, trained, shards, "all", None, runtime).features_nD
+    other = probing.split_features(base, trained, shards, "all", None, runtime).features_nD
     assert np.abs(features - other).max() > 1e-3
     probe(config)
     assert "around joints" not in caplog.text

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,21 @@ def _driver() -> str | None:
     return found[0] if found else None
 
 
+def commit() -> str | None:
+    """The commit that this package's files are of, with -dirty if files were changed; None outside a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here.parent, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if not git("ls-files", here.name):  # installed somewhere inside another checkout
+            return None
+        return git("rev-parse", "HEAD")[:12] + ("-dirty" if git("status", "-s", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """Hardware, versions, and how busy the machine was with other things."""
     return {
@@ -58,7 +74,7 @@ def machine() -> dict[str, Any]:
     return {
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions(), "date": datetime.date.today().isoformat(),
+        "versions": versions(), "commit": commit(), "date": datetime.date.today().isoformat(),
     }
 
 

@@ -4,6 +4,7 @@ from svdata2vec.cli import runs
 from svdata2vec.cli.benchmarks import BENCH
 from svdata2vec.cli.datasets import SHARD, InspectOptions, VerifyOptions, run_inspect, run_verify
 from svdata2vec.cli.options import Command, Group, Later, preset_commands
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
 
@@ -27,6 +28,10 @@ COMMANDS = Group(
         "probe": preset_commands(
             "linear, attentive and nearest-neighbour probes of a pretraining run's features", runs.run_probe, PROBE,
             fits=FITS,
+        ),
+        "label-efficiency": preset_commands(
+            "accuracy over the share of labels, over seeds", Later("studies.label_efficiency:label_efficiency"),
+            LABEL_EFFICIENCY, fits={"own": Later("studies.label_efficiency:fit")},
         ),
         "embed": Command("features of a split, to a file", runs.run_embed, runs.EmbedOptions),
         "predict": Command("top classes of a video file", runs.run_predict, runs.PredictOptions),

@@ -51,8 +51,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
         rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
         warn_of_shared_clips(shards, test_split, rows)
-        train = _features(config, trained, shards, train_split, rows, runtime)
-        test = _features(config, trained, shards, test_split, None, runtime)
+        train = split_features(config, trained, shards, train_split, rows, runtime)
+        test = split_features(config, trained, shards, test_split, None, runtime)
         classes = list(shards.split_classes(train_split))
         linear, found = measure_probes(config, train, test, len(classes), len(shards.rows(test_split)), trained, runtime)
         result = {
@@ -101,7 +101,7 @@ def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
         log.warning("%s: %s", config.pretrained, text)
 
 
-def _features(
+def split_features(
     config: ProbeConfig, trained: TrainedEncoder, shards: ShardSet, split: str, rows: np.ndarray | None, runtime: Runtime
 ) -> Features:
     """Features of a split (or some rows of it), as evaluation sees them: fixed frames, no augmentation."""

@@ -123,7 +123,7 @@ class StepClock:
         self.reset()
 
     def reset(self) -> None:
-        self.started = time.perf_counter()
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
         self._parts: list[str] = []
         self._ticks = Ticks(self.device)
         self._ticks.tick()
@@ -140,6 +140,10 @@ class StepClock:
             sums[part] = sums.get(part, 0.0) + spent
         sums["total"] = time.perf_counter() - self.started
         return sums
+
+    def cpu_seconds(self) -> float:
+        """Processor time of this process since the last reset, of all its threads."""
+        return time.process_time() - self.cpu_started
 
 
 class Averages:

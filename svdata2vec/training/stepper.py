@@ -197,6 +197,7 @@ class Stepper:
             "skipped_steps": float(self.guard.skipped),
             **{f"seconds_{part}": spent for part, spent in seconds.items()},
             "seconds_total": total,
+            "cpu_seconds": self.clock.cpu_seconds(),
         }
         if self.runtime.device.type == "cuda":
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

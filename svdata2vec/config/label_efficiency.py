@@ -1,0 +1,113 @@
+"""Options of `svdata2vec label-efficiency`: rows, shares of labels, seeds, budgets, and the search of hyper-parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.probe import AttentiveConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig, check
+from svdata2vec.shards.ranges import ABOVE_0, Count, PositiveShare, Range, check_fields
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels: the usual shares of semi-supervised learning
+MOST_FRACTIONS = 100
+
+Way = Literal["scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Hyper-parameters that every row chooses for itself, on clips of performers that are neither trained nor tested on.
+
+    The same grid for every row that is trained, all combinations; what is left empty is as the other options say.
+    """
+
+    lr: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
+    """Peak learning rates to try."""
+    steps: tuple[Annotated[int, Range(1)], ...] = ()
+    """Optimizer steps to try, up to whole epochs."""
+    drop_path: tuple[Annotated[float, Range(0, 0.999)], ...] = ()
+    """Rates of stochastic depth to try."""
+    weight_decay: tuple[Annotated[float, Range(0)], ...] = ()
+    """Of the linear probe, which has no other parameter."""
+    seeds: Count = 1
+    """Seeds whose mean on the validation clips decides."""
+    fractions: tuple[PositiveShare, ...] = ()
+    """Shares of the labels to search at; others take what was found at the nearest one. None = all."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "search.")
+
+
+@dataclass(frozen=True)
+class LabelEfficiencyConfig:
+    """Accuracy over the share of labels: from scratch, fine-tuned and probed after pretraining, over seeds, with intervals.
+
+    All rows have the same labelled clips, steps and clips per step. Finished runs are found again; the folder gets
+    `label_efficiency.json`, with a chart beside it.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
+    run: RunConfig = field(default_factory=lambda: RunConfig(out=Path("runs/label-efficiency"), epochs=100))
+    pretrained: Annotated[tuple[str, ...], tyro.conf.arg(name="from", metavar="NAME=RUN [NAME=RUN ...]")] = ()
+    """Pretraining runs to start from, each with a name for its rows; {seed} in a folder stands for the seed."""
+    ways: tuple[Way, ...] = ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton")
+    """What to do: RGB from scratch, and with the compute of the first run of `--from` besides; fine-tune and probe every run
+    of `--from`; skeletons from scratch, for a ceiling."""
+    fractions: tuple[PositiveShare, ...] = FRACTIONS
+    """Shares of the labelled training clips; the clips of a smaller one are part of those of a larger one."""
+    seeds: Count = 3
+    """Runs per row and share, with the seeds from `run.seed` on: labels, weights and order of clips are drawn by them."""
+    steps: Annotated[int, Range(0)] = 0
+    """Optimizer steps of every fine-tuning, up to whole epochs; 0 = `run.epochs` epochs."""
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    """The attentive probe."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Hyper-parameters to choose on validation clips."""
+    jobs: Annotated[int, Range(1, 1000)] = 1
+    """Runs at a time, each in a process that has a core (or a GPU) to itself."""
+    keep_runs: bool = False
+    """Keep folders of finished runs with their weights; their figures stay in any case."""
+    collect: bool = False
+    """Start no run: write the record of those that are finished."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check(len(set(self.fractions)) == len(self.fractions) > 0, "fractions: expected one or more, each once")
+        check(len(set(self.ways)) == len(self.ways) > 0, "ways: expected one or more, each once")
+        names = [start.partition("=")[0] for start in self.pretrained]
+        for start, name in zip(self.pretrained, names, strict=True):
+            check(
+                "=" in start and name.isidentifier(),
+                f"from is {start!r}: expected a name and a folder, as in pretrained=runs/pretrain-demo",
+            )
+        check(len(set(names)) == len(names), f"from names {', '.join(names)}: expected every name once")
+        check(
+            bool(self.pretrained) or "scratch_total" not in self.ways,
+            "ways has scratch_total, which has the compute of the first run of --from; name one, or leave it out",
+        )
+
+    def classifier(self) -> FinetuneConfig:
+        """Settings of a classifier from scratch, with all labels."""
+        return FinetuneConfig(data=self.data, model=self.model, head=self.head, optim=self.optim, run=self.run)
+
+
+def _preset(name: str) -> LabelEfficiencyConfig:
+    classifier = FINETUNE[name]()
+    run = classifier.run
+    out = run.out.with_name(run.out.name.replace("finetune", "label-efficiency"))
+    ways: tuple[Way, ...] = ("scratch", "finetune", "linear", "attentive")
+    return LabelEfficiencyConfig(
+        data=classifier.data, model=classifier.model, head=classifier.head, optim=classifier.optim,
+        run=RunConfig(**{**vars(run), "out": out}), ways=ways,
+    )
+
+
+LABEL_EFFICIENCY: dict[str, Callable[[], LabelEfficiencyConfig]] = {name: partial(_preset, name) for name in FINETUNE}

@@ -1,0 +1,1 @@
+"""Studies: many runs on the same labels, compared over seeds."""

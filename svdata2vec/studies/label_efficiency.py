@@ -1,0 +1,177 @@
+"""`svdata2vec label-efficiency`: accuracy over the share of labels, of rows that have the same clips, steps and search.
+
+A row is a way to get a classifier (`rows.py`, `probe_rows.py`). What it is for: svdata2vec/README.md, "Label efficiency".
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.bench.machine import commit, hardware
+from svdata2vec.bench.record import head, save
+from svdata2vec.config.files import to_values
+from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
+from svdata2vec.runs import own
+from svdata2vec.runs.card import read_card
+from svdata2vec.runs.data import open_data
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.published import published_config
+from svdata2vec.runs.runtime import pick_device
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.probe_rows import ProbeRow
+from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
+from svdata2vec.studies.study import Plan, run_study
+
+FORMAT, VERSION = "svdata2vec-label-efficiency", 1
+
+log = logging.getLogger(__name__)
+
+
+def label_efficiency(config: LabelEfficiencyConfig) -> dict[str, Any]:
+    """Run what is not finished, write `label_efficiency.json` into the study's folder; returns the record."""
+    return write_study(config, rows_of(config))
+
+
+def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
+    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards."""
+    made = own.fit(config.classifier())
+    return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
+
+
+def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any]:
+    """Run some rows and write the record."""
+    shards, out = open_data(config.data), config.run.out
+    seeds = range(config.run.seed, config.run.seed + config.seeds)
+    plan = Plan(rows, config.fractions, seeds, config.search, out, config.jobs, config.keep_runs, config.collect)
+    found = run_study(plan)
+    if not found["rows"]:
+        raise UserError(f"{out}: no run is finished; start the study without --collect")
+    record = {**about(config, shards), **found}
+    starts = {row.name: getattr(row, "start", None) for row in rows}
+    for row in found["rows"]:
+        start = starts[row["name"]]
+        if start is not None:
+            row["pretraining"] = [cost(start_of(start, seed)) for seed in seeds]
+    save(record, out / "label_efficiency.json")
+    for line in lines(record):
+        log.info("%s", line)
+    return record
+
+
+def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
+    """How a record begins: format, machine, commit, data, settings."""
+    data = config.data
+    val = data.val_split or shards.own_validation(data.train_split, data.test_split)
+    splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
+    manifest, classes = shards.manifest, len(shards.split_classes(data.train_split))
+    return {
+        **head(FORMAT, VERSION), "kind": "label-efficiency", "machine": hardware(pick_device(config.run.device)),
+        "commit": commit(), "metric": data.metric,
+        "data": {
+            "name": manifest.dataset, "fingerprint": manifest.fingerprint, "classes": classes,
+            **splits, "clips": {name: len(shards.rows(name)) for name in splits.values() if name is not None},
+        },
+        "settings": to_values(replace(config, run=replace(config.run, out=Path(config.run.out.name)))),
+    }
+
+
+def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
+    """The rows that the options ask for; UserError for a pretraining run that is not finished."""
+    base, starts = config.classifier(), [tuple(start.split("=", 1)) for start in config.pretrained]
+    seeds = range(config.run.seed, config.run.seed + config.seeds)
+    for _, start in starts:
+        for seed in seeds:
+            read_card(start_of(start, seed))
+    rows: list[Row] = []
+    if "scratch" in config.ways:
+        rows.append(FinetuneRow("scratch", "from scratch", "rival", base, config.steps))
+    if "scratch_total" in config.ways:
+        bonus = worth_in_clips(start_of(starts[0][1], seeds[0]), base, open_data(config.data))
+        title = "from scratch, with the compute of pretraining besides"
+        rows.append(FinetuneRow("scratch_total", title, "rival", base, config.steps, bonus_clips=bonus))
+    for name, start in starts:
+        rows += _rows_after(config, name, start, _kind(start_of(start, seeds[0])))
+    if "skeleton" in config.ways:
+        seeing = replace(base, modality="skeleton")
+        rows.append(FinetuneRow("skeleton_supervised", "skeletons, from scratch", "ceiling", seeing, config.steps))
+    return rows
+
+
+def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:
+    """Fine-tuning and probes of a pretraining run."""
+    title, rows = name.replace("_", " "), list[Row]()
+    if "finetune" in config.ways:
+        rows.append(FinetuneRow(name, f"{title}, fine-tuned", kind, config.classifier(), config.steps, start))
+    probes = ProbeConfig(
+        data=config.data, attentive=config.attentive, batch_size=config.run.batch_size, device=config.run.device
+    )
+    features = config.run.out / "features"
+    if "linear" in config.ways:
+        rows.append(ProbeRow(f"{name}_linear", f"{title}, linear probe", kind, "linear", probes, start, features))
+    if "attentive" in config.ways:
+        rows.append(ProbeRow(f"{name}_attentive", f"{title}, attentive probe", kind, "attentive", probes, start, features))
+    return rows
+
+
+def _kind(run: Path) -> Kind:
+    """What a pretraining run is in the comparison, by its targets."""
+    config = published_config(read_card(run), run)
+    if not isinstance(config, PretrainConfig):
+        return "rival"
+    target = config.target
+    if target.shuffle_skeletons or (target.teacher == "encoder" and config.ema.start == 1):
+        return "control"
+    return "ours" if target == replace(TargetConfig(), top_layers=target.top_layers) else "rival"
+
+
+# ---- costs ------------------------------------------------------------------------------------------------------------
+
+
+def cost(run: Path) -> dict[str, float]:
+    """What a run cost, by its log: steps, clips, CPU seconds of its process, seconds."""
+    log_of_run = read_metrics(run / "metrics.jsonl")
+    return {
+        "steps": log_of_run[-1]["step"] if log_of_run else 0,
+        "clips_seen": round(sum(record["clips_per_second"] * record["seconds_total"] for record in log_of_run)),
+        "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log_of_run),
+        "seconds": sum(record["seconds_total"] for record in log_of_run),
+    }
+
+
+def worth_in_clips(run: Path, classifier: FinetuneConfig, shards: ShardSet) -> int:
+    """As many clips of fine-tuning on RGB as a pretraining run is worth, by the multiply-adds of their training steps."""
+    config, joints = published_config(read_card(run), run), len(shards.manifest.layout.joints)
+    if not isinstance(config, PretrainConfig):
+        raise UserError(f"{run} is no pretraining run, whose compute scratch_total could have; leave it out of --ways")
+    model, data = classifier.model, classifier.data
+    seen = PretrainConfig(
+        data=data, model=model, mask=MaskConfig(0.0, 1.0), encode="all_frames", target=TargetConfig(min(8, model.depth)),
+        run=RunConfig(batch_size=classifier.run.batch_size),
+    )
+    supervised = [layer for layer in step_layers(seen, joints) if layer.part in ("video", "encoder")]
+    return round(cost(run)["clips_seen"] * step_flops(step_layers(config, joints)) / step_flops(supervised))
+
+
+# ---- for the terminal -------------------------------------------------------------------------------------------------
+
+
+def lines(record: dict[str, Any]) -> list[str]:
+    """A table: a line per row, a column per share of labels."""
+    shares = record["settings"]["fractions"]
+    width = max(len(row["name"]) for row in record["rows"])
+    table = [f"{'':{width}s}" + "".join(f"{100 * share:>18g} %" for share in shares)]
+    for row in record["rows"]:
+        cells = {cell["fraction"]: _cell(cell) for cell in row["cells"]}
+        table.append(f"{row['name']:{width}s}" + "".join(f"{cells.get(share, ''):>20s}" for share in shares))
+    return table
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    if cell["interval"] is None:
+        return f"{100 * cell['mean']:.1f}"
+    return f"{100 * cell['mean']:.1f} +- {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"

@@ -1,0 +1,147 @@
+"""Probes as rows of a study. Features of a pretraining run are made once and serve all shares of the labels.
+
+n clips, v views, T tokens of a clip, D width, c classes
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from svdata2vec.config.files import read_json
+from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
+from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
+from svdata2vec.evaluation.features import Features, load_encoder
+from svdata2vec.evaluation.metrics import measure
+from svdata2vec.evaluation.probe import fit_linear, split_features
+from svdata2vec.runs.card import read_card
+from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.published import published_config
+from svdata2vec.runs.runtime import pick_device, running
+from svdata2vec.runs.validation import hold_out
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
+
+# Of the settings of data: what features depend on.
+SEEN = ("num_frames", "size", "crop", "crop_scores", "frame_draw", "views")
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """A probe of the frozen RGB features of a pretraining run.
+
+    Attributes:
+        base: settings of the probes.
+        start: the pretraining run.
+        features: folder of the features.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    probe: Literal["linear", "attentive"]
+    base: ProbeConfig
+    start: str
+    features: Path
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        return ("weight_decay",) if self.probe == "linear" else ("lr", "steps")
+
+    def settings(self) -> dict[str, Any]:
+        base = self.base
+        own: Any = asdict(base.attentive) if self.probe == "attentive" else [base.weight_decay, base.iterations]
+        names = (*SEEN, "shards", "train_split", "test_split", "val_split", "val_fraction", "metric")
+        return {"start": self.start, "probe": own, "data": {name: getattr(base.data, name) for name in names}}
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        train = self.base.data.train_split
+        splits = dict.fromkeys(
+            (start_of(self.start, cell.seed), split) for cell in cells for split in (train, self._tested(cell))
+        )
+        return [partial(make_features, self.base, start, split, self.features) for start, split in splits]
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        base, shards = self.base, open_data(self.base.data)
+        split, tested, seed = base.data.train_split, self._tested(cell), cell.seed
+        start = start_of(self.start, seed)
+        rows = labelled_rows(shards, split, cell.fraction, seed)
+        held = rows[:0]
+        if cell.validate and tested == split:
+            mask = hold_out(shards, rows, base.data.val_fraction, seed)
+            rows, held = rows[~mask], rows[mask]
+        train = read_features(base, start, split, self.features, shards, rows)
+        test = read_features(base, start, tested, self.features, shards, held if len(held) else shards.rows(tested))
+        begun, classes = time.process_time(), len(shards.split_classes(split))
+        scores_nc = self._scores(train, test, classes, dict(cell.choice), seed, start)
+        figures = measure(scores_nc, test.labels_n, len(test.keys) + len(test.lost))
+        return {
+            "score": getattr(figures, base.data.metric), "labels": len(train.keys), "steps": 0, "clips_seen": 0,
+            "cpu_seconds": time.process_time() - begun,
+        }
+
+    def _tested(self, cell: Cell) -> str:
+        """The split that a cell's clips to test on are in; for the search the training split where there is none for it."""
+        data = self.base.data
+        if not cell.validate:
+            return data.test_split
+        return data.val_split or open_data(data).own_validation(data.train_split, data.test_split) or data.train_split
+
+    def _scores(
+        self, train: Features, test: Features, classes: int, chosen: dict[str, float], seed: int, start: Path
+    ) -> np.ndarray:
+        base = self.base
+        if self.probe == "linear":
+            linear = fit_linear(train, classes, chosen.get("weight_decay", base.weight_decay), base.iterations)
+            with torch.no_grad():
+                return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+        own = base.attentive
+        own = replace(own, lr=chosen.get("lr", own.lr), steps=int(chosen.get("steps", own.steps)))
+        model, device = published_config(read_card(start), start).model, pick_device(base.device)
+        return attentive_scores(fit_attentive(train, classes, own, model, seed, device), test, device)
+
+
+def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> None:
+    """Write the tokens of a split's clips, unless they are there: (n, v, T, D) and what they are of."""
+    path = _place(base, start, split, folder)
+    if path.with_suffix(".json").is_file():
+        return
+    trained = load_encoder(start, base.modality, base.device)
+    shards = open_data(base.data)
+    with running(base.run) as runtime:
+        found = split_features(replace(base, attentive=AttentiveConfig(1)), trained, shards, split, None, runtime)
+    assert found.tokens_nvTD is not None
+    np.save(buffer := io.BytesIO(), found.tokens_nvTD)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost}
+    write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
+
+
+def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shards: ShardSet, rows: np.ndarray) -> Features:
+    """Of some rows of a split, in their order, from what `make_features` left."""
+    path = _place(base, start, split, folder)
+    about = read_json(path.with_suffix(".json"))
+    place = {key: number for number, key in enumerate(about["keys"])}
+    keys = [key.decode() for key in shards.index["key"][rows].tolist()]
+    kept = [key for key in keys if key in place]
+    chosen_n = np.array([place[key] for key in kept])
+    tokens_nvTD = np.load(path, mmap_mode="r")[chosen_n]
+    lost = tuple(key for key in keys if key not in place)
+    return Features(kept, tokens_nvTD.mean((1, 2)), np.array(about["labels"])[chosen_n], lost, tokens_nvTD)
+
+
+def _place(base: ProbeConfig, start: Path, split: str, folder: Path) -> Path:
+    seen = {name: getattr(base.data, name) for name in SEEN}
+    about = [str(start.resolve()), base.data.shards, split, base.modality, seen]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"{start.name}-{split}-{digest}.npy"

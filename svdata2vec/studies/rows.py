@@ -1,0 +1,153 @@
+"""Rows of a study: ways to get a classifier from some labels. Each runs one cell: a share of labels, a seed, a choice."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from svdata2vec.config.files import read_json, to_values
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.folder import TECHNICAL
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.optim import resolve
+
+Kind = Literal["ours", "rival", "control", "ceiling"]
+Choice = dict[str, float]  # hyper-parameters by name
+Outcome = dict[str, Any]  # score, labels, steps, clips_seen, cpu_seconds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a row. `validate`: tested on validation clips, for the search, instead of the test split."""
+
+    fraction: float
+    seed: int
+    choice: tuple[tuple[str, float], ...] = ()
+    validate: bool = False
+
+    @property
+    def name(self) -> str:
+        chosen = "".join(f"-{name}{value:g}" for name, value in self.choice)
+        return f"{self.fraction:g}-{self.seed}{chosen}{'-val' if self.validate else ''}"
+
+
+class Row(Protocol):
+    """A way to get a classifier. `grid`: which of the search's hyper-parameters it has."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def grid(self) -> tuple[str, ...]: ...
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides its figures besides the cell."""
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        """What must be done once before these cells; equal jobs of several rows are done once."""
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        """Train and test; `folder` is for its run, and may hold an interrupted one."""
+
+
+def run_cell(row: Row, cell: Cell, out: Path, keep: bool = False) -> Outcome:
+    """The cell's outcome: found in `out/cells`, or made and written there. `keep`: the folder of its run, too."""
+    path = cell_path(row, cell, out)
+    if path.is_file():
+        return read_json(path)["outcome"]
+    folder = out / "runs" / path.stem
+    outcome = row.run(cell, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"row": row.name, "cell": asdict(cell), "settings": row.settings()}
+    write_atomically(path, json.dumps({**about, "outcome": outcome}, indent=1).encode())
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcome
+
+
+def cell_path(row: Row, cell: Cell, out: Path) -> Path:
+    """Where the outcome of a cell lies; other settings have another place."""
+    digest = hashlib.sha256(json.dumps(row.settings(), sort_keys=True).encode()).hexdigest()[:8]
+    return out / "cells" / f"{row.name}-{cell.name}-{digest}.json"
+
+
+def start_of(run: str, seed: int) -> Path:
+    """The folder of a pretraining run, in which {seed} stands for the seed."""
+    return Path(run.replace("{seed}", str(seed)))
+
+
+@dataclass(frozen=True)
+class FinetuneRow:
+    """A network that is trained with labels, from scratch or from a pretraining run.
+
+    Attributes:
+        base: settings of the classifier.
+        steps: optimizer steps, up to whole epochs; 0 = `base.run.epochs`.
+        start: pretraining run, or None.
+        bonus_clips: clips that it may see besides, for what the pretraining of others costs.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    base: FinetuneConfig
+    steps: int = 0
+    start: str | None = None
+    bonus_clips: int = 0
+    grid: tuple[str, ...] = ("lr", "steps", "drop_path")
+
+    def settings(self) -> dict[str, Any]:
+        values = to_values(self.base)
+        values["data"] = {name: value for name, value in values["data"].items() if not f"data.{name}".startswith(TECHNICAL)}
+        values["run"] = {name: values["run"][name] for name in ("epochs", "batch_size", "precision")}
+        return {**values, "steps": self.steps, "start": self.start, "bonus_clips": self.bonus_clips}
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        return []
+
+    def config(self, cell: Cell, folder: Path) -> FinetuneConfig:
+        """The run of a cell: the labels' share, the budget in whole epochs, batches that the labelled clips fill."""
+        chosen, base = dict(cell.choice), self.base
+        shards = open_data(base.data)
+        labels = len(labelled_rows(shards, base.data.train_split, cell.fraction, cell.seed))
+        batch = min(base.run.batch_size, max(labels, 2))
+        accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
+        per_step, per_epoch = batch * accumulate, labels // batch * batch
+        steps = int(chosen.get("steps", self.steps))
+        clips = (steps * per_step if steps else base.run.epochs * per_epoch) + self.bonus_clips
+        data, eval_every, epochs = base.data, 0, -(-clips // per_epoch)
+        if cell.validate:
+            own = data.val_split or shards.own_validation(data.train_split, data.test_split)
+            data = replace(data, val_split=None, test_split=own or data.test_split)
+            eval_every = 0 if own else epochs
+        optim = replace(base.optim, lr=chosen.get("lr", base.optim.lr), accumulate=accumulate, lr_batch=0)
+        if not optim.warmup_share:
+            optim = replace(optim, warmup_share=min(base.optim.warmup_epochs / base.run.epochs, 0.5))
+        return replace(
+            base, data=data, optim=optim, label_fraction=cell.fraction, eval_every=eval_every,
+            head=replace(base.head, drop_path=chosen.get("drop_path", base.head.drop_path)),
+            run=replace(base.run, out=folder, seed=cell.seed, epochs=epochs, batch_size=batch),
+            pretrained=None if self.start is None else start_of(self.start, cell.seed),
+        )
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        config = self.config(cell, folder)
+        result = finetune(config)
+        log = read_metrics(folder / "metrics.jsonl")
+        metric = config.data.metric
+        tested = result["validation"] if config.eval_every else result
+        return {
+            "score": tested[metric], "labels": result["labels"], "steps": log[-1]["step"],
+            "clips_seen": log[-1]["step"] * config.run.batch_size * config.optim.accumulate,
+            "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log),
+            "seconds": sum(record["seconds_total"] for record in log), "loss": log[-1]["loss"],
+        }

@@ -1,0 +1,170 @@
+"""A study: the cells of some rows, a search of hyper-parameters before them, and their comparison over seeds."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from svdata2vec.config.files import read_json
+from svdata2vec.config.label_efficiency import SearchConfig
+from svdata2vec.runs.intervals import mean_over_seeds
+from svdata2vec.studies.jobs import run_all
+from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, cell_path, run_cell
+
+log = logging.getLogger(__name__)
+
+Chosen = dict[tuple[str, float], Choice]  # by row and share of labels
+Found = dict[tuple[str, Cell], Outcome | None]  # None: not finished
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study runs.
+
+    Attributes:
+        rows: in the order of the record.
+        fractions, seeds: shares of the labels, and seeds, of every row.
+        search: the grid, and where it is tried.
+        out: folder of cells, runs and features.
+        jobs: runs at a time.
+        keep_runs: keep the folders of finished runs.
+        collect: start nothing, take what is finished.
+    """
+
+    rows: Sequence[Row]
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    search: SearchConfig
+    out: Path
+    jobs: int = 1
+    keep_runs: bool = False
+    collect: bool = False
+
+
+def run_study(plan: Plan) -> dict[str, Any]:
+    """Search, then run every cell with what was chosen; rows, differences and search as the record has them."""
+    tried = list(_search_cells(plan))
+    chosen, search = _choose(plan, _run(plan, tried))
+    cells = [
+        (row, Cell(fraction, seed, tuple(chosen.get((row.name, fraction), {}).items())))
+        for row in plan.rows for fraction in plan.fractions for seed in plan.seeds
+    ]
+    found = _run(plan, cells)
+    rows = [row for each in plan.rows if (row := _row(plan, each, chosen, found))["cells"]]
+    return {"seeds": list(plan.seeds), "rows": rows, "differences": differences(rows), "search": search}
+
+
+def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
+    if plan.collect:
+        return {(row.name, cell): _finished(row, cell, plan.out) for row, cell in cells}
+    waiting: dict[str, tuple[Row, list[Cell]]] = {}
+    for row, cell in cells:
+        if not cell_path(row, cell, plan.out).is_file():
+            waiting.setdefault(row.name, (row, []))[1].append(cell)
+    left = sum(len(each) for _, each in waiting.values())
+    log.info("%s: %d of %d runs to do, %d at a time", plan.out, left, len(cells), plan.jobs)
+    before: dict[str, Callable[[], Any]] = {repr(job): job for row, each in waiting.values() for job in row.before(each)}
+    run_all([*before.values()], plan.jobs)
+    # The longest first, so that no process idles at the end: those with most labels and steps.
+    order = sorted(cells, key=lambda each: -each[1].fraction * dict(each[1].choice).get("steps", 1))
+    outcomes = run_all([partial(run_cell, row, cell, plan.out, plan.keep_runs) for row, cell in order], plan.jobs)
+    return {(row.name, cell): outcome for (row, cell), outcome in zip(order, outcomes, strict=True)}
+
+
+def _finished(row: Row, cell: Cell, out: Path) -> Outcome | None:
+    path = cell_path(row, cell, out)
+    return read_json(path)["outcome"] if path.is_file() else None
+
+
+# ---- the search -------------------------------------------------------------------------------------------------------
+
+
+def combinations(row: Row, search: SearchConfig) -> list[Choice]:
+    """All combinations of the grid's values that a row has a use for; none where it has for none."""
+    names = [name for name in row.grid if getattr(search, name)]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(search, n) for n in names))][
+        : None if names else 0
+    ]
+
+
+def _search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
+    for row in plan.rows:
+        for fraction in plan.search.fractions or plan.fractions:
+            for choice in combinations(row, plan.search):
+                for seed in plan.seeds[: plan.search.seeds]:
+                    yield row, Cell(fraction, seed, tuple(choice.items()), validate=True)
+
+
+def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
+    """Of every row and share the combination whose mean over the seeds is best on validation clips, the first of equals."""
+    best: Chosen = {}
+    tried = []
+    searched = plan.search.fractions or plan.fractions
+    for row in plan.rows:
+        for fraction in searched:
+            results = []
+            for choice in combinations(row, plan.search):
+                cells = [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
+                outcomes = [found[row.name, cell] for cell in cells]
+                if all(outcome is not None for outcome in outcomes):
+                    results.append((choice, [outcome["score"] for outcome in outcomes if outcome is not None]))
+            if results:
+                choice, _ = max(results, key=lambda result: mean(result[1]))
+                best[row.name, fraction] = choice
+                grid = [{**choice, "scores": scores} for choice, scores in results]
+                tried.append({"row": row.name, "fraction": fraction, "chosen": choice, "grid": grid})
+    chosen = {
+        (row.name, fraction): best[row.name, nearest]
+        for row in plan.rows for fraction in plan.fractions
+        if (row.name, nearest := min(searched, key=lambda other: abs(math.log(other / fraction)))) in best
+    }
+    return chosen, tried
+
+
+# ---- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
+    cells = []
+    for fraction in plan.fractions:
+        choice = chosen.get((row.name, fraction), {})
+        outcomes = [found[row.name, Cell(fraction, seed, tuple(choice.items()))] for seed in plan.seeds]
+        there = [outcome for outcome in outcomes if outcome is not None]
+        if there:
+            scores, spent = ([outcome[name] if outcome else None for outcome in outcomes] for name in ("score", "cpu_seconds"))
+            cells.append({
+                "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
+                **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
+                "cpu_seconds": spent,
+            })
+    return {"name": row.name, "title": row.title, "kind": row.kind, "cells": cells}
+
+
+def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
+    """Mean of what is there, and its 95 % interval by Student's t; none of one value."""
+    values = [score for score in scores if score is not None]
+    if len(values) < 2:
+        return {"mean": values[0] if values else None, "interval": None}
+    middle, interval = mean_over_seeds(values)
+    return {"mean": middle, "interval": list(interval)}
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Paired by seed, at every share of labels: each row of ours against all others; intervals are not corrected for many."""
+    found = []
+    for row, other in itertools.permutations(rows, 2):
+        if row["kind"] != "ours" or (other["kind"] == "ours" and rows.index(other) < rows.index(row)):
+            continue
+        theirs = {cell["fraction"]: cell["scores"] for cell in other["cells"]}
+        for cell in row["cells"]:
+            pairs = zip(cell["scores"], theirs.get(cell["fraction"], [None] * len(cell["scores"])), strict=True)
+            values = [mine - its for mine, its in pairs if mine is not None and its is not None]
+            if values:
+                about = {"row": row["name"], "against": other["name"], "fraction": cell["fraction"]}
+                found.append({**about, **over_seeds(values), "seeds": len(values)})
+    return found

@@ -1,0 +1,321 @@
+"""Label efficiency: rows with the same labels and steps, a search that never sees the test split, figures that add up."""
+
+import itertools
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from shards_data import edit_manifest
+from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
+
+from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.cli.main import main
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
+from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.probe import AttentiveConfig
+from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
+from svdata2vec.evaluation.features import load_encoder
+from svdata2vec.evaluation.probe import split_features
+from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.runtime import Runtime
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies import jobs, study
+from svdata2vec.studies.label_efficiency import label_efficiency, rows_of, worth_in_clips
+from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
+from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
+from svdata2vec.studies.study import Plan, run_study
+from svdata2vec.training.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Splits t_train, t_val and t_test of six, two and four clips, in which all have the five classes of the set."""
+    root = tiny_shards(tmp_path_factory.mktemp("splits") / "shards")
+    keys = [f"clip{i:05d}" for i in range(NUM_CLIPS)]
+    edit_manifest(root, splits={"t_train": keys[:6], "t_val": keys[6:8], "t_test": keys[8:]})
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two pretraining runs, one per seed."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    for seed in (0, 1):
+        config = pretrain_config(shards, folder / f"pre-{seed}", epochs=1, batch_size=3, seed=seed)
+        pretrain(replace(config, data=replace(config.data, train_split="t_train")))
+    return str(folder / "pre-{seed}")
+
+
+def settings(shards: Path, out: Path, **changes: Any) -> LabelEfficiencyConfig:
+    data = replace(data_config(shards), train_split="t_train", test_split="t_test")
+    base = LabelEfficiencyConfig(
+        data=data, model=MODEL, head=HeadConfig(hidden=16), optim=OptimConfig(lr=1e-3, min_lr=1e-5, warmup_epochs=1),
+        run=RunConfig(out, epochs=2, batch_size=4, device="cpu", precision="fp32", log_every=1),
+        fractions=(0.5, 1.0), seeds=2, steps=3, attentive=AttentiveConfig(steps=3), ways=("scratch",),
+    )
+    return replace(base, **changes)
+
+
+# ---- labels and budgets -----------------------------------------------------------------------------------------------
+
+
+def test_fewer_labels_are_part_of_more_and_every_class_has_one(tiny_shard_folder: Path) -> None:
+    found = ShardSet.open(tiny_shard_folder)
+    for seed in range(3):
+        subsets = [set(labelled_rows(found, "all", fraction, seed).tolist()) for fraction in (0.01, 0.4, 0.7, 1.0)]
+        assert all(less <= more for less, more in itertools.pairwise(subsets))
+        assert [len(subset) for subset in subsets[::3]] == [5, NUM_CLIPS]
+        assert set(found.index["label"][sorted(subsets[0])].tolist()) == set(range(5))
+    assert labelled_rows(found, "all", 0.4, 0).tolist() != labelled_rows(found, "all", 0.4, 1).tolist()
+
+
+@pytest.mark.parametrize(("fraction", "batch", "accumulate", "steps", "bonus"), [
+    (1.0, 4, 1, 7, 0), (1.0, 2, 2, 5, 0), (0.01, 32, 1, 3, 0), (1.0, 4, 1, 7, 40), (1.0, 4, 0, 2, 0),
+])
+def test_a_cell_has_the_steps_that_were_asked_for(
+    fraction: float, batch: int, accumulate: int, steps: int, bonus: int, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    """Up to whole epochs; batches that few labels fill; what pretraining costs besides."""
+    config = settings(tiny_shard_folder, tmp_path, steps=steps)
+    data = replace(config.data, train_split="all", test_split="all")
+    base = replace(config, data=data).classifier()
+    base = replace(base, run=replace(base.run, batch_size=batch), optim=replace(base.optim, accumulate=accumulate, lr_batch=8))
+    row = FinetuneRow("row", "row", "rival", base, steps, bonus_clips=bonus)
+    made = row.config(Cell(fraction, 0, (("lr", 0.25), ("drop_path", 0.125))), tmp_path / "run")
+    labels = len(labelled_rows(ShardSet.open(tiny_shard_folder), "all", fraction, 0))
+    per_step = made.run.batch_size * made.optim.accumulate
+    per_epoch = labels // made.run.batch_size * made.run.batch_size
+    wanted = steps * per_step + bonus
+    assert wanted <= made.run.epochs * per_epoch < wanted + per_epoch
+    assert made.run.batch_size == min(batch, labels) and per_step <= labels
+    assert (made.optim.lr, made.head.drop_path, made.label_fraction) == (0.25, 0.125, fraction)
+    assert made.optim.warmup_share == 0.5  # one epoch of two
+
+
+def test_scratch_may_have_the_compute_of_pretraining(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, ways=("scratch_total",), pretrained=(f"pretrained={pretrained}",))
+    (row,) = rows_of(config)
+    pre = pretrain_config(shards, tmp_path)
+    made = step_layers(replace(pre, encode="all_frames"), 17)
+    video = step_flops([layer for layer in made if layer.part == "video"])
+    worth = worth_in_clips(Path(pretrained.format(seed=0)), config.classifier(), ShardSet.open(shards))
+    assert isinstance(row, FinetuneRow) and row.bonus_clips == worth
+    # Six clips were seen; of a clip's six frames two were encoded then and are six now; the rest of a step costs less.
+    assert 6 * step_flops(step_layers(pre, 17)) / (1.5 * video) < worth <= 6 * step_flops(step_layers(pre, 17)) / video
+    assert row.config(Cell(1.0, 0), tmp_path).run.epochs == -(-(3 * 4 + worth) // 4)
+    assert replace(row, bonus_clips=0).config(Cell(1.0, 0), tmp_path).run.epochs == 3
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    ways = ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton")
+    config = settings(shards, tmp_path / "study", ways=ways, pretrained=(f"pretrained={pretrained}",))
+    record = label_efficiency(config)
+    assert json.loads((tmp_path / "study" / "label_efficiency.json").read_text()) == record
+    kinds = {row["name"]: row["kind"] for row in record["rows"]}
+    assert kinds == {
+        "scratch": "rival", "scratch_total": "rival", "pretrained": "ours", "pretrained_linear": "ours",
+        "pretrained_attentive": "ours", "skeleton_supervised": "ceiling",
+    }
+    for row in record["rows"]:
+        for cell in row["cells"]:
+            assert cell["labels"] == {0.5: 5, 1.0: 6}[cell["fraction"]] and len(cell["scores"]) == 2
+            assert cell["mean"] == pytest.approx(np.mean(cell["scores"])) and cell["interval"][0] <= cell["mean"]
+            assert all(seconds > 0 for seconds in cell["cpu_seconds"])
+        budgets = [(cell["steps"], cell["clips_seen"]) for cell in row["cells"]]
+        if row["name"] in ("scratch", "pretrained", "skeleton_supervised"):
+            assert budgets == [(3, 12), (3, 12)]
+    few, _ = record["rows"][1]["cells"]
+    assert few["steps"] > 3
+    (first, second) = record["rows"][2]["pretraining"]
+    assert first["steps"] == second["steps"] == 2 and first["clips_seen"] == 6 and first["cpu_seconds"] > 0
+    assert record["seeds"] == [0, 1] and record["data"]["clips"] == {"t_train": 6, "t_val": 2, "t_test": 4}
+    assert record["metric"] == "top1" and record["kind"] == "label-efficiency" and record["machine"]["cores"] == os.cpu_count()
+    pairs = {(each["row"], each["against"]) for each in record["differences"]}
+    assert ("pretrained", "scratch_total") in pairs and ("pretrained", "pretrained_linear") in pairs
+    assert not any(row in ("scratch", "skeleton_supervised") for row, _ in pairs)
+    assert not (tmp_path / "study" / "runs").exists() or not list((tmp_path / "study" / "runs").iterdir())
+
+
+def test_finished_runs_are_found_and_interrupted_ones_go_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
+    first = label_efficiency(config)
+    (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
+    assert [record["step"] for record in read_metrics(log)] == [1, 2, 3]
+    assert sum(record["cpu_seconds"] for record in read_metrics(log)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneRow, "run", lambda *_: pytest.fail("run again"))
+        again = label_efficiency(config)
+        assert again["rows"] == first["rows"]
+        with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
+            label_efficiency(replace(config, run=replace(config.run, out=tmp_path / "empty"), collect=True))
+        more = label_efficiency(replace(config, seeds=3, fractions=(0.5, 1.0), collect=True))
+    (cell,), (before,) = (found["rows"][0]["cells"] for found in (more, first))
+    assert cell["scores"] == [*before["scores"], None] and cell["mean"] == before["mean"]
+    (row,) = rows_of(config)
+    other = FinetuneRow(row.name, row.title, row.kind, replace(config, model=replace(MODEL, depth=3)).classifier(), 3)
+    assert not cell_path(other, Cell(1.0, 0), tmp_path / "study").exists()  # other settings are other runs
+    technical = replace(config.classifier(), data=replace(config.data, threads=2, prefetch=2))
+    assert cell_path(replace(row, base=technical), Cell(1.0, 0), tmp_path / "study").exists()  # type: ignore[type-var]
+
+
+def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["label-efficiency", "demo", "--data.shards", str(shards), "--data.train-split", "t_train", "--data.test-split",
+             "t_test", "--data.num-frames", "6", "--data.size", "32", "--run.out", str(tmp_path / "out"), "--run.device", "cpu"]
+    start = ["--from", f"pretrained={pretrained}", "--ways", "linear", "--seeds", "1", "--fractions", "0.5", "1"]
+    assert main([*words, *start, "--search.weight-decay", "0.001", "0.1"]) == 0
+    record = json.loads((tmp_path / "out" / "label_efficiency.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["pretrained_linear"] and len(record["search"]) == 2
+    assert record["rows"][0]["cells"][0]["interval"] is None
+    for wrong, said in (
+        (["--from", "runs/pre"], "expected a name and a folder, as in pretrained=runs/pretrain-demo"),
+        (["--ways", "scratch_total"], "which has the compute of the first run of --from; name one, or leave it out"),
+        (["--from", f"a={tmp_path}"], "no model.safetensors; expected the folder of a finished run"),
+        (["--fractions", "0.5", "0.5"], "fractions: expected one or more, each once"),
+    ):
+        capsys.readouterr()
+        assert main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_preset_can_be_studied() -> None:
+    assert LABEL_EFFICIENCY.keys() == FINETUNE.keys()
+    for name, make in LABEL_EFFICIENCY.items():
+        assert make().classifier().data == FINETUNE[name]().data and "label-efficiency" in make().run.out.name
+
+
+# ---- the search, on planted rows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A row whose scores are known: best at lr 0.01 with few labels, at 0.1 with many; seeds move all alike."""
+
+    name: str = "planted"
+    kind: Kind = "ours"
+    gain: float = 0.0
+    grid: tuple[str, ...] = ("lr", "steps")
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def settings(self) -> dict[str, Any]:
+        return {"gain": self.gain}
+
+    def before(self, cells: Any) -> list[Any]:
+        return []
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        chosen = dict(cell.choice)
+        best = 0.01 if cell.fraction < 0.2 else 0.1
+        right = 0.2 * (chosen.get("lr") == best) + (0.1 if chosen.get("steps") == 9 else 0.0)
+        trap = -1.0 if not cell.validate and "lr" not in chosen else 0.0
+        return {"score": 0.3 + right + trap + self.gain + 0.01 * cell.seed, "labels": int(100 * cell.fraction), "steps": 9,
+                "clips_seen": 9, "cpu_seconds": 1.0}
+
+
+def test_every_row_chooses_by_the_same_grid_on_validation_clips(tmp_path: Path) -> None:
+    search = SearchConfig(lr=(0.1, 0.01), steps=(3, 9), drop_path=(0.5,), seeds=2, fractions=(0.1, 1.0))
+    rows = [Planted(), Planted("other", "rival", 0.125)]
+    found = run_study(Plan(rows, (0.05, 0.1, 0.25, 1.0), [0, 1, 2], search, tmp_path))
+    for row, gain in zip(found["rows"], (0.0, 0.125), strict=True):
+        assert [cell["choice"] for cell in row["cells"]] == [
+            {"lr": lr, "steps": 9} for lr in (0.01, 0.01, 0.01, 0.1)  # a quarter is nearer to a tenth than to all
+        ]
+        assert row["cells"][3]["scores"] == pytest.approx([0.6 + gain + 0.01 * seed for seed in range(3)])
+    assert len(found["search"]) == 4 and all(len(tried["grid"]) == 4 for tried in found["search"])
+    assert all(len(each["scores"]) == 2 for tried in found["search"] for each in tried["grid"])
+    for each in found["differences"]:
+        assert (each["row"], each["against"], each["seeds"]) == ("planted", "other", 3)
+        assert each["mean"] == pytest.approx(-0.125) and each["interval"] == pytest.approx([-0.125, -0.125])
+
+
+def test_intervals_are_students_and_paired() -> None:
+    rows = [
+        {"name": name, "kind": kind, "cells": [{"fraction": 0.1, "scores": scores}]}
+        for name, kind, scores in (("a", "ours", [0.5, 0.6, 0.7, None]), ("b", "rival", [0.4, 0.55, 0.55, 0.9]))
+    ]
+    (found,) = study.differences(rows)
+    values = np.array([0.1, 0.05, 0.15])
+    half = 4.3027 * values.std(ddof=1) / math.sqrt(3)
+    assert found["mean"] == pytest.approx(0.1) and found["seeds"] == 3
+    assert found["interval"] == pytest.approx([0.1 - half, 0.1 + half])
+
+
+def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
+    shards: Path, pretrained: str, tmp_path: Path
+) -> None:
+    """The set's own split is tested on instead of the test split; elsewhere some labelled clips are, and not trained on."""
+    own = settings(shards, tmp_path)
+    none = replace(own, data=replace(own.data, train_split="t_train", test_split="t_val"))
+    cell = Cell(1.0, 0, validate=True)
+    row = FinetuneRow("row", "row", "rival", own.classifier(), 3)
+    config = row.config(cell, tmp_path / "run")
+    assert (config.data.test_split, config.eval_every) == ("t_val", 0)
+    other = replace(row, base=none.classifier())
+    config = other.config(cell, tmp_path / "run")
+    assert config.data.test_split == "t_val" and config.eval_every == config.run.epochs > 0
+    outcome = run_cell(other, cell, tmp_path)
+    assert outcome["labels"] < 6
+    for probed, count in ((own, 6), (none, outcome["labels"])):
+        (probe,) = rows_of(replace(probed, ways=("linear",), pretrained=(f"pretrained={pretrained}",)))
+        for job in probe.before([cell]):
+            job()
+        assert run_cell(probe, cell, tmp_path)["labels"] == count
+
+
+def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
+    (row,) = rows_of(config)
+    assert isinstance(row, ProbeRow)
+    start, found = Path(pretrained.format(seed=1)), ShardSet.open(shards)
+    make_features(row.base, start, "t_train", row.features)
+    rows = found.rows("t_train")[[4, 1]]
+    read = read_features(row.base, start, "t_train", row.features, found, rows)
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    made = split_features(row.base, load_encoder(start), found, "t_train", rows, runtime)
+    assert read.keys == made.keys == ["clip00004", "clip00001"] and read.labels_n.tolist() == made.labels_n.tolist()
+    np.testing.assert_allclose(read.features_nD, made.features_nD, rtol=1e-4, atol=1e-5)
+    assert read.tokens_nvTD is not None and made.tokens_nvTD is not None
+    np.testing.assert_allclose(read.tokens_nvTD, made.tokens_nvTD, rtol=1e-4, atol=1e-5)
+
+
+# ---- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    assert [place["cores"] for place in jobs.shares(2)] == [[0, 1], [2, 5]]
+    assert [place["cores"] for place in jobs.shares(3)] == [[0], [1], [2]]
+    assert [place["cores"] for place in jobs.shares(6)] == [[0], [1], [2], [5], [0], [1]]
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "4"])
+    assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
+
+
+def test_jobs_run_in_processes_of_their_own_with_results_in_order() -> None:
+    *found, process = jobs.run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)
+    assert found == [3, 2] and process != os.getpid()
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        jobs.run_all([partial(math.sqrt, -1), os.getpid], 2)
+
+
+def test_a_study_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start it as one process, with --jobs"):
+        jobs.run_all([lambda: 0], 1)
