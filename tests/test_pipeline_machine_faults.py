@@ -128,7 +128,7 @@ def test_a_damaged_clip_among_good_ones_is_left_out(
     with caplog.at_level(logging.WARNING):
         keys, loader = load(shards)
     assert keys == [f"clip{number:05d}" for number in range(12) if number != 5] and loader.stats.clips_skipped == 1
-    assert f"skipping clip clip00005 of shard-000001.tar: {words}" in caplog.text
+    assert "skipping clip clip00005 of " in caplog.text and f"shard-000001.tar: {words}" in caplog.text
     keys, loader = load(shards, train=True)
     assert len(keys) == 12 and "clip00005" not in keys
 
