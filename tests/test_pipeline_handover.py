@@ -175,7 +175,7 @@ def test_all_that_makes_a_batch_is_started_on_the_lanes_stream(events, tmp_path,
     del events[:]
     batches = producer.decode(producer.read(0, 0))
     next(batches)
-    batches.close()
+    del batches
     producer.close()
     assert moved == [torch.device("meta")]
     begin, end = "on stream 0", ["wait for stream 0", "off stream 0"]

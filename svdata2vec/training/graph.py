@@ -2,6 +2,9 @@
 
 A pretraining step is about 1,300 launches; beside a loader that needs the same interpreter they cost more time than the GPU
 needs for the work. Shapes, addresses and the order of kernels are those of the eager pass, so the numbers are too.
+
+AdamW, the guard of finite gradients and the teacher's average stay outside: they are fused over all weights, a few dozen
+launches that are queued while the graph runs, and the rate, the decay and the state that checkpoints hold stay plain values.
 """
 
 from collections.abc import Callable, Sequence
