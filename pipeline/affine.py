@@ -5,6 +5,8 @@ spans x from 0 to w. A map is a float64 array [[a, b, c], [d, e, f]] with x' = a
 these coordinates resizing is a pure scale (the half-pixel rule of OpenCV's resize): one map serves pixels and joints.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,16 +33,19 @@ def mirror_map(size: float) -> Affine:
 
 def compose(outer: Affine, inner: Affine) -> Affine:
     """The map p -> outer(inner(p))."""
-    linear = outer[:, :2] @ inner[:, :2]
-    shift = outer[:, :2] @ inner[:, 2] + outer[:, 2]
-    return np.concatenate([linear, shift[:, None]], axis=1)
+    (a, b, c), (d, e, f) = outer.tolist()  # six numbers: Python's arithmetic is faster than arrays, and the same
+    (p, q, r), (s, t, u) = inner.tolist()
+    return np.array([
+        [a * p + b * s, a * q + b * t, a * r + b * u + c],
+        [d * p + e * s, d * q + e * t, d * r + e * u + f],
+    ])
 
 
 def invert(affine: Affine) -> Affine:
     """The inverse map. Raises ValueError when the map collapses the plane."""
     (a, b, c), (d, e, f) = affine.tolist()
     determinant = a * e - b * d
-    if not np.isfinite(affine).all() or abs(determinant) < 1e-12:
+    if not all(map(math.isfinite, (a, b, c, d, e, f))) or abs(determinant) < 1e-12:
         raise ValueError(f"affine map {affine.tolist()} has no inverse: expected finite numbers and a non-zero scale")
     inverse = np.array([[e, -b, b * f - c * e], [-d, a, c * d - a * f]], dtype=np.float64)
     return inverse / determinant
@@ -48,6 +53,8 @@ def invert(affine: Affine) -> Affine:
 
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map points (..., 2)."""
+    if affine[0, 1] == 0 == affine[1, 0]:
+        return points * affine[[0, 1], [0, 1]] + affine[:, 2]
     return points.astype(np.float64) @ affine[:, :2].T + affine[:, 2]
 
 

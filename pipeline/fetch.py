@@ -122,8 +122,8 @@ class ClipFetcher:
         meta = sample.meta
         output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
         size = meta.packed_width, meta.packed_height
-        ends_22 = output_to_packed[:, :2] @ np.array([[0.0, 1.0], [0.0, 1.0]]) * self.config.size + output_to_packed[:, 2:]
-        if not np.abs(ends_22).max() < FARTHEST * max(size):  # nor where it is not a number
+        ends = [end for a, b, c in output_to_packed.tolist() for end in (c, (a + b) * self.config.size + c)]
+        if not all(abs(end) < FARTHEST * max(size) for end in ends):  # nor where it is not a number
             raise UserError(f"clip {sample.key}: its crop lies far outside the picture; its joints or boxes are damaged")
         if sample.video is not None:
             video = np.frombuffer(sample.video, np.uint8)

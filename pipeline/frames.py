@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline.affine import Affine
 from svdata2vec.shards.blocks import BlockFormat
 
+WHOLE_41 = np.array([[0xFF], [0xD8], [0xFF], [0xD9]], np.uint8)  # a JPEG's first and last two bytes
+
 
 @dataclass(frozen=True)
 class EncodedClip:
@@ -40,9 +42,9 @@ def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     starts, stops = _ends(clip)
     if starts.min() < 0 or (stops - starts).min() < 4 or stops.max() > clip.video.size:
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
-    marks_T4 = clip.video[np.stack([starts, starts + 1, stops - 2, stops - 1], axis=1)]
-    wrong = np.flatnonzero((marks_T4 != (0xFF, 0xD8, 0xFF, 0xD9)).any(axis=1))
-    if wrong.size:
+    marks_4T = clip.video[np.concatenate([starts, starts + 1, stops - 2, stops - 1])].reshape(4, -1)
+    if (marks_4T != WHOLE_41).any():
+        wrong = np.flatnonzero((marks_4T != WHOLE_41).any(axis=0))
         raise ValueError(f"clip {clip.key}: frame {clip.frames_T[wrong[0]]} is not a whole JPEG picture")
     return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 

@@ -180,11 +180,11 @@ def on_whole_pixels(output_to_source: affine.Affine, meta: ClipMeta, size: int) 
 
     An edge moves by at most one packed pixel. A window that is enlarged more than three times stays as it is.
     """
-    window = affine.compose(affine.invert(meta.packed_to_source), output_to_source)
-    start_xy, length_xy = np.rint(window[:, 2]), np.rint(size * np.diag(window))
-    if np.abs(length_xy).min() <= size * affine.SMALLEST_SCALE:
+    (scale_x, _, left), (_, scale_y, top) = affine.compose(affine.invert(meta.packed_to_source), output_to_source).tolist()
+    width, height = round(size * scale_x), round(size * scale_y)
+    if min(abs(width), abs(height)) <= size * affine.SMALLEST_SCALE:
         return output_to_source
-    return affine.compose(meta.packed_to_source, affine.scale_and_shift(*length_xy / size, *start_xy))
+    return affine.compose(meta.packed_to_source, affine.scale_and_shift(width / size, height / size, round(left), round(top)))
 
 
 def apply_to_joints(

@@ -6,7 +6,7 @@ B clips of a batch, T sampled frames, S output size.
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,7 @@ class Producer:
         parts = [clips.between(*self.order.part(step))[0] for step in steps]
         self.fetcher.shards.will_need(np.concatenate(parts))
 
-    def decode(self, source: Iterator[Read]) -> Iterator[Ready]:
+    def decode(self, source: Iterator[Read]) -> Generator[Ready]:
         """Batches from planned clips."""
         for read, lane, decoded in self.turns.over(source, self.decode_step):
             started = time.perf_counter()

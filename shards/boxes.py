@@ -51,7 +51,12 @@ def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box 
     `each_coordinate`: as the paper's code, which takes any zero for missing, also the x of a joint on the left edge.
     """
     xy_N2 = joints_MTVC[..., :2].reshape(-1, 2)
-    return _outer_box(xy_N2, xy_N2, each_coordinate)
+    if each_coordinate:
+        return _outer_box(xy_N2, xy_N2, each_coordinate)
+    there_N2 = xy_N2 != 0
+    used_N = there_N2[:, 0] | there_N2[:, 1]
+    x_N, y_N = (xy_N2 if used_N.all() else xy_N2[used_N]).T
+    return (float(x_N.min()), float(y_N.min()), float(x_N.max()), float(y_N.max())) if x_N.size else None
 
 
 def _outer_box(low_N2: np.ndarray, high_N2: np.ndarray, each_coordinate: bool) -> Box | None:

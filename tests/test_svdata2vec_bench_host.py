@@ -29,8 +29,11 @@ def test_the_record_holds_what_was_measured(tiny_shard_folder: Path, tmp_path: P
         assert set(row["parts"]) == set(PARTS) and all(value >= 0 for value in row["parts"].values())
         assert row["q20"] <= row["ms_per_clip"] <= row["q80"]
         assert (row["reader_ms_per_clip"] > 0) is (row["readers"] == 1)
-    assert record["host_ms_per_clip"] == record["rows"][1]["ms_per_clip"]
+        assert all(low <= row["parts"][part] <= high for part, (low, high) in row["parts_q20_q80"].items())
+    assert record["host_ms_per_clip"] == record["rows"][0]["ms_per_clip"]  # all of it, on one thread
+    assert record["training_process_ms_per_clip"] == record["rows"][1]["ms_per_clip"]
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == f"training process beside reader processes: {record['rows'][1]['ms_per_clip']:.3f} ms per clip"
     assert "Nothing is decoded" in lines[0] and lines[-1] == f"host: {record['host_ms_per_clip']:.3f} ms per clip"
     assert not list(tmp_path.glob("run*"))
 

@@ -261,8 +261,8 @@ class ShardSet:
         for name in components:
             if name not in self._column:
                 raise UserError(f"{self.where}: no component {name!r}; it has {', '.join(self.manifest.components)}")
-        columns = [self._column[name] for name in components]
-        return [(int(entry["offset"][column]), int(entry["size"][column])) for column in columns]
+        offsets, sizes = entry["offset"].tolist(), entry["size"].tolist()
+        return [(offsets[column], sizes[column]) for column in (self._column[name] for name in components)]
 
     def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard.
