@@ -180,21 +180,22 @@ class _PlaneDecoder:
         first_RC, second_RC = ends_RC2[..., 0], ends_RC2[..., 1]
         # (L - i) first + i second + L // 2 = i (second - first) + (L first + L // 2): modulo 2**16 on the way, exact at its end
         np.copyto(value_R4W, index_HW.reshape(value_R4W.shape))
-        np.multiply(value_R4W, spread_words(second_RC - first_RC), out=value_R4W)
-        np.add(value_R4W, spread_words(first_RC * self._highest + self._highest // np.uint16(2)), out=value_R4W)
+        np.multiply(value_R4W, spread_words(second_RC - first_RC)[:, None], out=value_R4W)
+        start_RC = first_RC * self._highest + self._highest // np.uint16(2)
+        np.add(value_R4W, spread_words(start_RC)[:, None], out=value_R4W)
         np.floor_divide(value_R4W, self._highest, out=value_R4W)
         np.copyto(self._out_HW, value_R4W.reshape(height, width), casting="unsafe")
         return self._out_HW
 
 
 def spread_bytes(value_RC: Bytes) -> Bytes:
-    """(R, 1, 4 C): a byte of every block for each pixel of one of its rows."""
-    return (value_RC.astype(np.uint32) * _BYTES4).view(np.uint8)[:, None]
+    """(R, 4 C): a byte of every block for each pixel of one of its rows."""
+    return (value_RC.astype(np.uint32) * _BYTES4).view(np.uint8)
 
 
 def spread_words(value_RC: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """(R, 1, 4 C): a number of every block for each pixel of one of its rows."""
-    return (value_RC.astype(np.uint64) * _WORDS4).view(np.uint16)[:, None]
+    """(R, 4 C): a number of every block for each pixel of one of its rows."""
+    return (value_RC.astype(np.uint64) * _WORDS4).view(np.uint16)
 
 
 # Four indices of two bits as they lie in a byte -> as four bytes (one number: OpenCV looks up 32 bits at once).
