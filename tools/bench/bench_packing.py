@@ -32,11 +32,13 @@ from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.decode import decode_still
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.video import VideoReader
@@ -85,6 +87,7 @@ def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, A
     frames = int(shards.index["frames"].sum())
     return {
         "codec": options.codec, "quality": options.coded_quality, "chroma": options.chroma, "gop": options.gop,
+        **(options.coding if options.blocks else {}),
         "size": options.size, "clips": len(shards), "frames": frames, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "frames_per_cpu_second": round(frames / cpu_seconds, 1),
         "kib_per_frame": round(state.bytes_done / frames / 1024, 2),
@@ -123,10 +126,9 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
     if sample.offsets is None:
         yield from video_frames(BytesIO(sample.video))
         return
-    for start, end in itertools.pairwise(sample.offsets):
-        picture = cv2.imdecode(np.frombuffer(sample.video[start:end], np.uint8), cv2.IMREAD_COLOR_RGB)
-        assert picture is not None
-        yield picture
+    video, blocks = np.frombuffer(sample.video, np.uint8), sample.blocks and BlockDecoder(sample.blocks)
+    for number, (start, end) in enumerate(itertools.pairwise(sample.offsets)):
+        yield decode_still(video[start:end], number, blocks)
 
 
 def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
@@ -141,6 +143,8 @@ def variants() -> Iterator[PackOptions]:
     base = PackOptions(workers=1)
     for quality, chroma in ((90, "444"), (90, "420"), (85, "444"), (95, "444")):
         yield replace(base, quality=quality, chroma=chroma)
+    for luma, chroma_bits in ((3, 2), (2, 2), (3, 3)):
+        yield replace(base, codec="blocks", luma_bits=luma, chroma_bits=chroma_bits)
     for codec in ("vp9", "h264", "hevc", "mjpeg", "copy"):
         yield replace(base, codec=codec)
 
