@@ -63,6 +63,7 @@ def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
         "ours, jpeg: read only": partial(methods.ours_read_only, shards["jpeg"]),
         "ours, jpeg: + decode": partial(methods.ours_decode, shards["jpeg"]),
         "ours, jpeg": partial(methods.ours, shards["jpeg"]),
+        "ours, blocks": partial(methods.ours, shards["blocks"]),
         "ours, vp9: + decode": partial(methods.ours_decode, shards["vp9"]),
         "ours, vp9": partial(methods.ours, shards["vp9"]),
         "ours, h264": partial(methods.ours, shards["h264"]),
@@ -72,7 +73,7 @@ def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
     }
     if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
         on_gpu = partial(methods.ours, device="cuda", batch_size=min(32, num_sources), threads=min(os.cpu_count() or 1, 16))
-        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS}
+        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS if codec != "blocks"}
     if importlib.util.find_spec("decord"):
         table[REFERENCE] = partial(original, methods.decode_decord)
     if importlib.util.find_spec("torchcodec"):

@@ -17,7 +17,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 WIDTH, HEIGHT, NUM_FRAMES = 960, 540, 100
 FIGURE_HEIGHT, FIGURE_WIDTH = 260, 110
 SENSOR_NOISE = 2.0  # grey levels
-CODECS = ("jpeg", "vp9", "h264")
+CODECS = ("jpeg", "blocks", "vp9", "h264")
 
 
 def _texture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -105,7 +105,7 @@ def crop_psnr(sample: Sample, videos: dict[str, Any]) -> float:
     to_packed = affine.compose(affine.invert(meta.packed_to_source), affine.window_map(box, SIZE))
     wanted = set(chosen.tolist())
     found, expected = [], []
-    pairs = zip(video_frames(str(videos[meta.key])), packed_frames(sample), strict=True)
+    pairs = zip(source_frames(videos[meta.key]), packed_frames(sample), strict=True)
     for number, (source, packed) in enumerate(pairs):
         if number in wanted:
             expected.append(cv2.resize(padded_crop(source, box), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR))
@@ -113,8 +113,15 @@ def crop_psnr(sample: Sample, videos: dict[str, Any]) -> float:
     return psnr(found, expected)
 
 
-def video_frames(video: str | BytesIO) -> Iterator[np.ndarray]:
-    """RGB frames of a video, upright or not: as decoded."""
+def source_frames(video: Any) -> Iterator[np.ndarray]:
+    """RGB frames of a source video as a player shows them."""
+    with VideoReader(video) as reader:
+        for square in reader.crops(0, 0, max(reader.info.width, reader.info.height)):
+            yield square[: reader.info.height, : reader.info.width]
+
+
+def video_frames(video: BytesIO) -> Iterator[np.ndarray]:
+    """RGB frames of a packed video."""
     with av.open(video, mode="r") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
@@ -158,7 +165,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--clips", type=Range(1).parser(int), default=24, help="synthetic clips (default 24)")
+    parser.add_argument("--clips", type=Range(36).parser(int), default=36, help="synthetic clips (default 36)")
     parser.add_argument("--motion", type=Path, help="folder made by make_motion_clips.py, instead of making one")
     parser.add_argument("--files", type=Path, nargs="+", help="real video files instead of synthetic clips")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Is less learnt from pictures in blocks than from JPEGs? The demo's whole road on the same clips packed both ways, paired seeds.
+"""Is less learnt from pictures in blocks than from JPEGs? The demo on the same clips packed both ways, paired seeds.
 
     svdata2vec shard pyskl demo/blocks --pickle-path demo/clips/motion.pkl --videos demo/clips/videos --size 96 --codec blocks
     python tools/experiments/codec_experiment.py --shards demo/shards --blocks demo/blocks \\
@@ -71,8 +71,8 @@ def main() -> None:
     with process_pool(options.jobs) as pool:
         seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
     compared = compare(seeds)
-    write_record(options.out, {"epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds},
-                 plot, compared)
+    figures = {"epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds}
+    write_record(options.out, figures, plot, compared)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 AREAS: dict[str, tuple[str, int]] = {
     "loader": ("fuzz_shards.LoaderArea", 6),
     "video loader": ("fuzz_shards.VideoLoaderArea", 1),
+    "blocks loader": ("fuzz_shards.BlocksLoaderArea", 2),
     "verify": ("fuzz_shards.VerifyArea", 4),
     "pickle": ("fuzz_sources.PickleArea", 4),
     "table": ("fuzz_sources.TableArea", 2),

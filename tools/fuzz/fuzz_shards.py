@@ -71,6 +71,12 @@ class VideoLoaderArea(LoaderArea):
     codec = "h264"
 
 
+class BlocksLoaderArea(LoaderArea):
+    """The same with pictures in blocks."""
+
+    codec = "blocks"
+
+
 class VerifyArea(LoaderArea):
     """`svdata2vec verify` finds every damaged byte, and says so in lines."""
 
@@ -149,13 +155,14 @@ def craft_clip(rng: random.Random, folder: Path) -> str:
 
 
 def _sums(parts: dict[str, bytes], names: tuple[str, ...], frames: int) -> list[int]:
-    """As many sums as the index promises, whatever the clip's table of JPEGs says."""
+    """As many sums as the index promises, whatever the clip's table of JPEGs or header of blocks says."""
+    head = "blocks" if "blocks" in names else "offsets.npy"
     try:
         found = clip_sums(parts, names)
     except ValueError:
-        found = clip_sums({name: part for name, part in parts.items() if name != "offsets.npy"}, names)
-        found[names.index("offsets.npy")] = zlib.crc32(parts["offsets.npy"])
-    wanted = len(names) + ("jpegs" in names) * frames
+        found = clip_sums({name: part for name, part in parts.items() if name != head}, names)
+        found[names.index(head)] = zlib.crc32(parts[head])
+    wanted = len(names) + ("jpegs" in names or "blocks" in names) * frames
     return (found + [0] * wanted)[:wanted]
 
 
@@ -165,6 +172,10 @@ def _craft_part(rng: random.Random, parts: dict[str, bytes]) -> str:
         fields: dict[str, Any] = json.loads(parts[name])
         fields[rng.choice(list(fields))] = odd_value(rng)
         parts[name] = json.dumps(fields if rng.random() < 0.8 else damage_value(rng, fields)).encode()
+    elif name == "blocks":
+        content = parts[name]
+        parts[name] = rng.choice([damage_bytes(rng, content[:16]) + content[16:], content[: rng.randrange(len(content))],
+                                  content + content[: rng.randrange(1, 9999)]])
     else:
         array = np.load(io.BytesIO(parts[name]))
         odd = np.array(array)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from result_cells import Record
-from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
+from results_learning import claim, claim_probes, codec_experiment, demo, encode_experiment, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
+    blocks_bound,
     encodings,
     geometry,
     gpu_check,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim": (claim, ("claim", "motion_clips_check")),
     "claim_probes": (claim_probes, ("claim",)),
     "encode_experiment": (encode_experiment, ("encode_experiment",)),
+    "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
     "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),
     "gpu_check": (gpu_check, ("gpu_check",)),
@@ -56,6 +58,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "host": (host, ("bench_host",)),
     "memory": (memory, ("loader_memory",)),
     "encodings": (encodings, ("packing_real_h264", "bench_data")),
+    "blocks_bound": (blocks_bound, ("packing_real_h264",)),
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
     "index": (index, ("bench_index",)),
     "scaling": (scaling, ("scaling",)),

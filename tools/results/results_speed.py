@@ -3,6 +3,8 @@
 from result_cells import Record, measured, not_measured, percent, sentence, table
 
 from svdata2vec.bench.record import stage_rows
+from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.shards.blocks import BlockFormat
 
 
 def training_step(cpu: Record, gpu: Record | None) -> str:
@@ -96,11 +98,13 @@ def encodings(packing: Record, loading: Record | None = None) -> str:
     methods = loading["methods"] if loading else {}
     rows = []
     for row in packing["rows"]:
-        codec, is_default = row["codec"], row["codec"] != "jpeg" or (row["quality"], row["chroma"]) == (90, "444")
+        codec = row["codec"]
+        by_default = {"jpeg": (row["quality"], row["chroma"]) == (90, "444"),
+                      "blocks": (row.get("luma_bits"), row.get("chroma_bits")) == (3, 2)}
+        is_default = by_default.get(codec, True)
         method = methods.get(f"ours, {codec}") if is_default else None
         rows.append([
-            "`copy` (full frame)" if codec == "copy" else
-            f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else ""),
+            _encoding(row),
             f"{100 * row['kib_per_frame'] / 1024:.2f}",
             f"{row['psnr_db_mean']:.1f}",
             f"{row['frames_per_cpu_second']:.0f}",
@@ -110,6 +114,46 @@ def encodings(packing: Record, loading: Record | None = None) -> str:
               *(["loading, CPU ms per clip of 40 frames"] if loading else [])]
     loaded = ", loaded from synthetic 540p clips" if loading else ""
     return table(header, rows) + f"\nPacked from H.264 ({packing['source']}){loaded}. {measured(packing)}\n"
+
+
+def _encoding(row: Record) -> str:
+    codec = row["codec"]
+    if codec == "blocks":
+        return f"`blocks`, {row['luma_bits']} and {row['chroma_bits']} bits"
+    if codec == "copy":
+        return "`copy` (full frame)"
+    return f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else "")
+
+
+MEMORY_TB, UPLOAD_GB, DISK_GB = (1, 2, 4), (25, 50), 7  # per second: of GPUs; PCIe 4 and 5 with 16 lanes; an NVMe disk
+
+
+def blocks_bound(packing: Record) -> str:
+    """What the bytes of blocks allow, without a GPU: pictures per second at the rates of memory, upload and disk."""
+    config = PretrainConfig()
+    frames, size = config.data.num_frames, config.data.size
+    kept = int(frames * (1 - config.mask.video_ratio))
+    written = kept * size**2 * 16 * 2  # windows of 5 frames in 16 channels, bfloat16
+    pixels = 3 * frames * size**2
+    ways = {"JPEGs, decoded before": (2 * pixels, 0)}
+    for row in packing["rows"]:
+        if row["codec"] == "blocks":
+            stored = BlockFormat(row["size"], row["luma_bits"], row["chroma_bits"]).frame_bytes
+            ways[_encoding(row)] = frames * stored, stored
+    rows = [
+        [name, f"{stored / 1000:.1f}" if stored else "", f"{read / 1e6:.1f}", f"{written / 1e6:.1f}",
+         *(f"{frames * tera * 1e12 / (read + written):,.0f}" for tera in MEMORY_TB),
+         *(f"{giga * 1e9 / stored:,.0f}" if stored else "" for giga in (*UPLOAD_GB, DISK_GB))]
+        for name, (read, stored) in ways.items()
+    ]
+    header = ["pictures/s at most", "kB per picture", "MB per clip before the network", "MB of windows written",
+              *(f"memory, {tera} TB/s" for tera in MEMORY_TB), *(f"upload, {giga} GB/s" for giga in UPLOAD_GB),
+              f"disk, {DISK_GB} GB/s"]
+    return table(header, rows) + (
+        f"\nOn paper: bytes divided by rates, no GPU has run it. {frames} pictures of a clip, {kept} kept windows in bfloat16. "
+        "Before the network: blocks are read once, all of them; decoded pictures are written by the decoder, whose own work is "
+        "not counted, and read again.\n"
+    )
 
 
 def geometry(record: Record) -> str:
