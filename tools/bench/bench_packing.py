@@ -133,7 +133,7 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
     if sample.offsets is None:
         yield from video_frames(BytesIO(sample.video))
         return
-    video, blocks = np.frombuffer(sample.video, np.uint8), sample.blocks and BlockDecoder(sample.blocks)
+    video, blocks = np.frombuffer(sample.video, np.uint8), None if sample.blocks is None else BlockDecoder(sample.blocks)
     for number, (start, end) in enumerate(itertools.pairwise(sample.offsets)):
         yield decode_still(video[start:end], number, blocks)
 
