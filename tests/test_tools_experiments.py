@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import claim_experiment as claim
+import codec_experiment as codec
 import encode_experiment as encode
 import pytest
 import render_results
@@ -88,3 +89,15 @@ def test_ways_of_encoding_are_compared_against_the_spread_of_seeds(other: float,
     assert compared["top1_within_seed_spread"] is within and compared["final_loss_within_seed_spread"] is True
     assert compared["top1_seed_spread"] == pytest.approx(0.04)
     assert compared["probe_top1_within_seed_spread"] is False and compared["mean_probe_top1"]["kept_frames"] == 0.51
+
+
+def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
+    """Seeds may differ by more than the codecs do: the interval is that of the differences."""
+    seeds = [{"seed": seed, "top1": {"jpeg": base, "blocks": base + change}, "probe_top1": {"jpeg": 0.4, "blocks": 0.5},
+              "loss": {"jpeg": 0.9, "blocks": 0.9}}
+             for seed, (base, change) in enumerate([(0.1, 0.02), (0.5, 0.03), (0.3, 0.01)])]
+    compared = codec.compare(seeds)
+    assert compared["top1"]["difference"] == pytest.approx(0.02) and compared["top1"]["mean"]["jpeg"] == pytest.approx(0.3)
+    assert compared["top1"]["interval"] == pytest.approx([0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5])
+    codec.plot({"comparison": compared, "seeds": seeds}, tmp_path / "codec_experiment.png")
+    assert (tmp_path / "codec_experiment.png").stat().st_size > 10_000

@@ -12,6 +12,7 @@ import result_cells as cells
 
 from svdata2vec.bench import record as bench_record
 from svdata2vec.config.records import faults
+from svdata2vec.config.schema import PretrainConfig
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
@@ -146,3 +147,13 @@ def test_without_records_no_figure_is_shown(results: Path) -> None:
 ])
 def test_machine_and_date_come_from_every_kind_of_record(record: dict[str, Any], said: str) -> None:
     assert cells.measured(record) == said
+
+
+def test_the_bound_of_blocks_is_bytes_over_rates() -> None:
+    """Of 40 frames: 70.4 kB each read once, and the kept windows, 16 channels of 2 bytes, written."""
+    text = render.section("blocks_bound")
+    row = next(line for line in text.splitlines() if line.startswith("| `blocks`, 3 and 2 bits |")).split(" | ")
+    kept = int(40 * (1 - PretrainConfig().mask.video_ratio))
+    read, written = 40 * 70_400, kept * 224 * 224 * 32
+    assert row[1:5] == ["70.4", "2.8", f"{written / 1e6:.1f}", f"{40e12 / (read + written):,.0f}"]
+    assert row[7] == f"{25e9 / 70_400:,.0f}" and "On paper" in text

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from result_cells import Record
-from results_learning import claim, claim_probes, codec_experiment, demo, encode_experiment, motion_check
+from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
@@ -48,7 +48,6 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim": (claim, ("claim", "motion_clips_check")),
     "claim_probes": (claim_probes, ("claim",)),
     "encode_experiment": (encode_experiment, ("encode_experiment",)),
-    "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
     "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),
     "gpu_check": (gpu_check, ("gpu_check",)),

@@ -128,7 +128,7 @@ def _encoding(row: Record) -> str:
 MEMORY_TB, UPLOAD_GB, DISK_GB = (1, 2, 4), (25, 50), 7  # per second: of GPUs; PCIe 4 and 5 with 16 lanes; an NVMe disk
 
 
-def blocks_bound(packing: Record) -> str:
+def blocks_bound(_: Record) -> str:
     """What the bytes of blocks allow, without a GPU: pictures per second at the rates of memory, upload and disk."""
     config = PretrainConfig()
     frames, size = config.data.num_frames, config.data.size
@@ -136,10 +136,9 @@ def blocks_bound(packing: Record) -> str:
     written = kept * size**2 * 16 * 2  # windows of 5 frames in 16 channels, bfloat16
     pixels = 3 * frames * size**2
     ways = {"JPEGs, decoded before": (2 * pixels, 0)}
-    for row in packing["rows"]:
-        if row["codec"] == "blocks":
-            stored = BlockFormat(row["size"], row["luma_bits"], row["chroma_bits"]).frame_bytes
-            ways[_encoding(row)] = frames * stored, stored
+    for luma_bits, chroma_bits in ((3, 2), (2, 2), (3, 3)):
+        stored = BlockFormat(320, luma_bits, chroma_bits).frame_bytes
+        ways[f"`blocks`, {luma_bits} and {chroma_bits} bits"] = frames * stored, stored
     rows = [
         [name, f"{stored / 1000:.1f}" if stored else "", f"{read / 1e6:.1f}", f"{written / 1e6:.1f}",
          *(f"{frames * tera * 1e12 / (read + written):,.0f}" for tera in MEMORY_TB),
