@@ -11,6 +11,8 @@ repository, reached through relative symlinks.
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from svdata2vec.config.openmp import bound_waiting
+
 if TYPE_CHECKING:
     from svdata2vec.evaluation.features import load_encoder
     from svdata2vec.pipeline.loader import ClipLoader
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["ClipLoader", "PlanConfig", "UserError", "load_encoder", "open_shards"]
+
+bound_waiting()  # before anything here imports PyTorch
 
 _HOMES = {
     "ClipLoader": "pipeline.loader",

@@ -1,6 +1,8 @@
 # Sourced by the scripts in tools/: makes .venv in the repository and installs this package with its test environment, once per
-# state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 DALI's build for CUDA 12 (default:
-# cuda13). Leaves the path of the environment's interpreter in $python. Once installed, no network is used.
+# state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 the builds of PyTorch and DALI for
+# CUDA 12 (default: cuda13). PyPI's PyTorch is for CUDA 13, so that for CUDA 12 comes from PyTorch's own index
+# (SVDATA2VEC_TORCH_INDEX names another). Leaves the path of the environment's interpreter in $python. Once installed, no network
+# is used.
 
 find_python() {
     local candidate
@@ -16,10 +18,12 @@ find_python() {
 }
 
 make_environment() {
-    local root extras wanted stamp interpreter
+    local root extras wanted stamp interpreter index torch
     root=$(pwd)
     extras="${SVDATA2VEC_CUDA:-cuda13},test"
     stamp=.venv/installed
+    index="${SVDATA2VEC_TORCH_INDEX:-https://download.pytorch.org/whl/cu126}"
+    torch=$(sed -n 's/^ *\(torch>.*\)$/\1/p' setup.cfg)
     wanted="$extras $(cksum < setup.cfg) $(cksum < pyproject.toml) $root"
     python="$root/.venv/bin/python"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
@@ -28,6 +32,9 @@ make_environment() {
     interpreter=$(find_python) || return
     echo "== installing into .venv (once)"
     "$interpreter" -m venv --clear .venv || return
+    if [ "${SVDATA2VEC_CUDA:-}" = cuda12 ]; then
+        "$python" -m pip install --quiet --disable-pip-version-check --index-url "$index" "$torch" || return
+    fi
     "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" || return
     echo "$wanted" > "$stamp"
 }

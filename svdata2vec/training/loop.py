@@ -8,9 +8,11 @@ import time
 from collections.abc import Generator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.files import to_json, to_values
+from svdata2vec.config.openmp import waiting
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -79,7 +81,10 @@ class TrainingRun:
 
     def plan(self) -> list[str]:
         """What the run is going to do, in lines for the log."""
-        return self.stepper.plan()
+        lines = self.stepper.plan()
+        if self.runtime.device.type == "cpu":
+            lines.append(f"on {torch.get_num_threads()} threads per process, which wait for each other by {waiting()}")
+        return lines
 
     def epoch_end(self, epoch: int, before: int) -> dict[str, float]:
         """What happens at the end of an epoch; `before`: the one that ended before it, as a step may pass several.

@@ -28,6 +28,7 @@ from results_speed import (
     index,
     loader,
     memory,
+    openmp,
     training_step,
 )
 from results_trust import fuzz, kill_loop
@@ -59,7 +60,8 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "encodings": (encodings, ("packing_real_h264", "bench_data")),
     "blocks_bound": (blocks_bound, ("packing_real_h264",)),
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
-    "index": (index, ("bench_index",)),
+    "index": (index, ("bench_index", "bench_index_10m")),
+    "openmp": (openmp, ("bench_openmp",)),
     "scaling": (scaling, ("scaling",)),
     "scaling_storage": (scaling_storage, ("scaling",)),
     "scaling_measured": (scaling_measured, ("scaling_measured",)),

@@ -191,13 +191,26 @@ def memory(record: Record) -> str:
     return table(header, rows) + f"\nOf the process and its children together; last column: the slope. {measured(record)}\n"
 
 
-def index(record: Record) -> str:
+def index(million: Record, ten_million: Record | None) -> str:
     """What a very long index costs a process."""
-    rows = [
-        ["start of one rank of four, CPU seconds", f"{record['start_seconds']:.2f}"],
-        ["its private memory, MB", f"{record['private_mb']:.0f}"],
-        [f"the same after {record['distinct_keys']:,} keys in the order of three epochs, MB",
-         f"{record['private_mb_walked']:.0f}"],
-        ["largest resident memory, MB", f"{record['peak_resident_mb']:.0f}"],
-    ]
-    return table([f"index of {record['clips']:,} clips", ""], rows) + f"\n{measured(record)}\n"
+    records = [record for record in (million, ten_million) if record]
+    lines = {
+        "start of one rank of four, CPU seconds": lambda record: f"{record['start_seconds']:.2f}",
+        "order of one epoch, CPU seconds": lambda record: f"{record['order_seconds']:.2f}" if "order_seconds" in record else "",
+        "its private memory, MB": lambda record: f"{record['private_mb']:.0f}",
+        "the same after 20,000 keys of each of three epochs, MB": lambda record: f"{record['private_mb_walked']:.0f}",
+        "largest resident memory, MB": lambda record: f"{record['peak_resident_mb']:.0f}",
+    }
+    rows = [[name, *map(show, records)] for name, show in lines.items()]
+    header = ["an index of so many clips", *(f"{record['clips']:,}" for record in records)]
+    return table(header, rows) + "".join(f"\n{record['clips']:,}: {measured(record)}\n" for record in records)
+
+
+def openmp(record: Record) -> str:
+    """Training with the demo's network beside programs that never rest."""
+    rates = record["clips_per_second"]
+    rows = [[name, f"{row['alone']:.1f}", f"{row['beside']:.1f}", percent(row["share"]),
+             f"{row['quota']:.1f}" if "quota" in row else ""] for name, row in rates.items()]
+    header = ["waiting threads spin", "clips/s alone", "beside two programs", "of alone", "with one core's time"]
+    reason = record["not_run"].get("quota")
+    return table(header, rows) + (f"\nNot run with one core's time: {reason}.\n" if reason else "") + f"\n{measured(record)}\n"

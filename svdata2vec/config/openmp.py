@@ -1,0 +1,24 @@
+"""How long OpenMP's threads wait actively for each other: set before PyTorch loads the library, unless the user has set it.
+
+Threads that meet at the end of every operation spin, by libgomp's own setting for some ten milliseconds. On cores that other
+programs use as well, the one that they wait for does not run meanwhile, and training becomes many times slower instead of half
+as fast. A short spin keeps what spinning is good for on free cores (tools/bench/bench_openmp.py measures both).
+"""
+
+import os
+from collections.abc import Mapping, MutableMapping
+
+# libgomp (PyTorch's wheels) counts turns of its loop; libiomp (PyTorch of conda with MKL) milliseconds.
+BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+OF_THE_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *BOUNDED)
+
+
+def bound_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables of `BOUNDED`, for this process and those that it starts, unless one of `OF_THE_USER` is there."""
+    if not any(name in environment for name in OF_THE_USER):
+        environment.update(BOUNDED)
+
+
+def waiting(environment: Mapping[str, str] = os.environ) -> str:
+    """What is set, for a log."""
+    return ", ".join(f"{name} {environment[name]}" for name in OF_THE_USER if name in environment)
