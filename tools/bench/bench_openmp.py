@@ -27,7 +27,7 @@ from svdata2vec.shards.ranges import Range
 OWN = "libgomp's own"
 SETTINGS = {
     OWN: {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"},
-    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (1000, 10000)},
+    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, 1000, 10000)},
 }
 SPINNER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"  # ends with its parent
 GROUP, WORKER = "svdata2vec-bench", "--worker"
