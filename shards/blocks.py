@@ -1,4 +1,4 @@
-"""Pictures in blocks of a fixed size, which need no decoder: every pixel lies at a known place (README.md, "blocks").
+"""Pictures in blocks of a fixed size, which need no decoder: every pixel lies at a known place (shards/README.md, "Blocks").
 
 A picture is three planes of bytes: Y, and Cb and Cr at half the side (BT.601, full range). A plane is stored as two ends for
 every 4x4 pixels and an index of 2 or 3 bits for every pixel, which says where it lies between them. `packing/blockencoder.py`

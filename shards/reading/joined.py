@@ -45,7 +45,7 @@ class JoinedShards(ShardSet):
     Args:
         sets: of one codec and one view.
         to: name of the joint layout to bring them to; None = they have one.
-        weights: how often a training epoch takes a clip of each set (pipeline/README.md, "Order"); () = once.
+        weights: how often a training epoch takes a clip of each set (pipeline/README.md, "Purity and resume"); () = once.
 
     Raises UserError, in one line, for sets that cannot be read as one.
     """
