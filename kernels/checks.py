@@ -66,4 +66,4 @@ def require_numbers(frame_BT: Tensor, num_stored: int) -> None:
         return
     low, high = int(frame_BT.min()), int(frame_BT.max())
     if low < 0 or high >= num_stored:
-        raise ValueError(f"frame_BT holds {low} to {high}; there are stored frames 0 to {num_stored - 1}")
+        raise ValueError(f"frame_BT holds {low} to {high}; a clip has stored frames 0 to {num_stored - 1}")

@@ -106,7 +106,7 @@ def _check_windows(mean: Sequence[float], std: Sequence[float], window: int, cha
 
 
 def gather_blocks(
-    blocks_NE: Tensor,
+    blocks_BTE: Tensor,
     frame_BT: Tensor,
     map_B4: Tensor,
     keep_BK: Tensor,
@@ -123,8 +123,8 @@ def gather_blocks(
     """`gather_frames` of clips that are stored as blocks, decoded and resampled on the way.
 
     Args:
-        blocks_NE: uint8, stored frames, contiguous each.
-        frame_BT: int64, which of them is frame t of clip b.
+        blocks_BTE: uint8, the stored frames of each clip, contiguous each; what lies behind those that are named is not read.
+        frame_BT: int64, which of the clip's stored frames is its frame t.
         map_B4: int64, where each clip's output lies in its packed pictures, from `block_maps`; what lies outside is black.
         keep_BK: as in `gather_frames`.
         form: side of the packed picture, bits of an index of luma, of chroma.
@@ -135,26 +135,25 @@ def gather_blocks(
     Returns:
         (B*K, channels, size, size) in channels-last memory.
     """
-    sizes = require_shapes({}, frame_BT=frame_BT, keep_BK=keep_BK)
-    require_shapes({"B": sizes["B"], "4": 4}, frame_BT=frame_BT, blocks_NE=blocks_NE, map_B4=map_B4)
-    require_dtypes((torch.uint8,), blocks_NE=blocks_NE)
+    sizes = require_shapes({"4": 4}, blocks_BTE=blocks_BTE, frame_BT=frame_BT, map_B4=map_B4, keep_BK=keep_BK)
+    require_dtypes((torch.uint8,), blocks_BTE=blocks_BTE)
     require_dtypes((torch.int64,), frame_BT=frame_BT, map_B4=map_B4)
     require_kept_frames(keep_BK, sizes["T"])
-    require_numbers(frame_BT, len(blocks_NE))
+    require_numbers(frame_BT, sizes["T"])
     side, luma_bits, chroma_bits = form
     if side < 1 or side % 32 or luma_bits not in (2, 3) or chroma_bits not in (2, 3):
         raise ValueError(f"form is {tuple(form)}; expected a side that is a multiple of 32, and twice 2 or 3 bits")
     expected = plane_bytes(side, luma_bits) + 2 * plane_bytes(side // 2, chroma_bits)
-    if blocks_NE.shape[1] != expected or blocks_NE.stride(1) != 1 or blocks_NE.stride(0) % 2:
+    if sizes["E"] != expected or blocks_BTE.stride(2) != 1 or any(stride % 2 for stride in blocks_BTE.stride()[:2]):
         raise ValueError(
-            f"blocks_NE has shape {tuple(blocks_NE.shape)} and strides {blocks_NE.stride()}; a frame of form {tuple(form)} is "
-            f"{expected} neighbouring bytes, at an even address"
+            f"blocks_BTE has shape {tuple(blocks_BTE.shape)} and strides {blocks_BTE.stride()}; a frame of form "
+            f"{tuple(form)} is {expected} neighbouring bytes, at an even address"
         )
     channels = _check_windows(mean, std, window, channels)
     if dtype not in (*FLOATS, torch.uint8):
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype or uint8")
     return gather_blocks_op.run(
-        impl, blocks_NE, frame_BT, map_B4, keep_BK, list(form), size, list(mean), list(std), window, channels, dtype
+        impl, blocks_BTE, frame_BT, map_B4, keep_BK, list(form), size, list(mean), list(std), window, channels, dtype
     )
 
 

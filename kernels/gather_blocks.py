@@ -9,7 +9,7 @@ that of integers, so kernel and reference agree in every bit:
     colours        luma and the matrix of BT.601, factors in units of 2**-14, rounded, cut to 0..255
     output pixel   bilinear between four packed pixels, black outside: weights in units of 2**-11, one rounding to a grey level
 
-B clips, T frames, K kept frames, N stored frames of E bytes, P pixels and S channels of the result, C = 3 colours.
+B clips, T frames of E bytes, K kept frames, P pixels and S channels of the result, C = 3 colours; N frames of any clips.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def plane_bytes(side: int, bits: int) -> int:
 
 
 def gather_blocks_reference(
-    blocks_NE: Tensor,
+    blocks_BTE: Tensor,
     frame_BT: Tensor,
     map_B4: Tensor,
     keep_BK: Tensor,
@@ -46,7 +46,8 @@ def gather_blocks_reference(
     dtype: torch.dtype,
 ) -> Tensor:
     """Plain PyTorch: decode, resample to grey levels, gather as `gather_frames` does. form: side, bits of luma, of chroma."""
-    pictures_BTSSC = resample(decode(blocks_NE, *form), frame_BT, map_B4, size)
+    packed_BTHWC = decode(blocks_BTE.flatten(0, 1), *form).unflatten(0, frame_BT.shape)
+    pictures_BTSSC = resample(packed_BTHWC, frame_BT, map_B4, size)
     return gather_frames_reference(pictures_BTSSC, keep_BK, mean, std, window, channels, dtype)
 
 
@@ -76,9 +77,9 @@ def _decode_plane(plane_NE: Tensor, side: int, bits: int) -> Tensor:
     return ((top - index_NHW) * ends_NRC2[..., 0] + index_NHW * ends_NRC2[..., 1] + top // 2) // top
 
 
-def resample(packed_NHWC: Tensor, frame_BT: Tensor, map_B4: Tensor, size: int) -> Tensor:
-    """uint8 (B, T, size, size, 3): the frames of each clip through its map."""
-    video_BTHWC = packed_NHWC[frame_BT].int()
+def resample(packed_BTHWC: Tensor, frame_BT: Tensor, map_B4: Tensor, size: int) -> Tensor:
+    """uint8 (B, T, size, size, 3): the numbered frames of each clip through its map."""
+    video_BTHWC = packed_BTHWC[torch.arange(len(frame_BT), device=frame_BT.device)[:, None], frame_BT].int()
     for axis, (scale_B, shift_B) in ((3, map_B4[:, :2].unbind(1)), (2, map_B4[:, 2:].unbind(1))):
         video_BTHWC = _resample_axis(video_BTHWC, axis, scale_B, shift_B, size)
     return ((video_BTHWC + 2 ** (2 * WEIGHT_BITS - 1)) >> 2 * WEIGHT_BITS).to(torch.uint8)
@@ -124,17 +125,16 @@ def _cut(value_P: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _gather_blocks_kernel(
-    blocks_ptr: tl.tensor,  # (N, E) uint8
-    frame_ptr: tl.tensor,  # (B, T) int64: which of the N frames
+    blocks_ptr: tl.tensor,  # (B, T, E) uint8
+    frame_ptr: tl.tensor,  # (B, T) int64: which of the clip's stored frames
     map_ptr: tl.tensor,  # (B, 4) int64: scale and shift of columns, then of rows
     keep_ptr: tl.tensor,  # (B, K) int64
     out_ptr: tl.tensor,  # (B*K, size*size, CHANNELS)
-    num_stored: tl.tensor,
     num_frames: tl.tensor,
     num_kept: tl.tensor,
     size: tl.tensor,
     side: tl.tensor,
-    blocks_stride: tl.tensor,
+    blocks_strides: tl.tuple,  # of B and T
     frame_strides: tl.tuple,
     map_strides: tl.tuple,
     keep_strides: tl.tuple,
@@ -151,6 +151,7 @@ def _gather_blocks_kernel(
     row = tl.program_id(0).to(tl.int64)
     clip, kept = row // num_kept, row % num_kept
     keep = tl.load(keep_ptr + clip * keep_strides[0] + kept * keep_strides[1])
+    blocks_ptr += clip * blocks_strides[0]
     frame_ptr += clip * frame_strides[0]
     map_ptr += clip * map_strides[0]
 
@@ -163,12 +164,12 @@ def _gather_blocks_kernel(
 
     channel_S = tl.arange(0, BLOCK_S)
     value_PS = tl.zeros((BLOCK_P, BLOCK_S), tl.float32)
-    for step in range(WINDOW):
+    for step in tl.range(WINDOW, disable_licm=True):  # places of 36 loads would fill the registers
         frame = keep + step - WINDOW // 2
         in_clip = (frame >= 0) & (frame < num_frames)
         stored = tl.load(frame_ptr + frame * frame_strides[1], mask=in_clip, other=-1)
-        in_clip = (stored >= 0) & (stored < num_stored)
-        luma_ptr = blocks_ptr + stored * blocks_stride
+        in_clip = (stored >= 0) & (stored < num_frames)
+        luma_ptr = blocks_ptr + stored * blocks_strides[1]
         blue_ptr = luma_ptr + (side * side >> 3) * (1 + LUMA_BITS)
         red_ptr = blue_ptr + (side * side >> 5) * (1 + CHROMA_BITS)
         red_P, green_P, blue_P = tl.zeros_like(left_P), tl.zeros_like(left_P), tl.zeros_like(left_P)
@@ -201,7 +202,7 @@ PIXELS_PER_PROGRAM = 4 * (64 if torch.version.hip else 32)
 
 
 def launch_gather_blocks(
-    blocks_NE: Tensor,
+    blocks_BTE: Tensor,
     frame_BT: Tensor,
     map_B4: Tensor,
     keep_BK: Tensor,
@@ -216,13 +217,13 @@ def launch_gather_blocks(
     """Start the Triton kernel; arguments as in the reference."""
     B, K = keep_BK.shape
     side, luma_bits, chroma_bits = form
-    windows_RHWS = blocks_NE.new_empty((B * K, size, size, channels), dtype=dtype)
+    windows_RHWS = blocks_BTE.new_empty((B * K, size, size, channels), dtype=dtype)
     launch(
         _gather_blocks_kernel,
         (B * K, cdiv(size * size, PIXELS_PER_PROGRAM)),
-        *(blocks_NE, frame_BT, map_B4, keep_BK, windows_RHWS),
-        *(len(blocks_NE), frame_BT.shape[1], K, size, side, blocks_NE.stride(0)),
-        *(frame_BT.stride(), map_B4.stride(), keep_BK.stride()),
+        *(blocks_BTE, frame_BT, map_B4, keep_BK, windows_RHWS),
+        *(frame_BT.shape[1], K, size, side),
+        *(blocks_BTE.stride()[:2], frame_BT.stride(), map_B4.stride(), keep_BK.stride()),
         *(tuple(mean), tuple(1.0 / value for value in std)),
         LUMA_BITS=luma_bits,
         CHROMA_BITS=chroma_bits,

@@ -35,7 +35,8 @@ def gather_frames_reference(
     frame_BKF = keep_BK[:, :, None] + torch.arange(window, device=device) - window // 2
     inside_BKF = (frame_BKF >= 0) & (frame_BKF < T)
     clip_B = torch.arange(B, device=device)[:, None, None]
-    windows_RHWS = video_BTHWC[clip_B, frame_BKF.clamp(0, T - 1)].permute(0, 1, 3, 4, 5, 2).reshape(B * K, H, W, -1)
+    frames_BKFHWC = video_BTHWC[clip_B, frame_BKF.clamp(0, T - 1)]
+    windows_RHWS = frames_BKFHWC.permute(0, 1, 3, 4, 5, 2).reshape(B * K, H, W, COLOURS * window)
     mean_S, factor_S = (  # filled where they are: an upload would be waited for
         torch.cat([torch.full((window,), value, dtype=torch.float32, device=device) for value in values])
         for values in (mean, [1.0 / value for value in std])

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svdata2vec.pipeline.video import Video
+
 # name, data type, dimensions
 _TENSORS = (
     ("label_B", torch.int64, 1), ("view_B", torch.int64, 1),
@@ -20,12 +22,12 @@ _TENSORS = (
 class ClipBatch:
     """A batch of clips.
 
-    video_BTHWC: uint8 RGB, or None in skeleton-only mode. joints_BMTVC: float32 pixels of the same pictures (pixel
-    centres at integer + 0.5), (0, 0) = missing, or None. label_B: int64. keys: B clip names. view_B: int64 number of
-    the evaluation view of each entry (None when every clip has one view).
+    video_BTHWC: uint8 RGB, decoded or not (video.py), or None in skeleton-only mode. joints_BMTVC: float32 pixels of the
+    same pictures (pixel centres at integer + 0.5), (0, 0) = missing, or None. label_B: int64. keys: B clip names. view_B:
+    int64 number of the evaluation view of each entry (None when every clip has one view).
     """
 
-    video_BTHWC: Tensor | None
+    video_BTHWC: Video | None
     joints_BMTVC: Tensor | None
     label_B: Tensor
     keys: tuple[str, ...]
@@ -54,8 +56,8 @@ class ClipBatch:
         moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         return replace(self, **moved)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Those that the batch has."""
+    def tensors(self) -> dict[str, Video]:
+        """Those that the batch has; the video may be `BlockClips`."""
         return {name: tensor for name, _, _ in _TENSORS if (tensor := getattr(self, name)) is not None}
 
     def __repr__(self) -> str:

@@ -271,7 +271,7 @@ class ClipLoader:
     def _make_decoder(self) -> FrameDecoder:
         return make_decoder(
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads, self.engine_share,
-            self.run_pictures,
+            self.run_pictures, self.shards.manifest.blocks,
         )
 
     def _stop_stream(self) -> None:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.decoders import room
 from svdata2vec.pipeline.fetch import BadClipError, ClipFetcher, FetchedClip, Outcome
 from svdata2vec.pipeline.handover import Lane, Turns
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import EpochClips, OrderConfig
 from svdata2vec.pipeline.pixels import apply_pixel_augment
 from svdata2vec.pipeline.readers import ProcessReaders, Step, ThreadReaders
+from svdata2vec.pipeline.video import Video, frames_of
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Read:
 class Decoded:
     """Frames of a step (None without any), number -> reason of the clips that failed, and what it took."""
 
-    video_BTHWC: Tensor | None
+    video_BTHWC: Video | None
     failed: dict[int, str]
     seconds: float
 
@@ -142,8 +143,7 @@ class Producer:
             return Decoded(None, {}, 0.0)
         config, started = self.fetcher.config, time.perf_counter()
         with lane.work():
-            shape = (len(read.clips), config.num_frames, config.size, config.size, 3)
-            video = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            video = room(lane.decoder, len(read.clips), config.num_frames, config.size, self.device)
             failed = self._decode_into(lane, read.clips, video)
         return Decoded(video, failed, time.perf_counter() - started)
 
@@ -160,7 +160,7 @@ class Producer:
         self._record_bad(row, str(outcome))
         return self._replace(row, epoch) if self.order.train else None
 
-    def _replace(self, bad_row: int, epoch: int, lane: Lane | None = None, out_1TSS3: Tensor | None = None) -> FetchedClip:
+    def _replace(self, bad_row: int, epoch: int, lane: Lane | None = None, out_1TSS3: Video | None = None) -> FetchedClip:
         """Another clip, drawn by a key, so that all ranks and any resumed run agree on it.
 
         With a lane and `out_1TSS3` one whose frames could be written there.
@@ -214,8 +214,8 @@ class Producer:
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def _settle_frames(
-        self, read: Read, video_BTHWC: Tensor, failed: dict[int, str], lane: Lane
-    ) -> tuple[list[FetchedClip], Tensor]:
+        self, read: Read, video_BTHWC: Video, failed: dict[int, str], lane: Lane
+    ) -> tuple[list[FetchedClip], Video]:
         """Clips and frames of a step: failed ones replaced in training, left out in evaluation; pixels augmented."""
         kept, video = list(read.clips), video_BTHWC
         self.stats.clips_decoded += len(kept) - len(failed)
@@ -227,12 +227,14 @@ class Producer:
         if failed and not self.order.train:
             good = [i for i in range(len(kept)) if i not in failed]
             kept, video = [kept[i] for i in good], video[good]
-        for i, clip in enumerate(kept):
-            if clip.augment is not None:
-                apply_pixel_augment(video[i], clip.augment)
+        if any(clip.augment is not None for clip in kept):
+            video = frames_of(video)
+            for frames_THWC, clip in zip(video, kept, strict=True):
+                if clip.augment is not None:
+                    apply_pixel_augment(frames_THWC, clip.augment)
         return kept, video
 
-    def _decode_into(self, lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Tensor) -> dict[int, str]:
+    def _decode_into(self, lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Video) -> dict[int, str]:
         """`FrameDecoder.decode`. UserError if a tar was cut meanwhile."""
         assert lane.decoder is not None
         failed = lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)

@@ -206,16 +206,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "index bits": (lambda: blocks(form=(32, 4, 2)), r"form is \(32, 4, 2\); .* twice 2 or 3 bits"),
     "bytes of a frame": (
         lambda: blocks(form=(64, 3, 2)),
-        r"blocks_NE has shape \(10, 704\) .* a frame of form \(64, 3, 2\) is 2816 neighbouring bytes",
+        r"blocks_BTE has shape \(2, 5, 704\) .* a frame of form \(64, 3, 2\) is 2816 neighbouring bytes",
     ),
     "stored frames": (
-        lambda: blocks(blocks_NE=torch.zeros(10, 704)), r"blocks_NE has dtype torch.float32; expected torch.uint8"
+        lambda: blocks(blocks_BTE=torch.zeros(B, T, 704)), r"blocks_BTE has dtype torch.float32; expected torch.uint8"
     ),
     "frames of other clips": (
-        lambda: blocks(frame_BT=torch.zeros(1, T, dtype=torch.int64)), r"keep_BK has shape \(2, 3\); expected \(B=1, K\)"
+        lambda: blocks(frame_BT=torch.zeros(1, T, dtype=torch.int64)), r"frame_BT has shape \(1, 5\); expected \(B=2, T=5\)"
     ),
     "a frame that is not stored": (
-        lambda: blocks(frame_BT=torch.full((B, T), 10)), r"frame_BT holds 10 to 10; there are stored frames 0 to 9"
+        lambda: blocks(frame_BT=torch.full((B, T), 5)), r"frame_BT holds 5 to 5; a clip has stored frames 0 to 4"
     ),
     "maps": (lambda: blocks(map_B4=torch.zeros(B, 4)), r"map_B4 has dtype torch.float32; expected torch.int64"),
     "blocks' dtype": (lambda: blocks(dtype=torch.int8), r"dtype is torch.int8; expected a floating point dtype or uint8"),

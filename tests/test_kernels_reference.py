@@ -74,12 +74,12 @@ def test_gather_blocks_equals_the_loop(impl: Impl, bits: tuple[int, int]) -> Non
     call = gather_blocks(Sizes(3, 2, 1, side=7), Draw(), luma_bits=bits[0], chroma_bits=bits[1])
     call.fixed.update(map_B4=K.block_maps(maps), keep_BK=torch.arange(2).expand(3, 2), window=1, channels=3)
     got = K.gather_blocks(**call.fixed | {"mean": (0, 0, 0), "std": (1, 1, 1), "dtype": torch.uint8}, impl=impl)
-    stored = call.fixed["blocks_NE"].tolist()
+    stored = call.fixed["blocks_BTE"].tolist()
     worst = 0.0
     for clip, numbers in enumerate(call.fixed["frame_BT"].tolist()):
         (scale_x, _, shift_x), (_, scale_y, shift_y) = maps[clip].tolist()
         for frame, number in enumerate(numbers):
-            pixel = functools.partial(cases.block_pixel_truth, stored[number], 32, *bits)
+            pixel = functools.partial(cases.block_pixel_truth, stored[clip][number], 32, *bits)
             for row, column in itertools.product(range(7), repeat=2):
                 place = scale_x * (column + 0.5) + shift_x - 0.5, scale_y * (row + 0.5) + shift_y - 0.5
                 want = cases.bilinear_truth(pixel, *place)

@@ -88,14 +88,13 @@ def test_gather_blocks_as_grey_levels() -> None:
 
 
 def test_gather_blocks_reads_beyond_two_gibibytes_and_only_what_is_stored() -> None:
-    """Frames 2**30 + 64 bytes apart; on a GPU a number without a frame, which nothing checks there, is a missing frame."""
+    """Clips 2**31 + 64 bytes apart; on a GPU a number without a frame, which nothing checks there, is a missing frame."""
     fixed = gather_blocks(Sizes(2, 3, 2, side=9), Draw(torch.float32, DEVICE)).fixed
-    fixed["frame_BT"] %= 3
-    dense, apart = fixed["blocks_NE"][:3], 2**30 + 64
-    base = torch.empty(2 * apart + dense.shape[1], dtype=torch.uint8, device=DEVICE)
-    blocks = base.as_strided(dense.shape, (apart, 1))
+    dense, apart = fixed["blocks_BTE"], 2**31 + 64
+    base = torch.empty(apart + dense[0].numel(), dtype=torch.uint8, device=DEVICE)
+    blocks = base.as_strided(dense.shape, (apart, dense.shape[2], 1))
     blocks.copy_(dense)
-    got, want = K.gather_blocks(**fixed | {"blocks_NE": blocks}, impl="triton"), K.gather_blocks(**fixed, impl="torch")
+    got, want = K.gather_blocks(**fixed | {"blocks_BTE": blocks}, impl="triton"), K.gather_blocks(**fixed, impl="torch")
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     ones = [1.0, 1.0, 1.0]
     missing, maps, keep, form = torch.full_like(fixed["frame_BT"], 10**9), fixed["map_B4"], fixed["keep_BK"], fixed["form"]

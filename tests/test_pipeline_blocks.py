@@ -160,8 +160,3 @@ def test_the_same_batch_from_frames_whole_and_processes(shards: ShardSet, monkey
     for one, two, three in zip(*batches, strict=True):
         assert one is not None and two is not None and three is not None
         assert torch.equal(one, two) and torch.equal(one, three)
-
-
-def test_a_gpu_is_told_what_to_do_instead() -> None:
-    with pytest.raises(UserError, match=r"blocks are not decoded on a GPU: pack as jpeg, or use --run.device cpu"):
-        make_decoder("dali", "blocks", SIZE, "cuda", 1)

@@ -33,6 +33,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.annotations import DataSet
@@ -116,7 +117,7 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
         with ClipLoader(shards[codec], "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
             video = next(iter(loader)).video_BTHWC
         assert video is not None
-        found[codec] = psnr(video[0], wanted)
+        found[codec] = psnr(frames_of(video)[0], wanted)
     bad = {codec: value for codec, value in found.items() if value < MIN_PSNR_DB}
     if bad:
         raise RunFailedError(f"frames differ from the original chain: PSNR {bad}, expected {MIN_PSNR_DB} dB or more")

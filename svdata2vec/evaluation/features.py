@@ -22,6 +22,7 @@ from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_encoder_weights, published_config
@@ -73,7 +74,7 @@ class TrainedEncoder:
         return self.config.data.plan(self.config.model.persons)
 
     @torch.no_grad()
-    def features(self, video_BTHWC: Tensor | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
+    def features(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
         """Features (B, D) in float32 on the encoder's device: the mean over time of what the encoder gives.
 
         Args:
@@ -83,7 +84,7 @@ class TrainedEncoder:
         return self.tokens(video_BTHWC, joints_BMTVC).mean(dim=1)
 
     @torch.no_grad()
-    def tokens(self, video_BTHWC: Tensor | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
+    def tokens(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
         """What the encoder gives (B, T, D), in float32 on its device; arguments as of `features`."""
         device = self.encoder.temporal_embed.device
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.transformer import initialise_transformer
+from svdata2vec.pipeline.video import Video
 
 
 class Head(nn.Module):
@@ -52,6 +53,6 @@ class Classifier(nn.Module):
             else Head(config.model.width, head.hidden, num_classes, head.dropout).apply(initialise_transformer)
         )
 
-    def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
+    def forward(self, video_BTHWC: Video | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
         return self.head(self.encoder(video_BTHWC, joints_BMTVC))

@@ -12,6 +12,7 @@ from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.teacher import Teacher
+from svdata2vec.pipeline.video import Video
 
 EMBEDDINGS = {"rgb": ("video_encoder",), "skeleton": ("skeleton_embed",), "both": ("video_encoder", "skeleton_embed")}
 
@@ -34,7 +35,7 @@ class EncoderTeacher(Teacher):
         use_channels_last(self)
 
     @torch.no_grad()
-    def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Tensor, joints_BMTVC: Tensor) -> Tensor:
+    def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Video, joints_BMTVC: Tensor) -> Tensor:
         inputs = {"video_encoder": video_BTHWC, "skeleton_embed": joints_BMTVC}
         embedded = [embed(inputs[name]).float() for name, embed in self.embeddings.items()]
         return sum(embedded[1:], embedded[0]) / len(embedded) + self.temporal_embed

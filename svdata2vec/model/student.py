@@ -15,6 +15,7 @@ from svdata2vec.model.checkpointing import run_part
 from svdata2vec.model.masking import Masks
 from svdata2vec.model.transformer import Block, initialise_transformer
 from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.pipeline.video import Video
 
 
 class SkeletonEmbedding(nn.Module):
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
             tokens_BND = run_part(block, tokens_BND, checkpoint=self.checkpoint)
         return self.norm(tokens_BND)
 
-    def forward(self, video_BTHWC: Tensor | None, joints_BMTVC: Tensor | None) -> Tensor:
+    def forward(self, video_BTHWC: Video | None, joints_BMTVC: Tensor | None) -> Tensor:
         """Features (B, T, D) of unmasked input; with both modalities their tokens are averaged."""
         tokens = []
         if video_BTHWC is not None:
@@ -138,7 +139,7 @@ class SVData2Vec(nn.Module):
         self.teacher_input = config.target.student_tokens
         self.impl = config.model.impl
 
-    def forward(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
+    def forward(self, video_BTHWC: Video, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
         """Predict the teacher's latents of all frames from what the masks leave (paper, section 3).
 
         Args:

@@ -17,6 +17,7 @@ from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.transformer import Block
+from svdata2vec.pipeline.video import Video
 
 
 class Teacher(nn.Module):
@@ -31,7 +32,7 @@ class Teacher(nn.Module):
         """Stay in evaluation mode: no dropout, no stochastic depth in the targets."""
         return super().train(False)
 
-    def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Tensor, joints_BMTVC: Tensor) -> Tensor:
+    def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Video, joints_BMTVC: Tensor) -> Tensor:
         """What the teacher reads (B, T, D): the student's embedded tokens. Others may embed video and joints themselves."""
         return student_tokens_BTD
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.config.schema import ModelConfig
-from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD, gather_frames
+from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.checkpointing import run_part
+from svdata2vec.pipeline.video import Video, normalised, windows_of
 
 STEM_KERNEL = (5, 7, 7)
 WINDOW_CHANNELS_GPU = 16  # one more than 3 * 5: whole 16-byte vectors for the gathering kernel and the tensor cores
@@ -104,11 +105,11 @@ class VideoEncoder(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, video_BTHWC: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+    def forward(self, video_BTHWC: Video, keep_BK: Tensor | None = None) -> Tensor:
         """Tokens of the kept frames (of all frames if `keep_BK` is None).
 
         Args:
-            video_BTHWC: (B, T, H, W, 3) uint8 RGB.
+            video_BTHWC: (B, T, H, W, 3) uint8 RGB, decoded or not.
             keep_BK: (B, K) int64 frame numbers, or None.
 
         Returns:
@@ -119,18 +120,17 @@ class VideoEncoder(nn.Module):
             batch, frames = video_BTHWC.shape[:2]
             keep_BK = torch.arange(frames, device=video_BTHWC.device).expand(batch, -1)
         if keep_BK is None:
-            normalised_BTHWC = ((video_BTHWC - self.mean) / self.std).to(dtype)
-            x_FCHW = self.stem.forward_all(normalised_BTHWC.permute(0, 4, 1, 2, 3))
+            x_FCHW = self.stem.forward_all(normalised(video_BTHWC, self.mean, self.std, dtype=dtype, impl=self.impl))
         else:
             channels = WINDOW_CHANNELS_GPU if video_BTHWC.is_cuda else None
-            windows_FCHW = gather_frames(video_BTHWC, keep_BK, dtype=dtype, channels=channels, impl=self.impl)
+            windows_FCHW = windows_of(video_BTHWC, keep_BK, dtype=dtype, channels=channels, impl=self.impl)
             x_FCHW = self.stem.forward_windows(windows_FCHW)
         for stage in self.stages:
             x_FCHW = run_part(stage, x_FCHW, checkpoint=self.checkpoint)
         features_FC = x_FCHW.mean(dim=(2, 3))
         return self.proj(features_FC).unflatten(0, (video_BTHWC.shape[0], -1))
 
-    def _compute_dtype(self, video: Tensor) -> torch.dtype:
+    def _compute_dtype(self, video: Video) -> torch.dtype:
         if torch.is_autocast_enabled(video.device.type):
             return torch.get_autocast_dtype(video.device.type)
         return self.proj.weight.dtype

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.video import frames_of
 from svdata2vec.shards.layouts import JointLayout
 
 PERSON_COLOURS = ((255, 214, 0), (0, 229, 255))  # RGB, first and second person
@@ -27,7 +28,7 @@ def contact_sheet(
     """
     if batch.video_BTHWC is None or batch.joints_BMTVC is None:
         raise ValueError("a contact sheet needs video and joints; make the loader with both")
-    video = batch.video_BTHWC.cpu().numpy()
+    video = frames_of(batch.video_BTHWC).cpu().numpy()
     joints = batch.joints_BMTVC.cpu().numpy()
     columns = np.linspace(0, video.shape[1] - 1, min(frames, video.shape[1])).round().astype(int)
     scale = max(1, -(-MIN_TILE // video.shape[2]))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svdata2vec.pipeline.video import Video, frames_of
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -22,13 +24,14 @@ class Mixture:
     share: float
     partner_B: Tensor
 
-    def blend(self, x: Tensor | None) -> Tensor | None:
+    def blend(self, x: Video | None) -> Video | None:
         """share * x + (1 - share) * x of the partners, in the dtype of x (uint8 is rounded).
 
         Joints are blended as coordinates: their embedding is linear, so that is the blend of their tokens.
         """
         if x is None or self.share == 1:
             return x
+        x = frames_of(x)
         mixed = torch.lerp(x[self.partner_B].float(), x.float(), self.share)
         return mixed.to(x.dtype) if x.is_floating_point() else mixed.round_().to(x.dtype)
 

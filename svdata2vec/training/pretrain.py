@@ -20,6 +20,7 @@ from svdata2vec.model.student import Encoder, SVData2Vec
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
@@ -41,7 +42,7 @@ class StepOutput:
 
 
 def forward(
-    student: nn.Module, teacher: Teacher, video_BTHWC: Tensor, joints_BMTVC: Tensor, masks: Masks, config: PretrainConfig
+    student: nn.Module, teacher: Teacher, video_BTHWC: Video, joints_BMTVC: Tensor, masks: Masks, config: PretrainConfig
 ) -> StepOutput:
     """Masked prediction of the teacher's latents (the paper, section 3).
 
@@ -122,7 +123,7 @@ class Pretraining(TrainingRun):
         joints_BMTVC = batch.joints_BMTVC.roll(1, 0) if self.config.target.shuffle_skeletons else batch.joints_BMTVC
         return batch.video_BTHWC, joints_BMTVC, *vars(masks.to(device)).values()
 
-    def compute(self, video_BTHWC: Tensor, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:
+    def compute(self, video_BTHWC: Video, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:
         """Student, teacher and loss, in the run's precision."""
         with self.runtime.autocast():
             return forward(self.network, self.teacher, video_BTHWC, joints_BMTVC, Masks(*masks), self.config)

@@ -106,7 +106,7 @@ def gather_blocks(sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: 
     """Windows mirrored or not, shrunk or enlarged, that leave the packed picture here and there; frames in any order."""
     side = 32 * max(sizes.side * 10 // 7 // 32, 1)  # 320 for 224
     bytes_of = side * side // 8 * (1 + luma_bits) + side * side // 16 * (1 + chroma_bits)
-    blocks = torch.randint(0, 256, (sizes.B * sizes.T, bytes_of), dtype=torch.uint8, device=draw.device)
+    blocks = torch.randint(0, 256, (sizes.B, sizes.T, bytes_of), dtype=torch.uint8, device=draw.device)
     length = side * (0.4 + 0.7 * torch.rand(sizes.B, 2, dtype=torch.float64))
     start = (side - length) * (1.2 * torch.rand(sizes.B, 2, dtype=torch.float64) - 0.1)
     mirrored = torch.rand(sizes.B) < 0.5
@@ -114,8 +114,8 @@ def gather_blocks(sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: 
     length[mirrored, 0] *= -1
     maps = torch.cat([torch.diag_embed(length / sizes.side), start[:, :, None]], dim=2)
     fixed = {
-        "blocks_NE": blocks, "map_B4": K.block_maps(maps).to(draw.device),
-        "frame_BT": torch.randint(0, max(len(blocks), 1), (sizes.B, sizes.T), device=draw.device),
+        "blocks_BTE": blocks, "map_B4": K.block_maps(maps).to(draw.device),
+        "frame_BT": torch.randint(0, sizes.T, (sizes.B, sizes.T), device=draw.device),
         "keep_BK": draw_keep(sizes.B, sizes.T, sizes.K, draw.device), "form": (side, luma_bits, chroma_bits),
         "size": sizes.side, "window": sizes.window, "channels": sizes.channels, "dtype": draw.dtype,
     }

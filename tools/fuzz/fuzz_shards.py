@@ -15,6 +15,7 @@ from pipeline_factory import shard_set
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.video import frames_of
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.tarwriter import TarWriter
@@ -60,7 +61,7 @@ class LoaderArea:
             for batch in loader:
                 assert batch.video_BTHWC is not None and batch.joints_BMTVC is not None
                 for number, key in enumerate(batch.keys):
-                    pictures, joints = batch.video_BTHWC[number].numpy(), batch.joints_BMTVC[number].numpy()
+                    pictures, joints = frames_of(batch.video_BTHWC)[number].numpy(), batch.joints_BMTVC[number].numpy()
                     parts[key] = digest(pictures.tobytes(), joints.tobytes(), str(int(batch.label_B[number])).encode())
         return Result(parts, loader.stats.clips_skipped)
 
