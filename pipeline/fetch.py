@@ -63,33 +63,53 @@ class ClipFetcher:
         """Whether frames lie apart and are mapped: each process that needs them maps them itself."""
         return self.video and self.shards.reads_frames and self.shards.manifest.by_frame
 
-    def without_mapped(self, outcome: Outcome) -> Outcome:
-        """A clip as it is sent to another process."""
+    def fetch_step(self, rows: list[int], epoch: int, views: list[int]) -> list[Outcome]:
+        """`fetch` of several clips, the errors of damaged ones as values.
+
+        All plans first, then all pictures: a clip's pictures are larger than the processor's own cache.
+        """
+        planned = [self._attempt(row, epoch, view) for row, view in zip(rows, views, strict=True)]
+        return [self.mapped(outcome, check=True) for outcome in planned]
+
+    def attempt(self, row: int, epoch: int, view: int) -> Outcome:
+        """`fetch`, with the error of a damaged clip as a value."""
+        return self.mapped(self._attempt(row, epoch, view), check=True)
+
+    def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
+        """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
+        outcome = self.attempt(row, epoch, view)
+        if isinstance(outcome, BadClipError):
+            raise outcome
+        return outcome
+
+    def mapped(self, outcome: Outcome, *, check: bool) -> Outcome:
+        """A planned clip with its frames, where they lie apart; check: compare those of the plan with their sums."""
+        if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
+            return outcome
+        encoded = outcome.encoded
+        assert encoded.offsets is not None
+        frames = list(dict.fromkeys(encoded.frames_T.tolist())) if check else []
+        try:
+            video = self.shards.frames(outcome.row, encoded.offsets, frames)
+        except (OSError, ValueError) as error:
+            self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
+            return BadClipError(str(error))
+        return replace(outcome, encoded=replace(encoded, video=video))
+
+    def unmapped(self, outcome: Outcome) -> Outcome:
+        """A clip as it is sent to another process, which maps its frames again."""
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
         return replace(outcome, encoded=replace(outcome.encoded, video=NOTHING))
 
-    def with_mapped(self, outcome: Outcome) -> Outcome:
-        """A clip that came from another process. Raises UserError as `fetch` does."""
-        if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
-            return outcome
+    def _attempt(self, row: int, epoch: int, view: int) -> Outcome:
         try:
-            assert outcome.encoded.offsets is not None
-            video = self.shards.frames(outcome.row, outcome.encoded.offsets, [])
-        except (OSError, ValueError) as error:
-            self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
-            return BadClipError(str(error))
-        return replace(outcome, encoded=replace(outcome.encoded, video=video))
-
-    def attempt(self, row: int, epoch: int, view: int) -> Outcome:
-        """`fetch`, with the error of a damaged clip as a value."""
-        try:
-            return self.fetch(row, epoch, view)
+            return self._planned(row, epoch, view)
         except BadClipError as error:
             return error
 
-    def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
-        """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
+    def _planned(self, row: int, epoch: int, view: int) -> FetchedClip:
+        """A clip without its frames, where they lie apart."""
         entry = self.shards.index[row]
         shard, stored = int(entry["shard"]), int(entry["label"])
         if self.check_hashes and shard not in self._hashed:
@@ -118,16 +138,12 @@ class ClipFetcher:
         return FetchedClip(row, name, label, view, joints if self.joints else None, encoded, plan.augment)
 
     def _encoded(self, row: int, sample: Sample, plan: ClipPlan) -> EncodedClip:
-        """The clip's video and the map into its pictures; frames of the plan that lie apart are compared with their sums."""
+        """The clip's video, unless its frames lie apart, and the map into its pictures."""
         meta = sample.meta
         output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
         size = meta.packed_width, meta.packed_height
         ends = [end for a, b, c in output_to_packed.tolist() for end in (c, (a + b) * self.config.size + c)]
         if not all(abs(end) < FARTHEST * max(size) for end in ends):  # nor where it is not a number
             raise UserError(f"clip {sample.key}: its crop lies far outside the picture; its joints or boxes are damaged")
-        if sample.video is not None:
-            video = np.frombuffer(sample.video, np.uint8)
-        else:
-            assert sample.offsets is not None
-            video = self.shards.frames(row, sample.offsets, list(dict.fromkeys(plan.frames_T.tolist())))
+        video = NOTHING if sample.video is None else np.frombuffer(sample.video, np.uint8)
         return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size, sample.blocks)

@@ -204,7 +204,7 @@ def apply_to_joints(
         pose_MTVC = pose_MTVC[:, :, layout.flip_V]
     moved_MTVC = affine.apply(affine.invert(plan.output_to_source), pose_MTVC)
     zero_MTVC = pose_MTVC == 0
-    moved_MTVC[zero_MTVC if plan.each_coordinate else zero_MTVC.all(axis=-1)] = 0.0
+    moved_MTVC[zero_MTVC if plan.each_coordinate else zero_MTVC[..., 0] & zero_MTVC[..., 1]] = 0.0
     joints_MTVC = np.zeros((persons, *pose_MTVC.shape[1:]), dtype=np.float32)
     joints_MTVC[: len(pose_MTVC)] = moved_MTVC
     return joints_MTVC

@@ -43,9 +43,11 @@ class ThreadReaders:
 
     def over(self, steps: Iterable[Step]) -> Generator[Fetched]:
         """The steps' clips, in order."""
-        run = map if self._pool is None else self._pool.map
         for step in steps:
-            yield Fetched(step, list(run(self._fetcher.attempt, step.rows, repeat(step.epoch), step.views)))
+            if self._pool is None:
+                yield Fetched(step, self._fetcher.fetch_step(step.rows, step.epoch, step.views))
+            else:
+                yield Fetched(step, list(self._pool.map(self._fetcher.attempt, step.rows, repeat(step.epoch), step.views)))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -105,7 +107,7 @@ class ProcessReaders:
             _answer(process)
 
     def _received(self, step: Step, process: WorkerProcess) -> Fetched:
-        return Fetched(step, list(map(self._fetcher.with_mapped, _answer(process).outcomes)))
+        return Fetched(step, [self._fetcher.mapped(outcome, check=False) for outcome in _answer(process).outcomes])
 
 
 def _answer(process: WorkerProcess) -> Answer:

@@ -44,9 +44,8 @@ class Reader:
 
     def _read(self, request: Request) -> Answer:
         assert self._fetcher is not None
-        pairs = zip(request.rows, request.views, strict=True)
-        outcomes = (self._fetcher.attempt(row, request.epoch, view) for row, view in pairs)
-        return Answer([self._fetcher.without_mapped(outcome) for outcome in outcomes])
+        outcomes = self._fetcher.fetch_step(request.rows, request.epoch, request.views)
+        return Answer(list(map(self._fetcher.unmapped, outcomes)))
 
 
 def answering(descriptors: list[int]) -> Reader:

@@ -3,6 +3,7 @@
 T sampled frames, n frames in the clip.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -27,8 +28,15 @@ def _draw(
         skipped = np.zeros(num_frames + 1, dtype=np.int64)
         skipped[choose(num_frames + 1, clip_frames - num_frames)] = 1
         return np.arange(num_frames, dtype=np.int64) + np.cumsum(skipped)[:-1]
+    starts, lengths = _segments(num_frames, clip_frames)
+    return starts + offsets(lengths)
+
+
+@functools.lru_cache(maxsize=4096)
+def _segments(num_frames: int, clip_frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(T,) first frame and length of each of T equal segments of a clip."""
     bounds = np.arange(num_frames + 1, dtype=np.int64) * clip_frames // num_frames
-    return bounds[:-1] + offsets(np.diff(bounds))
+    return bounds[:-1], np.diff(bounds)
 
 
 def draw_frames(generator: np.random.Generator, num_frames: int, clip_frames: int) -> NDArray[np.int64]:

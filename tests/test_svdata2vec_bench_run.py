@@ -321,7 +321,8 @@ def test_the_verdict_is_right_where_a_part_is_slowed_down(
     slow: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted pause must outweigh everything else, on a busy machine too: there it is tried again, four times as long."""
-    owner, name = {"read": (ClipFetcher, "fetch"), "decode": (DaliDecoder, "decode"), "model": (Pretraining, "forward")}[slow]
+    parts = {"read": (ClipFetcher, "_planned"), "decode": (DaliDecoder, "decode"), "model": (Pretraining, "forward")}
+    owner, name = parts[slow]
     work = getattr(owner, name)
     for seconds_per_clip in (0.05, 0.2):
         pause = seconds_per_clip * (1 if slow == "read" else 4)  # per clip, or per batch of four

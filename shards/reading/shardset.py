@@ -51,7 +51,7 @@ class ShardSet:
         self.root, self.sums = root, sums
         splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
         self.manifest = replace(manifest, splits=splits)
-        self.index = index
+        self.index = index.view(np.ndarray)  # of a memmap each look at a field makes another memmap
         self._tars: dict[int, _Tar] = {}
         self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}

@@ -31,7 +31,7 @@ class Sums:
     """The sums of a packed folder. Cheap to open: the file is mapped."""
 
     def __init__(self, sums_N: np.ndarray, frames_N: np.ndarray, num_components: int, by_frame: bool) -> None:
-        self._sums, self._num_components = sums_N, num_components
+        self._sums, self._num_components = sums_N.view(np.ndarray), num_components
         per_clip_N = num_components + (frames_N.astype(np.int64) if by_frame else np.zeros(len(frames_N), np.int64))
         self._starts = np.concatenate([[0], np.cumsum(per_clip_N)])
         if len(sums_N) != self._starts[-1]:
