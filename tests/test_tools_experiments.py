@@ -1,94 +1,131 @@
-"""The committed experiments: what differs between their sides, and how their runs are compared."""
+"""Experiments: what differs between their sides, their runs from end to end, and how records become tables."""
 
-import argparse
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
-import claim_experiment as claim
 import codec_experiment as codec
-import encode_experiment as encode
+import pretraining_experiment as experiments
 import pytest
-import render_results
+import results_studies as tables
+from pretraining_sides import make_parser, pretrainings, run_experiment, study_of
 
-OPTIONS = argparse.Namespace(
-    work=Path("work"), shards=Path("shards"), epochs=24, steps=270, precision="fp32", seeds=2, jobs=1
-)
+from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.config.presets import demo_pretrain
+from svdata2vec.shards.reading.shardset import ShardSet
+
+EXPERIMENTS = experiments.EXPERIMENTS
 
 
-def differences(a: Any, b: Any, name: str = "") -> set[str]:
-    """Dotted names of the fields in which two configurations differ."""
+def differences(a: Any, b: Any, name: str = "") -> dict[str, Any]:
+    """Dotted names of the fields in which two configurations differ, with what the second has."""
     if not dataclasses.is_dataclass(a):
-        return set() if a == b else {name}
-    fields = (field.name for field in dataclasses.fields(a))
-    return {found for field in fields for found in differences(getattr(a, field), getattr(b, field), f"{name}.{field}")}
+        return {} if a == b else {name: b}
+    names = (field.name for field in dataclasses.fields(a))
+    parts = [differences(getattr(a, each), getattr(b, each), f"{name}.{each}".lstrip(".")) for each in names]
+    return {key: value for part in parts for key, value in part.items()}
 
 
-def test_kinds_of_pretraining_differ_in_the_teachers_input_alone() -> None:
-    skeleton, rgb, untrained = (claim.pretrain_config(OPTIONS, kind, 1) for kind in ("skeleton", "rgb", "untrained"))
-    assert differences(skeleton, rgb) == {".encode", ".target.teacher_input", ".run.out"}
-    assert skeleton.encode == "kept_frames" and rgb.target.teacher_input == "rgb"
-    assert untrained.optim.lr == claim.STILL and untrained.run.epochs == 1
+@pytest.mark.parametrize(("experiment", "side", "expected"), [
+    ("claim", "pretrained", {}),
+    ("claim", "shuffled_skeletons", {"target.shuffle_skeletons": True}),
+    ("claim", "random_teacher", {"target.teacher": "encoder", "ema.start": 1.0, "ema.end": 1.0}),
+    ("claim", "joint_regression", {"target.kind": "joints"}),
+    ("claim", "rgb_data2vec", {
+        "target.teacher": "encoder", "target.teacher_input": "rgb", "target.scored": "video", "mask.skeleton_ratio": 1.0}),
+    ("masks", "masks_1", {}),
+    ("masks", "masks_8", {"mask.repeats": 8}),
+    ("masks", "masks_4_wider", {"mask.repeats": 4, "mask.encoded_frames": 8}),
+    ("choices", "ema_original", {"ema.schedule": "original"}),
+    ("choices", "all_frames", {"encode": "all_frames"}),
+    ("choices", "other_precision", {"run.precision": "bf16"}),
+])
+def test_a_side_changes_what_it_says_and_nothing_else(experiment: str, side: str, expected: dict[str, Any]) -> None:
+    base = demo_pretrain()
+    found = differences(base, EXPERIMENTS[experiment].sides[side](base))
+    found = {name: value for name, value in found.items() if name not in ("ema.anneal_steps",)}
+    assert found == expected
 
 
-def planted() -> dict[str, list[dict[str, Any]]]:
-    """Two seeds: pretraining on skeletons is better with few labels, equal with all."""
-    top1 = {"scratch": (0.1, 0.2, 0.5), "rgb": (0.15, 0.2, 0.4), "skeleton": (0.3, 0.4, 0.5)}
-    tuned = [
-        {"start": start, "fraction": fraction, "seed": seed, "labels": int(720 * fraction), "top1": value + 0.01 * seed}
-        for start, values in top1.items() for fraction, value in zip(claim.FRACTIONS, values, strict=True) for seed in (0, 1)
+def test_equal_work_is_equal_multiply_adds(tiny_shard_folder: Path) -> None:
+    base = demo_pretrain()
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, shards=str(tiny_shard_folder)))
+    changed = EXPERIMENTS["masks"].sides["masks_8_work"](base)
+    flops = [config.run.epochs * step_flops(step_layers(config, 17)) for config in (base, changed)]
+    assert changed.mask.repeats == 8 and changed.run.epochs < base.run.epochs
+    assert flops[1] == pytest.approx(flops[0], rel=0.5 / changed.run.epochs)
+
+
+def words(shards: Path, tmp_path: Path) -> list[str]:
+    network = (
+        "--data.train-split all --data.num-frames 6 --data.size 32 --model.width 32 --model.depth 2 --model.decoder-depth 1 "
+        "--model.heads 2 --model.stem-width 16 --run.batch-size 4 --run.device cpu --optim.warmup-epochs 0.5"
+    )
+    return [
+        "claim", "--shards", str(shards), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "claim.json"),
+        "--seeds", "2", "--jobs", "1", "--sides", "pretrained", "joint_regression",
+        "--pretrain", f"{network} --run.epochs 1 --target.top-layers 2",
+        "--study", f"{network} --data.test-split all --steps 2 --ways scratch finetune linear --fractions 1 "
+        "--search.weight-decay 0.001 0.1 --search.seeds 1",
     ]
-    probes = [
-        {"kind": kind, "seed": seed, "linear_top1": 0.2 + 0.1 * seed, "knn_top1": 0.1}
-        for kind in claim.PROBED for seed in (0, 1)
-    ]
-    pretraining = [
-        {"kind": kind, "seed": seed, "loss_first_last": [1.5, 0.2 + 0.1 * seed], "target_std": 0.9}
-        for kind in claim.PROBED for seed in (0, 1)
-    ]
-    return {"finetuning": tuned, "probes": probes, "pretraining": pretraining}
 
 
-def test_claim_is_compared_per_share_of_labels() -> None:
-    compared = claim.compare(planted())
-    few, _, all_labels = compared["fractions"]
-    assert few["labels"] == 36 and few["mean_top1"]["skeleton"] == pytest.approx(0.305)
-    assert few["range_top1"]["scratch"] == pytest.approx([0.1, 0.11])
-    assert few["seeds_above_scratch"] == {"rgb": 2, "skeleton": 2}
-    assert all_labels["seeds_above_scratch"] == {"rgb": 0, "skeleton": 0}
-    assert compared["probes"]["rgb"] == pytest.approx({"linear_top1": 0.25, "knn_top1": 0.1})
+def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Same networks in pretraining and study, one run per side and seed, a record that the tables can show."""
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
+    record = run_experiment(EXPERIMENTS["claim"], options)
+    assert json.loads((tmp_path / "claim.json").read_text()) == record
+    assert list(record["sides"]) == ["pretrained", "joint_regression"]
+    assert record["sides"]["joint_regression"] == ["target.kind latents -> joints"] and record["experiment"] == "claim"
+    names = ["scratch", "pretrained", "pretrained_linear", "joint_regression", "joint_regression_linear"]
+    assert [row["name"] for row in record["rows"]] == names
+    assert str(tmp_path) not in json.dumps({name: record[name] for name in ("pretraining", "data", "rows", "search")})
+    table = tables.label_efficiency(record)
+    assert table.splitlines()[0] == "|  | 100 % (12) |" and "| from scratch | " in table and "2 seeds ± half" in table
+    apart = tables.label_differences(record)
+    assert apart.startswith("| pretrained, fine-tuned, better than | 100 % |")
+    assert "| joint regression, linear probe |" in apart and "not corrected for their number, 4" in apart
+    costs = tables.label_costs(record)
+    assert "| from scratch | 3 | 12 |" in costs and "weight_decay 0." in costs
+    assert "| pretrained, linear probe |  |  | " in costs
+    assert "joint regression, difference" in tables.sides(record)
 
 
-def test_claim_is_plotted_and_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = planted()
-    record = {
-        "machine": "2 CPU cores", "versions": {"torch": "2.13"}, "date": "2026-11-22", "epochs": 24, "steps": 270, "seeds": 2,
-        "precision": "fp32", "classes": 12, "clips": {"xsub_train": 720, "xsub_val": 480},
-        "comparison": claim.compare(found), **found,
-    }
-    claim.plot(record, tmp_path / "claim.png")
-    assert (tmp_path / "claim.png").stat().st_size > 10_000
-    (tmp_path / "claim.json").write_text(json.dumps(record))
-    monkeypatch.setattr(render_results, "RESULTS", tmp_path)
-    text = render_results.section("claim")
-    assert "| 36 (5 %) | 10.5 % (10.0 to 11.0) | 15.5 % (15.0 to 16.0) | 30.5 % (30.0 to 31.0) | 2 of 2 |" in text
-    assert "chance 8.3 %" in text
-    assert "| pretraining loss at the end |  | 0.25 | 0.25 |" in render_results.section("claim_probes")
+def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
+    runs, study = pretrainings(EXPERIMENTS["claim"], options), study_of(EXPERIMENTS["claim"], options)
+    assert len(runs) == 10 and study.seeds == 2 and study.steps == 2
+    for start in study.pretrained:
+        name, _, folder = start.partition("=")
+        for seed in (0, 1):
+            assert runs[name, seed].run.out == Path(folder.format(seed=seed)) and runs[name, seed].run.seed == seed
+    assert ShardSet.open(tiny_shard_folder).manifest.splits.keys() == {"all"}
 
 
-@pytest.mark.parametrize(("other", "within"), [(0.27, True), (0.4, False)])
-def test_ways_of_encoding_are_compared_against_the_spread_of_seeds(other: float, within: bool) -> None:
-    seeds = [
-        {"top1": {"scratch": 0.1, "kept_frames": 0.25 + 0.02 * seed, "all_frames": other + 0.02 * seed},
-         "probe_top1": {"kept_frames": 0.5 + 0.01 * seed, "all_frames": 0.6},
-         "loss": {way: [[1, 1.0], [2, 0.9 + 0.01 * seed]] for way in encode.WAYS}}
-        for seed in (0, 1, 2)
-    ]
-    compared = encode.compare(seeds)
-    assert compared["top1_within_seed_spread"] is within and compared["final_loss_within_seed_spread"] is True
-    assert compared["top1_seed_spread"] == pytest.approx(0.04)
-    assert compared["probe_top1_within_seed_spread"] is False and compared["mean_probe_top1"]["kept_frames"] == 0.51
+def test_the_command_of_the_page_is_one_that_runs() -> None:
+    """Its texts of options are those of the two commands."""
+    page = Path(experiments.__file__).parents[1] / "results" / "README.md"
+    lines = [line for line in page.read_text().replace("\\\n", " ").splitlines() if "pretraining_experiment.py" in line]
+    assert len(lines) == 3
+    for line in lines:
+        options = make_parser(None, [*EXPERIMENTS]).parse_args(shlex.split(line)[2:])
+        assert study_of(EXPERIMENTS[options.experiment], options).fractions == EXPERIMENTS[options.experiment].fractions
+
+
+def planted(low: float, high: float | None) -> dict[str, Any]:
+    return {"mean": 0.1, "interval": None if high is None else [low, high]}
+
+
+@pytest.mark.parametrize(("each", "text"), [
+    (planted(0.05, 0.15), "**+10.0 (+5.0 to +15.0)**"), (planted(-0.05, 0.25), "+10.0 (-5.0 to +25.0)"),
+    (planted(0, None), "+10.0"),
+])
+def test_what_an_interval_leaves_open_is_not_bold(each: dict[str, Any], text: str) -> None:
+    assert tables._points(each) == text
+    turned = tables._points(tables._turned(each))
+    assert turned.count("**") == text.count("**") and "-10.0" in turned
 
 
 def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:

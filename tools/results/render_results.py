@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from result_cells import Record
-from results_learning import claim, claim_probes, demo, encode_experiment, motion_check
+from results_learning import demo, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
@@ -31,6 +31,7 @@ from results_speed import (
     openmp,
     training_step,
 )
+from results_studies import label_costs, label_differences, label_efficiency, sides
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -46,9 +47,11 @@ NOT_MEASURED = "Not measured yet.\n"
 SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "demo": (demo, ("demo", "demo_gpu")),
     "motion_check": (motion_check, ("motion_clips_check",)),
-    "claim": (claim, ("claim", "motion_clips_check")),
-    "claim_probes": (claim_probes, ("claim",)),
-    "encode_experiment": (encode_experiment, ("encode_experiment",)),
+    "claim": (label_efficiency, ("label_efficiency",)),
+    "claim_differences": (label_differences, ("label_efficiency",)),
+    "claim_costs": (label_costs, ("label_efficiency",)),
+    "masks": (sides, ("masks",)),
+    "choices": (sides, ("choices",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
     "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),
     "gpu_check": (gpu_check, ("gpu_check",)),

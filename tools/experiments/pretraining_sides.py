@@ -1,0 +1,112 @@
+"""Runs of the pretraining experiments: every side on given shards, and a study of what each is worth with labels."""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.bench.record import save
+from svdata2vec.cli.options import parse
+from svdata2vec.config.files import to_values
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, Way
+from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.runs.folder import changed_settings
+from svdata2vec.shards.ranges import Range
+from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.studies.jobs import run_all
+from svdata2vec.studies.label_efficiency import rows_of, write_study
+from svdata2vec.studies.rows import Row
+from svdata2vec.training.pretrain import pretrain
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+Side = Callable[[PretrainConfig], PretrainConfig]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Ways to pretrain, by the names of their rows, and what is asked of each.
+
+    Attributes:
+        sides: from the preset's settings to those of a side; the first is what the others are compared with.
+        ways, fractions, seeds: of the study after pretraining.
+        record: name of its file in tools/results.
+    """
+
+    sides: dict[str, Side]
+    ways: tuple[Way, ...]
+    fractions: tuple[float, ...]
+    seeds: int
+    record: str = ""
+
+
+def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=names)
+    parser.add_argument("--shards", required=True, help="shards of synthetic motion clips, or any others")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; finished ones in it are taken")
+    parser.add_argument("--out", type=Path, help="JSON file to write; default: the experiment's record in tools/results")
+    parser.add_argument("--preset", choices=[*PRETRAIN], default="demo")
+    parser.add_argument("--seeds", type=Range(1).parser(int), help="instead of the experiment's own number")
+    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")
+    parser.add_argument("--sides", nargs="+", help="these alone")
+    parser.add_argument("--pretrain", default="", metavar="OPTIONS", help="further options of `svdata2vec pretrain`, one text")
+    parser.add_argument("--study", default="", metavar="OPTIONS", help="further options of `svdata2vec label-efficiency`")
+    return parser
+
+
+def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tuple[str, int], PretrainConfig]:
+    """The pretraining runs of all sides and seeds."""
+    words = ["--data.shards", options.shards, "--data.threads", "1", *shlex.split(options.pretrain)]
+    base: PretrainConfig = parse(PRETRAIN[options.preset], words, "pretrain")
+    first = base.run.seed
+    return {
+        (name, seed): replace(config, run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed))
+        for name, side in experiment.sides.items() for config in (side(base),)
+        for seed in range(first, first + (options.seeds or experiment.seeds))
+    }
+
+
+def study_of(experiment: Experiment, options: argparse.Namespace) -> LabelEfficiencyConfig:
+    """The study of all sides."""
+    starts = [f"{name}={options.work}/{name}-{{seed}}" for name in experiment.sides]
+    words = [
+        "--data.shards", options.shards, "--data.threads", "1", "--run.out", str(options.work / "study"), "--from", *starts,
+        "--ways", *experiment.ways, "--fractions", *map(str, experiment.fractions), "--jobs", str(options.jobs),
+        "--seeds", str(options.seeds or experiment.seeds), *shlex.split(options.study),
+    ]
+    config: LabelEfficiencyConfig = parse(LABEL_EFFICIENCY[options.preset], words, "label-efficiency")
+    return config
+
+
+def run_experiment(
+    experiment: Experiment, options: argparse.Namespace, more_rows: Callable[[LabelEfficiencyConfig], list[Row]] = lambda _: []
+) -> dict[str, Any]:
+    """Pretrain all sides, study them beside further rows, write the record; what is finished is not done again."""
+    if options.sides:
+        experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
+    runs, study = pretrainings(experiment, options), study_of(experiment, options)
+    if not study.collect:
+        run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
+    record = write_study(study, [*more_rows(study), *rows_of(study)])
+    first = next(iter(runs.values()))
+    changes = {
+        name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
+        for (name, _), config in runs.items()
+    }
+    record = {**record, "experiment": options.experiment, "sides": changes, "pretraining": to_values(
+        replace(first, run=replace(first.run, out=Path(first.run.out.name))))}
+    save(record, options.out or RESULTS / f"{experiment.record}.json")
+    return record
+
+
+def equal_work(config: PretrainConfig, reference: PretrainConfig, shards: str) -> PretrainConfig:
+    """As many whole epochs as the reference's multiply-adds pay for, one at least."""
+    joints = len(open_shards(shards).manifest.layout.joints)
+    epochs = reference.run.epochs * step_flops(step_layers(reference, joints)) / step_flops(step_layers(config, joints))
+    return replace(config, run=replace(config.run, epochs=max(round(epochs), 1)))

@@ -1,0 +1,121 @@
+"""Sections of the result pages about label efficiency: what each row reaches, how far rows are apart, what they cost."""
+
+from collections.abc import Sequence
+from statistics import mean
+
+from result_cells import Record, measured, percent, table
+
+
+def label_efficiency(record: Record) -> str:
+    """Accuracy of every row over the share of labels, with the half width of its interval over seeds."""
+    shares = record["settings"]["fractions"]
+    labels = {cell["fraction"]: cell["labels"] for row in record["rows"] for cell in row["cells"]}
+    header = ["", *(f"{100 * share:g} % ({labels[share]})" if share in labels else f"{100 * share:g} %" for share in shares)]
+    rows = []
+    for row in record["rows"]:
+        cells = {cell["fraction"]: with_half(cell) for cell in row["cells"]}
+        rows.append([row["title"], *(cells.get(share, "") for share in shares)])
+    data, seeds = record["data"], len(record["seeds"])
+    clips = data["clips"]
+    validated = f", chosen with {clips[data['val_split']]} others" if record["search"] and data["val_split"] else ""
+    return table(header, rows) + (
+        f"\n{'Mean over classes' if record['metric'] == 'mean_class' else 'Top-1'} on {clips[data['test_split']]} clips of "
+        f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half of "
+        f"its 95 % interval; {clips[data['train_split']]} clips to train on{validated}. In brackets the labelled clips. Commit "
+        f"{record['commit'] or 'unknown'}. {measured(record)}\n"
+    )
+
+
+def with_half(cell: Record) -> str:
+    """61.2 ± 3.4 %, in per cent; of one seed the value alone."""
+    if cell["interval"] is None:
+        return percent(cell["mean"])
+    return f"{100 * cell['mean']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f} %"
+
+
+def label_differences(record: Record) -> str:
+    """The first row of ours against all others, paired by seed; what the interval says of it in words."""
+    first = next(row["name"] for row in record["rows"] if row["kind"] == "ours")
+    return _differences(record, first, [row["name"] for row in record["rows"] if row["name"] != first])
+
+
+def _differences(record: Record, first: str, others: Sequence[str]) -> str:
+    titles = {row["name"]: row["title"] for row in record["rows"]}
+    shares = record["settings"]["fractions"]
+    found = {(each["against"], each["fraction"]): each for each in record["differences"] if each["row"] == first}
+    rows = [
+        [titles[name], *(_points(found[name, share]) if (name, share) in found else "" for share in shares)] for name in others
+    ]
+    header = [f"{titles[first]}, better than", *(f"{100 * share:g} %" for share in shares)]
+    return table(header, rows) + (
+        "\nPoints, mean of the differences seed by seed, with its 95 % interval; bold where the interval leaves out 0. "
+        f"Intervals are not corrected for their number, {len(found)}.\n"
+    )
+
+
+def _points(each: Record) -> str:
+    if each["interval"] is None:
+        return f"{100 * each['mean']:+.1f}"
+    low, high = each["interval"]
+    text = f"{100 * each['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def label_costs(record: Record) -> str:
+    """Steps, clips and CPU seconds of a row at the largest share of labels, and of its pretraining."""
+    rows = []
+    for row in record["rows"]:
+        cell, before = row["cells"][-1], row.get("pretraining") or []
+        spent = [seconds for seconds in cell["cpu_seconds"] if seconds is not None]
+        chosen = ", ".join(f"{name} {value:g}" for name, value in cell["choice"].items())
+        rows.append([
+            row["title"], *(f"{cell[name]:,}" if cell[name] else "" for name in ("steps", "clips_seen")),
+            f"{mean(spent):,.0f}" if spent else "", *(_average(before, name) for name in ("clips_seen", "cpu_seconds")), chosen,
+        ])
+    share = max(cell["fraction"] for row in record["rows"] for cell in row["cells"])
+    header = ["", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
+    return table(header, rows) + (
+        f"\nOf one run with {100 * share:g} % of the labels; CPU seconds are the training process's, a mean over seeds.\n"
+    )
+
+
+def _average(costs: Sequence[Record], name: str) -> str:
+    return f"{mean(each[name] for each in costs):,.0f}" if costs else ""
+
+
+WAYS = {"": "fine-tuned", "_linear": "linear probe", "_attentive": "attentive probe"}
+
+
+def sides(record: Record) -> str:
+    """Ways to pretrain against the first one: accuracy of that, and the paired differences of the others."""
+    names, shares = [*record["sides"]], record["settings"]["fractions"]
+    first, rows = names[0], {row["name"]: row for row in record["rows"]}
+    ways = [(suffix, share) for suffix in WAYS if first + suffix in rows for share in shares]
+    found = {(each["row"], each["against"], each["fraction"]): each for each in record["differences"]}
+    header = ["", *(f"{WAYS[suffix]}, {100 * share:g} %" for suffix, share in ways), "pretraining, CPU s"]
+    table_rows = [[first, *(_cell_at(rows[first + suffix], share) for suffix, share in ways), _spent(rows[first])]]
+    for name in names[1:]:
+        pairs = [found.get((first + suffix, name + suffix, share)) for suffix, share in ways]
+        spent = next((_spent(rows[name + suffix]) for suffix in WAYS if name + suffix in rows), "")
+        table_rows.append([f"{name}, difference", *(_points(_turned(each)) if each else "" for each in pairs), spent])
+    data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
+    return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
+        f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
+        "to the first line are paired by seed, bold where the interval leaves out 0, not corrected for their number. "
+        f"{epochs} epochs of {data['clips'][data['train_split']]} clips where a line says no other; commit "
+        f"{record['commit'] or 'unknown'}. {measured(record)}\n"
+    )
+
+
+def _cell_at(row: Record, share: float) -> str:
+    return next((with_half(cell) for cell in row["cells"] if cell["fraction"] == share), "")
+
+
+def _spent(row: Record) -> str:
+    return _average(row.get("pretraining") or [], "cpu_seconds")
+
+
+def _turned(each: Record) -> Record:
+    """The difference the other way round."""
+    low, high = each["interval"] or (0.0, 0.0)
+    return {**each, "mean": -each["mean"], "interval": [-high, -low] if each["interval"] else None}
