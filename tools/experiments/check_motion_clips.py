@@ -1,6 +1,6 @@
 """Show that the synthetic action data set needs motion: neither one frame nor the background tells the class.
 
-    python tools/motion/check_motion_clips.py OUT --json tools/results/motion_clips_check.json
+    python tools/experiments/check_motion_clips.py OUT --json tools/results/motion_clips_check.json
 
 trains the same small classifier, split by subject, on: one random frame of each clip (cropped to the persons in that
 frame, and as it lies in the clip's crop), on a patch of background over the whole clip, and on the whole clip; for
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from motion_crops import STORED, Clips, read_clips
 from numpy.typing import NDArray
+from small_cnn import ClipNet, FrameNet
 from torch import Tensor, nn
 
 from svdata2vec import __version__
@@ -39,46 +40,11 @@ SHOWN = 44  # pixels of the network's input
 FRAMES_PER_EPOCH = 4  # random frames of each clip that a one-frame classifier sees in an epoch
 
 
-class FrameNet(nn.Sequential):
-    """Pixels of one frame and their change since the sample before (6 channels) -> features."""
-
-    def __init__(self, features: int) -> None:
-        widths = (6, 16, 32, 64, features)
-        layers: list[nn.Module] = []
-        for i in range(4):
-            layers += [nn.Conv2d(widths[i], widths[i + 1], 3, 2, 1, bias=False)]
-            layers += [nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
-        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * features, features)]
-        super().__init__(*layers)
-
-
 class JointNet(nn.Sequential):
     """Joints of one frame and their change since the sample before -> features."""
 
     def __init__(self, features: int, inputs: int) -> None:
         super().__init__(nn.Linear(2 * inputs, 2 * features), nn.ReLU(), nn.Linear(2 * features, features))
-
-
-class ClipNet(nn.Module):
-    """Per-frame features, two convolutions over time, mean and maximum, linear. One frame is a clip of length one."""
-
-    def __init__(self, frame_net: nn.Module, features: int, classes: int) -> None:
-        super().__init__()
-        self.frame_net = frame_net
-        self.time = nn.Sequential(
-            nn.BatchNorm1d(features), nn.ReLU(),
-            nn.Conv1d(features, features, 5, padding=2), nn.BatchNorm1d(features), nn.ReLU(),
-            nn.Conv1d(features, features, 5, padding=2), nn.BatchNorm1d(features), nn.ReLU(),
-        )
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * features, classes))
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """(N, T, ...) -> (N, classes)."""
-        change = torch.cat([torch.zeros_like(clip[:, :1]), clip[:, 1:] - clip[:, :-1]], dim=1)
-        both = torch.cat([clip, change], dim=2).flatten(0, 1)
-        features_NFT = self.frame_net(both).unflatten(0, clip.shape[:2]).transpose(1, 2)
-        features_NFT = self.time(features_NFT)
-        return self.head(torch.cat([features_NFT.mean(dim=2), features_NFT.amax(dim=2)], dim=1))
 
 
 def show_pixels(crops: NDArray[np.uint8], rng: np.random.Generator | None) -> Tensor:

@@ -1,0 +1,170 @@
+"""The small CNN: a rival that is trained from scratch, on RGB alone, with the clips and labels that fine-tuning gets.
+
+    python tools/experiments/small_cnn.py demo/shards --fraction 0.1 --steps 400 --json small_cnn.json
+
+`run(shards, train_split=..., test_split=..., fraction=..., seed=..., lr=..., steps=..., weight_decay=..., threads=1)` gives
+    score          top-1 (0..1) of the last network on the test split (name the validation split to choose by it)
+    labels         clips it was trained on: those of `labelled_rows`, as for fine-tuning with this share and seed
+    steps, clips_seen, cpu_seconds (training, all threads), cpu_seconds_test
+A function of its arguments, on one machine with one number of threads.
+
+What it sees is what fine-tuning sees, from the same loader: the same number of frames, crops around the stored boxes, shifted,
+scaled and mirrored; beyond that its colours are exchanged and dimmed. It sees each frame and its change since the one before,
+which suits clips that differ in motion. Training: AdamW, one cycle of the learning rate, label smoothing.
+
+Letters: N clips, T frames, C channels, H and W pixels, F features.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdata2vec.bench.machine import machine
+from svdata2vec.bench.record import save
+from svdata2vec.config.presets import demo_finetune
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
+
+DATA = demo_finetune().data
+FEATURES = 96
+LR, WEIGHT_DECAY, STEPS, BATCH = 3e-3, 0.05, 400, 24
+
+
+class FrameNet(nn.Sequential):
+    """Pixels of one frame and their change since the sample before (6 channels) -> features."""
+
+    def __init__(self, features: int) -> None:
+        widths = (6, 16, 32, 64, features)
+        layers: list[nn.Module] = []
+        for i in range(4):
+            layers += [nn.Conv2d(widths[i], widths[i + 1], 3, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * features, features)]
+        super().__init__(*layers)
+
+
+class ClipNet(nn.Module):
+    """Per-frame features, two convolutions over time, mean and maximum, linear. One frame is a clip of length one."""
+
+    def __init__(self, frame_net: nn.Module, features: int, classes: int) -> None:
+        super().__init__()
+        self.frame_net = frame_net
+        self.time = nn.Sequential(
+            nn.BatchNorm1d(features), nn.ReLU(),
+            nn.Conv1d(features, features, 5, padding=2), nn.BatchNorm1d(features), nn.ReLU(),
+            nn.Conv1d(features, features, 5, padding=2), nn.BatchNorm1d(features), nn.ReLU(),
+        )
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * features, classes))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """(N, T, ...) -> (N, classes)."""
+        change = torch.cat([torch.zeros_like(clip[:, :1]), clip[:, 1:] - clip[:, :-1]], dim=1)
+        both = torch.cat([clip, change], dim=2).flatten(0, 1)
+        features_NFT = self.frame_net(both).unflatten(0, clip.shape[:2]).transpose(1, 2)
+        features_NFT = self.time(features_NFT)
+        return self.head(torch.cat([features_NFT.mean(dim=2), features_NFT.amax(dim=2)], dim=1))
+
+
+def show(batch: ClipBatch, *, train: bool) -> Tensor:
+    """The batch's pictures as float32 (N, T, C, H, W), -2..2; in training each clip's colours exchanged and dimmed."""
+    assert batch.video_BTHWC is not None
+    clip_NTCHW = batch.video_BTHWC.permute(0, 1, 4, 2, 3).float() / 64
+    if train:
+        gain_N = torch.empty(len(batch)).uniform_(0.8, 1.2)
+        clip_NTCHW = torch.stack([
+            gain * clip[:, torch.randperm(3)] for clip, gain in zip(clip_NTCHW, gain_N, strict=True)
+        ])
+    return clip_NTCHW - 2
+
+
+def batches(loader: ClipLoader) -> Iterator[ClipBatch]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def run(
+    shards: str | Path, *, fraction: float, train_split: str = DATA.train_split, test_split: str = DATA.test_split,
+    seed: int = 0, lr: float = LR, steps: int = STEPS, weight_decay: float = WEIGHT_DECAY, batch_size: int = BATCH,
+    num_frames: int = DATA.num_frames, size: int = DATA.size, threads: int = 1,
+) -> dict[str, Any]:
+    """Train on a share of the labels, test once; the header says what comes back. `lr`: highest rate of the cycle.
+
+    Raises UserError for shards or splits that are not there.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    data = replace(DATA, shards=str(shards), num_frames=num_frames, size=size)
+    opened = open_data(data)
+    rows = labelled_rows(opened, train_split, fraction, seed)
+    batch_size = min(batch_size, len(rows))
+    net = ClipNet(FrameNet(FEATURES), FEATURES, len(opened.split_classes(train_split)))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    begun = time.process_time()
+    with ClipLoader(
+        opened, train_split, data.plan(), batch_size=batch_size, train=True, seed=seed, joints=False, limit=rows,
+        num_threads=threads,
+    ) as loader:
+        for batch in islice(batches(loader), steps):
+            loss = nn.functional.cross_entropy(net(show(batch, train=True)), batch.label_B, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    trained = time.process_time()
+    with ClipLoader(opened, test_split, data.plan(), batch_size=64, joints=False, num_threads=threads) as loader:
+        score = top1(net, loader)
+    return {
+        "score": score, "labels": len(rows), "steps": steps, "clips_seen": steps * batch_size,
+        "cpu_seconds": round(trained - begun, 2), "cpu_seconds_test": round(time.process_time() - trained, 2),
+    }
+
+
+@torch.inference_mode()
+def top1(net: nn.Module, loader: ClipLoader) -> float:
+    net.eval()
+    hits = [net(show(batch, train=False)).argmax(dim=1) == batch.label_B for batch in loader]
+    return float(torch.cat(hits).float().mean())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", help="folder of packed shards, or its URL")
+    parser.add_argument("--train-split", default=DATA.train_split)
+    parser.add_argument("--test-split", default=DATA.test_split)
+    parser.add_argument("--fraction", type=Range(ABOVE_0, 1).parser(float), default=0.1, help="of the labels (default 0.1)")
+    parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
+    parser.add_argument("--lr", type=Range(ABOVE_0, 1).parser(float), default=LR, help=f"highest learning rate (default {LR})")
+    parser.add_argument("--steps", type=Range(1).parser(int), default=STEPS, help=f"optimizer steps (default {STEPS})")
+    parser.add_argument("--weight-decay", type=Range(0, 10).parser(float), default=WEIGHT_DECAY)
+    parser.add_argument("--batch-size", type=Range(2).parser(int), default=BATCH, help=f"clips per step (default {BATCH})")
+    parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    given = vars(parser.parse_args())
+    out = given.pop("json")
+    try:
+        result = run(**given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if out is not None:
+        save({**machine(), "options": given, **result}, out)
+    print(f"small CNN: {100 * result['score']:.1f} % of {given['test_split']}, {result['labels']} labelled clips, "
+          f"{result['steps']} steps, {result['clips_seen']} clips seen, {result['cpu_seconds']:.0f} CPU seconds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
