@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from tiny import finetune_config, pretrain_config
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
+from svdata2vec.reports.label_curve import Point, label_curve, read_record
 from svdata2vec.reports.report import Run, curves, write_report
 from svdata2vec.reports.results import accuracies
 from svdata2vec.shards.errors import UserError
@@ -62,6 +64,45 @@ def test_every_picture_is_inside_the_file_and_whole(report: str) -> None:
         png = np.frombuffer(base64.b64decode(source.split(",", 1)[1], validate=True), np.uint8)
         picture = cv2.imdecode(png, cv2.IMREAD_COLOR)
         assert picture is not None and picture.std() > 5
+
+
+def label_record(**changes: Any) -> dict[str, Any]:
+    cells = [{"labels": 12, "mean": 0.2, "interval": [0.1, 0.3]}, {"labels": 24, "mean": 0.6, "interval": None}]
+    waiting = [{"labels": 24, "mean": None, "interval": None}]
+    return {
+        "kind": "label-efficiency", "metric": "top1", "data": {"classes": 5, "name": "motion-4"}, "seeds": [0, 1],
+        "rows": [{"title": "ours", "kind": "ours", "cells": cells}, {"title": "$rival", "kind": "rival", "cells": waiting}],
+    } | changes
+
+
+def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    finetune(finetune_config(tiny_shard_folder, tmp_path / "mine"))
+    (tmp_path / "record.json").write_text(json.dumps(label_record()))
+    write_report([tmp_path / "mine"], tmp_path / "r.html", tmp_path / "record.json")
+    text = (tmp_path / "r.html").read_text()
+    assert text.index("Accuracy over labels") < text.index("Results") and "means over 2 seeds on motion-4" in text
+    axes = label_curve(label_record(), [Point("mine", 24, 0.4)]).axes[0]
+    drawn = {line.get_label(): [line.get_xdata(), line.get_ydata()] for line in axes.lines}
+    np.testing.assert_allclose(drawn["ours"], [[12, 24], [20, 60]])
+    np.testing.assert_allclose(drawn["mine"], [[24], [40]])
+    np.testing.assert_allclose(drawn["chance"][1], [20, 20])
+    assert "$rival" not in drawn, "no run of it is finished"
+    bars = [line for line in axes.lines if str(line.get_label()).startswith("_")]
+    np.testing.assert_allclose([bar.get_ydata() for bar in bars], [[10, 30]])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("[]", r"r\.json: not a record of label efficiency; expected a file that `svdata2vec label-efficiency PRESET` wrote"),
+    (json.dumps(label_record(metric="top9")), r"r\.json is damaged: metric is str 'top9'"),
+    (json.dumps(label_record(rows=[{"title": "a", "kind": "ours", "cells": [{"labels": 0}]}])), "labels is int 0"),
+    (json.dumps(label_record(rows=[{"title": "a", "kind": "ours", "cells": [{"labels": 1, "interval": [1.0]}]}])), "1 numbers"),
+    (None, r"r\.json: no such file; expected a record written by"),
+])
+def test_a_file_that_is_no_record_is_refused_in_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_record(tmp_path / "r.json")
 
 
 def test_the_report_says_what_the_runs_found(report: str) -> None:

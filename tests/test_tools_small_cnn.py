@@ -92,7 +92,7 @@ def test_it_learns_what_differs_in_motion_alone() -> None:
 def test_command_writes_its_figures_and_names_a_split_that_is_not_there(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["small_cnn.py", str(shards), "--steps", "1", "--json", str(tmp_path / "cnn.json")]
+    words = ["small_cnn.py", str(shards), "--fraction", "0.1", "--steps", "1", "--json", str(tmp_path / "cnn.json")]
     monkeypatch.setattr(sys, "argv", words)
     assert small_cnn.main() == 0
     record = json.loads((tmp_path / "cnn.json").read_text())

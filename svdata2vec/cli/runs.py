@@ -215,6 +215,8 @@ class ReportOptions:
     """Folders of the runs, one or more."""
     out: Path = Path("report.html")
     """File to write."""
+    label_efficiency: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Record of `svdata2vec label-efficiency`: its curves come first, with the runs' classifiers as points on them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -223,7 +225,7 @@ class ReportOptions:
 def run_report(options: ReportOptions) -> None:
     from svdata2vec.reports.report import write_report
 
-    write_report(options.runs, options.out)
+    write_report(options.runs, options.out, options.label_efficiency)
     sys.stdout.write(shown_lines(f"{options.out}\n"))
 
 

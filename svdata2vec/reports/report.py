@@ -19,6 +19,7 @@ from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, page, section
+from svdata2vec.reports.label_curve import Point, caption, label_curve, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader, open_data
@@ -55,12 +56,16 @@ class Run:
         return [row["epoch"] for row in rows], [row[field] for row in rows]
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of these run folders to `out`; a folder that holds no run is an error that names it."""
+def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | None = None) -> None:
+    """Write the report of these run folders to `out`; a folder that holds no run is an error that names it.
+
+    label_efficiency: a record of `svdata2vec label-efficiency` whose curves come first, with the runs' classifiers as points.
+    """
     if not folders:
         raise UserError("no run given; expected one or more run folders")
     runs = [read_run(folder) for folder in folders]
     sections = [
+        _label_curve(runs, label_efficiency) if label_efficiency is not None else "",
         results([each for run in runs for each in outcomes(run.name, run.config, run.result)]),
         section("Training curves", "".join(figure_image(curves(runs, fields), note) for fields, note in CURVES)),
         section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
@@ -82,6 +87,13 @@ def read_run(folder: Path) -> Run:
         read_metrics(folder / "metrics.jsonl"),
         read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
     )
+
+
+def _label_curve(runs: Sequence[Run], path: Path) -> str:
+    record = read_record(path)
+    tuned = [run for run in runs if run.config.kind == "finetune" and run.result and "labels" in run.result]
+    points = [Point(run.name, run.result["labels"], run.result[record["metric"]]) for run in tuned if run.result]
+    return section("Accuracy over labels", figure_image(label_curve(record, points), caption(record, points)))
 
 
 def curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:

@@ -1,8 +1,8 @@
-"""Three lines about fine-tuning runs on the same labels: chance, RGB from scratch, RGB after pretraining.
+"""Four lines about classifiers on the same labels: chance, a small CNN, from scratch with as much computing, after pretraining.
 
     python tools/experiments/demo_summary.py demo [--json tools/results/demo.json]
 
-reads the runs that tools/demo.sh leaves: demo/pretrain, demo/scratch, demo/pretrained.
+reads what tools/demo.sh leaves: the runs demo/pretrain, demo/scratch, demo/pretrained, and demo/small_cnn.json.
 """
 
 import argparse
@@ -12,37 +12,51 @@ from typing import Any
 
 from svdata2vec.bench.machine import machine
 from svdata2vec.bench.record import save
+from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.studies.label_efficiency import cost
+
+ROWS = {
+    "small_cnn": "small CNN from scratch", "scratch": "RGB from scratch, same total computing",
+    "pretrained": "RGB after pretraining",
+}
 
 
 def summarise(demo: Path) -> dict[str, Any]:
-    """Figures of the demo's three runs; both classifiers must have seen the same labels for as many steps."""
+    """Figures of the demo's runs; all classifiers must have seen the same labels."""
     scratch, pretrained = (json.loads((demo / name / "result.json").read_text()) for name in ("scratch", "pretrained"))
-    steps = [read_metrics(demo / name / "metrics.jsonl")[-1]["step"] for name in ("scratch", "pretrained")]
-    if scratch["labels"] != pretrained["labels"] or steps[0] != steps[1]:
-        raise SystemExit(f"{demo}: the two classifiers were not trained alike; remove the folder and run tools/demo.sh again")
-    log = read_metrics(demo / "pretrain" / "metrics.jsonl")
+    small = json.loads((demo / "small_cnn.json").read_text())
+    if len({result["labels"] for result in (scratch, pretrained, small)}) != 1:
+        raise SystemExit(f"{demo}: the classifiers had not the same labels; remove the folder and run tools/demo.sh again")
+    log, before = read_metrics(demo / "pretrain" / "metrics.jsonl"), cost(demo / "pretrain")
+    costs = {name: cost(demo / name) for name in ("scratch", "pretrained")}
+    costs["pretrained"] = {name: value + before[name] for name, value in costs["pretrained"].items()}
+    costs["small_cnn"] = {name: small[name] for name in ("steps", "clips_seen", "cpu_seconds")}
     return {
         "classes": len(scratch["classes"]),
         "test_clips": scratch["count"],
         "labelled_clips": scratch["labels"],
-        "finetune_steps": steps[0],
         "pretrain_steps": log[-1]["step"],
         "pretrain_loss_first_last": [log[0]["loss"], log[-1]["loss"]],
         "target_std_first_last": [log[0]["target_std"], log[-1]["target_std"]],
         "pretrain_clips_per_second": sorted(row["clips_per_second"] for row in log)[len(log) // 2],
+        "top1_small_cnn": small["score"],
         "top1_scratch": scratch["top1"],
         "top1_pretrained": pretrained["top1"],
+        "costs": costs,
     }
 
 
 def lines(figures: dict[str, Any]) -> str:
     classes, clips, labels = figures["classes"], figures["test_clips"], figures["labelled_clips"]
-    return (
-        f"chance                 {100 / classes:5.1f} %   ({classes} classes, {clips} test clips of unseen subjects)\n"
-        f"RGB from scratch       {100 * figures['top1_scratch']:5.1f} %   ({labels} labelled clips)\n"
-        f"RGB after pretraining  {100 * figures['top1_pretrained']:5.1f} %   (same labels, same fine-tuning steps)"
-    )
+    width = max(map(len, ROWS.values()))
+    found = [f"{'chance':{width}s}{100 / classes:6.1f} %   {classes} classes, {clips} test clips of unseen subjects"]
+    for name, title in ROWS.items():
+        top1, spent = figures[f"top1_{name}"], figures["costs"][name]
+        low, high = (100 * end for end in wilson(round(top1 * clips), clips))
+        found.append(f"{title:{width}s}{100 * top1:6.1f} %   {low:.0f} to {high:.0f}; {spent['steps']} steps, "
+                     f"{spent['cpu_seconds']:.0f} CPU seconds")
+    return "\n".join([*found, f"{labels} labelled clips for each, one seed; 95 % intervals over the test clips"])
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
 
-DATA = demo_finetune().data
+DATA, FRACTION = demo_finetune().data, demo_finetune().label_fraction
 FEATURES = 96
 LR, WEIGHT_DECAY, STEPS, BATCH = 3e-3, 0.05, 400, 24
 
@@ -78,7 +78,7 @@ class ClipNet(nn.Module):
 
 def show(batch: ClipBatch, *, train: bool) -> Tensor:
     """The batch's pictures as float32 (N, T, C, H, W), -2..2; in training each clip's colours exchanged and dimmed."""
-    assert batch.video_BTHWC is not None
+    assert isinstance(batch.video_BTHWC, Tensor)  # on a CPU clips arrive decoded
     clip_NTCHW = batch.video_BTHWC.permute(0, 1, 4, 2, 3).float() / 64
     if train:
         gain_N = torch.empty(len(batch)).uniform_(0.8, 1.2)
@@ -144,7 +144,8 @@ def main() -> int:
     parser.add_argument("shards", help="folder of packed shards, or its URL")
     parser.add_argument("--train-split", default=DATA.train_split)
     parser.add_argument("--test-split", default=DATA.test_split)
-    parser.add_argument("--fraction", type=Range(ABOVE_0, 1).parser(float), default=0.1, help="of the labels (default 0.1)")
+    parser.add_argument("--fraction", type=Range(ABOVE_0, 1).parser(float), default=FRACTION,
+                        help=f"share of the labels (default {FRACTION})")
     parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
     parser.add_argument("--lr", type=Range(ABOVE_0, 1).parser(float), default=LR, help=f"highest learning rate (default {LR})")
     parser.add_argument("--steps", type=Range(1).parser(int), default=STEPS, help=f"optimizer steps (default {STEPS})")

@@ -9,12 +9,14 @@ def demo(cpu: Record, gpu: Record | None) -> str:
     """Accuracies and speed of `tools/demo.sh`."""
     cells: dict[str, Callable[[Record], str]] = {
         "chance": lambda run: percent(1 / run["classes"]),
+        "small CNN from scratch": lambda run: percent(run["top1_small_cnn"]) if "top1_small_cnn" in run else "",
         "RGB from scratch": lambda run: percent(run["top1_scratch"]),
         "RGB after pretraining": lambda run: percent(run["top1_pretrained"]),
         "pretraining, clips/s": lambda run: f"{run['pretrain_clips_per_second']:.0f}",
     }
     columns = {"CPU": cpu, "GPU": gpu}
     rows = [[name, *(cell(run) if run else "" for run in columns.values())] for name, cell in cells.items()]
+    rows = [row for row in rows if any(row[1:])]
     loss, spread = cpu["pretrain_loss_first_last"], cpu["target_std_first_last"]
     return table(["`bash tools/demo.sh`, top-1", *columns], rows) + (
         f"\n{cpu['classes']} classes of motion, {cpu['test_clips']} test clips of unseen subjects, "

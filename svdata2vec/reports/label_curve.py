@@ -1,0 +1,90 @@
+"""Accuracy over the number of labels: the record of `svdata2vec label-efficiency`, drawn, with further runs as points on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from svdata2vec.config.files import read_json
+from svdata2vec.config.records import NUMBER, check_record
+from svdata2vec.reports.results import NAMES
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import LARGEST, Range
+from svdata2vec.shards.shown import shown
+
+COMMAND = "`svdata2vec label-efficiency PRESET`"
+LINES = {"ours": "-", "rival": "--", "control": ":", "ceiling": "-."}  # of each kind of row
+SCHEMA: dict[str, Any] = {
+    "metric": set(NAMES), "data": {"classes": Range(1, LARGEST), "name?": str}, "seeds": [int],
+    "rows": [{
+        "title": str, "kind": set(LINES),
+        "cells": [{"labels": Range(1, LARGEST), "mean?": NUMBER, "interval?": [NUMBER]}],
+    }],
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run besides the record: labelled clips and accuracy (0..1)."""
+
+    title: str
+    labels: int
+    score: float
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A checked record; UserError names the file and what is wrong with it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a record written by {COMMAND}")
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("kind") != "label-efficiency":
+        raise UserError(f"{path}: not a record of label efficiency; expected a file that {COMMAND} wrote")
+    check_record(record, SCHEMA, path)
+    wrong = [cell for row in record["rows"] for cell in row["cells"] if len(cell.get("interval") or (0, 1)) != 2]
+    if wrong:
+        raise UserError(f"{path} is damaged: an interval of {len(wrong[0]['interval'])} numbers, expected 2")
+    return record
+
+
+def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
+    """A line per row with 95 % intervals over seeds, chance, and the points; labels on a logarithmic axis, accuracy in %."""
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for number, row in enumerate(record["rows"]):
+        _line(axes, row, f"C{number % 10}")
+    for number, point in enumerate(points):
+        axes.plot([point.labels], [100 * point.score], "*Pd^vXs"[number % 7], color="black", ms=9, label=shown(point.title))
+    axes.axhline(100 / record["data"]["classes"], color="grey", lw=1, label="chance")
+    labels = {cell["labels"] for row in record["rows"] for cell in row["cells"]}
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(labels), [f"{count:,}" for count in sorted(labels)])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("labelled clips")
+    axes.set_ylabel(f"{NAMES[record['metric']]} (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _line(axes: Axes, row: dict[str, Any], colour: str) -> None:
+    """Means of the cells that have one; a bar where there is an interval."""
+    cells = sorted((cell for cell in row["cells"] if cell.get("mean") is not None), key=lambda cell: cell["labels"])
+    if not cells:
+        return
+    labels, means = [cell["labels"] for cell in cells], [100 * cell["mean"] for cell in cells]
+    axes.plot(labels, means, LINES[row["kind"]], color=colour, marker=".", label=shown(row["title"]))
+    for cell in cells:
+        if cell.get("interval"):
+            axes.plot([cell["labels"]] * 2, [100 * end for end in cell["interval"]], color=colour, lw=4, alpha=0.3)
+
+
+def caption(record: dict[str, Any], points: Sequence[Point]) -> str:
+    """What the picture shows."""
+    name = record["data"].get("name")
+    where = f" on {name}" if name else ""
+    text = f"Lines: means over {len(record['seeds'])} seeds{where}, bars: their 95 % intervals (Student's)"
+    return f"{text}. Black marks: single runs of this report, perhaps with fewer unlabelled clips" if points else text

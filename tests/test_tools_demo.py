@@ -1,0 +1,50 @@
+"""The end of the demo: how long its rival from scratch trains, and the lines that compare them."""
+
+import json
+from pathlib import Path
+
+import demo_summary
+import equal_compute
+import pytest
+from tiny import finetune_config, pretrain_config
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.training.finetune import finetune
+from svdata2vec.training.pretrain import pretrain
+
+
+def test_from_scratch_gets_the_computing_of_pretraining_besides(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    pretrain(pretrain_config(tiny_shard_folder, tmp_path / "pretrain"))
+    finetune(finetune_config(tiny_shard_folder, tmp_path / "pretrained", pretrained=tmp_path / "pretrain"))
+    own = finetune_config(tiny_shard_folder, tmp_path / "pretrained").run.epochs
+    epochs = equal_compute.equal_epochs(tmp_path / "pretrain", tmp_path / "pretrained")
+    assert own < epochs < own + 4 * pretrain_config(tiny_shard_folder, tmp_path).run.epochs
+    with pytest.raises(UserError, match="pretrain: not a fine-tuning run"):
+        equal_compute.equal_epochs(tmp_path / "pretrain", tmp_path / "pretrain")
+
+
+def demo_folder(root: Path, labels: int = 96) -> Path:
+    record = {
+        "epoch": 1, "step": 10, "loss": 1.5, "target_std": 0.9, "clips_per_second": 40.0, "seconds_total": 4.0,
+        "cpu_seconds": 3.0,
+    }
+    for number, name in enumerate(("pretrain", "pretrained", "scratch")):
+        (root / name).mkdir(parents=True)
+        (root / name / "metrics.jsonl").write_text(json.dumps({**record, "step": 10 * (number + 1)}) + "\n")
+        result = {"classes": [*"abcdefghijkl"], "count": 180, "labels": 96, "top1": 0.1 * (3 - number)}
+        (root / name / "result.json").write_text(json.dumps(result))
+    small = {"score": 0.5, "labels": labels, "steps": 7, "clips_seen": 70, "cpu_seconds": 12.0}
+    (root / "small_cnn.json").write_text(json.dumps(small))
+    return root
+
+
+def test_the_demo_ends_with_all_of_the_comparison(tmp_path: Path) -> None:
+    figures = demo_summary.summarise(demo_folder(tmp_path / "demo"))
+    assert figures["costs"]["pretrained"] == {"steps": 30, "clips_seen": 320, "cpu_seconds": 6.0, "seconds": 8.0}
+    chance, small, scratch, pretrained, note = demo_summary.lines(figures).splitlines()
+    assert "8.3 %   12 classes, 180 test clips" in chance
+    assert "50.0 %   43 to 57; 7 steps, 12 CPU seconds" in small
+    assert "same total computing  10.0 %" in scratch and "30 steps" in scratch
+    assert "20.0 %" in pretrained and "30 steps, 6 CPU seconds" in pretrained and "96 labelled clips for each" in note
+    with pytest.raises(SystemExit, match="had not the same labels"):
+        demo_summary.summarise(demo_folder(tmp_path / "other", labels=48))
