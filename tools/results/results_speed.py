@@ -174,11 +174,11 @@ def host(record: Record) -> str:
     rows = [
         [str(row["batch_size"]), str(row["readers"] or "a thread"), f"{row['ms_per_clip']:.2f}",
          f"{row['q20']:.2f} to {row['q80']:.2f}", *(f"{value:.2f}" for value in row["parts"].values()),
-         f"{row['reader_ms_per_clip']:.2f}" if row["readers"] else ""]
+         f"{row['reader_ms_per_clip']:.2f}" if row["readers"] else "", f"{row['ms_per_clip'] + row['reader_ms_per_clip']:.2f}"]
         for row in record["rows"]
     ]
     header = ["batch", "reader processes", "training process, ms per clip", "20 to 80 %", *record["rows"][0]["parts"],
-              "in readers"]
+              "in readers", "in all"]
     return table(header, rows) + f"\nProcessor time; nothing is decoded. {measured(record)}\n"
 
 
