@@ -14,7 +14,9 @@ from pretraining_sides import make_parser, pretrainings, run_experiment, study_o
 
 from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.config.presets import demo_pretrain
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.rows import Cell, run_cell
 
 EXPERIMENTS = experiments.EXPERIMENTS
 
@@ -77,6 +79,8 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
     record = run_experiment(EXPERIMENTS["claim"], options)
     assert json.loads((tmp_path / "claim.json").read_text()) == record
+    assert (tmp_path / "claim.png").stat().st_size > 10_000
+    assert (tmp_path / "work" / "study" / "label_efficiency.png").read_bytes() == (tmp_path / "claim.png").read_bytes()
     assert list(record["sides"]) == ["pretrained", "joint_regression"]
     assert record["sides"]["joint_regression"] == ["target.kind latents -> joints"] and record["experiment"] == "claim"
     names = ["scratch", "pretrained", "pretrained_linear", "joint_regression", "joint_regression_linear"]
@@ -91,6 +95,16 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     assert "| from scratch | 3 | 12 |" in costs and "weight_decay 0." in costs
     assert "| pretrained, linear probe |  |  | " in costs
     assert "joint regression, difference" in tables.sides(record)
+
+
+def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
+    row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options))
+    found = run_cell(row, Cell(1.0, 0, (("lr", 0.002), ("steps", 3))), tmp_path)
+    assert (found["labels"], found["steps"], found["clips_seen"]) == (12, 3, 12) and 0 <= found["score"] <= 1
+    assert row.run(Cell(0.5, 0), tmp_path)["steps"] == 2
+    with pytest.raises(UserError, match="no split to choose the small CNN's hyper-parameters on"):
+        row.run(Cell(1.0, 0, validate=True), tmp_path)
 
 
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
+from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
@@ -58,6 +59,7 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         if start is not None:
             row["pretraining"] = [cost(start_of(start, seed)) for seed in seeds]
     save(record, out / "label_efficiency.json")
+    label_curve(record).savefig(out / "label_efficiency.png", dpi=110)
     for line in lines(record):
         log.info("%s", line)
     return record

@@ -12,14 +12,23 @@ choices: EMA as counted here and as the authors count it, kept frames and all fr
 A run is interrupted and started again at will. CPU seconds of every run stand in the record.
 """
 
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import small_cnn
 from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
 
-from svdata2vec.config.label_efficiency import FRACTIONS, Way
+from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import EmaConfig, PretrainConfig
 from svdata2vec.model.masking import mask_counts
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.studies.label_efficiency import lines
+from svdata2vec.studies.rows import Cell, Kind, Outcome, Row
 
 
 def as_it_is(config: PretrainConfig) -> PretrainConfig:
@@ -77,6 +86,43 @@ CHOICES: dict[str, Side] = {
     "other_precision": other_precision,
 }
 
+@dataclass(frozen=True)
+class SmallCnnRow:
+    """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid."""
+
+    study: LabelEfficiencyConfig
+    name: str = "small_cnn"
+    title: str = "small CNN, from scratch"
+    kind: Kind = "rival"
+    grid: tuple[str, ...] = ("lr", "steps")
+
+    def settings(self) -> dict[str, Any]:
+        data = self.study.data
+        seen = {name: getattr(data, name) for name in ("shards", "train_split", "test_split", "num_frames", "size")}
+        return {**seen, "steps": self.study.steps, "batch_size": self.study.run.batch_size}
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        return []
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        data, chosen, tested = self.study.data, dict(cell.choice), self.study.data.test_split
+        if cell.validate:
+            own = data.val_split or open_shards(data.shards).own_validation(data.train_split, tested)
+            if own is None:
+                raise UserError(f"{data.shards}: no split to choose the small CNN's hyper-parameters on; set --data.val-split")
+            tested = own
+        return small_cnn.run(
+            data.shards, train_split=data.train_split, test_split=tested, fraction=cell.fraction, seed=cell.seed,
+            lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
+            batch_size=self.study.run.batch_size, num_frames=data.num_frames, size=data.size,
+        )
+
+
+def rivals(study: LabelEfficiencyConfig) -> list[Row]:
+    """Rows of the claim that are no network of this project."""
+    return [SmallCnnRow(study)]
+
+
 PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
 EXPERIMENTS = {
     "claim": Experiment(CLAIM, ("scratch", "scratch_total", *PROBED, "skeleton"), FRACTIONS, 5, "label_efficiency"),
@@ -87,7 +133,8 @@ EXPERIMENTS = {
 
 def main() -> None:
     options = make_parser(__doc__, [*EXPERIMENTS]).parse_args()
-    run_experiment(EXPERIMENTS[options.experiment], options)
+    record = run_experiment(EXPERIMENTS[options.experiment], options, rivals if options.experiment == "claim" else lambda _: [])
+    sys.stdout.write("\n".join([*lines(record), ""]))
 
 
 if __name__ == "__main__":

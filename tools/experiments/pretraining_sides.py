@@ -15,6 +15,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.remote import open_shards
@@ -35,7 +36,7 @@ class Experiment:
     Attributes:
         sides: from the preset's settings to those of a side; the first is what the others are compared with.
         ways, fractions, seeds: of the study after pretraining.
-        record: name of its file in tools/results.
+        record: name of its file in tools/results; a chart is written beside it.
     """
 
     sides: dict[str, Side]
@@ -101,7 +102,9 @@ def run_experiment(
     }
     record = {**record, "experiment": options.experiment, "sides": changes, "pretraining": to_values(
         replace(first, run=replace(first.run, out=Path(first.run.out.name))))}
-    save(record, options.out or RESULTS / f"{experiment.record}.json")
+    out = options.out or RESULTS / f"{experiment.record}.json"
+    save(record, out)
+    label_curve(record).savefig(out.with_suffix(".png"), dpi=110)
     return record
 
 
