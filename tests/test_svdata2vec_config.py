@@ -195,7 +195,7 @@ def numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
             yield from numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float | tuple) and not isinstance(value, bool):
-            yield prefix + name, value
+            yield prefix + name, (1.0,) if value == () else value  # data.weights
 
 
 @pytest.mark.parametrize("config", [PRETRAIN["demo"](), FINETUNE["demo"](), PROBE["demo"]()], ids=lambda config: config.kind)

@@ -56,7 +56,7 @@ def made_up(keys: Sequence[str], labels: Sequence[int], subjects: Sequence[int |
     meta = ClipMeta("", 0, 1, 30.0, 8, 8, 8, 8, np.eye(2, 3))
     return SimpleNamespace(
         index=np.array(list(zip([key.encode() for key in keys], labels, strict=True)), [("key", "S80"), ("label", "<i4")]),
-        tars=[Path("a.tar")] if subjects else [], where="shards",
+        names=lambda rows: [keys[row] for row in rows.tolist()], tars=[Path("a.tar")] if subjects else [], where="shards",
         read=lambda row, _: {"json": replace(meta, subject=subjects[row]).to_bytes()},
     )
 
