@@ -61,6 +61,15 @@ def test_dali_is_fed_as_on_a_gpu(tiny_shard_folder: Path, tmp_path: Path, monkey
     assert InputOnlyDecoder(32).clips_per_run(40) == graph.FRAMES_PER_RUN["cuda"] // 40
 
 
+def test_blocks_are_copied_as_for_an_upload(tmp_path: Path) -> None:
+    shard_set(tmp_path / "blocks", 4, codec="blocks", size=64)
+    config = replace(HostConfig.of(pretrain_config(tmp_path / "blocks", tmp_path)), batches=(4,), rounds=2)
+    config = replace(config, data=replace(config.data, train_split="all"))
+    record = bench_host(config)
+    assert [row["readers"] for row in record["rows"]] == [0, 1] and record["setting"]["codec"] == "blocks"
+    assert all(row["parts"]["feed"] > 0 for row in record["rows"])
+
+
 def test_other_codecs_are_refused(tmp_path: Path) -> None:
     shard_set(tmp_path / "vp9", 4, codec="vp9", size=64)
     config = HostConfig.of(pretrain_config(tmp_path / "vp9", tmp_path))

@@ -122,7 +122,7 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_an_unknown_op_is_refused() -> None:
-    with pytest.raises(SystemExit, match="unknown ops softmax; there are gather_frames, fuse_tokens"):
+    with pytest.raises(SystemExit, match="unknown ops softmax; there are gather_frames, gather_blocks, fuse_tokens"):
         list(candidates.all_cases(SCALE, ["softmax"]))
 
 

@@ -148,6 +148,17 @@ def test_decoding_is_compared_with_the_reference_decoder(codec: str) -> None:
     assert parts.check_decoding(codec, "cpu")["psnr_db"] > 35
 
 
+def test_blocks_are_compared_with_what_a_cpu_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = parts.check_blocks("cpu")
+    assert figures["largest_difference"] <= 1 and figures["share_different"] < 0.2
+    from svdata2vec.pipeline import blockupload
+
+    maps = blockupload.block_maps
+    monkeypatch.setattr(blockupload, "block_maps", lambda given: maps(given) + 2**31)  # half a pixel
+    with pytest.raises(parts.CheckError, match="frames are off by"):
+        parts.check_blocks("cpu")
+
+
 @pytest.mark.parametrize("fault", ["neighbour", "blur", "refusal"])
 def test_wrong_frames_are_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from svdata2vec.pipeline.graph import DaliDecoder

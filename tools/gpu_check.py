@@ -86,6 +86,7 @@ PARTS = (
     Part("driver", "check_driver", limit_s=60),
     Part("clips", "make_clips", ("torch", "numpy", "cv2", "av", "webdataset"), limit_s=180),
     *(Part(f"decode {codec}", "check_decoding", DECODING, (codec,)) for codec in CODECS),
+    Part("decode blocks", "check_blocks", (*CONFIGURATION, "cv2", "av")),
     *(Part(f"kernel {op}", "check_kernel", CONFIGURATION, (op,)) for op in KERNELS),
     Part("training step", "check_training_step", CONFIGURATION),
     Part("bf16 step", "check_bf16_step", CONFIGURATION),

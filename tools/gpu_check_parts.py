@@ -87,6 +87,25 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
     return {"psnr_db": worst}
 
 
+def check_blocks(device: str = "cuda") -> Figures:
+    """Clips in blocks are uploaded and decoded as a CPU decodes them, to one grey level."""
+    from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
+    from svdata2vec.pipeline.blockupload import BlockUploader
+    from svdata2vec.pipeline.video import frames_of
+
+    frames = [59, 0, 1, 31, 30, 2, 0, 45]
+    clip = encoded_clip("blocks", 60, frames)
+    assert clip.blocks is not None
+    uploader, decoder = BlockUploader(clip.blocks, device), BlocksDecoder(1)
+    clips, expected = uploader.room(2, len(frames), SIZE), torch.zeros((2, len(frames), SIZE, SIZE, 3), dtype=torch.uint8)
+    failed = [uploader.decode([clip, clip], clips), decoder.decode([clip, clip], expected)]
+    decoder.close()
+    require(failed == [{}, {}], f"clips cannot be decoded: {failed}")
+    difference = (frames_of(clips).cpu().int() - expected.int()).abs()
+    require(int(difference.max()) <= 1, f"frames are off by {int(difference.max())} grey levels, expected 1 or less")
+    return {"largest_difference": int(difference.max()), "share_different": float((difference > 0).float().mean())}
+
+
 def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
     """A still scene over which a bright bar moves, packed in a codec, with a mirrored window that leaves the picture."""
     import io
@@ -96,12 +115,17 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
 
     from svdata2vec.pipeline import affine
     from svdata2vec.pipeline.frames import EncodedClip
-    from svdata2vec.shards.packing.encode import VIDEO_CODECS, Encoder, JpegEncoder, VideoEncoder
+    from svdata2vec.shards.blocks import BlockFormat
+    from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
+    from svdata2vec.shards.reading.sample import block_offsets
 
+    blocks = BlockFormat(PACKED) if codec == "blocks" else None
     coarse = np.random.default_rng(0).integers(0, 200, (16, 16, 3), dtype=np.uint8)
     scene = cv2.resize(coarse, (PACKED, PACKED), interpolation=cv2.INTER_CUBIC)
     encoder: Encoder = JpegEncoder(90, "444")
-    if codec != "jpeg":
+    if blocks is not None:
+        encoder = BlocksEncoder(blocks)
+    elif codec != "jpeg":
         encoder = VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, PACKED, 30.0)
     for number in range(num_frames):
         picture = scene.copy()
@@ -109,9 +133,11 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
         encoder.add(picture)
     parts = encoder.finish()
     offsets = np.load(io.BytesIO(parts.pop("offsets.npy"))) if codec == "jpeg" else None
+    offsets = offsets if blocks is None else block_offsets(blocks, num_frames)
     (video,) = parts.values()
     window = affine.compose(affine.window_map((-20, 10, 230, 250), SIZE), affine.mirror_map(SIZE))
-    return EncodedClip("clip", np.frombuffer(video, np.uint8), offsets, np.array(frames, np.int64), window, PACKED, PACKED)
+    content, numbers_T = np.frombuffer(video, np.uint8), np.array(frames, np.int64)
+    return EncodedClip("clip", content, offsets, numbers_T, window, PACKED, PACKED, blocks)
 
 
 def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:

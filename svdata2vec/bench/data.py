@@ -74,7 +74,7 @@ def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
     }
     if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
         on_gpu = partial(methods.ours, device="cuda", batch_size=min(32, num_sources), threads=min(os.cpu_count() or 1, 16))
-        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS if codec != "blocks"}
+        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS}
     if importlib.util.find_spec("decord"):
         table[REFERENCE] = partial(original, methods.decode_decord)
     if importlib.util.find_spec("torchcodec"):

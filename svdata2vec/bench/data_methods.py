@@ -19,6 +19,7 @@ from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig, draw_resized_crop
 from svdata2vec.pipeline.sampling import draw_frames
+from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.runtime import keep_freed_memory
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
@@ -33,12 +34,15 @@ DecodeFrames = Callable[[bytes | str, np.ndarray], list[np.ndarray]]
 
 
 def ours(shards: ShardSet, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS) -> Iterator[int]:
-    """Read, plan, decode, geometry: what training gets."""
+    """Read, plan, decode, geometry: what training gets. Blocks, which the model decodes on a GPU, are decoded here."""
     keep_freed_memory()  # as a training process does
     options = {"batch_size": batch_size, "device": device, "num_threads": threads}
     with ClipLoader(shards, "all", PLAN, train=True, last_batch="partial", **options) as loader:  # type: ignore[arg-type]
         while True:
-            yield from map(len, loader)
+            for batch in loader:
+                assert batch.video_BTHWC is not None
+                frames_of(batch.video_BTHWC)
+                yield len(batch)
 
 
 def _read(shards: ShardSet) -> Iterator[list[EncodedClip]]:

@@ -24,10 +24,13 @@ from svdata2vec.bench.machine import hardware, quantiles
 from svdata2vec.bench.record import head, save
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
+from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.graph import InputOnlyDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer
+from svdata2vec.pipeline.video import BlockClips
 from svdata2vec.runs.runtime import running
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -39,8 +42,8 @@ WARM_UP = 3  # batches
 def bench_host(config: HostConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record."""
     shards = open_preset_shards(config, "bench host measures one process")
-    if shards.manifest.codec != "jpeg":
-        raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the road of jpeg shards")
+    if shards.manifest.codec not in ("jpeg", "blocks"):
+        raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the roads of jpeg and blocks")
     with running(replace(config.run, device="cpu")) as runtime:
         rows = [measure(config, shards, batch, readers) for batch in config.batches for readers in config.readers]
         setup = setting(config, runtime, shards) | {"batches": list(config.batches), "rounds": config.rounds}
@@ -66,7 +69,8 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
         limit=np.resize(split, max(len(split), batch)),  # a small set's clips several times
     ) as loader:
         producer = loader.make_producer()
-        producer.turns.lanes[0].decoder = InputOnlyDecoder(config.data.size)
+        form = shards.manifest.blocks
+        producer.turns.lanes[0].decoder = InputOnlyDecoder(config.data.size) if form is None else StagingOnly(form)
         steps = steps_of(producer, config)
         times: dict[str, list[float]] = defaultdict(list)
         for _ in range(WARM_UP):
@@ -86,6 +90,20 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
         "parts_q20_q80": {part: quantiles(values)[1:] for part, values in times.items()}, "reader_ms_per_clip": others,
         "bytes_per_clip": float(shards.index["size"].sum(axis=1)[split].mean()),
     }
+
+
+class StagingOnly(BlockUploader):
+    """All that an upload of blocks does on the host: frames are copied into memory that was used before, as page-locked is."""
+
+    def __init__(self, form: BlockFormat) -> None:
+        super().__init__(form, "cpu")
+        self._used: dict[tuple[int, int, int], BlockClips] = {}
+
+    def room(self, num_clips: int, num_frames: int, size: int) -> BlockClips:
+        shape = num_clips, num_frames, size
+        if shape not in self._used:
+            self._used[shape] = super().room(*shape)
+        return self._used[shape]
 
 
 def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import block_bytes
 import torch
 from kernel_inputs import CALLS, Call, Draw, Sizes, draw_keep
 from kernel_passes import BLOCK_OPS
@@ -86,6 +87,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
     """Every op (or those named) at the model's shapes, then the sweep; made one by one, as memory allows."""
     makers: dict[str, list[Callable[..., Case]]] = {  # called with the scale and a batch size
         "gather_frames": [partial(gather_case, channels=channels) for channels in (16, 15)],
+        "gather_blocks": [gather_blocks_case],
         "fuse_tokens": [fuse_case],
         "restore_tokens": [restore_case],
         "attention": [partial(attention_case, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
@@ -161,6 +163,17 @@ def gather_case(scale: Scale, batch: int, channels: int) -> Case:
     written = batch * KEPT * side * side * channels * scale.dtype.itemsize
     shape = f"B={batch} {side}x{side} channels={channels}"
     return op_case(scale, call, shape, forward_bytes=frames_read * side * side * 3 + written)
+
+
+def gather_blocks_case(scale: Scale, batch: int) -> Case:
+    """Bytes of the stored frames that are touched, each once, and what is written."""
+    side = scale.side
+    call = model_call(scale, "gather_blocks", B=batch, side=side)
+    frames = block_bytes.frames_read(call.fixed["keep_BK"].cpu().numpy(), T)
+    form, maps = call.fixed["form"], call.fixed["map_B4"].tolist()
+    read = sum(count * int(block_bytes.touched(form, side, row).sum()) for count, row in zip(frames, maps, strict=True))
+    written = batch * KEPT * side * side * call.fixed["channels"] * scale.dtype.itemsize
+    return op_case(scale, call, f"B={batch} {form[0]} to {side}", forward_bytes=read + written)
 
 
 def fuse_case(scale: Scale, batch: int) -> Case:

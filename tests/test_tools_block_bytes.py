@@ -1,0 +1,27 @@
+"""What `gather_blocks` touches is what the paper counts: all other bytes may hold anything."""
+
+import block_bytes
+import pytest
+import torch
+from kernel_inputs import Draw, Sizes, gather_blocks
+
+from svdata2vec.kernels import functional as K
+
+
+@pytest.mark.parametrize("bits", [(3, 2), (2, 2), (3, 3)])
+def test_bytes_beside_the_window_are_not_looked_at(bits: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    fixed = gather_blocks(Sizes(6, 3, 3, side=45), Draw(), luma_bits=bits[0], chroma_bits=bits[1]).fixed
+    want, blocks = K.gather_blocks(**fixed), fixed["blocks_BTE"]
+    masks = [torch.from_numpy(block_bytes.touched(fixed["form"], 45, row)) for row in fixed["map_B4"].tolist()]
+    assert all(len(mask) == blocks.shape[2] and mask.float().mean() > 0.1 for mask in masks) and not all(map(torch.all, masks))
+    mask_B1E = torch.stack(masks)[:, None]
+    noise = torch.randint_like(blocks, 0, 256)
+    assert torch.equal(K.gather_blocks(**fixed | {"blocks_BTE": torch.where(mask_B1E, blocks, noise)}), want)
+    changed = K.gather_blocks(**fixed | {"blocks_BTE": torch.where(mask_B1E, noise, blocks)})
+    assert (changed != want).flatten(1).any(1).all()
+
+
+def test_frames_of_windows_are_counted_once() -> None:
+    keep = torch.tensor([[0, 1, 9], [4, 5, 6]]).numpy()
+    assert block_bytes.frames_read(keep, 10) == [4 + 3, 7]
