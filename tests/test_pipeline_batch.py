@@ -60,6 +60,29 @@ def test_colour_changes_are_what_they_are_called():
     np.testing.assert_allclose(after, np.roll(before, 1, axis=-1), atol=0.51)
 
 
+def test_colour_changes_read_nothing_back():
+    """On a GPU a value that is read waits for all that was queued; the device `meta` has no values to read."""
+    apply_pixel_augment(frames().to("meta"), PixelAugment(0.8, 1.3, 0.7, 0.2, (2, 5, 9, 12)))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        frames().to("meta").float().mean().cpu()
+
+
+def test_all_colour_changes_together_keep_the_order_of_their_definition():
+    """Brightness, contrast around the mean grey, saturation, hue, each by itself in float64."""
+    generator = np.random.default_rng(1)
+    weights = np.array([0.299, 0.587, 0.114])
+    for seed in range(20):
+        brightness, contrast, saturation = generator.uniform(0.6, 1.4, 3)
+        before = frames(seed)
+        after = before.clone()
+        apply_pixel_augment(after, PixelAugment(brightness, contrast, saturation, 1 / 3))
+        bright = before.numpy() * brightness
+        mean_grey = bright[:, ::4, ::4].reshape(-1, 3).mean(0) @ weights
+        tense = contrast * bright + (1 - contrast) * mean_grey
+        want = saturation * tense + (1 - saturation) * (tense @ weights)[..., None]
+        np.testing.assert_allclose(after.numpy(), np.clip(np.roll(want, 1, axis=-1), 0, 255), atol=0.51)
+
+
 def test_erasing_blackens_one_window_in_all_frames():
     before, after = changed(PixelAugment(erase=(2, 5, 9, 12)))
     assert not after[:, 5:12, 2:9].any()

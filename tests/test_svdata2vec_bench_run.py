@@ -186,6 +186,20 @@ def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsy
     assert capsys.readouterr().out == compare(record, other)
 
 
+@pytest.mark.parametrize(
+    ("setting", "launch"),
+    [({"compile": True}, "compiled"), ({"compile": True, "launch": "eager"}, "compiled"), ({"compile": False}, "eager"), ({}, "eager"),
+     ({"compile": False, "launch": "graph"}, "graph"), ({"launch": "graph"}, "graph"), ({"launch": "eager"}, "eager")],
+)
+def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any], launch: str, record: dict[str, Any]) -> None:
+    """Records of earlier versions too, which have `compile`."""
+    other = copy.deepcopy(record)
+    del other["setting"]["launch"]
+    other["setting"] |= setting
+    said = [line for line in compare(record, other).splitlines() if line.startswith("different")]
+    assert said == ([] if launch == "eager" else [f"different settings: launch eager | {launch}"])
+
+
 def test_figures_that_cannot_be_trusted_are_named() -> None:
     def row(low: float, middle: float, high: float) -> dict[str, Any]:
         return {"q20": low, "clips_per_s": middle, "q80": high}

@@ -14,7 +14,8 @@ FORMAT = "svdata2vec-bench"
 VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = (
-    "codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "model", "masks",
+    "codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "launch", "model",
+    "masks",
 )
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
@@ -152,14 +153,20 @@ def _masks(cost: dict[str, Any]) -> str:
     return f"masks per clip: {cost['repeats']}; one more takes {100 * counted:.1f} % of the step with one by count{beside}"
 
 
+def _launch(setting: dict[str, Any]) -> str:
+    """How the kernels of a step were launched; earlier records have `compile` beside `launch`, the first of them neither."""
+    return "compiled" if setting.get("compile") else setting.get("launch", "eager")
+
+
 def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Two records side by side; says where they measured different things, and which differences are within the spread."""
     lines = []
     if first["machine"]["device"] != second["machine"]["device"] or first["machine"]["cores"] != second["machine"]["cores"]:
         lines.append("different machines: " + " | ".join(f"{r['machine']['device']}, {r['machine']['cores']} cores"
                                                           for r in (first, second)))
+    settings = [{**record["setting"], "launch": _launch(record["setting"])} for record in (first, second)]
     for name in COMPARED:
-        a, b = first["setting"].get(name), second["setting"].get(name)
+        a, b = (setting.get(name) for setting in settings)
         if a != b:
             lines.append(f"different settings: {name} {a} | {b}")
     lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
