@@ -188,8 +188,11 @@ def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsy
 
 @pytest.mark.parametrize(
     ("setting", "launch"),
-    [({"compile": True}, "compiled"), ({"compile": True, "launch": "eager"}, "compiled"), ({"compile": False}, "eager"), ({}, "eager"),
-     ({"compile": False, "launch": "graph"}, "graph"), ({"launch": "graph"}, "graph"), ({"launch": "eager"}, "eager")],
+    [
+        ({"compile": True}, "compiled"), ({"compile": True, "launch": "eager"}, "compiled"), ({"launch": "graph"}, "graph"),
+        ({"compile": False, "launch": "graph"}, "graph"), ({"launch": "eager"}, "eager"), ({"compile": False}, "eager"),
+        ({}, "eager"),
+    ],
 )
 def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any], launch: str, record: dict[str, Any]) -> None:
     """Records of earlier versions too, which have `compile`."""
