@@ -129,8 +129,9 @@ class ClipLoader:
         if not clips:
             raise UserError(f"split {self.split!r} has no clips; take another split")
         if order.train and not self.batches_per_epoch:
+            taken = f"{order.num_entries} of {clips} clips by data.weights" if order.shares else f"{clips} clips"
             raise UserError(
-                f"split {self.split!r}: {clips} clips, fewer than one step with batch_size={order.batch_size} and world_size="
+                f"split {self.split!r}: {taken}, fewer than one step with batch_size={order.batch_size} and world_size="
                 f"{order.world_size}; use a smaller batch_size, or last_batch='partial', which needs one clip per rank"
             )
 

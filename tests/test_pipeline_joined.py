@@ -137,6 +137,8 @@ def test_a_joined_set_goes_on_where_it_was_and_knows_its_weights(coco: ShardSet,
         rest = [batch for _ in range(2) for batch in again]
     assert [batch.keys for batch in rest] == [batch.keys for batch in batches[5:]]
     assert all(torch.equal(a.joints_BMTVC, b.joints_BMTVC) for a, b in zip(rest, batches[5:], strict=True))
+    with pytest.raises(UserError, match=r"split 'all': 2 of 12 clips by data\.weights, fewer than one step with batch_size=3 "):
+        loader(0.1, 0.1)
     with pytest.raises(UserError, match="another shards, split or subset"):
         loader(2, 0.4).load_state_dict(whole.state_dict())
 
@@ -213,6 +215,8 @@ def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinec
         JoinedShards([coco, kinect], "coco")
     with pytest.raises(UserError, match=r"data\.weights has 1 numbers, data.shards 2 sets; give one for each set"):
         JoinedShards([coco, coco], None, (2,))
+    with pytest.raises(UserError, match=r"coco is named twice; name it once, --data\.weights takes its clips more often"):
+        JoinedShards([coco, kinect, coco], "coco17")
     video = shard_set(tmp_path / "video", 2, codec="mjpeg")
     with pytest.raises(UserError, match=r"coco has codec jpeg, .*video mjpeg; pack them again with one codec"):
         JoinedShards([coco, video])
@@ -226,7 +230,7 @@ def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinec
     with pytest.raises(UserError, match=r"its layout own has no joint of coco17; take another --data\.layout"):
         JoinedShards([ShardSet.open(tmp_path / "strange")], "coco17")
     with pytest.raises(UserError, match="clips are looked up by name in one set"):
-        JoinedShards([coco, coco]).find(["clip00000"])
+        JoinedShards([coco, kinect], "coco17").find(["clip00000"])
 
 
 def test_commas_divide_sets_unless_a_folder_has_one(tmp_path: Path) -> None:

@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from test_svdata2vec_launch import CPU
 from tiny import pretrain_config
 from torch import Tensor, nn
 
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training import loop
 from svdata2vec.training.graph import WARM_UP, CapturedPass
 from svdata2vec.training.pretrain import Pretraining
 
 SHAPE_BD = (4, 3)
+CPU = Runtime(torch.device("cpu"), 0, 1, False)
 
 
 class FakeGraph:

@@ -54,6 +54,7 @@ class JoinedShards(ShardSet):
         self.sets, self._to, self._weights = tuple(sets), to, tuple(weights)
         if weights and len(weights) != len(sets):
             raise UserError(f"data.weights has {len(weights)} numbers, data.shards {len(sets)} sets; give one for each set")
+        self._require_different()
         self._require_one("codec", "pack them again with one codec")
         self._require_one("blocks", "pack them again with one block format")
         self._require_one("view", "train on videos with skeletons and on whole pictures apart")
@@ -65,6 +66,12 @@ class JoinedShards(ShardSet):
         self.reads_frames = all(each.reads_frames for each in sets)
         self.read_threads = max(each.read_threads for each in sets)
         self._prefixes = _prefixes([each.root.name for each in sets])
+
+    def _require_different(self) -> None:
+        places = [each.where for each in self.sets]
+        for place in places:
+            if places.count(place) > 1:
+                raise UserError(f"{place} is named twice; name it once, --data.weights takes its clips more often")
 
     def _require_one(self, field: str, advice: str) -> None:
         first, *others = self.sets
