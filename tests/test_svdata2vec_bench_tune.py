@@ -149,6 +149,20 @@ def test_a_file_that_cannot_be_read_is_one_line(
 # ---- runs -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_in_a_home_of_somebody_else_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even the question whether it is there is refused, as in a container whose HOME is another user's."""
+    def refused(path: Path, **_: bool) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("SVDATA2VEC_DECODING", str(tmp_path / "closed" / "decoding.json"))
+    monkeypatch.setattr(Path, "exists", refused)
+    assert load_tuned("a device", "jpeg") is None
+    (record,) = caplog.records
+    assert "Permission denied: '" in record.getMessage() and "; decoding with defaults until" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("data", "cores", "expected"),
     [

@@ -72,9 +72,9 @@ def store_tuned(device: str, codec: str, tuned: Tuned) -> Path | None:
 
 def _devices(path: Path | None) -> dict[str, dict[str, Any]]:
     """Entries of the file by device and codec; none where it is not there or, which is said, cannot be read."""
-    if path is None or not path.exists():
-        return {}
     try:
+        if path is None or not path.exists():  # raises, too: the home may be somebody else's
+            return {}
         devices = check_record(read_json(path), _SCHEMA, path)["devices"]
         for entry in (entry for codecs in devices.values() for entry in codecs.values()):
             check_number("engine_share", entry["engine_share"], 0, 1)
