@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, block_slices
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.shards.blocks import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 
 
 class BlocksDecoder:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, block_slices, jpeg_slices
-from svdata2vec.shards.blocks import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 
 

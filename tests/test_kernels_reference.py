@@ -19,7 +19,8 @@ from svdata2vec.kernels import dispatch
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.gather_blocks import decode
-from svdata2vec.shards.blocks import BlockDecoder, BlockFormat
+from svdata2vec.shards.blocks import BlockFormat
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 
 IMPLS: tuple[Impl, ...] = ("auto", "torch")
 both = pytest.mark.parametrize("impl", IMPLS)

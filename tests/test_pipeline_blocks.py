@@ -17,8 +17,9 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.shards.blocks import BlockDecoder, parse_clip
+from svdata2vec.shards.blocks import parse_clip
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.sample import block_offsets
 from svdata2vec.shards.reading.shardset import ShardSet

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from svdata2vec.pipeline.reference import psnr
-from svdata2vec.shards.blocks import BlockDecoder, BlockFormat, parse_clip
+from svdata2vec.shards.blocks import BlockFormat, parse_clip
 from svdata2vec.shards.packing.blockencoder import BlockEncoder
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 
 BITS = [(2, 2), (2, 3), (3, 2), (3, 3)]
 

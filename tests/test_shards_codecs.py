@@ -14,11 +14,12 @@ from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, 
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
-from svdata2vec.shards.blocks import BlockDecoder, BlockFormat
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
 from svdata2vec.shards.video import VideoReader

@@ -21,10 +21,10 @@ import webdataset
 from shards_data import write_motion_set
 
 from svdata2vec.shards.atomic import npy_bytes
-from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.wds_decoder import decode_sample
 

@@ -17,7 +17,9 @@ from tiny import pretrain_config
 
 import svdata2vec
 from svdata2vec.config.files import to_values
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
+from svdata2vec.config.probe import PROBE
 from svdata2vec.evaluation.features import embed
 from svdata2vec.shards.packing.pack import PackOptions
 from svdata2vec.training.pretrain import pretrain
@@ -124,7 +126,7 @@ def test_every_cited_section_exists() -> None:
 
 def test_the_options_that_the_readme_names_exist() -> None:
     """As settings of a preset, a section of them (`--data.augment.*`), or options of packing."""
-    values = [to_values(table["demo"]()) for table in (PRETRAIN, FINETUNE)]
+    values = [to_values(table["demo"]()) for table in (PRETRAIN, FINETUNE, PROBE, LABEL_EFFICIENCY)]
     known = {f"{prefix}{name}" for table in values for prefix, name in dotted(table)} | vars(PackOptions()).keys()
     known.add("from")  # the option's own name for `pretrained`
     named = set(re.findall(r"--([a-z][\w.-]*)", README.read_text()))

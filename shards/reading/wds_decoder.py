@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.decode import decode_still, decode_video
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
 

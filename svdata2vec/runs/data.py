@@ -72,9 +72,9 @@ def build_loader(
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
-    data, model = fit_data(config.data, runtime, shards, say=train), config.model
-    if data.decoder == "reference" and runtime.device.type != "cpu":
+    if config.data.decoder == "reference" and runtime.device.type != "cpu":
         raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
+    data, model = fit_data(config.data, runtime, shards, say=train), config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size

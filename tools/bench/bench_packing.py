@@ -32,12 +32,12 @@ from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
-from svdata2vec.shards.blocks import BlockDecoder
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.decode import decode_still
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet

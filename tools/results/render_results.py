@@ -28,6 +28,7 @@ from results_speed import (
     index,
     loader,
     memory,
+    op_calls,
     openmp,
     training_step,
 )
@@ -65,6 +66,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
     "index": (index, ("bench_index", "bench_index_10m")),
     "openmp": (openmp, ("bench_openmp",)),
+    "op_calls": (op_calls, ("op_calls",)),
     "scaling": (scaling, ("scaling",)),
     "scaling_storage": (scaling_storage, ("scaling",)),
     "scaling_measured": (scaling_measured, ("scaling_measured",)),

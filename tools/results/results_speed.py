@@ -217,3 +217,12 @@ def openmp(record: Record) -> str:
     header = ["waiting threads spin", "clips/s alone", "beside two programs", "of alone", "with one core's time"]
     reason = record["not_run"].get("quota")
     return table(header, rows) + (f"\nNot run with one core's time: {reason}.\n" if reason else "") + f"\n{measured(record)}\n"
+
+
+def op_calls(record: Record) -> str:
+    """What a call of each op costs the host, through PyTorch's operator and beside it."""
+    rows = [[op, f"{cost['operator']:,.0f}", f"{cost['direct']:,.0f}"] for op, cost in record["microseconds"].items()]
+    return table(["a call (with its gradient), CPU µs", "through the operator", "eager"], rows) + (
+        f"\nTiny tensors, the plain-PyTorch references on one thread: median of {record['rounds']} rounds of {record['calls']} "
+        f"calls, the two ways in turn. {measured(record)}\n"
+    )
