@@ -228,3 +228,13 @@ def test_the_command_measures_on_this_machine(
     assert main(["bench", "data", "--tune", "--method", "ours, jpeg"]) == 2
     assert "exclude each other" in capsys.readouterr().err
     assert DataBenchOptions().tune is False
+
+
+def test_a_place_that_cannot_be_written_is_told_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("SVDATA2VEC_DECODING", str(tmp_path / "taken" / "decoding.json"))
+    assert main(["bench", "data", "--tune", "--folder", str(tmp_path / "clips")]) in (1, 2)
+    error = capsys.readouterr().err
+    assert str(tmp_path / "taken") in error and error.count("\n") == 1 and not (tmp_path / "clips").exists()

@@ -27,7 +27,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.cores import MOST_THREADS, cpu_name, usable_cores
 from svdata2vec.runs.runtime import pick_device
-from svdata2vec.runs.tuned import Tuned, store_tuned
+from svdata2vec.runs.tuned import Tuned, require_place, store_tuned
 from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def in_turns(
 def tune(options: DataBenchOptions) -> dict[str, Any]:
     """Measure, print the table, store the settings, write the file; returns the record."""
     device = pick_device("auto")
+    require_place()
     dataset = make_sources(options.folder / "source", options.sources)
     shards = packed(options.folder, dataset, CODEC)
 

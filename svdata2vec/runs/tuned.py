@@ -7,6 +7,7 @@ that variable empty: none. It may be deleted. Homes are shared: every device tha
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def load_tuned(device: str, codec: str) -> Tuned | None:
     """What was measured on a device (a GPU's or CPU's name) for a codec; a file that cannot be read is told of in one line."""
     entry = _devices(tuned_file()).get(device, {}).get(codec)
     return None if entry is None else Tuned(**{name: entry.get(name) for name in Tuned.__annotations__})
+
+
+def require_place() -> None:
+    """Raises OSError where `store_tuned` could not write, before minutes of measuring are lost."""
+    path = tuned_file()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def store_tuned(device: str, codec: str, tuned: Tuned) -> Path | None:
