@@ -117,11 +117,11 @@ def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
     return found, content[HEADER_BYTES:].reshape(num_frames, found.frame_bytes)
 
 
-def spread_bytes(value_RC: Bytes) -> Bytes:
-    """(R, 4 C): a byte of every block for each pixel of one of its rows."""
-    return (value_RC.astype(np.uint32) * _BYTES4).view(np.uint8)
+def spread_bytes(value_NC: Bytes) -> Bytes:
+    """(..., 4 C): a byte of every block (..., C) for each pixel of one of its rows."""
+    return (value_NC.astype(np.uint32) * _BYTES4).view(np.uint8)
 
 
-def spread_words(value_RC: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """(R, 4 C): a number of every block for each pixel of one of its rows."""
-    return (value_RC.astype(np.uint64) * _WORDS4).view(np.uint16)
+def spread_words(value_NC: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """(..., 4 C): a number of every block (..., C) for each pixel of one of its rows."""
+    return (value_NC.astype(np.uint64) * _WORDS4).view(np.uint16)

@@ -129,6 +129,18 @@ def test_ends_by_least_squares_beat_the_extremes() -> None:
     assert np.square(decoded - block).sum() < np.square(np.array(levels).reshape(4, 4) - block.astype(int)).sum()
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_blocks_are_coded_by_themselves(bits: tuple[int, int]) -> None:
+    """All blocks go through the encoder side by side: what lies beside one, in the picture or in memory, must not reach it."""
+    frame, noise = picture(64), np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    encode, decode = BlockEncoder(BlockFormat(64, *bits)), BlockDecoder(BlockFormat(64, *bits))
+    whole = decode(encode(frame)).copy()
+    for y, x in ((0, 0), (0, 56), (24, 40), (56, 0), (56, 56)):
+        alone = noise.copy()
+        alone[y : y + 8, x : x + 8] = frame[y : y + 8, x : x + 8]
+        np.testing.assert_array_equal(decode(encode(alone))[y : y + 8, x : x + 8], whole[y : y + 8, x : x + 8])
+
+
 def test_equal_frames_give_equal_bytes_whatever_came_before() -> None:
     layout = BlockFormat(64)
     used = BlockEncoder(layout)

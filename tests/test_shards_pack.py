@@ -157,7 +157,7 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
     ({"size": 100}, "size is 100: expected a multiple of 32"),
     ({"quality": 0}, "quality for codec jpeg is 0: expected a number from 1 to 100"),
     ({"codec": "vp9", "quality": 90}, "quality for codec vp9 is 90: expected a number from 0 to 63"),
-    ({"codec": "blocks", "quality": 90}, "quality is 90: codec blocks has none; set luma_bits and chroma_bits instead"),
+    ({"codec": "blocks", "quality": 90}, "quality is 90: codec blocks has none but --luma-bits and --chroma-bits"),
     ({"codec": "blocks", "luma_bits": 4}, "luma_bits is 4: expected a whole number from 2 to 3"),
     ({"clips_per_shard": 0}, "clips_per_shard is 0: expected a whole number from 1 to"),
     ({"workers": 0}, "workers is 0: expected a whole number from 1 to"),

@@ -47,7 +47,7 @@ class PackOptions:
         check_known("codec", self.codec, [*CODEC_QUALITY])
         check_known("chroma", self.chroma, [*JPEG_CHROMA])
         if self.quality is not None and self.codec == "blocks":
-            raise UserError(f"quality is {self.quality}: codec blocks has none; set luma_bits and chroma_bits instead")
+            raise UserError(f"quality is {self.quality}: codec blocks has none but --luma-bits and --chroma-bits")
         if self.quality is not None:
             low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
             check_number(f"quality for codec {self.codec}", self.quality, low, high)
