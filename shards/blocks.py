@@ -20,7 +20,7 @@ TILE = 8  # pixels of the picture, each way, that hold whole blocks of all plane
 SIDE_MULTIPLE = 32  # of a picture's side: every section then begins at a multiple of 32 bytes of its frame
 BITS = (2, 3)
 MAGIC, VERSION = b"SVBK", 1
-_HEADER = struct.Struct("<4sBBBxII")  # magic, version, bits of luma, bits of chroma, a zero, side, frames
+_HEADER = struct.Struct("<4sBBBBII")  # magic, version, bits of luma, bits of chroma, a zero, side, frames
 HEADER_BYTES = _HEADER.size
 _BYTES4, _WORDS4 = np.uint32(0x01010101), np.uint64(0x0001000100010001)
 
@@ -77,6 +77,9 @@ class BlockFormat:
         if self.luma_bits not in BITS or self.chroma_bits not in BITS:
             raise ValueError(f"blocks: {self.luma_bits} bits of luma, {self.chroma_bits} of chroma, expected 2 or 3")
 
+    def __str__(self) -> str:
+        return f"of side {self.side} with {self.luma_bits} bits of luma, {self.chroma_bits} of chroma"
+
     @cached_property
     def planes(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
         """Y, Cb, Cr."""
@@ -95,7 +98,7 @@ class BlockFormat:
 
     def header(self, num_frames: int) -> bytes:
         """What stands before the frames."""
-        return _HEADER.pack(MAGIC, VERSION, self.luma_bits, self.chroma_bits, self.side, num_frames)
+        return _HEADER.pack(MAGIC, VERSION, self.luma_bits, self.chroma_bits, 0, self.side, num_frames)
 
 
 def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
@@ -105,11 +108,13 @@ def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
     """
     if len(content) < HEADER_BYTES:
         raise ValueError(f"blocks: {len(content)} bytes, expected a header of {HEADER_BYTES}")
-    magic, version, luma_bits, chroma_bits, side, num_frames = _HEADER.unpack(content[:HEADER_BYTES].tobytes())
+    magic, version, luma_bits, chroma_bits, zero, side, num_frames = _HEADER.unpack(content[:HEADER_BYTES].tobytes())
     if magic != MAGIC:
         raise ValueError(f"blocks: begins with {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
         raise ValueError(f"blocks: version {version}, this program reads {VERSION}; pack again or use the program that made it")
+    if zero:
+        raise ValueError(f"blocks: byte 7 of the header is {zero}, expected 0; copy the shard again, or pack again")
     found = BlockFormat(side, luma_bits, chroma_bits)
     if len(content) != found.clip_bytes(num_frames):
         raise ValueError(f"blocks: {len(content)} bytes, expected {found.clip_bytes(num_frames)} for {num_frames} frames of "

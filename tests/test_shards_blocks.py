@@ -170,5 +170,10 @@ def test_what_is_no_clip_is_refused() -> None:
     refused(b"SVBX" + bytes(clip[4:]), "begins with b'SVBX', expected b'SVBK'")
     refused(bytes(clip[:4]) + b"\2" + bytes(clip[5:]), "version 2, this program reads 1; pack again")
     refused(bytes(clip[:5]) + b"\4" + bytes(clip[6:]), "4 bits of luma, 2 of chroma, expected 2 or 3")
+    refused(bytes(clip[:7]) + b"\1" + bytes(clip[8:]), "byte 7 of the header is 1, expected 0")
     refused(bytes(clip[:8]) + struct.pack("<I", 40) + bytes(clip[12:]), "a picture of side 40, expected a multiple of 32")
     refused(bytes(clip[:8]) + struct.pack("<II", 2**31, 2**31) + bytes(clip[16:]), "side 2147483648, expected a multiple of 32")
+
+
+def test_messages_name_a_format_in_words() -> None:
+    assert f"{BlockFormat(96, 3, 2)}" == "of side 96 with 3 bits of luma, 2 of chroma"
