@@ -32,3 +32,18 @@ def motion_check(record: Record) -> str:
         f"\n{record['training_clips']} clips for training, {record['evaluation_clips']} of other subjects for evaluation, "
         f"{record['options']['frames']} frames of {record['options']['crop']} px each. {measured(record)}\n"
     )
+
+
+def codec_experiment(record: Record) -> str:
+    """Whether less is learnt from blocks than from JPEGs: paired seeds."""
+    def rows(name: str, title: str, cell: Callable[[float], str]) -> list[str]:
+        found = record["comparison"][name]
+        change = f"{cell(found['difference'])} ({' to '.join(map(cell, found['interval']))})"
+        return [title, *(cell(found["mean"][codec]) for codec in ("jpeg", "blocks")), change]
+
+    body = [rows("top1", "RGB top-1, few labels", percent), rows("probe_top1", "linear probe top-1, all labels", percent),
+            rows("loss", "pretraining loss at the end", "{:.3f}".format)]
+    return table(["", "`jpeg`", "`blocks`", "difference (95 % interval)"], body) + (
+        f"\nMeans of {len(record['seeds'])} seeds, the same for both codecs; {record['epochs']} epochs of the demo's "
+        f"pretraining, {record['precision']}. {measured(record)}\n"
+    )
