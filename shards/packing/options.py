@@ -6,8 +6,11 @@ from typing import Annotated
 
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA
+from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, VIDEO_CODECS
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
+
+# Options that mean nothing to other codecs. Of video codecs `chroma` may be 420, which they have anyway.
+OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg", *VIDEO_CODECS), "gop": (*VIDEO_CODECS,)}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class PackOptions:
         check_fields(self)
         check_known("codec", self.codec, [*CODEC_QUALITY])
         check_known("chroma", self.chroma, [*JPEG_CHROMA])
+        for name, codecs in OF_CODECS.items():
+            if getattr(self, name) != getattr(PackOptions, name) and self.codec not in codecs:
+                raise UserError(f"{name} is {getattr(self, name)}: codec {self.codec} has no such option, {', '.join(codecs)} "
+                                f"{'have' if len(codecs) > 1 else 'has'}; leave it out")
         if self.quality is not None and self.codec == "blocks":
             raise UserError(f"quality is {self.quality}: codec blocks has none but --luma-bits and --chroma-bits")
         if self.quality is not None:
