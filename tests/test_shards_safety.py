@@ -270,8 +270,9 @@ OTHER: dict[type, dict[str, object]] = {  # a change of every field
         "skipped": [Skipped("c", "broken")], "published": {"test": 9}, "split_classes": {"test": ("y",)}},
     PackOptions: {
         "codec": "h264", "quality": 30, "chroma": "420", "gop": 5, "size": 64, "clips_per_shard": 3, "seed": 1,
-        "pose_slack": 1, "workers": 3, "cluster": "tcp://a:1", "resume": True},
+        "pose_slack": 1, "workers": 3, "cluster": "tcp://a:1", "resume": True, "luma_bits": 2, "chroma_bits": 3},
 }
+CODEC_OF = {"gop": "h264", "luma_bits": "blocks", "chroma_bits": "blocks"}  # of options that jpeg does not have
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, field.name) for kind in OTHER for field in fields(kind)])
@@ -286,7 +287,7 @@ def test_every_field_is_in_the_plan(kind: type, name: str) -> None:
                     pose_file=pose_file)
         layout = made(JointLayout, name="own", joints=("nose", "l_eye", "r_eye"), edges=((0, 1),), left=(1,), right=(2,))
         dataset = made(DataSet, name="own", layout=layout, classes=("x", "y"), splits={"test": ["a"]}, clips=[clip])
-        return make_plan(dataset, made(PackOptions, workers=1))
+        return make_plan(dataset, made(PackOptions, workers=1, codec=CODEC_OF.get(name, "jpeg")))
 
     before, after = plan({}), plan({name: OTHER[kind][name]})
     assert (fingerprint(before) == fingerprint(after)) == (name in ("workers", "cluster", "resume"))
