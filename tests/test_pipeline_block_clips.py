@@ -121,7 +121,7 @@ def test_bytes_that_do_not_hold_the_frames_fail_by_clip(shards: ShardSet) -> Non
     assert uploader.decode(encoded, clean) == {}
     cut, other = replace(encoded[1], video=encoded[1].video[:-1]), replace(encoded[2], blocks=replace(form, luma_bits=2))
     failed = uploader.decode([encoded[0], cut, other], out)
-    assert list(failed) == [1, 2] and "bytes do not hold its frames" in failed[1] and "luma_bits=2" in failed[2]
+    assert list(failed) == [1, 2] and "bytes do not hold its frames" in failed[1] and "2 bits of luma" in failed[2]
     assert torch.equal(frames_of(out[0:1]), frames_of(clean[0:1]))
 
 
