@@ -159,6 +159,7 @@ def _gather_blocks_kernel(
     in_picture_P = pixel_P < size * size
     x_P = tl.load(map_ptr) * (2 * (pixel_P % size) + 1) + tl.load(map_ptr + map_strides[1])
     y_P = tl.load(map_ptr + 2 * map_strides[1]) * (2 * (pixel_P // size) + 1) + tl.load(map_ptr + 3 * map_strides[1])
+    # Places in 1 / 2**PLACE_BITS (32) pixel, weights in 1 / 2**WEIGHT_BITS (11): a sum of two weights' products has 22 bits.
     left_P, top_P = (x_P >> 32).to(tl.int32), (y_P >> 32).to(tl.int32)
     right_weight_P, low_weight_P = (x_P >> 21).to(tl.int32) & 2047, (y_P >> 21).to(tl.int32) & 2047
 
@@ -169,6 +170,7 @@ def _gather_blocks_kernel(
         in_clip = (frame >= 0) & (frame < num_frames)
         stored = tl.load(frame_ptr + frame * frame_strides[1], mask=in_clip, other=-1)
         in_clip = (stored >= 0) & (stored < num_frames)
+        # A plane of P x P: P * P / 8 bytes of ends, and as many for each bit of the indices.
         luma_ptr = blocks_ptr + stored * blocks_strides[1]
         blue_ptr = luma_ptr + (side * side >> 3) * (1 + LUMA_BITS)
         red_ptr = blue_ptr + (side * side >> 5) * (1 + CHROMA_BITS)
