@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from svdata2vec.kernels.functional import block_maps
-from svdata2vec.pipeline.frames import EncodedClip, block_slices
+from svdata2vec.pipeline.frames import EncodedClip, gathered
+from svdata2vec.pipeline.slabs import Slabs
 from svdata2vec.pipeline.video import BlockClips
-from svdata2vec.shards.blocks import BlockFormat
+from svdata2vec.shards.blocks import BlockFormat, Bytes
+
+_PORTABLE = 1  # cudaHostRegisterPortable: for every device's context
 
 
 class BlockUploader:
@@ -26,45 +27,48 @@ class BlockUploader:
         """What `decode` fills."""
         return BlockClips.empty(num_clips, num_frames, size, self.form, self.device)
 
-    def decode(self, clips: Sequence[EncodedClip], out: BlockClips) -> dict[int, str]:
-        """Fill `out` on the current stream, in one upload of frames; number -> reason of the clips that do not hold theirs.
+    def slabs(self, num_clips: int, num_frames: int) -> Slabs:
+        """Memory for clips that are to be uploaded, so many a step."""
+        lock = CudaPageLock(self.device) if self.device.type == "cuda" else None
+        return Slabs(num_clips, num_frames * self.form.frame_bytes, lock)
 
-        The clips' own bytes have been copied when this returns.
+    def decode(self, clips: Sequence[EncodedClip], out: BlockClips) -> dict[int, str]:
+        """Fill `out` on the current stream; number -> reason of the clips that do not hold their frames.
+
+        Whoever calls holds the clips until the stream has come so far: page-locked bytes are read then, not now.
         """
         failed: dict[int, str] = {}
-        blocks_BTE, frame_BT = self._staging(out.blocks_BTE), self._staging(out.frame_BT)
+        frame_BT = np.zeros(out.frame_BT.shape, np.int64)
         for row, clip in enumerate(clips):
             try:
-                frame_BT[row] = torch.from_numpy(_copy(clip, self.form, blocks_BTE[row].numpy()))
+                clip = gathered(clip, self.form)
             except ValueError as error:
                 failed[row] = str(error)
-                frame_BT[row] = 0
-        map_B4 = self._staging(out.map_B4)
-        map_B4.copy_(block_maps(torch.from_numpy(np.stack([clip.output_to_packed for clip in clips]))))
-        for there, here in ((out.blocks_BTE, blocks_BTE), (out.frame_BT, frame_BT), (out.map_B4, map_B4)):
-            if there is not here:
-                there.copy_(here, non_blocking=True)
+                continue
+            frames_KE = torch.from_numpy(clip.video).view(-1, self.form.frame_bytes)
+            out.blocks_BTE[row, : len(frames_KE)].copy_(frames_KE, non_blocking=True)
+            frame_BT[row] = clip.frames_T
+        # Pageable and small: the driver takes them at once.
+        out.frame_BT.copy_(torch.from_numpy(frame_BT), non_blocking=True)
+        maps = block_maps(torch.from_numpy(np.stack([clip.output_to_packed for clip in clips])))
+        out.map_B4.copy_(maps, non_blocking=True)
         return failed
 
     def close(self) -> None:
         """Holds nothing."""
 
-    def _staging(self, target: Tensor) -> Tensor:
-        """Page-locked memory of the target's shape, from PyTorch's store, which waits for uploads; on a CPU the target."""
-        if self.device.type == "cpu":
-            return target
-        return torch.empty(target.shape, dtype=target.dtype, pin_memory=True)
 
+class CudaPageLock:
+    """`PageLock` for the uploads of a CUDA device."""
 
-def _copy(clip: EncodedClip, form: BlockFormat, out_TE: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Copy the clip's different frames, and say which of them each sampled frame is, int64 (T,).
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
-    Raises ValueError if they are not there, or are stored in another format.
-    """
-    if clip.blocks != form:
-        raise ValueError(f"clip {clip.key}: {clip.blocks}, expected {form}")
-    slices = block_slices(clip, form)
-    _, first_K, which_T = np.unique(clip.frames_T, return_index=True, return_inverse=True)
-    for place_E, number in zip(out_TE, first_K.tolist(), strict=False):
-        place_E[:] = slices[number]  # NumPy releases the interpreter lock
-    return which_T
+    def lock(self, whole: Bytes) -> str | None:
+        with torch.cuda.device(self._device):  # not in a context of the first GPU, which would be made for it
+            status = torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, _PORTABLE)
+        return None if int(status) == 0 else f"CUDA error {int(status)} for {whole.nbytes >> 20} MiB"
+
+    def unlock(self, whole: Bytes) -> None:
+        with torch.cuda.device(self._device):
+            torch.cuda.cudart().cudaHostUnregister(whole.ctypes.data)

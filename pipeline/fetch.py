@@ -3,17 +3,20 @@
 T sampled frames, M persons, V joints.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
-from svdata2vec.pipeline.frames import EncodedClip
+from svdata2vec.pipeline.frames import EncodedClip, different, in_order, laid
 from svdata2vec.pipeline.order import taken_name
 from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
 from svdata2vec.shards.atomic import WriteFailedError
+from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -63,13 +66,15 @@ class ClipFetcher:
         """Whether frames lie apart and are mapped: each process that needs them maps them itself."""
         return self.video and self.shards.reads_frames and self.shards.manifest.by_frame
 
-    def fetch_step(self, rows: list[int], epoch: int, views: list[int]) -> list[Outcome]:
-        """`fetch` of several clips, the errors of damaged ones as values.
+    def fetch_step(
+        self, rows: list[int], epoch: int, views: list[int], places: Iterable[Bytes | None] = repeat(None)
+    ) -> list[Outcome]:
+        """`fetch` of several clips, the errors of damaged ones as values. places: as in `mapped`.
 
         All plans first, then all pictures: a clip's pictures are larger than the processor's own cache.
         """
         planned = [self._attempt(row, epoch, view) for row, view in zip(rows, views, strict=True)]
-        return [self.mapped(outcome, check=True) for outcome in planned]
+        return [self.mapped(outcome, check=True, place=place) for outcome, place in zip(planned, places, strict=False)]
 
     def attempt(self, row: int, epoch: int, view: int) -> Outcome:
         """`fetch`, with the error of a damaged clip as a value."""
@@ -82,22 +87,30 @@ class ClipFetcher:
             raise outcome
         return outcome
 
-    def mapped(self, outcome: Outcome, *, check: bool) -> Outcome:
-        """A planned clip with its frames, where they lie apart; check: compare those of the plan with their sums."""
+    def mapped(self, outcome: Outcome, *, check: bool, place: Bytes | None = None) -> Outcome:
+        """A planned clip with its frames, where they lie apart; check: compare those of the plan with their sums.
+
+        place: where the frames of a clip in blocks are laid, gathered (`frames.py`); None: they stay in the tar.
+        """
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
         encoded = outcome.encoded
         assert encoded.offsets is not None
-        frames = list(dict.fromkeys(encoded.frames_T.tolist())) if check else []
         try:
-            video = self.shards.frames(outcome.row, encoded.offsets, frames)
+            video = self.shards.frames(outcome.row, encoded.offsets, different(encoded) if check else [], place)
         except (OSError, ValueError) as error:
             self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
             return BadClipError(str(error))
-        return replace(outcome, encoded=replace(encoded, video=video))
+        return replace(outcome, encoded=replace(encoded, video=video) if place is None else in_order(encoded, video))
+
+    def received(self, outcome: Outcome, place: Bytes | None) -> Outcome:
+        """A clip that another process sent `unmapped`: its frames lie in the place that it was given, or are mapped."""
+        if place is None or isinstance(outcome, BadClipError) or outcome.encoded is None:
+            return self.mapped(outcome, check=False)
+        return replace(outcome, encoded=laid(outcome.encoded, place))
 
     def unmapped(self, outcome: Outcome) -> Outcome:
-        """A clip as it is sent to another process, which maps its frames again."""
+        """A clip as it is sent to another process, which has its frames too."""
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
         return replace(outcome, encoded=replace(outcome.encoded, video=NOTHING))

@@ -3,7 +3,7 @@
 T sampled frames, F frames of the clip.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ WHOLE_41 = np.array([[0xFF], [0xD8], [0xFF], [0xD9]], np.uint8)  # a JPEG's firs
 class EncodedClip:
     """The encoded video of one clip, the frames wanted and where the output pixels lie in its packed picture.
 
-    video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container. frames_T: int64.
-    blocks: how each frame is laid out, None for JPEGs and containers.
+    video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container, and for blocks that were gathered
+    (`gathered`). frames_T: int64. blocks: how each frame is laid out, None for JPEGs and containers.
     output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture.
     """
 
@@ -55,6 +55,36 @@ def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint
     if starts.min() < 0 or stops.max() > clip.video.size or (stops - starts != blocks.frame_bytes).any():
         raise ValueError(f"clip {clip.key}: {clip.video.size} bytes do not hold its frames of {blocks.frame_bytes} bytes each")
     return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+
+def gathered(clip: EncodedClip, blocks: BlockFormat) -> EncodedClip:
+    """A clip in blocks whose bytes are its different wanted frames, one behind the other, which `frames_T` now counts.
+
+    Raises ValueError if it does not hold them, or they are stored in another format.
+    """
+    if clip.blocks != blocks:
+        raise ValueError(f"clip {clip.key}: {clip.blocks}, expected {blocks}")
+    if clip.offsets is None:
+        return clip
+    by_frame = dict(zip(clip.frames_T.tolist(), block_slices(clip, blocks), strict=True))
+    return in_order(clip, np.concatenate([by_frame[frame] for frame in different(clip)]))
+
+
+def different(clip: EncodedClip) -> list[int]:
+    """The wanted frames, each once, in the order in which they are first seen."""
+    return list(dict.fromkeys(clip.frames_T.tolist()))
+
+
+def in_order(clip: EncodedClip, video: NDArray[np.uint8]) -> EncodedClip:
+    """The clip over the bytes of its `different` frames alone."""
+    place = {frame: i for i, frame in enumerate(different(clip))}
+    return replace(clip, video=video, offsets=None, frames_T=np.array([place[frame] for frame in clip.frames_T.tolist()]))
+
+
+def laid(clip: EncodedClip, place: NDArray[np.uint8]) -> EncodedClip:
+    """A gathered clip whose bytes are the first of `place`."""
+    assert clip.blocks is not None and clip.offsets is None
+    return replace(clip, video=place[: (int(clip.frames_T.max()) + 1) * clip.blocks.frame_bytes])
 
 
 def _ends(clip: EncodedClip) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,7 +15,7 @@ Who waits for whom:
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -38,12 +38,17 @@ class Lane:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """What is started inside runs on the lane's stream and is complete at the end."""
+        """What is started inside runs on the lane's stream and is complete at the end, also where it fails."""
         if self._stream is None:
             yield
             return
         with torch.cuda.stream(self._stream):
-            yield
+            try:
+                yield
+            except BaseException:
+                with suppress(RuntimeError):  # the first error is told
+                    self._stream.synchronize()
+                raise
             self._stream.synchronize()
 
 

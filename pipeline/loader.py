@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.decoders import DecoderName, FrameDecoder, check_device, make_decoder
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
@@ -262,14 +263,18 @@ class ClipLoader:
         )
         device = torch.device(self.device)
         lanes = [
-            Lane(self._make_decoder(), device) for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
+            Lane(self.new_decoder(), device) for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
         ] if self.video else [Lane(None, device)]
-        readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads)
+        slabs = None
+        if isinstance(uploader := lanes[0].decoder, BlockUploader) and fetcher.by_frame:
+            slabs = uploader.slabs(self.order.largest_part, self.plan.num_frames)
+        readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads, slabs)
         if self.num_readers and self.shards.read_threads == 1:  # a set behind a URL waits in threads, with one cache
-            readers = ProcessReaders(fetcher, self.num_readers)
+            readers = ProcessReaders(fetcher, self.num_readers, slabs)
         return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, readers)
 
-    def _make_decoder(self) -> FrameDecoder:
+    def new_decoder(self) -> FrameDecoder:
+        """A lane's decoder."""
         return make_decoder(
             self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads, self.engine_share,
             self.run_pictures, self.shards.manifest.blocks,

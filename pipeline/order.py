@@ -114,6 +114,11 @@ class OrderConfig:
         """Clips of a whole step of all ranks together."""
         return self.batch_size * self.world_size
 
+    @property
+    def largest_part(self) -> int:
+        """The most clips that a rank has in one step: clips that are too few for a step are part of the one before."""
+        return self.batch_size + (self.smallest_batch if self.drop_last else 0)
+
     def end(self, position: int) -> int:
         """Where the steps of an epoch end that goes on at `position`.
 

@@ -12,8 +12,12 @@ from itertools import repeat
 
 from svdata2vec.pipeline.fetch import ClipFetcher, Outcome
 from svdata2vec.pipeline.readworker import Answer, Request
+from svdata2vec.pipeline.slabs import Slabs
 from svdata2vec.pipeline.workers import GONE, WorkerProcess
+from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import UserError
+
+Places = Iterable[Bytes | None]  # where each clip's frames are laid
 
 
 @dataclass(frozen=True)
@@ -35,47 +39,53 @@ class Fetched:
 
 
 class ThreadReaders:
-    """Reads in the calling thread, or in several where reading means waiting for a network."""
+    """Reads in the calling thread, or in several where reading means waiting for a network. slabs: as in `ProcessReaders`."""
 
-    def __init__(self, fetcher: ClipFetcher, threads: int) -> None:
-        self._fetcher = fetcher
+    def __init__(self, fetcher: ClipFetcher, threads: int, slabs: Slabs | None = None) -> None:
+        self._fetcher, self._slabs = fetcher, slabs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="svdata2vec-fetch") if threads > 1 else None
 
     def over(self, steps: Iterable[Step]) -> Generator[Fetched]:
         """The steps' clips, in order."""
         for step in steps:
             if self._pool is None:
-                yield Fetched(step, self._fetcher.fetch_step(step.rows, step.epoch, step.views))
+                _, places = _taken(self._slabs)
+                yield Fetched(step, self._fetcher.fetch_step(step.rows, step.epoch, step.views, places))
             else:
                 yield Fetched(step, list(self._pool.map(self._fetcher.attempt, step.rows, repeat(step.epoch), step.views)))
 
     def close(self) -> None:
+        """End the threads; may be called twice."""
         if self._pool is not None:
             self._pool.shutdown()
+        if self._slabs is not None:
+            self._slabs.close()
 
 
 class ProcessReaders:
     """Reads in processes that take turns, a step each; started at first use.
 
-    Frames that lie apart are mapped here again: what was checked there reaches this process without a copy.
+    Frames that lie apart are mapped here again: what was checked there reaches this process without a copy. With `slabs` they
+    are copied there into a slab, from which they are uploaded; it is held by the clips.
 
     Raises UserError from `over` when a process dies.
     """
 
-    def __init__(self, fetcher: ClipFetcher, processes: int) -> None:
-        self._fetcher, self._count = fetcher, processes
+    def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None = None) -> None:
+        self._fetcher, self._count, self._slabs = fetcher, processes, slabs
         self._processes: list[WorkerProcess] = []
 
     def over(self, steps: Iterable[Step]) -> Generator[Fetched]:
         """The steps' clips, in order."""
-        pending: deque[tuple[Step, WorkerProcess]] = deque()
+        pending: deque[tuple[Step, Places, WorkerProcess]] = deque()
         try:
             if not self._processes:
                 self._start()
             for number, step in enumerate(steps):
                 process = self._processes[number % self._count]
-                process.send(Request(step.rows, step.epoch, step.views))
-                pending.append((step, process))
+                slab, places = _taken(self._slabs)
+                process.send(Request(step.rows, step.epoch, step.views, slab))
+                pending.append((step, places, process))
                 if len(pending) == self._count:
                     yield self._received(*pending.popleft())
             while pending:
@@ -89,7 +99,7 @@ class ProcessReaders:
                 "out, set a smaller --data.readers or --run.batch-size, else start the run again"
             ) from error
         finally:
-            for _, process in pending:
+            for _, _, process in pending:
                 with contextlib.suppress(*GONE):
                     process.receive()
 
@@ -98,16 +108,26 @@ class ProcessReaders:
         for process in self._processes:
             process.close()
         self._processes = []
+        if self._slabs is not None:
+            self._slabs.close()
 
     def _start(self) -> None:
+        file = None if self._slabs is None else self._slabs.file
         for _ in range(self._count):
-            self._processes.append(WorkerProcess("svdata2vec.pipeline.readworker", ()))
-            self._processes[-1].send(pickle.dumps(self._fetcher))
+            descriptors = () if file is None else (file.descriptor,)
+            self._processes.append(WorkerProcess("svdata2vec.pipeline.readworker", descriptors))
+            self._processes[-1].send(pickle.dumps((self._fetcher, file)))
         for process in self._processes:
             _answer(process)
 
-    def _received(self, step: Step, process: WorkerProcess) -> Fetched:
-        return Fetched(step, [self._fetcher.mapped(outcome, check=False) for outcome in _answer(process).outcomes])
+    def _received(self, step: Step, places: Places, process: WorkerProcess) -> Fetched:
+        outcomes = map(self._fetcher.received, _answer(process).outcomes, places)
+        return Fetched(step, list(outcomes))
+
+
+def _taken(slabs: Slabs | None) -> tuple[int | None, Places]:
+    """Number and rows of a slab for the next step; without slabs nothing is laid anywhere."""
+    return (None, repeat(None)) if slabs is None else slabs.take()
 
 
 def _answer(process: WorkerProcess) -> Answer:

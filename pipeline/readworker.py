@@ -1,21 +1,25 @@
 """A reader process: takes rows of the index, reads, checks and plans their clips. `readers.py` starts it.
 
-The first request is the pickled `ClipFetcher`.
+The first request is a pickled `ClipFetcher` and the file of slabs in which clips in blocks are laid.
 """
 
 import pickle
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 from svdata2vec.pipeline.fetch import ClipFetcher, Outcome
+from svdata2vec.pipeline.slabs import SlabFile
+from svdata2vec.shards.blocks import Bytes
 
 
 class Request(NamedTuple):
-    """Clips of one step."""
+    """Clips of one step. slab: number of the one that their frames are laid in, None: they stay in their tars."""
 
     rows: list[int]
     epoch: int
     views: list[int]
+    slab: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Reader:
 
     def __init__(self) -> None:
         self._fetcher: ClipFetcher | None = None
+        self._file: SlabFile | None = None
+        self._slabs: dict[int, Bytes] = {}
 
     def __call__(self, request: bytes | Request) -> Answer:
         try:
@@ -39,15 +45,23 @@ class Reader:
             return Answer([], error)
 
     def _open(self, pickled: bytes) -> Answer:
-        self._fetcher = pickle.loads(pickled)
+        self._fetcher, self._file = pickle.loads(pickled)
         return Answer([])
 
     def _read(self, request: Request) -> Answer:
         assert self._fetcher is not None
-        outcomes = self._fetcher.fetch_step(request.rows, request.epoch, request.views)
+        places = repeat(None) if request.slab is None else self._rows(request.slab)
+        outcomes = self._fetcher.fetch_step(request.rows, request.epoch, request.views, places)
         return Answer(list(map(self._fetcher.unmapped, outcomes)))
+
+    def _rows(self, slab: int) -> Bytes:
+        """The rows of a slab."""
+        assert self._file is not None
+        if slab not in self._slabs:
+            self._slabs[slab] = self._file.map(slab)
+        return self._file.rows_of(self._slabs[slab])
 
 
 def answering(descriptors: list[int]) -> Reader:
-    """Answers the requests of `readers.py`, which opens no files for it."""
+    """Answers the requests of `readers.py`; the file of slabs is open, if there is one."""
     return Reader()

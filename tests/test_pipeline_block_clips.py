@@ -22,6 +22,7 @@ from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.video import BlockClips, frames_of
+from svdata2vec.shards.reading.sample import block_offsets
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.mixup import Mixture
 
@@ -92,9 +93,9 @@ def test_colours_and_erased_windows_are_those_of_decoded_frames(uploads: None, s
     assert 2 < (changed.float() - plain.float())[~black[:, None].expand(plain.shape[:-1])].abs().mean() < 100
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("train", "readers"), [(True, 0), (False, 0), (True, 1), (False, 1)])
 def test_a_clip_with_a_wrong_sum_is_named_and_replaced(
-    uploads: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, train: bool
+    uploads: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, train: bool, readers: int
 ) -> None:
     damaged = shard_set(tmp_path / "set", 6, codec="blocks", num_frames=lambda i: T - 2)  # all frames are sampled
     column = damaged.manifest.components.index("blocks")
@@ -104,7 +105,8 @@ def test_a_clip_with_a_wrong_sum_is_named_and_replaced(
         byte = tar.read(1)
         tar.seek(-1, 1)
         tar.write(bytes([byte[0] ^ 1]))
-    keys = [key for batch in batches(ShardSet.open(tmp_path / "set"), train=train, max_bad_rate=0.5) for key in batch.keys]
+    options = {"train": train, "max_bad_rate": 0.5, "num_readers": readers}
+    keys = [key for batch in batches(ShardSet.open(tmp_path / "set"), **options) for key in batch.keys]
     assert len(keys) == (6 if train else 5) and "clip00002" not in keys
     assert re.search(r"skipping clip clip00002 of \S*shard-000000\.tar: .* not those that were packed \(CRC-32\)", caplog.text)
 
@@ -119,7 +121,9 @@ def test_bytes_that_do_not_hold_the_frames_fail_by_clip(shards: ShardSet) -> Non
     uploader = BlockUploader(form, "cpu")
     out, clean = uploader.room(3, T, SIZE), uploader.room(3, T, SIZE)
     assert uploader.decode(encoded, clean) == {}
-    cut, other = replace(encoded[1], video=encoded[1].video[:-1]), replace(encoded[2], blocks=replace(form, luma_bits=2))
+    offsets = block_offsets(form, 20)  # as where the bytes have not been laid for an upload
+    cut = replace(encoded[1], video=encoded[1].video[:-1], offsets=offsets)
+    other = replace(encoded[2], blocks=replace(form, luma_bits=2))
     failed = uploader.decode([encoded[0], cut, other], out)
     assert list(failed) == [1, 2] and "bytes do not hold its frames" in failed[1] and "2 bits of luma" in failed[2]
     assert torch.equal(frames_of(out[0:1]), frames_of(clean[0:1]))

@@ -233,9 +233,11 @@ class JoinedShards(ShardSet):
             own, [name for name in components if name in each.manifest.components or name not in self.manifest.components]
         )
 
-    def frames(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> np.ndarray:
+    def frames(
+        self, row: int, offsets: np.ndarray, frames: Sequence[int], out: np.ndarray | None = None
+    ) -> np.ndarray:
         number, own = self._place(row)
-        return self.sets[number].frames(own, offsets, frames)
+        return self.sets[number].frames(own, offsets, frames, out)
 
     def check_used(self) -> None:
         for each in self.sets:

@@ -205,26 +205,34 @@ class ShardSet:
         self._compare(row, parts)
         return parts
 
-    def frames(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> np.ndarray:
+    def frames(
+        self, row: int, offsets: np.ndarray, frames: Sequence[int], out: np.ndarray | None = None
+    ) -> np.ndarray:
         """uint8, the whole video of a clip of codec jpeg or blocks, of which these frames are compared with their sums.
 
         Mapped where possible: nothing else is read, and `check_used` must follow the use of the bytes. offsets: int64 (F + 1,).
-        UserError names clip and shard.
+        With `out` (uint8) these frames alone, copied there one behind the other; a copy is compared while the processor's cache
+        has it. UserError names clip and shard.
         """
         entry = self.index[row]
         ((start, size),) = self._spans(entry, [name for name in ("jpegs", "blocks") if name in self._column])
         video, tar = self._mapped(entry, start, size)
-        found = wanted = []
-        if self.sums is not None and frames:
-            bounds, content = offsets.tolist(), video.data
-            found = [crc32(content[bounds[frame] : bounds[frame + 1]]) for frame in frames]
-            wanted = self.sums.frames(row)[frames].tolist()
+        wanted = [] if self.sums is None or not frames else self.sums.frames(row)[frames].tolist()
+        bounds, found, end = offsets.tolist(), [], 0
+        for frame in frames:
+            content = video[bounds[frame] : bounds[frame + 1]]
+            if out is not None:
+                copy = out[end : end + len(content)]
+                copy[:] = content
+                content, end = copy, end + len(copy)
+            if wanted:
+                found.append(crc32(content))
         if tar is not None:
             tar.check(start, start + size)
         if found != wanted:
             wrong = next(frame for frame, a, b in zip(frames, found, wanted, strict=True) if a != b)
             raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
-        return video
+        return video if out is None else out[:end]
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""
