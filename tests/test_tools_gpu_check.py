@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_check
@@ -85,8 +86,8 @@ def test_every_part_has_its_function() -> None:
 
 def test_correctness_comes_first_and_speed_has_the_machine_to_itself() -> None:
     names = [part.name for part in sorted(gpu_check.PARTS, key=lambda part: part.timed)]
-    assert names[-5:] == ["decoder ceiling", "copy and matmul", "bench", "overlap", "step speed"]
-    assert {"driver", "bf16 step", "fine-tuning", "graph against eager", "nccl"} <= set(names[:-5])
+    assert names[-6:] == ["decoder ceiling", "copy and matmul", "bench", "bench blocks", "overlap", "step speed"]
+    assert {"driver", "bf16 step", "fine-tuning", "graph against eager", "nccl"} <= set(names[:-6])
     without_dali = [part.name for part in gpu_check.PARTS if "nvidia.dali" not in part.needs]
     assert {"driver", "clips", "training step", "bf16 step", "nccl", "copy and matmul", "step speed"} <= set(without_dali)
 
@@ -150,7 +151,7 @@ def test_decoding_is_compared_with_the_reference_decoder(codec: str) -> None:
 
 def test_blocks_are_compared_with_what_a_cpu_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = parts.check_blocks("cpu")
-    assert figures["largest_difference"] <= 1 and figures["share_different"] < 0.2
+    assert figures["largest_difference"] <= 1 and figures["share_different"] < 0.2 and figures["page_locked"] is False
     from svdata2vec.pipeline import blockupload
 
     maps = blockupload.block_maps
@@ -271,8 +272,46 @@ def test_the_hidden_share_of_the_shorter_half(data: float, model: float, train: 
     assert speed.hidden_share(data, model, train) == pytest.approx(share)
 
 
+def test_runs_on_jpegs_and_blocks_are_benchmarked(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JPEGs against the authors' way; blocks, of the same clips, without."""
+    asked: list[str] = []
+    calls: list[list[str]] = []
+
+    def clips(codec: str, sources: int) -> ShardSet:
+        asked.append(codec)
+        return ShardSet.open(tiny_shard_folder)
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        calls.append(command)
+        record = (ROOT / "tools" / "results" / "bench_run_cpu.json").read_text()
+        Path(command[command.index("--out") + 1]).write_text(record)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(speed, "bench_clips", clips)
+    monkeypatch.setattr(speed.subprocess, "run", run)
+    jpeg, blocks = speed.run_bench(), speed.run_bench_blocks()
+    assert asked == ["jpeg", "blocks"] and ["--baseline" in call for call in calls] == [True, False]
+    assert all(call[3:6] == ["bench", "run", "ntu60-xsub"] for call in calls)
+    assert set(jpeg) - set(blocks) == {"train_speedup"} and not set(blocks) - set(jpeg)
+    assert blocks["train_clips_per_s"] == blocks["record"]["stages"]["train"]["clips_per_s"] > 0 and blocks["verdict"]
+    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="no memory"))
+    with pytest.raises(parts.CheckError, match="ended with 1: no memory"):
+        speed.run_bench_blocks()
+
+
+def test_both_sets_hold_the_same_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVDATA2VEC_GPU_CHECK", str(tmp_path))
+    figures = parts.make_clips(1)
+    assert figures["clips"] == 1 and figures["blocks_bytes_per_clip"] > figures["jpeg_bytes_per_clip"] > 10_000
+    jpeg, blocks = (parts.bench_clips(codec, 1) for codec in ("jpeg", "blocks"))
+    assert (jpeg.manifest.codec, blocks.manifest.codec) == ("jpeg", "blocks")
+    assert jpeg.index["key"].tolist() == blocks.index["key"].tolist()
+
+
 def test_decoding_is_measured_by_threads(tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "bench_clips", lambda _: ShardSet.open(tiny_shard_folder))
+    monkeypatch.setattr(speed, "bench_clips", lambda **_: ShardSet.open(tiny_shard_folder))
     figures = speed.measure_decoder("cpu", rounds=1, seconds=0.05)
     assert figures["share_1_threads_2_pictures_per_s"] > 0
     assert figures["best_clips_per_s"] == pytest.approx(figures[f"{figures['best']}_pictures_per_s"] / 40)

@@ -3,7 +3,8 @@
     bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; at most eight minutes
 
 First correctness, several parts at once: driver, decoding, kernels, whole steps, NCCL. Then, one by one: ceilings (decoder,
-copy, matrix products), `bench run` against the authors' way, how far decoding and training overlap, fused blocks on and off.
+copy, matrix products), `bench run` on JPEGs against the authors' way and on pictures in blocks, how far decoding and training
+overlap, fused blocks on and off.
 Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
 installed, or for which no time is left, says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1
 something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run.
@@ -96,6 +97,7 @@ PARTS = (
     Part("decoder ceiling", "measure_decoder", (*DECODING, "psutil"), limit_s=100, least_s=40, timed=True),
     Part("copy and matmul", "measure_device", ("torch", "numpy", "psutil"), limit_s=45, timed=True),
     Part("bench", "run_bench", RUNS, limit_s=220, least_s=80, timed=True),
+    Part("bench blocks", "run_bench_blocks", RUNS, limit_s=100, least_s=40, timed=True),
     Part("overlap", "measure_overlap", RUNS, limit_s=100, least_s=40, timed=True),
     Part("step speed", "measure_step", CONFIGURATION, limit_s=130, least_s=40, timed=True),
 )

@@ -88,9 +88,10 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
 
 
 def check_blocks(device: str = "cuda") -> Figures:
-    """Clips in blocks are uploaded and decoded as a CPU decodes them, to one grey level."""
+    """Clips in blocks, one in page-locked memory, are uploaded and decoded as a CPU decodes them, to one grey level."""
     from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
     from svdata2vec.pipeline.blockupload import BlockUploader
+    from svdata2vec.pipeline.frames import gathered, laid
     from svdata2vec.pipeline.video import frames_of
 
     frames = [59, 0, 1, 31, 30, 2, 0, 45]
@@ -98,12 +99,20 @@ def check_blocks(device: str = "cuda") -> Figures:
     assert clip.blocks is not None
     uploader, decoder = BlockUploader(clip.blocks, device), BlocksDecoder(1)
     clips, expected = uploader.room(2, len(frames), SIZE), torch.zeros((2, len(frames), SIZE, SIZE, 3), dtype=torch.uint8)
-    failed = [uploader.decode([clip, clip], clips), decoder.decode([clip, clip], expected)]
+    slabs = uploader.slabs(1, len(frames))
+    _, places = slabs.take()
+    ready = gathered(clip, clip.blocks)
+    places[0, : ready.video.size] = ready.video
+    locked = device != "cpu" and torch.from_numpy(places).is_pinned()
+    failed = [uploader.decode([laid(ready, places[0]), clip], clips), decoder.decode([clip, clip], expected)]
+    frames_BTHWC = frames_of(clips).cpu()
+    slabs.close()
     decoder.close()
     require(failed == [{}, {}], f"clips cannot be decoded: {failed}")
-    difference = (frames_of(clips).cpu().int() - expected.int()).abs()
+    difference = (frames_BTHWC.int() - expected.int()).abs()
     require(int(difference.max()) <= 1, f"frames are off by {int(difference.max())} grey levels, expected 1 or less")
-    return {"largest_difference": int(difference.max()), "share_different": float((difference > 0).float().mean())}
+    share = float((difference > 0).float().mean())
+    return {"largest_difference": int(difference.max()), "share_different": share, "page_locked": locked}
 
 
 def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
@@ -316,14 +325,17 @@ def collect(rank: int, count: int, device: str, meeting: str) -> None:
 
 
 def make_clips(sources: int = SOURCES) -> Figures:
-    """The clips that are decoded and trained on when speed is measured: 960x540, packed as jpeg."""
-    shards = bench_clips(sources)
-    return {"clips": len(shards), "bytes_per_clip": float(shards.index["size"].sum(axis=1).mean())}
+    """The clips that are decoded and trained on when speed is measured: 960x540, packed as jpeg and as blocks."""
+    figures: Figures = {}
+    for codec in ("jpeg", "blocks"):
+        shards = bench_clips(codec, sources)
+        figures |= {"clips": len(shards), f"{codec}_bytes_per_clip": float(shards.index["size"].sum(axis=1).mean())}
+    return figures
 
 
-def bench_clips(sources: int = SOURCES) -> Any:
+def bench_clips(codec: str = "jpeg", sources: int = SOURCES) -> Any:
     """They, made unless another part has made them."""
     from svdata2vec.bench.data_sources import make_sources, packed
 
     folder = Path(os.environ.get("SVDATA2VEC_GPU_CHECK") or tempfile.mkdtemp())
-    return packed(folder, make_sources(folder / "source", sources), "jpeg")
+    return packed(folder, make_sources(folder / "source", sources), codec)

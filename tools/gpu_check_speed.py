@@ -27,7 +27,7 @@ def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7,
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({2, min(8, cores), min(16, cores)})
-    shards = bench_clips(sources)
+    shards = bench_clips(sources=sources)
     shares = (1.0, 0.75, 0.0) if device != "cpu" else (1.0,)
     settings = {f"share_{share:g}_threads_{count}": Tuned(count, share) for share in shares for count in threads}
     rates = in_turns({name: (shards, one) for name, one in settings.items()}, torch.device(device), rounds, seconds)
@@ -50,21 +50,35 @@ def measure_device(device: str = "cuda") -> Figures:
 
 def run_bench(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: str) -> Figures:
     """`svdata2vec bench run` against the authors' way; overlap: how much of the shorter half hides behind the longer."""
-    shards = bench_clips(sources)
+    record = bench_record(preset, "jpeg", sources, "--baseline", "original-style", *more)
+    return {**bench_figures(record), "train_speedup": record["baseline"]["train_speedup"], "record": record}
+
+
+def run_bench_blocks(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: str) -> Figures:
+    """The same on the same clips in blocks, which are uploaded as they are stored."""
+    record = bench_record(preset, "blocks", sources, *more)
+    return {**bench_figures(record), "record": record}
+
+
+def bench_record(preset: str, codec: str, sources: int, *more: str) -> dict[str, Any]:
+    """What `bench run` writes for the clips of `make_clips`."""
+    shards = bench_clips(codec, sources)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
-        words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out)]
-        words += ["--baseline", "original-style", "--rounds", "3", "--seconds", "1.5"]
-        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, *more]
+        words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out), "--rounds", "3"]
+        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, "--seconds", "1.5", *more]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
         require(done.returncode == 0, f"svdata2vec bench run ended with {done.returncode}: {done.stderr[-300:]}")
-        record = json.loads(out.read_text())
+        return json.loads(out.read_text())
+
+
+def bench_figures(record: dict[str, Any]) -> Figures:
+    """Its rates and verdict."""
     rates = {f"{name.replace(' ', '_')}_clips_per_s": row["clips_per_s"] for name, row in record["stages"].items()}
     return {
-        **rates, "train_speedup": record["baseline"]["train_speedup"], "mfu": record["mfu"],
-        "data_wait_share": record["data_wait_share"], "hidden_share": hidden_share(*(
+        **rates, "mfu": record["mfu"], "data_wait_share": record["data_wait_share"], "hidden_share": hidden_share(*(
             record["stages"][name]["clips_per_s"] for name in ("data", "model", "train")
-        )), "verdict": record["verdict"]["text"], "record": record,
+        )), "verdict": record["verdict"]["text"],
     }
 
 
@@ -81,7 +95,7 @@ def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, steps: i
     from svdata2vec.config.presets import PRETRAIN
 
     base = BenchConfig.of(PRETRAIN[preset]())
-    shards = str(bench_clips(sources).root)
+    shards = str(bench_clips(sources=sources).root)
     return overlap_of(profiled(replace(base, data=replace(base.data, shards=shards, train_split="all")), steps))
 
 
