@@ -217,6 +217,9 @@ def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinec
         JoinedShards([coco, coco], None, (2,))
     with pytest.raises(UserError, match=r"coco is named twice; name it once, --data\.weights takes its clips more often"):
         JoinedShards([coco, kinect, coco], "coco17")
+    shutil.copytree(coco.root, tmp_path / "copied")
+    with pytest.raises(UserError, match=r"coco and .*copied hold the same clips \(shard-000000\.tar is in both\)"):
+        JoinedShards([coco, kinect, ShardSet.open(tmp_path / "copied")], "coco17")
     video = shard_set(tmp_path / "video", 2, codec="mjpeg")
     with pytest.raises(UserError, match=r"coco has codec jpeg, .*video mjpeg; pack them again with one codec"):
         JoinedShards([coco, video])

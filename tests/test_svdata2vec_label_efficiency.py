@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline_factory import shard_set
 from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 
@@ -23,7 +25,7 @@ from svdata2vec.config.probe import AttentiveConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
-from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -184,11 +186,60 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         (["--from", "runs/pre"], "expected a name and a folder, as in pretrained=runs/pretrain-demo"),
         (["--ways", "scratch_total"], "which has the compute of the first run of --from; name one, or leave it out"),
         (["--from", f"a={tmp_path}"], "no model.safetensors; expected the folder of a finished run"),
+        (["--ways", "finetune", "linear"], "--ways finetune linear: these start from pretraining runs; name one with --from"),
+        ([*start, "--ways", "scratch", "finetune"], "has another network than the study; set --model.width 32 --model.depth 2"),
+        ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around joints, the probe asks for 8"),
+        (["--ways", "scratch", "--data.val-split", "t_train"], "clips of the validation split 't_train' are in 't_train' too"),
         (["--fractions", "0.5", "0.5"], "fractions: expected one or more, each once"),
     ):
         capsys.readouterr()
         assert main([*words, *wrong]) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    """Clips of equal names in two sets have features of their own."""
+    shard_set(tmp_path / "more", NUM_CLIPS, size=64, first_seed=50)
+    keys = [f"clip{i:05d}" for i in range(NUM_CLIPS)]
+    edit_manifest(tmp_path / "more", splits={"t_train": keys[:6], "t_val": keys[6:8], "t_test": keys[8:]})
+    config = settings(shards, tmp_path / "study", ways=("linear",), pretrained=(f"pretrained={pretrained}",), seeds=1)
+    config = replace(config, data=replace(config.data, shards=f"{shards},{tmp_path}/more"), fractions=(1.0,))
+    (cell,) = label_efficiency(config)["rows"][0]["cells"]
+    assert cell["labels"] == 12
+    (row,) = rows_of(config)
+    assert isinstance(row, ProbeRow)
+    found = open_data(config.data)
+    read = read_features(row.base, Path(pretrained.format(seed=0)), "t_train", row.features, found, found.rows("t_train"))
+    assert read.keys == found.names(found.rows("t_train")) and not read.lost
+    assert len(np.unique(read.features_nD, axis=0)) == 12
+
+
+def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: str, tmp_path: Path, caplog) -> None:
+    """A pretraining run that was started anew in its folder is another run, though the folder's name is the same."""
+    pre = tmp_path / "pre"
+    shutil.copytree(pretrained.format(seed=0), pre)
+    config = settings(
+        shards, tmp_path / "study", ways=("finetune", "linear"), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,)
+    )
+    first = label_efficiency(config)
+    features = [path.read_bytes() for path in sorted(tmp_path.glob("study/features/*.npy"))]
+    shutil.rmtree(pre)
+    shutil.copytree(pretrained.format(seed=1), pre)
+    with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
+        label_efficiency(replace(config, collect=True))
+    assert "its shards or its pretraining run are others than when it was made; it does not count" in caplog.text
+    second = label_efficiency(config)
+    assert [cell["cpu_seconds"] for row in first["rows"] for cell in row["cells"]] != [
+        cell["cpu_seconds"] for row in second["rows"] for cell in row["cells"]
+    ]
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("study/features/*.npy"))] != features
+    assert label_efficiency(replace(config, collect=True))["rows"] == second["rows"]
+
+
+def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, seeds=1, fractions=(1.0,), search=SearchConfig(lr=(0.001, 0.002)))
+    named = replace(config, data=replace(config.data, val_split="t_val"))
+    assert label_efficiency(named)["rows"][0]["cells"][0]["labels"] == 6
 
 
 def test_every_preset_can_be_studied() -> None:
@@ -270,7 +321,9 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
     config = other.config(cell, tmp_path / "run")
     assert config.data.test_split == "t_val" and config.eval_every == config.run.epochs > 0
     outcome = run_cell(other, cell, tmp_path)
-    assert outcome["labels"] < 6
+    assert outcome["labels"] < 6 and outcome["steps"] == 3  # as many as asked for, of the clips that are left
+    filled = replace(other, base=replace(other.base, run=replace(other.base.run, batch_size=6)))
+    assert filled.config(cell, tmp_path / "run").run.batch_size == outcome["labels"]
     for probed, count in ((own, 6), (none, outcome["labels"])):
         (probe,) = rows_of(replace(probed, ways=("linear",), pretrained=(f"pretrained={pretrained}",)))
         for job in probe.before([cell]):

@@ -58,6 +58,7 @@ class JoinedShards(ShardSet):
         self._require_one("codec", "pack them again with one codec")
         self._require_one("blocks", "pack them again with one block format")
         self._require_one("view", "train on videos with skeletons and on whole pictures apart")
+        self._require_no_copy()
         self._starts = np.cumsum([0, *map(len, sets)])
         self._first_tar = np.cumsum([0, *(len(each.manifest.shards) for each in sets)])
         self.manifest = self._joined_manifest()
@@ -72,6 +73,14 @@ class JoinedShards(ShardSet):
         for place in places:
             if places.count(place) > 1:
                 raise UserError(f"{place} is named twice; name it once, --data.weights takes its clips more often")
+
+    def _require_no_copy(self) -> None:
+        owner: dict[str, str] = {}  # of each tar, by its hash
+        for each in self.sets:
+            for tar in each.manifest.shards:
+                if owner.setdefault(tar.sha256, each.where) != each.where:
+                    both = f"{owner[tar.sha256]} and {each.where} hold the same clips ({tar.name} is in both)"
+                    raise UserError(f"{both}; name one of them, --data.weights takes its clips more often")
 
     def _require_one(self, field: str, advice: str) -> None:
         first, *others = self.sets

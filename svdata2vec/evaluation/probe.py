@@ -6,6 +6,7 @@ n clips, D token width, c classes, k neighbours
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, load_encoder
 from svdata2vec.evaluation.metrics import measure
@@ -44,7 +45,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if is_finished(config):
             return read_result(config.run.out, config.kind)
         trained = load_encoder(config.pretrained, config.modality, config.device)
-        _check_input(config, trained)
+        check_input(config.pretrained, trained.config.data, config.data)
         shards = open_data(config.data)
         train_split, test_split = config.data.train_split, config.data.test_split
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
@@ -88,17 +89,16 @@ def measure_probes(
     return linear, found
 
 
-def _check_input(config: ProbeConfig, trained: TrainedEncoder) -> None:
+def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> None:
     """Clips must have the run's number of frames; other sizes and crops are possible, but rarely meant: a warning."""
-    wanted, made = config.data, trained.config.data
     text = (
         f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
         f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
     )
     if wanted.num_frames != made.num_frames:
-        raise UserError(f"{config.pretrained}: {text}; set --data.num-frames {made.num_frames}")
+        raise UserError(f"{run}: {text}; set --data.num-frames {made.num_frames}")
     if (wanted.size, wanted.crop) != (made.size, made.crop):
-        log.warning("%s: %s", config.pretrained, text)
+        log.warning("%s: %s", run, text)
 
 
 def split_features(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.runs.data import labelled_rows, require_classes
 from svdata2vec.shards.errors import UserError
@@ -54,23 +54,35 @@ def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
         raise UserError(f"--data.val-split is {data.val_split!r}, but nothing is validated; set --eval-every, say 1")
     if not config.eval_every:
         return Clips(rows, None, rows[:0])
-    split = data.val_split or shards.own_validation(data.train_split, data.test_split)
+    split = validation_split(shards, data, rows)
     if split is None:
         held = hold_out(shards, rows, data.val_fraction, seed)
         return Clips(rows[~held], data.train_split, rows[held])
     require_classes(shards, split, classes, f"split {data.train_split!r}")
     found = shards.rows(split)
+    log.info("validating on the %d clips of split %r", len(found), split)
+    return Clips(rows, split, found)
+
+
+def validation_split(shards: ShardSet, data: DataConfig, train_rows: np.ndarray) -> str | None:
+    """The split to validate on, named or the data set's own; None = a share of the training clips (`hold_out`).
+
+    Raises UserError if it has no clip, or one that is trained or tested on.
+    """
+    split = data.val_split or shards.own_validation(data.train_split, data.test_split)
+    if split is None:
+        return None
+    found = shards.rows(split)
     if not len(found):
         raise UserError(f"{shards.where}: split {split!r} has no clip to validate on; name another with --data.val-split")
-    for name, others in ((data.train_split, rows), (data.test_split, shards.rows(data.test_split))):
+    for name, others in ((data.train_split, train_rows), (data.test_split, shards.rows(data.test_split))):
         shared = int(np.isin(found, others).sum())
         if shared:
             raise UserError(
                 f"{shards.where}: {shared} clips of the validation split {split!r} are in {name!r} too; name another with "
                 "--data.val-split, or none to hold out --data.val-fraction of the training clips"
             )
-    log.info("validating on the %d clips of split %r", len(found), split)
-    return Clips(rows, split, found)
+    return split
 
 
 def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:

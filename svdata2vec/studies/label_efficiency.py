@@ -15,13 +15,15 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
+from svdata2vec.evaluation.probe import check_input
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.data import open_data
+from svdata2vec.runs.data import open_data, require_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device
+from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
@@ -48,7 +50,12 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     """Run some rows and write the record."""
     shards, out = open_data(config.data), config.run.out
     seeds = range(config.run.seed, config.run.seed + config.seeds)
-    plan = Plan(rows, config.fractions, seeds, config.search, out, config.jobs, config.keep_runs, config.collect)
+    if not rows:
+        wanted = f"--ways {' '.join(config.ways)}"
+        raise UserError(f"{wanted}: these start from pretraining runs; name one with --from, or add scratch")
+    train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
+    require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
+    plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
     found = run_study(plan)
     if not found["rows"]:
         raise UserError(f"{out}: no run is finished; start the study without --collect")
@@ -68,7 +75,7 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
 def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
     """How a record begins: format, machine, commit, data, settings."""
     data = config.data
-    val = data.val_split or shards.own_validation(data.train_split, data.test_split)
+    val = validation_split(shards, data, shards.rows(data.train_split))
     splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
     manifest, classes = shards.manifest, len(shards.split_classes(data.train_split))
     return {
@@ -83,12 +90,12 @@ def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
 
 
 def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
-    """The rows that the options ask for; UserError for a pretraining run that is not finished."""
+    """The rows that the options ask for; UserError for a pretraining run that is not finished, or does not fit them."""
     base, starts = config.classifier(), [tuple(start.split("=", 1)) for start in config.pretrained]
     seeds = range(config.run.seed, config.run.seed + config.seeds)
     for _, start in starts:
-        for seed in seeds:
-            read_card(start_of(start, seed))
+        for run in dict.fromkeys(start_of(start, seed) for seed in seeds):
+            _require_fit(run, config)
     rows: list[Row] = []
     if "scratch" in config.ways:
         rows.append(FinetuneRow("scratch", "from scratch", "rival", base, config.steps))
@@ -102,6 +109,17 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
         seeing = replace(base, modality="skeleton")
         rows.append(FinetuneRow("skeleton_supervised", "skeletons, from scratch", "ceiling", seeing, config.steps))
     return rows
+
+
+def _require_fit(run: Path, config: LabelEfficiencyConfig) -> None:
+    """UserError unless the study's rows can start from a run: before any has taken its time."""
+    made = published_config(read_card(run), run)
+    check_input(run, made.data, config.data)
+    names = ("width", "depth", "heads", "mlp_ratio", "stem_width")
+    theirs, ours = ([(name, getattr(model, name)) for name in names] for model in (made.model, config.model))
+    if "finetune" in config.ways and theirs != ours:
+        options = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in theirs)
+        raise UserError(f"{run} has another network than the study; set {options}")
 
 
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:

@@ -24,9 +24,9 @@ from svdata2vec.evaluation.metrics import measure
 from svdata2vec.evaluation.probe import fit_linear, split_features
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import labelled_rows, open_data
-from svdata2vec.runs.published import published_config
+from svdata2vec.runs.published import published_config, weights_hash
 from svdata2vec.runs.runtime import pick_device, running
-from svdata2vec.runs.validation import hold_out
+from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
@@ -94,7 +94,8 @@ class ProbeRow:
         data = self.base.data
         if not cell.validate:
             return data.test_split
-        return data.val_split or open_data(data).own_validation(data.train_split, data.test_split) or data.train_split
+        shards = open_data(data)
+        return validation_split(shards, data, shards.rows(data.train_split)) or data.train_split
 
     def _scores(
         self, train: Features, test: Features, classes: int, chosen: dict[str, float], seed: int, start: Path
@@ -112,18 +113,19 @@ class ProbeRow:
 
 def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> None:
     """Write the tokens of a split's clips, unless they are there: (n, v, T, D) and what they are of."""
-    path = _place(base, start, split, folder)
-    if path.with_suffix(".json").is_file():
+    path, shards = _place(base, start, split, folder), open_data(base.data)
+    made_of = {"shards": shards.manifest.fingerprint, "weights": weights_hash(start)}
+    if path.with_suffix(".json").is_file() and read_json(path.with_suffix(".json")).get("made_of", made_of) == made_of:
         return
+    path.with_suffix(".json").unlink(missing_ok=True)
     trained = load_encoder(start, base.modality, base.device)
-    shards = open_data(base.data)
     with running(base.run) as runtime:
         found = split_features(replace(base, attentive=AttentiveConfig(1)), trained, shards, split, None, runtime)
     assert found.tokens_nvTD is not None
     np.save(buffer := io.BytesIO(), found.tokens_nvTD)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
-    about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost}
+    about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost, "made_of": made_of}
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
 
 
@@ -132,9 +134,9 @@ def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shar
     path = _place(base, start, split, folder)
     about = read_json(path.with_suffix(".json"))
     place = {key: number for number, key in enumerate(about["keys"])}
-    keys = [key.decode() for key in shards.index["key"][rows].tolist()]
+    keys = shards.names(rows)
     kept = [key for key in keys if key in place]
-    chosen_n = np.array([place[key] for key in kept])
+    chosen_n = np.array([place[key] for key in kept], np.int64)
     tokens_nvTD = np.load(path, mmap_mode="r")[chosen_n]
     lost = tuple(key for key in keys if key not in place)
     return Features(kept, tokens_nvTD.mean((1, 2)), np.array(about["labels"])[chosen_n], lost, tokens_nvTD)

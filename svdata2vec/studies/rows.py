@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,8 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.published import weights_hash
+from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.optim import resolve
@@ -20,6 +23,8 @@ from svdata2vec.training.optim import resolve
 Kind = Literal["ours", "rival", "control", "ceiling"]
 Choice = dict[str, float]  # hyper-parameters by name
 Outcome = dict[str, Any]  # score, labels, steps, clips_seen, cpu_seconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,45 @@ class Row(Protocol):
         """Train and test; `folder` is for its run, and may hold an interrupted one."""
 
 
-def run_cell(row: Row, cell: Cell, out: Path, keep: bool = False) -> Outcome:
-    """The cell's outcome: found in `out/cells`, or made and written there. `keep`: the folder of its run, too."""
+def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool = False) -> Outcome:
+    """The cell's outcome: found in `out/cells`, or made and written there.
+
+    Args:
+        fingerprint: of the shards.
+        keep: the folder of its run, too.
+    """
+    found = found_outcome(row, cell, out, fingerprint)
+    if found is not None:
+        return found
     path = cell_path(row, cell, out)
-    if path.is_file():
-        return read_json(path)["outcome"]
     folder = out / "runs" / path.stem
     outcome = row.run(cell, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"row": row.name, "cell": asdict(cell), "settings": row.settings()}
+    about = {
+        "row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made_of(row, cell.seed, fingerprint),
+    }
     write_atomically(path, json.dumps({**about, "outcome": outcome}, indent=1).encode())
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return outcome
+
+
+def found_outcome(row: Row, cell: Cell, out: Path, fingerprint: str) -> Outcome | None:
+    """What a finished cell gave; None if there is none, or shards or pretraining run have been made anew since."""
+    path = cell_path(row, cell, out)
+    if not path.is_file():
+        return None
+    found, now = read_json(path), made_of(row, cell.seed, fingerprint)
+    if found.get("made_of", now) != now:
+        log.warning("%s: its shards or its pretraining run are others than when it was made; it does not count", path)
+        return None
+    return found["outcome"]
+
+
+def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
+    """Hashes of what a cell reads, which folders' names do not tell: shards, and the weights it starts from."""
+    start = getattr(row, "start", None)
+    return {"shards": fingerprint, "weights": None if start is None else weights_hash(start_of(start, seed))}
 
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
@@ -118,22 +149,25 @@ class FinetuneRow:
         """The run of a cell: the labels' share, the budget in whole epochs, batches that the labelled clips fill."""
         chosen, base = dict(cell.choice), self.base
         shards = open_data(base.data)
-        labels = len(labelled_rows(shards, base.data.train_split, cell.fraction, cell.seed))
+        data, eval_every = replace(base.data, val_split=None), 0
+        rows = labelled_rows(shards, data.train_split, cell.fraction, cell.seed)
+        if cell.validate:
+            own = validation_split(shards, base.data, shards.rows(data.train_split))
+            data = replace(data, test_split=own or data.test_split)
+            eval_every = 0 if own else 1
+            rows = rows if own else rows[~hold_out(shards, rows, data.val_fraction, cell.seed)]
+        labels = len(rows)
         batch = min(base.run.batch_size, max(labels, 2))
         accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
         per_step, per_epoch = batch * accumulate, labels // batch * batch
         steps = int(chosen.get("steps", self.steps))
         clips = (steps * per_step if steps else base.run.epochs * per_epoch) + self.bonus_clips
-        data, eval_every, epochs = base.data, 0, -(-clips // per_epoch)
-        if cell.validate:
-            own = data.val_split or shards.own_validation(data.train_split, data.test_split)
-            data = replace(data, val_split=None, test_split=own or data.test_split)
-            eval_every = 0 if own else epochs
+        epochs = -(-clips // per_epoch)
         optim = replace(base.optim, lr=chosen.get("lr", base.optim.lr), accumulate=accumulate, lr_batch=0)
         if not optim.warmup_share:
             optim = replace(optim, warmup_share=min(base.optim.warmup_epochs / base.run.epochs, 0.5))
         return replace(
-            base, data=data, optim=optim, label_fraction=cell.fraction, eval_every=eval_every,
+            base, data=data, optim=optim, label_fraction=cell.fraction, eval_every=eval_every * epochs,
             head=replace(base.head, drop_path=chosen.get("drop_path", base.head.drop_path)),
             run=replace(base.run, out=folder, seed=cell.seed, epochs=epochs, batch_size=batch),
             pretrained=None if self.start is None else start_of(self.start, cell.seed),

@@ -10,11 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from svdata2vec.config.files import read_json
 from svdata2vec.config.label_efficiency import SearchConfig
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.studies.jobs import run_all
-from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, cell_path, run_cell
+from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, found_outcome, run_cell
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ class Plan:
         fractions, seeds: shares of the labels, and seeds, of every row.
         search: the grid, and where it is tried.
         out: folder of cells, runs and features.
+        fingerprint: of the shards.
         jobs: runs at a time.
         keep_runs: keep the folders of finished runs.
         collect: start nothing, take what is finished.
@@ -41,6 +41,7 @@ class Plan:
     seeds: Sequence[int]
     search: SearchConfig
     out: Path
+    fingerprint: str = ""
     jobs: int = 1
     keep_runs: bool = False
     collect: bool = False
@@ -61,10 +62,10 @@ def run_study(plan: Plan) -> dict[str, Any]:
 
 def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
     if plan.collect:
-        return {(row.name, cell): _finished(row, cell, plan.out) for row, cell in cells}
+        return {(row.name, cell): found_outcome(row, cell, plan.out, plan.fingerprint) for row, cell in cells}
     waiting: dict[str, tuple[Row, list[Cell]]] = {}
     for row, cell in cells:
-        if not cell_path(row, cell, plan.out).is_file():
+        if found_outcome(row, cell, plan.out, plan.fingerprint) is None:
             waiting.setdefault(row.name, (row, []))[1].append(cell)
     left = sum(len(each) for _, each in waiting.values())
     log.info("%s: %d of %d runs to do, %d at a time", plan.out, left, len(cells), plan.jobs)
@@ -72,13 +73,9 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
     run_all([*before.values()], plan.jobs)
     # The longest first, so that no process idles at the end: those with most labels and steps.
     order = sorted(cells, key=lambda each: -each[1].fraction * dict(each[1].choice).get("steps", 1))
-    outcomes = run_all([partial(run_cell, row, cell, plan.out, plan.keep_runs) for row, cell in order], plan.jobs)
+    jobs = [partial(run_cell, row, cell, plan.out, plan.fingerprint, plan.keep_runs) for row, cell in order]
+    outcomes = run_all(jobs, plan.jobs)
     return {(row.name, cell): outcome for (row, cell), outcome in zip(order, outcomes, strict=True)}
-
-
-def _finished(row: Row, cell: Cell, out: Path) -> Outcome | None:
-    path = cell_path(row, cell, out)
-    return read_json(path)["outcome"] if path.is_file() else None
 
 
 # ---- the search -------------------------------------------------------------------------------------------------------

@@ -25,8 +25,9 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import EmaConfig, PretrainConfig
 from svdata2vec.model.masking import mask_counts
+from svdata2vec.runs.data import open_data
+from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row
 
@@ -65,7 +66,7 @@ def masks(config: PretrainConfig, repeats: int, wider: float = 1.0) -> PretrainC
 
 
 def at_equal_work(side: Side, config: PretrainConfig) -> PretrainConfig:
-    return equal_work(side(config), config, config.data.shards)
+    return equal_work(side(config), config)
 
 
 REPEATED: dict[str, Side] = {f"masks_{repeats}": partial(masks, repeats=repeats) for repeats in (1, 2, 4, 8)}
@@ -107,7 +108,8 @@ class SmallCnnRow:
     def run(self, cell: Cell, folder: Path) -> Outcome:
         data, chosen, tested = self.study.data, dict(cell.choice), self.study.data.test_split
         if cell.validate:
-            own = data.val_split or open_shards(data.shards).own_validation(data.train_split, tested)
+            shards = open_data(data)
+            own = validation_split(shards, data, shards.rows(data.train_split))
             if own is None:
                 raise UserError(f"{data.shards}: no split to choose the small CNN's hyper-parameters on; set --data.val-split")
             tested = own

@@ -16,9 +16,9 @@ from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiency
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.label_curve import label_curve
+from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.shards.ranges import Range
-from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import rows_of, write_study
 from svdata2vec.studies.rows import Row
@@ -108,8 +108,8 @@ def run_experiment(
     return record
 
 
-def equal_work(config: PretrainConfig, reference: PretrainConfig, shards: str) -> PretrainConfig:
+def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainConfig:
     """As many whole epochs as the reference's multiply-adds pay for, one at least."""
-    joints = len(open_shards(shards).manifest.layout.joints)
+    joints = len(open_data(config.data).manifest.layout.joints)
     epochs = reference.run.epochs * step_flops(step_layers(reference, joints)) / step_flops(step_layers(config, joints))
     return replace(config, run=replace(config.run, epochs=max(round(epochs), 1)))
