@@ -20,8 +20,8 @@ def epoch_order(num_clips: int, seed: int, epoch: int, shuffle: bool) -> NDArray
 
 
 def entries_per_epoch(num_clips: int, weight: float) -> int:
-    """How many of a set's clips an epoch takes: `weight` times as many as there are, rounded, but one at least."""
-    return max(1, round(weight * num_clips))
+    """How many of a set's clips an epoch takes: `weight` times as many, rounded, but one at least if there is one."""
+    return max(1, round(weight * num_clips)) if num_clips else 0
 
 
 def taken(num_clips: int, weight: float, seed: int, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -33,13 +33,13 @@ def taken(num_clips: int, weight: float, seed: int, epoch: int, number: int) -> 
     """
     count = entries_per_epoch(num_clips, weight)
     start, stop = epoch * count, (epoch + 1) * count
-    parts: list[NDArray[np.int64]] = []
-    for turn in range(start // num_clips, -(-stop // num_clips)):
+    parts = [np.zeros(0, np.int64)]
+    for turn in range(start // num_clips, -(-stop // num_clips)) if num_clips else ():
         low, high = max(start - turn * num_clips, 0), min(stop - turn * num_clips, num_clips)
         whole = high - low == num_clips
         pass_N = np.arange(num_clips) if whole else keyed_generator("pass", seed, turn, number).permutation(num_clips)
         parts.append(pass_N[low:high].astype(np.int64, copy=False))
-    times = [np.full(len(part), time, np.int64) for time, part in enumerate(parts)]
+    times = [np.full(len(part), time, np.int64) for time, part in enumerate(parts, -1)]
     return np.concatenate(parts), np.concatenate(times)
 
 

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 8  # whose clips the shard set is told of
 MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
+MORE_UNUSABLE = "run `svdata2vec verify`, or raise max_bad_rate (--data.max-bad-rate, where a command has it)"
 GRACE_CLIPS = 1000  # the rate is taken of at least so many clips: early on, one bad clip of ten says nothing
 
 
@@ -193,7 +194,7 @@ class Producer:
         if skipped > most_unusable(self.order, read, self.max_bad_rate):
             raise UserError(
                 f"{skipped} of {max(skipped, read)} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "
-                f"the last is {key} of {shard}: {reason}; run `svdata2vec verify`, or raise data.max_bad_rate"
+                f"the last is {key} of {shard}: {reason}; {MORE_UNUSABLE}"
             )
 
     def batch(self, read: Read, decoded: Decoded, lane: Lane) -> ClipBatch | None:

@@ -64,6 +64,13 @@ def test_a_weighted_set_gives_every_clip_as_often_as_any_other(clips: int, weigh
     assert entries_per_epoch(clips, 1) == clips
 
 
+def test_a_weighted_set_without_a_clip_gives_none(coco: ShardSet, kinect: ShardSet) -> None:
+    """Few labels may all be of one set."""
+    joined = JoinedShards([coco, kinect], "coco17", (0.5, 2.0))
+    with ClipLoader(joined, "all", PLAN, batch_size=2, train=True, limit=np.arange(4)) as loader:
+        assert [key.partition("/")[0] for batch in loader for key in batch.keys] == ["coco", "coco"]
+
+
 def test_an_epoch_of_weighted_sets_takes_what_they_say() -> None:
     shares = [(np.arange(6), 2.0), (np.arange(6, 16), 0.5), (np.arange(16, 19), 1.0)]
     rows = np.arange(100, 119)
@@ -213,7 +220,7 @@ def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinec
         JoinedShards([coco, kinect])
     with pytest.raises(UserError, match=r"unknown joint layout 'coco'"):
         JoinedShards([coco, kinect], "coco")
-    with pytest.raises(UserError, match=r"data\.weights has 1 numbers, data.shards 2 sets; give one for each set"):
+    with pytest.raises(UserError, match=r"--data\.weights has 1 numbers, --data\.shards 2 sets; give one for each set"):
         JoinedShards([coco, coco], None, (2,))
     with pytest.raises(UserError, match=r"coco is named twice; name it once, --data\.weights takes its clips more often"):
         JoinedShards([coco, kinect, coco], "coco17")

@@ -163,7 +163,7 @@ def test_several_processes_share_the_statistics_of_a_video_teacher(tiny_shard_fo
     config = replace(pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1), **CONTROLS["rgb"])
     with (
         build_loader(open_data(config.data), config, CPU, train=True) as loader,
-        pytest.raises(UserError, match=r"teacher is encoder with teacher_input rgb: 2 processes need --run\.sync-batchnorm"),
+        pytest.raises(UserError, match=r"is encoder with --target.teacher-input rgb: 2 processes need --run\.sync-batchnorm"),
     ):
         Pretraining(config, replace(CPU, world_size=2), loader)
 
@@ -174,4 +174,4 @@ def test_controls_are_options_of_the_command(tiny_shard_folder: Path, tmp_path: 
     control = ["--target.kind", "joints", "--target.shuffle-skeletons", "--target.scored", "video"]
     assert main([*words, *small, *control, "--run.out", str(tmp_path / "run")]) == 0
     assert main([*words, *small, "--target.teacher-input", "rgb", "--run.out", str(tmp_path / "other")]) == 2
-    assert "set encode=all_frames" in capsys.readouterr().err
+    assert "set --encode all_frames" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def make_wrong(folder: Path, kind: str) -> Path:
 def test_wrong_files_end_in_one_line(kind: str, message: str, tmp_path: Path) -> None:
     path = make_wrong(tmp_path, kind)
     config = with_init(pretrain_config(tmp_path, tmp_path / "run"), path)
-    with pytest.raises(UserError, match=rf"^model.init .*{message}.*; expected the state dict of a ResNet-18") as caught:
+    with pytest.raises(UserError, match=rf"^--model.init .*{message}.*; expected the state dict of a ResNet-18") as caught:
         start_from_images(Encoder(config.model, 6, 17), config)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -224,7 +224,7 @@ def test_a_classifier_starts_from_one_of_two(file: Path, tiny_shard_folder: Path
     finetune(config)
     assert json.loads((tmp_path / "run" / "model.json").read_text())["initialised_from"]["taken"] == 120
     run = dataclasses.replace(config.run, out=tmp_path / "other")
-    with pytest.raises(UserError, match=r"model.init is .* and --from is .*: give one start of the video encoder"):
+    with pytest.raises(UserError, match=r"^--model.init is .* and --from is .*: give one start of the video encoder"):
         finetune(dataclasses.replace(config, run=run, pretrained=tmp_path / "run"))
     with pytest.raises(UserError, match="modality skeleton has no video encoder to start"):
         finetune(dataclasses.replace(config, run=run, modality="skeleton"))

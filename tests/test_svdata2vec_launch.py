@@ -34,10 +34,10 @@ PRETRAIN, FINETUNE = PretrainConfig(), FinetuneConfig()
 @pytest.mark.parametrize(
     ("config", "section", "changes", "runtime", "named"),
     [
-        (PRETRAIN, "run", {}, CPU, "run.device cpu"),
+        (PRETRAIN, "run", {}, CPU, "--run.device cpu"),
         (PRETRAIN, "run", {}, replace(GPU, world_size=4), "4 processes"),
-        (PRETRAIN, "optim", {"accumulate": 2}, GPU, "optim.accumulate 2"),
-        (PRETRAIN, "model", {"checkpoint_activations": True}, GPU, "model.checkpoint_activations"),
+        (PRETRAIN, "optim", {"accumulate": 2}, GPU, "--optim.accumulate 2"),
+        (PRETRAIN, "model", {"checkpoint_activations": True}, GPU, "--model.checkpoint-activations"),
         (FINETUNE, "run", {}, GPU, "fine-tuning"),
     ],
 )
@@ -46,14 +46,14 @@ def test_a_graph_is_refused_where_it_cannot_run(
 ) -> None:
     config = replace(config, run=replace(config.run, launch="graph"))
     config = replace(config, **{section: replace(getattr(config, section), **changes)})
-    with pytest.raises(UserError, match=f"^run.launch is graph, which does not go with {named}; use --run.launch eager$"):
+    with pytest.raises(UserError, match=f"^--run.launch is graph, which does not go with {named}; use --run.launch eager$"):
         require_launch(config, runtime)
 
 
 def test_a_compiled_run_is_refused_where_nothing_would_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(FINETUNE, run=replace(FINETUNE.run, launch="compiled"))
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
-    with pytest.raises(UserError, match=r"^run\.launch is compiled, .* with a CPU without the C\+\+ compiler no-such-"):
+    with pytest.raises(UserError, match=r"^--run\.launch is compiled, .* with a CPU without the C\+\+ compiler no-such-"):
         require_launch(config, CPU)
     require_launch(config, GPU)
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")

@@ -182,7 +182,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_clips() -> None:
 
 @pytest.mark.parametrize("teacher_input", ["rgb", "both"])
 def test_a_video_target_needs_all_frames(teacher_input: Literal["rgb", "both"]) -> None:
-    with pytest.raises(UserError, match=f"{teacher_input} reads the video tokens of all frames; set encode=all_frames"):
+    with pytest.raises(UserError, match=f"{teacher_input} reads the video tokens of all frames; set --encode all_frames"):
         PretrainConfig(target=TargetConfig(teacher_input=teacher_input))
     target = TargetConfig(top_layers=2, teacher_input=teacher_input)
     model = SVData2Vec(student_config(encode="all_frames", target=target), 17).eval()

@@ -19,7 +19,7 @@ from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import embed
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import build_loader, require_skeletons
+from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -189,6 +189,15 @@ def test_fewer_clips_than_one_step(tiny_shard_folder: Path, world_size: int, use
     rows = None if used is None else shards.rows("all")[:used]
     with pytest.raises(UserError, match=message):
         build_loader(shards, config, runtime, train=True, modality="rgb", rows=rows)
+
+
+def test_weights_that_take_fewer_clips_than_one_step(tiny_shard_folder: Path) -> None:
+    config = finetune_config(tiny_shard_folder, Path("run"), batch_size=8)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, weights=(0.5,)))
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    said = r"^split 'all': an epoch takes 6 of 12 clips by --data.weights, one step takes 8; set a smaller --run.batch-size"
+    with pytest.raises(UserError, match=said):
+        build_loader(open_data(config.data), config, runtime, train=True, modality="rgb")
 
 
 def test_the_loader_speaks_of_its_own_arguments(tiny_shard_folder: Path) -> None:

@@ -53,7 +53,7 @@ class JoinedShards(ShardSet):
     def __init__(self, sets: Sequence[ShardSet], to: str | None = None, weights: Sequence[float] = ()) -> None:
         self.sets, self._to, self._weights = tuple(sets), to, tuple(weights)
         if weights and len(weights) != len(sets):
-            raise UserError(f"data.weights has {len(weights)} numbers, data.shards {len(sets)} sets; give one for each set")
+            raise UserError(f"--data.weights has {len(weights)} numbers, --data.shards {len(sets)} sets; give one for each set")
         self._require_different()
         self._require_one("codec", "pack them again with one codec")
         self._require_one("blocks", "pack them again with one block format")

@@ -353,7 +353,7 @@ class PretrainConfig:
         )
         check(
             self.target.student_tokens == "skeleton" or self.encode == "all_frames",
-            f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set encode=all_frames",
+            f"target.teacher_input={self.target.teacher_input} reads the video tokens of all frames; set --encode all_frames",
         )
         check(
             self.run.batch_size > 1 or not self.target.shuffle_skeletons,

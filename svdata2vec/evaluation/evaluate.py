@@ -14,6 +14,7 @@ from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import Metrics, measure, require_finite
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.producer import MORE_UNUSABLE
 from svdata2vec.runs.card import evaluated_on
 from svdata2vec.runs.data import build_loader, open_data, require_classes, require_joints, warn_of_view
 from svdata2vec.runs.published import load_classifier
@@ -65,7 +66,7 @@ def check_lost(loader: ClipLoader, found: int) -> None:
     if whole - found > loader.most_unusable:
         raise UserError(
             f"split {loader.split!r}: {whole - found} of {whole} clips are unusable, more than the allowed "
-            f"{loader.max_bad_rate:.2%}; find them with `svdata2vec verify`, or raise data.max_bad_rate"
+            f"{loader.max_bad_rate:.2%}; {MORE_UNUSABLE}"
         )
 
 

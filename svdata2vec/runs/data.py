@@ -10,6 +10,7 @@ import torch
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.order import entries_per_epoch
 from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.cores import cpu_name, fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime
@@ -76,7 +77,7 @@ def build_loader(
         raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
     data, model = fit_data(config.data, runtime, shards, say=train), config.model
     if modality != "rgb" and model.coordinates != 2:
-        raise UserError(f"model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
+        raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
     _require_clips(shards, config, split, rows, step if train else 0)
     return ClipLoader(
@@ -121,6 +122,11 @@ def _require_clips(
             share = f" (--label-fraction {config.label_fraction:g}{validated})"
         raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
                         "--run.batch-size (clips per process)")
+    weighted = shards.shares(shards.rows(split) if rows is None else rows)
+    taken = sum(entries_per_epoch(len(places), weight) for places, weight in weighted)
+    if weighted and taken < step:
+        raise UserError(f"split {split!r}: an epoch takes {taken} of {used} clips by --data.weights, one step takes {step}; "
+                        "set a smaller --run.batch-size (clips per process), or larger weights")
 
 
 def require_skeletons(shards: ShardSet, split: str) -> None:

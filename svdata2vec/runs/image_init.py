@@ -36,24 +36,24 @@ def start_from_images(encoder: Encoder, config: PretrainConfig | FinetuneConfig)
     if path is None:
         return {}
     if isinstance(config, FinetuneConfig) and config.modality == "skeleton":
-        raise UserError(f"model.init is {path}, but modality skeleton has no video encoder to start; leave it out")
+        raise UserError(f"--model.init is {path}, but --modality skeleton has no video encoder to start; leave it out")
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
-        raise UserError(f"model.init is {path} and --from is {config.pretrained}: give one start of the video encoder")
+        raise UserError(f"--model.init is {path} and --from is {config.pretrained}: give one start of the video encoder")
     if has_checkpoints(config.run.out):
         return {}
     content = _bytes(path)
     try:
         found = image_weights(_state_dict(path, content), encoder.video_encoder)
     except NotImageWeightsError as error:
-        raise UserError(f"model.init {path}: {error}; {EXPECTED}") from error
+        raise UserError(f"--model.init {path}: {error}; {EXPECTED}") from error
     encoder.video_encoder.load_state_dict(found.weights, strict=False)
     entry: dict[str, Any] = {
         "file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "network": "ResNet-18 (torchvision)",
         "taken": len(found.taken), "left": found.left,
     }
     log.info(
-        "model.init %s (sha256 %s...): took %d tensors into the video encoder, the stem inflated over time, PReLUs at slope 0; "
-        "left %s; the encoder's last linear map stays random",
+        "--model.init %s (sha256 %s...): took %d tensors into the video encoder, the stem inflated over time, PReLUs at slope "
+        "0; left %s; the encoder's last linear map stays random",
         path, entry["sha256"][:12], len(found.taken), ", ".join(found.left) or "nothing",
     )
     return {"initialised_from": entry}
@@ -63,7 +63,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"model.init {path}: cannot be read ({error.strerror or error}); {EXPECTED}") from error
+        raise UserError(f"--model.init {path}: cannot be read ({error.strerror or error}); {EXPECTED}") from error
 
 
 def _state_dict(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -71,9 +71,9 @@ def _state_dict(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
         found: Any = safetensors.torch.load(content) if path.suffix == ".safetensors" else read_torch_file(io.BytesIO(content))
     except (UserError, safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"model.init {path}: {first_line(error)}; {EXPECTED}") from error
+        raise UserError(f"--model.init {path}: {first_line(error)}; {EXPECTED}") from error
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
     ):
-        raise UserError(f"model.init {path}: it is no dictionary of names and tensors; {EXPECTED}")
+        raise UserError(f"--model.init {path}: it is no dictionary of names and tensors; {EXPECTED}")
     return dict(found)

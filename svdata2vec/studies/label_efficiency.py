@@ -56,10 +56,11 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
+    beginning = about(config, shards)
     found = run_study(plan)
     if not found["rows"]:
         raise UserError(f"{out}: no run is finished; start the study without --collect")
-    record = {**about(config, shards), **found}
+    record = {**beginning, **found}
     starts = {row.name: getattr(row, "start", None) for row in rows}
     for row in found["rows"]:
         start = starts[row["name"]]

@@ -16,11 +16,11 @@ def launch_obstacles(
     obstacles: dict[str, bool] = {}
     if launch == "graph":
         obstacles = {
-            f"run.device {device_type}": device_type != "cuda",
+            f"--run.device {device_type}": device_type != "cuda",
             f"{world_size} processes": world_size > 1,
             "fine-tuning": config.kind == "finetune",  # encodes every frame: its launches are hidden behind the GPU's work
-            f"optim.accumulate {config.optim.accumulate}": config.optim.accumulate != 1,
-            "model.checkpoint_activations": config.model.checkpoint_activations,
+            f"--optim.accumulate {config.optim.accumulate}": config.optim.accumulate != 1,
+            "--model.checkpoint-activations": config.model.checkpoint_activations,
         }
     if launch == "compiled":
         compiler = shlex.split(os.environ.get("CXX") or "g++")
@@ -37,4 +37,4 @@ def require_launch(config: PretrainConfig | FinetuneConfig, runtime: Runtime) ->
     launch = config.run.launch
     found = launch_obstacles(launch, config, runtime.device.type, runtime.world_size)
     if found:
-        raise UserError(f"run.launch is {launch}, which does not go with {' and '.join(found)}; use --run.launch eager")
+        raise UserError(f"--run.launch is {launch}, which does not go with {' and '.join(found)}; use --run.launch eager")

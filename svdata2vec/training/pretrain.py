@@ -84,8 +84,8 @@ class Pretraining(TrainingRun):
         reads_video = config.target.teacher == "encoder" and config.target.teacher_input != "skeleton"
         if reads_video and runtime.world_size > 1 and not config.run.sync_batchnorm:
             raise UserError(
-                f"target.teacher is encoder with teacher_input {config.target.teacher_input}: {runtime.world_size} processes "
-                "need --run.sync-batchnorm, or each has other statistics in its teacher"
+                f"--target.teacher is encoder with --target.teacher-input {config.target.teacher_input}: {runtime.world_size} "
+                "processes need --run.sync-batchnorm, or each has other statistics in its teacher"
             )
         self.teacher = make_teacher(model.encoder, config.target).to(runtime.device)
         if config.run.launch == "compiled":
