@@ -1,18 +1,20 @@
 """The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from tiny import MODEL, student_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.model import video_encoder
 from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
+from svdata2vec.model.prelu import PReLU
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.transformer import DropPath
@@ -231,3 +233,41 @@ def test_metrics_against_a_count_by_hand() -> None:
     assert (metrics.count, metrics.top1, metrics.top5) == (4, 0.5, 1.0)
     assert metrics.per_class == [0.5, 0.5, None] and metrics.mean_class == 0.5
     assert metrics.confusion == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_prelu_equals_pytorchs(dtype: torch.dtype, memory: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x_FCHW = torch.randn(3, 5, 4, 7, dtype=dtype)
+    x_FCHW[0, :, 0, :4] = torch.tensor([0.0, -0.0, 1e30, -1e30])
+    grad_FCHW = torch.randn_like(x_FCHW).to(memory_format=memory)
+    results = []
+    for module in (PReLU(5), nn.PReLU(5)):
+        module.to(torch.promote_types(dtype, torch.float32))
+        module.weight.data = torch.tensor([0.25, -1.5, 0.0, 1.0, 3.0]).to(module.weight.dtype)
+        given_FCHW = x_FCHW.to(memory_format=memory, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out_FCHW = module(given_FCHW)
+        out_FCHW.backward(grad_FCHW)
+        results.append((out_FCHW, given_FCHW.grad, module.weight.grad))
+    (out, grad, slope), (wanted_out, wanted_grad, wanted_slope) = results
+    torch.testing.assert_close(out, wanted_out, rtol=0, atol=0)
+    torch.testing.assert_close(grad, wanted_grad, rtol=0, atol=0)
+    assert out.stride() == wanted_out.stride()
+    torch.testing.assert_close(slope, wanted_slope, rtol=0.02 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
+
+def test_a_stem_that_begins_with_change_sees_no_still_picture() -> None:
+    frame_CHW = torch.randn(3, 16, 16)
+    still = frame_CHW[None, :, None].expand(1, 3, 9, 16, 16)
+    largest = []
+    for config in (ModelConfig(width=32, stem_width=16), ModelConfig(width=32, stem_width=16, stem_init="change")):
+        out_BCTHW = VideoEncoder(config).stem.conv(still)
+        largest.append(out_BCTHW[:, :, 2:-2].abs().max().item())  # windows inside the clip
+    assert largest[1] < 1e-5 < 0.1 < largest[0]
+
+
+def test_stem_weights_come_from_one_place() -> None:
+    with pytest.raises(UserError, match=r"model\.stem_init is change, but model\.init brings weights"):
+        ModelConfig(init=Path("resnet18.safetensors"), stem_init="change")

@@ -142,6 +142,9 @@ class ModelConfig:
     # Narrower stages crash in oneDNN: gradient of a strided 1x1 convolution in channels-last memory (torch 2.13, CPU).
     stem_width: Annotated[int, Range(16, 4096, multiple=16)] = 64
     """Channels of the first stage of the video encoder, a multiple of 16; later stages have 2, 4 and 8 times as many."""
+    stem_init: Literal["random", "change"] = "random"
+    """How the stem's weights start: at random, or beyond the paper without their mean over time, so that the network begins
+    with what changes from frame to frame. For few clips of a camera that stands still."""
     persons: Annotated[int, Range(1, 100)] = 2
     """Persons per clip: more are cut, fewer are filled with zeros (M)."""
     coordinates: Annotated[int, Range(1, 1000)] = 2
@@ -163,6 +166,10 @@ class ModelConfig:
         check(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a divisor",
+        )
+        check(
+            self.init is None or self.stem_init == "random",
+            f"model.stem_init is {self.stem_init}, but model.init brings weights for the stem; leave one of them out",
         )
 
 

@@ -15,6 +15,7 @@ from svdata2vec.config.schema import ModelConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.checkpointing import run_part
+from svdata2vec.model.prelu import PReLU
 from svdata2vec.pipeline.video import Video, normalised, windows_of
 
 STEM_KERNEL = (5, 7, 7)
@@ -37,10 +38,10 @@ class BasicBlock(nn.Module):
         self.ops = ops
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.PReLU(channels)
+        self.relu1 = PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.PReLU(channels)
+        self.relu2 = PReLU(channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
@@ -60,8 +61,13 @@ class Stem(nn.Module):
         self.ops = ops
         self.conv = nn.Conv3d(3, channels, STEM_KERNEL, (1, 2, 2), (2, 3, 3), bias=False)
         self.bn = nn.BatchNorm2d(channels)
-        self.relu = nn.PReLU(channels)
+        self.relu = PReLU(channels)
         self.pool = nn.MaxPool2d(3, 2, 1)
+
+    @torch.no_grad()
+    def see_change(self) -> None:
+        """Take its mean over time out of every weight: what stands still in a window gives nothing."""
+        self.conv.weight -= self.conv.weight.mean(dim=2, keepdim=True)
 
     def forward_all(self, video_BCTHW: Tensor) -> Tensor:
         """Normalised video -> features (B*T, C, H/4, W/4) of every frame."""
@@ -83,7 +89,10 @@ class Stem(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """uint8 video -> one token per (kept) frame; the stages' convolutions start as He's, the stem's as PyTorch's."""
+    """uint8 video -> one token per (kept) frame.
+
+    The stages' convolutions start as He's, the stem's as PyTorch's, or without their mean over time (`model.stem_init`).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,6 +110,8 @@ class VideoEncoder(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
+        if config.stem_init == "change":
+            self.stem.see_change()
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

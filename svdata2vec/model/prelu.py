@@ -1,0 +1,42 @@
+"""PReLU per channel, in whole passes over a map: what `torch.nn.functional.prelu` gives, several times faster on a CPU.
+
+PyTorch's kernels take an element at a time where slopes and maps lie differently in memory, as those of channels-last maps
+do, and its backward pass writes a whole map for the slopes' gradient. Here every pass is one that PyTorch vectorises.
+
+F maps, C channels, H W picture
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PReLU(nn.PReLU):
+    """x where x > 0, else slope * x, for maps (F, C, H, W)."""
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        if x_FCHW.is_cuda:
+            return F.prelu(x_FCHW, self.weight)
+        out_FCHW: Tensor = _PassByPass.apply(x_FCHW, self.weight)
+        return out_FCHW
+
+
+class _PassByPass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_FCHW: Tensor, slope_C: Tensor) -> Tensor:
+        ctx.save_for_backward(x_FCHW, slope_C)
+        return torch.relu(x_FCHW) + x_FCHW.clamp(max=0) * _per_channel(slope_C, x_FCHW)
+
+    @staticmethod
+    def backward(ctx: Any, grad_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_FCHW, slope_C = ctx.saved_tensors
+        above_FCHW = torch.ops.aten.threshold_backward(grad_FCHW, x_FCHW, 0)  # the gradient where x > 0, else 0
+        below_FCHW = grad_FCHW - above_FCHW
+        grad_C = (below_FCHW * x_FCHW).sum((0, 2, 3), dtype=torch.promote_types(x_FCHW.dtype, torch.float32))
+        return above_FCHW + below_FCHW * _per_channel(slope_C, x_FCHW), grad_C.to(slope_C.dtype)
+
+
+def _per_channel(slope_C: Tensor, x_FCHW: Tensor) -> Tensor:
+    return slope_C.to(x_FCHW.dtype)[:, None, None]
