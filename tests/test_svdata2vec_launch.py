@@ -166,6 +166,6 @@ def test_a_run_on_a_gpu_is_the_eager_run(
     ways, close = [], 1e-5 if launch == "graph" else 1e-3
     for way in (launch, "eager"):
         config = pretrain_config(tiny_shard_folder, tmp_path, device="cuda", launch=way)
-        config = replace(config, model=replace(config.model, fused_blocks=fused), mask=MaskConfig(repeats=repeats))
+        config = replace(config, model=replace(config.model, fused_blocks=fused), mask=MaskConfig(0.5, 0.5, repeats=repeats))
         ways.append(trained(tiny_shard_folder, tmp_path, GPU, config))
     torch.testing.assert_close(*ways, rtol=close, atol=close)

@@ -337,16 +337,26 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         ratio, frames = self.mask.video_ratio, self.data.num_frames
-        kept, encoded = int(frames * (1 - ratio)), self.mask.encoded_frames
+        kept, encoded, repeats = int(frames * (1 - ratio)), self.mask.encoded_frames, self.mask.repeats
+        shown = int(kept * (1 - self.mask.skeleton_ratio))
         check(kept >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
         check(
-            int(kept * (1 - self.mask.skeleton_ratio)) < frames,
+            shown < frames,
             f"mask.video_ratio {ratio} and mask.skeleton_ratio {self.mask.skeleton_ratio} hide nothing; raise one of them",
+        )
+        check(
+            kept < frames or self.target.scored == "skeleton",
+            f"mask.video_ratio {ratio} hides no frame, and target.scored video predicts those that are hidden; raise it",
         )
         check(
             encoded == 0 or kept <= encoded <= frames,
             f"mask.encoded_frames is {encoded}: expected 0, or {kept} (which mask.video_ratio {ratio} keeps) to "
             f"data.num_frames {frames}",
+        )
+        check(
+            repeats == 1 or encoded > kept or 0 < shown < kept,
+            f"mask.repeats is {repeats}, but the masks of a clip would all be equal: they keep the same {kept} frames and show "
+            f"the skeletons of {shown}; set mask.encoded_frames above {kept}, or another mask.skeleton_ratio",
         )
         seen = frames if self.encode == "all_frames" else encoded or kept
         check(
