@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import bench_block_encoder
 import numpy as np
 import pytest
 from shards_data import write_video
@@ -45,3 +46,13 @@ def test_crops_of_both_kinds_agree(tool: ModuleType) -> None:
     sampled = tool.warp(picture, np.array([[scale, 0, box[0]], [0, scale, box[1]]]))
     inside = np.s_[2:190, 20:]  # away from the picture's edge, where the two treat the outside differently
     assert np.abs(resized[inside].astype(int) - sampled[inside]).max() <= 6
+
+
+def test_pictures_are_packed_by_every_encoder(tmp_path: Path) -> None:
+    made = bench_block_encoder.made_pictures()
+    film = bench_block_encoder.pictures_of(write_video(tmp_path / "film.mp4", 12, width=384, height=288))
+    assert len(film) == 2 and {picture.shape for picture in [*film, *made["noisy"], *made["smooth"]]} == {(320, 320, 3)}
+    assert np.diff(made["noisy"][0].astype(int), axis=1).std() > 2 * np.diff(made["smooth"][0].astype(int), axis=1).std()
+    times = bench_block_encoder.measure(film, rounds=2)
+    assert set(times) == {"jpeg", "blocks 3-2", "blocks 2-2"}
+    assert all(len(found) == 4 and min(found) > 0 for found in times.values())

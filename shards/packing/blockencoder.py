@@ -4,7 +4,8 @@ NumPy on all planes at once, in memory that is kept. N blocks of Y, then Cb, the
 in each: the first pixel rows of all blocks, then their second ones, and so on.
 """
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from svdata2vec.shards.blocks import BLOCK, BlockFormat, Bytes, spread_bytes, sp
 
 Words = NDArray[np.uint16]
 Floats = NDArray[np.floating]  # of 32 bits
+Copies: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
 Array = TypeVar("Array", Bytes, Words)
 _SCALE_BITS = 13  # an index times a share of the span fits into 16 bits: 7 * 2**13 + 2**12 < 2**16
 # How far inside its darkest and brightest pixel, in 256ths of the span, a block's ends begin, by bits: of 0 to 32 the best on
@@ -24,82 +26,94 @@ _PACK4 = np.uint32(0x01041040)  # times four bytes of 0..3: they lie side by sid
 
 
 class BlockEncoder:
-    """Frames (S, S, 3) uint8 RGB to (frame_bytes,) bytes each."""
+    """Frames (S, S, 3) uint8 RGB to (frame_bytes,) bytes each, in the same memory each time."""
 
     def __init__(self, layout: BlockFormat) -> None:
         side = layout.side
         self.layout = layout
-        self._fit = _BlockFit(layout)
+        self._coded = np.empty(layout.frame_bytes, np.uint8)
         self._luma_SS = np.empty((side, side), np.uint8)
         self._rgb_HH3, self._ycc_HH3 = (np.empty((side // 2, side // 2, 3), np.uint8) for _ in range(2))
         self._chroma_2HH = np.empty((2, side // 2, side // 2), np.uint8)  # of half the side
+        self._fit = _BlockFit(layout, (self._luma_SS, *self._chroma_2HH), self._coded)
 
     def __call__(self, frame_SS3: Bytes) -> Bytes:
-        """The coded frame, in memory of its own."""
+        """The coded frame."""
         cv2.cvtColor(frame_SS3, cv2.COLOR_RGB2GRAY, dst=self._luma_SS)  # the Y of BT.601
         half = self._rgb_HH3.shape[:2]
         cv2.resize(frame_SS3, half, dst=self._rgb_HH3, interpolation=cv2.INTER_AREA)
         cv2.cvtColor(self._rgb_HH3, cv2.COLOR_RGB2YCrCb, dst=self._ycc_HH3)
         cv2.extractChannel(self._ycc_HH3, 2, self._chroma_2HH[0])
         cv2.extractChannel(self._ycc_HH3, 1, self._chroma_2HH[1])
-        self._fit((self._luma_SS, self._chroma_2HH[0], self._chroma_2HH[1]))
-        coded = np.empty(self.layout.frame_bytes, np.uint8)
-        self._fit.write(coded)
-        return coded
+        self._fit()
+        return self._coded
 
 
 class _BlockFit:
     """Indices and ends of all blocks of a frame."""
 
-    def __init__(self, layout: BlockFormat) -> None:
-        self._planes = layout.planes
+    def __init__(self, layout: BlockFormat, planes: Sequence[Bytes], coded: Bytes) -> None:
+        """planes: the pixels that are read, coded: the frame that is written, both the same memory each time."""
         counts = [(plane.side // BLOCK) ** 2 for plane in layout.planes]
-        stops = np.cumsum(counts).tolist()
-        self._blocks = [slice(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
+        blocks, width = sum(counts), BLOCK * sum(counts)
         self._inset_N = np.repeat(np.array([_INSET[plane.bits] for plane in layout.planes], np.uint16), counts)
         self._highest_N = np.repeat(np.array([2**plane.bits - 1 for plane in layout.planes], np.float32), counts)
-        blocks, width = stops[-1], BLOCK * stops[-1]
         self._pixel_4P, self._index_4P = (np.empty((BLOCK, width), np.uint8) for _ in range(2))
-        self._square_4P = np.empty((BLOCK, width), np.uint8)
+        # Memory that is used again while the processor's cache has it: pixels are no longer needed when these are.
+        self._square_4P, self._packed_4N = self._pixel_4P, self._pixel_4P.view(np.uint32)
         self._level_4P, self._value_4P = (np.empty((BLOCK, width), np.uint16) for _ in range(2))
         self._row_P, self._pair = np.empty(width, np.uint8), np.empty(width - 1, np.uint8)
         self._sum_P: Words = np.empty(width, np.uint16)
-        self._packed_4N = np.empty((BLOCK, blocks), np.uint32)
-        self._ends_N2, self._zero_1N = np.empty((blocks, 2), np.uint8), np.zeros((1, blocks), np.float32)
+        self._ends_N2 = np.empty((blocks, 2), np.uint8)
+        self._zero_1N: Floats = np.zeros((1, blocks), np.float32)
         self._per_level_N = np.empty(blocks, np.uint16)
         span = np.maximum(np.arange(256), 1)  # flat blocks have index 0, as nothing lies above their end
         shares = [((2**plane.bits - 1 << _SCALE_BITS) / span + 0.5).astype(np.uint16) for plane in layout.planes[:2]]
         self._shares = [(slice(counts[0]), shares[0]), (slice(counts[0], None), shares[1])]  # luma, chroma
+        self._taken, self._written, self._thirds = self._copies(layout, planes, coded)
 
-    def __call__(self, planes: tuple[Bytes, Bytes, Bytes]) -> None:
+    def _copies(self, layout: BlockFormat, planes: Sequence[Bytes], coded: Bytes) -> tuple[Copies, Copies, Copies]:
+        """Views (to, from): of each plane's pixels, of its sections in the frame, and of its third bits with their indices."""
+        taken: Copies = []
+        written: Copies = []
+        thirds: Copies = []
+        start = 0
+        for plane, pixels in zip(layout.planes, planes, strict=True):
+            rows, stop = plane.side // BLOCK, start + (plane.side // BLOCK) ** 2
+            pixel_4RS, index_4RS = (
+                value_4P[:, BLOCK * start : BLOCK * stop].reshape(BLOCK, rows, plane.side)
+                for value_4P in (self._pixel_4P, self._index_4P)
+            )
+            ends, low, high = plane.sections(coded)
+            taken.append((pixel_4RS, pixels.reshape(rows, BLOCK, plane.side).transpose(1, 0, 2)))
+            packed_4RC = self._packed_4N[:, start:stop].reshape(BLOCK, rows, rows)
+            written.append((ends.reshape(-1, 2), self._ends_N2[start:stop]))
+            written.append((low.reshape(rows, BLOCK, rows), packed_4RC.transpose(1, 0, 2)))
+            if high is not None:
+                thirds.append((high.reshape(rows, BLOCK, -1), index_4RS))
+            start = stop
+        return taken, written, thirds
+
+    def __call__(self) -> None:
         """Find indices and ends: the nearest of even levels just inside the extremes, then the line through them."""
-        for plane, blocks in zip(planes, self._blocks, strict=True):
-            side = plane.shape[1]
-            self._rows(self._pixel_4P, blocks, side)[:] = plane.reshape(-1, BLOCK, side).transpose(1, 0, 2)
+        for pixel_4RS, given_4RS in self._taken:
+            np.copyto(pixel_4RS, given_4RS)
         first_N, last_N = self._extreme(np.minimum), self._extreme(np.maximum)
         inset_N = ((last_N - first_N) * self._inset_N >> np.uint16(8)).astype(np.uint8)
         self._assign(first_N + inset_N, last_N - inset_N)
         self._fit_ends()
+        self._write()
 
-    def write(self, coded: Bytes) -> None:
+    def _write(self) -> None:
         """Put all planes where they belong in the frame."""
         np.bitwise_and(self._index_4P.view(np.uint32), np.uint32(0x03030303), out=self._packed_4N)
         np.multiply(self._packed_4N, _PACK4, out=self._packed_4N)
         np.right_shift(self._packed_4N, np.uint32(24), out=self._packed_4N)
-        for plane, blocks in zip(self._planes, self._blocks, strict=True):
-            ends, low, high = plane.sections(coded)
-            rows = plane.side // BLOCK
-            ends.reshape(-1, 2)[:] = self._ends_N2[blocks]
-            packed_4RC = self._packed_4N[:, blocks].reshape(BLOCK, rows, rows)
-            np.copyto(low.reshape(rows, BLOCK, rows), packed_4RC.transpose(1, 0, 2), casting="unsafe")
-            if high is not None:
-                third = np.packbits(self._rows(self._index_4P, blocks, plane.side) & np.uint8(4), bitorder="little")
-                high.reshape(rows, BLOCK, -1)[:] = third.reshape(BLOCK, rows, -1).transpose(1, 0, 2)
-
-    @staticmethod
-    def _rows(value_4P: Bytes, blocks: slice, side: int) -> Bytes:
-        """(4, side / 4, side) view of the pixels of one plane."""
-        return value_4P[:, BLOCK * blocks.start : BLOCK * blocks.stop].reshape(BLOCK, -1, side)
+        for place, value in self._written:
+            np.copyto(place, value, casting="unsafe")
+        for place, index_4RS in self._thirds:
+            third = np.packbits(index_4RS & np.uint8(4), bitorder="little")
+            np.copyto(place, third.reshape(BLOCK, len(place), -1).transpose(1, 0, 2))
 
     def _extreme(self, of: np.ufunc) -> Bytes:
         """(N,) the lowest or highest pixel of every block."""

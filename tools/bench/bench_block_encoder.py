@@ -1,0 +1,84 @@
+"""CPU time of packing a picture in blocks beside a JPEG: both in one process, a picture each in turn, median and least times.
+
+    python tools/bench/bench_block_encoder.py [--files video.mp4 ...]
+
+Without files the pictures are made, noisy and smooth ones. A JPEG's time follows its content, that of blocks does not; what
+other programs do to the processor's cache costs blocks more.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from svdata2vec.shards.blocks import BlockFormat, Bytes
+from svdata2vec.shards.packing.encode import BlocksEncoder, Encoder, JpegEncoder
+from svdata2vec.shards.ranges import Range
+from svdata2vec.shards.video import VideoReader
+
+SIDE = 320
+PER_FILE = 12  # pictures
+
+
+def made_pictures() -> dict[str, list[Bytes]]:
+    """Structure at several scales with a little noise, and the same without what is fine."""
+    generator = np.random.default_rng(0)
+    noisy = []
+    for _ in range(PER_FILE):
+        picture = generator.normal(120, 4, (SIDE, SIDE, 1)).astype(np.float32)
+        for cell, weight in ((64, 50), (16, 25), (4, 12)):
+            coarse = generator.normal(0, weight, (SIDE // cell, SIDE // cell, 3)).astype(np.float32)
+            picture = picture + cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        noisy.append(np.clip(picture, 0, 255).astype(np.uint8))
+    return {"noisy": noisy, "smooth": [cv2.GaussianBlur(picture, (0, 0), 5).astype(np.uint8) for picture in noisy]}
+
+
+def pictures_of(file: Path) -> list[Bytes]:
+    """Squares out of the middle of a video's first frames."""
+    with VideoReader(file) as reader:
+        side = min(reader.info.width, reader.info.height)
+        squares = reader.crops((reader.info.width - side) // 2, (reader.info.height - side) // 2, side)
+        return [cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
+                for square in itertools.islice(squares, 0, 10 * PER_FILE, 10)]
+
+
+def measure(pictures: list[Bytes], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each picture of every round, by encoder."""
+    forms = {"blocks 3-2": BlockFormat(SIDE), "blocks 2-2": BlockFormat(SIDE, 2, 2)}
+    times: dict[str, list[float]] = {"jpeg": [], **{name: [] for name in forms}}
+    for _ in range(rounds):
+        encoders: dict[str, Encoder] = {"jpeg": JpegEncoder(90, "444")}
+        encoders |= {name: BlocksEncoder(form) for name, form in forms.items()}
+        for picture in pictures:
+            for name, encoder in encoders.items():
+                started = time.thread_time()
+                encoder.add(picture)
+                times[name].append(1e3 * (time.thread_time() - started))
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=Path, nargs="+", help="videos instead of made pictures")
+    parser.add_argument("--rounds", type=Range(1).parser(int), default=30, help="how often each picture is packed (default 30)")
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    sets = {file.name: pictures_of(file) for file in given.files} if given.files else made_pictures()
+    for name, pictures in sets.items():
+        times = measure(pictures, given.rounds)
+        jpeg = times["jpeg"]
+        for encoder, found in times.items():
+            ratio = statistics.median(found) / statistics.median(jpeg)
+            sys.stdout.write(f"{name:12s} {encoder:11s} median {statistics.median(found):.3f} ms, least {min(found):.3f}; "
+                             f"of JPEG's {ratio:.2f}, least {min(found) / min(jpeg):.2f}\n")
+    sys.stdout.write(f"load average {os.getloadavg()[0]:.1f}\n")
+
+
+if __name__ == "__main__":
+    main()
