@@ -179,6 +179,22 @@ def test_two_packers_in_one_folder(dataset: DataSet, undisturbed: dict[str, str]
     assert folder_bytes(out) == undisturbed
 
 
+def test_resume_refuses_another_codec_and_other_bits(dataset: DataSet, tmp_path: Path) -> None:
+    """By their names: a codec's options are in the plan, and those of another one are not."""
+    blocks = replace(RESUME, codec="blocks")
+    stop_after_first_shard(dataset, tmp_path / "jpeg")
+    with pytest.raises(UserError, match=r"cannot resume with other input: codec was 'jpeg', now 'blocks'.*; give the same"):
+        pack(dataset, tmp_path / "jpeg", blocks)
+    stop_after_first_shard(dataset, tmp_path / "blocks", replace(OPTIONS, codec="blocks"))
+    with pytest.raises(UserError, match=r"cannot resume with other input: codec was 'blocks', now 'jpeg'"):
+        pack(dataset, tmp_path / "blocks", RESUME)
+    with pytest.raises(UserError, match=r"cannot resume with other input: luma_bits was 3, now 2; give the same input"):
+        pack(dataset, tmp_path / "blocks", replace(blocks, luma_bits=2))
+    pack(dataset, tmp_path / "blocks", blocks)
+    pack(dataset, tmp_path / "whole", replace(OPTIONS, codec="blocks"))
+    assert folder_bytes(tmp_path / "blocks") == folder_bytes(tmp_path / "whole")
+
+
 def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_after_first_shard(dataset, out)
@@ -295,13 +311,13 @@ def test_every_field_is_in_the_plan(kind: type, name: str) -> None:
         assert before.get(name) != after.get(name) or name in ("workers", "cluster", "resume")
 
 
-def stop_after_first_shard(dataset: DataSet, out: Path) -> None:
+def stop_after_first_shard(dataset: DataSet, out: Path, options: PackOptions = OPTIONS) -> None:
     """Begin to pack and be interrupted from the keyboard."""
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(dataset, out, OPTIONS, progress=interrupt)
+        pack(dataset, out, options, progress=interrupt)
 
 
 def test_resume_packs_again_what_is_not_as_recorded(dataset: DataSet, undisturbed: dict[str, str],

@@ -103,7 +103,8 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
     before = read_object(stored)
     if before is None:
         raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
-    if before.get("version") != PROGRAM or before.keys() != plan.keys():
+    same_codec = before.get("codec") == plan["codec"]  # each codec has options of its own
+    if before.get("version") != PROGRAM or (same_codec and before.keys() != plan.keys()):
         raise UserError(f"{root}: an unfinished packing by another version ({before.get('version')}, this is {PROGRAM}); go on "
                         "with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
