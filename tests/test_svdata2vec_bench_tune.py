@@ -139,7 +139,8 @@ def test_a_file_that_cannot_be_read_is_one_line(
     with caplog.at_level(logging.WARNING):
         assert load_tuned("X", "jpeg") is None
     (record,) = caplog.records
-    assert message in record.getMessage() and "`svdata2vec bench data --tune` writes it anew" in record.getMessage()
+    assert message in record.getMessage() and str(stored) in record.getMessage()
+    assert "`svdata2vec bench data --tune` writes it anew" in record.getMessage()
     assert "\n" not in record.getMessage()
     if content is not None:
         store_tuned("X", "jpeg", Tuned(5))
@@ -230,11 +231,13 @@ def test_the_command_measures_on_this_machine(
     assert DataBenchOptions().tune is False
 
 
+@pytest.mark.parametrize("place", ["taken/decoding.json", "folder"])
 def test_a_place_that_cannot_be_written_is_told_before_measuring(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("")
-    monkeypatch.setenv("SVDATA2VEC_DECODING", str(tmp_path / "taken" / "decoding.json"))
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("SVDATA2VEC_DECODING", str(tmp_path / place))
     assert main(["bench", "data", "--tune", "--folder", str(tmp_path / "clips")]) in (1, 2)
     error = capsys.readouterr().err
-    assert str(tmp_path / "taken") in error and error.count("\n") == 1 and not (tmp_path / "clips").exists()
+    assert str(tmp_path / place.partition("/")[0]) in error and error.count("\n") == 1 and not (tmp_path / "clips").exists()

@@ -4,6 +4,7 @@ It is `$XDG_CACHE_HOME/svdata2vec/decoding.json` (~/.cache/... without that vari
 that variable empty: none. It may be deleted. Homes are shared: every device that was measured has its entry, by its name.
 """
 
+import errno
 import json
 import logging
 import os
@@ -62,6 +63,8 @@ def require_place() -> None:
     """Raises OSError where `store_tuned` could not write, before minutes of measuring are lost."""
     path = tuned_file()
     if path is not None:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"is a folder, expected a file to write ({ENVIRONMENT})", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
 
@@ -86,7 +89,7 @@ def _devices(path: Path | None) -> dict[str, dict[str, Any]]:
             return {}
         devices = check_record(read_json(path), _SCHEMA, path)["devices"]
         for entry in (entry for codecs in devices.values() for entry in codecs.values()):
-            check_number("engine_share", entry["engine_share"], 0, 1)
+            check_number(f"{path}: engine_share", entry["engine_share"], 0, 1)
     except (UserError, OSError) as error:
         log.warning("%s; decoding with defaults until `svdata2vec bench data --tune` writes it anew", error)
         return {}
