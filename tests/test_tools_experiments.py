@@ -97,6 +97,19 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     assert "joint regression, difference" in tables.sides(record)
 
 
+@pytest.mark.parametrize(("more", "message"), [
+    (["--sides", "pretrained", "rgb"], "--sides rgb: expected some of pretrained, shuffled_skeletons"),
+    (["--pretrain", "--run.epoch 3"], "unknown option '--run.epoch'; did you mean --run.epochs?"),
+    (["--shards", "nothing-here"], "nothing-here"),
+])
+def test_wrong_input_is_one_line(
+    more: list[str], message: str, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert experiments.main([*words(tiny_shard_folder, tmp_path), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
 def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
     row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options))

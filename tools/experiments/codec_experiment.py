@@ -10,6 +10,7 @@ with their intervals over seeds, and a plot beside them. Finished runs in `--wor
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
@@ -64,16 +66,21 @@ def plot(record: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main() -> int:
     parser = make_parser(__doc__, seeds=4, epochs=12)
     parser.add_argument("--blocks", type=Path, required=True, help="the same clips packed with codec blocks")
     options = parser.parse_args()
-    with process_pool(options.jobs) as pool:
-        seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
+    try:
+        with process_pool(options.jobs) as pool:
+            seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     compared = compare(seeds)
     figures = {"epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds}
     write_record(options.out, figures, plot, compared)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

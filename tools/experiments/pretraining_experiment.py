@@ -133,11 +133,17 @@ EXPERIMENTS = {
 }
 
 
-def main() -> None:
-    options = make_parser(__doc__, [*EXPERIMENTS]).parse_args()
-    record = run_experiment(EXPERIMENTS[options.experiment], options, rivals if options.experiment == "claim" else lambda _: [])
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
+    more_rows = rivals if options.experiment == "claim" else lambda _: []
+    try:
+        record = run_experiment(EXPERIMENTS[options.experiment], options, more_rows)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     sys.stdout.write("\n".join([*lines(record), ""]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

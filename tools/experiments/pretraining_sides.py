@@ -18,6 +18,7 @@ from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import changed_settings
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import rows_of, write_study
@@ -89,6 +90,8 @@ def run_experiment(
     experiment: Experiment, options: argparse.Namespace, more_rows: Callable[[LabelEfficiencyConfig], list[Row]] = lambda _: []
 ) -> dict[str, Any]:
     """Pretrain all sides, study them beside further rows, write the record; what is finished is not done again."""
+    if unknown := sorted({*(options.sides or ())} - {*experiment.sides}):
+        raise UserError(f"--sides {' '.join(unknown)}: expected some of {', '.join(experiment.sides)}")
     if options.sides:
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     runs, study = pretrainings(experiment, options), study_of(experiment, options)
