@@ -4,10 +4,13 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shards_data import write_motion_set
 
 from svdata2vec.cli.main import main
+from svdata2vec.pipeline import loader
+from svdata2vec.pipeline.blockupload import BlockUploader
 
 SMALL = shlex.split(
     "--data.train-split train --data.test-split half_val --data.num-frames 4 --data.size 32 --data.threads 1 --model.width 32 "
@@ -41,3 +44,28 @@ def test_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     run("bench run demo --data.shards shards --out bench.json --rounds 1 --seconds 0.5", *SMALL)
     record = json.loads(Path("bench.json").read_text())
     assert record["setting"]["codec"] == "blocks"
+
+
+@pytest.mark.slow
+def test_commands_take_clips_that_the_model_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's road on the CPU: with reader processes, changed pixels, several views, blended clips; features as by decoding."""
+    monkeypatch.chdir(tmp_path)
+    pickle, videos = write_motion_set(tmp_path / "source", 9)
+
+    def run(line: str, *words: str) -> None:
+        assert main([*shlex.split(line), *words]) == 0, line
+
+    run(f"shard pyskl shards --pickle-path {pickle} --videos {videos} --size 64 --workers 1 --codec blocks")
+    real = loader.make_decoder
+    monkeypatch.setattr(loader, "make_decoder", lambda *given: BlockUploader(given[-1], "cpu"))
+    run("pretrain demo --data.shards shards --run.out pre --run.epochs 1 --data.readers 2", *SMALL)
+    run("pretrain demo --data.shards shards --run.out changed --run.epochs 1 --data.augment.brightness 0.3 "
+        "--data.augment.erase-probability 0.5", *SMALL)
+    run("finetune demo --data.shards shards --run.out rgb --from pre --run.epochs 1 --label-fraction 1.0 --eval-every 1 "
+        "--data.views 2 --head.mixup 0.4", *SMALL)
+    embed = "embed pre --split train --shards shards --device cpu --out"
+    run(f"{embed} uploaded.npy")
+    monkeypatch.setattr(loader, "make_decoder", real)
+    run(f"{embed} decoded.npy")
+    uploaded, decoded = np.load("uploaded.npy"), np.load("decoded.npy")
+    assert 0 < np.abs(uploaded - decoded).max() < 0.05 * np.abs(decoded).mean()  # a grey level here and there
