@@ -3,14 +3,14 @@
 Convention, everywhere: the centre of pixel (column j, row i) is the point (j + 0.5, i + 0.5); a picture of width w
 spans x from 0 to w. A map is a float64 array [[a, b, c], [d, e, f]] with x' = a x + b y + c, y' = d x + e y + f. In
 these coordinates resizing is a pure scale (the half-pixel rule of OpenCV's resize): one map serves pixels and joints.
+
+Maps of many clips are composed, inverted and applied at once, (..., 2, 3), by the arithmetic of a single one.
 """
 
-import math
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-Affine = NDArray[np.float64]  # (2, 3)
+Affine = NDArray[np.float64]  # (2, 3), or (..., 2, 3)
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 SMALLEST_SCALE = 1 / 3  # packed pixels per output pixel of a window that OpenCV's `resize` takes (`resampling.py`)
 
@@ -20,10 +20,13 @@ def scale_and_shift(scale_x: float, scale_y: float, shift_x: float, shift_y: flo
     return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y]], dtype=np.float64)
 
 
-def window_map(window: tuple[float, float, float, float], size: float) -> Affine:
-    """The map from a `size` x `size` picture to the window (x1, y1, x2, y2) that was resized to it."""
-    x1, y1, x2, y2 = window
-    return scale_and_shift((x2 - x1) / size, (y2 - y1) / size, x1, y1)
+def window_map(window: ArrayLike, size: float) -> Affine:
+    """The map from a `size` x `size` picture to the window (x1, y1, x2, y2) that was resized to it; windows may be (..., 4)."""
+    window = np.asarray(window, np.float64)
+    affine = np.zeros((*window.shape[:-1], 2, 3))
+    affine[..., [0, 1], [0, 1]] = (window[..., 2:] - window[..., :2]) / size
+    affine[..., 2] = window[..., :2]
+    return affine
 
 
 def mirror_map(size: float) -> Affine:
@@ -33,29 +36,28 @@ def mirror_map(size: float) -> Affine:
 
 def compose(outer: Affine, inner: Affine) -> Affine:
     """The map p -> outer(inner(p))."""
-    (a, b, c), (d, e, f) = outer.tolist()  # six numbers: Python's arithmetic is faster than arrays, and the same
-    (p, q, r), (s, t, u) = inner.tolist()
-    return np.array([
-        [a * p + b * s, a * q + b * t, a * r + b * u + c],
-        [d * p + e * s, d * q + e * t, d * r + e * u + f],
-    ])
+    product = outer[..., :1] * inner[..., :1, :] + outer[..., 1:2] * inner[..., 1:, :]
+    product[..., 2] += outer[..., 2]
+    return product
 
 
 def invert(affine: Affine) -> Affine:
-    """The inverse map. Raises ValueError when the map collapses the plane."""
-    (a, b, c), (d, e, f) = affine.tolist()
+    """The inverse map. Raises ValueError when a map collapses the plane."""
+    a, b, c, d, e, f = np.moveaxis(affine.reshape(*affine.shape[:-2], 6), -1, 0)
     determinant = a * e - b * d
-    if not all(map(math.isfinite, (a, b, c, d, e, f))) or abs(determinant) < 1e-12:
-        raise ValueError(f"affine map {affine.tolist()} has no inverse: expected finite numbers and a non-zero scale")
-    inverse = np.array([[e, -b, b * f - c * e], [-d, a, c * d - a * f]], dtype=np.float64)
-    return inverse / determinant
+    wrong = ~(np.isfinite(affine).all(axis=(-2, -1)) & (np.abs(determinant) >= 1e-12))
+    if wrong.any():
+        first = affine[wrong][0] if affine.ndim > 2 else affine
+        raise ValueError(f"affine map {first.tolist()} has no inverse: expected finite numbers and a non-zero scale")
+    inverse = np.stack([e, -b, b * f - c * e, -d, a, c * d - a * f], axis=-1) / determinant[..., None]
+    return inverse.reshape(affine.shape)
 
 
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Map points (..., 2)."""
-    if affine[0, 1] == 0 == affine[1, 0]:
-        return points * affine[[0, 1], [0, 1]] + affine[:, 2]
-    return points.astype(np.float64) @ affine[:, :2].T + affine[:, 2]
+    """Map points (..., 2); each by its own of as many maps, or all by one."""
+    x, y = points[..., 0], points[..., 1]
+    rows = [x * affine[..., row, 0] + y * affine[..., row, 1] + affine[..., row, 2] for row in (0, 1)]
+    return np.stack(rows, axis=-1)
 
 
 def pixel_index_form(output_to_source: Affine) -> Affine:

@@ -1,10 +1,10 @@
-"""One clip from the shards to what the decoder and the batch need: read, check, plan. No pixels are decoded here.
+"""A step's clips from the shards to what the decoder and the batch need: read, check, plan. No pixels are decoded here.
 
-T sampled frames, M persons, V joints.
+B clips, T sampled frames, M persons, V joints.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -14,7 +14,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip, different, in_order, laid
 from svdata2vec.pipeline.order import taken_name
-from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, make_plan
+from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, make_plans
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import UserError
@@ -23,6 +23,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.tarfetch import TarError
 
 NOTHING = np.empty(0, np.uint8)
+TOGETHER = 32  # clips that are planned at once; of more the arrays would leave the processor's own cache
 FARTHEST = 64  # of a crop from the stored picture, in sides of it; joints and boxes are stored within half a source picture
 
 
@@ -41,6 +42,10 @@ class FetchedClip:
     joints_MTVC: NDArray[np.float32] | None
     encoded: EncodedClip | None
     augment: PixelAugment | None
+
+    def encoded_as(self, encoded: EncodedClip) -> "FetchedClip":
+        """The same clip, its bytes elsewhere."""
+        return FetchedClip(self.row, self.key, self.label, self.view, self.joints_MTVC, encoded, self.augment)
 
 
 Outcome = FetchedClip | BadClipError
@@ -67,22 +72,21 @@ class ClipFetcher:
         return self.video and self.shards.reads_frames and self.shards.manifest.by_frame
 
     def fetch_step(
-        self, rows: list[int], epoch: int, views: list[int], places: Iterable[Bytes | None] = repeat(None)
+        self, rows: Sequence[int], epoch: int, views: Sequence[int], places: Iterable[Bytes | None] = repeat(None)
     ) -> list[Outcome]:
-        """`fetch` of several clips, the errors of damaged ones as values. places: as in `mapped`.
+        """Clips of an epoch, the errors of damaged ones as values. places: as in `mapped`.
 
-        All plans first, then all pictures: a clip's pictures are larger than the processor's own cache.
+        All plans first, then all pictures: a clip's pictures are larger than the processor's own cache. Raises UserError when a
+        whole tar is missing, short or changed.
         """
-        planned = [self._attempt(row, epoch, view) for row, view in zip(rows, views, strict=True)]
+        planned: list[Outcome] = []
+        for start in range(0, len(rows), TOGETHER):
+            planned += self._attempt(rows[start : start + TOGETHER], epoch, views[start : start + TOGETHER])
         return [self.mapped(outcome, check=True, place=place) for outcome, place in zip(planned, places, strict=False)]
 
-    def attempt(self, row: int, epoch: int, view: int) -> Outcome:
-        """`fetch`, with the error of a damaged clip as a value."""
-        return self.mapped(self._attempt(row, epoch, view), check=True)
-
     def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
-        """Raises BadClipError for a damaged clip and UserError when the whole tar is missing, short or changed."""
-        outcome = self.attempt(row, epoch, view)
+        """One clip. Raises BadClipError for a damaged one."""
+        (outcome,) = self.fetch_step([row], epoch, [view])
         if isinstance(outcome, BadClipError):
             raise outcome
         return outcome
@@ -101,62 +105,76 @@ class ClipFetcher:
         except (OSError, ValueError) as error:
             self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
             return BadClipError(str(error))
-        return replace(outcome, encoded=replace(encoded, video=video) if place is None else in_order(encoded, video))
+        return outcome.encoded_as(encoded.with_video(video) if place is None else in_order(encoded, video))
 
     def received(self, outcome: Outcome, place: Bytes | None) -> Outcome:
         """A clip that another process sent `unmapped`: its frames lie in the place that it was given, or are mapped."""
         if place is None or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return self.mapped(outcome, check=False)
-        return replace(outcome, encoded=laid(outcome.encoded, place))
+        return outcome.encoded_as(laid(outcome.encoded, place))
 
     def unmapped(self, outcome: Outcome) -> Outcome:
         """A clip as it is sent to another process, which has its frames too."""
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
-        return replace(outcome, encoded=replace(outcome.encoded, video=NOTHING))
+        return outcome.encoded_as(outcome.encoded.with_video(NOTHING))
 
-    def _attempt(self, row: int, epoch: int, view: int) -> Outcome:
+    def _attempt(self, rows: Sequence[int], epoch: int, views: Sequence[int]) -> list[Outcome]:
+        """Clips that are planned together; where one is damaged, each alone, so that only that one is lost."""
+        for row in rows if self.check_hashes else ():
+            self._check_tar(int(self.shards.index[row]["shard"]))
         try:
-            return self._planned(row, epoch, view)
-        except BadClipError as error:
-            return error
-
-    def _planned(self, row: int, epoch: int, view: int) -> FetchedClip:
-        """A clip without its frames, where they lie apart."""
-        entry = self.shards.index[row]
-        shard, stored = int(entry["shard"]), int(entry["label"])
-        if self.check_hashes and shard not in self._hashed:
-            self.shards.check_shard(shard)
-            self.shards.check_hash(shard)
-            self._hashed.add(shard)
-        try:
-            sample = self.shards.sample(row, video=self.video and not self.by_frame, table=self.by_frame)
-            if sample.label != stored:
-                raise UserError(f"label {sample.label} in the tar, {stored} in the index; run `svdata2vec verify`")
-            plan = make_plan(
-                sample.meta, sample.pose_MTVC, sample.box_T4, self.config,
-                train=self.train, seed=self.seed, epoch=epoch, view=view, score_MFV=sample.score_MTV,
-                shows=self.shards.manifest.view,
-            )
-            joints = apply_to_joints(plan, sample.pose_MTVC, self.shards.stored_layout(row), self.config.persons)
-            joints = self.shards.in_layout(row, joints)
-            encoded = self._encoded(row, sample, plan) if self.video else None
+            return list(self._planned(rows, epoch, views))
         except (TarError, WriteFailedError):  # of the cache: the clip is as good as ever
             raise
         except (OSError, ValueError, OverflowError) as error:
-            self.shards.check_shard(shard)
-            raise BadClipError(str(error)) from error
-        label = int(self.label_map[stored])
-        name = taken_name(self.shards.name(row, sample.key), view if self.train else 0)
-        return FetchedClip(row, name, label, view, joints if self.joints else None, encoded, plan.augment)
+            if len(rows) > 1:
+                return [self._attempt([row], epoch, [view])[0] for row, view in zip(rows, views, strict=True)]
+            self.shards.check_shard(int(self.shards.index[rows[0]]["shard"]))
+            return [BadClipError(str(error))]
 
-    def _encoded(self, row: int, sample: Sample, plan: ClipPlan) -> EncodedClip:
-        """The clip's video, unless its frames lie apart, and the map into its pictures."""
-        meta = sample.meta
-        output_to_packed = affine.compose(affine.invert(meta.packed_to_source), plan.output_to_source)
-        size = meta.packed_width, meta.packed_height
-        ends = [end for a, b, c in output_to_packed.tolist() for end in (c, (a + b) * self.config.size + c)]
-        if not all(abs(end) < FARTHEST * max(size) for end in ends):  # nor where it is not a number
-            raise UserError(f"clip {sample.key}: its crop lies far outside the picture; its joints or boxes are damaged")
-        video = NOTHING if sample.video is None else np.frombuffer(sample.video, np.uint8)
-        return EncodedClip(sample.key, video, sample.offsets, plan.frames_T, output_to_packed, *size, sample.blocks)
+    def _check_tar(self, shard: int) -> None:
+        """Once for each tar: UserError if its bytes are not those of the manifest."""
+        if shard not in self._hashed:
+            self.shards.check_shard(shard)
+            self.shards.check_hash(shard)
+            self._hashed.add(shard)
+
+    def _planned(self, rows: Sequence[int], epoch: int, views: Sequence[int]) -> list[FetchedClip]:
+        """Clips without their frames, where they lie apart."""
+        shards = self.shards
+        samples = [shards.sample(row, video=self.video and not self.by_frame, table=self.by_frame) for row in rows]
+        stored = [int(shards.index[row]["label"]) for row in rows]
+        for sample, label in zip(samples, stored, strict=True):
+            if sample.label != label:
+                raise UserError(f"label {sample.label} in the tar, {label} in the index; run `svdata2vec verify`")
+        plans = make_plans(
+            samples, self.config, train=self.train, seed=self.seed, epoch=epoch, views=views, shows=shards.manifest.view
+        )
+        joints = apply_to_joints(plans, list(map(shards.stored_layout, rows)), self.config.persons)
+        encoded = self._encoded(samples, plans) if self.video else [None] * len(rows)
+        return [
+            FetchedClip(
+                row, taken_name(shards.name(row, sample.key), view if self.train else 0), int(self.label_map[label]), view,
+                shards.in_layout(row, joints[i]) if self.joints else None, encoded[i], plans.augment_B[i],
+            )
+            for i, (row, view, sample, label) in enumerate(zip(rows, views, samples, stored, strict=True))
+        ]
+
+    def _encoded(self, samples: list[Sample], plans: ClipPlans) -> list[EncodedClip]:
+        """The clips' videos, unless their frames lie apart, and the maps into their pictures."""
+        packed_B23 = np.stack([sample.meta.packed_to_source for sample in samples])
+        maps_B23 = affine.compose(affine.invert(packed_B23), plans.output_to_source_B23)
+        packed_B2 = [(sample.meta.packed_width, sample.meta.packed_height) for sample in samples]
+        ends_B4 = np.concatenate([maps_B23[..., 2], maps_B23[..., :2].sum(axis=-1) * plans.size + maps_B23[..., 2]], axis=1)
+        far_B = ~(np.abs(ends_B4) < FARTHEST * np.max(packed_B2, axis=1, keepdims=True)).all(axis=1)  # or not a number
+        if far_B.any():
+            key = samples[far_B.argmax()].key
+            raise UserError(f"clip {key}: its crop lies far outside the picture; its joints or boxes are damaged")
+        return [
+            EncodedClip(
+                sample.key, NOTHING if sample.video is None else np.frombuffer(sample.video, np.uint8), sample.offsets,
+                plans.frames_BT[i], maps_B23[i], *packed_B2[i], sample.blocks,
+            )
+            for i, sample in enumerate(samples)
+        ]

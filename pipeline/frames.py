@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline.affine import Affine
 from svdata2vec.shards.blocks import BlockFormat
 
-WHOLE_41 = np.array([[0xFF], [0xD8], [0xFF], [0xD9]], np.uint8)  # a JPEG's first and last two bytes
+WHOLE = b"\xff\xd8\xff\xd9"  # a JPEG's first and last two bytes
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,30 @@ class EncodedClip:
     packed_height: int
     blocks: BlockFormat | None = None
 
+    def with_video(self, video: NDArray[np.uint8]) -> "EncodedClip":
+        """The same clip, its bytes elsewhere."""
+        return EncodedClip(
+            self.key, video, self.offsets, self.frames_T, self.output_to_packed, self.packed_width, self.packed_height,
+            self.blocks,
+        )
 
-def jpeg_slices(clip: EncodedClip) -> list[NDArray[np.uint8]]:
+
+def jpeg_slices(clip: EncodedClip) -> list[memoryview]:
     """The JPEGs of the wanted frames, without copying.
 
     Raises ValueError when the offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
     does: a decoder would fill what is missing with grey and say nothing.
     """
-    starts, stops = _ends(clip)
-    if starts.min() < 0 or (stops - starts).min() < 4 or stops.max() > clip.video.size:
+    start_T, stop_T = _ends(clip)
+    starts, stops = start_T.tolist(), stop_T.tolist()
+    if min(starts) < 0 or (stop_T - start_T).min() < 4 or max(stops) > clip.video.size:
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
-    marks_4T = clip.video[np.concatenate([starts, starts + 1, stops - 2, stops - 1])].reshape(4, -1)
-    if (marks_4T != WHOLE_41).any():
-        wrong = np.flatnonzero((marks_4T != WHOLE_41).any(axis=0))
-        raise ValueError(f"clip {clip.key}: frame {clip.frames_T[wrong[0]]} is not a whole JPEG picture")
-    return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    marks = clip.video.take(np.concatenate([start_T, start_T + 1, stop_T - 2, stop_T - 1])).tobytes()
+    if marks != b"".join(bytes([mark]) * len(starts) for mark in WHOLE):
+        wrong = next(t for t in range(len(starts)) if marks[t :: len(starts)] != WHOLE)
+        raise ValueError(f"clip {clip.key}: frame {clip.frames_T[wrong]} is not a whole JPEG picture")
+    content = clip.video.data
+    return [content[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
 def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint8]]:
@@ -91,6 +100,8 @@ def _ends(clip: EncodedClip) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(T,) first byte of every wanted frame, and the byte behind its last."""
     if clip.offsets is None:
         raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
-    if int(clip.frames_T.max()) + 1 >= len(clip.offsets):
-        raise ValueError(f"clip {clip.key}: frame {int(clip.frames_T.max())} wanted, {len(clip.offsets) - 1} stored")
-    return clip.offsets[clip.frames_T], clip.offsets[clip.frames_T + 1]
+    try:
+        return clip.offsets.take(clip.frames_T), clip.offsets.take(clip.frames_T + 1)
+    except IndexError:
+        last = int(clip.frames_T.max())
+        raise ValueError(f"clip {clip.key}: frame {last} wanted, {len(clip.offsets) - 1} stored") from None

@@ -51,7 +51,7 @@ class Feed:
     frames: numbers of the wanted ones of a video, which is one sample.
     """
 
-    data: list[NDArray[np.uint8]]
+    data: Sequence[NDArray[np.uint8] | memoryview]
     same: dict[str, NDArray[Any]]
     frames: NDArray[np.int32] | None = None
 

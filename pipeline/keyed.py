@@ -19,20 +19,31 @@ class _NoSeed(np.random.bit_generator.ISeedSequence):
         return np.zeros(n_words, dtype)
 
 
-def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:
-    """A fresh generator for one purpose; equal arguments give equal draws on every machine.
+class KeyedDraws:
+    """Makes generators, each for one purpose; equal arguments give equal draws on every machine.
 
     The 128-bit Philox key is the BLAKE2b hash of the parts; their types and lengths are hashed too, so that
-    ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys.
+    ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys. A generator lasts until the next one is asked for, which
+    takes its place: making one anew takes longer than most draws.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (purpose, *parts):
-        kind = b"i" if isinstance(part, int) else b"s"
-        text = str(part).encode()
-        digest.update(kind + len(text).to_bytes(4, "little") + text)
-    philox = np.random.Philox(_NoSeed())  # type: ignore[arg-type]
-    philox.state = {  # as `Philox(key=...)` leaves it
-        "bit_generator": "Philox", "state": {"counter": _ZERO, "key": np.frombuffer(digest.digest(), "<u8")},
-        "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
-    }
-    return np.random.Generator(philox)
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(_NoSeed())  # type: ignore[arg-type]
+        self._generator = np.random.Generator(self._philox)
+
+    def __call__(self, purpose: str, *parts: int | str) -> np.random.Generator:
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (purpose, *parts):
+            kind = b"i" if isinstance(part, int) else b"s"
+            text = str(part).encode()
+            digest.update(kind + len(text).to_bytes(4, "little") + text)
+        self._philox.state = {  # as `Philox(key=...)` leaves it
+            "bit_generator": "Philox", "state": {"counter": _ZERO, "key": np.frombuffer(digest.digest(), "<u8")},
+            "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+        }
+        return self._generator
+
+
+def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:
+    """A generator of its own (`KeyedDraws`)."""
+    return KeyedDraws()(purpose, *parts)

@@ -52,7 +52,8 @@ class ThreadReaders:
                 _, places = _taken(self._slabs)
                 yield Fetched(step, self._fetcher.fetch_step(step.rows, step.epoch, step.views, places))
             else:
-                yield Fetched(step, list(self._pool.map(self._fetcher.attempt, step.rows, repeat(step.epoch), step.views)))
+                singles = ([[row] for row in step.rows], repeat(step.epoch), [[view] for view in step.views])
+                yield Fetched(step, [outcome for (outcome,) in self._pool.map(self._fetcher.fetch_step, *singles)])
 
     def close(self) -> None:
         """End the threads; may be called twice."""

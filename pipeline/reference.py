@@ -43,7 +43,7 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
     if clip.blocks is not None:
         return [BlockDecoder(clip.blocks)(data) for data in block_slices(clip, clip.blocks)]
     slices = zip(jpeg_slices(clip), clip.frames_T.tolist(), strict=True)
-    return [decode_jpeg(data, frame) for data, frame in slices]
+    return [decode_jpeg(np.frombuffer(data, np.uint8), frame) for data, frame in slices]
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

@@ -82,5 +82,6 @@ def draw_temporal_window(
     generator: np.random.Generator, clip_frames: int, keep: tuple[float, float]
 ) -> tuple[int, int]:
     """(first frame, number of frames) of a random part of the clip; keep: its smallest and largest share of the clip."""
-    length = max(1, int(generator.uniform(*keep) * clip_frames))
-    return int(generator.integers(clip_frames - length + 1)), length
+    low, high = keep
+    length = max(1, int((low + (high - low) * generator.random()) * clip_frames))  # as `uniform` has it
+    return int(generator.integers(clip_frames - length + 1)) if length < clip_frames else 0, length

@@ -12,6 +12,7 @@ Box = tuple[float, float, float, float]
 IntBox = tuple[int, int, int, int]
 View = Literal["persons", "picture"]  # what the clips of a set show: their persons, or all that the camera saw
 
+NOBODY: Box = (float("inf"), float("inf"), float("-inf"), float("-inf"))  # the box of no joint, among those of several clips
 MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
 PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all frames by at most 11 % of its side
 # Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
@@ -50,13 +51,25 @@ def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box 
 
     `each_coordinate`: as the paper's code, which takes any zero for missing, also the x of a joint on the left edge.
     """
-    xy_N2 = joints_MTVC[..., :2].reshape(-1, 2)
     if each_coordinate:
+        xy_N2 = joints_MTVC[..., :2].reshape(-1, 2)
         return _outer_box(xy_N2, xy_N2, each_coordinate)
-    there_N2 = xy_N2 != 0
-    used_N = there_N2[:, 0] | there_N2[:, 1]
-    x_N, y_N = (xy_N2 if used_N.all() else xy_N2[used_N]).T
-    return (float(x_N.min()), float(y_N.min()), float(x_N.max()), float(y_N.max())) if x_N.size else None
+    if not len(joints_MTVC):
+        return None
+    x1, y1, x2, y2 = joint_boxes(joints_MTVC, np.zeros(1, np.int64))[0].tolist()
+    return (x1, y1, x2, y2) if x1 <= x2 else None
+
+
+def joint_boxes(joints_NTVC: np.ndarray, first_B: np.ndarray) -> np.ndarray:
+    """(B, 4), `joint_box` of several clips at once; `NOBODY` where there is none.
+
+    The persons of all clips follow each other, those of clip b from `first_B[b]` on, one at least for each clip.
+    """
+    x_NK, y_NK = (joints_NTVC[..., axis].reshape(len(joints_NTVC), -1) for axis in (0, 1))
+    there_NK = (x_NK != 0) | (y_NK != 0)
+    low_N2 = np.stack([np.where(there_NK, xy_NK, np.inf).min(axis=1, initial=np.inf) for xy_NK in (x_NK, y_NK)], axis=1)
+    high_N2 = np.stack([np.where(there_NK, xy_NK, -np.inf).max(axis=1, initial=-np.inf) for xy_NK in (x_NK, y_NK)], axis=1)
+    return np.concatenate([np.minimum.reduceat(low_N2, first_B), np.maximum.reduceat(high_N2, first_B)], axis=1)
 
 
 def _outer_box(low_N2: np.ndarray, high_N2: np.ndarray, each_coordinate: bool) -> Box | None:
@@ -94,15 +107,22 @@ def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) 
     (so the sides may differ by one pixel), as the paper's code does it. Computed in its precision, float32: there
     100 - 50 * 1.1 is 45, in float64 a little less, and truncation would make that 44.
     """
-    if box is None:
-        return 0, 0, width, height
-    x1, y1, x2, y2 = (np.float32(edge) for edge in box)
-    if x2 - x1 < MIN_BOX_PX or y2 - y1 < MIN_BOX_PX:
-        return 0, 0, width, height
+    crop_B4 = crop_squares(np.array([box or NOBODY]), np.array([[width, height]]), padding)
+    x1, y1, x2, y2 = map(int, crop_B4[0].tolist())
+    return x1, y1, x2, y2
+
+
+def crop_squares(box_B4: np.ndarray, picture_B2: np.ndarray, padding: float = 0.1) -> np.ndarray:
+    """float64 (B, 4), `crop_square` of several clips at once: their boxes (or `NOBODY`), widths and heights."""
     two, grown = np.float32(2), np.float32(1 + padding)
-    half = max((x2 - x1) / two * grown, (y2 - y1) / two * grown)
-    center_x, center_y = (x1 + x2) / two, (y1 + y2) / two
-    return int(center_x - half), int(center_y - half), int(center_x + half), int(center_y + half)
+    with np.errstate(over="ignore", invalid="ignore"):  # of joints that no picture holds: not a number, or infinite
+        low_B2, high_B2 = np.split(box_B4.astype(np.float32), 2, axis=1)
+        side_B2 = high_B2 - low_B2
+        half_B1 = (side_B2 / two * grown).max(axis=1, keepdims=True)
+        centre_B2 = (low_B2 + high_B2) / two
+        square_B4 = np.trunc(np.concatenate([centre_B2 - half_B1, centre_B2 + half_B1], axis=1)) + 0.0  # never -0
+    whole_B4 = np.concatenate([np.zeros_like(picture_B2), picture_B2], axis=1)
+    return np.where((side_B2 < MIN_BOX_PX).any(axis=1, keepdims=True), whole_B4, square_B4.astype(np.float64))
 
 
 def picture_square(width: int, height: int) -> Box:

@@ -1,6 +1,7 @@
 """Joint layouts as data: names, bones, left/right pairs. A manifest stores its layout in full."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class JointLayout:
         if any(not 0 <= joint < count for joint in used):
             raise UserError(f"layout {self.name}: joint numbers must be in 0..{count - 1}, got {sorted(set(used))}")
 
-    @property
+    @cached_property
     def flip_V(self) -> np.ndarray:  # noqa: N802 - shape suffix
         """int64 (V,): `joints[..., flip_V, :]` swaps left and right."""
         flip_V = np.arange(len(self.joints), dtype=np.int64)

@@ -13,6 +13,7 @@ import torch
 from pipeline_factory import shard_set
 from shards_data import without_sums
 
+from svdata2vec.pipeline.fetch import BadClipError
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.errors import UserError
@@ -78,7 +79,6 @@ def keys_of(batches: list) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("decoder", ["dali", "reference"])
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, component, content, at, decoder):
     clean, _ = run(shards, decoder=decoder)
     damage(shards, 5, component, content, at)
@@ -106,6 +106,27 @@ def test_the_replacement_does_not_depend_on_batches_or_ranks(shards):
     assert keys_of(run(shards, batch_size=6)[0]) == reference
     parts = [run(shards, batch_size=2, rank=rank, world_size=2)[0] for rank in range(2)]
     assert keys_of([batch for pair in zip(*parts, strict=True) for batch in pair]) == reference
+
+
+def test_of_clips_that_are_read_together_only_the_damaged_ones_fail(summed):
+    """Each with its own reason; the others are what they are alone, in every bit."""
+    with ClipLoader(summed, "all", PLAN, batch_size=4, train=True) as loader:
+        producer = loader.make_producer()
+        fetcher, rows = producer.fetcher, list(range(12))
+        clean = [fetcher.fetch(row, 1, 0) for row in rows]
+        damage(summed, 2, "json", b"}")
+        damage(summed, 5, "jpegs")
+        damage(summed, 9, "pose.npy", lambda old: old[:128] + FAR * 10_000)
+        found = fetcher.fetch_step(rows, 1, [0] * 12)
+        producer.close()
+    for row, (clip, alone) in enumerate(zip(found, clean, strict=True)):
+        if row in (2, 5, 9):
+            assert isinstance(clip, BadClipError) and f"clip{row:05d}" in str(clip)
+            continue
+        assert clip.key == alone.key and clip.encoded.frames_T.tolist() == alone.encoded.frames_T.tolist()
+        assert clip.encoded.output_to_packed.tobytes() == alone.encoded.output_to_packed.tobytes()
+        assert clip.joints_MTVC.tobytes() == alone.joints_MTVC.tobytes()
+        assert bytes(clip.encoded.video) == bytes(alone.encoded.video)
 
 
 def test_evaluation_leaves_damaged_clips_out(shards):
@@ -237,7 +258,7 @@ def test_older_folders_say_once_that_they_have_no_checksums(summed, caplog):
 
 
 def test_an_error_outside_the_clips_reaches_the_training_loop(shards, monkeypatch):
-    monkeypatch.setattr("svdata2vec.pipeline.fetch.make_plan", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("svdata2vec.pipeline.fetch.make_plans", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         run(shards)
 

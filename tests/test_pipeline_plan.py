@@ -1,7 +1,9 @@
 """Clip plans: frames, one map per clip, joints; all draws keyed."""
 
+import hashlib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,22 +13,20 @@ from hypothesis import strategies as st
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.plan import ClipPlan, PlanConfig, apply_to_joints, draw_resized_crop, make_plan
+from svdata2vec.pipeline.plan import (
+    ClipPlan,
+    ClipPlans,
+    PlanConfig,
+    apply_to_joints,
+    draw_resized_crop,
+    make_plans,
+    resized_crops,
+)
 from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw_temporal_window
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.layouts import COCO17
-
-
-@dataclass(frozen=True)
-class Meta:
-    num_frames: int
-    width: int = 320
-    height: int = 240
-    pose_frames: int | None = None
-    key: str = "k"
-    packed_to_source: affine.Affine = field(default_factory=lambda: affine.scale_and_shift(8, 8, 0, 0))  # windows stay
-
+from svdata2vec.shards.layouts import COCO17, KINECT25, JointLayout
+from svdata2vec.shards.reading.sample import ClipMeta, Sample
 
 CONFIG = PlanConfig(num_frames=8, size=56)
 
@@ -38,10 +38,29 @@ def pose_of(num_frames: int, persons: int, seed: int, spread: float = 60.0) -> n
     return pose.astype(np.float32)
 
 
-def plan_of(pose: np.ndarray, *, train: bool, key: str = "k", epoch: int = 0, config=CONFIG, view: int = 0) -> ClipPlan:
-    meta = Meta(pose.shape[1], key=key)
-    boxes = np.zeros((pose.shape[1], 4), np.float32)
-    return make_plan(meta, pose, boxes, config, train=train, seed=3, epoch=epoch, view=view)
+def sample_of(
+    pose: np.ndarray, box_F4: np.ndarray | None = None, score_MFV: np.ndarray | None = None, key: str = "k", **changes: Any
+) -> Sample:
+    """A clip of 320 x 240 with this pose; windows stay where they are, because its packed pixels are large."""
+    meta = ClipMeta(key, 0, pose.shape[1], 30.0, 320, 240, 40, 40, affine.scale_and_shift(8, 8, 0, 0))
+    boxes = np.zeros((pose.shape[1], 4), np.float32) if box_F4 is None else box_F4
+    return Sample(key, 0, None, None, pose, score_MFV, boxes, replace(meta, **changes))
+
+
+def plans_of(
+    samples: list[Sample], *, train: bool, epoch: int = 0, config: PlanConfig = CONFIG, view: int = 0
+) -> ClipPlans:
+    return make_plans(samples, config, train=train, seed=3, epoch=epoch, views=[view] * len(samples))
+
+
+def plan_of(pose: np.ndarray, *, key: str = "k", **options: Any) -> ClipPlan:
+    return plans_of([sample_of(pose, key=key)], **options)[0]
+
+
+def planned(pose: np.ndarray, layout: JointLayout, persons: int, **options: Any) -> tuple[ClipPlan, np.ndarray]:
+    """A plan, and the joints through it."""
+    plans = plans_of([sample_of(pose, key=options.pop("key", "k"))], **options)
+    return plans[0], apply_to_joints(plans, [layout], persons)[0]
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 40])
@@ -92,9 +111,8 @@ def test_empty_clip_is_refused(clip_frames):
 def test_evaluation_map_is_crop_and_resize():
     pose = np.zeros((1, 8, 17, 2), np.float32)
     pose[0, :, 0], pose[0, :, 1] = (100, 50), (150, 130)  # 50 x 80 px around (125, 90): half side 44
-    plan = plan_of(pose, train=False)
+    plan, joints = planned(pose, COCO17, 2, train=False)
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 81], [0, 88 / 56, 46]])
-    joints = apply_to_joints(plan, pose, COCO17, 2)
     assert joints.shape == (2, 8, 17, 2) and joints.dtype == np.float32
     np.testing.assert_allclose(joints[0, 0, 0], [(100 - 81) * 56 / 88, (50 - 46) * 56 / 88], rtol=1e-6)
     assert not joints[0, :, 2:].any() and not joints[1].any()
@@ -120,7 +138,7 @@ def test_stored_boxes_decide_in_rgb_only_mode():
     pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
     boxes[3], boxes[6] = (10, 20, 60, 100), (30, 40, 90, 90)  # union 80 x 80 around (50, 60): half side 44
     config = replace(CONFIG, crop="boxes")
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
+    plan = plans_of([sample_of(pose, boxes)], train=False, config=config)[0]
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
 
 
@@ -140,11 +158,9 @@ def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, 
 def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
     """Least scores inside and outside the picture as stored, in float16; the joints themselves stay."""
     pose, scores = close_up(score, y=y)
-    boxes = np.zeros((8, 4), np.float32)
 
     def plan(pose: np.ndarray, config: PlanConfig, score_MFV: np.ndarray | None = scores) -> np.ndarray:
-        made = make_plan(Meta(8), pose, boxes, config, train=train, seed=3, epoch=0, score_MFV=score_MFV)
-        return made.output_to_source
+        return plans_of([sample_of(pose, score_MFV=score_MFV)], train=train, config=config)[0].output_to_source
 
     expected = pose if counts else np.where(np.arange(17)[:, None] < 13, pose, 0)
     np.testing.assert_array_equal(plan(pose, CONFIG), plan(expected, CONFIG, None))
@@ -155,10 +171,8 @@ def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
 
 
 def test_a_clip_of_low_scores_alone_is_cropped_around_all_its_joints():
-    pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
-    low = make_plan(
-        Meta(8), pose, boxes, CONFIG, train=False, seed=0, epoch=0, score_MFV=np.zeros((1, 8, 17), np.float16)
-    )
+    pose = pose_of(8, 1, 0)
+    low = plans_of([sample_of(pose, score_MFV=np.zeros((1, 8, 17), np.float16))], train=False)[0]
     np.testing.assert_array_equal(low.output_to_source, plan_of(pose, train=False).output_to_source)
 
 
@@ -167,10 +181,10 @@ def test_boxes_that_touch_the_left_edge_in_original_mode():
     pose, boxes = pose_of(8, 1, 0), np.zeros((8, 4), np.float32)
     boxes[:4], boxes[4:] = (0, 20, 60, 100), (20, 20, 100, 100)
     config = replace(CONFIG, crop="boxes", frame_draw="original")
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
+    plan = plans_of([sample_of(pose, boxes)], train=False, config=config)[0]
     np.testing.assert_allclose(plan.output_to_source[:, 2], (16, 16))  # 20..100 around 60: half side 44
     boxes[4:] = boxes[0]
-    plan = make_plan(Meta(8), pose, boxes, config, train=False, seed=0, epoch=0)
+    plan = plans_of([sample_of(pose, boxes)], train=False, config=config)[0]
     np.testing.assert_allclose(plan.output_to_source[:, 2], (-14, 16))  # 0..60 around 30, as high as 80
 
 
@@ -196,8 +210,7 @@ def test_training_map_is_the_chain_of_the_method_step_by_step():
 
 
 def test_random_resized_crop_has_the_published_distribution():
-    generator = np.random.default_rng(0)
-    windows = np.array([draw_resized_crop(generator, 256, PlanConfig()) for _ in range(4000)])
+    windows = resized_crops(np.random.default_rng(0).random((4000, 22)), 256, PlanConfig())
     width, height = windows[:, 2] - windows[:, 0], windows[:, 3] - windows[:, 1]
     assert windows.min() >= 0 and windows.max() <= 256
     share, ratio = width * height / 256**2, width / height
@@ -245,8 +258,7 @@ def test_temporal_crop_narrows_the_frames():
 )
 def test_joints_go_through_the_same_map_as_pixels(num_frames, persons, seed, train, spread):
     pose = pose_of(num_frames, persons, seed, spread)
-    plan = plan_of(pose, train=train, key=str(seed))
-    joints = apply_to_joints(plan, pose, COCO17, 2)
+    plan, joints = planned(pose, COCO17, 2, train=train, key=str(seed))
     assert joints.shape == (2, 8, 17, 2) and np.isfinite(joints).all()
     named = joints[:, :, COCO17.flip_V] if plan.flip else joints
     source = np.zeros((2, 8, 17, 2), np.float32)
@@ -258,21 +270,93 @@ def test_joints_go_through_the_same_map_as_pixels(num_frames, persons, seed, tra
 
 def test_flip_swaps_sides_and_mirrors():
     pose = pose_of(30, 1, 0)
-    plan = next(p for p in (plan_of(pose, train=True, epoch=e) for e in range(50)) if p.flip)
-    mirror = affine.compose(plan.output_to_source, affine.mirror_map(56))
-    straight = replace(plan, output_to_source=mirror, flip=False)
-    flipped, plain = (apply_to_joints(p, pose, COCO17, 1) for p in (plan, straight))
+    found = (plans_of([sample_of(pose)], train=True, epoch=epoch) for epoch in range(50))
+    plans = next(plans for plans in found if plans.flip_B[0])
+    mirror = affine.compose(plans.output_to_source_B23, affine.mirror_map(56))
+    straight = replace(plans, output_to_source_B23=mirror, flip_B=[False])
+    flipped, plain = (apply_to_joints(p, [COCO17], 1)[0] for p in (plans, straight))
     present = (plain != 0).any(-1)
     np.testing.assert_allclose(flipped[:, :, COCO17.flip_V][..., 0][present], 56 - plain[..., 0][present], atol=1e-3)
     np.testing.assert_allclose(flipped[:, :, COCO17.flip_V][..., 1], plain[..., 1], atol=1e-4)
 
 
 def test_wrong_shapes_are_named():
+    longer = sample_of(pose_of(7, 1, 0), num_frames=8)
     with pytest.raises(ValueError, match=r"clip k: pose of shape \(1, 7, 17, 2\) for 8 frames.*verify"):
-        make_plan(Meta(8), pose_of(7, 1, 0), np.zeros((8, 4)), CONFIG, train=False, seed=0, epoch=0)
-    pose = pose_of(8, 1, 0)
+        plans_of([sample_of(pose_of(8, 1, 0), key="a"), longer], train=False)
     with pytest.raises(ValueError, match="16 joints but layout coco17 has 17"):
-        apply_to_joints(plan_of(pose, train=False), pose[:, :, :16], COCO17, 2)
+        planned(pose_of(8, 1, 0)[:, :, :16], COCO17, 2, train=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"packed_to_source": np.zeros((2, 3))}, "has no inverse"),
+        ({"pose": 3e38}, "clip bad: its joints or boxes lie outside any picture"),
+    ],
+)
+def test_a_clip_that_cannot_be_planned_is_an_error_among_others_too(change, message):
+    pose = pose_of(8, 1, 0)
+    far = change.get("pose", 0)
+    pose[0, :, 0], pose[0, :, 1] = far, -far
+    changes = {name: value for name, value in change.items() if name != "pose"}
+    samples = [sample_of(pose_of(8, 2, 1)), sample_of(pose, key="bad", **changes)]
+    with pytest.raises(ValueError, match=message):
+        plans_of(samples, train=True)
+
+
+def mixed_samples() -> list[Sample]:
+    """Clips of all kinds: persons, lengths, layouts, scores, boxes, nobody at all."""
+    generator = np.random.default_rng(0)
+    samples = []
+    for number in range(60):
+        num_frames, persons, joints = map(int, map(generator.choice, ([1, 5, 8, 12, 16, 90], [0, 1, 1, 2, 4], [17, 25])))
+        pose = pose_of(num_frames, persons, number, float(generator.choice([0, 4, 60, 700])))
+        pose = np.repeat(pose, 2, axis=2)[:, :, :joints] * (generator.random() < 0.9)
+        boxes = np.sort(generator.uniform(-20, 300, (num_frames, 2, 2)), axis=1).reshape(num_frames, 4).astype(np.float32)
+        scores = generator.random(pose.shape[:3]).astype(np.float16) if generator.random() < 0.5 else None
+        packed_to_source = affine.scale_and_shift(1.3, 1.3, *generator.integers(-60, 60, 2).tolist())
+        samples.append(sample_of(pose, boxes, scores, str(number), packed_to_source=packed_to_source))
+    return samples
+
+
+@pytest.mark.parametrize("crop", ["joints", "boxes"])
+@pytest.mark.parametrize("shows", ["persons", "picture"])
+@pytest.mark.parametrize(("train", "frame_draw"), [(True, "fixed"), (False, "fixed"), (False, "original"), (False, "centre")])
+def test_a_clip_is_planned_among_others_as_it_is_alone(crop, shows, train, frame_draw):
+    """In every bit: frames, map, mirror, augmentation and joints."""
+    config = replace(CONFIG, crop=crop, frame_draw=frame_draw, augment=AugmentConfig(temporal_crop=(0.5, 1), hue=0.2))
+    samples = mixed_samples()
+    layouts = [COCO17 if sample.pose_MTVC.shape[2] == 17 else KINECT25 for sample in samples]
+
+    def of(clips: slice) -> tuple[ClipPlans, list[np.ndarray]]:
+        plans = make_plans(
+            samples[clips], config, train=train, seed=3, epoch=1, views=[0] * len(samples[clips]), shows=shows
+        )
+        return plans, apply_to_joints(plans, layouts[clips], 2)
+
+    together, joints = of(slice(None))
+    for number in range(len(samples)):
+        alone, own = of(slice(number, number + 1))
+        plan, expected = together[number], alone[0]
+        assert plan.frames_T.tobytes() == expected.frames_T.tobytes()
+        assert plan.output_to_source.tobytes() == expected.output_to_source.tobytes()
+        assert (plan.flip, plan.augment) == (expected.flip, expected.augment)
+        assert joints[number].shape == own[0].shape and np.array_equal(joints[number], own[0])
+        assert joints[number].shape == (2, 8, len(layouts[number].joints), 2)
+
+
+def test_plans_are_those_of_earlier_versions():
+    """Their bytes: a run that goes on must see the clips that it would have seen."""
+    digest = hashlib.sha256()
+    samples = mixed_samples()
+    layouts = [COCO17 if sample.pose_MTVC.shape[2] == 17 else KINECT25 for sample in samples]
+    for train, crop in ((True, "joints"), (True, "boxes"), (False, "joints")):
+        plans = plans_of(samples, train=train, config=replace(CONFIG, crop=crop))
+        digest.update(plans.frames_BT.tobytes() + plans.output_to_source_B23.tobytes() + bytes(plans.flip_B))
+        for joints_MTVC in apply_to_joints(plans, layouts, 2):
+            digest.update(joints_MTVC.tobytes())
+    assert digest.hexdigest() == "79a569442bf1da8d229f59fa0dbd79033b37753b375ab77ae39391b229a17c2b"
 
 
 @pytest.mark.parametrize(

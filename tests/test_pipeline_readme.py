@@ -26,6 +26,6 @@ def test_every_file_is_listed_and_every_listed_file_exists():
     assert listed == {path.name for path in (ROOT / "pipeline").glob("*.py")}
     mentioned = re.findall(r"`((?:tools|tests|shards|svdata2vec)/[\w./]+\.\w+)`", TEXT)
     assert mentioned and all((ROOT / name).exists() for name in mentioned)
-    for owner, name in [(decoders, "DALI_CPU_CODECS"), (decode, "cut_off_reason"), (graph, "_copy"), (plan, "make_plan"),
+    for owner, name in [(decoders, "DALI_CPU_CODECS"), (decode, "cut_off_reason"), (graph, "_copy"), (plan, "make_plans"),
                         (loader.ClipLoader, "state_dict")]:
         assert hasattr(owner, name) and name in TEXT

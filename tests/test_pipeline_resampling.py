@@ -12,7 +12,6 @@ from svdata2vec.pipeline.affine import whole_window
 from svdata2vec.pipeline.plan import on_whole_pixels
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.shards.reading.sample import ClipMeta
 
 SIZE = 48
 
@@ -52,17 +51,16 @@ def test_the_neighbours_of_an_enlarged_window_matter():
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_training_windows_move_to_whole_packed_pixels(mirrored):
     packed_to_source = affine.scale_and_shift(1.7, 1.7, 100.3, -20.1)
-    meta = ClipMeta("k", 0, 9, 30.0, 640, 480, 200, 200, packed_to_source)
     generator = np.random.default_rng(0)
     for _ in range(50):
         low, length = generator.uniform(-20, 60, 2), generator.uniform(SIZE / 3 + 1, 150, 2)
         wanted = affine.window_map((*low, *(low + length)), SIZE)
         wanted = affine.compose(wanted, affine.mirror_map(SIZE)) if mirrored else wanted
-        moved = on_whole_pixels(affine.compose(packed_to_source, wanted), meta, SIZE)
+        moved = on_whole_pixels(affine.compose(packed_to_source, wanted), packed_to_source, SIZE)
         found = affine.compose(affine.invert(packed_to_source), moved)
         assert whole_window(found, SIZE) is not None
         corners = np.array([[0, 0], [SIZE, SIZE]])
         assert np.abs(affine.apply(found, corners) - affine.apply(wanted, corners)).max() <= 1
         assert np.sign(found[0, 0]) == (-1 if mirrored else 1)
     enlarged = affine.compose(packed_to_source, affine.window_map((3.3, 4.4, 3.3 + SIZE / 4, 99), SIZE))
-    np.testing.assert_array_equal(on_whole_pixels(enlarged, meta, SIZE), enlarged)
+    np.testing.assert_array_equal(on_whole_pixels(enlarged, packed_to_source, SIZE), enlarged)

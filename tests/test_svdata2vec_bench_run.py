@@ -342,7 +342,7 @@ def test_the_verdict_is_right_where_a_part_is_slowed_down(
     owner, name = parts[slow]
     work = getattr(owner, name)
     for seconds_per_clip in (0.05, 0.2):
-        pause = seconds_per_clip * (1 if slow == "read" else 4)  # per clip, or per batch of four
+        pause = seconds_per_clip * 4  # per batch of four
 
         def slowed(*arguments: Any, pause: float = pause) -> Any:
             time.sleep(pause)

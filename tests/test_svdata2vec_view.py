@@ -19,7 +19,7 @@ from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.plan import PlanConfig, make_plan
+from svdata2vec.pipeline.plan import PlanConfig, make_plans
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import spread_frames
 from svdata2vec.runs.card import read_card
@@ -94,10 +94,8 @@ def test_the_shape_of_the_picture_stays_and_nothing_is_cut(shards: Path) -> None
     for crop in ("joints", "boxes"):
         for row in range(len(opened)):
             sample = opened.sample(row, video=False)
-            plan = make_plan(
-                sample.meta, sample.pose_MTVC, sample.box_T4, PlanConfig(crop=crop, size=64),
-                train=False, seed=0, epoch=0, shows=opened.manifest.view,
-            )
+            config = PlanConfig(crop=crop, size=64)
+            plan = make_plans([sample], config, train=False, seed=0, epoch=0, views=[0], shows=opened.manifest.view)[0]
             width, height = sample.meta.width, sample.meta.height
             scale_x, scale_y = plan.output_to_source[0, 0], plan.output_to_source[1, 1]
             assert scale_x == scale_y == max(width, height) / 64, "neither squeezed nor smaller than it could be"

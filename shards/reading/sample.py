@@ -3,12 +3,14 @@
 M persons, F frames, V joints; all coordinates are pixels of the source video as decoded and turned upright.
 """
 
+import functools
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import cast, get_args
 
 import numpy as np
 
@@ -21,6 +23,7 @@ OFFSETS = "offsets.npy"
 SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 Buffer = bytes | memoryview
+_FLOAT32, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,23 @@ class ClipMeta:
     def from_bytes(cls, content: Buffer, where: str) -> "ClipMeta":
         """Parse; UserError names `where` and what is wrong."""
         try:
-            values = json.loads(bytes(content))
-            matrix = np.array(values.pop("packed_to_source"), np.float64)
-            # Format 1 wrote null.
-            meta = cls(**values | {name: None for name in _PERHAPS if values.get(name) == -1}, packed_to_source=matrix)
+            values = json.loads(str(content, "utf-8"))
+            values["packed_to_source"] = matrix = np.array(values["packed_to_source"], np.float64)
+            values |= {name: None for name in _PERHAPS if values.get(name) == -1}  # format 1 wrote null
+            meta = cls(**values)
         except Exception as error:
             raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(meta, name), kind)]
         wrong = wrong or [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
-        if wrong or matrix.shape != (2, 3) or not np.isfinite(matrix).all():
+        if wrong or matrix.shape != (2, 3) or not all(map(math.isfinite, matrix.ravel().tolist())):
             raise UserError(f"{where}: the json component has a wrong {' and '.join(wrong) or 'packed_to_source'}; run "
                             "`svdata2vec verify`")
         return meta
 
 
-_KINDS: dict[str, Any] = {field.name: field.type for field in fields(ClipMeta)} | {"fps": int | float}
+_KINDS: dict[str, tuple[type, ...]] = {  # of a union `isinstance` is slow
+    field.name: get_args(field.type) or (cast("type", field.type),) for field in fields(ClipMeta)
+} | {"fps": (int, float)}
 _PERHAPS = ("subject", "camera", "setup", "pose_frames")
 _LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1,
            "first_frame": 0}
@@ -115,18 +120,27 @@ _PLAIN_NPY = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4096)
+def _plain_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]] | None:
+    """Type and shape of a plain array; None if it is none. Few headers occur, time after time."""
+    found = _PLAIN_NPY.fullmatch(header)
+    if found is None:
+        return None
+    return np.dtype(found["dtype"].decode()), tuple(int(number) for number in found["shape"].split(b",") if number.strip())
+
+
 def parse_array(content: Buffer, where: str) -> np.ndarray:
     """An .npy component; UserError if it is damaged. The array has its own memory.
 
     Plain arrays are read without `np.load`: it parses the header with `ast`, which in CPython 3.11 fails now and then
     when several threads do so at once ("AST constructor recursion depth mismatch"), and costs 40 microseconds.
     """
-    header = _PLAIN_NPY.match(content)
     try:
-        if header is None:
+        start = 10 + int.from_bytes(content[8:10], "little")
+        plain = _plain_header(bytes(content[:start])) if start <= 128 else None
+        if plain is None:
             return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        shape = tuple(int(number) for number in header["shape"].split(b",") if number.strip())
-        return np.frombuffer(content, header["dtype"].decode(), offset=header.end()).reshape(shape).copy()
+        return np.frombuffer(content, plain[0], offset=start).reshape(plain[1]).copy()
     except Exception as error:
         raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
 
@@ -165,9 +179,10 @@ def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.nd
                   num_joints: int | None) -> None:
     persons, _, joints, _ = pose_MTVC.shape if pose_MTVC.ndim == 4 else (0, 0, 0, 0)
     shape_MTV = persons, meta.num_frames, joints if num_joints is None else num_joints
-    expected = {"pose.npy": (pose_MTVC, "float32", (*shape_MTV, 2)), "box.npy": (box_T4, "float32", (meta.num_frames, 4)),
-                "score.npy": (score_MTV, "float16", shape_MTV)}
-    for name, (array, dtype, shape) in expected.items():
+    for name, array, dtype, shape in (
+        ("pose.npy", pose_MTVC, _FLOAT32, (*shape_MTV, 2)), ("box.npy", box_T4, _FLOAT32, (meta.num_frames, 4)),
+        ("score.npy", score_MTV, _FLOAT16, shape_MTV),
+    ):
         if array is not None and (array.shape != shape or array.dtype != dtype):
             raise UserError(f"clip {key}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
     if not np.isfinite(pose_MTVC).all() or not np.isfinite(box_T4).all():
@@ -180,7 +195,7 @@ def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -
     if offsets.shape != (num_frames + 1,) or offsets.dtype != np.int64:
         raise UserError(f"clip {key}: offsets.npy is {offsets.dtype} {offsets.shape}, expected int64 "
                         f"({num_frames + 1},)")
-    if offsets[0] != 0 or offsets[-1] != blob_bytes or (np.diff(offsets) <= 0).any():
+    if offsets[0] != 0 or offsets[-1] != blob_bytes or (offsets[1:] <= offsets[:-1]).any():
         raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs")
     return offsets
 

@@ -55,6 +55,7 @@ class ShardSet:
         self._tars: dict[int, _Tar] = {}
         self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}
+        self._by_frame = [name for name in ("jpegs", "blocks") if name in self._column]
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -215,16 +216,16 @@ class ShardSet:
         has it. UserError names clip and shard.
         """
         entry = self.index[row]
-        ((start, size),) = self._spans(entry, [name for name in ("jpegs", "blocks") if name in self._column])
+        ((start, size),) = self._spans(entry, self._by_frame)
         video, tar = self._mapped(entry, start, size)
         wanted = [] if self.sums is None or not frames else self.sums.frames(row)[frames].tolist()
-        bounds, found, end = offsets.tolist(), [], 0
+        bounds, found, end, whole = offsets.tolist(), [], 0, video.data  # whose slices cost less than an array's
         for frame in frames:
-            content = video[bounds[frame] : bounds[frame + 1]]
+            content = whole[bounds[frame] : bounds[frame + 1]]
             if out is not None:
                 copy = out[end : end + len(content)]
-                copy[:] = content
-                content, end = copy, end + len(copy)
+                copy[:] = content  # NumPy lets other threads run
+                content, end = copy.data, end + len(copy)
             if wanted:
                 found.append(crc32(content))
         if tar is not None:

@@ -13,12 +13,12 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig
 from svdata2vec.evaluation.persons import Box
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.plan import ClipPlan, make_plan
+from svdata2vec.pipeline.plan import ClipPlan, make_plans
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.shards.boxes import packed_square, packed_to_source
 from svdata2vec.shards.errors import readable
 from svdata2vec.shards.packing.clip import resize_square
-from svdata2vec.shards.reading.sample import ClipMeta
+from svdata2vec.shards.reading.sample import ClipMeta, Sample
 from svdata2vec.shards.video import VideoInfo, VideoReader
 
 MARGIN_PX = 2  # around the crop: bilinear sampling at its edge reads the pixels beyond it
@@ -70,9 +70,10 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
         key=readable(video.stem), label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
         packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
-    plan = make_plan(
-        meta, nobody_MFVC, box_F4, config, train=False, seed=0, epoch=0, shows="picture" if box is None else "persons"
-    )
+    plan = make_plans(
+        [Sample(meta.key, meta.label, None, None, nobody_MFVC, None, box_F4, meta)], config, train=False, seed=0, epoch=0,
+        views=[0], shows="picture" if box is None else "persons",
+    )[0]
     stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
     square = packed_square(box, info.width, info.height, stored) if stored else _square(plan)
     return Clip(_read_frames(video, plan, square, stored or square[2]), plan, num_frames, info, cut_short)

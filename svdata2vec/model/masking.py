@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.pipeline.keyed import keyed_generator
+from svdata2vec.pipeline.keyed import KeyedDraws
 from svdata2vec.shards.reading.joined import own_key
 
 
@@ -145,16 +145,19 @@ def draw_masks(
     encoded_BE = np.empty((len(keys), encoded_frames or kept), np.int64)
     keep_BRK = np.empty((len(keys), repeats, kept), np.int64)
     hidden_BRK = np.ones((len(keys), repeats, kept), np.bool_)
+    keyed = KeyedDraws()
     for row, key in enumerate(map(own_key, keys)):
-        rng = keyed_generator("mask", seed, epoch, key)
+        rng = keyed("mask", seed, epoch, key)
         order = rng.permutation(num_frames)
-        encoded_BE[row] = np.sort(order[: encoded_BE.shape[1]])
+        encoded_BE[row] = order[: encoded_BE.shape[1]]
         for repeat in range(repeats):
             if repeat:
-                rng = keyed_generator("mask", seed, epoch, key, repeat)
-                order = encoded_BE[row, rng.permutation(encoded_BE.shape[1])]
-            keep_BRK[row, repeat] = np.sort(order[:kept])
-            hidden_BRK[row, repeat, rng.permutation(kept)[:paired]] = False
+                rng = keyed("mask", seed, epoch, key, repeat)
+                order = np.sort(encoded_BE[row])[rng.permutation(encoded_BE.shape[1])]
+            keep_BRK[row, repeat] = order[:kept]
+            hidden_BRK[row, repeat, rng.permutation(kept)[:paired]] = False  # places among the kept frames in rising order
+    encoded_BE.sort(axis=-1)
+    keep_BRK.sort(axis=-1)
     keep_NK, hidden_NK = (torch.from_numpy(values).flatten(0, 1) for values in (keep_BRK, hidden_BRK))
     return Masks.given(keep_NK, hidden_NK, num_frames, torch.from_numpy(encoded_BE))
 

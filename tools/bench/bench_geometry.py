@@ -87,7 +87,7 @@ class OpencvOnly:
     def decode(self, clips: list[EncodedClip], out_BTSS3: torch.Tensor) -> dict[int, str]:
         out = out_BTSS3.numpy()
         jobs = [
-            (data, resampler, out[i, t])
+            (np.frombuffer(data, np.uint8), resampler, out[i, t])
             for i, clip in enumerate(clips)
             for resampler in [Resampler(clip.output_to_packed, SIZE)]
             for t, data in enumerate(jpeg_slices(clip))
