@@ -239,9 +239,9 @@ def frames_taken(shards: ShardSet, monkeypatch) -> list[tuple[str, list[int]]]:
     seen: list[tuple[str, list[int]]] = []
     read = ShardSet.frames
 
-    def note(self, row, offsets, frames):
+    def note(self, row, offsets, frames, out=None):
         seen.append((self.index[row]["key"].decode(), frames))
-        return read(self, row, offsets, frames)
+        return read(self, row, offsets, frames, out)
 
     with monkeypatch.context() as patched:
         patched.setattr(ShardSet, "frames", note)
