@@ -16,7 +16,7 @@ from tiny import MODEL
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import read
-from svdata2vec.config.presets import DEMO_MODEL, PAPER_FROM_CLIPS, own_finetune
+from svdata2vec.config.presets import PAPER_FROM_CLIPS, SMALL_MODEL, own_finetune
 from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.runs import own
 from svdata2vec.runs.card import model_card
@@ -86,9 +86,9 @@ def test_the_rate_is_that_of_the_network_however_it_is_computed(fifty: Path, tmp
 def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
     config = options("pretrain", "own", "--data.shards", fifty)
     assert (config.data.train_split, config.data.test_split) == ("train[:80%]", "train[80%:]")
-    assert config.data.num_frames == 8 and config.data.frame_draw == "centre" and config.model == DEMO_MODEL
+    assert config.data.num_frames == 8 and config.data.frame_draw == "centre" and config.model == SMALL_MODEL
     assert config.run.batch_size == 8 and config.run.epochs == 200 and config.optim.warmup_share == 0.1
-    assert config.ema.anneal_share == 0.5 and config.target.top_layers == DEMO_MODEL.depth
+    assert config.ema.anneal_share == 0.5 and config.target.top_layers == SMALL_MODEL.depth
     config = options("pretrain", "own", "--data.shards", fifty, "--run.batch-size", 4, "--data.num-frames", 24)
     assert config.run.batch_size == 4 and config.data.num_frames == 24 and config.data.train_split == "train[:80%]"
     assert options("finetune", "own", "--data.shards", fifty).data.crop == "boxes"

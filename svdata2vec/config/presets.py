@@ -71,7 +71,8 @@ def _as_published(base: Published) -> Published:
 
 
 DEMO_DATA = DataConfig("demo/shards", "xsub_train", "xsub_test", num_frames=16, size=64)
-DEMO_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
+SMALL_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
+DEMO_MODEL = replace(SMALL_MODEL, stem_width=16, stem_init="change")  # synthetic clips: a camera that stands still
 
 
 def demo_pretrain() -> PretrainConfig:
@@ -82,9 +83,9 @@ def demo_pretrain() -> PretrainConfig:
         data=DEMO_DATA,
         model=DEMO_MODEL,
         target=replace(base.target, top_layers=4),
-        ema=replace(base.ema, start=0.99, end=0.999, anneal_steps=500),
+        ema=replace(base.ema, start=0.99, end=0.999, anneal_share=0.2),
         optim=OptimConfig(lr=1e-3, lr_batch=16, min_lr=1e-4, warmup_epochs=2),
-        run=RunConfig(out=Path("demo/pretrain"), epochs=24, batch_size=16, log_every=20, checkpoint_every=200),
+        run=RunConfig(out=Path("demo/pretrain"), epochs=60, batch_size=16, log_every=20, checkpoint_every=200),
     )
 
 
@@ -95,10 +96,10 @@ def demo_finetune() -> FinetuneConfig:
         base,
         data=replace(DEMO_DATA, crop="boxes"),
         model=DEMO_MODEL,
-        head=HeadConfig(hidden=256, drop_path=0.1),
-        optim=replace(base.optim, lr=1e-3, lr_batch=16, warmup_epochs=2),
-        run=RunConfig(out=Path("demo/finetune"), epochs=20, batch_size=16, log_every=10, checkpoint_every=200),
-        label_fraction=0.25,
+        head=HeadConfig(hidden=256, drop_path=0.0),
+        optim=replace(base.optim, lr=1e-3, lr_batch=16, warmup_share=0.1),
+        run=RunConfig(out=Path("demo/finetune"), epochs=120, batch_size=16, log_every=10, checkpoint_every=200),
+        label_fraction=0.1,
     )
 
 
@@ -110,14 +111,16 @@ def own_pretrain() -> PretrainConfig:
     """Own videos with skeletons; `runs/own.py` fits it to the shards."""
     base = demo_pretrain()
     run = replace(base.run, out=Path("runs/pretrain-own"), log_every=10)
-    return replace(base, data=OWN_DATA, ema=replace(base.ema, anneal_share=0.5), optim=_in_shares(base.optim), run=run)
+    ema, optim = replace(base.ema, anneal_share=0.5), _in_shares(base.optim)
+    return replace(base, data=OWN_DATA, model=SMALL_MODEL, ema=ema, optim=optim, run=run)
 
 
 def own_finetune() -> FinetuneConfig:
     """Own videos, RGB alone; `runs/own.py` fits it to the shards."""
     base = demo_finetune()
     run = replace(base.run, out=Path("runs/finetune-own"))
-    return replace(base, data=replace(OWN_DATA, crop="boxes"), optim=_in_shares(base.optim), run=run, label_fraction=1.0)
+    data, head = replace(OWN_DATA, crop="boxes"), replace(base.head, drop_path=0.1)
+    return replace(base, data=data, model=SMALL_MODEL, head=head, optim=_in_shares(base.optim), run=run, label_fraction=1.0)
 
 
 def _in_shares(optim: OptimConfig) -> OptimConfig:

@@ -23,7 +23,7 @@ import small_cnn
 from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
-from svdata2vec.config.schema import EmaConfig, PretrainConfig
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.masking import mask_counts
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.validation import validation_split
@@ -41,7 +41,7 @@ def with_target(config: PretrainConfig, **changes: object) -> PretrainConfig:
 
 
 def random_teacher(config: PretrainConfig) -> PretrainConfig:
-    return replace(with_target(config, teacher="encoder"), ema=EmaConfig(1.0, 1.0))
+    return replace(with_target(config, teacher="encoder"), ema=replace(config.ema, start=1.0, end=1.0))
 
 
 def rgb_data2vec(config: PretrainConfig) -> PretrainConfig:
