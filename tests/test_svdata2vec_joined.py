@@ -153,7 +153,7 @@ def test_sets_of_other_classes_are_pretrained_on_and_nothing_else(runs: Path, se
 def test_the_command_reads_weights_and_refuses_what_does_not_fit(sets: str, tmp_path: Path, capsys) -> None:
     words = command_words(on(sets, pretrain_config(Path("x"), tmp_path / "run", epochs=1), weights=(2.0,)))[3:]
     assert main(words) == 2
-    assert "data.weights has 1 numbers, data.shards 2 sets" in capsys.readouterr().err
+    assert "--data.weights has 1 numbers, --data.shards 2 sets" in capsys.readouterr().err
     assert main(["inspect", sets, "--split", "all", "--out", str(tmp_path / "pictures")]) == 2
     assert "no such folder" in capsys.readouterr().err
 

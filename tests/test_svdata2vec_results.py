@@ -245,5 +245,5 @@ def test_the_limit_holds_over_all_processes_together(tiny_shard_folder: Path) ->
     with ClipLoader(ShardSet.open(tiny_shard_folder), "all", batch_size=4, world_size=2) as loader:
         check_lost(loader, 12)
         check_lost(loader, 11)
-        with pytest.raises(UserError, match=r"^split 'all': 2 of 12 clips are unusable, more than the allowed 1.00%; find"):
+        with pytest.raises(UserError, match=r"^split 'all': 2 of 12 clips are unusable, more than the allowed 1.00%; run"):
             check_lost(loader, 10)

@@ -45,6 +45,7 @@ SCHEMA: dict[str, Any] = {
     "decoding?": {"codec": str, **dict.fromkeys(
         ("pictures_per_clip", "sampled_per_clip", "needed_pictures_per_s", "given_pictures_per_s"), NUMBER
     )},
+    "masks?": {"repeats": int, "counted_share": NUMBER, "measured_share?": NUMBER},
     "baseline?": dict.fromkeys(("model_speedup", "train_speedup", "loss_difference"), NUMBER),
 }
 

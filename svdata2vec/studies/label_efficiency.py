@@ -116,11 +116,15 @@ def _require_fit(run: Path, config: LabelEfficiencyConfig) -> None:
     """UserError unless the study's rows can start from a run: before any has taken its time."""
     made = published_config(read_card(run), run)
     check_input(run, made.data, config.data)
-    names = ("width", "depth", "heads", "mlp_ratio", "stem_width")
-    theirs, ours = ([(name, getattr(model, name)) for name in names] for model in (made.model, config.model))
+    options = {
+        "--model.width": "width", "--model.depth": "depth", "--model.heads": "heads", "--model.mlp-ratio": "mlp_ratio",
+        "--model.stem-width": "stem_width",
+    }
+    theirs, ours = (
+        [f"{option} {getattr(model, name)}" for option, name in options.items()] for model in (made.model, config.model)
+    )
     if "finetune" in config.ways and theirs != ours:
-        options = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in theirs)
-        raise UserError(f"{run} has another network than the study; set {options}")
+        raise UserError(f"{run} has another network than the study; set {' '.join(theirs)}")
 
 
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:
