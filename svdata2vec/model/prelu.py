@@ -1,4 +1,4 @@
-"""PReLU per channel, in whole passes over a map: what `torch.nn.functional.prelu` gives, several times faster on a CPU.
+"""PReLU per channel, in whole passes over a map: on a CPU, with the values of `torch.nn.functional.prelu`.
 
 PyTorch's kernels take an element at a time where slopes and maps lie differently in memory, as those of channels-last maps
 do, and its backward pass writes a whole map for the slopes' gradient. Here every pass is one that PyTorch vectorises.
