@@ -87,11 +87,13 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     table = tables.label_efficiency(record)
     assert table.splitlines()[0] == "|  | 100 % (12) |" and "| from scratch | " in table and "2 seeds ± half" in table
     apart = tables.label_differences(record)
-    assert apart.startswith("| pretrained, fine-tuned, better than | 100 % |")
-    assert "| joint regression, linear probe |" in apart and "not corrected for their number, 4" in apart
+    assert apart.startswith("|  | better than | 100 % |") and "not corrected for their number, 6" in apart
+    pairs = [tuple(line.split(" | ")[:2]) for line in apart.splitlines()[2:8]]
+    ours, others = ("| pretrained, fine-tuned", "| pretrained, linear probe"), ("from scratch", "joint regression, fine-tuned")
+    assert [pair for pair in pairs if pair[1] in others] == [(mine, other) for mine in ours for other in others]
     costs = tables.label_costs(record)
-    assert "| from scratch | 3 | 12 |" in costs and "weight_decay 0." in costs
-    assert "| pretrained, linear probe |  |  | " in costs
+    assert "| from scratch | 12 | 3 | 12 |" in costs and "weight_decay 0." in costs
+    assert "| pretrained, linear probe | 12 |  |  | " in costs
     assert "joint regression, difference" in tables.sides(record)
 
 

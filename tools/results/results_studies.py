@@ -35,22 +35,19 @@ def with_half(cell: Record) -> str:
 
 
 def label_differences(record: Record) -> str:
-    """The first row of ours against all others, paired by seed; what the interval says of it in words."""
-    first = next(row["name"] for row in record["rows"] if row["kind"] == "ours")
-    return _differences(record, first, [row["name"] for row in record["rows"] if row["name"] != first])
-
-
-def _differences(record: Record, first: str, others: Sequence[str]) -> str:
-    titles = {row["name"]: row["title"] for row in record["rows"]}
+    """Each row of ours against those that are not, paired by seed; what the intervals say of it in words."""
+    ours, others = ([row for row in record["rows"] if (row["kind"] == "ours") == wanted] for wanted in (True, False))
     shares = record["settings"]["fractions"]
-    found = {(each["against"], each["fraction"]): each for each in record["differences"] if each["row"] == first}
+    found = {(each["row"], each["against"], each["fraction"]): each for each in record["differences"]}
     rows = [
-        [titles[name], *(_points(found[name, share]) if (name, share) in found else "" for share in shares)] for name in others
+        [mine["title"], other["title"], *(_points(each) if (each := found.get((mine["name"], other["name"], share))) else ""
+                                          for share in shares)]
+        for mine in ours for other in others
     ]
-    header = [f"{titles[first]}, better than", *(f"{100 * share:g} %" for share in shares)]
-    return table(header, rows) + (
+    shown = sum(text != "" for row in rows for text in row[2:])
+    return table(["", "better than", *(f"{100 * share:g} %" for share in shares)], rows) + (
         "\nPoints, mean of the differences seed by seed, with its 95 % interval; bold where the interval leaves out 0. "
-        f"Intervals are not corrected for their number, {len(found)}.\n"
+        f"Intervals are not corrected for their number, {shown}.\n"
     )
 
 
@@ -66,17 +63,16 @@ def label_costs(record: Record) -> str:
     """Steps, clips and CPU seconds of a row at the largest share of labels, and of its pretraining."""
     rows = []
     for row in record["rows"]:
-        cell, before = row["cells"][-1], row.get("pretraining") or []
+        cell, before = max(row["cells"], key=lambda cell: cell["fraction"]), row.get("pretraining") or []
         spent = [seconds for seconds in cell["cpu_seconds"] if seconds is not None]
         chosen = ", ".join(f"{name} {value:g}" for name, value in cell["choice"].items())
         rows.append([
-            row["title"], *(f"{cell[name]:,}" if cell[name] else "" for name in ("steps", "clips_seen")),
+            row["title"], *(f"{cell[name]:,}" if cell[name] else "" for name in ("labels", "steps", "clips_seen")),
             f"{mean(spent):,.0f}" if spent else "", *(_average(before, name) for name in ("clips_seen", "cpu_seconds")), chosen,
         ])
-    share = max(cell["fraction"] for row in record["rows"] for cell in row["cells"])
-    header = ["", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
+    header = ["", "labels", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
     return table(header, rows) + (
-        f"\nOf one run with {100 * share:g} % of the labels; CPU seconds are the training process's, a mean over seeds.\n"
+        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds.\n"
     )
 
 
