@@ -15,6 +15,7 @@ from svdata2vec.pipeline.augment import PixelAugment
 from svdata2vec.pipeline.frames import EncodedClip, different, in_order, laid
 from svdata2vec.pipeline.order import taken_name
 from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, make_plans
+from svdata2vec.pipeline.seen import FramesSeen, only_seen
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import UserError
@@ -55,15 +56,16 @@ class ClipFetcher:
     """Reads and plans clips of one split: a pure function of (row, epoch, view), apart from the shards it keeps open.
 
     label_map: int64 (classes,), stored label -> label of the split. check_hashes: compare every tar with the sha256 of
-    the manifest when it is first read (not over a network, where that would fetch everything).
+    the manifest when it is first read (not over a network, where that would fetch everything). seen: as `ClipLoader` has it.
     """
 
     def __init__(
         self, shards: ShardSet, config: PlanConfig, *, train: bool, seed: int, video: bool, joints: bool,
-        label_map: NDArray[np.int64], check_hashes: bool,
+        label_map: NDArray[np.int64], check_hashes: bool, seen: FramesSeen | None = None,
     ) -> None:
         self.shards, self.config, self.train, self.seed = shards, config, train, seed
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
+        self.seen = seen if shards.manifest.by_frame else None  # a video's decoder meets all of its frames anyway
         self._hashed: set[int] = set()
 
     @property
@@ -152,16 +154,26 @@ class ClipFetcher:
             samples, self.config, train=self.train, seed=self.seed, epoch=epoch, views=views, shows=shards.manifest.view
         )
         joints = apply_to_joints(plans, list(map(shards.stored_layout, rows)), self.config.persons)
-        encoded = self._encoded(samples, plans) if self.video else [None] * len(rows)
+        names = [
+            taken_name(shards.name(row, sample.key), view if self.train else 0)
+            for row, view, sample in zip(rows, views, samples, strict=True)
+        ]
+        encoded = self._encoded(samples, plans, self._decoded(names, epoch, plans)) if self.video else [None] * len(rows)
         return [
             FetchedClip(
-                row, taken_name(shards.name(row, sample.key), view if self.train else 0), int(self.label_map[label]), view,
+                row, names[i], int(self.label_map[label]), view,
                 shards.in_layout(row, joints[i]) if self.joints else None, encoded[i], plans.augment_B[i],
             )
-            for i, (row, view, sample, label) in enumerate(zip(rows, views, samples, stored, strict=True))
+            for i, (row, view, label) in enumerate(zip(rows, views, stored, strict=True))
         ]
 
-    def _encoded(self, samples: list[Sample], plans: ClipPlans) -> list[EncodedClip]:
+    def _decoded(self, names: list[str], epoch: int, plans: ClipPlans) -> NDArray[np.int64]:
+        """(B, T) frame numbers for the decoder: all, or those that are seen, others repeated in the place of the rest."""
+        if self.seen is None:
+            return plans.frames_BT
+        return only_seen(plans.frames_BT, self.seen(names, epoch))
+
+    def _encoded(self, samples: list[Sample], plans: ClipPlans, frames_BT: NDArray[np.int64]) -> list[EncodedClip]:
         """The clips' videos, unless their frames lie apart, and the maps into their pictures."""
         packed_B23 = np.stack([sample.meta.packed_to_source for sample in samples])
         maps_B23 = affine.compose(affine.invert(packed_B23), plans.output_to_source_B23)
@@ -174,7 +186,7 @@ class ClipFetcher:
         return [
             EncodedClip(
                 sample.key, NOTHING if sample.video is None else np.frombuffer(sample.video, np.uint8), sample.offsets,
-                plans.frames_BT[i], maps_B23[i], *packed_B2[i], sample.blocks,
+                frames_BT[i], maps_B23[i], *packed_B2[i], sample.blocks,
             )
             for i, sample in enumerate(samples)
         ]

@@ -5,6 +5,7 @@ window that is sampled) and OpenCV resamples in threads; on a GPU decoding and r
 frames, S output size.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.faults import machine_fault, reason
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, places
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.decode import cut_off_reason
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.DALIDataType.FLOAT
 Geometry = Literal["opencv", "warp", "resize"]
 # how, picture, which pixel of the packed picture is its first (x, y), where to write
-Job = tuple[Resampler, NDArray[np.uint8], int, int, NDArray[np.uint8]]
+Job = tuple[Resampler, NDArray[np.uint8], int, int, list[NDArray[np.uint8]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 
@@ -48,11 +49,12 @@ MANY = 6  # clips of one run that fail in the same words: no coincidence
 class Feed:
     """What a clip feeds to the graph's inputs: its samples, one `data` each, and what is the same for all of them.
 
-    frames: numbers of the wanted ones of a video, which is one sample.
+    frames: numbers of the wanted ones of a video, which is one sample. places: (T,) which decoded picture each frame is.
     """
 
     data: Sequence[NDArray[np.uint8] | memoryview]
     same: dict[str, NDArray[Any]]
+    places: list[int]
     frames: NDArray[np.int32] | None = None
 
 
@@ -159,11 +161,11 @@ class DaliDecoder:
     def inputs(self, clip: EncodedClip) -> Feed:
         """What one clip feeds to the graph. Raises ValueError for a clip that DALI would decode wrongly in silence."""
         if self.jpeg:
-            return Feed(jpeg_slices(clip), self._same(clip))
+            return Feed(jpeg_slices(clip), self._same(clip), places(clip))
         reason = cut_off_reason(clip.video)
         if reason is not None:
             raise ValueError(reason)
-        return Feed([clip.video], self._same(clip), clip.frames_T.astype(np.int32))
+        return Feed([clip.video], self._same(clip), list(range(len(clip.frames_T))), clip.frames_T.astype(np.int32))
 
     def _same(self, clip: EncodedClip) -> dict[str, NDArray[Any]]:
         """The geometry's inputs."""
@@ -237,7 +239,8 @@ class DaliDecoder:
             self._fed["frames"] = [feed.frames for feed in feeds]
         for name in feeds[0].same:  # one dense array is fed much faster than a list of small ones
             self._fed[name] = np.repeat(np.stack([feed.same[name] for feed in feeds]), counts, axis=0)
-        pipeline = self._built(clips, sum(counts))
+        # Of JPEGs as many as the clips could have, lest the next run's few more make another graph.
+        pipeline = self._built(clips, sum(len(clip.clip.frames_T) if self.jpeg else 1 for clip in clips))
         for name, fed in self._fed.items():
             pipeline.feed_input(name, fed)
         output, *_ = pipeline.run()
@@ -276,11 +279,14 @@ class DaliDecoder:
             resampler = Resampler(run.clip.output_to_packed, self.size)
             top, left = run.feed.same["anchor"].tolist() if self.jpeg else (0, 0)
             if self.jpeg:
-                pictures = [np.asarray(output[sample + t]) for t in range(len(run.clip.frames_T))]
+                pictures = [np.asarray(output[sample + d]) for d in range(len(run.feed.data))]
             else:
                 pictures = list(np.asarray(output[sample]))
             sample += len(run.feed.data)
-            jobs += [(resampler, picture, left, top, out[run.row, t]) for t, picture in enumerate(pictures)]
+            rows: list[list[NDArray[np.uint8]]] = [[] for _ in pictures]
+            for t, place in enumerate(run.feed.places):
+                rows[place].append(out[run.row, t])
+            jobs += [(resampler, picture, left, top, rows[d]) for d, picture in enumerate(pictures)]
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
         list(self._pool.map(_resample_jobs, parts))
 
@@ -306,8 +312,12 @@ class InputOnlyDecoder(DaliDecoder):
 
 def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
     """Dense output of a run into its rows, complete when this returns (DALI may reuse its memory then)."""
-    frames = torch.from_dlpack(output.as_tensor())
-    frames = frames.view(len(clips), -1, *frames.shape[-3:])
+    frames = torch.from_dlpack(output.as_tensor()).flatten(0, -4)
+    if len(frames) < len(clips) * out_BTSS3.shape[1]:  # some are repeated
+        starts = itertools.accumulate((len(clip.feed.data) for clip in clips), initial=0)
+        sources = [start + place for start, clip in zip(starts, clips, strict=False) for place in clip.feed.places]
+        frames = frames.index_select(0, torch.tensor(sources, device=frames.device))
+    frames = frames.view(len(clips), *out_BTSS3.shape[1:])
     first, last = clips[0].row, clips[-1].row
     if last - first + 1 == len(clips):
         out_BTSS3[first : last + 1] = frames
@@ -318,8 +328,10 @@ def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
 
 
 def _resample_jobs(jobs: list[Job]) -> None:
-    for resampler, picture, left, top, out_SS3 in jobs:
+    for resampler, picture, left, top, (out_SS3, *others) in jobs:
         resampler(picture, left, top, out_SS3)
+        for other_SS3 in others:
+            other_SS3[:] = out_SS3
 
 
 def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,7 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import LoaderStats, Producer, Ready, most_unusable
 from svdata2vec.pipeline.readers import ProcessReaders, ThreadReaders
+from svdata2vec.pipeline.seen import FramesSeen
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known, check_number
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -59,6 +60,8 @@ class ClipLoader:
         smallest_batch: clips that each rank needs for a step.
         max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Of an evaluation's clips one always is otherwise.
         check_hashes: compare each tar with the manifest's sha256 when it is first read.
+        seen: in training, the frames that the batches' consumer looks at; where pictures lie apart others may be repeats of
+            them, which need not be decoded. None: all frames are there.
 
     Threads and DALI start with the first iteration; `close` (or `with`) ends them. A loader may be pickled, and used again
     in a child process, forked or spawned by multiprocessing (after a bare os.fork leave by os._exit, or DALI's exit handler
@@ -92,6 +95,7 @@ class ClipLoader:
         smallest_batch: int = 1,
         max_bad_rate: float = 0.01,
         check_hashes: bool = False,
+        seen: FramesSeen | None = None,
     ) -> None:
         self.last_batch = last_batch or ("drop" if train else "partial")
         _check_counts(
@@ -108,7 +112,8 @@ class ClipLoader:
             raise UserError("video=False and joints=False: a batch would be empty; switch one of them on")
         if self.last_batch == "drop" and not train:
             raise UserError("last_batch='drop' with train=False would leave clips out of an evaluation: use 'partial'")
-        self.shards, self.split, self.plan = shards, split, plan or PlanConfig()
+        self.shards, self.split, self.plan, self.seen = shards, split, plan or PlanConfig(), seen
+        _check_seen(seen, self.plan, train)
         self.device, self.decoder_name, self.num_readers, self.prefetch = device, decoder, num_readers, prefetch
         self.num_threads, self.engine_share, self.run_pictures = num_threads, engine_share, run_pictures
         self.video, self.joints, self.check_hashes, self.max_bad_rate = video, joints, check_hashes, max_bad_rate
@@ -259,7 +264,7 @@ class ClipLoader:
         """What the background runs, for whoever times its halves alone; `close` it."""
         fetcher = ClipFetcher(
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
-            label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes,
+            label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,
         )
         device = torch.device(self.device)
         lanes = [
@@ -290,6 +295,16 @@ def _check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None:
             check_number(name, count, 1, whole=True)
+
+
+def _check_seen(seen: FramesSeen | None, plan: PlanConfig, train: bool) -> None:
+    """Raise UserError where it would change what is seen."""
+    if seen is None:
+        return
+    if not train or seen.num_frames != plan.num_frames:
+        raise UserError(f"seen tells of {seen.num_frames} frames of training clips: expected train=True and a plan of as many")
+    if plan.augment.contrast:
+        raise UserError("seen is given with a plan that changes contrast, which takes the mean of all frames: leave it out")
 
 
 def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:

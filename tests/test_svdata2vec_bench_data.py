@@ -10,6 +10,8 @@ import pytest
 from svdata2vec.bench import data as bench_data
 from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.machine import tree_usage
+from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.plan import PlanConfig
 
 
@@ -51,7 +53,7 @@ def test_the_original_chain_is_crop_and_resize():
     joints[0, 0, :2] = (40, 20), (80, 100)  # 40 x 80 around (60, 60): half side 44
     (frame,) = methods.original_chain([picture], joints, np.random.default_rng(0), train=False)
     np.testing.assert_array_equal(frame, cv2.resize(picture[16:104, 16:104], (224, 224)))
-    assert PlanConfig() == methods.PLAN
+    assert PlanConfig() == methods.PLAN and frames_seen(PretrainConfig()) == methods.SEEN
 
 
 @pytest.mark.parametrize("reference", [True, False])

@@ -19,6 +19,7 @@ from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig, draw_resized_crop
 from svdata2vec.pipeline.sampling import draw_frames
+from svdata2vec.pipeline.seen import FramesSeen
 from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.runtime import keep_freed_memory
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
@@ -27,16 +28,22 @@ from svdata2vec.shards.reading.shardset import ShardSet
 
 WORKERS, BATCH = 2, 4
 PLAN = PlanConfig()
+SEEN = FramesSeen(PLAN.num_frames, encoded=13, reach=2, seed=0)  # as the method's masks have it
 DecodeFrames = Callable[[bytes | str, np.ndarray], list[np.ndarray]]
 
 
 # ---- ours ---------------------------------------------------------------------------------------------------------
 
 
-def ours(shards: ShardSet, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS) -> Iterator[int]:
-    """Read, plan, decode, geometry: what training gets. Blocks, which the model decodes on a GPU, are decoded here."""
+def ours(
+    shards: ShardSet, device: str = "cpu", batch_size: int = BATCH, threads: int = WORKERS, seen: FramesSeen | None = None
+) -> Iterator[int]:
+    """Read, plan, decode, geometry: what training gets. Blocks, which the model decodes on a GPU, are decoded here.
+
+    seen: the frames that pretraining sees; None: all, as fine-tuning does.
+    """
     keep_freed_memory()  # as a training process does
-    options = {"batch_size": batch_size, "device": device, "num_threads": threads}
+    options = {"batch_size": batch_size, "device": device, "num_threads": threads, "seen": seen}
     with ClipLoader(shards, "all", PLAN, train=True, last_batch="partial", **options) as loader:  # type: ignore[arg-type]
         while True:
             for batch in loader:

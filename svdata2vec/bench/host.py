@@ -25,6 +25,7 @@ from svdata2vec.bench.machine import hardware, quantiles
 from svdata2vec.bench.record import head, save
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
+from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.graph import InputOnlyDecoder
@@ -67,6 +68,7 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
         shards, config.data.train_split, config.data.plan(config.model.persons), batch_size=batch, train=True,
         seed=config.run.seed, num_readers=readers, prefetch=config.data.prefetch, decoder="reference",
         limit=np.resize(split, max(len(split), batch)),  # a small set's clips several times
+        seen=frames_seen(config),
     ) as loader:
         producer = loader.make_producer()
         steps = steps_of(producer, config)

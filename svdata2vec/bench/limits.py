@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from svdata2vec.bench.machine import synchronise
 from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.model.masking import mask_counts
+from svdata2vec.model.student import frames_seen
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PICTURES_ALONE = ("jpeg", "blocks")  # codecs that decode a picture without those before it
@@ -231,14 +232,16 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
         "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
         "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
         "decoded_bytes_per_clip": clip_bytes(config),
-        "coded_pictures_per_clip": coded_pictures(shards, rows, config.data.num_frames),
+        "coded_pictures_per_clip": coded_pictures(shards, rows, config),
     }
 
 
-def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], num_frames: int) -> float:
-    """Pictures that a clip's decoder takes in: the sampled ones, or of a video, whose pictures need those before, all."""
+def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
+    """Pictures that a clip's decoder takes in: of the sampled ones those that are seen, or of a video, whose pictures need
+    those before, all."""
     if shards.manifest.codec in PICTURES_ALONE:
-        return float(num_frames)
+        seen = frames_seen(config)
+        return float(config.data.num_frames) if seen is None else seen.mean
     return float(shards.index["frames"][rows].mean())
 
 

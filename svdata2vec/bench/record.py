@@ -129,9 +129,10 @@ def as_table(record: dict[str, Any]) -> str:
 def decoding_line(cost: dict[str, Any]) -> str:
     """What decoding costs and bounds, in one line."""
     pictures, sampled = cost["pictures_per_clip"], cost["sampled_per_clip"]
-    whole = f", all of its pictures for {sampled}" if pictures > sampled else ""
+    which = f", all of its pictures for {sampled}" if pictures > sampled else f", of {sampled} those that masks let be seen"
+    whole = "" if pictures == sampled else which
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
-    clips = f"{rate_text(given / pictures)} clips of {pictures:.0f}{whole}"
+    clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
     return (
         f"decoder, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
         f"pictures/s, and the decoder gives {given / needed:.2g} times that"

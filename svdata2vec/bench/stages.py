@@ -125,7 +125,7 @@ def open_stages(
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
     with contextlib.ExitStack() as stack:
 
-        def stream(place: Runtime) -> Generator[EpochBatch]:
+        def stream(place: Runtime, config: PretrainConfig = config) -> Generator[EpochBatch]:
             loader = stack.enter_context(build_loader(shards, config, place, train=True))
             return stack.enter_context(contextlib.closing(epoch_batches(loader)))
 
@@ -148,11 +148,12 @@ def open_stages(
         difference = None
         if baseline:
             plain = replace(runtime, bf16=False)
-            original = Pretraining(original_style(config), plain, loader)
+            theirs = original_style(config)  # decodes all frames, too
+            original = Pretraining(theirs, plain, loader)
             difference = check_same_loss(training, original, batch)
             stages["original model"] = training_stage(original, itertools.repeat((0, batch)), host_waits=True)
             on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
-            stages["original train"] = training_stage(original, stream(on_cpu), host_waits=True)
+            stages["original train"] = training_stage(original, stream(on_cpu, theirs), host_waits=True)
         yield stages, difference
 
 

@@ -225,6 +225,11 @@ class TargetConfig:
         """Of which kind the student's own tokens are that the teacher reads; a teacher that embeds them itself reads none."""
         return self.teacher_input if (self.kind, self.teacher) == ("latents", "blocks") else "skeleton"
 
+    @property
+    def teacher_reads_video(self) -> bool:
+        """Whether a teacher that is an encoder of its own sees the video, all of its frames."""
+        return self.teacher == "encoder" and self.teacher_input != "skeleton"
+
 
 @dataclass(frozen=True)
 class EmaConfig:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.pipeline.keyed import KeyedDraws
+from svdata2vec.pipeline.seen import frame_order
 from svdata2vec.shards.reading.joined import own_key
 
 
@@ -146,13 +147,12 @@ def draw_masks(
     keep_BRK = np.empty((len(keys), repeats, kept), np.int64)
     hidden_BRK = np.ones((len(keys), repeats, kept), np.bool_)
     keyed = KeyedDraws()
-    for row, key in enumerate(map(own_key, keys)):
-        rng = keyed("mask", seed, epoch, key)
-        order = rng.permutation(num_frames)
+    for row, key in enumerate(keys):
+        order, rng = frame_order(keyed, seed, epoch, key, num_frames)
         encoded_BE[row] = order[: encoded_BE.shape[1]]
         for repeat in range(repeats):
             if repeat:
-                rng = keyed("mask", seed, epoch, key, repeat)
+                rng = keyed("mask", seed, epoch, own_key(key), repeat)
                 order = np.sort(encoded_BE[row])[rng.permutation(encoded_BE.shape[1])]
             keep_BRK[row, repeat] = order[:kept]
             hidden_BRK[row, repeat, rng.permutation(kept)[:paired]] = False  # places among the kept frames in rising order

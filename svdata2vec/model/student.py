@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
 from svdata2vec.model.checkpointing import run_part
-from svdata2vec.model.masking import Masks
+from svdata2vec.model.masking import Masks, mask_counts
 from svdata2vec.model.transformer import Block, initialise_transformer
-from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.model.video_encoder import STEM_KERNEL, VideoEncoder
+from svdata2vec.pipeline.seen import FramesSeen
 from svdata2vec.pipeline.video import Video
 
 
@@ -169,3 +170,15 @@ class SVData2Vec(nn.Module):
         elif self.teacher_input == "both":
             teacher_tokens_BTD = (teacher_tokens_BTD + video_BTD.detach()) / 2
         return StudentOutput(prediction_NTD, teacher_tokens_BTD + encoder.temporal_embed.detach())
+
+
+def frames_seen(config: PretrainConfig) -> FramesSeen | None:
+    """The frames of a clip whose video a run looks at: the windows around those that its masks let the student encode.
+
+    None: all of them, where all are encoded, a teacher sees the video, or contrast changes around the mean grey of the clip.
+    """
+    if config.encode == "all_frames" or config.target.teacher_reads_video or config.data.augment.contrast:
+        return None
+    frames, mask = config.data.num_frames, config.mask
+    kept, _ = mask_counts(frames, mask.video_ratio, mask.skeleton_ratio)
+    return FramesSeen(frames, mask.encoded_frames or kept, STEM_KERNEL[0] // 2, config.run.seed)

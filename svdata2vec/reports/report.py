@@ -181,7 +181,7 @@ def _inputs(runs: Sequence[Run]) -> str:
     try:
         shards = open_data(data)
         runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-        with build_loader(shards, run.config, runtime, train=True) as loader:
+        with build_loader(shards, run.config, runtime, train=True, every_frame=True) as loader:
             batch = next(iter(loader))
     except UserError as error:
         return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')

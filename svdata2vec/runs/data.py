@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
+from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import entries_per_epoch
 from svdata2vec.runs.card import shown_whole
@@ -62,6 +63,7 @@ def build_loader(
     split: str | None = None,
     rows: np.ndarray | None = None,
     views: int = 1,
+    every_frame: bool = False,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
@@ -70,6 +72,7 @@ def build_loader(
         split: to take instead of the configuration's.
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
+        every_frame: also those that the masks of a pretraining run leave unseen, for people to look at.
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
@@ -103,6 +106,7 @@ def build_loader(
         smallest_batch=1 if config.kind == "pretrain" else 2,  # BatchNorm of the classifier needs two
         max_bad_rate=data.max_bad_rate,
         check_hashes=data.check_hashes,
+        seen=frames_seen(config) if train and isinstance(config, PretrainConfig) and not every_frame else None,
     )
 
 

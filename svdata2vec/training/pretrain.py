@@ -81,8 +81,7 @@ class Pretraining(TrainingRun):
     def __init__(self, config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> None:
         torch.manual_seed(config.run.seed)
         model = SVData2Vec(config, len(loader.shards.manifest.layout.joints))
-        reads_video = config.target.teacher == "encoder" and config.target.teacher_input != "skeleton"
-        if reads_video and runtime.world_size > 1 and not config.run.sync_batchnorm:
+        if config.target.teacher_reads_video and runtime.world_size > 1 and not config.run.sync_batchnorm:
             raise UserError(
                 f"--target.teacher is encoder with --target.teacher-input {config.target.teacher_input}: {runtime.world_size} "
                 "processes need --run.sync-batchnorm, or each has other statistics in its teacher"

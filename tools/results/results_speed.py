@@ -87,9 +87,11 @@ def loader(record: Record) -> str:
          f"{base['cpu_ms_per_clip'] / row['cpu_ms_per_clip']:.1f}x"]
         for name, row in methods.items()
     ]
+    seen = record.get("frames_seen_in_pretraining")
+    fewer = f" (in pretraining those {seen:.1f} that its masks let a network see)" if seen else ""
     return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
-        f"\nThe same source clips (960x540 H.264), {record['frames_sampled']} frames each, median of {record['rounds']} rounds "
-        f"in one run; ratios are of medians before rounding. {measured(record)}\n"
+        f"\nThe same source clips (960x540 H.264), {record['frames_sampled']} frames each{fewer}, median of "
+        f"{record['rounds']} rounds in one run; ratios are of medians before rounding. {measured(record)}\n"
     )
 
 
