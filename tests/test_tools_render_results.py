@@ -51,6 +51,14 @@ def test_the_committed_record_of_scaling_is_sound() -> None:
         assert checked["clips"] == checked["steps"][0] * row["processes"] * record["setting"]["batch_size"]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("bench_host", "jpeg"), ("bench_host_blocks", "blocks")])
+def test_committed_records_of_the_hosts_cost_are_sound(name: str, codec: str) -> None:
+    record = load(name)
+    assert faults(record, record_schemas.HOST) == [] and record["setting"]["codec"] == codec
+    assert [(row["batch_size"], row["readers"]) for row in record["rows"]] == [(32, 0), (32, 1), (128, 0), (128, 1)]
+    assert not record["setting"]["shards"].startswith("/") and record["setting"]["num_frames"] == 40
+
+
 @pytest.mark.parametrize("name", render.SECTIONS)
 def test_the_page_has_every_table_and_the_readme_the_headlines(name: str) -> None:
     written = f"<!-- results:{name} -->\n{render.section(name)}<!-- /results -->"
@@ -109,6 +117,25 @@ def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
     assert "hence empty: GPU with batch 128, `demo` preset, CPU." in both
     assert both.count("times as fast") == alone.count("times as fast") == 1
     assert f"training {record['baseline']['train_speedup']:.1f} times as fast" in both
+
+
+def test_the_hosts_cost_of_both_codecs_stands_in_one_table_against_its_goals(results: Path) -> None:
+    record = load("bench_host")
+    blocks = copy.deepcopy(record)
+    blocks.update(host_ms_per_clip=1.234, training_process_ms_per_clip=0.199)
+    blocks["rows"][1].update(ms_per_clip=0.199, reader_ms_per_clip=0.8)
+    (results / "bench_host.json").write_text(json.dumps(record))
+    alone = render.section("host")
+    assert "hence empty: blocks." in alone and "| `blocks` |" not in alone
+    (results / "bench_host_blocks.json").write_text(json.dumps(blocks))
+    both = render.section("host")
+    cells_of = [line.strip("| ").split(" | ") for line in both.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in cells_of] == ["`jpeg`"] * 4 + ["`blocks`"] * 4
+    assert cells_of[5][:4] == ["`blocks`", "32", "1", "0.20"] and cells_of[5][-2:] == ["0.80", "1.00"]
+    assert "`blocks`: 0.20 ms in the training process beside a reader process; goal at most 0.2: met." in both
+    blocks["training_process_ms_per_clip"] = 0.2004
+    (results / "bench_host_blocks.json").write_text(json.dumps(blocks))
+    assert "goal at most 0.2: not met." in render.section("host")
 
 
 def test_rates_keep_three_digits() -> None:

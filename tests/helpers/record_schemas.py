@@ -1,4 +1,4 @@
-"""What records of `bench batch` and `bench scale` hold: names that must be there, and their types (`bench.record.faults`)."""
+"""What records of `bench batch`, `host` and `scale` hold: names that must be there, and their types (`bench.record.faults`)."""
 
 from typing import Any
 
@@ -8,6 +8,12 @@ BATCH: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
     "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
     "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
+}
+HOST: dict[str, Any] = {
+    **HEAD, "setting": {**SETTING, "codec": str, "batches": [int]},
+    "rows": [{"batch_size": int, "readers": int, "parts": {"*": float}, "bytes_per_clip": float,
+              **dict.fromkeys(("ms_per_clip", "q20", "q80", "reader_ms_per_clip"), float)}],
+    "host_ms_per_clip": float, "training_process_ms_per_clip": float,
 }
 SCALE: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "codec": str, "batch_size": int, "threads": int, "steps": int, "warm_up": int},

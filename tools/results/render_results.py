@@ -60,7 +60,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "gpu_exploration": (gpu_exploration, ("gpu_exploration",)),
     "loader": (loader, ("bench_data",)),
     "geometry": (geometry, ("bench_geometry",)),
-    "host": (host, ("bench_host",)),
+    "host": (host, ("bench_host", "bench_host_blocks")),
     "memory": (memory, ("loader_memory",)),
     "encodings": (encodings, ("packing_real_h264", "bench_data")),
     "blocks_bound": (blocks_bound, ("packing_real_h264",)),
