@@ -18,13 +18,14 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int,
-              cluster: str | None = None) -> Generator[Result, None, None]:
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, cluster: str | None = None,
+              after_death: str = "finished shards are kept: run again with --resume and fewer --workers",
+              ) -> Generator[Result, None, None]:
     """Results as they come, in any order; closing the iterator ends the work.
 
     `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
-    package and must see sources and output under the same paths. At most 2 tasks per worker are handed out, so memory
-    stays flat.
+    package and must see sources and output under the same paths. `after_death`: what to do when a worker process has died.
+    At most 2 tasks per worker are handed out, so memory stays flat.
     """
     if cluster is None and workers <= 1:
         yield from map(function, tasks)
@@ -41,8 +42,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
                 done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
-            raise WorkerDiedError("a worker process died (killed, or out of memory); finished shards are kept: run again "
-                                  "with --resume and fewer --workers") from error
+            raise WorkerDiedError(f"a worker process died (killed, or out of memory); {after_death}") from error
         finally:
             for future in waiting:
                 future.cancel()

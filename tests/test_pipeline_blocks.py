@@ -119,6 +119,23 @@ def test_damage_is_found_and_named(shards: ShardSet) -> None:
     shards.frames(4, offsets, [0, 2, 4])
 
 
+@pytest.mark.parametrize(("place", "value", "message"), [
+    (0, 0, r"begins with b'\\x00VBK'"), (4, 2, "version 2, this program reads 1"), (5, 5, "5 bits of luma"), (7, 1, "byte 7"),
+    (12, 25, "bytes, expected 70416 for 25 frames"),
+])
+def test_a_header_of_another_kind_is_a_damaged_clip(shards: ShardSet, place: int, value: int, message: str) -> None:
+    """Frames have sums of their own, and those of another version look like any others: the loader reads the header, too."""
+    entry, column = shards.index[4], shards.manifest.components.index("blocks")
+    tar, table = shards.tars[int(entry["shard"])], shards.sample(4, video=False, table=True)
+    assert table.offsets is not None
+    content = bytearray(tar.read_bytes())
+    content[int(entry["offset"][column]) + place] = value
+    tar.chmod(0o644)
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=rf"shard-000001\.tar: clip clip00004: blocks: .*{message}"):
+        shards.frames(4, table.offsets, [0, 3])
+
+
 def test_a_clip_of_another_length_is_refused_when_the_set_is_opened(tmp_path: Path) -> None:
     """Whatever the checksums say: an index whose sums agree gives a clip's blocks another size."""
     shards = write_shards(tmp_path, [("clip", 5, clip_parts("clip", 5, codec="blocks", size=64))], codec="blocks", size=64)

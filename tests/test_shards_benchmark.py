@@ -1,6 +1,7 @@
 """The packing benchmark measures what it says: fidelity of the model's crop, shares that add up."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +47,17 @@ def test_crops_of_both_kinds_agree(tool: ModuleType) -> None:
     sampled = tool.warp(picture, np.array([[scale, 0, box[0]], [0, scale, box[1]]]))
     inside = np.s_[2:190, 20:]  # away from the picture's edge, where the two treat the outside differently
     assert np.abs(resized[inside].astype(int) - sampled[inside]).max() <= 6
+
+
+def test_the_encoders_record_has_a_row_for_each_of_every_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = write_video(tmp_path / "film.mp4", 4, width=384, height=288)
+    out = tmp_path / "encoder.json"
+    monkeypatch.setattr("sys.argv", ["bench", "--files", str(film), "--rounds", "1", "--out", str(out)])
+    bench_block_encoder.main()
+    record = json.loads(out.read_text())
+    assert [(row["pictures"], row["encoder"]) for row in record["rows"]] == [
+        (name, encoder) for name in ("noisy", "smooth", "film.mp4") for encoder in ("jpeg", "blocks 3-2", "blocks 2-2")]
+    assert all(0 < row["least_ms"] <= row["median_ms"] for row in record["rows"]) and record["machine"]["cores"]
 
 
 def test_pictures_are_packed_by_every_encoder(tmp_path: Path) -> None:

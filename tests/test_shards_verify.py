@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import os
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from shards_data import edit_manifest, without_sums, write_motion_set
 from svdata2vec.cli.main import main
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.readers.pyskl import read_pyskl
@@ -51,6 +53,19 @@ def test_a_good_folder_has_no_fault(folder: Path) -> None:
     assert verify(folder, progress=lambda done, total: seen.append((done, total))) == []
     assert seen == [(1, 2), (2, 2)]
     assert verify(folder, workers=2) == []
+
+
+def test_a_worker_that_dies_is_answered_with_options_that_verify_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svdata2vec.shards.reading.verify.run_tasks",
+                        lambda _, *given, **words: run_tasks(os._exit, *given, **words))
+    with pytest.raises(UserError, match=r"a worker process died \(killed, or out of memory\); run again with fewer --workers$"):
+        verify(folder, workers=2)
+
+
+def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "skipped.jsonl").unlink()
+    assert main(["verify", str(folder)]) == 2
+    assert capsys.readouterr().err.endswith(f"{folder}: 1 fault; pack again, or leave these clips out\n")
 
 
 def flip_byte(folder: Path) -> None:

@@ -138,6 +138,17 @@ def test_the_hosts_cost_of_both_codecs_stands_in_one_table_against_its_goals(res
     assert "goal at most 0.2: not met." in render.section("host")
 
 
+def test_the_encoders_times_are_shares_of_a_jpegs(results: Path) -> None:
+    record = {"machine": {"cpu": "C", "cores": 2, "load_1min": 1.0, "date": "2026-11-22"}, "rounds": 3, "side": 320, "rows": [
+        {"pictures": name, "encoder": encoder, "median_ms": median, "least_ms": least}
+        for name, encoder, median, least in (("a", "jpeg", 0.5, 0.4), ("a", "blocks 3-2", 0.4, 0.3),
+                                             ("b", "jpeg", 1.0, 0.8), ("b", "blocks 3-2", 0.5, 0.2))]}
+    (results / "block_encoder.json").write_text(json.dumps(record))
+    lines = render.section("block_encoder").splitlines()
+    assert lines[3] == "| a | blocks 3-2 | 0.40 | 0.80 | 0.30 | 0.75 |"
+    assert lines[5] == "| b | blocks 3-2 | 0.50 | 0.50 | 0.20 | 0.25 |"
+
+
 def test_rates_keep_three_digits() -> None:
     rates = [bench_record.rate_text(value) for value in (None, 0.365, 2.18, 76.33, 1269.03)]
     assert rates == ["", "0.36", "2.18", "76.3", "1,269"]

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from svdata2vec.shards.blocks import HEADER_BYTES, parse_clip
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
@@ -230,10 +231,24 @@ class ShardSet:
                 found.append(crc32(content))
         if tar is not None:
             tar.check(start, start + size)
+        if frames:
+            self._check_header(entry, video)
         if found != wanted:
             wrong = next(frame for frame, a, b in zip(frames, found, wanted, strict=True) if a != b)
             raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
         return video if out is None else out[:end]
+
+    def _check_header(self, entry: np.void, video: np.ndarray) -> None:
+        """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
+        form, frames = self.manifest.blocks, int(entry["frames"])
+        if form is None or video[:HEADER_BYTES].tobytes() == form.header(frames):
+            return
+        try:
+            found, stored = parse_clip(video)
+            reason = f"blocks: {len(stored)} frames {found}, the set has {frames} {form}; pack again"
+        except ValueError as error:
+            reason = str(error)
+        raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}: {reason}")
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""

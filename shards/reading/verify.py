@@ -62,7 +62,8 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     total = len(shards.manifest.shards)
     by_shard: dict[int, list[Finding]] = {}
     sources: dict[str, str] = {}
-    with closing(run_tasks(partial(_verify_shard, root, decode), range(total), workers)) as results:
+    check, advice = partial(_verify_shard, root, decode), "run again with fewer --workers"
+    with closing(run_tasks(check, range(total), workers, after_death=advice)) as results:
         for number, found, pictures in results:
             by_shard[number] = found
             sources |= pictures

@@ -76,7 +76,8 @@ def run_verify(options: VerifyOptions) -> None:
     for finding in findings:
         sys.stdout.write(shown_lines(f"{finding}\n"))
     if findings:
-        raise UserError(f"{options.shards}: {len(findings)} faults; pack again, or leave these clips out")
+        count = "1 fault" if len(findings) == 1 else f"{len(findings)} faults"
+        raise UserError(f"{options.shards}: {count}; pack again, or leave these clips out")
     if options.add_sums:
         add_sums(options.shards)
         sys.stdout.write(shown_lines(f"{options.shards}: checksums added\n"))

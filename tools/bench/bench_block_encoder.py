@@ -1,8 +1,8 @@
 """CPU time of packing a picture in blocks beside a JPEG: both in one process, a picture each in turn, median and least times.
 
-    python tools/bench/bench_block_encoder.py [--files video.mp4 ...]
+    python tools/bench/bench_block_encoder.py [--files video.mp4 ...] [--out tools/results/block_encoder.json]
 
-Without files the pictures are made, noisy and smooth ones. A JPEG's time follows its content, that of blocks does not; what
+Made pictures, noisy and smooth ones, and some of each file. A JPEG's time follows its content, that of blocks does not; what
 other programs do to the processor's cache costs blocks more.
 """
 
@@ -13,10 +13,13 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from svdata2vec.bench.record import save
+from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.blocks import BlockFormat, Bytes
 from svdata2vec.shards.packing.encode import BlocksEncoder, Encoder, JpegEncoder
 from svdata2vec.shards.ranges import Range
@@ -63,21 +66,30 @@ def measure(pictures: list[Bytes], rounds: int) -> dict[str, list[float]]:
     return times
 
 
+def rows_of(name: str, pictures: list[Bytes], rounds: int) -> list[dict[str, Any]]:
+    """What each encoder takes for a picture of a set: median and least milliseconds."""
+    return [{"pictures": name, "encoder": encoder, "median_ms": statistics.median(found), "least_ms": min(found)}
+            for encoder, found in measure(pictures, rounds).items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=Path, nargs="+", help="videos instead of made pictures")
+    parser.add_argument("--files", type=Path, nargs="+", default=[], help="videos whose pictures are packed, too")
     parser.add_argument("--rounds", type=Range(1).parser(int), default=30, help="how often each picture is packed (default 30)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    sets = {file.name: pictures_of(file) for file in given.files} if given.files else made_pictures()
-    for name, pictures in sets.items():
-        times = measure(pictures, given.rounds)
-        jpeg = times["jpeg"]
-        for encoder, found in times.items():
-            ratio = statistics.median(found) / statistics.median(jpeg)
-            sys.stdout.write(f"{name:12s} {encoder:11s} median {statistics.median(found):.3f} ms, least {min(found):.3f}; "
-                             f"of JPEG's {ratio:.2f}, least {min(found) / min(jpeg):.2f}\n")
-    sys.stdout.write(f"load average {os.getloadavg()[0]:.1f}\n")
+    rows: list[dict[str, Any]] = []
+    for name, pictures in (made_pictures() | {file.name: pictures_of(file) for file in given.files}).items():
+        rows += (found := rows_of(name, pictures, given.rounds))
+        for row in found:
+            ratio = [row[time] / found[0][time] for time in ("median_ms", "least_ms")]
+            sys.stdout.write(f"{name:22s} {row['encoder']:11s} median {row['median_ms']:.3f} ms, least {row['least_ms']:.3f}; "
+                             f"of JPEG's {ratio[0]:.2f}, least {ratio[1]:.2f}\n")
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    sys.stdout.write(f"load average {machine['load_1min']:.1f}\n")
+    if given.out:
+        save({"machine": machine, "rounds": given.rounds, "side": SIDE, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from results_learning import codec_experiment, demo, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
+    block_encoder,
     blocks_bound,
     encodings,
     geometry,
@@ -63,6 +64,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "host": (host, ("bench_host", "bench_host_blocks")),
     "memory": (memory, ("loader_memory",)),
     "encodings": (encodings, ("packing_real_h264", "bench_data")),
+    "block_encoder": (block_encoder, ("block_encoder",)),
     "blocks_bound": (blocks_bound, ("packing_real_h264",)),
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
     "index": (index, ("bench_index", "bench_index_10m")),

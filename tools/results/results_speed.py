@@ -130,6 +130,22 @@ def _encoding(row: Record) -> str:
     return f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else "")
 
 
+def block_encoder(record: Record) -> str:
+    """CPU time of packing a picture in blocks, and the share of a JPEG's that it is."""
+    jpeg = {row["pictures"]: row for row in record["rows"] if row["encoder"] == "jpeg"}
+    rows = [
+        [row["pictures"], row["encoder"],
+         *(cell for time in ("median_ms", "least_ms")
+           for cell in (f"{row[time]:.2f}", f"{row[time] / jpeg[row['pictures']][time]:.2f}"))]
+        for row in record["rows"]
+    ]
+    header = ["pictures", "encoder", "median, ms", "of JPEG's", "least, ms", "of JPEG's"]
+    return table(header, rows) + (
+        f"\nCPU time of a picture of {record['side']} px, the encoders in turn, {record['rounds']} rounds. JPEGs: quality 90, "
+        f"4:4:4. {measured(record)}\n"
+    )
+
+
 MEMORY_TB, UPLOAD_GB, DISK_GB = (1, 2, 4), (25, 50), 7  # per second: of GPUs; PCIe 4 and 5 with 16 lanes; an NVMe disk
 
 
