@@ -9,6 +9,9 @@ that of integers, so kernel and reference agree in every bit:
     colours        luma and the matrix of BT.601, factors in units of 2**-14, rounded, cut to 0..255
     output pixel   bilinear between four packed pixels, black outside: weights in units of 2**-11, one rounding to a grey level
 
+Read `decode` and `resample` first, which do this for whole pictures; the kernel does it pixel by pixel: where does this pixel
+lie in the packed picture, what are its four neighbours there, in each frame of the window.
+
 B clips, T frames of E bytes, K kept frames, P pixels and S channels of the result, C = 3 colours; N frames of any clips.
 """
 
@@ -103,10 +106,11 @@ def _resample_axis(video_BTHWC: Tensor, axis: int, scale_B: Tensor, shift_B: Ten
 def _sample(
     plane_ptr: tl.tensor, side: tl.tensor, x_P: tl.tensor, y_P: tl.tensor, there_P: tl.tensor, BITS: tl.constexpr
 ) -> tl.tensor:
-    """Samples of a plane, 0 to 255, at columns x and rows y."""
-    byte_P = y_P * (side >> 2) + (x_P >> 2)
-    ends_ptr = plane_ptr.to(tl.pointer_type(tl.int16))
+    """Samples of a plane, 0 to 255, at columns x and rows y, which lie inside where `there`."""
+    # A plane's sections: ends of each block, side * side / 8 bytes; two bits of each index, twice as many; their third bits.
+    ends_ptr = plane_ptr.to(tl.pointer_type(tl.int16))  # both ends at once
     ends_P = tl.load(ends_ptr + (y_P >> 2) * (side >> 2) + (x_P >> 2), mask=there_P, other=0).to(tl.int32)
+    byte_P = y_P * (side >> 2) + (x_P >> 2)
     low_P = tl.load(plane_ptr + (side * side >> 3) + byte_P, mask=there_P, other=0).to(tl.int32)
     index_P = (low_P >> 2 * (x_P & 3)) & 3
     if BITS == 3:
@@ -155,6 +159,7 @@ def _gather_blocks_kernel(
     frame_ptr += clip * frame_strides[0]
     map_ptr += clip * map_strides[0]
 
+    # Where each output pixel's centre lies in the packed picture: scale * (2 j + 1) + shift (`functional.block_maps`).
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     in_picture_P = pixel_P < size * size
     x_P = tl.load(map_ptr) * (2 * (pixel_P % size) + 1) + tl.load(map_ptr + map_strides[1])
@@ -166,6 +171,7 @@ def _gather_blocks_kernel(
     channel_S = tl.arange(0, BLOCK_S)
     value_PS = tl.zeros((BLOCK_P, BLOCK_S), tl.float32)
     for step in tl.range(WINDOW, disable_licm=True):  # places of 36 loads would fill the registers
+        # The window's frame, and where it is stored: a clip that is short repeats frames. Missing ones are zero in the result.
         frame = keep + step - WINDOW // 2
         in_clip = (frame >= 0) & (frame < num_frames)
         stored = tl.load(frame_ptr + frame * frame_strides[1], mask=in_clip, other=-1)
@@ -187,7 +193,7 @@ def _gather_blocks_kernel(
             red_P += weight_P * _cut(luma_P + ((22987 * cr_P + 8192) >> 14))
             green_P += weight_P * _cut(luma_P + ((-5636 * cb_P - 11698 * cr_P + 8192) >> 14))
             blue_P += weight_P * _cut(luma_P + ((29049 * cb_P + 8192) >> 14))
-        for colour in tl.static_range(3):
+        for colour in tl.static_range(3):  # channels: the window's frames of red, then of green, then of blue
             sum_P = red_P if colour == 0 else (green_P if colour == 1 else blue_P)
             level_P = ((sum_P + 2097152) >> 22).to(tl.float32)
             normal_P = tl.where(in_clip, (level_P - mean[colour]) * factor[colour], 0.0)
