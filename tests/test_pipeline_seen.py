@@ -16,6 +16,7 @@ from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.fetch import BadClipError
 from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -100,6 +101,26 @@ def test_pictures_are_decoded_once_and_only_if_seen(tmp_path: Path, monkeypatch:
     with ClipLoader(short, "all", PLAN, batch_size=2) as loader:
         (batch,) = loader
     assert fed == [7, 7] and torch.equal(batch.video_BTHWC[:, :9], batch.video_BTHWC[:, 7:])
+
+
+def test_a_damaged_picture_that_is_not_seen_costs_no_clip(tmp_path: Path) -> None:
+    """Of two clips with a changed byte the one whose picture is looked at; both, where all are."""
+    shards = shard_set(tmp_path, 2, num_frames=lambda i: T, size=64)  # as many frames as are sampled: all of them
+    seen_BT = SEEN(shards.names(np.arange(2)), 0)
+    for row, looked_at in enumerate((False, True)):
+        offsets, (start, *_) = shards.sample(row).offsets, shards.index["offset"][row].tolist()
+        with shards.tars[0].open("r+b") as tar:
+            tar.seek(start + int(offsets[seen_BT[row].tolist().index(looked_at)]) + 30)
+            byte = tar.read(1)
+            tar.seek(-1, 1)
+            tar.write(bytes([byte[0] ^ 1]))
+    for seen, bad in ((SEEN, [False, True]), (None, [True, True])):
+        opened = ShardSet.open(tmp_path)
+        with ClipLoader(opened, "all", PLAN, batch_size=2, train=True, seed=5, seen=seen) as loader:
+            producer = loader.make_producer()
+            outcomes = producer.fetcher.fetch_step([0, 1], 0, [0, 0])
+            producer.close()
+        assert [isinstance(outcome, BadClipError) for outcome in outcomes] == bad
 
 
 @pytest.mark.parametrize("mask", [MaskConfig(RATIO), MaskConfig(RATIO, repeats=3, encoded_frames=5)])

@@ -219,7 +219,8 @@ class ShardSet:
         entry = self.index[row]
         ((start, size),) = self._spans(entry, self._by_frame)
         video, tar = self._mapped(entry, start, size)
-        wanted = [] if self.sums is None or not frames else self.sums.frames(row)[frames].tolist()
+        sums = None if self.sums is None or not frames else self.sums.frames(row).tolist()
+        wanted = [] if sums is None else [sums[frame] for frame in frames]
         bounds, found, end, whole = offsets.tolist(), [], 0, video.data  # whose slices cost less than an array's
         for frame in frames:
             content = whole[bounds[frame] : bounds[frame + 1]]
