@@ -14,7 +14,6 @@ from pretraining_sides import make_parser, pretrainings, run_experiment, study_o
 
 from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.config.presets import demo_pretrain
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell
 
@@ -116,8 +115,10 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
     found = run_cell(row, Cell(1.0, 0, (("lr", 0.002), ("steps", 3))), tmp_path)
     assert (found["labels"], found["steps"], found["clips_seen"]) == (12, 3, 12) and 0 <= found["score"] <= 1
     assert row.run(Cell(0.5, 0), tmp_path)["steps"] == 2
-    with pytest.raises(UserError, match="no split to choose the small CNN's hyper-parameters on"):
-        row.run(Cell(1.0, 0, validate=True), tmp_path)
+    assert row.run(Cell(1.0, 0, validate=True), tmp_path)["labels"] == 11, "one is held out"
+    others = dataclasses.replace(row.study, data=dataclasses.replace(row.study.data, layout="coco17", threads=3))
+    assert row.settings()["data"]["layout"] is None and "threads" not in row.settings()["data"]
+    assert dataclasses.replace(row, study=others).settings() != row.settings()
 
 
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -11,16 +11,25 @@ import numpy as np
 import pytest
 import small_cnn
 import torch
+from pipeline_factory import kinect_set, shard_set
+from small_cnn import DEMO
 
-from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.evaluation.evaluate import score
+from svdata2vec.evaluation.metrics import Metrics
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.data import build_loader, labelled_rows
+from svdata2vec.runs.validation import hold_out
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
 
-SMALL: dict[str, Any] = {"fraction": 0.5, "steps": 3, "num_frames": 4, "size": 32}
+
+def config(shards: Path | str, seed: int = 0, **data: Any) -> FinetuneConfig:
+    """Half of the labels; `data`: further options of it."""
+    small = replace(DEMO.data, shards=str(shards), num_frames=4, size=32, **data)
+    return replace(DEMO, data=small, run=replace(DEMO.run, seed=seed, batch_size=24), label_fraction=0.5, eval_every=0)
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +41,73 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_a_function_of_its_arguments_and_says_what_it_cost(shards: Path) -> None:
-    first, again, other = (small_cnn.run(shards, seed=seed, **SMALL) for seed in (1, 1, 2))
+    first, again, other = (small_cnn.run(config(shards, seed), steps=3) for seed in (1, 1, 2))
     costs = ("cpu_seconds", "cpu_seconds_test")
     assert {**first, **dict.fromkeys(costs)} == {**again, **dict.fromkeys(costs)}
     assert (first["labels"], first["steps"], first["clips_seen"]) == (24, 3, 72) and first["cpu_seconds"] > 0
     assert 0 <= other["score"] <= 1
 
 
-def test_it_trains_on_the_labels_and_pictures_of_fine_tuning(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaders: list[ClipLoader] = []
+@pytest.fixture
+def loaders(monkeypatch: pytest.MonkeyPatch) -> list[ClipLoader]:
+    """The loaders that a run makes: of training, then of its test."""
+    made: list[ClipLoader] = []
 
     def noted(*words: Any, **options: Any) -> ClipLoader:
-        loaders.append(ClipLoader(*words, **options))
-        return loaders[-1]
+        made.append(build_loader(*words, **options))
+        return made[-1]
 
-    monkeypatch.setattr(small_cnn, "ClipLoader", noted)
-    small_cnn.run(shards, seed=5, test_split="xsub_val", **SMALL)
+    monkeypatch.setattr(small_cnn, "build_loader", noted)
+    return made
+
+
+def test_it_trains_on_the_labels_and_pictures_of_fine_tuning(shards: Path, loaders: list[ClipLoader]) -> None:
+    small_cnn.run(config(shards, 5, test_split="xsub_val"), steps=3)
     train, test = loaders
     opened = ShardSet.open(shards)
     np.testing.assert_array_equal(train.order.rows, labelled_rows(opened, "xsub_train", 0.5, 5))
     np.testing.assert_array_equal(np.sort(test.order.rows), np.sort(opened.rows("xsub_val")))
-    assert train.plan == test.plan == replace(small_cnn.DATA, num_frames=4, size=32).plan()
+    assert train.plan == test.plan == config(shards).data.plan()
     assert train.plan.crop == "boxes" and train.plan.flip_probability == 0.5 and not train.joints
+
+
+def test_several_sets_of_other_joints_weights_views_and_figure(
+    tmp_path: Path, loaders: list[ClipLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `data` says of a fine-tuning holds for its rival."""
+    shard_set(tmp_path / "a", 12)
+    kinect_set(tmp_path / "b", 12)
+    both = {"shards": f"{tmp_path / 'a'},{tmp_path / 'b'}", "train_split": "all", "test_split": "all"}
+    with pytest.raises(UserError, match=r"--data\.layout coco17"):
+        small_cnn.run(config(**both), steps=1)
+    figures: list[Metrics] = []
+    monkeypatch.setattr(small_cnn, "score", lambda *words: figures.append(score(*words)) or figures[-1])
+    found = small_cnn.run(config(**both, layout="coco17", weights=(1.0, 0.5), views=2, metric="mean_class"), steps=2)
+    train, test = loaders
+    assert len(train.order.rows) == 12 and train.order.num_entries == 9, "of the second set every other clip"
+    assert (found["labels"], found["clips_seen"]) == (12, 18) and test.plan.views == 2 and test.num_clips == 24
+    assert found["score"] == figures[0].mean_class != figures[0].top1
+
+
+def test_validation_is_on_the_clips_of_fine_tuning(shards: Path, loaders: list[ClipLoader]) -> None:
+    opened = ShardSet.open(shards)
+    small_cnn.run(config(shards, test_split="xsub_test"), steps=1, validate=True)
+    assert loaders[1].split == "xsub_val"
+    again = config(shards, test_split="xsub_val", val_fraction=0.3)
+    small_cnn.run(again, steps=1, validate=True)  # no split of the set's own
+    rows = labelled_rows(opened, "xsub_train", 0.5, 0)
+    held = hold_out(opened, rows, 0.3, 0)
+    np.testing.assert_array_equal(loaders[2].order.rows, rows[~held])
+    np.testing.assert_array_equal(np.sort(loaders[3].order.rows), rows[held])
 
 
 def test_training_shows_other_colours_and_evaluation_none(monkeypatch: pytest.MonkeyPatch) -> None:
     video = torch.zeros(8, 2, 4, 4, 3, dtype=torch.uint8)
     video[..., 0], video[..., 1] = 128, 64
-    batch = ClipBatch(video, None, torch.zeros(8, dtype=torch.int64), tuple("abcdefgh"))
-    plain = small_cnn.show(batch, train=False)
+    plain = small_cnn.show(video, train=False)
     assert plain.shape == (8, 2, 3, 4, 4) and plain[:, :, 0].eq(0).all() and plain[:, :, 1].eq(-1).all()
     torch.manual_seed(0)
-    shown = small_cnn.show(batch, train=True)
+    shown = small_cnn.show(video, train=True)
     order = {tuple(clip[0, :, 0, 0].argsort().tolist()) for clip in shown}
     assert len(order) > 2, "colours are exchanged"
     assert (shown[:, 0] == shown[:, 1]).all(), "alike in all frames of a clip"
@@ -102,4 +146,4 @@ def test_command_writes_its_figures_and_names_a_split_that_is_not_there(
     assert small_cnn.main() == 2
     assert "no split 'nowhere'" in capsys.readouterr().err
     with pytest.raises(UserError):
-        small_cnn.run(tmp_path / "none", **SMALL)
+        small_cnn.run(config(tmp_path / "none"))

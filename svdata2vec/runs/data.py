@@ -126,11 +126,16 @@ def _require_clips(
             share = f" (--label-fraction {config.label_fraction:g}{validated})"
         raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
                         "--run.batch-size (clips per process)")
-    weighted = shards.shares(shards.rows(split) if rows is None else rows)
-    taken = sum(entries_per_epoch(len(places), weight) for places, weight in weighted)
-    if weighted and taken < step:
+    taken = taken_per_epoch(shards, shards.rows(split) if rows is None else rows)
+    if taken < step:
         raise UserError(f"split {split!r}: an epoch takes {taken} of {used} clips by --data.weights, one step takes {step}; "
                         "set a smaller --run.batch-size (clips per process), or larger weights")
+
+
+def taken_per_epoch(shards: ShardSet, rows: np.ndarray) -> int:
+    """Clips that a training epoch takes of these rows, by the sets' weights."""
+    weighted = shards.shares(rows)
+    return sum(entries_per_epoch(len(places), weight) for places, weight in weighted) if weighted else len(rows)
 
 
 def require_skeletons(shards: ShardSet, split: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from svdata2vec.config.files import read_json, to_values
-from svdata2vec.config.schema import FinetuneConfig
-from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.config.schema import DataConfig, FinetuneConfig
+from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.published import weights_hash
@@ -111,6 +111,11 @@ def cell_path(row: Row, cell: Cell, out: Path) -> Path:
     return out / "cells" / f"{row.name}-{cell.name}-{digest}.json"
 
 
+def data_settings(data: DataConfig) -> dict[str, Any]:
+    """Settings of data that decide a row's figures."""
+    return {name: value for name, value in to_values(data).items() if not f"data.{name}".startswith(TECHNICAL)}
+
+
 def start_of(run: str, seed: int) -> Path:
     """The folder of a pretraining run, in which {seed} stands for the seed."""
     return Path(run.replace("{seed}", str(seed)))
@@ -137,8 +142,7 @@ class FinetuneRow:
     grid: tuple[str, ...] = ("lr", "steps", "drop_path")
 
     def settings(self) -> dict[str, Any]:
-        values = to_values(self.base)
-        values["data"] = {name: value for name, value in values["data"].items() if not f"data.{name}".startswith(TECHNICAL)}
+        values = {**to_values(self.base), "data": data_settings(self.base.data)}
         values["run"] = {name: values["run"][name] for name in ("epochs", "batch_size", "precision")}
         return {**values, "steps": self.steps, "start": self.start, "bonus_clips": self.bonus_clips}
 
@@ -156,7 +160,7 @@ class FinetuneRow:
             data = replace(data, test_split=own or data.test_split)
             eval_every = 0 if own else 1
             rows = rows if own else rows[~hold_out(shards, rows, data.val_fraction, cell.seed)]
-        labels = len(rows)
+        labels = taken_per_epoch(shards, rows)
         batch = min(base.run.batch_size, max(labels, 2))
         accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
         per_step, per_epoch = batch * accumulate, labels // batch * batch

@@ -25,11 +25,9 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.masking import mask_counts
-from svdata2vec.runs.data import open_data
-from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.errors import UserError
 from svdata2vec.studies.label_efficiency import lines
-from svdata2vec.studies.rows import Cell, Kind, Outcome, Row
+from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
 
 
 def as_it_is(config: PretrainConfig) -> PretrainConfig:
@@ -98,25 +96,19 @@ class SmallCnnRow:
     grid: tuple[str, ...] = ("lr", "steps")
 
     def settings(self) -> dict[str, Any]:
-        data = self.study.data
-        seen = {name: getattr(data, name) for name in ("shards", "train_split", "test_split", "num_frames", "size")}
-        return {**seen, "steps": self.study.steps, "batch_size": self.study.run.batch_size}
+        study = self.study
+        about = {"steps": study.steps, "batch_size": study.run.batch_size, "persons": study.model.persons}
+        return {"data": data_settings(study.data), **about}
 
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []
 
     def run(self, cell: Cell, folder: Path) -> Outcome:
-        data, chosen, tested = self.study.data, dict(cell.choice), self.study.data.test_split
-        if cell.validate:
-            shards = open_data(data)
-            own = validation_split(shards, data, shards.rows(data.train_split))
-            if own is None:
-                raise UserError(f"{data.shards}: no split to choose the small CNN's hyper-parameters on; set --data.val-split")
-            tested = own
+        base, chosen = self.study.classifier(), dict(cell.choice)
         return small_cnn.run(
-            data.shards, train_split=data.train_split, test_split=tested, fraction=cell.fraction, seed=cell.seed,
+            replace(base, run=replace(base.run, seed=cell.seed), label_fraction=cell.fraction),
             lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
-            batch_size=self.study.run.batch_size, num_frames=data.num_frames, size=data.size,
+            validate=cell.validate,
         )
 
 

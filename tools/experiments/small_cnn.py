@@ -2,15 +2,16 @@
 
     python tools/experiments/small_cnn.py demo/shards --fraction 0.1 --steps 400 --json small_cnn.json
 
-`run(shards, train_split=..., test_split=..., fraction=..., seed=..., lr=..., steps=..., weight_decay=..., threads=1)` gives
-    score          top-1 (0..1) of the last network on the test split (name the validation split to choose by it)
-    labels         clips it was trained on: those of `labelled_rows`, as for fine-tuning with this share and seed
+`run(config, lr=..., steps=..., weight_decay=..., validate=False)`, with the settings of a fine-tuning, gives
+    score          figure `data.metric` (0..1) of the last network on the test split; with `validate` on validation clips
+    labels         clips it was trained on: those of fine-tuning with this share and seed
     steps, clips_seen, cpu_seconds (training, all threads), cpu_seconds_test
 A function of its arguments, on one machine with one number of threads.
 
-What it sees is what fine-tuning sees, from the same loader: the same number of frames, crops around the stored boxes, shifted,
-scaled and mirrored; beyond that its colours are exchanged and dimmed. It sees each frame and its change since the one before,
-which suits clips that differ in motion. Training: AdamW, one cycle of the learning rate, label smoothing.
+What it sees is what fine-tuning sees, from the same loader, by the same options of `data` and `run`: clips of one or several
+sets, frames, crops, shifted, scaled and mirrored; beyond that its colours are exchanged and dimmed. It sees each frame and its
+change since the one before, which suits clips that differ in motion. Training: on a CPU, AdamW, one cycle of the learning rate,
+label smoothing.
 
 Letters: N clips, T frames, C channels, H and W pixels, F features.
 """
@@ -30,13 +31,17 @@ from torch import Tensor, nn
 from svdata2vec.bench.machine import machine
 from svdata2vec.bench.record import save
 from svdata2vec.config.presets import demo_finetune
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.evaluation.evaluate import score
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
+from svdata2vec.runs.runtime import running
+from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
 
-DATA, FRACTION = demo_finetune().data, demo_finetune().label_fraction
+DEMO = demo_finetune()
 FEATURES = 96
 LR, WEIGHT_DECAY, STEPS, BATCH = 3e-3, 0.05, 400, 24
 
@@ -76,16 +81,27 @@ class ClipNet(nn.Module):
         return self.head(torch.cat([features_NFT.mean(dim=2), features_NFT.amax(dim=2)], dim=1))
 
 
-def show(batch: ClipBatch, *, train: bool) -> Tensor:
-    """The batch's pictures as float32 (N, T, C, H, W), -2..2; in training each clip's colours exchanged and dimmed."""
-    assert isinstance(batch.video_BTHWC, Tensor)  # on a CPU clips arrive decoded
-    clip_NTCHW = batch.video_BTHWC.permute(0, 1, 4, 2, 3).float() / 64
+def show(video_BTHWC: Tensor, *, train: bool) -> Tensor:
+    """Pictures as float32 (N, T, C, H, W), -2..2; in training each clip's colours exchanged and dimmed."""
+    clip_NTCHW = video_BTHWC.permute(0, 1, 4, 2, 3).float() / 64
     if train:
-        gain_N = torch.empty(len(batch)).uniform_(0.8, 1.2)
+        gain_N = torch.empty(len(clip_NTCHW)).uniform_(0.8, 1.2)
         clip_NTCHW = torch.stack([
             gain * clip[:, torch.randperm(3)] for clip, gain in zip(clip_NTCHW, gain_N, strict=True)
         ])
     return clip_NTCHW - 2
+
+
+class Classifier(nn.Module):
+    """A ClipNet as evaluations call their networks."""
+
+    def __init__(self, net: ClipNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, video_BTHWC: Tensor, joints_BMTVC: None) -> Tensor:
+        """-> (N, classes)."""
+        return self.net(show(video_BTHWC, train=False))
 
 
 def batches(loader: ClipLoader) -> Iterator[ClipBatch]:
@@ -95,57 +111,63 @@ def batches(loader: ClipLoader) -> Iterator[ClipBatch]:
 
 
 def run(
-    shards: str | Path, *, fraction: float, train_split: str = DATA.train_split, test_split: str = DATA.test_split,
-    seed: int = 0, lr: float = LR, steps: int = STEPS, weight_decay: float = WEIGHT_DECAY, batch_size: int = BATCH,
-    num_frames: int = DATA.num_frames, size: int = DATA.size, threads: int = 1,
+    config: FinetuneConfig, *, lr: float = LR, steps: int = STEPS, weight_decay: float = WEIGHT_DECAY, validate: bool = False,
 ) -> dict[str, Any]:
-    """Train on a share of the labels, test once; the header says what comes back. `lr`: highest rate of the cycle.
+    """Train on a share of the labels, test once; the header says what comes back.
+
+    Args:
+        config: data, share of the labels, seed and batch; what is about the network, its optimizer and its device is not used.
+        lr: highest rate of the cycle.
+        validate: test on the clips that fine-tuning would validate on.
 
     Raises UserError for shards or splits that are not there.
     """
+    data = config.data if validate else replace(config.data, val_split=None)
+    threads = data.threads or 1
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    data = replace(DATA, shards=str(shards), num_frames=num_frames, size=size)
-    opened = open_data(data)
-    rows = labelled_rows(opened, train_split, fraction, seed)
-    batch_size = min(batch_size, len(rows))
-    net = ClipNet(FrameNet(FEATURES), FEATURES, len(opened.split_classes(train_split)))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    torch.manual_seed(config.run.seed)
+    shards = open_data(data)
+    clips = choose_clips(shards, replace(config, data=data, eval_every=int(validate)))
+    batch_size = min(config.run.batch_size, taken_per_epoch(shards, clips.train_rows))
+    own = replace(config.run, batch_size=batch_size, device="cpu", precision="fp32")
+    config = replace(config, data=replace(data, threads=threads), run=own, modality="rgb")
+    net = ClipNet(FrameNet(FEATURES), FEATURES, len(shards.split_classes(data.train_split)))
     begun = time.process_time()
-    with ClipLoader(
-        opened, train_split, data.plan(), batch_size=batch_size, train=True, seed=seed, joints=False, limit=rows,
-        num_threads=threads,
-    ) as loader:
-        for batch in islice(batches(loader), steps):
-            loss = nn.functional.cross_entropy(net(show(batch, train=True)), batch.label_B, label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    trained = time.process_time()
-    with ClipLoader(opened, test_split, data.plan(), batch_size=64, joints=False, num_threads=threads) as loader:
-        score = top1(net, loader)
+    with running(own) as runtime:
+        with build_loader(shards, config, runtime, train=True, modality="rgb", rows=clips.train_rows) as loader:
+            fit(net, loader, lr, steps, weight_decay)
+        trained = time.process_time()
+        tested = {"split": clips.val_split, "rows": clips.val_rows} if validate else {}
+        with build_loader(shards, config, runtime, train=False, modality="rgb", views=data.views, **tested) as loader:
+            figures = score(Classifier(net), loader, runtime)
     return {
-        "score": score, "labels": len(rows), "steps": steps, "clips_seen": steps * batch_size,
-        "cpu_seconds": round(trained - begun, 2), "cpu_seconds_test": round(time.process_time() - trained, 2),
+        "score": getattr(figures, data.metric), "labels": len(clips.train_rows), "steps": steps,
+        "clips_seen": steps * batch_size, "cpu_seconds": round(trained - begun, 2),
+        "cpu_seconds_test": round(time.process_time() - trained, 2),
     }
 
 
-@torch.inference_mode()
-def top1(net: nn.Module, loader: ClipLoader) -> float:
-    net.eval()
-    hits = [net(show(batch, train=False)).argmax(dim=1) == batch.label_B for batch in loader]
-    return float(torch.cat(hits).float().mean())
+def fit(net: ClipNet, loader: ClipLoader, lr: float, steps: int, weight_decay: float) -> None:
+    """Train for so many steps."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    for batch in islice(batches(loader), steps):
+        assert isinstance(batch.video_BTHWC, Tensor)  # on a CPU clips arrive decoded
+        loss = nn.functional.cross_entropy(net(show(batch.video_BTHWC, train=True)), batch.label_B, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", help="folder of packed shards, or its URL")
-    parser.add_argument("--train-split", default=DATA.train_split)
-    parser.add_argument("--test-split", default=DATA.test_split)
-    parser.add_argument("--fraction", type=Range(ABOVE_0, 1).parser(float), default=FRACTION,
-                        help=f"share of the labels (default {FRACTION})")
+    parser.add_argument("shards", help="folder of packed shards, or its URL; several with commas between them")
+    parser.add_argument("--train-split", default=DEMO.data.train_split)
+    parser.add_argument("--test-split", default=DEMO.data.test_split)
+    parser.add_argument("--layout", help="joint layout to bring several sets to, e.g. coco17")
+    parser.add_argument("--fraction", type=Range(ABOVE_0, 1).parser(float), default=DEMO.label_fraction,
+                        help=f"share of the labels (default {DEMO.label_fraction})")
     parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
     parser.add_argument("--lr", type=Range(ABOVE_0, 1).parser(float), default=LR, help=f"highest learning rate (default {LR})")
     parser.add_argument("--steps", type=Range(1).parser(int), default=STEPS, help=f"optimizer steps (default {STEPS})")
@@ -155,8 +177,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = vars(parser.parse_args())
     out = given.pop("json")
+    data = {name: given[name] for name in ("shards", "train_split", "test_split", "layout", "threads")}
+    own = {name: given[name] for name in ("seed", "batch_size")}
     try:
-        result = run(**given)
+        config = replace(
+            DEMO, data=replace(DEMO.data, **data), run=replace(DEMO.run, **own), label_fraction=given["fraction"], eval_every=0
+        )
+        result = run(config, **{name: given[name] for name in ("lr", "steps", "weight_decay")})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
