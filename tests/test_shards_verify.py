@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -383,3 +384,30 @@ def test_an_older_folder_gets_checksums(folder: Path, good: dict[str, bytes], ca
     assert main(["verify", str(folder), "--workers", "1", "--add-sums"]) == 2  # and keeps its sums
     assert "its bytes are not those that were packed" in capsys.readouterr().out
     assert (folder / "sums.npy").read_bytes() == good["sums.npy"]
+
+
+def test_several_folders_are_verified_one_after_the_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    both = f"{folder}, {other}"
+    assert main(["verify", both, "--workers", "1", "--no-decode"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{each}: no fault found" for each in (folder, other)]
+    (folder / "left.txt").touch()
+    assert main(["verify", both, "--workers", "1", "--no-decode"]) == 2
+    said = capsys.readouterr()
+    assert f"{other}: no fault found" in said.out and f"svdata2vec verify: {folder}: 1 fault; pack again" in said.err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["verify", "SET,s3://bucket/b"], "s3://bucket/b: expected a folder on this machine; copy the shards here"),
+    (["verify", "SET,"], "name an empty set"),
+    (["inspect", "SET,SET", "--split", "train"], "SET,SET: several sets, where one is expected; name one"),
+])
+def test_where_a_list_of_sets_is_not_read(
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("SET", str(folder)) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.replace("SET", str(folder)) in line

@@ -40,6 +40,8 @@ def open_shards(
     root: str | Path, *, cache: Path | None = None, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
 ) -> ShardSet:
     """Open a folder, or a URL with `://` in it as `RemoteShardSet`. UserError names what is missing, damaged or wrong."""
+    if "," in str(root) and not Path(root).is_dir():
+        raise UserError(f"{public(str(root))}: several sets, where one is expected; name one (a run takes several)")
     if fetch not in get_args(Fetch):
         raise UserError(f"fetch is {fetch!r}: expected {' or '.join(map(repr, get_args(Fetch)))}")
     if "://" in str(root):

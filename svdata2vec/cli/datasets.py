@@ -18,7 +18,7 @@ from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.ranges import Count, Range, check_fields
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
 from svdata2vec.shards.reading.summary import table, write_summary
-from svdata2vec.shards.shown import shown_lines
+from svdata2vec.shards.shown import public, shown_lines
 
 
 def run_shard(kind: str, options: Any) -> None:
@@ -53,8 +53,8 @@ SHARD = Group(
 class VerifyOptions:
     """Check packed shards: hashes, index against tars, every clip decodes, counts, joints, labels, splits."""
 
-    shards: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
-    """Folder of the shards."""
+    shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Folder of the shards; several, checked one after the other, with commas between them."""
     decode: bool = True
     """Decode every clip (the hashes cover its bytes either way)."""
     workers: Annotated[int, Range(1, 10_000)] = os.cpu_count() or 1
@@ -68,24 +68,38 @@ class VerifyOptions:
 
 def run_verify(options: VerifyOptions) -> None:
     """Print every fault that is found; any is an error."""
+    from svdata2vec.shards.reading.joined import set_names
+
+    names = set_names(options.shards)
+    for name in names:
+        if "://" in name:
+            raise UserError(f"{public(name)}: expected a folder on this machine; copy the shards here to verify them")
+    faults = {name: _verified(Path(name), options) for name in names}
+    if any(faults.values()):
+        found = ", ".join(f"{name}: {count} fault{'s' * (count > 1)}" for name, count in faults.items() if count)
+        raise UserError(f"{found}; pack again, or leave these clips out")
+
+
+def _verified(root: Path, options: VerifyOptions) -> int:
+    """Check one folder, say what was found; the number of faults."""
     from svdata2vec.shards.reading.shardset import ShardSet
     from svdata2vec.shards.reading.stats import persons_report, set_statistics
     from svdata2vec.shards.reading.verify import add_sums, verify
 
-    findings = verify(options.shards, decode=options.decode, workers=options.workers)
+    findings = verify(root, decode=options.decode, workers=options.workers)
     for finding in findings:
         sys.stdout.write(shown_lines(f"{finding}\n"))
     if findings:
-        count = "1 fault" if len(findings) == 1 else f"{len(findings)} faults"
-        raise UserError(f"{options.shards}: {count}; pack again, or leave these clips out")
+        return len(findings)
     if options.add_sums:
-        add_sums(options.shards)
-        sys.stdout.write(shown_lines(f"{options.shards}: checksums added\n"))
-    shards = ShardSet.open(options.shards)
+        add_sums(root)
+        sys.stdout.write(shown_lines(f"{root}: checksums added\n"))
+    shards = ShardSet.open(root)
     unseen = persons_report(set_statistics(shards))
     for remark in [*shards.manifest.unlike_published(), *([] if unseen is None else [unseen])]:
         sys.stdout.write(shown_lines(f"no fault, but look: {remark}\n"))
-    sys.stdout.write(shown_lines(f"{options.shards}: no fault found\n"))
+    sys.stdout.write(shown_lines(f"{root}: no fault found\n"))
+    return 0
 
 
 @dataclass(frozen=True)
