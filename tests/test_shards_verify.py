@@ -387,17 +387,18 @@ def test_an_older_folder_gets_checksums(folder: Path, good: dict[str, bytes], ca
 
 
 def test_several_folders_are_verified_one_after_the_other(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
+    other = tmp_path_factory.mktemp("copy") / "other"
     shutil.copytree(folder, other)
     both = f"{folder}, {other}"
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{each}: no fault found" for each in (folder, other)]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("no fault, but look")]
+    assert said == [f"{each}: no fault found" for each in (folder, other)]
     (folder / "left.txt").touch()
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 2
-    said = capsys.readouterr()
-    assert f"{other}: no fault found" in said.out and f"svdata2vec verify: {folder}: 1 fault; pack again" in said.err
+    shown = capsys.readouterr()
+    assert f"{other}: no fault found" in shown.out and f"svdata2vec verify: {folder}: 1 fault; pack again" in shown.err
 
 
 @pytest.mark.parametrize(("words", "message"), [

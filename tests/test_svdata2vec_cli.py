@@ -48,6 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, host, data"),
         ("pretrain demo --optim.lrr 1", "unknown option '--optim.lrr'; did you mean --optim.lr? `svdata2vec pretrain demo"),
         ("pretrain demo --optim.min_lrr 1", "unknown option '--optim.min_lrr'; did you mean --optim.min-lr?"),
+        ("pretrain demo --run.epoch 3 --data.shard x", "did you mean --run.epochs? unknown option '--data.shard'"),
         ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
         ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
         ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),

@@ -13,12 +13,15 @@ from shards_data import edit_manifest
 from tiny import finetune_config
 from torch import nn
 
-from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.metrics import Metrics
+from svdata2vec.evaluation.probe import probe
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.people import performers, warn_of_shared_people
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips, hold_out
 from svdata2vec.shards.errors import UserError
@@ -26,6 +29,7 @@ from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training import finetune as finetuning
 from svdata2vec.training.finetune import finetune
+from svdata2vec.training.pretrain import pretrain
 
 KEYS = [f"clip{i:05d}" for i in range(12)]
 
@@ -128,6 +132,42 @@ def test_whole_performers_are_held_out_where_they_are_known(kind: str) -> None:
     held = hold_out(shards, rows, 0.2, seed=0)
     assert held.sum() == 0.2 * len(cells) and not set(who_n[held]) & set(who_n[~held])
     assert len({frozenset(who_n[hold_out(shards, rows, 0.2, seed)]) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize(("people", "said"), [
+    ((1, 2, 3, 4, 5, 6), ""),
+    ((1, 2, 3, 4, 2, 6), "'val' shows 1 performers (02) who are in 'train' too, while the test is on new people"),
+    ((1, 2, 3, 4, 3, 6), "'val' shows 1 performers (03) who are in 'test' too, while the test is on new people"),
+    ((1, 2, 2, 2, 2, 6), "'test' shows 1 performers (02) who are trained on: it tests how they are recognised in other clips"),
+])
+@pytest.mark.parametrize("kind", ["ntu", "fields"])
+def test_splits_that_show_the_same_people_are_said(
+    kind: str, people: tuple[int, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two clips of people in each of train, test and val."""
+    keys = [f"S001C00{i + 1}P0{who:02d}R001A001" if kind == "ntu" else f"clip{i}" for i, who in enumerate(people)]
+    shards = made_up(keys, [0] * 6, [] if kind == "ntu" else people)
+    shards.rows = dict(zip(("train", "test", "val"), np.arange(6).reshape(3, 2), strict=True)).__getitem__
+    data = DataConfig(train_split="train", test_split="test")
+    with caplog.at_level("INFO"):
+        warn_of_shared_people(shards, data, shards.rows("train"), "val")
+    assert caplog.text.count("performers") == bool(said)
+    assert said.replace("(0", "(00" if kind == "ntu" else "(") in caplog.text
+
+
+def test_people_of_several_sets_are_others() -> None:
+    shards = made_up(["a/x1", "a/x2", "b/x1", "b/x2"], [0] * 4, [1, 2, 1, 2])
+    assert performers(shards, np.arange(4), shards.names(np.arange(4))) == ["a/1", "a/2", "b/1", "b/2"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda data, out: pretrain(PretrainConfig(data=data, run=RunConfig(out=out, device="cpu"))),
+    lambda data, out: probe(ProbeConfig(data=data, out=out, pretrained=out)),
+])
+def test_a_validation_split_is_refused_where_nothing_is_validated(make: Any, protocol: ShardSet, tmp_path: Path) -> None:
+    data = DataConfig(shards=str(protocol.root), train_split="cs_train", test_split="cs_test", val_split="cs_val")
+    with pytest.raises(UserError, match=r"--data\.val-split is 'cs_val', but (pretraining|probing) validates nothing; leave"):
+        make(data, tmp_path / "run")
 
 
 def test_all_views_of_a_recording_stay_together() -> None:

@@ -128,8 +128,10 @@ def parse(options: type | Callable[[], Any], words: list[str], prog: str) -> Any
 def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -> str:
     """What is wrong with the words: the option, what was found and what was expected."""
     match event:
-        case tyro_errors.UnrecognizedArgs(tokens=[token, *_]) | tyro_errors.MissingArgs(unrecognized_tokens=[token, *_]):
-            return _unknown(token, words, kind)
+        case tyro_errors.UnrecognizedArgs(tokens=[_, *_] as odd) | tyro_errors.MissingArgs(unrecognized_tokens=[_, *_] as odd):
+            problems = [_unknown(token, words, kind) for token in odd if token.startswith("--")]
+            problems = problems or [_unknown(odd[0], words, kind)]
+            return " ".join(text if text.endswith("?") else f"{text};" for text in problems).removesuffix(";")
         case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"missing: {', '.join(one.arg.get_invocation_text()[1].as_str_no_ansi() for one in missing)}"
         case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):

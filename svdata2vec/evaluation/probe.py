@@ -21,8 +21,17 @@ from svdata2vec.evaluation.features import Features, TrainedEncoder, extract, lo
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.reports.results import NAMES, accuracies, by_probe, scored
 from svdata2vec.runs.card import evaluated_on, evaluation_entry, model_card
-from svdata2vec.runs.data import build_loader, labelled_rows, open_data, require_classes, require_joints, warn_of_shared_clips
+from svdata2vec.runs.data import (
+    build_loader,
+    labelled_rows,
+    open_data,
+    refuse_val_split,
+    require_classes,
+    require_joints,
+    warn_of_shared_clips,
+)
 from svdata2vec.runs.folder import PROBES, claimed, finish_run, is_finished, read_result, write_config
+from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -41,6 +50,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """
     if config.pretrained is None:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
+    refuse_val_split(config.data, "probing")
     with running(config.run) as runtime:
         if is_finished(config):
             return read_result(config.run.out, config.kind)
@@ -52,6 +62,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
         rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
         warn_of_shared_clips(shards, test_split, rows)
+        warn_of_shared_people(shards, config.data, rows)
         train = split_features(config, trained, shards, train_split, rows, runtime)
         test = split_features(config, trained, shards, test_split, None, runtime)
         classes = list(shards.split_classes(train_split))
@@ -95,10 +106,12 @@ def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> None:
         f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
         f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
     )
+    names = {"num_frames": "--data.num-frames", "size": "--data.size", "crop": "--data.crop"}
+    other = [f"{names[name]} {getattr(made, name)}" for name in names if getattr(wanted, name) != getattr(made, name)]
     if wanted.num_frames != made.num_frames:
-        raise UserError(f"{run}: {text}; set --data.num-frames {made.num_frames}")
-    if (wanted.size, wanted.crop) != (made.size, made.crop):
-        log.warning("%s: %s", run, text)
+        raise UserError(f"{run}: {text}; set {' '.join(other)}")
+    if other:
+        log.warning("%s: %s; its own are %s", run, text, " ".join(other))
 
 
 def split_features(

@@ -223,6 +223,12 @@ def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality
         require_skeletons(shards, split)
 
 
+def refuse_val_split(data: DataConfig, work: str) -> None:
+    """UserError where a validation split is named for work that validates nothing."""
+    if data.val_split is not None:
+        raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
+
+
 def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:
     """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs)."""
     rows = shards.rows(split)

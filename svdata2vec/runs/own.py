@@ -17,8 +17,8 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import read_config
+from svdata2vec.runs.people import performers
 from svdata2vec.runs.published import published_config
-from svdata2vec.runs.validation import performers
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sample import ClipMeta

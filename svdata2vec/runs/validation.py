@@ -1,11 +1,7 @@
-"""Which clips a fine-tuning trains on, and which choose its best network: the data set's own, or a share of the training clips.
-
-Who performs a clip is read off its name, or off its `subject` where shards lie on this machine.
-"""
+"""Which clips a fine-tuning trains on, and which choose its best network: the data set's own, or some training clips."""
 
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,19 +9,9 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.runs.data import labelled_rows, require_classes
+from svdata2vec.runs.people import performers, warn_of_shared_people
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers import ntu, pku, smarthome, uav_human
-from svdata2vec.shards.reading.joined import own_key
-from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
-
-# Names of clips, with the group of people in them: a performer, or the recording of a PKU-MMD clip (all its views).
-PERFORMERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
-    (ntu.NAME, lambda name: name[3]),
-    (smarthome.NAME, lambda name: name[2]),
-    (uav_human.NAME, lambda name: name[1]),
-    (re.compile(rf"({pku.VIDEO_NAME.pattern})_\d+"), lambda name: name[1].partition("-")[0]),
-)
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +39,15 @@ def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
     if data.val_split is not None and not config.eval_every:
         raise UserError(f"--data.val-split is {data.val_split!r}, but nothing is validated; set --eval-every, say 1")
     if not config.eval_every:
+        warn_of_shared_people(shards, data, rows)
         return Clips(rows, None, rows[:0])
     split = validation_split(shards, data, rows)
     if split is None:
+        warn_of_shared_people(shards, data, rows)
         held = hold_out(shards, rows, data.val_fraction, seed)
         return Clips(rows[~held], data.train_split, rows[held])
     require_classes(shards, split, classes, f"split {data.train_split!r}")
+    warn_of_shared_people(shards, data, rows, split)
     found = shards.rows(split)
     log.info("validating on the %d clips of split %r", len(found), split)
     return Clips(rows, split, found)
@@ -104,24 +93,6 @@ def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> 
         )
     log.info("validating on %d of %d training clips, %s", held.sum(), len(rows), how)
     return held
-
-
-def performers(shards: ShardSet, rows: np.ndarray, keys: Sequence[str]) -> list[str] | None:
-    """Who performs each clip, or in which recording it was cut out; None if that is not known of all of them."""
-    for pattern, group in PERFORMERS:
-        own = [own_key(key) for key in keys]
-        names = [pattern.fullmatch(key.replace("-", ".") if pattern is smarthome.NAME else key) for key in own]
-        if all(names):
-            places = [key.rpartition("/")[0] for key in keys]  # nobody is known to be in two sets
-            return [f"{place}/{group(name)}" if place else group(name)
-                    for place, name in zip(places, names, strict=True) if name is not None]
-    found: list[str] = []
-    for row in rows.tolist() if shards.tars else []:
-        meta = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where)
-        if meta.subject is None:
-            return None
-        found.append(str(meta.subject))
-    return found or None
 
 
 def _whole_groups(groups: Sequence[str], labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data, require_classes
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
@@ -75,8 +76,9 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
 
 def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
     """How a record begins: format, machine, commit, data, settings."""
-    data = config.data
-    val = validation_split(shards, data, shards.rows(data.train_split))
+    data, rows = config.data, shards.rows(config.data.train_split)
+    val = validation_split(shards, data, rows)
+    warn_of_shared_people(shards, data, rows, val)
     splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
     manifest, classes = shards.manifest, len(shards.split_classes(data.train_split))
     return {

@@ -22,7 +22,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.data import build_loader, open_data, require_skeletons
+from svdata2vec.runs.data import build_loader, open_data, refuse_val_split, require_skeletons
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
@@ -169,6 +169,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
+    refuse_val_split(config.data, "pretraining")
     shards = open_data(config.data)
     if config.target.teacher_input != "rgb" or config.target.kind == "joints":
         require_skeletons(shards, config.data.train_split)

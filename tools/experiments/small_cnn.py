@@ -137,8 +137,9 @@ def run(
         with build_loader(shards, config, runtime, train=True, modality="rgb", rows=clips.train_rows) as loader:
             fit(net, loader, lr, steps, weight_decay)
         trained = time.process_time()
-        tested = {"split": clips.val_split, "rows": clips.val_rows} if validate else {}
-        with build_loader(shards, config, runtime, train=False, modality="rgb", views=data.views, **tested) as loader:
+        split, rows = (clips.val_split, clips.val_rows) if validate else (None, None)
+        tested = build_loader(shards, config, runtime, train=False, modality="rgb", split=split, rows=rows, views=data.views)
+        with tested as loader:
             figures = score(Classifier(net), loader, runtime)
     return {
         "score": getattr(figures, data.metric), "labels": len(clips.train_rows), "steps": steps,
