@@ -148,7 +148,7 @@ def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path
         probe(replace(config, pretrained=tmp_path))
     with pytest.raises(UserError, match=r"the encoder reads 6 frames of 32 pixels around boxes.*asks for 7 frames of 32"):
         probe(replace(config, data=replace(config.data, num_frames=7)))
-    with pytest.raises(UserError, match=r"; set --data\.num-frames 6 --data\.size 32$"):
+    with pytest.raises(UserError, match=r"; set --data\.num-frames 6 --data\.size 32 --data\.crop boxes$"):
         probe(replace(config, data=replace(config.data, num_frames=7, size=64)))
     with pytest.raises(UserError, match=r"temperature is 0: expected a number from 0\.01"):
         replace(config, temperature=0)

@@ -20,6 +20,7 @@ from tiny_command import command_words
 
 from svdata2vec.config.schema import EmaConfig, OptimConfig
 from svdata2vec.pipeline.order import OrderConfig
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.stopping import StopRequested
@@ -199,6 +200,30 @@ def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_p
         first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run0", "run1"))
         assert all(torch.equal(first[name], second[name]) for name in first)
     assert Checkpoints(tmp_path / "run1", 2).load_newest()["stepper"]["reference_clips"] == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_has_the_defaults_of_later_settings(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Settings that it does not know are not free to choose; that clips may be drawn in another way is said."""
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    pretrain(config)
+    (tmp_path / "run" / "result.json").unlink()
+    path = tmp_path / "run" / "checkpoints" / "step-000000004.pt"
+    state = torch.load(path, weights_only=True)
+    (tmp_path / "run" / "checkpoints" / "step-000000006.pt").unlink()
+    settings = json.loads(state["config"])
+    del settings["ema"]["anneal_share"], settings["target"]["shuffle_skeletons"]
+    torch.save({**state, "config": json.dumps(settings), "version": "0.1.0"}, path)
+    other = dataclasses.replace(
+        config, ema=dataclasses.replace(config.ema, anneal_share=0.2),
+        target=dataclasses.replace(config.target, shuffle_skeletons=True),
+    )
+    with pytest.raises(UserError, match=r"\(ema\.anneal_share 0\.0 -> 0\.2, target\.shuffle_skeletons False -> True\)"):
+        pretrain(other)
+    pretrain(config)
+    said = "from step 4 on: svdata2vec 0.1.0 -> "
+    assert said in caplog.text and read_card(config.run.out)["history"][0].startswith(said)
 
 
 # ---- the real command, killed ------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.files import to_json, to_values
+from svdata2vec import __version__
+from svdata2vec.config.files import from_dict, to_json, to_values, with_todays_names
 from svdata2vec.config.openmp import waiting
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
@@ -172,7 +173,7 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     differ.
     """
     new = to_values(run.config)
-    old = _settings(state) or new
+    old = _settings(state, type(run.config)) or new
     origin, init = state.get("origin"), run.config.model.init
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
     if init is not None and not (isinstance(origin, dict) and "initialised_from" in origin) and not fixed:
@@ -201,15 +202,26 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
         text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
         card["history"] = [*(card.get("history") or []), f"from step {run.stepper.step} on: {text}"]
         log.warning("%s: continuing with other settings: %s", run.stepper.run.out, text)
+    if (version := state.get("version")) != __version__:
+        text = f"from step {run.stepper.step} on: svdata2vec {version} -> {__version__}"
+        card["history"] = [*(card.get("history") or []), text]
+        log.warning("%s: %s; the run goes on where it was, but clips and masks may be drawn in another way (CHANGELOG.md)",
+                    run.stepper.run.out, text)
 
 
-def _settings(state: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint was written with; none where it does not say."""
+def _settings(state: dict[str, Any], kind: type[PretrainConfig | FinetuneConfig]) -> dict[str, Any]:
+    """The settings that a checkpoint was written with; none where it does not say.
+
+    Those that an earlier version did not have are what they are by default.
+    """
     try:
         values = json.loads(state["config"])
     except (LookupError, TypeError, ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) else {}
+    try:
+        return to_values(from_dict(kind, with_todays_names(values), "its settings"))
+    except UserError:  # some are unknown today, or out of today's ranges
+        return values if isinstance(values, dict) else {}
 
 
 def _save(checkpoints: Checkpoints, run: TrainingRun, card: dict[str, Any]) -> None:
