@@ -131,12 +131,12 @@ def _children_seconds() -> float:
 def as_table(record: dict[str, Any]) -> str:
     """The record for a terminal; its last line is the host's whole cost, on one thread where that was measured."""
     lines = ["Nothing is decoded: the decoder takes its input and gives none. Processor ms per clip.", ""]
-    lines.append(f"{'batch':>6s}{'readers':>9s}{'host':>8s}{'20-80 %':>16s}" + "".join(f"{part:>8s}" for part in PARTS)
+    lines.append(f"{'batch':>6s}{'readers':>9s}{'host':>8s}{'20-80 %':>18s}" + "".join(f"{part:>8s}" for part in PARTS)
                  + f"{'in readers':>12s}")
     for row in record["rows"]:
         spread = f"{row['q20']:.3f} to {row['q80']:.3f}"
         lines.append(
-            f"{row['batch_size']:>6d}{row['readers']:>9d}{row['ms_per_clip']:>8.3f}{spread:>16s}"
+            f"{row['batch_size']:>6d}{row['readers']:>9d}{row['ms_per_clip']:>8.3f}{spread:>18s}"
             + "".join(f"{row['parts'][part]:>8.3f}" for part in PARTS) + f"{row['reader_ms_per_clip']:>12.3f}"
         )
     beside = record["training_process_ms_per_clip"]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from result_cells import Record
-from results_learning import codec_experiment, demo, motion_check
+from results_learning import codec_agreement, codec_experiment, demo, motion_check
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
@@ -54,6 +54,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim_costs": (label_costs, ("label_efficiency",)),
     "masks": (sides, ("masks",)),
     "choices": (sides, ("choices",)),
+    "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
     "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),

@@ -34,6 +34,26 @@ def motion_check(record: Record) -> str:
     )
 
 
+def codec_agreement(record: Record) -> str:
+    """What the same networks see in the same clips, packed otherwise."""
+    rows = []
+    for name, found in record["others"].items():
+        low, high = found["same_class_interval"]
+        rows.append([
+            f"`{name}`", f"{percent(found['same_class'])} ({percent(low)} to {percent(high)})", f"{found['score_change']:.3f}",
+            *map(percent, found["top1"]),
+            f"{percent(found['difference'])} ({' to '.join(map(percent, found['interval']))})",
+            f"{found['right_on_other_alone']} and {found['right_on_base_alone']}", f"{found['mcnemar_p']:.2f}",
+        ])
+    header = ["beside `jpeg`", "same class (95 % interval)", "scores moved", "top-1 on `jpeg`", "top-1 on it",
+              "difference (95 % interval)", "right on it, on `jpeg` alone", "McNemar's p"]
+    clips = next(iter(record["others"].values()))["clips"]
+    return table(header, rows) + (
+        f"\n{record['runs']} network{'s' if record['runs'] > 1 else ''}, {clips:,} predictions on each. Scores moved: half the "
+        f"sum of a clip's changes, 0 to 1. {measured(record)}\n"
+    )
+
+
 def codec_experiment(record: Record) -> str:
     """Whether less is learnt from blocks than from JPEGs: paired seeds."""
     def rows(name: str, title: str, cell: Callable[[float], str]) -> list[str]:
