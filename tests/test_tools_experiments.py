@@ -100,6 +100,10 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     (["--sides", "pretrained", "rgb"], "--sides rgb: expected some of pretrained, shuffled_skeletons"),
     (["--pretrain", "--run.epoch 3"], "unknown option '--run.epoch'; did you mean --run.epochs?"),
     (["--shards", "nothing-here"], "nothing-here"),
+    (["--pretrain", "--run.seed 7"], "the study has the seeds 0, 1, pretraining 7, 8; give --pretrain and"),
+    (["--study", "--data.test-split all --data.train-split all --seeds 3"], "study has the seeds 0, 1, 2, pretraining 0, 1"),
+    (["--study", "--data.test-split all --data.train-split all --data.num-frames 6"], "-0 has another network than the study"),
+    (["--study", "--data.test-split nowhere --data.train-split all"], "no split 'nowhere'"),
 ])
 def test_wrong_input_is_one_line(
     more: list[str], message: str, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -107,6 +111,15 @@ def test_wrong_input_is_one_line(
     assert experiments.main([*words(tiny_shard_folder, tmp_path), *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "work").exists(), "before anything is trained"
+
+
+def test_a_run_that_fails_ends_an_experiment_in_one_line(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "work").write_text("no folder")
+    assert experiments.main(words(tiny_shard_folder, tmp_path)) == 1
+    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["error: "]
 
 
 def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:

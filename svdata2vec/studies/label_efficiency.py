@@ -98,7 +98,7 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     seeds = range(config.run.seed, config.run.seed + config.seeds)
     for _, start in starts:
         for run in dict.fromkeys(start_of(start, seed) for seed in seeds):
-            _require_fit(run, config)
+            require_fit(run, published_config(read_card(run), run), config)
     rows: list[Row] = []
     if "scratch" in config.ways:
         rows.append(FinetuneRow("scratch", "from scratch", "rival", base, config.steps))
@@ -114,9 +114,8 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     return rows
 
 
-def _require_fit(run: Path, config: LabelEfficiencyConfig) -> None:
-    """UserError unless the study's rows can start from a run: before any has taken its time."""
-    made = published_config(read_card(run), run)
+def require_fit(run: Path, made: PretrainConfig | FinetuneConfig, config: LabelEfficiencyConfig) -> None:
+    """UserError unless the study's rows can start from a run with these settings: before any has taken its time."""
     check_input(run, made.data, config.data)
     options = {
         "--model.width": "width", "--model.depth": "depth", "--model.heads": "heads", "--model.mlp-ratio": "mlp_ratio",

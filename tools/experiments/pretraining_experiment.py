@@ -25,6 +25,7 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.masking import mask_counts
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
@@ -130,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     more_rows = rivals if options.experiment == "claim" else lambda _: []
     try:
         record = run_experiment(EXPERIMENTS[options.experiment], options, more_rows)
-    except UserError as error:
+    except (UserError, RunFailedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     sys.stdout.write("\n".join([*lines(record), ""]))
     return 0
 

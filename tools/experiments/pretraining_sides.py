@@ -16,13 +16,15 @@ from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiency
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.label_curve import label_curve
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.published import published_config
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
-from svdata2vec.studies.label_efficiency import rows_of, write_study
-from svdata2vec.studies.rows import Row
+from svdata2vec.studies.label_efficiency import about, require_fit, rows_of, write_study
+from svdata2vec.studies.rows import Row, start_of
 from svdata2vec.training.pretrain import pretrain
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -96,6 +98,7 @@ def run_experiment(
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     runs, study = pretrainings(experiment, options), study_of(experiment, options)
     if not study.collect:
+        require_study(study, runs)
         run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
     record = write_study(study, [*more_rows(study), *rows_of(study)])
     first = next(iter(runs.values()))
@@ -109,6 +112,21 @@ def run_experiment(
     save(record, out)
     label_curve(record).savefig(out.with_suffix(".png"), dpi=110)
     return record
+
+
+def require_study(study: LabelEfficiencyConfig, runs: dict[tuple[str, int], PretrainConfig]) -> None:
+    """UserError, before anything is trained, unless the study can start from the runs of pretraining."""
+    to_come = {config.run.out: config for config in runs.values()}
+    seeds = {seed for _, seed in runs}
+    wanted = {*range(study.run.seed, study.run.seed + study.seeds)}
+    if not wanted <= seeds:
+        found, given = (", ".join(map(str, sorted(each))) for each in (wanted, seeds))
+        raise UserError(f"the study has the seeds {found}, pretraining {given}; give --pretrain and --study one --run.seed")
+    about(study, open_data(study.data))
+    for start in study.pretrained:
+        for seed in wanted:
+            run = start_of(start.partition("=")[2], seed)
+            require_fit(run, to_come.get(run) or published_config(read_card(run), run), study)
 
 
 def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainConfig:
