@@ -29,10 +29,10 @@ try:
     import nvidia.dali.fn as fn
     from nvidia.dali import Pipeline, pipeline_def, types
     from nvidia.dali.tensors import TensorCPU, TensorListCPU
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "NVIDIA DALI is missing: pip install 'svdata2vec[cuda13]' (also for CPU-only machines) or "
-        "'svdata2vec[cuda12]', or choose the decoder 'reference' (slow)"
+except ImportError as error:
+    raise UserError(
+        f"NVIDIA DALI cannot be imported ({error}); pip install 'svdata2vec[cuda13]' (also for CPU-only machines) or "
+        "'svdata2vec[cuda12]', or take the slow decoder, --data.decoder reference"
     ) from error
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import fsspec
 import numpy as np
@@ -19,6 +20,7 @@ from svdata2vec.config.presets import demo_pretrain
 from svdata2vec.config.schema import DataConfig, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import predict_split
 from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.runtime import Runtime
@@ -125,3 +127,13 @@ def test_remote_options_reach_the_shards(tmp_path, monkeypatch):
     remote.sample(0)
     assert [path.name for path in remote.cache.folder.glob("*.tar")] == ["shard-000000.tar"]
     store.rm("/options", recursive=True)
+
+
+@pytest.mark.parametrize("installed", [None, ModuleType("nvidia.dali")], ids=["missing", "broken"])
+def test_without_dali_one_line_says_what_to_do(installed: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", installed)
+    for name in ("nvidia.dali.fn", "svdata2vec.pipeline.graph"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match=r"NVIDIA DALI cannot be imported .*nvidia\.dali.*cuda13.*--data\.decoder reference"):
+        make_decoder("dali", "jpeg", 32, "cpu", 1)
+    assert make_decoder("reference", "jpeg", 32, "cpu", 1) is not None
