@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from svdata2vec.shards.errors import MachineError, UserError
+
 Kind = Literal["memory", "driver", "format", "cuda"]
 
 # In this order: a CUDA error may be one of missing memory. What nvImageCodec says of damaged pictures ('#3', '#4', '#6') is
@@ -40,9 +42,11 @@ class MachineFault:
         """Whether whatever is decoded next will fail, too."""
         return self.kind in ("driver", "cuda")
 
-    def sentence(self, what: str) -> str:
-        """One line for the user: `what` could not be decoded, why, and what to do."""
-        return f"{what} cannot be decoded, which is the machine's fault and not theirs ({self.reason}): {_ADVICE[self.kind]}"
+    def error(self, what: str) -> UserError:
+        """`what` could not be decoded, why, and what to do; of a format, the user's choice, else a MachineError."""
+        kind = UserError if self.kind == "format" else MachineError
+        advice = _ADVICE[self.kind]
+        return kind(f"{what} cannot be decoded, which is the machine's fault and not theirs ({self.reason}): {advice}")
 
 
 def reason(error: BaseException) -> str:

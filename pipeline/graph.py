@@ -22,7 +22,7 @@ from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.faults import machine_fault, reason
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, places
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.decode import cut_off_reason
 
 try:
@@ -186,7 +186,7 @@ class DaliDecoder:
             _copy(clips, output, out_BTSS3)
 
     def _decode_run(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
-        """One run; where it fails, a run per clip, so that only damaged ones are lost. UserError where the machine failed."""
+        """One run; where it fails, a run per clip, so that only damaged ones are lost. UserError as in `_attempt`."""
         why = self._attempt(clips, out_BTSS3)
         if why is None:
             return {}
@@ -198,16 +198,16 @@ class DaliDecoder:
         return self._only_damage(clips, why, failed)
 
     def _only_damage(self, clips: list[RunClip], why: str, failed: dict[int, str]) -> dict[int, str]:
-        """The clips that `failed` alone, after all of them together for a reason; UserError if the machine is at fault."""
+        """The clips that `failed` alone, after all of them together for a reason; MachineError if the machine is at fault."""
         words = set(failed.values()) or {why}
         faults = {fault.kind: fault for fault in map(machine_fault, words) if fault is not None}
         everywhere = len(failed) in (0, len(clips))  # one that asks for too much memory, of many, has a damaged header
         fault = faults.get("format") or (faults.get("memory") if everywhere else None)
         if fault is not None:
             named = [clip.clip.key for clip in clips if failed.get(clip.row) == fault.reason]
-            raise UserError(fault.sentence(f"clip {named[0]}" if len(named) == 1 else f"{len(clips)} clips"))
+            raise fault.error(f"clip {named[0]}" if len(named) == 1 else f"{len(clips)} clips")
         if self.device.type == "cuda" and MANY <= len(clips) == len(failed) and len(words) == 1:
-            raise UserError(
+            raise MachineError(
                 f"the GPU decodes none of {len(clips)} clips ({failed[clips[0].row]}): a fault of the machine, unless "
                 "`svdata2vec verify` finds them damaged; look at the driver and the GPU's memory (`bash tools/gpu_check.sh`), "
                 "or use --run.device cpu"
@@ -215,7 +215,7 @@ class DaliDecoder:
         return failed
 
     def _attempt(self, clips: list[RunClip], out_BTSS3: Tensor) -> str | None:
-        """One run into its rows; why it failed. UserError for a fault that the next run would meet, too."""
+        """One run into its rows; why it failed. MachineError for a fault that the next run would meet, too."""
         try:
             output = self._run(clips)
         except (RuntimeError, MemoryError) as error:
@@ -223,7 +223,7 @@ class DaliDecoder:
             why = reason(error)
             fault = machine_fault(why)
             if fault is not None and fault.lasting:
-                raise UserError(fault.sentence(f"{len(clips)} clips")) from error
+                raise fault.error(f"{len(clips)} clips") from error
             return why
         self.place(clips, output, out_BTSS3)
         return None

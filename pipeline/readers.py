@@ -15,7 +15,7 @@ from svdata2vec.pipeline.readworker import Answer, Request
 from svdata2vec.pipeline.slabs import Slabs
 from svdata2vec.pipeline.workers import GONE, WorkerProcess
 from svdata2vec.shards.blocks import Bytes
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import WorkerDiedError
 
 Places = Iterable[Bytes | None]  # where each clip's frames are laid
 
@@ -69,7 +69,7 @@ class ProcessReaders:
     Frames that lie apart are mapped here again: what was checked there reaches this process without a copy. With `slabs` they
     are copied there into a slab, from which they are uploaded; it is held by the clips.
 
-    Raises UserError from `over` when a process dies.
+    Raises WorkerDiedError from `over` when a process dies.
     """
 
     def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None = None) -> None:
@@ -95,7 +95,7 @@ class ProcessReaders:
             statuses = [process.close() for process in self._processes]
             pending.clear()
             self._processes = []
-            raise UserError(
+            raise WorkerDiedError(
                 f"a process that reads clips has ended (exit statuses {statuses}, negative: by that signal); if memory ran "
                 "out, set a smaller --data.readers or --run.batch-size, else start the run again"
             ) from error

@@ -1,11 +1,15 @@
-"""The one exception for what a user can cause; the command line prints its message and exits with status 2."""
+"""The exception for what a user can cause, and its kind for what the machine does: one line, exit status 2, or 1."""
 
 
 class UserError(ValueError):
     """Wrong input. The message is one line: which file or field, what was found, what was expected, what to do."""
 
 
-class WorkerDiedError(UserError):
+class MachineError(UserError):
+    """The input is right, the machine failed: memory, a driver, a process that was killed. Exit status 1."""
+
+
+class WorkerDiedError(MachineError):
     """A worker process ended without an answer: it was killed, crashed, or ran out of memory."""
 
 

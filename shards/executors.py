@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 
 CONNECT_TIMEOUT = "15s"
 
@@ -86,5 +86,5 @@ def _cluster(address: str) -> Iterator[tuple[cf.Executor, int]]:
         try:
             yield client.get_executor(pure=False), slots
         except lost as error:
-            raise UserError(f"--cluster {address}: workers or the scheduler died ({error}); finished shards are kept: run "
+            raise MachineError(f"--cluster {address}: workers or the scheduler died ({error}); finished shards are kept: run "
                             "again with --resume") from error

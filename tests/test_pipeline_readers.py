@@ -13,7 +13,7 @@ from pipeline_factory import shard_set
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, WorkerDiedError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=6, size=32)
@@ -109,7 +109,7 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(shards):
         stream = itertools.chain.from_iterable(itertools.repeat(loader))
         next(stream)
         reader_processes()[0].send_signal(signal.SIGKILL)
-        with pytest.raises(UserError, match=r"process that reads clips has ended .*-9.*--data\.readers"):
+        with pytest.raises(WorkerDiedError, match=r"process that reads clips has ended .*-9.*--data\.readers"):
             for _ in range(100):
                 next(stream)
     assert not reader_processes()

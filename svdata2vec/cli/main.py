@@ -11,7 +11,7 @@ from svdata2vec import __version__
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
 from svdata2vec.runs.failures import RunFailedError, first_line, is_out_of_memory
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UserError as error:
-        return _refuse(name, str(error))
+        return _refuse(name, str(error), status=1 if isinstance(error, MachineError) else 2)
     except (RunFailedError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + signal.SIGPIPE
