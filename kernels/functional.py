@@ -144,10 +144,11 @@ def gather_blocks(
     if side < 1 or side % 32 or luma_bits not in (2, 3) or chroma_bits not in (2, 3):
         raise ValueError(f"form is {tuple(form)}; expected a side that is a multiple of 32, and twice 2 or 3 bits")
     expected = plane_bytes(side, luma_bits) + 2 * plane_bytes(side // 2, chroma_bits)
-    if sizes["E"] != expected or blocks_BTE.stride(2) != 1 or any(stride % 2 for stride in blocks_BTE.stride()[:2]):
+    places = (*blocks_BTE.stride()[:2], blocks_BTE.storage_offset())
+    if sizes["E"] != expected or blocks_BTE.stride(2) != 1 or any(place % 2 for place in places):
         raise ValueError(
-            f"blocks_BTE has shape {tuple(blocks_BTE.shape)} and strides {blocks_BTE.stride()}; a frame of form "
-            f"{tuple(form)} is {expected} neighbouring bytes, at an even address"
+            f"blocks_BTE has shape {tuple(blocks_BTE.shape)} and strides {blocks_BTE.stride()} and offset {places[2]} in its "
+            f"storage; a frame of form {tuple(form)} is {expected} neighbouring bytes, at an even address"
         )
     channels = _check_windows(mean, std, window, channels)
     if dtype not in (*FLOATS, torch.uint8):

@@ -208,6 +208,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: blocks(form=(64, 3, 2)),
         r"blocks_BTE has shape \(2, 5, 704\) .* a frame of form \(64, 3, 2\) is 2816 neighbouring bytes",
     ),
+    "blocks at an odd address": (
+        lambda: blocks(blocks_BTE=torch.zeros(B * T * 704 + 1, dtype=torch.uint8)[1:].view(B, T, 704)),
+        r"blocks_BTE has shape .* and offset 1 in its storage; .* at an even address",
+    ),
     "stored frames": (
         lambda: blocks(blocks_BTE=torch.zeros(B, T, 704)), r"blocks_BTE has dtype torch.float32; expected torch.uint8"
     ),
