@@ -360,8 +360,10 @@ def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
 
 
-def test_jobs_run_in_processes_of_their_own_with_results_in_order() -> None:
-    *found, process = jobs.run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)
+def test_jobs_run_in_processes_of_their_own_with_results_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        *found, process = jobs.run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)
+    assert caplog.messages[-1] == "3 of 3 runs done"
     assert found == [3, 2] and process != os.getpid()
     with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
         jobs.run_all([partial(math.sqrt, -1), os.getpid], 2)

@@ -1,11 +1,12 @@
 """Runs side by side, each in a process with a core or a GPU to itself."""
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,8 @@ from svdata2vec.shards.errors import UserError
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
 def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
@@ -33,14 +36,16 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
         places.put(place)
     with ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
         futures = [pool.submit(job) for job in jobs]
+        waiting = set(futures)
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                log.info("%d of %d runs done", len(futures) - len(waiting), len(futures))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        if any(future.exception() is not None for future in done):
-            pool.shutdown(cancel_futures=True)
-            raise next(error for future in done if (error := future.exception()) is not None)
     return [future.result() for future in futures]
 
 

@@ -12,6 +12,7 @@ choices: EMA as counted here and as the authors count it, kept frames and all fr
 A run is interrupted and started again at will. CPU seconds of every run stand in the record.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig,
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.masking import mask_counts
 from svdata2vec.runs.failures import RunFailedError
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
 
@@ -128,12 +129,13 @@ EXPERIMENTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     more_rows = rivals if options.experiment == "claim" else lambda _: []
     try:
         record = run_experiment(EXPERIMENTS[options.experiment], options, more_rows)
     except (UserError, RunFailedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
     sys.stdout.write("\n".join([*lines(record), ""]))
     return 0
 
