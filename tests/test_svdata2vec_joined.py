@@ -155,7 +155,7 @@ def test_the_command_reads_weights_and_refuses_what_does_not_fit(sets: str, tmp_
     assert main(words) == 2
     assert "--data.weights has 1 numbers, --data.shards 2 sets" in capsys.readouterr().err
     assert main(["inspect", sets, "--split", "all", "--out", str(tmp_path / "pictures")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "several sets, where one is expected" in capsys.readouterr().err
 
 
 def test_settings_of_sets_are_compared_by_their_paths(tmp_path: Path, monkeypatch) -> None:

@@ -54,13 +54,16 @@ def _named(keys: Sequence[str]) -> list[str] | None:
 
 
 def _noted(shards: ShardSet, rows_n: np.ndarray) -> list[str] | None:
-    """Performers by the clips' descriptions."""
+    """Performers by the clips' descriptions; a damaged clip, which a run leaves out, has one to itself."""
     found: list[str] = []
     for row in rows_n.tolist() if shards.tars else []:
-        meta = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where)
-        if meta.subject is None:
+        try:
+            subject = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where).subject
+        except (ValueError, OSError):
+            subject = f"of the damaged clip {row}"
+        if subject is None:
             return None
-        found.append(str(meta.subject))
+        found.append(str(subject))
     return found or None
 
 
