@@ -58,7 +58,7 @@ def _noted(shards: ShardSet, rows_n: np.ndarray) -> list[str] | None:
     found: list[str] = []
     for row in rows_n.tolist() if shards.tars else []:
         try:
-            subject = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where).subject
+            subject: int | str | None = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], shards.where).subject
         except (ValueError, OSError):
             subject = f"of the damaged clip {row}"
         if subject is None:
