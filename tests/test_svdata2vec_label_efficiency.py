@@ -18,6 +18,7 @@ from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 
 from svdata2vec.bench.limits import step_flops, step_layers
+from svdata2vec.bench.machine import commit
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
 from svdata2vec.config.presets import FINETUNE
@@ -128,16 +129,20 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     kinds = {row["name"]: row["kind"] for row in record["rows"]}
     assert kinds == {
         "scratch": "rival", "scratch_total": "rival", "pretrained": "ours", "pretrained_linear": "ours",
-        "pretrained_attentive": "ours", "skeleton_supervised": "ceiling",
+        "pretrained_attentive": "ours", "skeleton_supervised": "reference",
     }
     for row in record["rows"]:
         for cell in row["cells"]:
             assert cell["labels"] == {0.5: 5, 1.0: 6}[cell["fraction"]] and len(cell["scores"]) == 2
             assert cell["mean"] == pytest.approx(np.mean(cell["scores"])) and cell["interval"][0] <= cell["mean"]
-            assert all(seconds > 0 for seconds in cell["cpu_seconds"])
+            assert all(seconds > 0 for seconds in cell["cpu_seconds"]) and cell["commits"] == [commit() or "unknown"]
         budgets = [(cell["steps"], cell["clips_seen"]) for cell in row["cells"]]
         if row["name"] in ("scratch", "pretrained", "skeleton_supervised"):
             assert budgets == [(3, 12), (3, 12)]
+        if row["name"] == "pretrained_linear":
+            assert budgets == [(0, 0), (0, 0)]
+        if row["name"] == "pretrained_attentive":
+            assert budgets == [(3, 15), (3, 18)]
     few, _ = record["rows"][1]["cells"]
     assert few["steps"] > 3
     (first, second) = record["rows"][2]["pretraining"]
@@ -147,6 +152,11 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     pairs = {(each["row"], each["against"]) for each in record["differences"]}
     assert ("pretrained", "scratch_total") in pairs and ("pretrained", "pretrained_linear") in pairs
     assert not any(row in ("scratch", "skeleton_supervised") for row, _ in pairs)
+    tokens = [json.loads(path.read_text()) for path in tmp_path.glob("study/features/*-t_train-*.json")]
+    least = min(about["cpu_seconds"] / len(about["keys"]) for about in tokens)  # a clip's frozen tokens are part of the cost
+    for row in record["rows"]:
+        if row["name"].startswith("pretrained_"):
+            assert all(seconds > least * cell["labels"] > 0 for cell in row["cells"] for seconds in cell["cpu_seconds"])
     assert not (tmp_path / "study" / "runs").exists() or not list((tmp_path / "study" / "runs").iterdir())
 
 

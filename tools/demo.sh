@@ -24,7 +24,7 @@ say "pretraining on video + skeletons"
 run pretrain demo --data.shards "$demo/shards" --run.out "$demo/pretrain" "${pretraining[@]}"
 say "fine-tuning on RGB, after pretraining"
 run finetune demo --data.shards "$demo/shards" --run.out "$demo/pretrained" --from "$demo/pretrain" "${tuning[@]}"
-say "fine-tuning on RGB, from scratch, for as much computing as both together"
+say "fine-tuning on RGB, from scratch, for as many multiply-adds as both together"
 epochs=$("$python" tools/experiments/equal_compute.py "$demo/pretrain" "$demo/pretrained")
 run finetune demo --data.shards "$demo/shards" --run.out "$demo/scratch" "${labels[@]}" --run.epochs "$epochs"
 say "a small CNN from scratch"

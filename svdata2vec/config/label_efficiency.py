@@ -47,7 +47,7 @@ class SearchConfig:
 class LabelEfficiencyConfig:
     """Accuracy over the share of labels: from scratch, fine-tuned and probed after pretraining, over seeds, with intervals.
 
-    All rows have the same labelled clips, steps and clips per step. Finished runs are found again; the folder gets
+    All rows have the same labelled clips; those that train a network have the same steps and clips per step. Finished runs are found again; the folder gets
     `label_efficiency.json`, with a chart beside it.
     """
 
@@ -60,7 +60,7 @@ class LabelEfficiencyConfig:
     """Pretraining runs to start from, each with a name for its rows; {seed} in a folder stands for the seed."""
     ways: tuple[Way, ...] = ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton")
     """What to do: RGB from scratch, and with the compute of the first run of `--from` besides; fine-tune and probe every run
-    of `--from`; skeletons from scratch, for a ceiling."""
+    of `--from`; skeletons from scratch, for reference."""
     fractions: tuple[PositiveShare, ...] = FRACTIONS
     """Shares of the labelled training clips; the clips of a smaller one are part of those of a larger one."""
     seeds: Count = 3

@@ -16,7 +16,7 @@ from svdata2vec.shards.ranges import LARGEST, Range
 from svdata2vec.shards.shown import shown
 
 COMMAND = "`svdata2vec label-efficiency PRESET`"
-LINES = {"ours": "-", "rival": "--", "control": ":", "ceiling": "-."}  # of each kind of row
+LINES = {"ours": "-", "rival": "--", "control": ":", "reference": "-."}  # of each kind of row
 SCHEMA: dict[str, Any] = {
     "metric": set(NAMES), "data": {"classes": Range(1, LARGEST), "name?": str}, "seeds": [int],
     "rows": [{

@@ -110,7 +110,7 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
         rows += _rows_after(config, name, start, _kind(start_of(start, seeds[0])))
     if "skeleton" in config.ways:
         seeing = replace(base, modality="skeleton")
-        rows.append(FinetuneRow("skeleton_supervised", "skeletons, from scratch", "ceiling", seeing, config.steps))
+        rows.append(FinetuneRow("skeleton_supervised", "skeletons, from scratch", "reference", seeing, config.steps))
     return rows
 
 

@@ -81,13 +81,24 @@ class ProbeRow:
             rows, held = rows[~mask], rows[mask]
         train = read_features(base, start, split, self.features, shards, rows)
         test = read_features(base, start, tested, self.features, shards, held if len(held) else shards.rows(tested))
-        begun, classes = time.process_time(), len(shards.split_classes(split))
-        scores_nc = self._scores(train, test, classes, dict(cell.choice), seed, start)
+        begun, classes, chosen = time.process_time(), len(shards.split_classes(split)), dict(cell.choice)
+        scores_nc = self._scores(train, test, classes, chosen, seed, start)
         figures = measure(scores_nc, test.labels_n, len(test.keys) + len(test.lost))
         return {
-            "score": getattr(figures, base.data.metric), "labels": len(train.keys), "steps": 0, "clips_seen": 0,
-            "cpu_seconds": time.process_time() - begun,
+            "score": getattr(figures, base.data.metric), "labels": len(train.keys), **self._budget(chosen, len(train.keys)),
+            "cpu_seconds": time.process_time() - begun + len(train.keys) * _seconds_per_clip(base, start, split, self.features),
         }
+
+    def _budget(self, chosen: dict[str, float], labels: int) -> dict[str, int]:
+        """Steps, and clips in them; a linear map is fitted on all clips at once."""
+        if self.probe == "linear":
+            return {"steps": 0, "clips_seen": 0}
+        own = self._attentive(chosen)
+        return {"steps": own.steps, "clips_seen": own.steps * min(own.batch_size, labels)}
+
+    def _attentive(self, chosen: dict[str, float]) -> AttentiveConfig:
+        own = self.base.attentive
+        return replace(own, lr=chosen.get("lr", own.lr), steps=int(chosen.get("steps", own.steps)))
 
     def _tested(self, cell: Cell) -> str:
         """The split that a cell's clips to test on are in; for the search the training split where there is none for it."""
@@ -105,20 +116,21 @@ class ProbeRow:
             linear = fit_linear(train, classes, chosen.get("weight_decay", base.weight_decay), base.iterations)
             with torch.no_grad():
                 return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
-        own = base.attentive
-        own = replace(own, lr=chosen.get("lr", own.lr), steps=int(chosen.get("steps", own.steps)))
         model, device = published_config(read_card(start), start).model, pick_device(base.device)
-        return attentive_scores(fit_attentive(train, classes, own, model, seed, device), test, device)
+        return attentive_scores(fit_attentive(train, classes, self._attentive(chosen), model, seed, device), test, device)
 
 
 def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> None:
     """Write the tokens of a split's clips, unless they are there: (n, v, T, D) and what they are of."""
     path, shards = _place(base, start, split, folder), open_data(base.data)
     made_of = {"shards": shards.manifest.fingerprint, "weights": weights_hash(start)}
-    if path.with_suffix(".json").is_file() and read_json(path.with_suffix(".json")).get("made_of", made_of) == made_of:
-        return
+    if path.with_suffix(".json").is_file():
+        there = read_json(path.with_suffix(".json"))
+        if there.get("made_of") == made_of and "cpu_seconds" in there:
+            return
     path.with_suffix(".json").unlink(missing_ok=True)
     trained = load_encoder(start, base.modality, base.device)
+    begun = time.process_time()
     with running(base.run) as runtime:
         found = split_features(replace(base, attentive=AttentiveConfig(1)), trained, shards, split, None, runtime)
     assert found.tokens_nvTD is not None
@@ -126,7 +138,14 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
     about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost, "made_of": made_of}
+    about["cpu_seconds"] = time.process_time() - begun
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
+
+
+def _seconds_per_clip(base: ProbeConfig, start: Path, split: str, folder: Path) -> float:
+    """CPU seconds that a clip's tokens took, of `split`."""
+    about = read_json(_place(base, start, split, folder).with_suffix(".json"))
+    return about["cpu_seconds"] / max(len(about["keys"]), 1)
 
 
 def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shards: ShardSet, rows: np.ndarray) -> Features:

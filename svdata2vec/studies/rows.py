@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from svdata2vec.bench.machine import commit
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
@@ -20,9 +21,9 @@ from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.optim import resolve
 
-Kind = Literal["ours", "rival", "control", "ceiling"]
+Kind = Literal["ours", "rival", "control", "reference"]
 Choice = dict[str, float]  # hyper-parameters by name
-Outcome = dict[str, Any]  # score, labels, steps, clips_seen, cpu_seconds
+Outcome = dict[str, Any]  # score, labels, steps, clips_seen, cpu_seconds, commit
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
         return found
     path = cell_path(row, cell, out)
     folder = out / "runs" / path.stem
-    outcome = row.run(cell, folder)
+    made_by = commit()
+    outcome = {**row.run(cell, folder), "commit": made_by}
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made_of(row, cell.seed, fingerprint),

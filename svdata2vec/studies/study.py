@@ -138,6 +138,7 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
                 "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
                 "cpu_seconds": spent,
+                "commits": sorted({outcome.get("commit") or "unknown" for outcome in there}),
             })
     return {"name": row.name, "title": row.title, "kind": row.kind, "cells": cells}
 

@@ -1,4 +1,4 @@
-"""Show that the synthetic action data set needs motion: neither one frame nor the background tells the class.
+"""What of the synthetic action clips tells the class: one frame and the background little, the whole clip most.
 
     python tools/experiments/check_motion_clips.py OUT --json tools/results/motion_clips_check.json
 

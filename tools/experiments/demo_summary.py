@@ -1,4 +1,4 @@
-"""Four lines about classifiers on the same labels: chance, a small CNN, from scratch with as much computing, after pretraining.
+"""Four lines about classifiers on the same labels: chance, a small CNN, from scratch with as many multiply-adds, after pretraining.
 
     python tools/experiments/demo_summary.py demo [--json tools/results/demo.json]
 
@@ -17,7 +17,7 @@ from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.studies.label_efficiency import cost
 
 ROWS = {
-    "small_cnn": "small CNN from scratch", "scratch": "RGB from scratch, same total computing",
+    "small_cnn": "small CNN from scratch", "scratch": "RGB from scratch, as many multiply-adds",
     "pretrained": "RGB after pretraining",
 }
 

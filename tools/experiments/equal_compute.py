@@ -1,4 +1,4 @@
-"""Epochs in which a classifier from scratch costs as much computing as pretraining and fine-tuning together.
+"""Epochs in which a classifier from scratch costs as many multiply-adds as pretraining and fine-tuning together.
 
     python tools/experiments/equal_compute.py demo/pretrain demo/pretrained
 

@@ -5,7 +5,7 @@
         --pickle-path demo/claim/clips/motion.pkl --videos demo/claim/clips/videos
     python tools/experiments/pretraining_experiment.py claim --shards demo/claim/shards --work demo/claim/runs
 
-claim: the method against its controls and rivals (svdata2vec/README.md, "Controls"), from scratch, and skeletons as a ceiling.
+claim: the method against its controls and rivals (svdata2vec/README.md, "Controls"), from scratch, and skeletons alone.
 masks: 1, 2, 4 and 8 masks per clip at equal clips, and at equal multiply-adds (`_work`); masks that choose from more frames.
 choices: EMA as counted here and as the authors count it, kept frames and all frames, bf16 and float32.
 

@@ -17,14 +17,24 @@ def label_efficiency(record: Record) -> str:
         rows.append([row["title"], *(cells.get(share, "") for share in shares)])
     data, seeds = record["data"], len(record["seeds"])
     clips = data["clips"]
-    validated = f", chosen with {clips[data['val_split']]} others" if record["search"] and data["val_split"] else ""
+    validated = ""
+    if record["search"] and data["val_split"]:
+        shares_searched = " and ".join(f"{100 * share:g} %" for share in sorted({each["fraction"] for each in record["search"]}))
+        validated = f", hyper-parameters chosen at {shares_searched} of the labels on {clips[data['val_split']]} validation clips"
     return table(header, rows) + (
         f"\n{'Mean over classes' if record['metric'] == 'mean_class' else 'Top-1'} on {clips[data['test_split']]} clips of "
         f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half of "
-        f"its 95 % interval; {clips[data['train_split']]} clips to train on{validated}. In brackets the labelled clips. Commit "
-        f"{record['commit'] or 'unknown'}. {measured(record)}\n"
+        "its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, and "
+        f"their number is not in it. {clips[data['train_split']]} clips to train on{validated}. In brackets the labelled clips. "
+        f"{commits(record)} {measured(record)}\n"
         "\n![Accuracy over labelled clips](label_efficiency.png)\n"
     )
+
+
+def commits(record: Record) -> str:
+    """Of which commits a record and its runs are."""
+    runs = sorted({commit for row in record["rows"] for cell in row["cells"] for commit in cell.get("commits", ["unknown"])})
+    return f"Collected at commit {record['commit'] or 'unknown'}, runs of {', '.join(runs)}."
 
 
 def with_half(cell: Record) -> str:
@@ -72,7 +82,7 @@ def label_costs(record: Record) -> str:
         ])
     header = ["", "labels", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
     return table(header, rows) + (
-        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds.\n"
+        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds; a probe's have its frozen tokens of these clips.\n"
     )
 
 
@@ -99,8 +109,8 @@ def sides(record: Record) -> str:
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
         "to the first line are paired by seed, bold where the interval leaves out 0, not corrected for their number. "
-        f"{epochs} epochs of {data['clips'][data['train_split']]} clips where a line says no other; commit "
-        f"{record['commit'] or 'unknown'}. {measured(record)}\n"
+        f"{epochs} epochs of {data['clips'][data['train_split']]} clips where a line says no other. {commits(record)} "
+        f"{measured(record)}\n"
     )
 
 
