@@ -47,8 +47,8 @@ class SearchConfig:
 class LabelEfficiencyConfig:
     """Accuracy over the share of labels: from scratch, fine-tuned and probed after pretraining, over seeds, with intervals.
 
-    All rows have the same labelled clips; those that train a network have the same steps and clips per step. Finished runs are found again; the folder gets
-    `label_efficiency.json`, with a chart beside it.
+    All rows have the same labelled clips; those that train a network have the same steps and clips per step. Finished runs
+    are found again; the folder gets `label_efficiency.json`, with a chart beside it.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""Four lines about classifiers on the same labels: chance, a small CNN, from scratch with as many multiply-adds, after pretraining.
+"""Four lines about classifiers on the same labels: chance, a small CNN, from scratch (as many multiply-adds), pretrained.
 
     python tools/experiments/demo_summary.py demo [--json tools/results/demo.json]
 

@@ -19,14 +19,14 @@ def label_efficiency(record: Record) -> str:
     clips = data["clips"]
     validated = ""
     if record["search"] and data["val_split"]:
-        shares_searched = " and ".join(f"{100 * share:g} %" for share in sorted({each["fraction"] for each in record["search"]}))
-        validated = f", hyper-parameters chosen at {shares_searched} of the labels on {clips[data['val_split']]} validation clips"
+        searched = " and ".join(f"{100 * share:g} %" for share in sorted({each["fraction"] for each in record["search"]}))
+        validated = f", hyper-parameters chosen at {searched} of the labels on {clips[data['val_split']]} validation clips"
     return table(header, rows) + (
         f"\n{'Mean over classes' if record['metric'] == 'mean_class' else 'Top-1'} on {clips[data['test_split']]} clips of "
-        f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half of "
-        "its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, and "
-        f"their number is not in it. {clips[data['train_split']]} clips to train on{validated}. In brackets the labelled clips. "
-        f"{commits(record)} {measured(record)}\n"
+        f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half "
+        "of its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, "
+        f"their number is not in it. {clips[data['train_split']]} clips to train on{validated}. In brackets the "
+        f"labelled clips. {commits(record)} {measured(record)}\n"
         "\n![Accuracy over labelled clips](label_efficiency.png)\n"
     )
 
@@ -82,7 +82,8 @@ def label_costs(record: Record) -> str:
         ])
     header = ["", "labels", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
     return table(header, rows) + (
-        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds; a probe's have its frozen tokens of these clips.\n"
+        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds; a "
+        "probe's have its frozen tokens of these clips.\n"
     )
 
 
