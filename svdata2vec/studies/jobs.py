@@ -5,16 +5,21 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
 from svdata2vec.runs.runtime import announced_place
-from svdata2vec.shards.errors import UserError
+from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, stoppable
+from svdata2vec.shards.errors import MachineError, UserError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ASK_SECONDS = 1.0  # between two requests to stop
 
 Result = TypeVar("Result")
 
@@ -24,7 +29,8 @@ log = logging.getLogger(__name__)
 def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
     """What the jobs give, in their order, so many at a time; more than one at a time in fresh processes.
 
-    The first job that fails ends the others after those at work, and its exception is raised.
+    A job that fails lets those at work come to their end, no other begins, and its exception is raised. SIGTERM and Ctrl+C
+    reach the jobs too: training saves. Raises MachineError where a job's process was killed.
     """
     if announced_place()[1] > 1:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
@@ -34,19 +40,42 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
     places = context.SimpleQueue()
     for place in shares(at_once):
         places.put(place)
-    with ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        waiting = set(futures)
+    results: dict[int, Result] = {}
+    with stoppable(), ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
         try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                log.info("%d of %d runs done", len(futures) - len(waiting), len(futures))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+            left = enumerate(jobs)  # handed out one by one: the pool would begin those that it has, come what may
+            at_work: dict[Future[Result], int] = {}
+            while len(results) < len(jobs):
+                at_work |= {pool.submit(_work, job): number for number, job in islice(left, at_once - len(at_work))}
+                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                    results[at_work.pop(future)] = future.result()
+                    log.info("%d of %d runs done", len(results), len(jobs))
+        except BrokenProcessPool as error:
+            _stop_processes()
+            raise MachineError("the process of a run was killed (by hand, or for want of memory: take fewer --jobs); what is "
+                               "finished is kept, start again to go on") from error
+        except (KeyboardInterrupt, SystemExit):
+            _stop_processes()
             raise
-    return [future.result() for future in futures]
+    return [results[number] for number in range(len(jobs))]
+
+
+def _work(job: Callable[[], Result]) -> Result:
+    """What a job gives. The process ends with it if nobody is left to take that, and to hand out the next one."""
+    try:
+        return job()
+    finally:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(REQUEUE_EXIT_CODE)
+
+
+def _stop_processes() -> None:
+    """SIGTERM until none is left: one that trains saves first, and is ended by the next one."""
+    while children := multiprocessing.active_children():
+        for child in children:
+            child.terminate()
+        time.sleep(ASK_SECONDS)
 
 
 def shares(at_once: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,111 @@
+"""Studies whose processes are stopped or killed: what is at work saves, nothing else begins, nobody stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE
+
+ROOT = Path(__file__).parent.parent
+
+# Five jobs, two at a time. A job is like a run: asked to stop, it ends a step, saves, and says so.
+STUDY = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.stopping import StopSignal
+from svdata2vec.studies.jobs import run_all
+
+def train(folder, number):
+    (folder / f"begun-{number}.tmp").write_text(str(os.getpid()))
+    (folder / f"begun-{number}.tmp").rename(folder / f"begun-{number}")
+    with StopSignal() as stop:
+        while not stop.received:
+            time.sleep(0.05)
+            if number == 1 and (folder / "fail").exists():
+                raise RunFailedError("the disk is full")
+            if (folder / "finish").exists():
+                return number
+        time.sleep(0.5)
+        (folder / f"saved-{number}").touch()
+        raise stop.request()
+
+if __name__ == "__main__":
+    print(run_all([partial(train, Path(sys.argv[1]), number) for number in range(5)], 2))
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 100.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def names(folder: Path, kind: str) -> set[str]:
+    return {path.name.removeprefix(f"{kind}-") for path in folder.glob(f"{kind}-?")}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A study whose first two jobs have begun."""
+    (tmp_path / "study.py").write_text(STUDY)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "study.py"), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_for(lambda: names(tmp_path, "begun") == {"0", "1"})
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def processes(folder: Path) -> list[int]:
+    return [int((folder / f"begun-{number}").read_text()) for number in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, REQUEUE_EXIT_CODE)])
+def test_a_study_that_is_stopped_leaves_nobody_behind(
+    study: subprocess.Popen[str], tmp_path: Path, number: int, status: int
+) -> None:
+    """Killed, too: jobs save, and no other begins in their processes."""
+    jobs = processes(tmp_path)
+    study.send_signal(number)
+    study.communicate(timeout=60)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in jobs), 30)
+    assert study.returncode == status
+    assert names(tmp_path, "saved") == names(tmp_path, "begun") == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_a_study_in_one_line(study: subprocess.Popen[str], tmp_path: Path) -> None:
+    """The other run saves. Without an end to its process the study would wait for it for ever."""
+    first, second = processes(tmp_path)
+    psutil.Process(first).kill()
+    _, said = study.communicate(timeout=60)
+    wait_for(lambda: not psutil.pid_exists(second), 30)
+    assert said.splitlines()[-1].startswith("svdata2vec.shards.errors.MachineError: the process of a run was killed")
+    assert names(tmp_path, "saved") == {"1"} and names(tmp_path, "begun") == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_after_a_failure_no_other_run_begins(study: subprocess.Popen[str], tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    time.sleep(2)
+    assert study.poll() is None  # the other one goes on to its end
+    (tmp_path / "finish").touch()
+    _, said = study.communicate(timeout=60)
+    assert said.splitlines()[-1].endswith("RunFailedError: the disk is full")
+    assert names(tmp_path, "begun") == {"0", "1"} and not names(tmp_path, "saved")
+
