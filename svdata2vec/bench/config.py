@@ -95,8 +95,8 @@ class DataBenchOptions:
     """Folder where the source clips and shards are made, and found again."""
     sources: Annotated[int, Range(4)] = 12
     """Source clips to make, at least a batch of four."""
-    clips: Count = 40
-    """Clips timed per method and round."""
+    clips: Count = 84
+    """Clips timed per method and round, after the first 48: with 12 sources, each of them seven times."""
     rounds: Count = 3
     """Rounds, in which the methods take turns; medians are reported."""
     method: str | None = None

@@ -59,11 +59,8 @@ def _read(shards: ShardSet) -> Iterator[list[EncodedClip]]:
 
 
 def ours_read_only(shards: ShardSet) -> Iterator[int]:
-    """Storage, parsing and plans; every byte of the clip is touched, nothing is decoded."""
-    for clips in _read(shards):
-        for clip in clips:
-            clip.video.sum()
-        yield len(clips)
+    """Storage, parsing and plans; every byte that is wanted has been compared with its checksum, nothing is decoded."""
+    yield from map(len, _read(shards))
 
 
 class _DecodeOnly(DaliDecoder):
