@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
-from svdata2vec.pipeline.frames import EncodedClip, different, in_order, laid
+from svdata2vec.pipeline.frames import EncodedClip, changed, different, in_order, laid
 from svdata2vec.pipeline.order import taken_name
 from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, make_plans
 from svdata2vec.pipeline.seen import FramesSeen, only_seen
@@ -46,7 +46,7 @@ class FetchedClip:
 
     def encoded_as(self, encoded: EncodedClip) -> "FetchedClip":
         """The same clip, its bytes elsewhere."""
-        return FetchedClip(self.row, self.key, self.label, self.view, self.joints_MTVC, encoded, self.augment)
+        return changed(self, encoded=encoded)
 
 
 Outcome = FetchedClip | BadClipError
@@ -103,11 +103,11 @@ class ClipFetcher:
         encoded = outcome.encoded
         assert encoded.offsets is not None
         try:
-            video = self.shards.frames(outcome.row, encoded.offsets, different(encoded) if check else [], place)
+            video, pictures = self.shards.frames(outcome.row, encoded.offsets, different(encoded) if check else [], place)
         except (OSError, ValueError) as error:
             self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
             return BadClipError(str(error))
-        return outcome.encoded_as(encoded.with_video(video) if place is None else in_order(encoded, video))
+        return outcome.encoded_as(encoded.with_video(video, pictures) if place is None else in_order(encoded, video))
 
     def received(self, outcome: Outcome, place: Bytes | None) -> Outcome:
         """A clip that another process sent `unmapped`: its frames lie in the place that it was given, or are mapped."""

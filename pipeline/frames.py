@@ -3,7 +3,10 @@
 T sampled frames, D different ones among them, F frames of the clip.
 """
 
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +23,8 @@ class EncodedClip:
 
     video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container, and for blocks that were gathered
     (`gathered`). frames_T: int64, a number may occur again. blocks: how each frame is laid out, None for JPEGs and containers.
-    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture.
+    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. pictures: its `different` frames in
+    `video`, if they were already cut out of it.
     """
 
     key: str
@@ -31,40 +35,101 @@ class EncodedClip:
     packed_width: int
     packed_height: int
     blocks: BlockFormat | None = None
+    pictures: Sequence[memoryview] = ()
 
-    def with_video(self, video: NDArray[np.uint8]) -> "EncodedClip":
+    def with_video(self, video: NDArray[np.uint8], pictures: Sequence[memoryview] = ()) -> "EncodedClip":
         """The same clip, its bytes elsewhere."""
-        return EncodedClip(
-            self.key, video, self.offsets, self.frames_T, self.output_to_packed, self.packed_width, self.packed_height,
-            self.blocks,
-        )
+        return changed(self, video=video, pictures=pictures)
 
 
-def jpeg_slices(clip: EncodedClip) -> list[memoryview]:
-    """The JPEGs of the `different` wanted frames, without copying.
+Record = TypeVar("Record")
 
-    Raises ValueError when the offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
+
+def changed(record: Record, **fields: Any) -> Record:
+    """`dataclasses.replace` without making the record anew, which takes ten times as long where it is frozen."""
+    copy = object.__new__(type(record))
+    vars(copy).update(vars(record), **fields)
+    return copy
+
+
+@dataclass(frozen=True)
+class Jpegs:
+    """The JPEGs of a clip that are decoded: `different` ones, and (T,) which of them each wanted frame shows."""
+
+    pictures: Sequence[memoryview]
+    places: NDArray[np.int64]
+
+
+def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
+    """The JPEGs of each clip, without copying. N wanted frames of all clips, P different ones among them: in arrays of all.
+
+    Raises ValueError when an offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
     does: a decoder would fill what is missing with grey and say nothing.
     """
-    frames = different(clip)
-    start_D, stop_D = _ends(clip, np.array(frames))
-    starts, stops = start_D.tolist(), stop_D.tolist()
-    if min(starts) < 0 or (stop_D - start_D).min() < 4 or max(stops) > clip.video.size:
+    table, row_N, first_B = _tables(clips)
+    row_P, place_N = np.unique(row_N, return_inverse=True)
+    cut_B = np.searchsorted(row_P, [*first_B, len(table)])
+    start_P, stop_P = table[row_P], table[row_P + 1]
+    size_P = np.repeat([clip.video.size for clip in clips], np.diff(cut_B))
+    wrong_P = (start_P < 0) | (stop_P - start_P < len(WHOLE)) | (stop_P > size_P)
+    if wrong_P.any():
+        clip = clips[np.searchsorted(cut_B, wrong_P.argmax(), "right") - 1]
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
-    marks = clip.video.take(np.concatenate([start_D, start_D + 1, stop_D - 2, stop_D - 1])).tobytes()
-    if marks != b"".join(bytes([mark]) * len(starts) for mark in WHOLE):
-        wrong = next(d for d in range(len(starts)) if marks[d :: len(starts)] != WHOLE)
-        raise ValueError(f"clip {clip.key}: frame {frames[wrong]} is not a whole JPEG picture")
-    content = clip.video.data
-    return [content[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    ends_4P = np.stack([start_P, start_P + 1, stop_P - 2, stop_P - 1])
+    found, last = [], 0
+    for clip, low, high in zip(clips, cut_B.tolist(), cut_B[1:].tolist(), strict=False):
+        _check_marks(clip, ends_4P[:, low:high])
+        first, last = last, last + len(clip.frames_T)
+        pictures = clip.pictures or _cut(clip.video.data, start_P[low:high], stop_P[low:high])
+        found.append(Jpegs(pictures, place_N[first:last] - low))
+    return found
+
+
+def _cut(content: memoryview, start_D: NDArray[np.int64], stop_D: NDArray[np.int64]) -> list[memoryview]:
+    return [content[start:stop] for start, stop in zip(start_D.tolist(), stop_D.tolist(), strict=True)]
+
+
+def _tables(clips: Sequence[EncodedClip]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The clips' offset tables as one, (N,) where in it each wanted frame stands, (B,) where each clip's own begins.
+
+    Raises ValueError for a clip without a table, or with one that ends before a wanted frame.
+    """
+    for clip in clips:
+        if clip.offsets is None:
+            raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
+    tables = [clip.offsets for clip in clips if clip.offsets is not None]
+    length_B = [len(table) for table in tables]
+    first_B = np.cumsum([0, *length_B[:-1]])
+    frame_N, wanted_B = np.concatenate([clip.frames_T for clip in clips]), [len(clip.frames_T) for clip in clips]
+    missing_N = (frame_N < 0) | (frame_N > np.repeat(length_B, wanted_B) - 2)
+    if missing_N.any():
+        clip = clips[np.repeat(np.arange(len(clips)), wanted_B)[missing_N.argmax()]]
+        raise ValueError(f"clip {clip.key}: frame {frame_N[missing_N.argmax()]} wanted, {len(clip.offsets) - 1} stored")
+    return np.concatenate(tables), frame_N + np.repeat(first_B, wanted_B), first_B
+
+
+def _check_marks(clip: EncodedClip, ends_4D: NDArray[np.int64]) -> None:
+    """ValueError unless these bytes of a clip are those that each of its D JPEGs begins and ends with."""
+    count = ends_4D.shape[1]
+    marks = clip.video.take(ends_4D).tobytes()
+    if marks != _marks(count):
+        wrong = next(d for d in range(count) if marks[d::count] != WHOLE)
+        raise ValueError(f"clip {clip.key}: frame {different(clip)[wrong]} is not a whole JPEG picture")
+
+
+@functools.lru_cache(maxsize=256)
+def _marks(count: int) -> bytes:
+    """All first bytes of so many JPEGs, all second ones, all last but one, all last."""
+    return b"".join(bytes([mark]) * count for mark in WHOLE)
 
 
 def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint8]]:
     """The wanted frames in blocks, uint8 (frame_bytes,) each, without copying. Raises ValueError for one of another size."""
-    starts, stops = _ends(clip, clip.frames_T)
-    if starts.min() < 0 or stops.max() > clip.video.size or (stops - starts != blocks.frame_bytes).any():
+    table, row_T, _ = _tables([clip])
+    start_T, stop_T = table[row_T], table[row_T + 1]
+    if start_T.min() < 0 or stop_T.max() > clip.video.size or (stop_T - start_T != blocks.frame_bytes).any():
         raise ValueError(f"clip {clip.key}: {clip.video.size} bytes do not hold its frames of {blocks.frame_bytes} bytes each")
-    return [clip.video[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    return [clip.video[start:stop] for start, stop in zip(start_T.tolist(), stop_T.tolist(), strict=True)]
 
 
 def gathered(clip: EncodedClip, blocks: BlockFormat) -> EncodedClip:
@@ -81,33 +146,21 @@ def gathered(clip: EncodedClip, blocks: BlockFormat) -> EncodedClip:
 
 
 def different(clip: EncodedClip) -> list[int]:
-    """The wanted frames, each once, in the order in which they are first seen."""
-    return list(dict.fromkeys(clip.frames_T.tolist()))
+    """The wanted frames, each once, in rising order."""
+    return sorted(set(clip.frames_T.tolist()))
 
 
-def places(clip: EncodedClip) -> list[int]:
+def places(clip: EncodedClip) -> NDArray[np.int64]:
     """Of each of the T wanted frames its place among the `different` ones."""
-    place = {frame: i for i, frame in enumerate(different(clip))}
-    return [place[frame] for frame in clip.frames_T.tolist()]
+    return np.searchsorted(different(clip), clip.frames_T)
 
 
 def in_order(clip: EncodedClip, video: NDArray[np.uint8]) -> EncodedClip:
     """The clip over the bytes of its `different` frames alone."""
-    return replace(clip, video=video, offsets=None, frames_T=np.array(places(clip)))
+    return changed(clip, video=video, offsets=None, frames_T=places(clip), pictures=())
 
 
 def laid(clip: EncodedClip, place: NDArray[np.uint8]) -> EncodedClip:
     """A gathered clip whose bytes are the first of `place`."""
     assert clip.blocks is not None and clip.offsets is None
-    return replace(clip, video=place[: (int(clip.frames_T.max()) + 1) * clip.blocks.frame_bytes])
-
-
-def _ends(clip: EncodedClip, frames_D: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(D,) first byte of each of these frames, and the byte behind its last."""
-    if clip.offsets is None:
-        raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
-    try:
-        return clip.offsets.take(frames_D), clip.offsets.take(frames_D + 1)
-    except IndexError:
-        last = int(clip.frames_T.max())
-        raise ValueError(f"clip {clip.key}: frame {last} wanted, {len(clip.offsets) - 1} stored") from None
+    return changed(clip, video=place[: (int(clip.frames_T.max()) + 1) * clip.blocks.frame_bytes])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.faults import machine_fault, reason
-from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices, places
+from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.decode import cut_off_reason
@@ -54,7 +54,7 @@ class Feed:
 
     data: Sequence[NDArray[np.uint8] | memoryview]
     same: dict[str, NDArray[Any]]
-    places: list[int]
+    places: NDArray[np.int64]
     frames: NDArray[np.int32] | None = None
 
 
@@ -136,13 +136,7 @@ class DaliDecoder:
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         """Fill `out_BTSS3` (B, T, size, size, 3) uint8; returns clip number -> reason of those that could not be decoded."""
-        failed: dict[int, str] = {}
-        good: list[RunClip] = []
-        for row, clip in enumerate(clips):
-            try:
-                good.append(RunClip(row, clip, self.inputs(clip)))
-            except ValueError as error:
-                failed[row] = str(error)
+        good, failed = self._ready(dict(enumerate(clips)))
         longest = max((len(clip.frames_T) for clip in clips), default=1)
         step = self.clips_per_run(longest)
         for start in range(0, len(good), step):
@@ -158,14 +152,27 @@ class DaliDecoder:
         """How many clips of so many frames DALI decodes at once."""
         return max(1, self.run_pictures // num_frames)
 
-    def inputs(self, clip: EncodedClip) -> Feed:
-        """What one clip feeds to the graph. Raises ValueError for a clip that DALI would decode wrongly in silence."""
+    def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
+        """What each clip feeds to the graph. Raises ValueError if DALI would decode one of them wrongly in silence."""
         if self.jpeg:
-            return Feed(jpeg_slices(clip), self._same(clip), places(clip))
-        reason = cut_off_reason(clip.video)
+            return [Feed(jpegs.pictures, self._same(clip), jpegs.places)
+                    for clip, jpegs in zip(clips, jpeg_slices(clips), strict=True)]
+        reason = next(filter(None, (cut_off_reason(clip.video) for clip in clips)), None)
         if reason is not None:
             raise ValueError(reason)
-        return Feed([clip.video], self._same(clip), list(range(len(clip.frames_T))), clip.frames_T.astype(np.int32))
+        return [Feed([clip.video], self._same(clip), np.arange(len(clip.frames_T)), clip.frames_T.astype(np.int32))
+                for clip in clips]
+
+    def _ready(self, clips: dict[int, EncodedClip]) -> tuple[list[RunClip], dict[int, str]]:
+        """Clips by row that can be decoded, and why others cannot: each is looked at alone where one of them cannot."""
+        try:
+            feeds = self.inputs(list(clips.values())) if clips else []
+        except ValueError as error:
+            if len(clips) == 1:
+                return [], {row: str(error) for row in clips}
+            alone = [self._ready({row: clip}) for row, clip in clips.items()]
+            return [run for good, _ in alone for run in good], {row: why for _, bad in alone for row, why in bad.items()}
+        return [RunClip(row, clip, feed) for (row, clip), feed in zip(clips.items(), feeds, strict=True)], {}
 
     def _same(self, clip: EncodedClip) -> dict[str, NDArray[Any]]:
         """The geometry's inputs."""
@@ -233,7 +240,7 @@ class DaliDecoder:
         feeds = [clip.feed for clip in clips]
         counts = [len(feed.data) for feed in feeds]
         # Without a copy, and a quarter of what a list of arrays costs.
-        tensors = [TensorCPU(sample) for feed in feeds for sample in feed.data]
+        tensors = list(map(TensorCPU, itertools.chain.from_iterable(feed.data for feed in feeds)))
         self._fed = {"data": TensorListCPU(tensors, contiguous=False)}  # type: ignore[call-overload]  # not in DALI's stubs
         if feeds[0].frames is not None:
             self._fed["frames"] = [feed.frames for feed in feeds]
@@ -284,7 +291,7 @@ class DaliDecoder:
                 pictures = list(np.asarray(output[sample]))
             sample += len(run.feed.data)
             rows: list[list[NDArray[np.uint8]]] = [[] for _ in pictures]
-            for t, place in enumerate(run.feed.places):
+            for t, place in enumerate(run.feed.places.tolist()):
                 rows[place].append(out[run.row, t])
             jobs += [(resampler, picture, left, top, rows[d]) for d, picture in enumerate(pictures)]
         parts = [jobs[k :: self.num_threads] for k in range(self.num_threads)]
@@ -313,10 +320,10 @@ class InputOnlyDecoder(DaliDecoder):
 def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
     """Dense output of a run into its rows, complete when this returns (DALI may reuse its memory then)."""
     frames = torch.from_dlpack(output.as_tensor()).flatten(0, -4)
-    if len(frames) < len(clips) * out_BTSS3.shape[1]:  # some are repeated
-        starts = itertools.accumulate((len(clip.feed.data) for clip in clips), initial=0)
-        sources = [start + place for start, clip in zip(starts, clips, strict=False) for place in clip.feed.places]
-        frames = frames.index_select(0, torch.tensor(sources, device=frames.device))
+    starts = itertools.accumulate((1 + int(clip.feed.places.max()) for clip in clips), initial=0)
+    sources = np.concatenate([start + clip.feed.places for start, clip in zip(starts, clips, strict=False)])
+    if not np.array_equal(sources, np.arange(len(frames))):  # some are repeated, or wanted in another order
+        frames = frames.index_select(0, torch.from_numpy(sources).to(frames.device))
     frames = frames.view(len(clips), *out_BTSS3.shape[1:])
     first, last = clips[0].row, clips[-1].row
     if last - first + 1 == len(clips):

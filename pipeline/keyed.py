@@ -3,13 +3,16 @@
 So a clip's draws do not depend on batch, thread, rank or number of ranks (pipeline/README.md, "Purity and resume").
 """
 
+import functools
 import hashlib
+import struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ZERO = np.zeros(4, np.uint64)
+_ZERO = (0, 0, 0, 0)  # NumPy's state takes tuples faster than arrays
+_two_words = struct.Struct("<2Q").unpack
 
 
 class _NoSeed(np.random.bit_generator.ISeedSequence):
@@ -32,16 +35,18 @@ class KeyedDraws:
         self._generator = np.random.Generator(self._philox)
 
     def __call__(self, purpose: str, *parts: int | str) -> np.random.Generator:
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (purpose, *parts):
-            kind = b"i" if isinstance(part, int) else b"s"
-            text = str(part).encode()
-            digest.update(kind + len(text).to_bytes(4, "little") + text)
+        digest = hashlib.blake2b(b"".join([_bytes_of(part) for part in (purpose, *parts)]), digest_size=16).digest()
         self._philox.state = {  # as `Philox(key=...)` leaves it
-            "bit_generator": "Philox", "state": {"counter": _ZERO, "key": np.frombuffer(digest.digest(), "<u8")},
+            "bit_generator": "Philox", "state": {"counter": _ZERO, "key": _two_words(digest)},
             "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
         }
         return self._generator
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # all but the clip's name is the same for a batch
+def _bytes_of(part: int | str) -> bytes:
+    text = str(part).encode()
+    return (b"i" if isinstance(part, int) else b"s") + len(text).to_bytes(4, "little") + text
 
 
 def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:

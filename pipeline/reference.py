@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from svdata2vec.pipeline.frames import EncodedClip, block_slices, different, jpeg_slices, places
+from svdata2vec.pipeline.frames import EncodedClip, block_slices, different, jpeg_slices
 from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 
@@ -42,9 +42,10 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
         return [frames[number] for number in clip.frames_T.tolist()]
     if clip.blocks is not None:
         return [BlockDecoder(clip.blocks)(data) for data in block_slices(clip, clip.blocks)]
-    slices = zip(jpeg_slices(clip), different(clip), strict=True)
+    (jpegs,) = jpeg_slices([clip])
+    slices = zip(jpegs.pictures, different(clip), strict=True)
     pictures = [decode_jpeg(np.frombuffer(data, np.uint8), frame) for data, frame in slices]
-    return [pictures[place] for place in places(clip)]
+    return [pictures[place] for place in jpegs.places.tolist()]
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

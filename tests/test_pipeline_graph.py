@@ -126,7 +126,8 @@ def with_video(clip: EncodedClip, video: np.ndarray, offsets: np.ndarray | None 
 
 def jpeg_damages(clip: EncodedClip) -> dict[str, EncodedClip]:
     zeros, garbage = clip.video.copy(), clip.video.copy()
-    first = jpeg_slices(clip)[0].nbytes
+    (jpegs,) = jpeg_slices([clip])
+    first = jpegs.pictures[0].nbytes
     zeros[: first] = 0
     garbage[20 : first - 2] = np.random.default_rng(0).integers(0, 255, first - 22)
     return {

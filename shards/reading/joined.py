@@ -244,7 +244,7 @@ class JoinedShards(ShardSet):
 
     def frames(
         self, row: int, offsets: np.ndarray, frames: Sequence[int], out: np.ndarray | None = None
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, list[memoryview]]:
         number, own = self._place(row)
         return self.sets[number].frames(own, offsets, frames, out)
 

@@ -209,8 +209,8 @@ class ShardSet:
 
     def frames(
         self, row: int, offsets: np.ndarray, frames: Sequence[int], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """uint8, the whole video of a clip of codec jpeg or blocks, of which these frames are compared with their sums.
+    ) -> tuple[np.ndarray, list[memoryview]]:
+        """uint8, the whole video of a clip of codec jpeg or blocks, and these frames in it, which are compared with their sums.
 
         Mapped where possible: nothing else is read, and `check_used` must follow the use of the bytes. offsets: int64 (F + 1,).
         With `out` (uint8) these frames alone, copied there one behind the other; a copy is compared while the processor's cache
@@ -219,25 +219,22 @@ class ShardSet:
         entry = self.index[row]
         ((start, size),) = self._spans(entry, self._by_frame)
         video, tar = self._mapped(entry, start, size)
-        sums = None if self.sums is None or not frames else self.sums.frames(row).tolist()
-        wanted = [] if sums is None else [sums[frame] for frame in frames]
-        bounds, found, end, whole = offsets.tolist(), [], 0, video.data  # whose slices cost less than an array's
-        for frame in frames:
-            content = whole[bounds[frame] : bounds[frame + 1]]
-            if out is not None:
-                copy = out[end : end + len(content)]
-                copy[:] = content  # NumPy lets other threads run
-                content, end = copy.data, end + len(copy)
-            if wanted:
-                found.append(crc32(content))
+        bounds, whole = offsets.tolist(), video.data  # whose slices cost less than an array's
+        pictures = [whole[bounds[frame] : bounds[frame + 1]] for frame in frames]
+        sums = [] if self.sums is None or not frames else self.sums.frames(row).tolist()
+        if out is None:
+            found = list(map(crc32, pictures)) if sums else []
+        else:
+            out, found = _copied(pictures, out, with_sums=bool(sums))
         if tar is not None:
             tar.check(start, start + size)
         if frames:
             self._check_header(entry, video)
+        wanted = [sums[frame] for frame in frames] if sums else []
         if found != wanted:
             wrong = next(frame for frame, a, b in zip(frames, found, wanted, strict=True) if a != b)
             raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
-        return video if out is None else out[:end]
+        return (video if out is None else out), pictures
 
     def _check_header(self, entry: np.void, video: np.ndarray) -> None:
         """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
@@ -261,15 +258,21 @@ class ShardSet:
 
     def _mapped(self, entry: np.void, start: int, size: int) -> tuple[np.ndarray, MappedTar | None]:
         """uint8 (size,) of a clip's tar, and the map that they lie in; None: a copy. UserError if the tar ends before them."""
-        shard = int(entry["shard"])
+        tar = self._map(int(entry["shard"]), start + size)
+        if tar is None:
+            return np.frombuffer(self._pread(entry, start, size), np.uint8), None
+        return np.frombuffer(tar, np.uint8, size, start), tar
+
+    def _map(self, shard: int, stop: int) -> MappedTar | None:
+        """A tar's map up to this byte; None if it has fewer or its file system has no maps."""
         tar = self._open(shard)
-        with contextlib.suppress(OSError, ValueError):  # a file system without maps; an empty file
-            if tar.mapped is None or len(tar.mapped) < start + size:
+        try:
+            if tar.mapped is None or len(tar.mapped) < stop:
                 tar.mapped = MappedTar(self._path(shard))
                 self._maps[tar.mapped] = shard
-            if tar.mapped.size() >= start + size <= len(tar.mapped):
-                return tar.mapped.bytes[start : start + size], tar.mapped
-        return np.frombuffer(self._pread(entry, start, size), np.uint8), None
+            return tar.mapped if tar.mapped.size() >= stop <= len(tar.mapped) else None
+        except (OSError, ValueError):  # an empty file is a value error
+            return None
 
     def _compare(self, row: int, parts: dict[str, memoryview]) -> None:
         """UserError if the bytes of a component are not those that were packed."""
@@ -333,6 +336,18 @@ class ShardSet:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread was here in between
                 self._tars.pop(next(iter(self._tars)), None)
         return tar
+
+
+def _copied(pictures: Sequence[memoryview], out: np.ndarray, *, with_sums: bool) -> tuple[np.ndarray, list[int]]:
+    """Pictures one behind the other in `out`, the part that they take, and their sums, made while the cache has the copy."""
+    found, end = [], 0
+    for picture in pictures:
+        copy = out[end : end + len(picture)]
+        copy[:] = picture  # NumPy lets other threads run
+        end += len(picture)
+        if with_sums:
+            found.append(crc32(copy.data))
+    return out[:end], found
 
 
 def load_head(folder: Path, where: str) -> tuple[Manifest, np.ndarray, Sums | None]:

@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +54,12 @@ class RunPerClip(DaliDecoder):
 class WholePictures(DaliDecoder):
     """The default form, but JPEGs are decoded whole instead of only the window that is sampled."""
 
-    def inputs(self, clip: EncodedClip) -> Feed:
-        whole = np.array([clip.packed_height, clip.packed_width], np.int32)
-        return replace(super().inputs(clip), same={"anchor": np.zeros(2, np.int32), "shape": whole})
+    def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
+        return [
+            replace(feed, same={"anchor": np.zeros(2, np.int32),
+                                "shape": np.array([clip.packed_height, clip.packed_width], np.int32)})
+            for clip, feed in zip(clips, super().inputs(clips), strict=True)
+        ]
 
 
 class WholePicturesOnly(DecodeOnly, WholePictures):
@@ -66,8 +69,8 @@ class WholePicturesOnly(DecodeOnly, WholePictures):
 class WarpOnly(DaliDecoder):
     """The default form, but every window is warped, as one is that does not lie on whole packed pixels."""
 
-    def inputs(self, clip: EncodedClip) -> Feed:
-        return super().inputs(between_pixels(clip))
+    def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
+        return super().inputs(list(map(between_pixels, clips)))
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: torch.Tensor) -> None:
         super().place([replace(run, clip=between_pixels(run.clip)) for run in clips], output, out_BTSS3)
@@ -88,9 +91,9 @@ class OpencvOnly:
         out = out_BTSS3.numpy()
         jobs = [
             (np.frombuffer(data, np.uint8), resampler, out[i, t])
-            for i, clip in enumerate(clips)
+            for i, (clip, jpegs) in enumerate(zip(clips, jpeg_slices(clips), strict=True))
             for resampler in [Resampler(clip.output_to_packed, SIZE)]
-            for t, data in enumerate(jpeg_slices(clip))
+            for t, data in enumerate(jpegs.pictures)
         ]
         list(self._pool.map(self._one, jobs))
         return {}
