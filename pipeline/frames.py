@@ -73,7 +73,7 @@ def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
     size_P = np.repeat([clip.video.size for clip in clips], np.diff(cut_B))
     wrong_P = (start_P < 0) | (stop_P - start_P < len(WHOLE)) | (stop_P > size_P)
     if wrong_P.any():
-        clip = clips[np.searchsorted(cut_B, wrong_P.argmax(), "right") - 1]
+        clip = clips[int(np.searchsorted(cut_B, wrong_P.argmax(), "right")) - 1]
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
     ends_4P = np.stack([start_P, start_P + 1, stop_P - 2, stop_P - 1])
     found, last = [], 0

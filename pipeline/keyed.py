@@ -36,10 +36,11 @@ class KeyedDraws:
 
     def __call__(self, purpose: str, *parts: int | str) -> np.random.Generator:
         digest = hashlib.blake2b(b"".join([_bytes_of(part) for part in (purpose, *parts)]), digest_size=16).digest()
-        self._philox.state = {  # as `Philox(key=...)` leaves it
+        state: Any = {  # as `Philox(key=...)` leaves it
             "bit_generator": "Philox", "state": {"counter": _ZERO, "key": _two_words(digest)},
             "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
         }
+        self._philox.state = state
         return self._generator
 
 
