@@ -20,13 +20,15 @@ from torch import Tensor
 TILE_VALUES = 2048
 TILE_CHANNELS = 256
 NUM_STAGES = 1
+MOST_PROGRAMS = 65_535  # along every axis of a grid but the first
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
     """Start `kernel` on the device of the first argument; an empty grid is nothing to do.
 
     Raises:
-        ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose.
+        ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose; or the grid
+            is larger than a GPU takes.
     """
     for argument in arguments:
         for value in argument if isinstance(argument, tuple) else (argument,):
@@ -34,6 +36,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
                 raise ValueError("the Triton kernels compute in float32; pass impl='torch' for float64 tensors")
     if 0 in grid:
         return
+    if max(grid[1:], default=0) > MOST_PROGRAMS:
+        name = getattr(kernel, "__name__", "a kernel").strip("_")
+        raise ValueError(f"{name}: a grid of {grid} programs, a GPU takes {MOST_PROGRAMS} along the later axes; pass smaller "
+                         "pictures or maps, or impl='torch'")
     device = arguments[0].device
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():

@@ -13,14 +13,18 @@ from kernel_step import step_inputs, step_loss
 from torch import Tensor
 from torch.profiler import profile
 
+from svdata2vec.config.schema import LARGEST_SIZE
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
 from svdata2vec.kernels.add_layer_norm import launch_add_layer_norm
 from svdata2vec.kernels.attention import launch_attention
 from svdata2vec.kernels.dispatch import INTERPRETED
+from svdata2vec.kernels.gather_blocks import launch_gather_blocks
+from svdata2vec.kernels.gather_frames import launch_gather_frames
 from svdata2vec.kernels.layer_targets import launch_layer_targets
 
 B, T, KEPT, D = 2, 5, 3, 4
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 SMALL = Sizes(B, T, KEPT, D, L=3, H=2, hidden=6, side=6, maps=(B, D, 3, 2))
 WITHOUT_GRADIENT = ("gather_frames", "gather_blocks", "layer_targets")
 differentiable = pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith(WITHOUT_GRADIENT)])
@@ -322,6 +326,27 @@ def test_wrong_input_is_refused(name: str) -> None:
     call, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [LARGEST_SIZE, 4096])
+def test_the_largest_pictures_fit_a_grid(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that runs may have; what a GPU would refuse is refused here."""
+    monkeypatch.setattr(launch, "start", lambda *_: None)
+    video, numbers = torch.empty(1, 1, size, size, 3, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.int64)
+    blocks, form = torch.zeros(1, 1, 1024, dtype=torch.uint8), (32, 3, 2)
+
+    def gather() -> None:
+        launch_gather_frames(video, numbers, MEAN, STD, 1, 16, torch.uint8)
+        launch_gather_blocks(blocks, numbers, numbers, numbers, form, size, MEAN, STD, 1, 3, torch.uint8)
+
+    if size == LARGEST_SIZE:
+        gather()
+        return
+    with pytest.raises(ValueError, match=r"gather_frames_kernel: a grid of \(1, 65536\) programs, a GPU takes 65535"):
+        gather()
+    video = video[:, :, :32, :32]
+    with pytest.raises(ValueError, match=r"gather_blocks_kernel: a grid of \(1, 131072\) programs"):
+        gather()
 
 
 @differentiable

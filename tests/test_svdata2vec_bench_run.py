@@ -339,11 +339,14 @@ def test_nothing_is_advised_that_would_be_refused() -> None:
 def test_the_verdict_is_right_where_a_part_is_slowed_down(
     slow: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted pause must outweigh everything else, on a busy machine too: there it is tried again, four times as long."""
+    """The planted pause must outweigh everything else, on a busy machine too: there it is tried again, four times as long.
+
+    The pause alone does not grow with what others take of the cores.
+    """
     parts = {"read": (ClipFetcher, "_planned"), "decode": (DaliDecoder, "decode"), "model": (Pretraining, "forward")}
     owner, name = parts[slow]
     work = getattr(owner, name)
-    for seconds_per_clip in (0.05, 0.2):
+    for seconds_per_clip in (0.05, 0.2, 0.8):
         pause = seconds_per_clip * 4  # per batch of four
 
         def slowed(*arguments: Any, pause: float = pause) -> Any:

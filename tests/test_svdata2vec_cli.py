@@ -71,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("bench scale demo --processes 1 two", "--processes is '1 two'; expected [INT [INT ...]]"),
         ("pretrain demo --run.device gpu", "--run.device is 'gpu'; expected one of auto, cpu, cuda"),
         # a value that the options' own checks refuse
-        ("pretrain demo --data.size 100", "--data.size is 100: expected a multiple of 32 from 32 to 4096"),
+        ("pretrain demo --data.size 4096", "--data.size is 4096: expected a multiple of 32 from 32 to 2880"),
         ("pretrain demo --mask.video-ratio 0 --mask.skeleton-ratio 0",
          "--mask.video-ratio 0.0 and --mask.skeleton-ratio 0.0 hide nothing"),
         ("pretrain demo --target.scored video --mask.video-ratio 0",

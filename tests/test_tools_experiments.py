@@ -10,10 +10,12 @@ import codec_experiment as codec
 import pretraining_experiment as experiments
 import pytest
 import results_studies as tables
+from pipeline_factory import clip_parts, write_shards
 from pretraining_sides import make_parser, pretrainings, run_experiment, study_of
 
 from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.config.presets import demo_pretrain
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell
 
@@ -99,6 +101,8 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(("more", "message"), [
     (["--sides", "pretrained", "rgb"], "--sides rgb: expected some of pretrained, shuffled_skeletons"),
     (["--pretrain", "--run.epoch 3"], "unknown option '--run.epoch'; did you mean --run.epochs?"),
+    (["--pretrain", "--run.out x"], "--pretrain sets run.out, which the experiment sets itself; leave it out"),
+    (["--pretrain", "--target.kind joints"], "the sides pretrained and joint_regression are the same; leave one out"),
     (["--shards", "nothing-here"], "nothing-here"),
     (["--pretrain", "--run.seed 7"], "the study has the seeds 0, 1, pretraining 7, 8; give --pretrain and"),
     (["--study", "--data.test-split all --data.train-split all --seeds 3"], "study has the seeds 0, 1, 2, pretraining 0, 1"),
@@ -112,6 +116,26 @@ def test_wrong_input_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert not (tmp_path / "work").exists(), "before anything is trained"
+
+
+def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    given = ["masks", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--pretrain", "--mask.repeats 2"]
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    with pytest.raises(UserError, match=r"--pretrain sets mask\.repeats, which the experiment sets itself"):
+        pretrainings(EXPERIMENTS["masks"], options)
+
+
+def test_preset_own_takes_what_it_needs_from_the_shards(tmp_path: Path) -> None:
+    """Splits, frames and batch; pretraining and study agree."""
+    names = [f"clip{i:05d}" for i in range(8)]
+    clips = [(name, 80, clip_parts(name, 80, size=64, label=i % 5, seed=i)) for i, name in enumerate(names)]
+    write_shards(tmp_path / "shards", clips, splits={"train": names[:6], "test": names[6:]}, size=64)
+    given = ["claim", "--preset", "own", "--shards", str(tmp_path / "shards"), "--work", str(tmp_path / "work")]
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    runs, study = pretrainings(EXPERIMENTS["claim"], options), study_of(EXPERIMENTS["claim"], options)
+    for data in (runs["pretrained", 0].data, study.data):
+        assert (data.train_split, data.test_split, data.num_frames) == ("train", "test", 24)
+    assert runs["pretrained", 0].model == study.model
 
 
 def test_a_run_that_fails_ends_an_experiment_in_one_line(

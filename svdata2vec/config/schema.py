@@ -29,7 +29,7 @@ from svdata2vec.shards.ranges import (
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
-SMALLEST_SIZE, LARGEST_SIZE = 32, 4096  # of a crop's side, in pixels
+SMALLEST_SIZE, LARGEST_SIZE = 32, 2880  # of a crop's side, in pixels; of larger ones a GPU's grid does not hold the programs
 
 Blocks = Annotated[int, Range(1, 1000)]
 Epochs = Annotated[float, Range(0, LARGEST)]

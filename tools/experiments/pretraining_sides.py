@@ -10,9 +10,10 @@ from typing import Any
 
 from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.bench.record import save
-from svdata2vec.cli.options import parse
+from svdata2vec.cli.commands import COMMANDS
+from svdata2vec.cli.options import Group, read
 from svdata2vec.config.files import to_values
-from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, Way
+from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.reports.label_curve import label_curve
@@ -64,16 +65,42 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
     return parser
 
 
+def read_options(command: str, preset: str, words: list[str]) -> Any:
+    """As the command line reads them, settings that preset `own` takes from the shards among them."""
+    group = COMMANDS.commands[command]
+    assert isinstance(group, Group)
+    return read([preset, *words], group, f"svdata2vec {command}", fit=True)[1]
+
+
 def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tuple[str, int], PretrainConfig]:
     """The pretraining runs of all sides and seeds."""
-    words = ["--data.shards", options.shards, "--data.threads", "1", *shlex.split(options.pretrain)]
-    base: PretrainConfig = parse(PRETRAIN[options.preset], words, "pretrain")
-    first = base.run.seed
+    words, more = ["--data.shards", options.shards, "--data.threads", "1"], shlex.split(options.pretrain)
+    base: PretrainConfig = read_options("pretrain", options.preset, [*words, *more])
+    sides, first = {name: side(base) for name, side in experiment.sides.items()}, base.run.seed
+    if more:
+        require_sides(sides, base, read_options("pretrain", options.preset, words))
     return {
         (name, seed): replace(config, run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed))
-        for name, side in experiment.sides.items() for config in (side(base),)
+        for name, config in sides.items()
         for seed in range(first, first + (options.seeds or experiment.seeds))
     }
+
+
+def require_sides(sides: dict[str, PretrainConfig], base: PretrainConfig, plain: PretrainConfig) -> None:
+    """UserError where --pretrain (from `plain` to `base`) sets what its reference sets over it, or makes two sides the same."""
+    reference = next(iter(sides.values()))
+    given, over = (
+        {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
+        for one, other in ((plain, base), (base, reference))
+    )
+    if taken := sorted(given & {*over, "run.out"}):
+        raise UserError(f"--pretrain sets {', '.join(taken)}, which the experiment sets itself; leave it out")
+    names = [*sides]
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            if sides[name] == sides[other]:
+                raise UserError(f"with these settings the sides {other} and {name} are the same; leave one out by --sides, or "
+                                "change --pretrain")
 
 
 def study_of(experiment: Experiment, options: argparse.Namespace) -> LabelEfficiencyConfig:
@@ -84,7 +111,7 @@ def study_of(experiment: Experiment, options: argparse.Namespace) -> LabelEffici
         "--ways", *experiment.ways, "--fractions", *map(str, experiment.fractions), "--jobs", str(options.jobs),
         "--seeds", str(options.seeds or experiment.seeds), *shlex.split(options.study),
     ]
-    config: LabelEfficiencyConfig = parse(LABEL_EFFICIENCY[options.preset], words, "label-efficiency")
+    config: LabelEfficiencyConfig = read_options("label-efficiency", options.preset, words)
     return config
 
 
