@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -18,6 +19,7 @@ from svdata2vec.model.masking import draw_masks
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import OrderConfig, entries_per_epoch, taken
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.runs.data import taken_per_epoch
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17, KINECT25, to_layout
 from svdata2vec.shards.reading.joined import JoinedShards, set_names
@@ -88,6 +90,20 @@ def test_an_epoch_of_weighted_sets_takes_what_they_say() -> None:
     assert halves[0] | halves[1] == set(range(106, 116)) and not halves[0] & halves[1]
     plain = OrderConfig(rows, 1, 2, 3, True, True, 0, 2)
     assert sorted(plain.clips(0).between(0, 19)[0].tolist()) == rows.tolist()
+
+
+@pytest.mark.parametrize(("rows", "weights", "expected"), [
+    (range(12), (0.5, 2.5), 4 + 12), (range(3), (0.5, 2.5), 2), ([3], (0.4, 1.0), 1), ([7, 11], (0.5, 2.5), 5),
+    (range(12), (0.3, 0.3), 2 + 2), ([0, 9], (1.0, 0.1), 1 + 1), (range(12), (), 12), ([2, 8, 9], (1.0, 1.0), 3),
+])
+def test_what_an_epoch_takes_is_what_a_loader_gives(
+    rows: Sequence[int], weights: tuple[float, ...], expected: int, coco: ShardSet, kinect: ShardSet
+) -> None:
+    """Of all rows, or of few labels, which may all be of one set; one clip at least of a set that has some."""
+    joined, chosen = JoinedShards([coco, kinect], "coco17", weights), np.array(rows)
+    assert taken_per_epoch(joined, chosen) == expected
+    with ClipLoader(joined, "all", PLAN, batch_size=1, train=True, video=False, limit=chosen) as loader:
+        assert (loader.clips_per_epoch, loader.batches_per_epoch, len([*loader])) == (expected,) * 3
 
 
 # ---- what a clip is ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.bench.machine import commit
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
-from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import AttentiveConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
@@ -32,7 +32,7 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import jobs, study
-from svdata2vec.studies.label_efficiency import label_efficiency, rows_of, worth_in_clips
+from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
 from svdata2vec.studies.study import Plan, run_study
@@ -205,6 +205,15 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         capsys.readouterr()
         assert main([*words, *wrong]) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A study around boxes, of runs around joints."""
+    runs = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}
+    require_fit(runs, replace(LABEL_EFFICIENCY["demo"](), ways=("linear",)))
+    (said,) = caplog.messages
+    assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around joints")
+    assert said.endswith("around boxes; its own are --data.crop joints")
 
 
 def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path: Path) -> None:

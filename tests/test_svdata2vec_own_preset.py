@@ -94,6 +94,19 @@ def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
     assert options("finetune", "own", "--data.shards", fifty).data.crop == "boxes"
 
 
+def test_batches_fit_the_clips_that_an_epoch_takes(fifty: Path, tmp_path: Path) -> None:
+    """Of 40 by their weight, or by the share that is labelled; runs of whole epochs keep their steps."""
+    for command, words, expected in (
+        ("pretrain", (), (8, 200)), ("pretrain", ("--data.weights", 0.25), (2, 200)),
+        ("pretrain", ("--data.weights", 4), (16, 200)),
+        ("finetune", (), (8, 60)), ("finetune", ("--label-fraction", 0.2), (2, 60)),
+    ):
+        config = options(command, "own", "--data.shards", fifty, *words)
+        assert (config.run.batch_size, config.run.epochs) == expected, words
+    short = ["--data.shards", str(fifty), "--data.size", "32", "--run.epochs", "1", "--run.device", "cpu", *SMALL]
+    assert main(["finetune", "own", *short, "--label-fraction", "0.1", "--run.out", str(tmp_path / "rgb")]) == 0
+
+
 def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert PAPER_FROM_CLIPS > 1000
     monkeypatch.setattr(own, "PAPER_FROM_CLIPS", 30)

@@ -320,7 +320,7 @@ def test_script_runs_by_its_path_and_exits_with_2_on_bad_options(tmp_path: Path)
 @pytest.mark.parametrize(("change", "message"), [
     ({"clips": 23}, "--clips is 23: expected a whole number from 36 to"),
     ({"seed": -1}, "--seed is -1: expected a whole number from 0 to"),
-    ({"min_frames": 10}, "--min_frames is 10: expected a whole number from 24 to"),
+    ({"min_frames": 10}, "--frames is 10: expected a whole number from 24 to"),
     ({"min_frames": 71}, "--frames 71-70: expected LOW-HIGH"),
     ({"width": 481}, "--width is 481: expected a multiple of 2 from 96 to"),
     ({"height": 20}, "--height is 20: expected a multiple of 2 from 96 to"),

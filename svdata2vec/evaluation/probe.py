@@ -55,7 +55,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if is_finished(config):
             return read_result(config.run.out, config.kind)
         trained = load_encoder(config.pretrained, config.modality, config.device)
-        check_input(config.pretrained, trained.config.data, config.data)
+        if (doubtful := check_input(config.pretrained, trained.config.data, config.data)) is not None:
+            log.warning("%s: %s", config.pretrained, doubtful)
         shards = open_data(config.data)
         train_split, test_split = config.data.train_split, config.data.test_split
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
@@ -100,8 +101,9 @@ def measure_probes(
     return linear, found
 
 
-def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> None:
-    """Clips must have the run's number of frames; other sizes and crops are possible, but rarely meant: a warning."""
+def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> str | None:
+    """What to warn of: other sizes and crops than the run's are possible, but rarely meant. UserError for other numbers of
+    frames."""
     text = (
         f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
         f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
@@ -110,8 +112,7 @@ def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> None:
     other = [f"{names[name]} {getattr(made, name)}" for name in names if getattr(wanted, name) != getattr(made, name)]
     if wanted.num_frames != made.num_frames:
         raise UserError(f"{run}: {text}; set {' '.join(other)}")
-    if other:
-        log.warning("%s: %s; its own are %s", run, text, " ".join(other))
+    return f"{text}; its own are {' '.join(other)}" if other else None
 
 
 def split_features(

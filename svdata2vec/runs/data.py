@@ -229,8 +229,11 @@ def refuse_val_split(data: DataConfig, work: str) -> None:
         raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
 
 
-def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> np.ndarray:
-    """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs)."""
+def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, say: bool = True) -> np.ndarray:
+    """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs).
+
+    say: how many, in the log.
+    """
     rows = shards.rows(split)
     if fraction == 1:
         return rows
@@ -240,5 +243,6 @@ def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int) -> n
     for label in np.unique(labels):
         members = rng.permutation(rows[labels == label])
         chosen.append(members[: max(1, round(fraction * len(members)))])
-    log.info("split %r: %d of %d clips labelled", split, sum(map(len, chosen)), len(rows))
+    if say:
+        log.info("split %r: %d of %d clips labelled", split, sum(map(len, chosen)), len(rows))
     return np.sort(np.concatenate(chosen))

@@ -15,7 +15,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
-from svdata2vec.runs.data import open_data
+from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import read_config
 from svdata2vec.runs.people import performers
 from svdata2vec.runs.published import published_config
@@ -61,10 +61,13 @@ def fit(config: Config) -> Config:
         model = ModelConfig() if large or isinstance(config, ProbeConfig) else config.model
     if isinstance(config, ProbeConfig):
         return replace(config, data=data)
-    batch, epochs = batch_and_epochs(len(rows), config.kind, config.run.batch_size)
+    if isinstance(config, FinetuneConfig):
+        rows = labelled_rows(shards, train_split, config.label_fraction, config.run.seed, say=False)
+    clips = taken_per_epoch(shards, rows)
+    batch, epochs = batch_and_epochs(clips, config.kind, config.run.batch_size)
     optim = replace(config.optim, lr=LARGE_LR) if model.width == ModelConfig().width else config.optim
     run = replace(config.run, batch_size=batch, epochs=epochs)
-    _say(shards, data, run, len(rows))
+    _say(shards, data, run, clips)
     if isinstance(config, FinetuneConfig):
         return replace(config, data=data, model=model, optim=optim, run=run)
     target = replace(config.target, top_layers=model.depth)

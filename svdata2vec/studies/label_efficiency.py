@@ -4,6 +4,7 @@ A row is a way to get a classifier (`rows.py`, `probe_rows.py`). What it is for:
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     """The rows that the options ask for; UserError for a pretraining run that is not finished, or does not fit them."""
     base, starts = config.classifier(), [tuple(start.split("=", 1)) for start in config.pretrained]
     seeds = range(config.run.seed, config.run.seed + config.seeds)
-    for _, start in starts:
-        for run in dict.fromkeys(start_of(start, seed) for seed in seeds):
-            require_fit(run, published_config(read_card(run), run), config)
+    runs = dict.fromkeys(start_of(start, seed) for _, start in starts for seed in seeds)
+    require_fit({run: published_config(read_card(run), run) for run in runs}, config)
     rows: list[Row] = []
     if "scratch" in config.ways:
         rows.append(FinetuneRow("scratch", "from scratch", "rival", base, config.steps))
@@ -114,18 +114,26 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     return rows
 
 
-def require_fit(run: Path, made: PretrainConfig | FinetuneConfig, config: LabelEfficiencyConfig) -> None:
-    """UserError unless the study's rows can start from a run with these settings: before any has taken its time."""
-    check_input(run, made.data, config.data)
+def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: LabelEfficiencyConfig) -> None:
+    """UserError unless the study's rows can start from runs with these settings: before any has taken its time.
+
+    Says once what is doubtful of several.
+    """
     options = {
         "--model.width": "width", "--model.depth": "depth", "--model.heads": "heads", "--model.mlp-ratio": "mlp_ratio",
         "--model.stem-width": "stem_width",
     }
-    theirs, ours = (
-        [f"{option} {getattr(model, name)}" for option, name in options.items()] for model in (made.model, config.model)
-    )
-    if "finetune" in config.ways and theirs != ours:
-        raise UserError(f"{run} has another network than the study; set {' '.join(theirs)}")
+    doubtful: dict[str, list[Path]] = {}
+    for run, made in runs.items():
+        if (text := check_input(run, made.data, config.data)) is not None:
+            doubtful.setdefault(text, []).append(run)
+        theirs, ours = (
+            [f"{option} {getattr(model, name)}" for option, name in options.items()] for model in (made.model, config.model)
+        )
+        if "finetune" in config.ways and theirs != ours:
+            raise UserError(f"{run} has another network than the study; set {' '.join(theirs)}")
+    for text, these in doubtful.items():
+        log.warning("%s%s: %s", these[0], f" and {len(these) - 1} more" if len(these) > 1 else "", text)
 
 
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:

@@ -150,10 +150,8 @@ def require_study(study: LabelEfficiencyConfig, runs: dict[tuple[str, int], Pret
         found, given = (", ".join(map(str, sorted(each))) for each in (wanted, seeds))
         raise UserError(f"the study has the seeds {found}, pretraining {given}; give --pretrain and --study one --run.seed")
     about(study, open_data(study.data))
-    for start in study.pretrained:
-        for seed in wanted:
-            run = start_of(start.partition("=")[2], seed)
-            require_fit(run, to_come.get(run) or published_config(read_card(run), run), study)
+    starts = [start_of(start.partition("=")[2], seed) for start in study.pretrained for seed in wanted]
+    require_fit({run: to_come.get(run) or published_config(read_card(run), run) for run in starts}, study)
 
 
 def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainConfig:

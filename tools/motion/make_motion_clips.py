@@ -39,7 +39,7 @@ from rich.progress import track
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.ranges import Range, Seed, check_fields
+from svdata2vec.shards.ranges import Range, Seed, check_fields, check_number
 
 VERSION = 4  # raise it whenever the same options give other bytes
 SUBJECTS = {"train": range(1, 25), "val": range(25, 29), "test": range(29, 41)}  # nobody appears in two parts
@@ -48,7 +48,8 @@ SETUPS = 4
 BODIES, CLOTHES, CLIP, EXTRAS = range(4)  # what a random stream is for
 
 
-Length = Annotated[int, Range(24, 100_000)]  # an action needs 24 frames to unfold
+SHORTEST, LONGEST = 24, 100_000  # frames: an action needs so many to unfold
+Length = Annotated[int, Range(SHORTEST, LONGEST)]
 Side = Annotated[int, Range(96, 8192, multiple=2)]  # H.264 halves the colour planes
 
 
@@ -67,6 +68,8 @@ class Options:
     plain: bool = False
 
     def __post_init__(self) -> None:
+        for frames in (self.min_frames, self.max_frames):  # one option
+            check_number("--frames", frames, SHORTEST, LONGEST, whole=True)
         check_fields(self, "--")
         if self.min_frames > self.max_frames:
             raise UserError(f"--frames {self.min_frames}-{self.max_frames}: expected LOW-HIGH with LOW <= HIGH")
