@@ -58,6 +58,11 @@ class BlockClips:
         return self.blocks_BTE.device
 
     @property
+    def nbytes(self) -> int:
+        """As they are stored."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    @property
     def is_cuda(self) -> bool:
         return self.blocks_BTE.is_cuda
 

@@ -16,6 +16,7 @@ import record_schemas
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline_factory import shard_set
 from tiny import pretrain_config
 
 from svdata2vec.bench import batch
@@ -33,6 +34,7 @@ from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
+from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.shards.errors import UserError
 
@@ -167,6 +169,21 @@ def test_few_clips_are_repeated_to_any_size() -> None:
     assert made.video_BTHWC is not None and made.video_BTHWC[:, 0, 0, 0, 0].tolist() == [0, 3, 0, 3, 0]
 
 
+def test_a_gpu_measures_clips_in_blocks_as_its_step_takes_them(tmp_path: Path) -> None:
+    """Undecoded; a CPU those that its loader decodes."""
+    shards = shard_set(tmp_path / "blocks", 3, codec="blocks", size=64)
+    config, found = small_batch(tmp_path / "blocks", tmp_path), []
+    for gpu in (True, False):
+        clip_bytes = batch.save_clips(config, shards, tmp_path / "clips.pt", gpu=gpu)
+        loaded = torch.load(tmp_path / "clips.pt", weights_only=False)
+        found.append(worker.repeated(loaded, 5, torch.device("cpu")))
+        assert shards.manifest.blocks is not None
+        assert clip_bytes == (6 * shards.manifest.blocks.frame_bytes + 8 * (6 + 4) if gpu else 6 * 32 * 32 * 3)
+    undecoded, decoded = (each.video_BTHWC for each in found)
+    assert isinstance(undecoded, BlockClips) and isinstance(decoded, torch.Tensor) and found[0].keys == found[1].keys
+    assert (frames_of(undecoded).int() - decoded.int()).abs().max() <= 1
+
+
 # ---- a real search --------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +244,7 @@ def test_a_planted_limit_stops_before_it_is_reached(
 def test_a_size_that_exceeds_the_limit_while_it_runs_is_ended(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "save_clips", lambda config, shards, path: path.write_bytes(b""))
+    monkeypatch.setattr(batch, "save_clips", lambda config, shards, path, gpu: path.write_bytes(b""))
     config = small_batch(tiny_shard_folder, tmp_path, memory_limit_gib=0.08)  # PyTorch alone takes more
     with pytest.raises(UserError, match=r"a batch of 1 takes 0\.\d+ GiB, the limit is 0\.08 GiB; free some memory"):
         batch.bench_batch(config)

@@ -21,10 +21,12 @@ import torch
 
 from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
-from svdata2vec.bench.limits import clip_bytes
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.bench.record import head, save, where_and_what
 from svdata2vec.bench.start import open_preset_shards, worker
+from svdata2vec.pipeline.blockupload import BlockUploader
+from svdata2vec.pipeline.decoders import FrameDecoder
+from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "svdata2vec-bench-batch"
 VERSION = 1
-CLIPS_IN_MEMORY = 16  # decoded; a larger batch repeats them
+CLIPS_IN_MEMORY = 16  # a larger batch repeats them
 WATCH_SECONDS = 0.02
 
 
@@ -45,9 +47,9 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
     gpu = pick_device(config.run.device).type == "cuda"
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
         clips = Path(folder) / "clips.pt"
-        save_clips(config, shards, clips)
+        clip_bytes = save_clips(config, shards, clips, gpu=gpu)
         limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
-        sizes = Sizes(config, clips, limit)
+        sizes = Sizes(config, clips, limit, clip_bytes)
         search(sizes.try_size, config.largest, gpu)
     record = make_record(config, sizes)
     sys.stdout.write(shown_lines(as_table(record)))
@@ -56,26 +58,41 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
     return record
 
 
-def save_clips(config: BatchConfig, shards: ShardSet, path: Path) -> None:
-    """Decode a few clips of the preset, on the CPU: the GPU's memory stays free for what is measured."""
+class UndecodedLoader(ClipLoader):
+    """A loader that leaves clips in blocks as a GPU's step takes them."""
+
+    def new_decoder(self) -> FrameDecoder:
+        form = self.shards.manifest.blocks
+        return super().new_decoder() if form is None else BlockUploader(form, self.device)
+
+
+def save_clips(config: BatchConfig, shards: ShardSet, path: Path, *, gpu: bool) -> int:
+    """Save a few clips of the preset as the step takes them; returns the bytes of one clip's video.
+
+    They are decoded on the CPU: the GPU's memory stays free for what is measured.
+    """
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
     config = replace(config, run=replace(config.run, batch_size=max(len(rows), 1)))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, config, here, train=True, rows=rows) as loader:
+    with build_loader(shards, config, here, train=True, rows=rows, made=UndecodedLoader if gpu else ClipLoader) as loader:
         batch = next(iter(loader))
+    assert batch.video_BTHWC is not None
     torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)
+    return batch.video_BTHWC.nbytes // len(batch)
 
 
 @dataclass
 class Sizes:
     """Tries sizes one after the other and keeps what their workers measured.
 
-    limit_bytes: memory that a step may take; None on a GPU, where the first worker says how much there is.
+    limit_bytes: memory that a step may take; None on a GPU, where the first worker says how much there is. clip_bytes: of
+    a clip's video.
     """
 
     config: BatchConfig
     clips: Path
     limit_bytes: int | None
+    clip_bytes: int
     trials: list[Trial] = field(default_factory=list)
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -139,7 +156,7 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
         **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
         "bytes_per_clip": bytes_per_clip(trials), **asdict(found), "preset_batch_size": config.run.batch_size,
-        "loader_bytes_per_clip": (config.data.prefetch + 1) * clip_bytes(config),
+        "loader_bytes_per_clip": (config.data.prefetch + 1) * sizes.clip_bytes,
     }
 
 

@@ -2,7 +2,7 @@
 
     python -m svdata2vec.bench.batch_worker JOB.json OUT.json SIZE CLIPS.pt
 
-JOB.json is a `BatchConfig`, CLIPS.pt a decoded batch that is repeated up to SIZE clips.
+JOB.json is a `BatchConfig`, CLIPS.pt a batch (`batch.save_clips`) that is repeated up to SIZE clips.
 """
 
 import itertools
@@ -27,9 +27,9 @@ WARM_UP = 2  # the optimizer's averages are made by the first step: the second o
 
 def repeated(clips: dict[str, Any], size: int, device: torch.device) -> ClipBatch:
     """`size` clips on the device: those of the file, over and over."""
-    index = torch.arange(size, device=device) % len(clips["keys"])
+    index = [number % len(clips["keys"]) for number in range(size)]
     video, joints, label = (clips[name].to(device)[index] for name in ("video", "joints", "label"))
-    return ClipBatch(video, joints, label, tuple(clips["keys"][number] for number in index.tolist()))
+    return ClipBatch(video, joints, label, tuple(clips["keys"][number] for number in index))
 
 
 def limit_gpu(config: BatchConfig, device: torch.device) -> int:
@@ -57,7 +57,7 @@ def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
         try:
             training = Pretraining(alone, runtime, build_loader(shards, alone, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)
-            batch = repeated(torch.load(clips), int(size), runtime.device)
+            batch = repeated(torch.load(clips, weights_only=False), int(size), runtime.device)
             stage = training_stage(training, itertools.repeat((0, batch)))
             for number in range(config.rounds):
                 stage.time_round(runtime.device, config.seconds, 0 if number else WARM_UP)

@@ -64,6 +64,7 @@ def build_loader(
     rows: np.ndarray | None = None,
     views: int = 1,
     every_frame: bool = False,
+    made: type[ClipLoader] = ClipLoader,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
@@ -73,6 +74,7 @@ def build_loader(
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
         every_frame: also those that the masks of a pretraining run leave unseen, for people to look at.
+        made: class of the loader.
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
@@ -83,7 +85,7 @@ def build_loader(
         raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
     _require_clips(shards, config, split, rows, step if train else 0)
-    return ClipLoader(
+    return made(
         shards,
         split,
         data.plan(model.persons, views),
