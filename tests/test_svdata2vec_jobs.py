@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE
+from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.studies.jobs import run_all
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +74,12 @@ def study(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def processes(folder: Path) -> list[int]:
     return [int((folder / f"begun-{number}").read_text()) for number in (0, 1)]
+
+
+def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again() -> None:
+    with pytest.raises(StopRequested) as stopped:
+        run_all([partial(os.kill, os.getpid(), signal.SIGTERM), partial(pytest.fail, "begun")], 1)
+    assert stopped.value.code == REQUEUE_EXIT_CODE
 
 
 @pytest.mark.slow

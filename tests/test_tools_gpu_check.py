@@ -131,6 +131,18 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "gpu_problem", lambda: None)
+    monkeypatch.setattr(gpu_check, "run_all", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(out)])
+        assert gpu_check.main() == 2
+        assert capsys.readouterr().err.startswith(f"--out {out}: ")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the part would run")
 def test_a_part_in_its_own_process_fails_without_a_gpu() -> None:
     part = next(part for part in gpu_check.PARTS if part.name == "kernel fuse_tokens")

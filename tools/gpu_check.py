@@ -37,7 +37,7 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 AT_ONCE = 8  # processes on one GPU
 WHOLE_S = 480  # of all parts together
 FOLDER = "SVDATA2VEC_GPU_CHECK"  # environment variable: where parts find the clips that one of them makes
-EXIT_FAILED, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 3, 4
+EXIT_FAILED, EXIT_OPTIONS, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 2, 3, 4
 ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
              "webdataset", "tyro", "fsspec", "tensorboard")
@@ -250,13 +250,18 @@ def main() -> int:
     if problem:
         print(f"no GPU to check: {problem}", file=sys.stderr)
         return EXIT_NO_GPU
+    try:  # now, not after eight minutes
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()
+    except OSError as error:
+        print(f"--out {options.out}: {error.strerror}; give a folder that can be written", file=sys.stderr)
+        return EXIT_OPTIONS
     with tempfile.TemporaryDirectory(prefix="svdata2vec-gpu-check-") as folder:
         os.environ[FOLDER] = folder
         started, command = time.monotonic(), [sys.executable, str(Path(__file__).resolve())]
         outcomes = run_all([by_name[name] for name in options.only or names], command)
         seconds = time.monotonic() - started
     where = machine()
-    options.out.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
               "seconds": seconds, "parts": [asdict(outcome) for outcome in outcomes]}
     text = f"{table(outcomes, where)}{seconds:.0f} s\n"

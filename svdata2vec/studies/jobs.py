@@ -35,7 +35,8 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
     if announced_place()[1] > 1:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
     if at_once == 1 or len(jobs) < 2:
-        return [job() for job in jobs]
+        with stoppable():
+            return [job() for job in jobs]
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
     for place in shares(at_once):
