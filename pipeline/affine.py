@@ -7,6 +7,8 @@ these coordinates resizing is a pure scale (the half-pixel rule of OpenCV's resi
 Maps of many clips are composed, inverted and applied at once, (..., 2, 3), by the arithmetic of a single one.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -67,16 +69,23 @@ def pixel_index_form(output_to_source: Affine) -> Affine:
     return index_map
 
 
-def source_window(output_to_source: Affine, size: int, width: int, height: int) -> tuple[int, int, int, int]:
+def source_window(output_to_source: Affine, size: int, width: int, height: int) -> Window:
     """Pixels (x1, y1, x2, y2) of a width x height picture that bilinear sampling of the whole output can touch.
 
     At least one pixel wide and high, also when the output lies entirely outside the picture.
     """
-    corners = apply(output_to_source, np.array([[0.5, 0.5], [size - 0.5, size - 0.5]]))
-    low, high = corners.min(0) - 0.5, corners.max(0) - 0.5  # pixel indices of the outermost sampling points
-    x1, y1 = (int(np.clip(np.floor(v) - 1, 0, n - 1)) for v, n in zip(low, (width, height), strict=True))
-    x2, y2 = (int(np.clip(np.floor(v) + 3, o + 1, n)) for v, o, n in zip(high, (x1, y1), (width, height), strict=True))
+    (x1, x2), (y1, y2) = (
+        _touched(row, size, length) for row, length in zip(output_to_source.tolist(), (width, height), strict=True)
+    )
     return x1, y1, x2, y2
+
+
+def _touched(row: list[float], size: int, length: int) -> tuple[int, int]:
+    """First pixel and the one behind the last, of `length` along the axis that this row of a map gives."""
+    by_x, by_y, shift = row
+    low, high = sorted(end * by_x + end * by_y + shift - 0.5 for end in (0.5, size - 0.5))  # outermost sampling points
+    first = min(max(math.floor(low) - 1, 0), length - 1)
+    return first, min(max(math.floor(high) + 3, first + 1), length)
 
 
 def whole_window(output_to_packed: Affine, size: int) -> Window | None:
@@ -84,10 +93,10 @@ def whole_window(output_to_packed: Affine, size: int) -> Window | None:
 
     More than one row of pixels would lie between a smaller one and its neighbours.
     """
-    scale_xy, low_xy = output_to_packed[[0, 1], [0, 1]], output_to_packed[:, 2]
-    ends = np.sort(np.stack([low_xy, low_xy + size * scale_xy]), axis=0)
-    whole = np.rint(ends)
-    if np.abs(ends - whole).max() > 1e-6 or np.abs(scale_xy).min() <= SMALLEST_SCALE or scale_xy[1] < 0:
+    (scale_x, _, low_x), (_, scale_y, low_y) = output_to_packed.tolist()
+    ends = (*sorted((low_x, low_x + size * scale_x)), *sorted((low_y, low_y + size * scale_y)))
+    x1, x2, y1, y2 = map(round, ends)
+    between = max(abs(end - whole) for end, whole in zip(ends, (x1, x2, y1, y2), strict=True))
+    if between > 1e-6 or min(abs(scale_x), scale_y) <= SMALLEST_SCALE:
         return None
-    (x1, y1), (x2, y2) = whole.astype(int).tolist()
     return x1, y1, x2, y2

@@ -267,12 +267,14 @@ class DaliDecoder:
     def _built(self, clips: list[RunClip], num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
             on_gpu = self.device.type == "cuda"
+            executor = {} if on_gpu else dict.fromkeys(("exec_dynamic", "exec_async", "exec_pipelined"), False)
             self._pipeline = self.graph()(
                 *self.graph_arguments(clips),
                 batch_size=max(num_samples, 1),
                 num_threads=self.num_threads,
                 device_id=(self.device.index or 0) if on_gpu else None,
                 prefetch_queue_depth=1,
+                **executor,  # on a CPU nothing overlaps: the simplest, which keeps its output's memory, is the cheapest
             )
             self._pipeline.build()
         return self._pipeline

@@ -21,8 +21,9 @@ class Resampler:
 
     def __init__(self, output_to_packed: affine.Affine, size: int) -> None:
         self.size, self._map = size, output_to_packed
-        self._mirrored = output_to_packed[0, 0] < 0
-        self._enlarged = np.abs(output_to_packed[[0, 1], [0, 1]]).min() < 1
+        scale_x, scale_y = float(output_to_packed[0, 0]), float(output_to_packed[1, 1])
+        self._mirrored = scale_x < 0
+        self._enlarged = [axis for axis, scale in enumerate((scale_x, scale_y)) if abs(scale) < 1]
         self._window = affine.whole_window(output_to_packed, size)
         self._part: tuple[int, int, affine.Affine] | None = None  # left, top, and the map for a part that begins there
 
@@ -40,8 +41,8 @@ class Resampler:
         if self._mirrored:
             window = cv2.flip(window, 1).astype(np.uint8, copy=False)
         cv2.resize(window, (self.size, self.size), dst=out_SS3, interpolation=cv2.INTER_LINEAR)
-        if self._enlarged:
-            _warp_edges(picture_HW3, self._index_map(left, top), out_SS3)
+        for axis in self._enlarged:
+            _warp_ends(picture_HW3, self._index_map(left, top), out_SS3, axis)
 
     def _index_map(self, left: int, top: int) -> affine.Affine:
         """Output -> pixels of a part of the packed picture, in OpenCV's form; the parts of a clip's pictures are alike."""
@@ -60,16 +61,20 @@ def _warp(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_HW3: NDA
     )
 
 
-def _warp_edges(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_SS3: NDArray[np.uint8]) -> None:
-    """Sample the outermost pixels again: of an enlarged window they look at its neighbours too, which `resize` does not."""
+def _warp_ends(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_SS3: NDArray[np.uint8], axis: int) -> None:
+    """Sample the first and the last column (axis 0) or row (1) again: where a window is enlarged along an axis, they look at
+    its neighbours too, which `resize` does not."""
     last = len(out_SS3) - 1
-    far_x, far_y = index_map.copy(), index_map.copy()
-    far_x[:, 2] += last * index_map[:, 0]
-    far_y[:, 2] += last * index_map[:, 1]
-    _warp(picture_HW3, index_map, out_SS3[:1])
-    _warp(picture_HW3, index_map, out_SS3[:, :1])
-    _warp(picture_HW3, far_y, out_SS3[last:])
-    _warp(picture_HW3, far_x, out_SS3[:, last:])
+    ends = index_map.copy()
+    ends[:, axis] *= last
+    if axis == 0:
+        two_S23 = np.empty((last + 1, 2, 3), np.uint8)
+        _warp(picture_HW3, ends, two_S23)
+        out_SS3[:, ::last] = two_S23
+    else:
+        two_2S3 = np.empty((2, last + 1, 3), np.uint8)
+        _warp(picture_HW3, ends, two_2S3)
+        out_SS3[::last] = two_2S3
 
 
 def cut_out(picture_HW3: NDArray[np.uint8], window: affine.Window) -> NDArray[np.uint8]:

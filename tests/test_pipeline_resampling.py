@@ -48,6 +48,20 @@ def test_the_neighbours_of_an_enlarged_window_matter():
     assert whole_window(much_enlarged, SIZE) is None and greatest_difference(source, much_enlarged) <= 1
 
 
+@pytest.mark.parametrize(("window", "inner"), [
+    ((30, 20, 70, 80), np.s_[:, 1:-1]), ((20, 30, 80, 70), np.s_[1:-1]),
+    ((20, 20, 80, 80), np.s_[:]), ((30, 30, 70, 70), np.s_[1:-1, 1:-1]),
+])
+def test_only_the_ends_of_an_enlarged_axis_are_sampled_again(window, inner):
+    """All else is OpenCV's `resize`, in every bit."""
+    for seed in range(20):
+        source, out = picture(97, seed), np.empty((SIZE, SIZE, 3), np.uint8)
+        Resampler(affine.window_map(window, SIZE), SIZE)(source, 0, 0, out)
+        x1, y1, x2, y2 = window
+        resized = cv2.resize(source[y1:y2, x1:x2], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(out[inner], resized[inner])
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_training_windows_move_to_whole_packed_pixels(mirrored):
     packed_to_source = affine.scale_and_shift(1.7, 1.7, 100.3, -20.1)
