@@ -66,12 +66,9 @@ class ClipFetcher:
         self.shards, self.config, self.train, self.seed = shards, config, train, seed
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
         self.seen = seen if shards.manifest.by_frame else None  # a video's decoder meets all of its frames anyway
+        # Whether frames lie apart and are mapped: each process that needs them maps them itself.
+        self.by_frame = video and shards.reads_frames and shards.manifest.by_frame
         self._hashed: set[int] = set()
-
-    @property
-    def by_frame(self) -> bool:
-        """Whether frames lie apart and are mapped: each process that needs them maps them itself."""
-        return self.video and self.shards.reads_frames and self.shards.manifest.by_frame
 
     def fetch_step(
         self, rows: Sequence[int], epoch: int, views: Sequence[int], places: Iterable[Bytes | None] = repeat(None)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from operator import itemgetter, le
 from typing import cast, get_args
 
 import numpy as np
@@ -74,13 +75,16 @@ class ClipMeta:
         try:
             values = json.loads(str(content, "utf-8"))
             values["packed_to_source"] = matrix = np.array(values["packed_to_source"], np.float64)
-            values |= {name: None for name in _PERHAPS if values.get(name) == -1}  # format 1 wrote null
+            for name in _PERHAPS:  # format 1 wrote null
+                if values.get(name) == -1:
+                    values[name] = None
             wrong = _of_wrong_kind(tuple(values), tuple(map(type, values.values())))
         except Exception as error:
             raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
         meta = object.__new__(cls)  # what `__init__` does for a frozen class takes as long as parsing
         vars(meta).update(_DEFAULTS, **values)
-        wrong = wrong or [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
+        if not wrong and not (all(map(le, _LOWEST.values(), _bounded(vars(meta)))) and max(_bounded(vars(meta))) < 2**31):
+            wrong = [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
         if wrong or matrix.shape != (2, 3) or not all(map(math.isfinite, matrix.ravel().tolist())):
             raise UserError(f"{where}: the json component has a wrong {' and '.join(wrong) or 'packed_to_source'}; run "
                             "`svdata2vec verify`")
@@ -102,6 +106,7 @@ _DEFAULTS = {field.name: field.default for field in fields(ClipMeta) if field.de
 _PERHAPS = ("subject", "camera", "setup", "pose_frames")
 _LOWEST = {"label": 0, "num_frames": 1, "fps": 0, "width": 1, "height": 1, "packed_width": 1, "packed_height": 1,
            "first_frame": 0}
+_bounded = itemgetter(*_LOWEST)
 
 
 @dataclass(frozen=True)

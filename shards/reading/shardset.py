@@ -26,6 +26,7 @@ from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, load_sums
 
 log = logging.getLogger(__name__)
 _WITHOUT_SUMS: set[str] = set()  # folders that were reported
+NOTHING = memoryview(b"")
 MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening one again costs microseconds
 
 
@@ -57,6 +58,8 @@ class ShardSet:
         self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}
         self._by_frame = [name for name in ("jpegs", "blocks") if name in self._column]
+        self._beside = [name for name in manifest.components if name in SIDE_COMPONENTS]  # of the pictures
+        self._beside_table = [name for name in manifest.components if name in (*SIDE_COMPONENTS, OFFSETS)]
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -195,13 +198,13 @@ class ShardSet:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
         entry = self.index[row]
         spans = self._spans(entry, components)
-        used = [(offset, offset + size) for offset, size in spans if size]
+        used = [span for span in spans if span[1]]
         if not used:
-            return {name: memoryview(b"") for name in components}
-        origin = min(low for low, _ in used)
-        content = memoryview(self._pread(entry, origin, max(high for _, high in used) - origin))
+            return dict.fromkeys(components, NOTHING)
+        (origin, _), last = min(used), max(used)
+        content = memoryview(self._pread(entry, origin, sum(last) - origin))
         parts = {
-            name: content[offset - origin : offset - origin + size] if size else memoryview(b"")
+            name: content[offset - origin : offset - origin + size] if size else NOTHING
             for name, (offset, size) in zip(components, spans, strict=True)
         }
         self._compare(row, parts)
@@ -286,11 +289,12 @@ class ShardSet:
 
     def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
         """(offset in the tar, bytes) of each component."""
-        for name in components:
-            if name not in self._column:
-                raise UserError(f"{self.where}: no component {name!r}; it has {', '.join(self.manifest.components)}")
         offsets, sizes = entry["offset"].tolist(), entry["size"].tolist()
-        return [(offsets[column], sizes[column]) for column in (self._column[name] for name in components)]
+        try:
+            columns = [self._column[name] for name in components]
+        except KeyError as error:
+            raise UserError(f"{self.where}: no component {error}; it has {', '.join(self.manifest.components)}") from None
+        return [(offsets[column], sizes[column]) for column in columns]
 
     def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard.
@@ -298,9 +302,9 @@ class ShardSet:
         `video=False` does not touch the pixels; with `table` it tells all the same where frames that lie apart do so.
         """
         entry = self.index[row]
-        key, used = entry["key"].decode(), (*SIDE_COMPONENTS, OFFSETS) if table else SIDE_COMPONENTS
-        parts = self.read(row, [name for name in self.manifest.components if video or name in used])
-        stored = [name for name in VIDEO_COMPONENTS if parts.get(name)]
+        key, names = entry["key"].decode(), self._beside_table if table else self._beside
+        parts = self.read(row, self.manifest.components if video else names)
+        stored = [name for name in VIDEO_COMPONENTS if parts.get(name)] if video else []
         lies = (self.manifest.blocks or int(entry["size"][self._column["jpegs"]])) if table else None
         try:
             if video and not stored:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.keyed import KeyedDraws
@@ -143,23 +144,28 @@ def draw_masks(
         encoded_frames: E, frames of a clip that its masks choose from; 0 = the K frames of the first mask, the same for all.
     """
     kept, paired = mask_counts(num_frames, video_mask_ratio, skeleton_mask_ratio)
-    encoded_BE = np.empty((len(keys), encoded_frames or kept), np.int64)
-    keep_BRK = np.empty((len(keys), repeats, kept), np.int64)
-    hidden_BRK = np.ones((len(keys), repeats, kept), np.bool_)
+    encoded: list[NDArray[np.int64]] = []
+    keep: list[NDArray[np.int64]] = []
+    shown: list[NDArray[np.int64]] = []  # places among the kept frames in rising order
     keyed = KeyedDraws()
-    for row, key in enumerate(keys):
+    for key in keys:
         order, rng = frame_order(keyed, seed, epoch, key, num_frames)
-        encoded_BE[row] = order[: encoded_BE.shape[1]]
+        encoded.append(order[: encoded_frames or kept])
         for repeat in range(repeats):
             if repeat:
                 rng = keyed("mask", seed, epoch, own_key(key), repeat)
-                order = np.sort(encoded_BE[row])[rng.permutation(encoded_BE.shape[1])]
-            keep_BRK[row, repeat] = order[:kept]
-            hidden_BRK[row, repeat, rng.permutation(kept)[:paired]] = False  # places among the kept frames in rising order
-    encoded_BE.sort(axis=-1)
-    keep_BRK.sort(axis=-1)
-    keep_NK, hidden_NK = (torch.from_numpy(values).flatten(0, 1) for values in (keep_BRK, hidden_BRK))
-    return Masks.given(keep_NK, hidden_NK, num_frames, torch.from_numpy(encoded_BE))
+                order = np.sort(encoded[-1])[rng.permutation(len(encoded[-1]))]
+            keep.append(order[:kept])
+            shown.append(rng.permutation(kept)[:paired])
+    hidden_NK = torch.ones(len(keep), kept, dtype=torch.bool)
+    hidden_NK.scatter_(1, _rows(shown, paired), False)
+    keep_NK, encoded_BE = _rows(keep, kept).sort().values, _rows(encoded, encoded_frames or kept).sort().values
+    return Masks(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
+
+
+def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> Tensor:
+    """(rows, count) int64, also without rows or numbers."""
+    return torch.from_numpy(np.concatenate([*numbers, np.empty(0, np.int64)]).reshape(len(numbers), count))
 
 
 def scored_frames(keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int) -> Tensor:
