@@ -21,6 +21,7 @@ from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.sums import crc32
 from svdata2vec.shards.reading.tarfetch import TarError
 
 NOTHING = np.empty(0, np.uint8)
@@ -81,6 +82,8 @@ class ClipFetcher:
         planned: list[Outcome] = []
         for start in range(0, len(rows), TOGETHER):
             planned += self._attempt(rows[start : start + TOGETHER], epoch, views[start : start + TOGETHER])
+        if self.by_frame and self.shards.manifest.blocks is None:
+            return self._mapped_together(planned)
         return [self.mapped(outcome, check=True, place=place) for outcome, place in zip(planned, places, strict=False)]
 
     def fetch(self, row: int, epoch: int, view: int) -> FetchedClip:
@@ -102,9 +105,33 @@ class ClipFetcher:
         try:
             video, pictures = self.shards.frames(outcome.row, encoded.offsets, different(encoded) if check else [], place)
         except (OSError, ValueError) as error:
-            self.shards.check_shard(int(self.shards.index[outcome.row]["shard"]))
-            return BadClipError(str(error))
+            return self._bad(outcome.row, error)
         return outcome.encoded_as(encoded.with_video(video, pictures) if place is None else in_order(encoded, video))
+
+    def _mapped_together(self, planned: list[Outcome]) -> list[Outcome]:
+        """`mapped` and checked, in passes over all clips: pictures leave nothing else in the processor's cache."""
+        outcomes, cuts = list(planned), {}
+        for place, clip in enumerate(planned):
+            if isinstance(clip, FetchedClip) and clip.encoded is not None and clip.encoded.offsets is not None:
+                try:
+                    cuts[place] = self.shards.cut(clip.row, clip.encoded.offsets, different(clip.encoded))
+                except (OSError, ValueError) as error:
+                    outcomes[place] = self._bad(clip.row, error)
+        found = [list(map(crc32, cut.pictures)) if cut.sums else [] for cut in cuts.values()]
+        for (place, cut), sums in zip(cuts.items(), found, strict=True):
+            clip = planned[place]
+            assert isinstance(clip, FetchedClip) and clip.encoded is not None
+            try:
+                self.shards.check_cut(clip.row, cut, sums)
+                outcomes[place] = clip.encoded_as(clip.encoded.with_video(cut.video, cut.pictures))
+            except (OSError, ValueError) as error:
+                outcomes[place] = self._bad(clip.row, error)
+        return outcomes
+
+    def _bad(self, row: int, error: Exception) -> BadClipError:
+        """What a clip is that raised this; UserError if its whole tar is missing, short or changed."""
+        self.shards.check_shard(int(self.shards.index[row]["shard"]))
+        return BadClipError(str(error))
 
     def received(self, outcome: Outcome, place: Bytes | None) -> Outcome:
         """A clip that another process sent `unmapped`: its frames lie in the place that it was given, or are mapped."""
@@ -129,8 +156,7 @@ class ClipFetcher:
         except (OSError, ValueError, OverflowError) as error:
             if len(rows) > 1:
                 return [self._attempt([row], epoch, [view])[0] for row, view in zip(rows, views, strict=True)]
-            self.shards.check_shard(int(self.shards.index[rows[0]]["shard"]))
-            return [BadClipError(str(error))]
+            return [self._bad(rows[0], error)]
 
     def _check_tar(self, shard: int) -> None:
         """Once for each tar: UserError if its bytes are not those of the manifest."""

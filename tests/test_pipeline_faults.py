@@ -237,14 +237,14 @@ def test_a_frame_is_compared_before_it_is_decoded_and_others_do_not_matter(summe
 def frames_taken(shards: ShardSet, monkeypatch) -> list[tuple[str, list[int]]]:
     """(key, frames) that an evaluation reads."""
     seen: list[tuple[str, list[int]]] = []
-    read = ShardSet.frames
+    read = ShardSet.cut
 
-    def note(self, row, offsets, frames, out=None):
+    def note(self, row, offsets, frames):
         seen.append((self.index[row]["key"].decode(), frames))
-        return read(self, row, offsets, frames, out)
+        return read(self, row, offsets, frames)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ShardSet, "frames", note)
+        patched.setattr(ShardSet, "cut", note)
         run(shards, train=False, batch_size=1)
     return seen
 

@@ -140,6 +140,18 @@ def jpeg_damages(clip: EncodedClip) -> dict[str, EncodedClip]:
     }
 
 
+def test_jpegs_of_several_clips_are_those_of_each_alone():
+    plain = affine.scale_and_shift(2, 2, 0, 0)
+    wanted = [[0, 1, 3], [4, 4, 0, 2, 4], [5]]
+    clips = [encoded("jpeg", n, frames, plain) for n, frames in zip((4, 5, 6), wanted, strict=True)]
+    for clip, jpegs, frames in zip(clips, jpeg_slices(clips), wanted, strict=True):
+        assert len(jpegs.pictures) == len(set(frames))
+        seen = [bytes(jpegs.pictures[place]) for place in jpegs.places.tolist()]
+        assert seen == [clip.video[clip.offsets[frame] : clip.offsets[frame + 1]].tobytes() for frame in frames]
+    with pytest.raises(ValueError, match=r"^clip damaged: frame 0 is not a whole JPEG picture"):
+        jpeg_slices([clips[0], jpeg_damages(clips[1])["zeroed"], clips[2]])
+
+
 @pytest.mark.parametrize("name", ["shortened", "zeroed", "garbage inside", "empty", "wrong offsets", "fewer frames"])
 def test_damaged_jpegs_are_isolated(jpeg_decoder, name):
     plain = affine.scale_and_shift(2, 2, 0, 0)

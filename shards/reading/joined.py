@@ -19,7 +19,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout, joint_numbers, layout, to_layout
 from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.sample import Sample
-from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.reading.shardset import Cut, ShardSet
 
 KEPT = ("label", "frames", "shard")  # columns of 4 bytes; the others would be large at ten million clips
 
@@ -247,6 +247,14 @@ class JoinedShards(ShardSet):
     ) -> tuple[np.ndarray, list[memoryview]]:
         number, own = self._place(row)
         return self.sets[number].frames(own, offsets, frames, out)
+
+    def cut(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> Cut:
+        number, own = self._place(row)
+        return self.sets[number].cut(own, offsets, frames)
+
+    def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
+        number, own = self._place(row)
+        self.sets[number].check_cut(own, cut, found)
 
     def check_used(self) -> None:
         for each in self.sets:

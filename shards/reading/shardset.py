@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -41,6 +41,17 @@ class _Tar:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+class Cut(NamedTuple):
+    """Frames of a clip where they lie. video: uint8, all of its bytes. sums: as they were packed, none without checksums."""
+
+    video: np.ndarray
+    frames: Sequence[int]
+    pictures: list[memoryview]
+    sums: list[int]
+    tar: MappedTar | None
+    start: int
 
 
 class ShardSet:
@@ -219,25 +230,34 @@ class ShardSet:
         With `out` (uint8) these frames alone, copied there one behind the other; a copy is compared while the processor's cache
         has it. UserError names clip and shard.
         """
+        cut = self.cut(row, offsets, frames)
+        if out is None:
+            self.check_cut(row, cut, list(map(crc32, cut.pictures)) if cut.sums else [])
+            return cut.video, cut.pictures
+        copied, found = _copied(cut.pictures, out, with_sums=bool(cut.sums))
+        self.check_cut(row, cut, found)
+        return copied, cut.pictures
+
+    def cut(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> Cut:
+        """`frames` without a look at them, which `check_cut` must follow."""
         entry = self.index[row]
         ((start, size),) = self._spans(entry, self._by_frame)
         video, tar = self._mapped(entry, start, size)
         bounds, whole = offsets.tolist(), video.data  # whose slices cost less than an array's
-        pictures = [whole[bounds[frame] : bounds[frame + 1]] for frame in frames]
         sums = [] if self.sums is None or not frames else self.sums.frames(row).tolist()
-        if out is None:
-            found = list(map(crc32, pictures)) if sums else []
-        else:
-            out, found = _copied(pictures, out, with_sums=bool(sums))
-        if tar is not None:
-            tar.check(start, start + size)
-        if frames:
-            self._check_header(entry, video)
-        wanted = [sums[frame] for frame in frames] if sums else []
-        if found != wanted:
-            wrong = next(frame for frame, a, b in zip(frames, found, wanted, strict=True) if a != b)
+        pictures = [whole[bounds[frame] : bounds[frame + 1]] for frame in frames]
+        return Cut(video, frames, pictures, [sums[frame] for frame in frames] if sums else [], tar, start)
+
+    def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
+        """UserError unless frames that were cut out have the sums that were packed; found: those that they have (`crc32`)."""
+        if cut.tar is not None:
+            cut.tar.check(cut.start, cut.start + len(cut.video))
+        entry = self.index[row]
+        if cut.frames:
+            self._check_header(entry, cut.video)
+        if found != cut.sums:
+            wrong = next(frame for frame, a, b in zip(cut.frames, found, cut.sums, strict=True) if a != b)
             raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
-        return (video if out is None else out), pictures
 
     def _check_header(self, entry: np.void, video: np.ndarray) -> None:
         """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
