@@ -264,17 +264,21 @@ class DaliDecoder:
         packed = [max(getattr(run.clip, name) for run in clips) for name in ("packed_width", "packed_height")]
         return self.geometry, self.size, "mixed", *((self.engine_share, *packed) if self.jpeg else ())
 
+    def executor(self) -> dict[str, bool]:
+        """On a CPU nothing overlaps: DALI's simplest, which keeps its output's memory, is the cheapest."""
+        simplest = dict.fromkeys(("exec_dynamic", "exec_async", "exec_pipelined"), False)
+        return simplest if self.device.type == "cpu" else {}
+
     def _built(self, clips: list[RunClip], num_samples: int) -> Any:
         if self._pipeline is None or self._pipeline.max_batch_size < num_samples:
             on_gpu = self.device.type == "cuda"
-            executor = {} if on_gpu else dict.fromkeys(("exec_dynamic", "exec_async", "exec_pipelined"), False)
             self._pipeline = self.graph()(
                 *self.graph_arguments(clips),
                 batch_size=max(num_samples, 1),
                 num_threads=self.num_threads,
                 device_id=(self.device.index or 0) if on_gpu else None,
                 prefetch_queue_depth=1,
-                **executor,  # on a CPU nothing overlaps: the simplest, which keeps its output's memory, is the cheapest
+                **self.executor(),
             )
             self._pipeline.build()
         return self._pipeline
@@ -314,6 +318,10 @@ class InputOnlyDecoder(DaliDecoder):
 
     def graph(self) -> Callable[..., Pipeline]:
         return input_graph
+
+    def executor(self) -> dict[str, bool]:
+        """A GPU's."""
+        return {}
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         """Nothing came."""
