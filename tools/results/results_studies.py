@@ -34,7 +34,8 @@ def label_efficiency(record: Record) -> str:
 def commits(record: Record) -> str:
     """Of which commits a record and its runs are."""
     runs = sorted({commit for row in record["rows"] for cell in row["cells"] for commit in cell.get("commits", ["unknown"])})
-    return f"Collected at commit {record['commit'] or 'unknown'}, runs of {', '.join(runs)}."
+    made = "Commit" if runs in (["unknown"], [record["commit"]]) else f"Runs of commit {', '.join(runs)}, collected at"
+    return f"{made} {record['commit'] or 'unknown'}."
 
 
 def with_half(cell: Record) -> str:
@@ -101,11 +102,11 @@ def sides(record: Record) -> str:
     ways = [(suffix, share) for suffix in WAYS if first + suffix in rows for share in shares]
     found = {(each["row"], each["against"], each["fraction"]): each for each in record["differences"]}
     header = ["", *(f"{WAYS[suffix]}, {100 * share:g} %" for suffix, share in ways), "pretraining, CPU s"]
-    table_rows = [[first, *(_cell_at(rows[first + suffix], share) for suffix, share in ways), _spent(rows[first])]]
+    table_rows = [[first, *(_cell_at(rows[first + suffix], share) for suffix, share in ways), _spent(rows, first)]]
     for name in names[1:]:
         pairs = [found.get((first + suffix, name + suffix, share)) for suffix, share in ways]
-        spent = next((_spent(rows[name + suffix]) for suffix in WAYS if name + suffix in rows), "")
-        table_rows.append([f"{name}, difference", *(_points(_turned(each)) if each else "" for each in pairs), spent])
+        points = [_points(_turned(each)) if each else "" for each in pairs]
+        table_rows.append([f"{name}, difference", *points, _spent(rows, name)])
     data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
@@ -119,8 +120,9 @@ def _cell_at(row: Record, share: float) -> str:
     return next((with_half(cell) for cell in row["cells"] if cell["fraction"] == share), "")
 
 
-def _spent(row: Record) -> str:
-    return _average(row.get("pretraining") or [], "cpu_seconds")
+def _spent(rows: dict[str, Record], side: str) -> str:
+    """CPU seconds of a side's pretraining, by any of its rows."""
+    return next((_average(rows[side + way].get("pretraining") or [], "cpu_seconds") for way in WAYS if side + way in rows), "")
 
 
 def _turned(each: Record) -> Record:
