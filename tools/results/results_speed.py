@@ -83,7 +83,7 @@ def loader(record: Record) -> str:
     methods = record["methods"]
     base = methods.get("original style, decord") or methods["original style, pyav"]
     rows = [
-        [name, f"{row['clips_per_s']:.1f}", f"{row['cpu_ms_per_clip']:.0f}",
+        [name, f"{row['clips_per_s']:.1f}", f"{row['cpu_ms_per_clip']:.1f}",
          f"{base['cpu_ms_per_clip'] / row['cpu_ms_per_clip']:.1f}x"]
         for name, row in methods.items()
     ]
