@@ -2,7 +2,7 @@
 
 Threads that meet at the end of every operation spin, by libgomp's own setting for some ten milliseconds. On cores that other
 programs use as well, the one that they wait for does not run meanwhile, and training becomes many times slower instead of half
-as fast. A short spin keeps what spinning is good for on free cores (tools/bench/bench_openmp.py measures both).
+as fast. A short spin keeps most of what spinning is good for on free cores (tools/bench/bench_openmp.py measures both).
 """
 
 import os

@@ -298,9 +298,9 @@ class RunConfig:
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, so that a run is the same
-    on every CPU. On one that has bfloat16 in hardware (AVX-512 BF16, AMX) bf16 is 1.2 to 1.5 times as fast, the larger the
-    network the more; what it learns was not seen to differ (tools/results/README.md, "EMA, encoded frames, precision")."""
+    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever that has in hardware. On
+    one that has bfloat16 (AVX-512 BF16, AMX) bf16 is 1.2 to 1.5 times as fast, the larger the network the more; what it learns
+    was not seen to differ (tools/results/README.md, "EMA, encoded frames, precision")."""
     launch: Literal["eager", "compiled", "graph"] = "eager"
     """How a training step's kernels are launched: one by one; with the blocks of student, teacher and video encoder compiled
     (torch.compile; needs a C++ compiler on a CPU); or, in pretraining by one process on one GPU, forward and backward pass as

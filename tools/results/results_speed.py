@@ -89,9 +89,9 @@ def loader(record: Record) -> str:
     ]
     seen = record.get("frames_seen_in_pretraining")
     fewer = f" (in pretraining those {seen:.1f} that its masks let a network see)" if seen else ""
-    steady = f", {record['clips_per_round']} after the first {record['first_clips']}" if "first_clips" in record else ""
+    steady = f", {record['clips_per_round']} after {record['first_clips']} others" if "first_clips" in record else ""
     return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
-        f"\nThe same source clips (960x540 H.264){steady}, {record['frames_sampled']} frames each{fewer}, median of "
+        f"\nThe same synthetic clips (960x540 H.264) in turn{steady}, {record['frames_sampled']} frames each{fewer}, median of "
         f"{record['rounds']} rounds in one run; ratios are of medians before rounding. {measured(record)}\n"
     )
 

@@ -35,7 +35,7 @@ def commits(record: Record) -> str:
     """Of which commits a record and its runs are."""
     runs = sorted({commit for row in record["rows"] for cell in row["cells"] for commit in cell.get("commits", ["unknown"])})
     made = "Commit" if runs in (["unknown"], [record["commit"]]) else f"Runs of commit {', '.join(runs)}, collected at"
-    return f"{made} {record['commit'] or 'unknown'}."
+    return f"{made} {record['commit'] or 'unknown'}; those of pretraining are not recorded."
 
 
 def with_half(cell: Record) -> str:
