@@ -45,7 +45,7 @@ def test_augmentation_comes_from_the_command_line():
     ("option", "values", "found"),
     [
         ("data.num_frames", ["0"], "is 0: expected a whole number from 1 to 10000"),
-        ("data.size", ["0"], "is 0: expected a multiple of 32 from 32 to 4096"),
+        ("data.size", ["0"], "is 0: expected a multiple of 32 from 32 to 2880"),
         ("data.size", ["48"], "is 48: expected a multiple of 32"),
         ("data.crop", ["middle"], "is 'middle'; expected one of"),
         ("data.frame_draw", ["random"], "is 'random'; expected one of"),
