@@ -159,8 +159,8 @@ def draw_masks(
             shown.append(rng.permutation(kept)[:paired])
     hidden_NK = torch.ones(len(keep), kept, dtype=torch.bool)
     hidden_NK.scatter_(1, _rows(shown, paired), False)
-    keep_NK, encoded_BE = _rows(keep, kept).sort().values, _rows(encoded, encoded_frames or kept).sort().values
-    return Masks(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
+    keep_NK = _rows(keep, kept).sort().values  # as the places are counted
+    return Masks.given(keep_NK, hidden_NK, num_frames, _rows(encoded, encoded_frames or kept))
 
 
 def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> Tensor:

@@ -32,10 +32,12 @@ def label_efficiency(record: Record) -> str:
 
 
 def commits(record: Record) -> str:
-    """Of which commits a record and its runs are."""
+    """Of which commits a record and its runs are, as far as that was written down."""
     runs = sorted({commit for row in record["rows"] for cell in row["cells"] for commit in cell.get("commits", ["unknown"])})
-    made = "Commit" if runs in (["unknown"], [record["commit"]]) else f"Runs of commit {', '.join(runs)}, collected at"
-    return f"{made} {record['commit'] or 'unknown'}; those of pretraining are not recorded."
+    return (
+        f"Collected at commit {record['commit'] or 'unknown'}; commits of the runs with labels: {', '.join(runs)}; those of "
+        "pretraining are not recorded."
+    )
 
 
 def with_half(cell: Record) -> str:
