@@ -9,6 +9,7 @@ import pytest
 import record_schemas
 import render_results as render
 import result_cells as cells
+import results_speed
 
 from svdata2vec.bench import record as bench_record
 from svdata2vec.config.records import faults
@@ -49,6 +50,17 @@ def test_the_committed_record_of_scaling_is_sound() -> None:
         checked = row["checks"]
         assert len(set(checked["steps"])) == 1 and len(checked["steps"]) == row["processes"]
         assert checked["clips"] == checked["steps"][0] * row["processes"] * record["setting"]["batch_size"]
+
+
+def test_the_loaders_ratios_have_those_of_single_rounds_beside_them() -> None:
+    record = load("bench_data")
+    record["methods"] = {
+        "ours, jpeg": {"clips_per_s": 40.0, "cpu_ms_per_clip": 25.0, "cpu_ms_of_rounds": [25.0, 20.0, 30.0]},
+        "original style, decord": {"clips_per_s": 4.0, "cpu_ms_per_clip": 250.0, "cpu_ms_of_rounds": [250.0, 260.0, 240.0]},
+    }
+    ours, original = results_speed.loader(record).splitlines()[2:4]
+    assert ours == "| ours, jpeg | 40.0 | 25.0 | 10.0x (8.0 to 13.0) |"
+    assert original == "| original style, decord | 4.0 | 250.0 | 1.0x |"
 
 
 @pytest.mark.parametrize(("name", "codec"), [("bench_host", "jpeg"), ("bench_host_blocks", "blocks")])

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def clip_bytes(folder: Path, num_sources: int) -> dict[str, int]:
     return {"source 960x540 H.264": source, **sizes}
 
 
-def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
+def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict[str, Any]:
     """The whole benchmark; returns what goes into the JSON."""
     table = method_table(folder, num_sources)
     likeness = check_outputs(folder, num_sources)
@@ -152,12 +153,16 @@ def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict:
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             runs[name].append(json.loads(result.stdout.splitlines()[-1]))
             log.info("%s: %s", name, runs[name][-1])
-    rows = {name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in runs.items()}
-    for row in rows.values():
+    rows: dict[str, dict[str, Any]] = {
+        name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in runs.items()
+    }
+    for name, row in rows.items():
         row["frames_per_s"] = row["clips_per_s"] * 40
+        row["cpu_ms_of_rounds"] = [found["cpu_ms_per_clip"] for found in runs[name]]
+    where = machine()
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": versions()["python"], "gpu": machine()["gpu"]},
-        "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": versions()["python"], "gpu": where["gpu"]},
+        "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "commit": where["commit"],
         "rounds": rounds, "first_clips": WARM_UP_CLIPS, "clips_per_round": num_clips,
         "frames_sampled": 40, "frames_seen_in_pretraining": methods.SEEN.mean,
         "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": likeness, "methods": rows,
