@@ -18,7 +18,6 @@ from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 
 from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.bench.machine import commit
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
@@ -26,6 +25,7 @@ from svdata2vec.config.probe import AttentiveConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
+from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
@@ -147,6 +147,7 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     assert few["steps"] > 3
     (first, second) = record["rows"][2]["pretraining"]
     assert first["steps"] == second["steps"] == 2 and first["clips_seen"] == 6 and first["cpu_seconds"] > 0
+    assert first["commits"] == second["commits"] == [commit() or UNKNOWN]
     assert record["seeds"] == [0, 1] and record["data"]["clips"] == {"t_train": 6, "t_val": 2, "t_test": 4}
     assert record["metric"] == "top1" and record["kind"] == "label-efficiency" and record["machine"]["cores"] == os.cpu_count()
     pairs = {(each["row"], each["against"]) for each in record["differences"]}

@@ -21,10 +21,12 @@ from svdata2vec.cli.options import option_names
 from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.runs import folder
+from svdata2vec.runs.commit import UNKNOWN
 from svdata2vec.runs.folder import claimed, is_finished
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
+from svdata2vec.training import loop
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
@@ -94,6 +96,8 @@ def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    made_by = iter(["b", "a", *[None] * 9])
+    monkeypatch.setattr(loop, "commit", lambda: next(made_by))
     stopped_after_one_step(config, monkeypatch)
     for changes, message in (
         ({"optim": OptimConfig(lr=2e-3, min_lr=1e-4, warmup_epochs=1)}, r"\(optim.lr 0.001 -> 0.002\)"),
@@ -107,6 +111,7 @@ def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(
     pretrain(dataclasses.replace(config, run=dataclasses.replace(config.run, batch_size=2, epochs=2, log_every=7)))
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     first, second = card["history"]
+    assert card["commits"] == ["a", "b", UNKNOWN]
     assert first.startswith("from step 1 on: clips per optimizer step 4 (") and first.endswith("; run.batch_size 4 -> 2")
     assert second == "from step 2 on: run.epochs 1 -> 2"
     assert "continuing with other settings: run.epochs 1 -> 2" in caplog.text and "log_every" not in caplog.text

@@ -173,7 +173,7 @@ def test_the_command_of_the_page_is_one_that_runs() -> None:
     """Its texts of options are those of the two commands."""
     page = Path(experiments.__file__).parents[1] / "results" / "README.md"
     lines = [line for line in page.read_text().replace("\\\n", " ").splitlines() if "pretraining_experiment.py" in line]
-    assert len(lines) == 3
+    assert len(lines) == len(EXPERIMENTS)
     for line in lines:
         options = make_parser(None, [*EXPERIMENTS]).parse_args(shlex.split(line)[2:])
         assert study_of(EXPERIMENTS[options.experiment], options).fractions == EXPERIMENTS[options.experiment].fractions

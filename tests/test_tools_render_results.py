@@ -20,7 +20,7 @@ RESULTS = ROOT / "tools" / "results"
 PAGES = {page: (ROOT / page).read_text() for page in render.PAGES}
 HEADLINES = {"loader", "training_step"}
 NOT_MEASURED_YET = {name for name, (_, (first, *_)) in render.SECTIONS.items() if not (RESULTS / f"{first}.json").exists()}
-STUDIES = {"claim", "claim_differences", "claim_costs", "masks", "choices"}  # hours on two cores
+STUDIES = {"claim", "claim_differences", "claim_costs", "controls", "masks", "choices"}  # hours on two cores
 
 
 def load(name: str) -> dict[str, Any]:

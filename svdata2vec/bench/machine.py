@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import torch
 
 from svdata2vec import __version__
+from svdata2vec.runs.commit import commit
 from svdata2vec.runs.cores import cpu_name
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -44,21 +44,6 @@ def _driver() -> str | None:
     file = Path("/proc/driver/nvidia/version")
     found = re.search(r"\b\d{3,}\.\d[\d.]*\b", file.read_text()) if file.is_file() else None
     return found[0] if found else None
-
-
-def commit() -> str | None:
-    """The commit that this package's files are of, with -dirty if files were changed; None outside a checkout."""
-    here = Path(__file__).resolve()
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here.parent, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        if not git("ls-files", here.name):  # installed somewhere inside another checkout
-            return None
-        return git("rev-parse", "HEAD")[:12] + ("-dirty" if git("status", "-s", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -25,7 +25,7 @@ SUMMARIES = {
 # What a card has to say, for those who read it; those of earlier versions say less.
 CARD: dict[str, Any] = {
     "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "classes": [str], "preprocessing?": {"view?": str},
-    "trained_on?": dict, "evaluation?": dict, "history?": [str],
+    "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
 }
 ABOUT = ("dataset", "fingerprint", "split", "seed", "metric", "date")  # what a result is about
 

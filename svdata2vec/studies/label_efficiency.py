@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.bench.machine import commit, hardware
+from svdata2vec.bench.machine import hardware
 from svdata2vec.bench.record import head, save
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
@@ -20,6 +20,7 @@ from svdata2vec.evaluation.probe import check_input
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
+from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.data import open_data, require_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
@@ -67,12 +68,17 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     for row in found["rows"]:
         start = starts[row["name"]]
         if start is not None:
-            row["pretraining"] = [cost(start_of(start, seed)) for seed in seeds]
+            row["pretraining"] = [_pretraining(start_of(start, seed)) for seed in seeds]
     save(record, out / "label_efficiency.json")
     label_curve(record).savefig(out / "label_efficiency.png", dpi=110)
     for line in lines(record):
         log.info("%s", line)
     return record
+
+
+def _pretraining(run: Path) -> dict[str, Any]:
+    """What a pretraining run cost, and the commits that it was trained at."""
+    return {**cost(run), "commits": read_card(run).get("commits", [UNKNOWN])}
 
 
 def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
@@ -166,7 +172,7 @@ def _kind(run: Path) -> Kind:
 # ---- costs ------------------------------------------------------------------------------------------------------------
 
 
-def cost(run: Path) -> dict[str, float]:
+def cost(run: Path) -> dict[str, Any]:
     """What a run cost, by its log: steps, clips, CPU seconds of its process, seconds."""
     log_of_run = read_metrics(run / "metrics.jsonl")
     return {

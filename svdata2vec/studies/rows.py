@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from svdata2vec.bench.machine import commit
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
+from svdata2vec.runs.commit import commit
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.metrics_log import read_metrics

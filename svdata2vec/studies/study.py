@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from svdata2vec.config.label_efficiency import SearchConfig
+from svdata2vec.runs.commit import UNKNOWN
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, found_outcome, run_cell
@@ -138,7 +139,7 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
                 "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
                 "cpu_seconds": spent,
-                "commits": sorted({outcome.get("commit") or "unknown" for outcome in there}),
+                "commits": sorted({outcome.get("commit") or UNKNOWN for outcome in there}),
             })
     return {"name": row.name, "title": row.title, "kind": row.kind, "cells": cells}
 

@@ -18,6 +18,7 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.published import publish
@@ -31,7 +32,7 @@ from svdata2vec.training.stepper import Stepper
 log = logging.getLogger(__name__)
 
 # What a card says of the start of a run and of changes since: part of checkpoints.
-ORIGIN = ("pretrained_on", "initialised_from", "history")
+ORIGIN = ("pretrained_on", "initialised_from", "history", "commits")
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
@@ -113,6 +114,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     state = checkpoints.load_newest()
     if state is not None:
         _take_up(run, state, card)
+    card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
     if runtime.is_main:
         write_config(folder, run.config)
         for line in run.plan():

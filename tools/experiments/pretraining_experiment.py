@@ -6,6 +6,7 @@
     python tools/experiments/pretraining_experiment.py claim --shards demo/claim/shards --work demo/claim/runs
 
 claim: the method against its controls and rivals (svdata2vec/README.md, "Controls"), from scratch, and skeletons alone.
+controls: the same controls and rivals by probes alone, for runs that are too short for the claim.
 masks: 1, 2, 4 and 8 masks per clip at equal clips, and at equal multiply-adds (`_work`); masks that choose from more frames.
 choices: EMA as counted here and as the authors count it, kept frames and all frames, bf16 and float32.
 
@@ -122,6 +123,7 @@ def rivals(study: LabelEfficiencyConfig) -> list[Row]:
 PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
 EXPERIMENTS = {
     "claim": Experiment(CLAIM, ("scratch", "scratch_total", *PROBED, "skeleton"), FRACTIONS, 5, "label_efficiency"),
+    "controls": Experiment(CLAIM, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "controls"),
     "masks": Experiment(MASKS, PROBED, (0.1,), 5, "masks"),
     "choices": Experiment(CHOICES, PROBED, (0.1, 1.0), 6, "choices"),
 }

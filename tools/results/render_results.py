@@ -52,6 +52,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim": (label_efficiency, ("label_efficiency",)),
     "claim_differences": (label_differences, ("label_efficiency",)),
     "claim_costs": (label_costs, ("label_efficiency",)),
+    "controls": (sides, ("controls",)),
     "masks": (sides, ("masks",)),
     "choices": (sides, ("choices",)),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),

@@ -33,10 +33,12 @@ def label_efficiency(record: Record) -> str:
 
 def commits(record: Record) -> str:
     """Of which commits a record and its runs are, as far as that was written down."""
-    runs = sorted({commit for row in record["rows"] for cell in row["cells"] for commit in cell.get("commits", ["unknown"])})
+    rows = record["rows"]
+    with_labels = {commit for row in rows for cell in row["cells"] for commit in cell.get("commits", ["unknown"])}
+    before = {commit for row in rows for run in row.get("pretraining", []) for commit in run.get("commits", ["unknown"])}
     return (
-        f"Collected at commit {record['commit'] or 'unknown'}; commits of the runs with labels: {', '.join(runs)}; those of "
-        "pretraining are not recorded."
+        f"Collected at commit {record['commit'] or 'unknown'}; commits of the runs with labels: "
+        f"{', '.join(sorted(with_labels))}; of pretraining: {', '.join(sorted(before)) or 'none'}."
     )
 
 
