@@ -15,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from svdata2vec.shards.errors import AGAIN
+
 BLOCK = 4  # pixels of a plane, each way, that share two ends
 TILE = 8  # pixels of the picture, each way, that hold whole blocks of all planes
 SIDE_MULTIPLE = 32  # of a picture's side: every section then begins at a multiple of 32 bytes of its frame
@@ -107,18 +109,21 @@ def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
     Raises ValueError if it does not begin with a header of this version, or its length is not what the header says.
     """
     if len(content) < HEADER_BYTES:
-        raise ValueError(f"blocks: {len(content)} bytes, expected a header of {HEADER_BYTES}")
+        raise ValueError(f"blocks: {len(content)} bytes, expected a header of {HEADER_BYTES}; {AGAIN}")
     magic, version, luma_bits, chroma_bits, zero, side, num_frames = _HEADER.unpack(content[:HEADER_BYTES].tobytes())
     if magic != MAGIC:
-        raise ValueError(f"blocks: begins with {magic!r}, expected {MAGIC!r}")
+        raise ValueError(f"blocks: begins with {magic!r}, expected {MAGIC!r}; {AGAIN}")
     if version != VERSION:
         raise ValueError(f"blocks: version {version}, this program reads {VERSION}; pack again or use the program that made it")
     if zero:
-        raise ValueError(f"blocks: byte 7 of the header is {zero}, expected 0; copy the shard again, or pack again")
-    found = BlockFormat(side, luma_bits, chroma_bits)
+        raise ValueError(f"blocks: byte 7 of the header is {zero}, expected 0; {AGAIN}")
+    try:
+        found = BlockFormat(side, luma_bits, chroma_bits)
+    except ValueError as error:
+        raise ValueError(f"{error}; {AGAIN}") from None
     if len(content) != found.clip_bytes(num_frames):
         raise ValueError(f"blocks: {len(content)} bytes, expected {found.clip_bytes(num_frames)} for {num_frames} frames of "
-                         f"side {side} with {luma_bits} and {chroma_bits} bits")
+                         f"side {side} with {luma_bits} and {chroma_bits} bits; {AGAIN}")
     return found, content[HEADER_BYTES:].reshape(num_frames, found.frame_bytes)
 
 

@@ -1,5 +1,7 @@
 """The exception for what a user can cause, and its kind for what the machine does: one line, exit status 2, or 1."""
 
+AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
+
 
 class UserError(ValueError):
     """Wrong input. The message is one line: which file or field, what was found, what was expected, what to do."""

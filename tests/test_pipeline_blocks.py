@@ -1,5 +1,6 @@
 """Blocks on a CPU: the loader's frames against decode-then-resample, reading by frame, and every kind of damage."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,8 +121,9 @@ def test_damage_is_found_and_named(shards: ShardSet) -> None:
 
 
 @pytest.mark.parametrize(("place", "value", "message"), [
-    (0, 0, r"begins with b'\\x00VBK'"), (4, 2, "version 2, this program reads 1"), (5, 5, "5 bits of luma"), (7, 1, "byte 7"),
-    (12, 25, "bytes, expected 70416 for 25 frames"),
+    (0, 0, r"begins with b'\\x00VBK'"), (4, 2, "version 2, this program reads 1"),
+    (5, 5, "5 bits of luma, 2 of chroma, expected 2 or 3; copy the shard again, or pack again$"), (7, 1, "byte 7"),
+    (12, 25, "bytes, expected 70416 for 25 frames of .* bits; copy the shard again, or pack again$"),
 ])
 def test_a_header_of_another_kind_is_a_damaged_clip(shards: ShardSet, place: int, value: int, message: str) -> None:
     """Frames have sums of their own, and those of another version look like any others: the loader reads the header, too."""
@@ -151,11 +153,33 @@ def test_a_clip_of_another_length_is_refused_when_the_set_is_opened(tmp_path: Pa
     ({"codec_options": {"luma_bits": 5, "chroma_bits": 2}}, "blocks: 5 bits of luma, 2 of chroma, expected 2 or 3"),
     ({"codec_options": {}}, "blocks: 0 bits of luma"),
     ({"packed_size": 72}, "a picture of side 72, expected a multiple of 32"),
-    ({"components": ("jpegs", "pose.npy", "box.npy", "json")}, "codec blocks has one of its name"),
+    ({"components": ("jpegs", "pose.npy", "box.npy", "json")}, "components are jpegs, .*; codec blocks has blocks"),
+    ({"codec": "jpeg"}, "components are blocks, .*; codec jpeg has jpegs and offsets.npy"),
+    ({"codec": "h264"}, "codec h264 has mp4"),
+    ({"codec": "copy"}, "codec copy has mp4 or mkv or webm or avi"),
+    ({"codec": "av9"}, "codec is 'av9', expected one of jpeg, blocks, vp9, "),
 ])
-def test_a_manifest_that_states_no_format_is_refused(shards: ShardSet, change: dict, message: str) -> None:
+def test_a_manifest_that_states_no_format_or_another_codec_is_refused(shards: ShardSet, change: dict, message: str) -> None:
     with pytest.raises((UserError, ValueError), match=message):
         replace(Manifest.load(Path(shards.root)), **change)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "sums.npy", "shard-000001.tar", "skipped.jsonl"])
+def test_a_file_that_may_not_be_read_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whoever runs the tests may read everything: the system's answer is made up."""
+    folder, message = Path(shards.root), f"{name}: this user may not read it; change its permissions"
+    (folder / "skipped.jsonl").touch()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != name)
+    if name == "skipped.jsonl":
+        ShardSet.open(folder)
+    else:
+        with pytest.raises(UserError, match=message):
+            ShardSet.open(folder)
+    if name in ("manifest.json", "index.npy"):
+        with pytest.raises(UserError, match=message):
+            verify(folder)
+    else:
+        assert message in " ".join(map(str, verify(folder)))
 
 
 def test_a_set_whose_bits_are_not_its_clips(shards: ShardSet) -> None:

@@ -164,10 +164,10 @@ def test_what_is_no_clip_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             parse_clip(np.frombuffer(content, np.uint8))
 
-    refused(bytes(clip[:15]), "15 bytes, expected a header of 16")
+    refused(bytes(clip[:15]), "15 bytes, expected a header of 16; copy the shard again, or pack again")
     refused(bytes(clip[:-1]), f"{len(clip) - 1} bytes, expected {len(clip)} for 3 frames of side 32 with 3 and 2 bits")
     refused(bytes(clip) + b"\0", f"{len(clip) + 1} bytes, expected {len(clip)}")
-    refused(b"SVBX" + bytes(clip[4:]), "begins with b'SVBX', expected b'SVBK'")
+    refused(b"SVBX" + bytes(clip[4:]), "begins with b'SVBX', expected b'SVBK'; copy the shard again")
     refused(bytes(clip[:4]) + b"\2" + bytes(clip[5:]), "version 2, this program reads 1; pack again")
     refused(bytes(clip[:5]) + b"\4" + bytes(clip[6:]), "4 bits of luma, 2 of chroma, expected 2 or 3")
     refused(bytes(clip[:7]) + b"\1" + bytes(clip[8:]), "byte 7 of the header is 1, expected 0")

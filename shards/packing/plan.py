@@ -13,11 +13,10 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import read_object, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.clip import container_component
-from svdata2vec.shards.packing.encode import OFFSETS
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import PROGRAM, file_bytes
-from svdata2vec.shards.reading.sample import CONTAINERS, SIDE_COMPONENTS
+from svdata2vec.shards.reading.sample import CONTAINERS, PICTURES, SIDE_COMPONENTS
 from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
@@ -150,12 +149,8 @@ def _packed_order(clips: list[ClipAnnotation], seed: int) -> list[ClipAnnotation
 
 def components_of(dataset: DataSet, codec: str) -> tuple[str, ...]:
     """Tar members of a clip. Codec `copy` keeps the containers that occur; UserError for one that cannot be kept."""
-    if codec == "jpeg":
-        return ("jpegs", OFFSETS, *SIDE_COMPONENTS)
-    if codec == "blocks":
-        return ("blocks", *SIDE_COMPONENTS)
     if codec != "copy":
-        return ("mp4", *SIDE_COMPONENTS)
+        return (*PICTURES[codec], *SIDE_COMPONENTS)
     containers = sorted({container_component(str(clip.video)) for clip in dataset.clips})
     unknown = [name for name in containers if name not in CONTAINERS]
     if unknown:

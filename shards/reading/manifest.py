@@ -10,6 +10,7 @@ Both are read as files of a stranger: whatever they name or count is checked bef
 import hashlib
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
+from svdata2vec.shards.reading.sample import PICTURES
 
 MAX_COMPONENT_BYTES = 2**32 - 1
 FORMAT = "svdata2vec-shards"
@@ -70,6 +72,11 @@ class ShardEntry:
         return f"sha256 {found[:12]}..., expected {self.sha256[:12]}...: it was changed; copy it again or pack again"
 
 
+def access_problem(path: Path) -> str | None:
+    """What keeps this user from reading a file that is there; None if nothing does."""
+    return None if os.access(path, os.R_OK) else "this user may not read it; change its permissions"
+
+
 def file_bytes(path: Path) -> int | None:
     """Size of a file, None if there is none."""
     return path.stat().st_size if path.is_file() else None
@@ -107,6 +114,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self)
+        _ = self.blocks  # ValueError for bits or a size that the format does not have
 
     @property
     def by_frame(self) -> bool:
@@ -159,6 +167,8 @@ class Manifest:
             hint = "the packing is not finished: run it again with --resume" if (root / ".parts").is_dir() else (
                 "expected a folder made by `svdata2vec shard`")
             raise UserError(f"{path}: does not exist; {hint}")
+        if (problem := access_problem(path)) is not None:
+            raise UserError(f"{path}: {problem}")
         content = path.read_bytes()
         try:
             fields = json.loads(content)
@@ -208,8 +218,12 @@ def _check(manifest: Manifest) -> None:
     }.items() if not good]
     if wrong:
         raise UserError(f"{wrong[0]} is {getattr(manifest, wrong[0])!r:.60}")
-    if manifest.blocks is not None and "blocks" not in manifest.components:
-        raise UserError(f"components are {', '.join(manifest.components)}, codec blocks has one of its name")
+    if manifest.codec not in PICTURES:
+        raise UserError(f"codec is {manifest.codec!r:.60}, expected one of {', '.join(PICTURES)}")
+    enough, link = (any, " or ") if manifest.codec == "copy" else (all, " and ")
+    if not enough(name in manifest.components for name in PICTURES[manifest.codec]):
+        raise UserError(f"components are {', '.join(manifest.components)}; codec {manifest.codec} has "
+                        f"{link.join(PICTURES[manifest.codec])}")
     if manifest.without_joints and not 0 <= min(manifest.without_joints) <= max(manifest.without_joints) < manifest.num_clips:
         raise UserError(f"without_joints names rows up to {max(manifest.without_joints)} of {manifest.num_clips}")
     for shard in manifest.shards:
@@ -288,6 +302,8 @@ def load_index(root: Path, manifest: Manifest) -> np.ndarray:
 
 def load_plain_array(path: Path) -> np.ndarray:
     """A memory-mapped .npy file; UserError if it cannot be read."""
+    if path.is_file() and (problem := access_problem(path)) is not None:
+        raise UserError(f"{path}: {problem}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
@@ -296,6 +312,8 @@ def load_plain_array(path: Path) -> np.ndarray:
 
 def file_problem(path: Path, manifest: Manifest) -> str | None:
     """What is wrong with a file beside the manifest, by its CRC-32; None if nothing is, or the manifest does not say."""
+    if path.name in manifest.crc32 and (problem := access_problem(path)) is not None:
+        return problem
     if path.name not in manifest.crc32 or zlib.crc32(path.read_bytes()) == manifest.crc32[path.name]:
         return None
     return "was changed after packing (CRC-32); copy it again or pack again"

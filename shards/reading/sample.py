@@ -16,11 +16,14 @@ from typing import cast, get_args
 import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import AGAIN, UserError
 
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
 VIDEO_COMPONENTS = ("jpegs", "blocks", *CONTAINERS)  # a clip has one of them
 OFFSETS = "offsets.npy"
+# The components that hold a codec's pictures: all of them, of codec `copy` one of them.
+PICTURES = {"jpeg": ("jpegs", OFFSETS), "blocks": ("blocks",), **dict.fromkeys(("vp9", "h264", "hevc", "mjpeg"), ("mp4",)),
+            "copy": CONTAINERS}
 SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 Buffer = bytes | memoryview
@@ -204,9 +207,9 @@ def _check_shapes(key: str, meta: ClipMeta, pose_MTVC: np.ndarray, box_T4: np.nd
         ("score.npy", score_MTV, _FLOAT16, shape_MTV),
     ):
         if array is not None and (array.shape != shape or array.dtype != dtype):
-            raise UserError(f"clip {key}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+            raise UserError(f"clip {key}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}; {AGAIN}")
     if not _all(np.isfinite(pose_MTVC)) or not _all(np.isfinite(box_T4)):
-        raise UserError(f"clip {key}: joints or boxes are not finite")
+        raise UserError(f"clip {key}: joints or boxes are not finite; {AGAIN}")
 
 
 def _all(condition: np.ndarray) -> bool:
@@ -219,9 +222,9 @@ def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -
     offsets = parse_array(content, f"clip {key}, offsets.npy")
     if offsets.shape != (num_frames + 1,) or offsets.dtype != np.int64:
         raise UserError(f"clip {key}: offsets.npy is {offsets.dtype} {offsets.shape}, expected int64 "
-                        f"({num_frames + 1},)")
+                        f"({num_frames + 1},); {AGAIN}")
     if offsets[0] != 0 or offsets[-1] != blob_bytes or not _all(offsets[1:] > offsets[:-1]):
-        raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs")
+        raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs; {AGAIN}")
     return offsets
 
 
@@ -233,7 +236,7 @@ def parse_blocks(key: str, content: Buffer, meta: ClipMeta) -> BlockFormat:
         raise UserError(f"clip {key}: {error}") from error
     if len(frames) != meta.num_frames or (found.side, found.side) != (meta.packed_width, meta.packed_height):
         raise UserError(f"clip {key}: blocks: {len(frames)} frames of side {found.side}, expected {meta.num_frames} of "
-                        f"{meta.packed_width}x{meta.packed_height}")
+                        f"{meta.packed_width}x{meta.packed_height}; {AGAIN}")
     return found
 
 

@@ -18,7 +18,15 @@ from svdata2vec.shards.blocks import HEADER_BYTES, parse_clip
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
-from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, file_bytes, file_problem, index_problem, load_index
+from svdata2vec.shards.reading.manifest import (
+    INDEX_NAME,
+    Manifest,
+    access_problem,
+    file_bytes,
+    file_problem,
+    index_problem,
+    load_index,
+)
 from svdata2vec.shards.reading.mapped import MappedTar
 from svdata2vec.shards.reading.parts import in_part, split_and_part
 from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
@@ -191,8 +199,9 @@ class ShardSet:
         return str(self._path(shard))
 
     def check_shard(self, shard: int) -> None:
-        """UserError if a tar is missing or of another size than the manifest says: then no clip of it can be trusted."""
-        problem = self.manifest.shards[shard].size_problem(file_bytes(self._path(shard)))
+        """UserError if a tar is missing, unreadable or of another size than the manifest says: no clip of it can be trusted."""
+        path = self._path(shard)
+        problem = self.manifest.shards[shard].size_problem(file_bytes(path)) or access_problem(path)
         if problem is not None:
             raise UserError(f"{self.tar_name(shard)}: {problem}")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from svdata2vec.shards.atomic import npy_bytes, write_atomically
 from svdata2vec.shards.blocks import parse_clip
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import AGAIN, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, SUMS_NAME, Manifest, load_plain_array
 from svdata2vec.shards.reading.sample import OFFSETS, Buffer, block_offsets, parse_array
 
@@ -24,7 +24,7 @@ try:  # the same numbers ten times as fast
 except ImportError:  # no wheel for this machine
     from zlib import crc32
 
-CHANGED = "its bytes are not those that were packed (CRC-32); copy the shard again, or pack again"
+CHANGED = f"its bytes are not those that were packed (CRC-32); {AGAIN}"
 
 
 class Sums:

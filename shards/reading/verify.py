@@ -24,6 +24,7 @@ from svdata2vec.shards.reading.manifest import (
     SKIPPED_NAME,
     SUMMARY_NAME,
     Manifest,
+    access_problem,
     file_problem,
     index_problem,
     load_index,
@@ -110,6 +111,9 @@ def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
     if not (root / SKIPPED_NAME).is_file():
         yield Finding("missing", SKIPPED_NAME, "no such file")
         return
+    if (problem := access_problem(root / SKIPPED_NAME)) is not None:
+        yield Finding("missing", SKIPPED_NAME, problem)
+        return
     try:
         skipped = {str(json.loads(line)["key"]) for line in (root / SKIPPED_NAME).read_text(encoding="utf-8").splitlines()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -164,6 +168,8 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
     path = root / entry.name
     if not path.is_file():
         return number, [Finding("missing", entry.name, "no such file")], {}
+    if (problem := access_problem(path)) is not None:
+        return number, [Finding("missing", entry.name, problem)], {}
     problems = {"size": entry.size_problem(path.stat().st_size), "hash": entry.hash_problem(path)}
     findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
     rows = np.flatnonzero(shards.index["shard"] == number)
