@@ -162,6 +162,7 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
     ({"codec": "blocks", "chroma": "420"}, "chroma is 420: codec blocks has no such option, jpeg, vp9, h264, hevc, mjpeg have"),
     ({"gop": 3}, "gop is 3: codec jpeg has no such option, vp9, h264, hevc, mjpeg have; leave it out"),
     ({"codec": "blocks", "quality": 90}, "quality is 90: codec blocks has none but --luma-bits and --chroma-bits"),
+    ({"codec": "copy", "quality": 50}, "quality is 50: codec copy encodes nothing; leave it out"),
     ({"codec": "blocks", "luma_bits": 4}, "luma_bits is 4: expected a whole number from 2 to 3"),
     ({"clips_per_shard": 0}, "clips_per_shard is 0: expected a whole number from 1 to"),
     ({"workers": 0}, "workers is 0: expected a whole number from 1 to"),

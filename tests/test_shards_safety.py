@@ -372,7 +372,13 @@ def test_finished_folders_are_left_alone(dataset: DataSet, undisturbed: dict[str
     with pytest.raises(UserError, match=r"out: holds a finished data set \(motion\); choose another folder or"):
         pack(dataset, out, OPTIONS)
     with pytest.raises(UserError, match="out: holds a data set packed from other annotations or with other options"):
-        pack(dataset, out, replace(RESUME, quality=50))
+        pack(dataset, out, replace(RESUME, pose_slack=3))
+    for change, message in (
+        ({"quality": 50}, "quality was 90, now 50"),
+        ({"codec": "blocks", "size": 64}, "codec was jpeg, now blocks, size was 96, now 64"),
+    ):
+        with pytest.raises(UserError, match=f"out: holds a data set packed with other options: {message}; nothing is added"):
+            pack(dataset, out, replace(RESUME, **change))  # type: ignore[arg-type]
     (out / ".parts").mkdir()  # as a run leaves it that is killed right after the manifest
     assert pack(dataset, out, RESUME) == manifest
     assert folder_bytes(out) == undisturbed

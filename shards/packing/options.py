@@ -11,6 +11,7 @@ from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_kno
 
 # Options that mean nothing to other codecs. Of video codecs `chroma` may be 420, which they have anyway.
 OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg", *VIDEO_CODECS), "gop": (*VIDEO_CODECS,)}
+WITHOUT_QUALITY = {"blocks": "has none but --luma-bits and --chroma-bits", "copy": "encodes nothing; leave it out"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PackOptions:
     gop: Annotated[int, Range(0, 10**6)] = 0
     """Frames between two key frames of a video codec; 0 = one key frame per clip."""
     size: Annotated[int, Range(32, 4096, multiple=32)] = 320
-    """Side of the stored square, in pixels; a multiple of 32."""
+    """Side of the stored square, in pixels; a multiple of 32. Codec copy keeps the source's size."""
     clips_per_shard: Count = 128
     """Clips in one tar."""
     seed: Seed = 0
@@ -53,8 +54,8 @@ class PackOptions:
             if getattr(self, name) != getattr(PackOptions, name) and self.codec not in codecs:
                 raise UserError(f"{name} is {getattr(self, name)}: codec {self.codec} has no such option, {', '.join(codecs)} "
                                 f"{'have' if len(codecs) > 1 else 'has'}; leave it out")
-        if self.quality is not None and self.codec == "blocks":
-            raise UserError(f"quality is {self.quality}: codec blocks has none but --luma-bits and --chroma-bits")
+        if self.quality is not None and self.codec in WITHOUT_QUALITY:
+            raise UserError(f"quality is {self.quality}: codec {self.codec} {WITHOUT_QUALITY[self.codec]}")
         if self.quality is not None:
             low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
             check_number(f"quality for codec {self.codec}", self.quality, low, high)
@@ -70,6 +71,11 @@ class PackOptions:
         if self.blocks is not None:
             return {"luma_bits": self.luma_bits, "chroma_bits": self.chroma_bits}
         return {"quality": self.coded_quality, "gop": self.gop}
+
+    @property
+    def packed_size(self) -> int:
+        """Side of the stored square as the manifest says it; 0 for codec copy."""
+        return 0 if self.codec == "copy" else self.size
 
     @property
     def coded_quality(self) -> int:

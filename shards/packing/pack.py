@@ -102,13 +102,22 @@ def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], optio
     lacking = [clip for clip in dataset.clips if clip.key not in packed]
     lacks = f"{len(lacking)} clips of this input, e.g. {lacking[0].key}, are not in it (see {SKIPPED_NAME})" if lacking else ""
     if manifest.fingerprint != fingerprint(plan):
-        raise UserError(f"{root}: holds a data set packed from other annotations or with other options, or videos have changed "
-                        f"since{lacks and '; ' + lacks}; nothing is added to a finished set: pack into another folder, or "
-                        "delete this one")
+        why = _coded_otherwise(manifest, options)
+        why = f"with other options: {why}" if why else (
+            f"from other annotations or with other options, or videos have changed since{lacks and '; ' + lacks}")
+        raise UserError(f"{root}: holds a data set packed {why}; nothing is added to a finished set: pack into another folder, "
+                        "or delete this one")
     kept = f"; {lacks}: to try them again, pack into another folder" if lacks else ""
     logger.info("%s: finished already, kept%s", root, kept)
     shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
     return manifest
+
+
+def _coded_otherwise(manifest: Manifest, options: PackOptions) -> str:
+    """Which options of the encoding a finished set was packed with, where they are others; empty if they are the same."""
+    was = {"codec": manifest.codec, "size": manifest.packed_size, **manifest.codec_options}
+    now = {"codec": options.codec, "size": options.packed_size, **options.coding}
+    return ", ".join(f"{name} was {was[name]}, now {now[name]}" for name in was if was[name] != now.get(name, was[name]))
 
 
 def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
@@ -162,7 +171,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     packed = {row[0] for row in rows}
     without_joints = {key for record in full for key in record.without_joints}
     manifest = Manifest(
-        dataset=dataset.name, codec=options.codec, packed_size=0 if options.codec == "copy" else options.size,
+        dataset=dataset.name, codec=options.codec, packed_size=options.packed_size,
         layout=dataset.layout, classes=dataset.classes, components=components,
         splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
         without_joints=tuple(number for number, row in enumerate(rows) if row[0] in without_joints),
