@@ -244,6 +244,8 @@ JPEG_CPU = Surroundings("cpu", 8, "jpeg", False)
         (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, remote=True), "read", "the network is the limit: copy"),
         (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(JPEG_CPU, storage=12.0), "read", "in memory, or pack as vp9"),
         (Rates(900, 10, 10, 500, 9.9), GPU, "decode", "try `svdata2vec bench data --tune`, or pack pictures smaller than"),
+        (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(GPU, storage=32.0), "decode", "--size`), or pack as blocks, which"),
+        (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(CPU, codec="blocks"), "decode", "a GPU, which reads blocks undec"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
         (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
@@ -292,6 +294,9 @@ def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
         assert not fewer or ((threads or 0) > 1 and rates.data > rates.model)
         assert ("pack as jpeg" in text) <= (codec in ("vp9", "h264"))
         assert ("vp9" in text) <= (codec == "jpeg" and device == "cpu")
+        assert ("pack as blocks" in text) <= (codec == "jpeg" and device == "cuda" and storage is not None)
+        assert not ("pack as blocks" in text and (storage or 0) < 3 * rates.decode), "the disk would be the limit"
+        assert ("nvJPEG" in text) <= (codec != "blocks")
         assert not ("vp9" in text and rates.decode < 2.5 * rates.read)
         assert ("bench data --tune" in text) <= (verdict.bound == "decode" and device == "cuda" and not other)
         assert ("smaller than" in text) <= (not other) and ("kept_frames" in text) <= (config.encode == "all_frames")

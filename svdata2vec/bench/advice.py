@@ -13,6 +13,7 @@ from svdata2vec.training.launch import launch_obstacles
 
 STORAGE_BOUND = 0.5  # share of what the storage gives in order, from which on it is the limit of reading
 VP9_SLOWER = 2.5  # than jpeg, decoding on a CPU (tools/results/bench_data.json)
+BLOCKS_LARGER = 3.1  # than jpeg, 3 and 2 bits, bytes of a clip (tools/results/packing_real_h264.json)
 SPARE = 1.3  # a loader that is so much faster than the model has time to spare
 
 
@@ -57,7 +58,7 @@ def advise_loader(config: PretrainConfig, where: Surroundings) -> str:
     return f"its threads share one Python interpreter{_more_readers(config, where, ': ')}"
 
 
-def advise_decode(config: PretrainConfig, where: Surroundings) -> str:
+def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> str:
     """For a run that waits for decoding."""
     data, words = config.data, []
     on_cpu, alone = where.device == "cpu", where.codec in PICTURES_ALONE
@@ -66,14 +67,17 @@ def advise_decode(config: PretrainConfig, where: Surroundings) -> str:
     if not alone:
         words.append("pack as jpeg, which decodes the wanted frames only")
     # A GPU's engines decode all that they can with two threads; a share of its cores is decoded by the host's threads.
-    if (data.threads or 0) < where.cores and (on_cpu or data.engine_share not in (None, 1.0)):
+    shared = data.engine_share not in (None, 1.0) and where.codec != "blocks"
+    if (data.threads or 0) < where.cores and (on_cpu or shared):
         words.append(f"--data.threads {where.cores}")
     if not on_cpu and where.codec == "jpeg" and data.run_pictures is None:
         words.append("`svdata2vec bench data --tune`")
     if alone and where.packed_size > config.data.size:
         words.append(f"pack pictures smaller than {where.packed_size} px (`shard KIND --size`)")
     if on_cpu:
-        words.append("a GPU, which decodes with nvJPEG")
+        words.append("a GPU, which reads blocks undecoded" if where.codec == "blocks" else "a GPU, which decodes with nvJPEG")
+    elif _blocks_would_help(rates, where):
+        words.append("pack as blocks, which need no decoder (on paper: run on no GPU yet)")
     return f"try {', or '.join(words)}" if words else "the decoder is this machine's limit"
 
 
@@ -112,6 +116,12 @@ def advise_overlap(rates: Rates, config: PretrainConfig, where: Surroundings) ->
 def _more_readers(config: PretrainConfig, where: Surroundings, link: str) -> str:
     readers = config.data.readers or 0
     return f"{link}read in more processes, --data.readers {readers + 2}" if readers + 2 < where.cores else ""
+
+
+def _blocks_would_help(rates: Rates, where: Surroundings) -> bool:
+    """Where a GPU decodes JPEGs from a disk that gives three times the bytes as fast."""
+    larger = where.storage is None or where.storage > BLOCKS_LARGER * rates.decode
+    return where.codec == "jpeg" and larger and not where.remote
 
 
 def _graph_would_help(config: PretrainConfig, where: Surroundings) -> bool:

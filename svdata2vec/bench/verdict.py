@@ -43,7 +43,7 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
         )
         return Verdict("model", text)
     bound: Bound = "read" if rates.read < rates.decode else "decode"
-    advice = advise_read(rates, config, where) if bound == "read" else advise_decode(config, where)
+    advice = advise_read(rates, config, where) if bound == "read" else advise_decode(rates, config, where)
     alone = f"{bound} alone reaches {getattr(rates, bound):.1f}"
     if rates.data < OVERLAPPED * min(rates.read, rates.decode):
         bound, advice = "loader", advise_loader(config, where)
