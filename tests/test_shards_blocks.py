@@ -1,6 +1,8 @@
 """Pictures in blocks: the format against a decoder in plain Python, its windows, its encoder, what it refuses."""
 
 import struct
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from svdata2vec.shards.packing.blockencoder import BlockEncoder
 from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 
 BITS = [(2, 2), (2, 3), (3, 2), (3, 3)]
+README = Path(__file__).parents[1] / "shards" / "README.md"
 
 
 def plain_decode(clip: bytes, frame: int) -> list[list[tuple[int, int, int]]]:
@@ -70,6 +73,19 @@ def test_decoder_equals_thirty_lines_of_plain_python(side: int, bits: tuple[int,
     layout, frames = parse_clip(np.frombuffer(clip, np.uint8))
     assert layout == BlockFormat(side, *bits)
     np.testing.assert_array_equal(BlockDecoder(layout)(frames[1]), np.array(plain_decode(clip, 1), np.uint8))
+
+
+@pytest.mark.parametrize("bits", [(3, 2), (2, 3)])
+def test_the_clip_to_check_a_decoder_with(bits: tuple[int, int]) -> None:
+    """The row of the README, where readers in other languages compare."""
+    layout = BlockFormat(32, *bits)
+    content = (np.arange(2 * layout.frame_bytes) ** 2 % 251).astype(np.uint8).tobytes()
+    frames = [np.array(plain_decode(layout.header(2) + content, number), np.uint8) for number in range(2)]
+    first, right, second = (", ".join(map(str, pixel)) for pixel in (frames[0][0, 0], frames[0][0, 31], frames[1][17, 5]))
+    sums = [f"`{zlib.crc32(frame.tobytes()):08X}`" for frame in frames]
+    assert layout.frame_bytes == 32 * 32 * (2 * bits[0] + bits[1] + 3) // 16
+    row = f"| {bits[0]}, {bits[1]} | {layout.frame_bytes} | {first}; {right} | {sums[0]} | {second} | {sums[1]} |"
+    assert row in README.read_text(encoding="utf-8")
 
 
 def test_opencv_converts_every_colour_as_the_format_says() -> None:
