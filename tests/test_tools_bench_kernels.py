@@ -121,6 +121,10 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
         bench.earlier_record(out, ["attention"], {**about, "torch": "3"})
 
 
+def test_the_page_says_what_is_counted_on_paper() -> None:
+    assert render.stored_blocks() in (render.RESULTS / "kernels.md").read_text()
+
+
 def test_an_unknown_op_is_refused() -> None:
     with pytest.raises(SystemExit, match="unknown ops softmax; there are gather_frames, gather_blocks, fuse_tokens"):
         list(candidates.all_cases(SCALE, ["softmax"]))
