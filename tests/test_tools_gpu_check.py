@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,32 @@ def test_the_whole_ends_in_time() -> None:
     assert gpu_check.exit_status([Outcome("a", PASSED), long]) == gpu_check.EXIT_INCOMPLETE
     whole = sum(part.least_s for part in gpu_check.PARTS if part.timed)
     assert whole + max(part.limit_s for part in gpu_check.PARTS if not part.timed) <= gpu_check.WHOLE_S == 480
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "")])
+@pytest.mark.parametrize("timed", [False, True])
+def test_an_interruption_ends_the_parts_at_work(number: signal.Signals, said: str, timed: bool, tmp_path: Path) -> None:
+    """Parts that check run in threads, which no signal reaches; one more waits there for its turn."""
+    program = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT / "tools")!r})
+        import gpu_check
+        part = "import os, time; open(str(os.getpid()), 'w').close(); time.sleep(100)"
+        gpu_check.AT_ONCE, gpu_check.gpu_problem, run_all = 1, lambda: None, gpu_check.run_all
+        gpu_check.run_all = lambda parts, command: run_all(parts, [sys.executable, "-c", part])
+        gpu_check.PARTS = [gpu_check.Part(name, "x", timed={timed}) for name in ("first", "second")]
+        sys.argv[1:] = ["--out", "out"]
+        sys.exit(gpu_check.main())
+    """
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (begun := [int(path.name) for path in tmp_path.glob("[0-9]*")]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert stderr.splitlines() == ["first ...", *([said] if said else [])]
+    assert not any(psutil.pid_exists(pid) for pid in begun) and not [*(tmp_path / "out").iterdir()]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

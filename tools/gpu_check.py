@@ -7,7 +7,8 @@ copy, matrix products), `bench run` on JPEGs against the authors' way and on pic
 overlap, fused blocks on and off.
 Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
 installed, or for which no time is left, says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1
-something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run.
+something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run; 130 Ctrl+C, 143 SIGTERM: parts
+at work end with it, and nothing is written.
 
 Only Python's standard library is needed to start it.
 """
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 AT_ONCE = 8  # processes on one GPU
 WHOLE_S = 480  # of all parts together
 FOLDER = "SVDATA2VEC_GPU_CHECK"  # environment variable: where parts find the clips that one of them makes
-EXIT_FAILED, EXIT_OPTIONS, EXIT_NO_GPU, EXIT_INCOMPLETE = 1, 2, 3, 4
+EXIT_FAILED, EXIT_OPTIONS, EXIT_NO_GPU, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 4, 128 + signal.SIGINT
 ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
              "webdataset", "tyro", "fsspec", "tensorboard")
@@ -132,20 +133,28 @@ def run_here(part: Part, load: Callable[[Part], Callable[..., dict[str, Any]]]) 
     return Outcome(part.name, PASSED, note, figures, time.perf_counter() - started)
 
 
-def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None) -> Outcome:
-    """Run a part in a process of its own; a crash, a hang or silence is a failure. What it started ends with it."""
+AtWork = set[subprocess.Popen[str]]
+
+
+def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None, at_work: AtWork | None = None) -> Outcome:
+    """Run a part in a process of its own; a crash, a hang or silence is a failure. What it started ends with it.
+
+    at_work: holds the process as long as it runs.
+    """
+    at_work = set() if at_work is None else at_work
     started, limit = time.perf_counter(), part.limit_s if limit_s is None else limit_s
     process = subprocess.Popen(
         [*command, "--part", part.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         start_new_session=True,  # a group of its own, with what it starts
     )
+    at_work.add(process)
     try:
         stdout, stderr = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         return Outcome(part.name, FAILED, f"did not finish within {limit:.0f} s", seconds=time.perf_counter() - started)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
+        at_work.discard(process)
         process.wait()
     for line in reversed(stdout.splitlines()):
         if line.startswith(ANSWER) and process.returncode == 0:
@@ -157,20 +166,38 @@ def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None) 
                    seconds=time.perf_counter() - started)
 
 
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End a part's process and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def run_all(parts: Sequence[Part], command: Sequence[str], whole_s: float = WHOLE_S) -> list[Outcome]:
-    """The outcome of every part: several that only check at once, then those that measure, one by one; in `whole_s` seconds."""
-    deadline = time.monotonic() + whole_s
+    """The outcome of every part: several that only check at once, then those that measure, one by one; in `whole_s` seconds.
+
+    What interrupts it ends the parts at work.
+    """
+    deadline, at_work = time.monotonic() + whole_s, AtWork()
 
     def run(part: Part) -> Outcome:
         left = deadline - time.monotonic()
         if left < min(part.least_s, part.limit_s):
             return Outcome(part.name, NOT_RUN, f"no time left: it needs {part.least_s} s, the whole may take {whole_s:.0f} s")
         print(f"{part.name} ...", file=sys.stderr, flush=True)
-        return run_apart(part, command, min(part.limit_s, left))
+        return run_apart(part, command, min(part.limit_s, left), at_work)
 
     with ThreadPoolExecutor(max(1, min(AT_ONCE, (os.cpu_count() or 1) // 2))) as pool:
-        checks = dict(pool.map(lambda part: (part.name, run(part)), [part for part in parts if not part.timed]))
-    return [run(part) if part.timed else checks[part.name] for part in sorted(parts, key=lambda part: part.timed)]
+        checks = {part.name: pool.submit(run, part) for part in parts if not part.timed}
+        try:
+            wait(checks.values())
+        except BaseException:  # the pool would wait for parts as long as their limits allow
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(check.done() for check in checks.values()):
+                for process in [*at_work]:
+                    kill_group(process)
+                time.sleep(0.1)
+            raise
+    return [run(part) if part.timed else checks[part.name].result() for part in sorted(parts, key=lambda part: part.timed)]
 
 
 def gpu_problem() -> str | None:
@@ -235,6 +262,35 @@ def load_part(part: Part) -> Callable[..., dict[str, Any]]:
     return getattr(importlib.import_module(part.module), part.function)
 
 
+def check(parts: Sequence[Part], out: Path) -> int:
+    """Run the parts and write both files into the folder; returns the exit status."""
+    problem = gpu_problem()
+    if problem:
+        print(f"no GPU to check: {problem}", file=sys.stderr)
+        return EXIT_NO_GPU
+    try:  # now, not after eight minutes
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        print(f"--out {out}: {error.strerror}; give a folder that can be written", file=sys.stderr)
+        return EXIT_OPTIONS
+    with tempfile.TemporaryDirectory(prefix="svdata2vec-gpu-check-") as folder:
+        os.environ[FOLDER] = folder
+        started = time.monotonic()
+        outcomes = run_all(parts, [sys.executable, str(Path(__file__).resolve())])
+        seconds = time.monotonic() - started
+    where = machine()
+    record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
+              "seconds": seconds, "parts": [asdict(outcome) for outcome in outcomes]}
+    text = f"{table(outcomes, where)}{seconds:.0f} s\n"
+    for name, content in (("gpu_check.json", json.dumps(record, indent=1) + "\n"), ("gpu_check.txt", text)):
+        temporary = out / f"{name}.tmp"  # readers see the old file or the whole new one
+        temporary.write_text(content)
+        temporary.replace(out / name)
+    print(text, end="")
+    return exit_status(outcomes)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [part.name for part in PARTS]
@@ -246,31 +302,12 @@ def main() -> int:
     if options.part:
         print(ANSWER + json.dumps(asdict(run_here(by_name[options.part], load_part))), flush=True)
         return 0
-    problem = gpu_problem()
-    if problem:
-        print(f"no GPU to check: {problem}", file=sys.stderr)
-        return EXIT_NO_GPU
-    try:  # now, not after eight minutes
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()
-    except OSError as error:
-        print(f"--out {options.out}: {error.strerror}; give a folder that can be written", file=sys.stderr)
-        return EXIT_OPTIONS
-    with tempfile.TemporaryDirectory(prefix="svdata2vec-gpu-check-") as folder:
-        os.environ[FOLDER] = folder
-        started, command = time.monotonic(), [sys.executable, str(Path(__file__).resolve())]
-        outcomes = run_all([by_name[name] for name in options.only or names], command)
-        seconds = time.monotonic() - started
-    where = machine()
-    record = {"format": FORMAT, "version": VERSION, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where,
-              "seconds": seconds, "parts": [asdict(outcome) for outcome in outcomes]}
-    text = f"{table(outcomes, where)}{seconds:.0f} s\n"
-    for name, content in (("gpu_check.json", json.dumps(record, indent=1) + "\n"), ("gpu_check.txt", text)):
-        temporary = options.out / f"{name}.tmp"  # readers see the old file or the whole new one
-        temporary.write_text(content)
-        temporary.replace(options.out / name)
-    print(text, end="")
-    return exit_status(outcomes)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        return check([by_name[name] for name in options.only or names], options.out)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
