@@ -69,7 +69,7 @@ PositiveShare = Annotated[float, Range(ABOVE_0, 1)]
 
 
 def check_fields(config: Any, section: str = "") -> None:
-    """Raise UserError, which names the field, unless every field of a dataclass is of its type and in its range.
+    """Raise UserError, which names all fields that are wrong, unless every field is of its type and in its range.
 
     Args:
         config: instance of a dataclass; those in its fields are checked with it.
@@ -79,8 +79,14 @@ def check_fields(config: Any, section: str = "") -> None:
         TypeError: a number declares no range, or a field is of a type that cannot be checked.
     """
     kind: Any = type(config)
+    wrong = []
     for name, hint in _hints(kind).items():
-        _check(f"{section}{name}", getattr(config, name), hint, None)
+        try:
+            _check(f"{section}{name}", getattr(config, name), hint, None)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 @functools.cache

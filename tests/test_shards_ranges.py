@@ -68,6 +68,13 @@ def settings(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def test_all_wrong_values_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "demo", "--neighbours", "0", "--label-fraction", "2", "--iterations", "5"]) == 2
+    said = capsys.readouterr().err
+    assert "probe: --label-fraction is 2.0: expected a number from 1e-15 to 1; --neighbours is 0: expected a whole" in said
+    assert "iterations" not in said
+
+
 def changed(config: Any, name: str, value: Any) -> Any:
     """The configuration with one field, named with dots, replaced; made anew, so that it checks itself."""
     first, _, rest = name.partition(".")

@@ -22,6 +22,7 @@ from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.metrics_log import read_lines, read_metrics
 from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
 from svdata2vec.shards.errors import UserError
@@ -209,6 +210,9 @@ def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_fold
         finetune(wider)
     with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         finetune(dataclasses.replace(config, pretrained=tmp_path))
+    write_config(tmp_path / "begun", config)
+    with pytest.raises(UserError, match=r"its run is not finished; start that run again to go on$"):
+        finetune(dataclasses.replace(config, pretrained=tmp_path / "begun"))
 
 
 def test_label_fractions_are_stratified_and_seeded(tiny_shard_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

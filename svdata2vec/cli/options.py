@@ -150,7 +150,7 @@ def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -
 def _with_dashes(message: str, kind: type) -> str:
     """A message of a configuration, which names settings (`optim.lr`), with the options that set them (`--optim.lr`)."""
     options = {name.replace("-", "_"): f"--{name}" for name in option_names(kind)}
-    return re.sub(r"\w+(\.\w+)+|^\w+", lambda found: options.get(found[0], found[0]), message)
+    return re.sub(r"\w+(\.\w+)+|^\w+|(?<=; )\w+(?= is )", lambda found: options.get(found[0], found[0]), message)
 
 
 def _name(argument: Any) -> str:

@@ -3,7 +3,6 @@
 n clips of a split, D token width; B clips of a batch, M persons, T frames, V joints, C coordinates, H W picture, S its side
 """
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
-from svdata2vec.shards.atomic import atomic_file, write_atomically
+from svdata2vec.shards.atomic import atomic_file, npy_bytes, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -199,8 +198,7 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         with atomic_file(out) as file:
             parquet.write_table(pyarrow.table(columns), file)
         return
-    np.save(buffer := io.BytesIO(), features.features_nD.astype(np.float32, copy=False))  # NumPy hides why a file fails
-    write_atomically(out, buffer.getvalue())
+    write_atomically(out, npy_bytes(features.features_nD.astype(np.float32, copy=False)))
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
 

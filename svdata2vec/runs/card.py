@@ -10,6 +10,7 @@ from svdata2vec.config.records import check_record, read_sealed, sealed
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints
+from svdata2vec.runs.folder import CONFIG
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError
@@ -113,6 +114,8 @@ def read_card(run: Path) -> dict[str, Any]:
     folder = run_folder(run)
     for name in ("model.safetensors", "model.json"):
         if not (folder / name).is_file():
+            if (folder / CONFIG).is_file():
+                raise UserError(f"{folder}: no {name}, its run is not finished; start that run again to go on")
             raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
     path = folder / "model.json"
     return check_record(read_sealed(path), CARD, path)

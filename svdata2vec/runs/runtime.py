@@ -102,7 +102,8 @@ class Runtime:
 @contextmanager
 def running(config: RunConfig) -> Iterator[Runtime]:
     """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
-    end_with_launcher()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a process of torchrun
+        end_with_parent()
     rank, world_size = announced_place()
     device = pick_device(config.device)
     if device.type == "cuda":
@@ -141,10 +142,10 @@ def announced_place() -> tuple[int, int]:
     return rank, world_size
 
 
-def end_with_launcher() -> None:
-    """Have the kernel send SIGTERM to a process of `torchrun` when that dies, so that no worker goes on unseen (Linux)."""
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, so that it does not go on unseen (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+    if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

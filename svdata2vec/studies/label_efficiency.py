@@ -17,6 +17,7 @@ from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
 from svdata2vec.evaluation.probe import check_input
+from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
@@ -70,7 +71,7 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         if start is not None:
             row["pretraining"] = [_pretraining(start_of(start, seed)) for seed in seeds]
     save(record, out / "label_efficiency.json")
-    label_curve(record).savefig(out / "label_efficiency.png", dpi=110)
+    save_figure(label_curve(record), out / "label_efficiency.png", dpi=110)
     for line in lines(record):
         log.info("%s", line)
     return record

@@ -4,7 +4,6 @@ n clips, v views, T tokens of a clip, D width, c classes
 """
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.published import published_config, weights_hash
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import npy_bytes, write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
 
@@ -134,9 +133,8 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
     with running(base.run) as runtime:
         found = split_features(replace(base, attentive=AttentiveConfig(1)), trained, shards, split, None, runtime)
     assert found.tokens_nvTD is not None
-    np.save(buffer := io.BytesIO(), found.tokens_nvTD)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, npy_bytes(found.tokens_nvTD))
     about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost, "made_of": made_of}
     about["cpu_seconds"] = time.process_time() - begun
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())

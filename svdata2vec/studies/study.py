@@ -50,6 +50,8 @@ class Plan:
 
 def run_study(plan: Plan) -> dict[str, Any]:
     """Search, then run every cell with what was chosen; rows, differences and search as the record has them."""
+    for unfinished in () if plan.collect else plan.out.glob("*/*.tmp"):  # of a study that was killed
+        unfinished.unlink(missing_ok=True)
     tried = list(_search_cells(plan))
     chosen, search = _choose(plan, _run(plan, tried))
     cells = [

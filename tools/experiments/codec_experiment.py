@@ -20,6 +20,7 @@ from experiment import make_parser, on_shards, probe_all_labels, process_pool, w
 from matplotlib.figure import Figure
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
+from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.shards.errors import UserError
@@ -63,7 +64,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.plot(CODECS, [record["comparison"][name]["mean"][codec] for codec in CODECS], color="black", linewidth=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlim(-0.3, 1.3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main() -> int:

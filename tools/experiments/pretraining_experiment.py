@@ -28,6 +28,7 @@ from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig,
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.masking import mask_counts
 from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
@@ -138,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, RunFailedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
     sys.stdout.write("\n".join([*lines(record), ""]))
     return 0
 

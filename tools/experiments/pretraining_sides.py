@@ -16,6 +16,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
@@ -137,7 +138,7 @@ def run_experiment(
         replace(first, run=replace(first.run, out=Path(first.run.out.name))))}
     out = options.out or RESULTS / f"{experiment.record}.json"
     save(record, out)
-    label_curve(record).savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(label_curve(record), out.with_suffix(".png"), dpi=110)
     return record
 
 
