@@ -24,7 +24,7 @@ BITS = (2, 3)
 MAGIC, VERSION = b"SVBK", 1
 _HEADER = struct.Struct("<4sBBBBII")  # magic, version, bits of luma, bits of chroma, a zero, side, frames
 HEADER_BYTES = _HEADER.size
-_BYTES4, _WORDS4 = np.uint32(0x01010101), np.uint64(0x0001000100010001)
+_WORDS4 = np.uint64(0x0001000100010001)
 
 Bytes = NDArray[np.uint8]
 Count = TypeVar("Count", int, NDArray[np.int64])
@@ -125,11 +125,6 @@ def parse_clip(content: Bytes) -> tuple[BlockFormat, Bytes]:
         raise ValueError(f"blocks: {len(content)} bytes, expected {found.clip_bytes(num_frames)} for {num_frames} frames of "
                          f"side {side} with {luma_bits} and {chroma_bits} bits; {AGAIN}")
     return found, content[HEADER_BYTES:].reshape(num_frames, found.frame_bytes)
-
-
-def spread_bytes(value_NC: Bytes) -> Bytes:
-    """(..., 4 C): a byte of every block (..., C) for each pixel of one of its rows."""
-    return (value_NC.astype(np.uint32) * _BYTES4).view(np.uint8)
 
 
 def spread_words(value_NC: NDArray[np.uint16]) -> NDArray[np.uint16]:

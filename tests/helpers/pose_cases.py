@@ -35,7 +35,6 @@ class BlockModel:
 
     def __init__(self, batch: int = 3) -> None:
         self.batch = batch
-        self.videos_seen = 0
 
     def prepare(self, frame_bgr: np.ndarray, box_N4: np.ndarray | None = None) -> list[np.ndarray]:
         """The frame itself, or the given boxes beside it."""
