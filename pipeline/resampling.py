@@ -38,9 +38,9 @@ class Resampler:
             return
         x1, y1, x2, y2 = self._window
         window = cut_out(picture_HW3, (x1 - left, y1 - top, x2 - left, y2 - top))
-        if self._mirrored:
-            window = cv2.flip(window, 1).astype(np.uint8, copy=False)
         cv2.resize(window, (self.size, self.size), dst=out_SS3, interpolation=cv2.INTER_LINEAR)
+        if self._mirrored:
+            cv2.flip(out_SS3, 1, dst=out_SS3)  # where it lies: a third of what a mirrored copy of the window takes
         for axis in self._enlarged:
             _warp_ends(picture_HW3, self._index_map(left, top), out_SS3, axis)
 
