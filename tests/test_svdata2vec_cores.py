@@ -1,5 +1,6 @@
-"""Cores that a process may use, how its loader shares them out, and GPUs that PyTorch does not see."""
+"""Cores that a process may use, how its loader shares them out, GPUs that PyTorch does not see, and the garbage collector."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdata2vec.config.schema import DataConfig
+from svdata2vec.config.schema import DataConfig, RunConfig
 from svdata2vec.runs import cores, runtime
 from svdata2vec.runs.cores import fit_loader, usable_cores
-from svdata2vec.runs.runtime import gpus_of_the_driver, pick_device
+from svdata2vec.runs.runtime import gpus_of_the_driver, pick_device, running
 from svdata2vec.shards.errors import UserError
 
 
@@ -98,3 +99,9 @@ def test_a_gpu_that_only_the_driver_sees_is_an_error(tmp_path, monkeypatch):
     assert pick_device("cpu").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert pick_device("auto").type == "cpu"
+
+
+def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts() -> None:
+    with running(RunConfig(device="cpu")):
+        assert gc.get_freeze_count() > 50_000 > len(gc.get_objects())
+    assert gc.get_freeze_count() == 0

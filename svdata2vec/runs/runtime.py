@@ -1,6 +1,7 @@
 """Process, device and precision of a run: alone, or as one of many under `torchrun`."""
 
 import ctypes
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -116,9 +117,11 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     if "OMP_NUM_THREADS" not in os.environ:  # PyTorch looks at the machine, not at the quota of a container
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    gc.freeze()  # else all that PyTorch has imported is walked through now and then, and every thread waits for 0.1 s
     try:
         yield Runtime(device, rank, world_size, bf16)
     finally:
+        gc.unfreeze()
         if world_size > 1:
             dist.destroy_process_group()
 
