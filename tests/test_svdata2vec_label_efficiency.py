@@ -30,6 +30,7 @@ from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import jobs, study
 from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
@@ -169,6 +170,8 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
     assert [record["step"] for record in read_metrics(log)] == [1, 2, 3]
     assert sum(record["cpu_seconds"] for record in read_metrics(log)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
+    with folder_lock(config.run.out, "running a study in"), pytest.raises(UserError, match="running a study in this folder"):
+        label_efficiency(config)
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneRow, "run", lambda *_: pytest.fail("run again"))
         again = label_efficiency(config)

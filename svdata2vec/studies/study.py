@@ -13,6 +13,7 @@ from typing import Any
 from svdata2vec.config.label_efficiency import SearchConfig
 from svdata2vec.runs.commit import UNKNOWN
 from svdata2vec.runs.intervals import mean_over_seeds
+from svdata2vec.shards.lock import folder_lock
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, found_outcome, run_cell
 
@@ -49,9 +50,20 @@ class Plan:
 
 
 def run_study(plan: Plan) -> dict[str, Any]:
-    """Search, then run every cell with what was chosen; rows, differences and search as the record has them."""
-    for unfinished in () if plan.collect else plan.out.glob("*/*.tmp"):  # of a study that was killed
-        unfinished.unlink(missing_ok=True)
+    """Search, then run every cell with what was chosen; rows, differences and search as the record has them.
+
+    Raises UserError if another study is at work in the folder.
+    """
+    if plan.collect:
+        return _search_and_run(plan)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(plan.out, "running a study in"):
+        for unfinished in plan.out.glob("*/*.tmp"):  # of a study that was killed
+            unfinished.unlink(missing_ok=True)
+        return _search_and_run(plan)
+
+
+def _search_and_run(plan: Plan) -> dict[str, Any]:
     tried = list(_search_cells(plan))
     chosen, search = _choose(plan, _run(plan, tried))
     cells = [
