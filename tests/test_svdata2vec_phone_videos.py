@@ -32,9 +32,9 @@ SMALL = {
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of "from folder to recogniser" after `svdata2vec`: shard, finetune, predict."""
+    """The words of "from folder to classifier" after `svdata2vec`: shard, finetune, predict."""
     readme = (ROOT / "README.md").read_text()
-    block = readme.split("# own videos, from folder to recogniser")[1].split("\n# ...")[0]
+    block = readme.split("# own videos, from folder to classifier")[1].split("\n# ...")[0]
     return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^svdata2vec .*$", block, re.MULTILINE)]
 
 

@@ -1,5 +1,6 @@
 """Which commit the code is of: said by runs and records."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,9 @@ def commit() -> str | None:
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", *words]
-        return subprocess.run(command, cwd=here.parent, check=True, capture_output=True, text=True).stdout.strip()
+        unlocked = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a look must not stop somebody's `git commit`
+        done = subprocess.run(["git", *words], cwd=here.parent, env=unlocked, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     try:
         if not git("ls-files", here.name):  # installed somewhere inside another checkout
