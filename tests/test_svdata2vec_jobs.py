@@ -28,9 +28,9 @@ from svdata2vec.runs.stopping import StopSignal
 from svdata2vec.studies.jobs import run_all
 
 def train(folder, number):
+    (folder / f"begun-{number}.tmp").write_text(str(os.getpid()))
+    (folder / f"begun-{number}.tmp").rename(folder / f"begun-{number}")
     with StopSignal() as stop:
-        (folder / f"begun-{number}.tmp").write_text(str(os.getpid()))
-        (folder / f"begun-{number}.tmp").rename(folder / f"begun-{number}")
         while not stop.received:
             time.sleep(0.05)
             if number == 1 and (folder / "fail").exists():
@@ -58,12 +58,13 @@ def names(folder: Path, kind: str) -> set[str]:
 
 
 @pytest.fixture
-def starting(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A study that has just been started."""
+def study(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A study whose first two jobs have begun."""
     (tmp_path / "study.py").write_text(STUDY)
     process = subprocess.Popen([sys.executable, str(tmp_path / "study.py"), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
+        wait_for(lambda: names(tmp_path, "begun") == {"0", "1"})
         yield process
     finally:
         with suppress(ProcessLookupError):
@@ -71,22 +72,14 @@ def starting(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.fixture
-def study(starting: subprocess.Popen[str], tmp_path: Path) -> subprocess.Popen[str]:
-    """A study whose first two jobs have begun."""
-    wait_for(lambda: names(tmp_path, "begun") == {"0", "1"})
-    return starting
-
-
 def processes(folder: Path) -> list[int]:
     return [int((folder / f"begun-{number}").read_text()) for number in (0, 1)]
 
 
-def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again() -> None:
     with pytest.raises(StopRequested) as stopped:
         run_all([partial(os.kill, os.getpid(), signal.SIGTERM), partial(pytest.fail, "begun")], 1)
     assert stopped.value.code == REQUEUE_EXIT_CODE
-    assert caplog.messages == ["asked to stop: what is finished is kept, start again to go on"]
 
 
 @pytest.mark.slow
@@ -101,23 +94,6 @@ def test_a_study_that_is_stopped_leaves_nobody_behind(
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in jobs), 30)
     assert study.returncode == status
     assert names(tmp_path, "saved") == names(tmp_path, "begun") == {"0", "1"}
-
-
-@pytest.mark.slow
-def test_a_study_that_is_killed_while_its_processes_start_leaves_no_run(
-    starting: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    """They import for seconds before the kernel can tell them of its end."""
-    parent = psutil.Process(starting.pid)
-
-    def workers() -> list[psutil.Process]:
-        return [child for child in parent.children() if any("spawn_main" in word for word in child.cmdline())]
-
-    wait_for(lambda: len(workers()) == 2)
-    found = workers()
-    starting.kill()
-    wait_for(lambda: not any(worker.is_running() for worker in found), 60)
-    assert not names(tmp_path, "begun")
 
 
 @pytest.mark.slow

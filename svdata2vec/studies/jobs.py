@@ -1,8 +1,10 @@
 """Runs side by side, each in a process with a core or a GPU to itself."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,10 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from svdata2vec.runs.runtime import announced_place, end_with_parent
+from svdata2vec.runs.runtime import announced_place
 from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, stoppable
 from svdata2vec.shards.errors import MachineError, UserError
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ASK_SECONDS = 1.0  # between two requests to stop
 
 Result = TypeVar("Result")
@@ -31,22 +34,15 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
     """
     if announced_place()[1] > 1:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
-    try:
+    if at_once == 1 or len(jobs) < 2:
         with stoppable():
-            return [job() for job in jobs] if at_once == 1 or len(jobs) < 2 else _side_by_side(jobs, at_once)
-    except (KeyboardInterrupt, SystemExit):
-        log.warning("asked to stop: what is finished is kept, start again to go on")
-        raise
-
-
-def _side_by_side(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
-    """`run_all` in fresh processes."""
+            return [job() for job in jobs]
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
     for place in shares(at_once):
         places.put(place)
     results: dict[int, Result] = {}
-    with ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
+    with stoppable(), ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
         try:
             left = enumerate(jobs)  # handed out one by one: the pool would begin those that it has, come what may
             at_work: dict[Future[Result], int] = {}
@@ -70,14 +66,9 @@ def _work(job: Callable[[], Result]) -> Result:
     try:
         return job()
     finally:
-        _end_if_alone()
-
-
-def _end_if_alone() -> None:
-    """End this process if its parent is dead."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(REQUEUE_EXIT_CODE)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(REQUEUE_EXIT_CODE)
 
 
 def _stop_processes() -> None:
@@ -107,7 +98,7 @@ def visible_gpus() -> list[str]:
 
 
 def _begin(places: Any) -> None:
-    """Take a share of the machine; stop as if asked to when the parent dies, or has died while this process started."""
+    """Take a share of the machine; stop as if asked to when the parent dies."""
     place = places.get()
     if "gpu" in place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place["gpu"]
@@ -115,5 +106,6 @@ def _begin(places: Any) -> None:
         os.sched_setaffinity(0, place["cores"])
         os.environ["OMP_NUM_THREADS"] = str(len(place["cores"]))
         torch.set_num_threads(len(place["cores"]))
-    end_with_parent()
-    _end_if_alone()
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
