@@ -2,10 +2,12 @@
 
 import atexit
 import os
-import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from svdata2vec.pipeline.producer import Producer, Read, Ready
@@ -21,6 +23,19 @@ class _End:
         self.error = error
 
 
+@dataclass
+class _Channel(Generic[T]):
+    """What a consumer and its thread share. `room`: an entry for each item that may come.
+
+    `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
+    ever. These queues take and let go of theirs in C.
+    """
+
+    items: "SimpleQueue[T | _End]" = field(default_factory=SimpleQueue)
+    room: "SimpleQueue[None]" = field(default_factory=SimpleQueue)
+    stopped: bool = False
+
+
 class Prefetch(Generic[T]):
     """Iterates over `source` on a daemon thread, at most `depth` items ahead. Exceptions reach the consumer.
 
@@ -28,23 +43,26 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(self, source: Iterator[T], depth: int, name: str) -> None:
-        self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=_run, args=(source, self._queue, self._stop), name=name, daemon=True)
+        self._channel: _Channel[T] = _Channel()
+        for _ in range(depth):
+            self._channel.room.put(None)
+        self._thread = threading.Thread(target=_run, args=(source, self._channel), name=name, daemon=True)
         self._thread.start()
 
     def __iter__(self) -> "Prefetch[T]":
         return self
 
     def __next__(self) -> T:
-        while not self._stop.is_set():
+        channel = self._channel
+        while not channel.stopped:
             try:
-                item = self._queue.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
+                item = channel.items.get(timeout=_POLL_SECONDS)
+            except Empty:
                 continue
             if not isinstance(item, _End):
+                channel.room.put(None)
                 return item
-            self._queue.put(item)  # every further call ends in the same way
+            channel.items.put(item)  # every further call ends in the same way
             if item.error is not None:
                 raise item.error
             raise StopIteration
@@ -52,37 +70,38 @@ class Prefetch(Generic[T]):
 
     def request_stop(self) -> None:
         """Ask the thread to end after the item it is working on."""
-        self._stop.set()
+        self._channel.stopped = True
 
     def close(self) -> None:
         """Stop the thread, wait for it and drop what was prefetched; may be called twice."""
-        self._stop.set()
+        self.request_stop()
         self._thread.join()
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        with suppress(Empty):
+            while True:
+                self._channel.items.get_nowait()
 
 
-def _run(source: Iterator[T], items: "queue.Queue[T | _End]", stop: threading.Event) -> None:
+def _run(source: Iterator[T], channel: _Channel[T]) -> None:
     end = _End(None)
     try:
-        for item in source:
-            if not _put(items, item, stop):
-                break
+        with ExitStack() as stack:
+            if hasattr(source, "close"):
+                stack.callback(source.close)
+            for item in source:
+                if not _has_room(channel):
+                    break
+                channel.items.put(item)
     except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
         end = _End(error)
-    close = getattr(source, "close", None)
-    if close is not None:
-        close()
-    _put(items, end, stop)
+    channel.items.put(end)
 
 
-def _put(items: "queue.Queue[T | _End]", item: T | _End, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            items.put(item, timeout=_POLL_SECONDS)
-        except queue.Full:
-            continue
-        return True
+def _has_room(channel: _Channel[T]) -> bool:
+    """Wait until an item may be handed on; False once the consumer has stopped."""
+    while not channel.stopped:
+        with suppress(Empty):
+            channel.room.get(timeout=_POLL_SECONDS)
+            return True
     return False
 
 
@@ -111,10 +130,10 @@ class Background:
 
     def next_ready(self, epoch: int, position: int, depth: int) -> Ready:
         """The next batch; the first call starts the threads at this place. An exception in a thread is raised here."""
-        if self._stream is None:
-            self._reader = Prefetch(self._producer.read(epoch, position), depth, "svdata2vec-read")
-            self._stream = Prefetch(self._producer.decode(self._reader), depth, "svdata2vec-decode")
         try:
+            if self._stream is None:
+                self._reader = Prefetch(self._producer.read(epoch, position), depth, "svdata2vec-read")
+                self._stream = Prefetch(self._producer.decode(self._reader), depth, "svdata2vec-decode")
             return next(self._stream)
         except BaseException:
             self.stop()

@@ -1,14 +1,20 @@
 """However a program ends, no thread or process of the loader keeps it alive or outlives it."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from pipeline_factory import shard_set
+
+from svdata2vec.pipeline.background import Prefetch
 
 PROGRAM = """
 import signal, sys, time
@@ -98,3 +104,47 @@ def test_a_stopped_program_leaves_no_process(folders, codec, readers, kind):
     while session_members(program.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not session_members(program.pid)
+
+
+class InterruptBefore:
+    """A trace function that raises KeyboardInterrupt before the nth bytecode, as a signal may."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> "InterruptBefore":
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left == -1:
+                raise KeyboardInterrupt
+        return self
+
+
+def slowly() -> Iterator[int]:
+    for number in itertools.count():
+        time.sleep(0.002)
+        yield number
+
+
+@pytest.mark.parametrize("source", [itertools.count, slowly], ids=["item is there", "item is waited for"])
+def test_an_interrupt_at_any_moment_leaves_no_thread(source):
+    """Python's own bounded queue does not do it: the lock of an interrupted `get` may stay locked."""
+    interrupted = 0
+    while True:
+        items = Prefetch(source(), 1, "interrupted")
+        interrupt = InterruptBefore(interrupted)
+        sys.settrace(interrupt)
+        try:
+            next(items)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        closing = threading.Thread(target=items.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive(), f"interrupted before bytecode {interrupted - 1}, its thread does not end"
+        if interrupt.left >= 0:
+            break
+    assert interrupted > 10
