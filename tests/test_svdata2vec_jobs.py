@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested, StopSignal
+from svdata2vec.shards.errors import MachineError
 from svdata2vec.studies.jobs import run_all
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +29,9 @@ from svdata2vec.runs.stopping import StopSignal
 from svdata2vec.studies.jobs import run_all
 
 def train(folder, number):
-    (folder / f"begun-{number}.tmp").write_text(str(os.getpid()))
-    (folder / f"begun-{number}.tmp").rename(folder / f"begun-{number}")
     with StopSignal() as stop:
+        (folder / f"begun-{number}.tmp").write_text(str(os.getpid()))
+        (folder / f"begun-{number}.tmp").rename(folder / f"begun-{number}")
         while not stop.received:
             time.sleep(0.05)
             if number == 1 and (folder / "fail").exists():
@@ -58,13 +59,12 @@ def names(folder: Path, kind: str) -> set[str]:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A study whose first two jobs have begun."""
+def starting(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A study that has just been started."""
     (tmp_path / "study.py").write_text(STUDY)
     process = subprocess.Popen([sys.executable, str(tmp_path / "study.py"), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        wait_for(lambda: names(tmp_path, "begun") == {"0", "1"})
         yield process
     finally:
         with suppress(ProcessLookupError):
@@ -72,14 +72,22 @@ def study(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.fixture
+def study(starting: subprocess.Popen[str], tmp_path: Path) -> subprocess.Popen[str]:
+    """A study whose first two jobs have begun."""
+    wait_for(lambda: names(tmp_path, "begun") == {"0", "1"})
+    return starting
+
+
 def processes(folder: Path) -> list[int]:
     return [int((folder / f"begun-{number}").read_text()) for number in (0, 1)]
 
 
-def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again() -> None:
+def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StopRequested) as stopped:
         run_all([partial(os.kill, os.getpid(), signal.SIGTERM), partial(pytest.fail, "begun")], 1)
     assert stopped.value.code == REQUEUE_EXIT_CODE
+    assert caplog.messages == ["asked to stop: what is finished is kept, start again to go on"]
 
 
 @pytest.mark.slow
@@ -97,14 +105,62 @@ def test_a_study_that_is_stopped_leaves_nobody_behind(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_a_study_in_one_line(study: subprocess.Popen[str], tmp_path: Path) -> None:
-    """The other run saves. Without an end to its process the study would wait for it for ever."""
-    first, second = processes(tmp_path)
-    psutil.Process(first).kill()
+def test_a_study_that_is_killed_while_its_processes_start_leaves_no_run(
+    starting: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """They import for seconds before the kernel can tell them of its end."""
+    parent = psutil.Process(starting.pid)
+
+    def workers() -> list[psutil.Process]:
+        return [child for child in parent.children() if any("spawn_main" in word for word in child.cmdline())]
+
+    wait_for(lambda: len(workers()) == 2)
+    found = workers()
+    starting.kill()
+    wait_for(lambda: not any(worker.is_running() for worker in found), 60)
+    assert not names(tmp_path, "begun")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_killed_ends_a_study_in_one_line(
+    study: subprocess.Popen[str], tmp_path: Path, number: int
+) -> None:
+    """The other run saves, and its process ends: the study waits for it."""
+    killed, other = processes(tmp_path)[number], processes(tmp_path)[1 - number]
+    psutil.Process(killed).kill()
     _, said = study.communicate(timeout=60)
-    wait_for(lambda: not psutil.pid_exists(second), 30)
+    wait_for(lambda: not psutil.pid_exists(other), 30)
     assert said.splitlines()[-1].startswith("svdata2vec.shards.errors.MachineError: the process of a run was killed")
-    assert names(tmp_path, "saved") == {"1"} and names(tmp_path, "begun") == {"0", "1"}
+    assert names(tmp_path, "saved") == {str(1 - number)} and names(tmp_path, "begun") == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_study_without_a_traceback_of_its_processes(study: subprocess.Popen[str], tmp_path: Path) -> None:
+    """A terminal sends it to all of the group."""
+    os.killpg(study.pid, signal.SIGINT)
+    _, said = study.communicate(timeout=60)
+    assert study.returncode == -signal.SIGINT and "Process Spawn" not in said
+    assert said.splitlines()[-1] == "KeyboardInterrupt" and said.count("Traceback") == 1
+    assert names(tmp_path, "saved") == names(tmp_path, "begun") == {"0", "1"}
+
+
+def test_a_process_that_ends_by_itself_is_not_called_killed() -> None:
+    with pytest.raises(MachineError, match=r"has ended by itself \(exit status 3;"):
+        run_all([partial(os._exit, 3), os.getpid], 2)
+
+
+def test_a_run_that_is_stopped_alone_stops_the_study() -> None:
+    """Its process sends what `StopSignal` raises."""
+    with pytest.raises(StopRequested) as stopped:
+        run_all([stop_alone, partial(time.sleep, 600)], 2)
+    assert stopped.value.code == REQUEUE_EXIT_CODE
+
+
+def stop_alone() -> None:
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise stop.request()
 
 
 @pytest.mark.slow
@@ -114,6 +170,6 @@ def test_after_a_failure_no_other_run_begins(study: subprocess.Popen[str], tmp_p
     assert study.poll() is None  # the other one goes on to its end
     (tmp_path / "finish").touch()
     _, said = study.communicate(timeout=60)
-    assert said.splitlines()[-1].endswith("RunFailedError: the disk is full")
+    assert "\nsvdata2vec.runs.failures.RunFailedError: the disk is full\n" in said
     assert names(tmp_path, "begun") == {"0", "1"} and not names(tmp_path, "saved")
 

@@ -17,10 +17,10 @@ MOST_STEPS = 20  # between two agreements, should steps become slower
 
 
 class StopRequested(SystemExit):
-    """The run was asked to stop (SIGTERM, or SIGINT: `interrupted`) and has saved a checkpoint."""
+    """The run was asked to stop (SIGTERM, or SIGINT: INTERRUPTED_EXIT_CODE) and has saved a checkpoint."""
 
-    def __init__(self, *, interrupted: bool = False) -> None:
-        super().__init__(INTERRUPTED_EXIT_CODE if interrupted else REQUEUE_EXIT_CODE)
+    def __init__(self, status: int = REQUEUE_EXIT_CODE) -> None:
+        super().__init__(status)
 
 
 class StopSignal:
@@ -65,8 +65,7 @@ class StopSignal:
 
     def request(self) -> StopRequested:
         """What to raise once the run has saved."""
-        return StopRequested(interrupted=self.received == signal.SIGINT)
-
+        return StopRequested(INTERRUPTED_EXIT_CODE if self.received == signal.SIGINT else REQUEUE_EXIT_CODE)
 
 
 @contextmanager

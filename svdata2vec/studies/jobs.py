@@ -1,29 +1,38 @@
 """Runs side by side, each in a process with a core or a GPU to itself."""
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from svdata2vec.runs.runtime import announced_place
-from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, stoppable
+from svdata2vec.runs.runtime import announced_place, end_with_parent
+from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.errors import MachineError, UserError
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ASK_SECONDS = 1.0  # between two requests to stop
+GONE = (EOFError, OSError)  # what a pipe raises whose other end is closed
 
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[Result]):
+    """What became of a job: its result, or the exception that ended it."""
+
+    result: Result | None = None
+    error: BaseException | None = None
 
 
 def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
@@ -34,48 +43,102 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
     """
     if announced_place()[1] > 1:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
-    if at_once == 1 or len(jobs) < 2:
+    try:
         with stoppable():
-            return [job() for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    places = context.SimpleQueue()
-    for place in shares(at_once):
-        places.put(place)
-    results: dict[int, Result] = {}
-    with stoppable(), ProcessPoolExecutor(at_once, mp_context=context, initializer=_begin, initargs=(places,)) as pool:
+            return [job() for job in jobs] if at_once == 1 or len(jobs) < 2 else _side_by_side(jobs, at_once)
+    except (KeyboardInterrupt, SystemExit):
+        log.warning("asked to stop: what is finished is kept, start again to go on")
+        raise
+
+
+class _Worker:
+    """A process that does one job after another, sent through `pipe`, which gives their outcomes.
+
+    `ProcessPoolExecutor` does not do: the death of the process that it started last may go unseen until another one answers,
+    and a signal that comes while it takes a lock leaves it locked.
+    """
+
+    def __init__(self, place: dict[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, place))
+        self.process.start()
+        theirs.close()
+
+    def send(self, job: Callable[[], Any]) -> None:
+        """Begin a job. Raises MachineError where the process has died."""
         try:
-            left = enumerate(jobs)  # handed out one by one: the pool would begin those that it has, come what may
-            at_work: dict[Future[Result], int] = {}
-            while len(results) < len(jobs):
-                at_work |= {pool.submit(_work, job): number for number, job in islice(left, at_once - len(at_work))}
-                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
-                    results[at_work.pop(future)] = future.result()
-                    log.info("%d of %d runs done", len(results), len(jobs))
-        except BrokenProcessPool as error:
-            _stop_processes()
-            raise MachineError("the process of a run was killed (by hand, or for want of memory: take fewer --jobs); what is "
-                               "finished is kept, start again to go on") from error
-        except (KeyboardInterrupt, SystemExit):
-            _stop_processes()
-            raise
+            self.pipe.send(job)
+        except GONE as error:
+            raise self._death() from error
+
+    def outcome(self) -> _Outcome[Any]:
+        """What became of the job; waits for it. Raises MachineError where the process has died."""
+        try:
+            outcome: _Outcome[Any] = self.pipe.recv()
+        except GONE as error:
+            raise self._death() from error
+        return outcome
+
+    def _death(self) -> MachineError:
+        self.process.join()
+        how = "was killed (by hand, or for want of memory: take fewer --jobs)"
+        if (self.process.exitcode or 0) >= 0:
+            how = f"has ended by itself (exit status {self.process.exitcode}; above is what it said)"
+        return MachineError(f"the process of a run {how}; what is finished is kept, start again to go on")
+
+
+def _side_by_side(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
+    """`run_all` in fresh processes."""
+    workers: list[_Worker] = []
+    try:
+        for _, place in zip(jobs, shares(at_once), strict=False):
+            workers.append(_Worker(place))
+        results = _hand_out(jobs, workers)
+    except BaseException:
+        _stop(workers)
+        raise
+    for worker in workers:
+        worker.pipe.close()
+        worker.process.join()
+    return results
+
+
+def _hand_out(jobs: Sequence[Callable[[], Result]], workers: Sequence[_Worker]) -> list[Result]:
+    """The jobs' results. One that fails is raised once those at work have come to their end, one that is stopped at once."""
+    left, idle = deque(enumerate(jobs)), deque(workers)
+    at_work: dict[Connection, tuple[int, _Worker]] = {}
+    results: dict[int, Any] = {}
+    failures: list[BaseException] = []
+    while at_work or (left and not failures):
+        while left and idle and not failures:
+            (number, job), worker = left.popleft(), idle.popleft()
+            worker.send(job)
+            at_work[worker.pipe] = number, worker
+        for pipe in wait(list(at_work)):
+            assert isinstance(pipe, Connection)
+            number, worker = at_work.pop(pipe)
+            outcome = worker.outcome()
+            idle.append(worker)
+            if outcome.error is None:
+                results[number] = outcome.result
+                log.info("%d of %d runs done", len(results), len(jobs))
+            elif isinstance(outcome.error, Exception):
+                failures.append(outcome.error)
+            else:
+                raise outcome.error
+    if failures:
+        raise failures[0]
     return [results[number] for number in range(len(jobs))]
 
 
-def _work(job: Callable[[], Result]) -> Result:
-    """What a job gives. The process ends with it if nobody is left to take that, and to hand out the next one."""
-    try:
-        return job()
-    finally:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            os._exit(REQUEUE_EXIT_CODE)
-
-
-def _stop_processes() -> None:
+def _stop(workers: Sequence[_Worker]) -> None:
     """SIGTERM until none is left: one that trains saves first, and is ended by the next one."""
-    while children := multiprocessing.active_children():
-        for child in children:
-            child.terminate()
+    for worker in workers:
+        worker.pipe.close()
+    while at_work := [worker.process for worker in workers if worker.process.is_alive()]:
+        for process in at_work:
+            process.terminate()
         time.sleep(ASK_SECONDS)
 
 
@@ -97,15 +160,31 @@ def visible_gpus() -> list[str]:
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _begin(places: Any) -> None:
-    """Take a share of the machine; stop as if asked to when the parent dies."""
-    place = places.get()
+def _serve(jobs: Connection, place: dict[str, Any]) -> None:
+    """What a worker's process does: it takes its share of the machine, and one job after another until no more can come.
+
+    Stops as if asked to when the parent dies, or has died while this process started.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the parent too, which stops the others
     if "gpu" in place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place["gpu"]
     else:
         os.sched_setaffinity(0, place["cores"])
         os.environ["OMP_NUM_THREADS"] = str(len(place["cores"]))
         torch.set_num_threads(len(place["cores"]))
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
+    parent = multiprocessing.parent_process()
+    with suppress(*GONE):
+        while True:
+            job = jobs.recv()
+            if parent is not None and not parent.is_alive():
+                return
+            jobs.send(_outcome(job))
+
+
+def _outcome(job: Callable[[], Result]) -> _Outcome[Result]:
+    try:
+        return _Outcome(job())
+    except BaseException as error:  # noqa: BLE001 - raised in the parent
+        error.add_note(f"in the process of a run:\n{traceback.format_exc().rstrip()}")
+        return _Outcome(error=error)
