@@ -168,8 +168,9 @@ def test_batch_norm_prelu(
 )
 def test_batch_norm_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], training: bool, shortcut: bool) -> None:
     F, C, H, W = sizes
-    # Two values are normalised to +1 and -1 whatever they are: their gradient is a difference of equal numbers.
-    enough = F * H * W > 3
+    # A few values are normalised to nearly the same whatever they are: their gradient is a difference of nearly equal numbers.
+    enough = F * H * W >= 12
+    torch.manual_seed(0)  # an example is found again with its values
     with pytest.MonkeyPatch.context() as patch:
         shrink_tiles(patch)
         check_batch_norm((F, C, H, W), torch.float32, training and enough, shortcut)
