@@ -5,7 +5,6 @@ B clips of a batch, T sampled frames, S output size.
 
 import contextlib
 import logging
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +34,7 @@ GRACE_CLIPS = 1000  # the rate is taken of at least so many clips: early on, one
 class LoaderStats:
     """Counts since the loader was made; they include what is prefetched, in training also of the next epoch.
 
-    wait_seconds: the consumer waited for a batch, the only time that costs training. The others run in the background.
+    wait_seconds: the consumer waited for a batch, the only time that costs training.
     """
 
     clips_read: int = 0
@@ -43,8 +42,6 @@ class LoaderStats:
     clips_skipped: int = 0
     batches: int = 0
     wait_seconds: float = 0.0
-    read_seconds: float = 0.0    # read, parse, plan
-    decode_seconds: float = 0.0  # decode, geometry, pixel augmentation; of all lanes together
 
 
 @dataclass(frozen=True)
@@ -67,11 +64,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Frames of a step (None without any), number -> reason of the clips that failed, and what it took."""
+    """Frames of a step (None without any), and number -> reason of the clips that failed."""
 
     video_BTHWC: Video | None
     failed: dict[int, str]
-    seconds: float
 
 
 def most_unusable(order: OrderConfig, read: int, rate: float) -> float:
@@ -98,16 +94,12 @@ class Producer:
     def read(self, epoch: int, position: int) -> Iterator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
         fetched_steps = self.readers.over(self._steps(epoch, position))
-        started = time.perf_counter()
         with contextlib.closing(fetched_steps):
             for fetched in fetched_steps:
                 step = fetched.step
                 pairs = zip(step.rows, fetched.outcomes, strict=True)
                 clips = [self._settle(row, outcome, step.epoch) for row, outcome in pairs]
-                kept = [clip for clip in clips if clip is not None]
-                self.stats.read_seconds += time.perf_counter() - started
-                yield Read(step.epoch, step.position, kept)
-                started = time.perf_counter()
+                yield Read(step.epoch, step.position, [clip for clip in clips if clip is not None])
 
     def _steps(self, epoch: int, position: int) -> Iterator[Step]:
         """What is to be read, announced to the shard set."""
@@ -132,21 +124,19 @@ class Producer:
     def decode(self, source: Iterator[Read]) -> Generator[Ready]:
         """Batches from planned clips."""
         for read, lane, decoded in self.turns.over(source, self.decode_step):
-            started = time.perf_counter()
             with lane.work():
                 batch = self.batch(read, decoded, lane)
-            self.stats.decode_seconds += decoded.seconds + time.perf_counter() - started
             yield Ready(read.epoch, read.position, batch)
 
     def decode_step(self, lane: Lane, read: Read) -> Decoded:
         """The frames of a step's clips, in the lane."""
         if lane.decoder is None or not read.clips:
-            return Decoded(None, {}, 0.0)
-        config, started = self.fetcher.config, time.perf_counter()
+            return Decoded(None, {})
+        config = self.fetcher.config
         with lane.work():
             video = room(lane.decoder, len(read.clips), config.num_frames, config.size, self.device)
             failed = self._decode_into(lane, read.clips, video)
-        return Decoded(video, failed, time.perf_counter() - started)
+        return Decoded(video, failed)
 
     def close(self) -> None:
         """End threads and decoder; `read` and `decode` must have ended."""
