@@ -69,10 +69,10 @@ def test_multiply_adds_of_the_default_preset_by_hand() -> None:
     encoder = 8 * (13 * block + 2 * 13 * 13 * 256)
     decoder = 3 * (40 * block + 2 * 40 * 40 * 256) + (13 + 40) * 256 * 256
     skeleton = 40 * (2 * 2 * 17) * 256
-    for config, frames, stated in ((DEFAULT, 13, 29.8), (ALL_FRAMES, 40, 91.6)):
+    for config, frames, stated in ((DEFAULT, 13, 29.9), (ALL_FRAMES, 40, 91.6)):
         counted = forward_macs(step_layers(config, 17), STUDENT)
         assert counted == frames * frame + encoder + decoder + skeleton
-        assert counted / 1e9 == pytest.approx(stated, abs=0.1)
+        assert counted / 1e9 == pytest.approx(stated, abs=0.05)
 
 
 def test_flop_of_a_step_by_hand() -> None:
