@@ -6,7 +6,7 @@ from another op.
 
 A call reaches the operator where PyTorch records or transforms calls. Elsewhere it goes straight to the implementation,
 with the same gradient through a `torch.autograd.Function`: the way through an operator in Python costs the host more than
-most kernels take.
+most kernels take (kernels/README.md, "What runs").
 """
 
 from collections.abc import Callable, Sequence

@@ -46,7 +46,7 @@ Record = TypeVar("Record")
 
 
 def changed(record: Record, **fields: Any) -> Record:
-    """`dataclasses.replace` without making the record anew, which takes ten times as long where it is frozen."""
+    """`dataclasses.replace` without making the record anew, which takes several times as long where it is frozen."""
     copy = object.__new__(type(record))
     vars(copy).update(vars(record), **fields)
     return copy

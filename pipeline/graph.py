@@ -239,7 +239,7 @@ class DaliDecoder:
         """DALI's output. Raises RuntimeError if a clip is damaged."""
         feeds = [clip.feed for clip in clips]
         counts = [len(feed.data) for feed in feeds]
-        # Without a copy, and a quarter of what a list of arrays costs.
+        # Without a copy, and for less than what a list of arrays costs.
         tensors = list(map(TensorCPU, itertools.chain.from_iterable(feed.data for feed in feeds)))
         self._fed = {"data": TensorListCPU(tensors, contiguous=False)}  # type: ignore[call-overload]  # not in DALI's stubs
         if feeds[0].frames is not None:

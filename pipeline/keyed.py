@@ -16,7 +16,7 @@ _two_words = struct.Struct("<2Q").unpack
 
 
 class _NoSeed(np.random.bit_generator.ISeedSequence):
-    """Philox asks the system for a seed, which takes twenty microseconds, before it is given its key."""
+    """Philox asks the system for a seed, which takes twenty microseconds and more, before it is given its key."""
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
         return np.zeros(n_words, dtype)

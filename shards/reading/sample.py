@@ -153,7 +153,7 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
     """An .npy component; UserError if it is damaged. The array has its own memory.
 
     Plain arrays are read without `np.load`: it parses the header with `ast`, which in CPython 3.11 fails now and then
-    when several threads do so at once ("AST constructor recursion depth mismatch"), and costs 40 microseconds.
+    when several threads do so at once ("AST constructor recursion depth mismatch"), and costs tens of microseconds.
     """
     try:
         start = 10 + content[8] + (content[9] << 8)

@@ -129,7 +129,7 @@ class ShardSet:
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """int64 row numbers of these clips; UserError names the first that is not there."""
-        keys_N = np.ascontiguousarray(self.index["key"])  # searching the mapped rows is four times slower
+        keys_N = np.ascontiguousarray(self.index["key"])  # searching the mapped rows is several times slower
         if self._order is None:
             self._order = np.argsort(keys_N, kind="stable")
         wanted = (keys if isinstance(keys, KeyList) else KeyList(keys)).names_N

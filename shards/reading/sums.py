@@ -19,7 +19,7 @@ from svdata2vec.shards.errors import AGAIN, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, SUMS_NAME, Manifest, load_plain_array
 from svdata2vec.shards.reading.sample import OFFSETS, Buffer, block_offsets, parse_array
 
-try:  # the same numbers ten times as fast
+try:  # the same numbers several times as fast
     from isal.isal_zlib import crc32
 except ImportError:  # no wheel for this machine
     from zlib import crc32

@@ -10,8 +10,8 @@ from svdata2vec.runs.tuned import Tuned
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-MOST_THREADS = 16  # of one loader: more have not made it faster
-MOST_READERS = 4  # at about 1 ms per clip, ahead of any decoder
+MOST_THREADS = 16  # of one loader: more have not been measured
+MOST_READERS = 4  # at 0.3 ms per clip (tools/results/bench_host.json) ahead of any decoder
 
 
 def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
@@ -62,7 +62,7 @@ def fit_loader(data: DataConfig, device: str, cores: int, tuned: Tuned | None = 
     """The settings with `threads`, `readers`, `engine_share` and `run_pictures` filled in where they are None.
 
     tuned: what was measured on this device; without it `run_pictures` stays None, the decoder's own. On a CPU reading costs a
-    twentieth of decoding, and a thread does it; beside a GPU it would take the interpreter from training, so a quarter of the
+    fiftieth of decoding, and a thread does it; beside a GPU it would take the interpreter from training, so a quarter of the
     cores reads.
     """
     readers = (min(MOST_READERS, cores // 4) if device == "cuda" else 0) if data.readers is None else data.readers
