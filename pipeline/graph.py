@@ -41,7 +41,7 @@ UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.
 Geometry = Literal["opencv", "warp", "resize"]
 # how, picture, which pixel of the packed picture is its first (x, y), where to write
 Job = tuple[Resampler, NDArray[np.uint8], int, int, list[NDArray[np.uint8]]]
-FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MB of decoded 320-px pictures per run
+FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MiB of decoded 320-px pictures per run
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 
 

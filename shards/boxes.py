@@ -14,7 +14,7 @@ View = Literal["persons", "picture"]  # what the clips of a set show: their pers
 
 NOBODY: Box = (float("inf"), float("inf"), float("-inf"), float("-inf"))  # the box of no joint, among those of several clips
 MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
-PACK_MARGIN = 1.25     # a square of 40 sampled frames leaves the square of all frames by at most 11 % of its side
+PACK_MARGIN = 1.25     # a square of 40 sampled frames left that of all frames by 11 % of its side at most (once, no record)
 # Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
 # boxes end there.
 OUTSIDE_LIMIT = 0.5

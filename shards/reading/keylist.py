@@ -1,4 +1,4 @@
-"""A list of clip names in one array: a third of the memory of a list of strings (26 MB per million names, not 77)."""
+"""A list of clip names in one array: 20 MB per million names of 20 letters, where a list of strings takes 77."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload

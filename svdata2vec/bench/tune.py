@@ -166,7 +166,7 @@ def as_table(record: dict[str, Any]) -> str:
         found = record["chroma_pictures_per_s"]
         lines.append(
             f"shards packed with `--chroma 420` decode faster ({found['420']:,.0f} against {found['444']:,.0f} pictures/s), at "
-            "a loss of 1 to 3 dB"
+            "a loss of 2 to 3 dB"
         )
     lines.append("stored nowhere: SVDATA2VEC_DECODING is empty" if record["file"] is None else
                  f"stored in {record['file']}: runs on this device take them, unless options say otherwise")
