@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_video(root / "videos" / f"{entry['frame_dir']}.mp4", FRAMES, seed=number)
     dataset = read_pyskl(write_pickle(root / "set.pkl", entries), root / "videos")
     for codec in CODECS:
-        pack(dataset, root / codec, PackOptions(workers=1, size=96, codec=codec, clips_per_shard=3))
+        pack(dataset, root / codec, PackOptions(workers=1, size=320 if codec == "copy" else 96, codec=codec, clips_per_shard=3))
     return {codec: root / codec for codec in CODECS}
 
 

@@ -163,6 +163,7 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
     ({"gop": 3}, "gop is 3: codec jpeg has no such option, vp9, h264, hevc, mjpeg have; leave it out"),
     ({"codec": "blocks", "quality": 90}, "quality is 90: codec blocks has none but --luma-bits and --chroma-bits"),
     ({"codec": "copy", "quality": 50}, "quality is 50: codec copy encodes nothing; leave it out"),
+    ({"codec": "copy", "size": 96}, "size is 96: codec copy has no such option, jpeg, blocks, vp9, h264, hevc, mjpeg have"),
     ({"codec": "blocks", "luma_bits": 4}, "luma_bits is 4: expected a whole number from 2 to 3"),
     ({"clips_per_shard": 0}, "clips_per_shard is 0: expected a whole number from 1 to"),
     ({"workers": 0}, "workers is 0: expected a whole number from 1 to"),

@@ -62,7 +62,7 @@ def packed_or_reason(video: Path, root: Path, **changes: Any) -> int | str:
     root.mkdir(exist_ok=True)
     good = write_video(root / "good.mp4", 3)
     clips = [ClipAnnotation("good", 0, good), ClipAnnotation("clip", 0, video)]
-    options = PackOptions(workers=1, size=96, **changes)
+    options = PackOptions(workers=1, size=320 if changes.get("codec") == "copy" else 96, **changes)
     pack(DataSet("set", layout("coco17"), ("x",), {"train": ["good", "clip"]}, clips), root / "out", options)
     listed = [json.loads(line) for line in (root / "out" / "skipped.jsonl").read_text().splitlines()]
     if listed:

@@ -10,7 +10,8 @@ from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, VIDEO_C
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
 
 # Options that mean nothing to other codecs. Of video codecs `chroma` may be 420, which they have anyway.
-OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg", *VIDEO_CODECS), "gop": (*VIDEO_CODECS,)}
+OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg", *VIDEO_CODECS), "gop": (*VIDEO_CODECS,),
+             "size": ("jpeg", "blocks", *VIDEO_CODECS)}
 WITHOUT_QUALITY = {"blocks": "has none but --luma-bits and --chroma-bits", "copy": "encodes nothing; leave it out"}
 
 
@@ -32,7 +33,8 @@ class PackOptions:
     gop: Annotated[int, Range(0, 10**6)] = 0
     """Frames between two key frames of a video codec; 0 = one key frame per clip."""
     size: Annotated[int, Range(32, 4096, multiple=32)] = 320
-    """Side of the stored square, in pixels; a multiple of 32. Codec copy keeps the source's size."""
+    """Side of the stored square, in pixels; a multiple of 32. Codec copy keeps the source's size, and has no such
+    option."""
     clips_per_shard: Count = 128
     """Clips in one tar."""
     seed: Seed = 0
