@@ -125,6 +125,25 @@ def test_bytes_do_not_depend_on_workers(dataset: DataSet, packed: ShardSet, tmp_
     assert seen[-1].step_seconds["decode"] > 0
 
 
+def test_what_an_earlier_run_packed_is_no_work_of_this_one(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(_: Progress) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        pack(dataset, tmp_path / "out", OPTIONS, progress=stop)
+    seen: list[Progress] = []
+    pack(dataset, tmp_path / "out", replace(OPTIONS, resume=True), progress=lambda state: seen.append(replace(state)))
+    before, end = seen
+    first = sum(packed.sample(row).meta.num_frames for row in range(before.clips_done))
+    assert (before.resumed_clips, before.resumed_frames) == (before.clips_done, first) and first > 0
+    assert (before.frames_per_second, before.remaining_seconds) == (0, None)
+    assert end.frames_per_second == pytest.approx((63 - first) / end.elapsed_seconds) and end.remaining_seconds == 0
+    assert Progress(100, clips_done=40, resumed_clips=30, elapsed_seconds=5).remaining_seconds == 30
+
+
 def test_seed_changes_the_order_only(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
     pack(dataset, tmp_path / "other", replace(OPTIONS, seed=1))
     other = ShardSet.open(tmp_path / "other")

@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a packing is, for whoever shows it. `seconds` per step are summed over workers."""
+    """How far a packing is, for whoever shows it. `step_seconds` are summed over workers.
+
+    Counts of `_done` include what earlier runs packed, whose part is `resumed_`; times and rates are of this run.
+    """
 
     clips_total: int
     shards_done: int = 0
@@ -51,19 +54,39 @@ class Progress:
     frames_done: int = 0
     bytes_done: int = 0
     resumed_shards: int = 0
+    resumed_clips: int = 0
+    resumed_frames: int = 0
     elapsed_seconds: float = 0.0
     step_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, record: ShardRecord, times: Times | None) -> None:
         """Count one finished shard; `times` None = it was finished by an earlier run."""
+        frames = sum(row[2] for row in record.rows)
         self.shards_done += 1
-        self.resumed_shards += times is None
         self.clips_done += len(record.rows)
         self.clips_skipped += len(record.skipped)
-        self.frames_done += sum(row[2] for row in record.rows)
+        self.frames_done += frames
         self.bytes_done += record.bytes
+        if times is None:
+            self.resumed_shards += 1
+            self.resumed_clips += len(record.rows) + len(record.skipped)
+            self.resumed_frames += frames
         for name, seconds in (times.seconds if times else {}).items():
             self.step_seconds[name] += seconds
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames that this run packed per second of it."""
+        return (self.frames_done - self.resumed_frames) / max(self.elapsed_seconds, 1e-9)
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """At this run's pace; None before its first clips."""
+        done = self.clips_done + self.clips_skipped
+        left, here = self.clips_total - done, done - self.resumed_clips
+        if not left:
+            return 0.0
+        return self.elapsed_seconds * left / here if here else None
 
 
 def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,

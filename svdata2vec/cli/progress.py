@@ -42,13 +42,13 @@ def _line_writer() -> Callable[[Progress], None]:
         if time.monotonic() - last < SECONDS_BETWEEN_LINES and done < progress.clips_total:
             return
         last = time.monotonic()
-        remaining = progress.elapsed_seconds * (progress.clips_total - done) / max(done, 1)
-        log.info("packed %d/%d clips, %s, %.0f s left", done, progress.clips_total, _describe(progress), remaining)
+        remaining = progress.remaining_seconds
+        left = "" if remaining is None else f", {remaining:.0f} s left"
+        log.info("packed %d/%d clips, %s%s", done, progress.clips_total, _describe(progress), left)
 
     return write
 
 
 def _describe(progress: Progress) -> str:
-    rate = progress.frames_done / max(progress.elapsed_seconds, 1e-9)
     skipped = f", {progress.clips_skipped} skipped" if progress.clips_skipped else ""
-    return f"{rate:.0f} frames/s, {progress.bytes_done / 2**20:.0f} MiB{skipped}"
+    return f"{progress.frames_per_second:.0f} frames/s, {progress.bytes_done / 2**20:.0f} MiB{skipped}"
