@@ -233,6 +233,7 @@ def test_limits_come_from_counts_and_ceilings() -> None:
 
 CPU, GPU = Surroundings("cpu", 8, "h264", False), Surroundings("cuda", 8, "jpeg", False)
 JPEG_CPU = Surroundings("cpu", 8, "jpeg", False)
+BLOCKS_GPU = Surroundings("cuda", 8, "blocks", False, luma_bits=3)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,11 @@ JPEG_CPU = Surroundings("cpu", 8, "jpeg", False)
         (Rates(900, 10, 10, 500, 9.9), GPU, "decode", "try `svdata2vec bench data --tune`, or pack pictures smaller than"),
         (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(GPU, storage=32.0), "decode", "--size`), or pack as blocks, which"),
         (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(CPU, codec="blocks"), "decode", "a GPU, which reads blocks undec"),
+        (Rates(900, 10, 10, 500, 9.9), BLOCKS_GPU, "upload",
+         "upload alone reaches 10.0; try pack with 2 bits (`shard KIND --luma-bits 2`), or pack pictures smaller than 320 px"),
+        (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(BLOCKS_GPU, luma_bits=2, packed_size=224), "upload",
+         "upload alone reaches 10.0; the upload is this machine's limit"),
+        (Rates(760, 835, 509, 1029, 415), BLOCKS_GPU, "loader", "read alone reaches 760.0, upload alone 835.0, both"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
         (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
@@ -283,6 +289,7 @@ def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
         verdict = judge(rates, 0.5, config, where)
         text = verdict.text
         assert "prefetch" not in text
+        assert not ("decod" in text and codec == "blocks" and device == "cuda"), "the step decodes"
         more_threads = re.search(r"--data\.threads (\d+)", text)
         assert not more_threads or (int(more_threads[1]) <= cores and int(more_threads[1]) > (threads or 0))
         if device == "cuda" and data.engine_share == 1:
@@ -310,7 +317,7 @@ def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
     assert record["decoding"] == {
         "codec": "jpeg", "pictures_per_clip": pytest.approx(seen), "sampled_per_clip": 6,
         "needed_pictures_per_s": pytest.approx(seen * rates["model"]),
-        "given_pictures_per_s": pytest.approx(seen * rates["decode"]),
+        "given_pictures_per_s": pytest.approx(seen * rates["decode"]), "by": "decode",
     }
     lines = as_table(record).splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("decoder, jpeg: ")]
@@ -322,6 +329,9 @@ def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
         "decoder, vp9: 500 pictures/s, 5.00 clips of 100, all of its pictures for 6; the model would take 1,000 pictures/s, "
         "and the decoder gives 0.5 times that"
     )
+    uploaded = decoding_line({**whole, "codec": "blocks", "by": "upload"})
+    assert uploaded.startswith("upload, blocks: 500") and uploaded.endswith("and the upload gives 0.5 times that")
+    assert decoding_line({name: value for name, value in whole.items() if name != "by"}) == decoding_line(whole)
     assert load_schema_without_decoding(record) == []
 
 

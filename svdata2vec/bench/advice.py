@@ -6,6 +6,7 @@ stage that is too slow.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from svdata2vec.bench.limits import PICTURES_ALONE, Rates
 from svdata2vec.config.schema import PretrainConfig
@@ -26,6 +27,7 @@ class Surroundings:
         bf16: of the step.
         packed_size: side of the stored pictures, in pixels.
         storage: clips per second of the tars read in order; None behind a network.
+        luma_bits: of a pixel's brightness, codec blocks alone.
     """
 
     device: str
@@ -35,6 +37,12 @@ class Surroundings:
     packed_size: int = 320
     storage: float | None = None
     remote: bool = False
+    luma_bits: int | None = None
+
+    @property
+    def second_half(self) -> Literal["decode", "upload"]:
+        """What the loader does with what it read; blocks go to a GPU as they are, and the step decodes them."""
+        return "upload" if self.device != "cpu" and self.codec == "blocks" else "decode"
 
 
 def advise_read(rates: Rates, config: PretrainConfig, where: Surroundings) -> str:
@@ -59,7 +67,9 @@ def advise_loader(config: PretrainConfig, where: Surroundings) -> str:
 
 
 def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> str:
-    """For a run that waits for decoding."""
+    """For a run that waits for decoding, or for the upload."""
+    if where.second_half == "upload":
+        return _advise_upload(config, where)
     data, words = config.data, []
     on_cpu, alone = where.device == "cpu", where.codec in PICTURES_ALONE
     if data.decoder == "reference":
@@ -67,18 +77,28 @@ def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> 
     if not alone:
         words.append("pack as jpeg, which decodes the wanted frames only")
     # A GPU's engines decode all that they can with two threads; a share of its cores is decoded by the host's threads.
-    shared = data.engine_share not in (None, 1.0) and where.codec != "blocks"
-    if (data.threads or 0) < where.cores and (on_cpu or shared):
+    if (data.threads or 0) < where.cores and (on_cpu or data.engine_share not in (None, 1.0)):
         words.append(f"--data.threads {where.cores}")
     if not on_cpu and where.codec == "jpeg" and data.run_pictures is None:
         words.append("`svdata2vec bench data --tune`")
     if alone and where.packed_size > config.data.size:
-        words.append(f"pack pictures smaller than {where.packed_size} px (`shard KIND --size`)")
+        words.append(_smaller(where))
     if on_cpu:
         words.append("a GPU, which reads blocks undecoded" if where.codec == "blocks" else "a GPU, which decodes with nvJPEG")
     elif _blocks_would_help(rates, where):
         words.append("pack as blocks, which need no decoder (on paper: run on no GPU yet)")
     return f"try {', or '.join(words)}" if words else "the decoder is this machine's limit"
+
+
+def _advise_upload(config: PretrainConfig, where: Surroundings) -> str:
+    words = ["pack with 2 bits (`shard KIND --luma-bits 2`)"] if where.luma_bits == 3 else []
+    if where.packed_size > config.data.size:
+        words.append(_smaller(where))
+    return f"try {', or '.join(words)}" if words else "the upload is this machine's limit"
+
+
+def _smaller(where: Surroundings) -> str:
+    return f"pack pictures smaller than {where.packed_size} px (`shard KIND --size`)"
 
 
 def advise_model(config: PretrainConfig, where: Surroundings) -> str:

@@ -210,8 +210,9 @@ def storage_bytes_per_second(shards: ShardSet) -> float | None:
 class Rates:
     """Clips per second of each stage.
 
-    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory. data: the loader
-    without a training step beside it. model: the training step on one batch in memory. train: everything.
+    read: storage, parsing, plans. decode: decoding and geometry of clips that are in memory (blocks on a GPU: their
+    upload). data: the loader without a training step beside it. model: the training step on one batch in memory. train:
+    everything.
     """
 
     read: float

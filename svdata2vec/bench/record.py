@@ -42,7 +42,7 @@ SCHEMA: dict[str, Any] = {
     "waterfall_ms_per_clip": {"step": {"*": NUMBER}, "beside": {"*": NUMBER}},
     "peak_memory_bytes": {"gpu": {"*": NUMBER}, "process": int},
     "verdict": {"bound": str, "text": str}, "doubts": [str],
-    "decoding?": {"codec": str, **dict.fromkeys(
+    "decoding?": {"codec": str, "by?": str, **dict.fromkeys(
         ("pictures_per_clip", "sampled_per_clip", "needed_pictures_per_s", "given_pictures_per_s"), NUMBER
     )},
     "masks?": {"repeats": int, "counted_share": NUMBER, "measured_share?": NUMBER},
@@ -127,15 +127,16 @@ def as_table(record: dict[str, Any]) -> str:
 
 
 def decoding_line(cost: dict[str, Any]) -> str:
-    """What decoding costs and bounds, in one line."""
+    """What decoding, or uploading what the step decodes, costs and bounds, in one line."""
+    giver = "upload" if cost.get("by") == "upload" else "decoder"
     pictures, sampled = cost["pictures_per_clip"], cost["sampled_per_clip"]
     which = f", all of its pictures for {sampled}" if pictures > sampled else f", of {sampled} those that masks let be seen"
     whole = "" if pictures == sampled else which
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
     clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
     return (
-        f"decoder, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
-        f"pictures/s, and the decoder gives {given / needed:.2g} times that"
+        f"{giver}, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
+        f"pictures/s, and the {giver} gives {given / needed:.2g} times that"
     )
 
 

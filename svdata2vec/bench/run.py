@@ -61,9 +61,11 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
     wait = stages["train"].parts["data"] / stages["train"].parts["total"]
     storage = ceilings["storage_bytes_per_s"]
+    form = shards.manifest.blocks
     where = Surroundings(
         device.type, usable_cores(), shards.manifest.codec, runtime.bf16, shards.manifest.packed_size,
         storage and storage / counts["stored_bytes_per_clip"], remote=not shards.tars,
+        luma_bits=form.luma_bits if form else None,
     )
     return {
         **head(FORMAT, VERSION), "machine": hardware(device),
@@ -78,7 +80,10 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         "peak_memory_bytes": {
             "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
         },
-        "decoding": decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config.data.num_frames),
+        "decoding": {
+            **decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config.data.num_frames),
+            "by": where.second_half,
+        },
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
         "masks": cost_of_masks(stages, counts, config.mask.repeats),
         "baseline": compare_baseline(stages, difference),

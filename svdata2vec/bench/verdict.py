@@ -8,7 +8,7 @@ from svdata2vec.bench.advice import Surroundings, advise_decode, advise_loader, 
 from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
 
-Bound = Literal["read", "decode", "loader", "model", "overlap"]
+Bound = Literal["read", "decode", "upload", "loader", "model", "overlap"]
 OVERLAPPED = 0.75  # a run below this share of its slower half loses its time between the halves
 SPREAD = 1.5  # the 80 % quantile of a stage's rounds over its 20 % quantile: beyond it something else used the machine
 BUSY = 0.3  # load per core, of others, from which on speeds are doubtful
@@ -25,8 +25,9 @@ class Verdict:
 def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surroundings) -> Verdict:
     """What bounds the run.
 
-    Training can be as fast as the slower of loader and model, the loader as the slower of reading and decoding. The bound is
-    the half that is as fast as it can be; where both stay below, they hinder each other.
+    Training can be as fast as the slower of loader and model, the loader as the slower of reading and decoding (or
+    uploading what the step decodes). The bound is the half that is as fast as it can be; where both stay below, they hinder
+    each other.
     """
     slower = min(rates.data, rates.model)
     wait = f"the step waits for data {100 * wait_share:.0f} % of the time"
@@ -42,12 +43,13 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
             f"{advise_model(config, where)}"
         )
         return Verdict("model", text)
-    bound: Bound = "read" if rates.read < rates.decode else "decode"
+    second = where.second_half
+    bound: Bound = "read" if rates.read < rates.decode else second
     advice = advise_read(rates, config, where) if bound == "read" else advise_decode(rates, config, where)
-    alone = f"{bound} alone reaches {getattr(rates, bound):.1f}"
+    alone = f"{bound} alone reaches {min(rates.read, rates.decode):.1f}"
     if rates.data < OVERLAPPED * min(rates.read, rates.decode):
         bound, advice = "loader", advise_loader(config, where)
-        alone = f"read alone reaches {rates.read:.1f}, decode alone {rates.decode:.1f}, both together {rates.data:.1f}"
+        alone = f"read alone reaches {rates.read:.1f}, {second} alone {rates.decode:.1f}, both together {rates.data:.1f}"
     text = (
         f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "
         f"{alone}; {advice}"
