@@ -241,6 +241,19 @@ def test_a_planted_limit_stops_before_it_is_reached(
     assert refused and all(row["reason"] == "not run: expected to exceed the limit" and not row["ran"] for row in refused)
 
 
+def test_half_of_the_free_memory_is_left_to_others_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batch, "available_bytes", lambda: 20 * 2**30)
+    config = BatchConfig.of(pretrain_config(Path("nowhere"), Path("run")))
+    with caplog.at_level("INFO"):
+        assert batch.machine_limit(config) == 10 * 2**30
+    assert "a step may take 10.00 GiB, of the machine's memory 20.00 GiB are free; the search ends there" in caplog.text
+    assert batch.machine_limit(dataclasses.replace(config, memory_share=0.25)) == 5 * 2**30
+    assert batch.machine_limit(dataclasses.replace(config, memory_limit_gib=3.0)) == 3 * 2**30
+    assert config.limit_bytes(1000, gpu=True) == 900
+
+
 def test_a_size_that_exceeds_the_limit_while_it_runs_is_ended(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,14 +48,22 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:
         clips = Path(folder) / "clips.pt"
         clip_bytes = save_clips(config, shards, clips, gpu=gpu)
-        limit = None if gpu else int(config.memory_limit_gib * 2**30) or int(config.memory_share * available_bytes())
-        sizes = Sizes(config, clips, limit, clip_bytes)
+        sizes = Sizes(config, clips, None if gpu else machine_limit(config), clip_bytes)
         search(sizes.try_size, config.largest, gpu)
     record = make_record(config, sizes)
     sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
         save(record, config.out)
     return record
+
+
+def machine_limit(config: BatchConfig) -> int:
+    """Bytes of this machine's memory that a step on its CPU may take; the log says so."""
+    free = available_bytes()
+    limit = config.limit_bytes(free, gpu=False)
+    log.info("a step may take %.2f GiB, of the machine's memory %.2f GiB are free; the search ends there (--memory-share, "
+             "--memory-limit-gib)", limit / 2**30, free / 2**30)
+    return limit
 
 
 class UndecodedLoader(ClipLoader):
@@ -150,7 +158,8 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
             f"{limit / 2**30:.2f} GiB; free some memory, or take --model.checkpoint-activations, fewer --data.num-frames"
         )
     timings = {size: answer["timing"] for size, answer in sizes.answers.items()}
-    setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds, "memory_share": config.memory_share}
+    setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds,
+               "memory_share": config.share(gpu=sizes.limit_bytes is None)}
     del setting["batch_size"]  # what is looked for
     return {
         **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,

@@ -35,7 +35,7 @@ def repeated(clips: dict[str, Any], size: int, device: torch.device) -> ClipBatc
 def limit_gpu(config: BatchConfig, device: torch.device) -> int:
     """Let PyTorch have no more of the GPU than the limit; returns it in bytes."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = int(config.memory_limit_gib * 2**30) or int(config.memory_share * free)
+    limit = config.limit_bytes(free, gpu=True)
     torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
     return limit
 

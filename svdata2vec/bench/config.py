@@ -63,14 +63,23 @@ class ScaleConfig(MeasuredConfig):
 class BatchConfig(MeasuredConfig):
     """Find the batch size that is fast enough, and the largest that fits. Nothing of the run itself is written."""
 
-    memory_share: PositiveShare = 0.9
-    """Share of the free memory (of the GPU; of the machine on a CPU) that a training step may take."""
+    memory_share: PositiveShare | None = None
+    """Share of the free memory that a training step may take; None = 0.9 of a GPU's; on a CPU half of the machine's, which
+    other programs use, too."""
     memory_limit_gib: Annotated[float, Range(0)] = 0.0
     """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
     largest: Count = 4096
     """Largest batch size to try, in clips."""
     seconds: Seconds = 1.0
     """Seconds per size and round, at least one step; warm-up not counted."""
+
+    def share(self, *, gpu: bool) -> float:
+        """`memory_share`, or the device's own default."""
+        return self.memory_share or (0.9 if gpu else 0.5)
+
+    def limit_bytes(self, free: int, *, gpu: bool) -> int:
+        """Memory that a training step may take where so many bytes are free."""
+        return int(self.memory_limit_gib * 2**30) or int(self.share(gpu=gpu) * free)
 
 
 @dataclass(frozen=True)
