@@ -52,9 +52,12 @@ def dataset(tmp_path: Path) -> DataSet:
     return DataSet("changing", layout("coco17"), ("a",), {"all": [clip.key for clip in clips]}, clips)
 
 
-def packed_keys(dataset: DataSet, root: Path, codec: str = "jpeg") -> tuple[list[str], dict[str, str]]:
+SMALL, COPY = PackOptions(workers=1, size=64), PackOptions(workers=1, codec="copy")
+
+
+def packed_keys(dataset: DataSet, root: Path, options: PackOptions = SMALL) -> tuple[list[str], dict[str, str]]:
     """Clips that were packed, and why the others were not."""
-    pack(dataset, root, PackOptions(workers=1, size=64, codec=codec))
+    pack(dataset, root, options)
     left_out = [json.loads(line) for line in (root / "skipped.jsonl").read_text().splitlines()]
     return list(ShardSet.open(root).manifest.splits["all"]), {entry["key"]: entry["reason"] for entry in left_out}
 
@@ -109,7 +112,7 @@ def test_a_copied_file_is_the_one_that_was_decoded(
 
     monkeypatch.setattr(VideoReader, "count", changing)
     whole = DataSet("copied", dataset.layout, dataset.classes, {"all": ["a", "b"]}, dataset.clips[:2])
-    keys, left_out = packed_keys(whole, tmp_path / "shards", "copy")
+    keys, left_out = packed_keys(whole, tmp_path / "shards", COPY)
     assert keys == ["b"] and "a.mp4: changed while it was packed" in left_out["a"]
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 # Five jobs, two at a time. A job is like a run: asked to stop, it ends a step, saves, and says so.
 STUDY = """
-import os, sys, time
+import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from svdata2vec.runs.failures import RunFailedError
@@ -43,6 +43,7 @@ def train(folder, number):
         raise stop.request()
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
     print(run_all([partial(train, Path(sys.argv[1]), number) for number in range(5)], 2))
 """
 
