@@ -125,6 +125,8 @@ def _hand_out(jobs: Sequence[Callable[[], Result]], workers: Sequence[_Worker]) 
                 log.info("%d of %d runs done", len(results), len(jobs))
             elif isinstance(outcome.error, Exception):
                 failures.append(outcome.error)
+                if at_work:
+                    log.warning("a run has failed, others come to their end first: %s", outcome.error)
             else:
                 raise outcome.error
     if failures:
