@@ -13,9 +13,11 @@ import torch.distributed as dist
 from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from svdata2vec.bench.scale_worker import counted_allreduce
 from svdata2vec.config.schema import MaskConfig, Modality, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.model.masking import Masks, draw_masks
@@ -38,6 +40,7 @@ from svdata2vec.training.stepper import Statistics
 
 DEVICE = torch.device("meta")  # stands for a GPU: its tensors have no values, so that whatever waits for one fails
 CPU = torch.device("cpu")
+AWAY = Runtime(DEVICE, 0, 1, bf16=False)
 CLIPS, FRAMES, JOINTS, CLASSES = 4, 6, 17, 5
 TARGETS = {"joints": {"kind": "joints"}, "rgb": {"teacher": "encoder", "teacher_input": "rgb", "scored": "video"}}
 WAITS = "blocking copy|meta tensor|item\\(\\) cannot be called|with Meta tensors|raises unimplemented|not compiled with CUDA"
@@ -99,7 +102,9 @@ def train_between_two_records(run: TrainingRun, modality: Modality = "both") -> 
         run.stepper.take_record()
 
 
-def a_pretraining_run(shards: Path, out: Path, *, way: str = "kept_frames", repeats: int = 1, **model: Any) -> Pretraining:
+def a_pretraining_run(
+    shards: Path, out: Path, *, way: str = "kept_frames", repeats: int = 1, here: Runtime = AWAY, **model: Any
+) -> Pretraining:
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, clip_grad=1.0, accumulate=2)
     config = pretrain_config(shards, out, optim=optim)
     encode: Any = "all_frames" if way == "all_frames" else "kept_frames"
@@ -107,16 +112,18 @@ def a_pretraining_run(shards: Path, out: Path, *, way: str = "kept_frames", repe
     config = replace(config, encode=encode, model=replace(config.model, **model), target=target)
     config = replace(config, mask=MaskConfig(0.5, 0.5, repeats=repeats, encoded_frames=5 if repeats > 1 else 0))
     with build_loader(ShardSet.open(shards), config, Runtime(CPU, 0, 1, False), train=True) as loader:
-        return Pretraining(config, Runtime(DEVICE, 0, 1, bf16=False), loader)
+        return Pretraining(config, here, loader)
 
 
-def a_finetuning_run(shards: Path, out: Path, modality: Modality = "both", mixup: float = 0.4) -> Finetuning:
+def a_finetuning_run(
+    shards: Path, out: Path, modality: Modality = "both", mixup: float = 0.4, *, here: Runtime = AWAY
+) -> Finetuning:
     config = finetune_config(shards, out)
     optim = replace(config.optim, clip_grad=1.0, accumulate=2)
     config = replace(config, modality=modality, optim=optim, head=replace(config.head, mixup=mixup, dropout=0.3))
     card = {"num_joints": JOINTS, "classes": [f"class {i}" for i in range(CLASSES)]}
     with build_loader(ShardSet.open(shards), config, Runtime(CPU, 0, 1, False), train=True) as loader:
-        return Finetuning(config, Runtime(DEVICE, 0, 1, bf16=False), loader, None, card)
+        return Finetuning(config, here, loader, None, card)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -180,6 +187,27 @@ def test_a_wait_that_is_put_back_is_found(
     monkeypatch.setattr(owner, name, waiting)
     with NoBlockingCopies(), pytest.raises((RuntimeError, NotImplementedError, AssertionError), match=WAITS):
         run.step(batches(2))
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "fine-tuning"])
+def test_processes_exchange_gradients_once_a_step(kind: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """However many batches it accumulates; what they leave are the gradients of one process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    exchanged: list[int] = []
+    weights = []
+    try:
+        for world_size in (2, 1):
+            make = a_pretraining_run if kind == "pretraining" else a_finetuning_run
+            run = make(tiny_shard_folder, tmp_path, here=Runtime(CPU, 0, world_size, bf16=False))
+            if isinstance(run.network, DistributedDataParallel):
+                run.network.register_comm_hook(exchanged, counted_allreduce)
+            torch.manual_seed(0)
+            run.step(batches(2))
+            weights.append(run.model.state_dict())
+            assert sum(exchanged) == sum(p.numel() * p.element_size() for p in run.model.parameters())
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(*weights)
 
 
 def test_every_process_takes_the_buffers_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,10 @@ class TrainingRun:
 
     def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:
         """`figures`, and the batch's share of the gradient; `last` of the step's batches."""
-        figures = self.figures(batch, epoch)
-        self.stepper.clock.mark("forward")
-        self.stepper.backward(figures["loss"], last=last)
+        with self.stepper.exchange(last=last):
+            figures = self.figures(batch, epoch)
+            self.stepper.clock.mark("forward")
+            self.stepper.backward(figures["loss"])
         return figures
 
     def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:

@@ -156,11 +156,17 @@ class Stepper:
             f"learning rate 0 to {optim.lr:g} in {optim.warmup_epochs:g} epochs, then down to {optim.min_lr:g}",
         ]
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the batch's share of the gradient; processes exchange gradients in the last one only."""
+    def exchange(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around a batch's forward and backward pass: processes exchange gradients, and buffers, in the step's last one only.
+
+        The forward pass belongs inside: it is there that DistributedDataParallel settles what its backward pass does.
+        """
         wait = isinstance(self.network, DistributedDataParallel) and not last
-        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            (loss / self.batches).backward()
+        return self.network.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the batch's share of the gradient."""
+        (loss / self.batches).backward()
         self.clock.mark("backward")
 
     def update(self, keys: list[str]) -> None:
