@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import pretrain_config
+from pipeline_factory import shard_set
+from pretraining_step import Step, make_batch
+from tiny import pretrain_config, student_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from svdata2vec.bench.advice import Surroundings
@@ -20,16 +22,23 @@ from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
 from svdata2vec.bench.record import SCHEMA, as_table, compare, decoding_line, load_record
 from svdata2vec.bench.run import bench_run
-from svdata2vec.bench.stages import Stage
+from svdata2vec.bench.stages import Stage, open_stages
 from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
 from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
+from svdata2vec.model import video_encoder
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
+from svdata2vec.model.video_encoder import Stem
+from svdata2vec.pipeline import loader
+from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pipeline.video import BlockClips
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
@@ -402,6 +411,51 @@ def test_a_missing_data_set_says_how_to_make_one(tmp_path: Path, capsys: pytest.
 def test_wrong_words_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_authors_way_takes_a_conv3d_on_a_gpu_too(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There all frames of other networks go through gathered windows."""
+    config, cpu, seen = small_bench(tiny_shard_folder, tmp_path), torch.device("cpu"), []
+    monkeypatch.setattr(video_encoder, "gathers_all_frames", lambda device: True)
+    for way in ("forward_all", "forward_windows"):
+        real = getattr(Stem, way)
+        noted = lambda stem, video, way=way, real=real: (seen.append(way), real(stem, video))[1]  # noqa: E731
+        monkeypatch.setattr(Stem, way, noted)
+    with open_stages(config, Runtime(cpu, 0, 1, False), ShardSet.open(tiny_shard_folder), baseline=True) as (stages, _):
+        for name in ("model", "original model"):
+            seen.clear()
+            next(stages[name].batches)
+            assert seen == ["forward_windows" if name == "model" else "forward_all"]
+    settings = student_config(encode="all_frames")
+    for encoded, way in (("all_frames", "forward_all"), ("kept_frames", "forward_windows")):
+        seen.clear()
+        settings = dataclasses.replace(settings, encode=encoded)
+        Step(settings, make_batch(settings, 2, cpu)).loss()
+        assert seen == [way]
+
+
+def test_the_authors_way_reads_frames_where_ours_reads_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, for which the CPU stands here."""
+    shards = shard_set(tmp_path / "blocks", 8, codec="blocks", num_frames=lambda i: 10, size=64)
+    form, taken = shards.manifest.blocks, []
+    assert form is not None
+    monkeypatch.setattr(loader, "make_decoder", lambda *_: BlockUploader(form, "cpu"))
+    inputs = Pretraining.inputs
+
+    def noted(run: Pretraining, batch: ClipBatch, epoch: int) -> tuple[torch.Tensor, ...]:
+        taken.append((run.config.encode, type(batch.video_BTHWC)))
+        return inputs(run, batch, epoch)
+
+    monkeypatch.setattr(Pretraining, "inputs", noted)
+    runtime = Runtime(torch.device("cpu"), 0, 1, False)
+    with open_stages(small_bench(tmp_path / "blocks", tmp_path), runtime, shards, baseline=True) as (stages, difference):
+        taken.clear()
+        next(stages["model"].batches)
+        next(stages["original model"].batches)
+    assert taken == [("kept_frames", BlockClips), ("all_frames", torch.Tensor)]
+    assert difference is not None and difference < 1e-3
 
 
 def test_networks_that_disagree_are_not_timed(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from svdata2vec.bench.machine import quantiles, synchronise
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.producer import Producer
+from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -107,7 +108,7 @@ def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, host_
 
 
 def original_style(config: PretrainConfig) -> PretrainConfig:
-    """All frames encoded, float32, plain PyTorch: what the authors' code does (with a loss read in each step)."""
+    """All frames encoded, float32, plain PyTorch: what the authors' code does (by a Conv3d, with a loss read in each step)."""
     return replace(
         config, encode="all_frames", model=replace(config.model, impl="torch", fused_blocks=False),
         run=replace(config.run, precision="fp32", launch="eager"),
@@ -150,8 +151,10 @@ def open_stages(
             plain = replace(runtime, bf16=False)
             theirs = original_style(config)  # decodes all frames, too
             original = Pretraining(theirs, plain, loader)
-            difference = check_same_loss(training, original, batch)
-            stages["original model"] = training_stage(original, itertools.repeat((0, batch)), host_waits=True)
+            original.model.encoder.video_encoder.by_conv3d = True
+            decoded = replace(batch, video_BTHWC=None if batch.video_BTHWC is None else frames_of(batch.video_BTHWC))
+            difference = check_same_loss(training, original, decoded)
+            stages["original model"] = training_stage(original, itertools.repeat((0, decoded)), host_waits=True)
             on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
             stages["original train"] = training_stage(original, stream(on_cpu, theirs), host_waits=True)
         yield stages, difference

@@ -93,7 +93,12 @@ class VideoEncoder(nn.Module):
     """uint8 video -> one token per (kept) frame.
 
     The stages' convolutions start as He's, the stem's as PyTorch's, or without their mean over time (`model.stem_init`).
+
+    Attributes:
+        by_conv3d: all frames go through the Conv3d on every device, as in the authors' code: what benchmarks compare with.
     """
+
+    by_conv3d = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -128,7 +133,7 @@ class VideoEncoder(nn.Module):
             (B, K, D) or (B, T, D).
         """
         dtype = self._compute_dtype(video_BTHWC)
-        if keep_BK is None and gathers_all_frames(video_BTHWC.device):
+        if keep_BK is None and not self.by_conv3d and gathers_all_frames(video_BTHWC.device):
             batch, frames = video_BTHWC.shape[:2]
             keep_BK = torch.arange(frames, device=video_BTHWC.device).expand(batch, -1)
         if keep_BK is None:

@@ -35,7 +35,7 @@ def make_batch(config: PretrainConfig, clips: int, device: torch.device) -> Batc
 class Step:
     """Student, teacher and AdamW on the device of a batch, with weights that are equal at the start.
 
-    With `encode="all_frames"` it is the authors' way: without our layout of weights, and the host waits for each loss.
+    With `encode="all_frames"` it is the authors' way: a Conv3d, weights not laid out by us, and the host waits for each loss.
     """
 
     def __init__(self, config: PretrainConfig, batch: Batch, *, bf16: bool = False, graph: bool = False) -> None:
@@ -43,6 +43,7 @@ class Step:
         self.config, self.batch, self.bf16, self.device = config, batch, bf16, batch[0].device
         self.all_frames = config.encode == "all_frames"
         student = SVData2Vec(config, NUM_JOINTS)
+        student.encoder.video_encoder.by_conv3d = self.all_frames
         self.student = student.to(self.device)
         self.teacher = Teacher(self.student.encoder.blocks).to(self.device)
         if not self.all_frames:
