@@ -140,15 +140,22 @@ def test_a_process_within_the_limit_is_waited_for() -> None:
 
 def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 1024))
-    assert available_bytes(tmp_path) == 64 * 1024
-    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        group = tmp_path / limit.replace("/", "-")
-        (group / limit).parent.mkdir(parents=True)
+    membership = tmp_path / "cgroup"
+    assert available_bytes(tmp_path, membership) == 64 * 1024
+    for line, folder, limit, usage in (
+        ("0::/", "", "memory.max", "memory.current"),
+        ("0::/slurm/job_7", "slurm", "memory.max", "memory.current"),
+        ("4:memory:/docker/a", "memory/docker/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        groups = tmp_path / line.replace("/", "-")
+        group = groups / folder
+        group.mkdir(parents=True)
+        membership.write_text(f"3:cpu,cpuacct:/\n{line}\n")
         (group / limit).write_text("max\n")
         (group / usage).write_text("1000\n")
-        assert available_bytes(group) == 64 * 1024
+        assert available_bytes(groups, membership) == 64 * 1024
         (group / limit).write_text("31000\n")
-        assert available_bytes(group) == 30000
+        assert available_bytes(groups, membership) == 30000
     monkeypatch.undo()
     assert 0 < available_bytes() < 2**50
 

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from svdata2vec.bench.config import HostConfig
-from svdata2vec.bench.machine import hardware, quantiles
+from svdata2vec.bench.machine import cpu_seconds, hardware, quantiles
 from svdata2vec.bench.record import head, save
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
@@ -124,8 +124,8 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
 
 
 def _children_seconds() -> float:
-    """Processor seconds of this process's children, to the nanosecond: by the clock that Linux keeps for each process."""
-    return sum(time.clock_gettime((~child.pid << 3) | 2) for child in psutil.Process().children())
+    """Processor seconds of this process's children."""
+    return sum(cpu_seconds(child.pid) for child in psutil.Process().children())
 
 
 def as_table(record: dict[str, Any]) -> str:

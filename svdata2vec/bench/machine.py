@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import os
 import platform
 import re
@@ -16,11 +17,10 @@ import torch
 
 from svdata2vec import __version__
 from svdata2vec.runs.commit import commit
-from svdata2vec.runs.cores import cpu_name
+from svdata2vec.runs.cores import CONTROL_GROUPS, MEMBERSHIP, control_groups, cpu_name
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 # Files of a control group's memory limit and use, version 2 and version 1.
-GROUP_MEMORY = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def versions() -> dict[str, str | None]:
@@ -67,10 +67,10 @@ def machine() -> dict[str, Any]:
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def available_bytes(group: Path = CONTROL_GROUP) -> int:
-    """Memory that may be taken without swapping: the machine's, or the control group's (a container's) if that is less."""
+def available_bytes(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Memory that may be taken without swapping: the machine's, or what a control group of this process leaves if less."""
     available = psutil.virtual_memory().available
-    for limit, usage in GROUP_MEMORY:
+    for group, (limit, usage) in itertools.product(control_groups(groups, membership), GROUP_MEMORY):
         if (group / limit).is_file() and (group / usage).is_file():
             text = (group / limit).read_text().strip()
             if text != "max":
@@ -102,15 +102,15 @@ def tree_usage() -> tuple[float, int]:
         try:
             with process.oneshot():
                 ended = process.cpu_times()
-                seconds += _cpu_seconds(process.pid) + ended.children_user + ended.children_system
+                seconds += cpu_seconds(process.pid) + ended.children_user + ended.children_system
                 resident += process.memory_info().rss
         except (psutil.NoSuchProcess, OSError):
             continue
     return seconds, resident
 
 
-def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process, all its threads; OSError once it has ended. The clock's number is Linux's."""
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, all its threads, to the nanosecond; OSError once it has ended. The clock's number is Linux's."""
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid has it
 
 

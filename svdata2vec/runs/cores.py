@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ MOST_READERS = 4  # at 0.3 ms per clip (tools/results/bench_host.json) ahead of 
 
 def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
     """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
-    cores = min([len(os.sched_getaffinity(0)), *_quotas(groups, membership)])
+    quotas = [quota for folder in control_groups(groups, membership) for quota in _quota(folder)]
+    cores = min([len(os.sched_getaffinity(0)), *quotas])
     return max(1, int(cores / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
 
 
@@ -33,21 +35,20 @@ def announced(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def _quotas(groups: Path, membership: Path) -> list[float]:
-    """Cores that the process's control group and those around it grant (versions 2 and 1)."""
-    found = []
+def control_groups(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> Iterator[Path]:
+    """Folders of this process's control groups (a container's, a job's) and of those around them (versions 2 and 1)."""
     for line in membership.read_text().splitlines() if membership.is_file() else []:
         _, controllers, path = line.split(":", 2)
         root = groups / controllers if controllers else groups
         inside = root / path.lstrip("/")
         for folder in (inside, *inside.parents):
-            found += _quota(folder)
+            yield folder
             if folder == root:
                 break
-    return found
 
 
 def _quota(folder: Path) -> list[float]:
+    """Cores that a control group grants; empty where it sets no limit."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()
