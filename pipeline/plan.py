@@ -21,6 +21,7 @@ from svdata2vec.pipeline.sampling import draw_frames, draw_frames_original, draw
 from svdata2vec.shards.boxes import (
     CROP_SCORES,
     NOBODY,
+    PADDING,
     Box,
     View,
     counted_joints,
@@ -45,7 +46,7 @@ class PlanConfig:
     persons: Count = 2                              # M: skeletons are cut or padded to it
     crop: Literal["joints", "boxes"] = "joints"     # box of the sampled joints | stored person boxes (RGB-only mode)
     crop_scores: tuple[Share, Share] = CROP_SCORES  # least score of a joint that counts: in the picture, outside it
-    padding: Annotated[float, Range(0, 1000)] = 0.1            # of the box, around its centre
+    padding: Annotated[float, Range(0, 1000)] = PADDING        # of the box, around its centre
     resize_ratio: Annotated[float, Range(1, 1000)] = 256 / 224  # picture of the random-resized crop / output picture
     area: Shares = (0.56, 1.0)                      # random-resized crop, share of the picture
     aspect: Annotated[tuple[float, float], Range(0.001, 1000, rising=True)] = (3 / 4, 4 / 3)  # width / height, log-uniform

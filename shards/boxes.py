@@ -13,6 +13,7 @@ IntBox = tuple[int, int, int, int]
 View = Literal["persons", "picture"]  # what the clips of a set show: their persons, or all that the camera saw
 
 NOBODY: Box = (float("inf"), float("inf"), float("-inf"), float("-inf"))  # the box of no joint, among those of several clips
+PADDING = 0.1          # of a box, around its centre (paper's code)
 MIN_BOX_PX = 10.0      # narrower or lower than this: the skeleton is noise, use the whole picture (paper's code)
 PACK_MARGIN = 1.25     # a square of 40 sampled frames left that of all frames by 11 % of its side at most (once, no record)
 # Joints further outside than this part of the picture's longer side are tracking errors, not people leaving the view;
@@ -99,20 +100,20 @@ def union_box(box_T4: np.ndarray, *, each_coordinate: bool = False) -> Box | Non
     return _outer_box(box_T4[:, :2], box_T4[:, 2:], each_coordinate)
 
 
-def crop_square(box: Box | None, width: int, height: int, padding: float = 0.1) -> IntBox:
+def crop_square(box: Box | None, width: int, height: int) -> IntBox:
     """The crop of a clip in whole pixels; it may leave the picture (black there).
 
     No box, or one narrower or lower than 10 px: the whole picture (0, 0, width, height), which is not a square.
-    Else the box padded around its centre, its shorter side grown to the longer one, edges truncated toward zero
+    Else the box grown by PADDING around its centre, its shorter side grown to the longer one, edges truncated toward zero
     (so the sides may differ by one pixel), as the paper's code does it. Computed in its precision, float32: there
     100 - 50 * 1.1 is 45, in float64 a little less, and truncation would make that 44.
     """
-    crop_B4 = crop_squares(np.array([box or NOBODY]), np.array([[width, height]]), padding)
+    crop_B4 = crop_squares(np.array([box or NOBODY]), np.array([[width, height]]), PADDING)
     x1, y1, x2, y2 = map(int, crop_B4[0].tolist())
     return x1, y1, x2, y2
 
 
-def crop_squares(box_B4: np.ndarray, picture_B2: np.ndarray, padding: float = 0.1) -> np.ndarray:
+def crop_squares(box_B4: np.ndarray, picture_B2: np.ndarray, padding: float) -> np.ndarray:
     """float64 (B, 4), `crop_square` of several clips at once: their boxes (or `NOBODY`), widths and heights."""
     two, grown = np.float32(2), np.float32(1 + padding)
     with np.errstate(over="ignore", invalid="ignore"):  # of joints that no picture holds: not a number, or infinite
@@ -132,14 +133,14 @@ def picture_square(width: int, height: int) -> Box:
     return left, top, left + side, top + side
 
 
-def packed_square(box: Box | None, width: int, height: int, size: int, padding: float = 0.1) -> tuple[int, int, int]:
+def packed_square(box: Box | None, width: int, height: int, size: int) -> tuple[int, int, int]:
     """(x, y, side) in whole source pixels of the square that is stored for a clip.
 
     It is PACK_MARGIN times the padded square of `box` (the union over the whole clip), less what lies outside the
     picture on all sides anyway, and at least `size` pixels: a small person is stored at the source's own resolution
     with more surroundings, never enlarged. Pixels of the square outside the picture are black.
     """
-    x1, y1, x2, y2 = crop_square(box, width, height, padding)
+    x1, y1, x2, y2 = crop_square(box, width, height)
     grow = (PACK_MARGIN - 1) / 2 * max(x2 - x1, y2 - y1)
     left, right = max(x1 - grow, 0), min(x2 + grow, width)
     top, bottom = max(y1 - grow, 0), min(y2 + grow, height)
