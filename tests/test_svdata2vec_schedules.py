@@ -15,8 +15,8 @@ from torch import nn
 from svdata2vec.config.presets import FINETUNE, PROTOCOLS
 from svdata2vec.config.schema import EmaConfig, ModelConfig, OptimConfig
 from svdata2vec.model.masking import Masks, draw_masks, mask_counts
+from svdata2vec.model.student import Encoder
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
-from svdata2vec.model.transformer import Block
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import seed_step
 from svdata2vec.shards.errors import UserError
@@ -93,13 +93,13 @@ def test_ema_decay_of_both_schedules() -> None:
 
 
 def test_teacher_moves_by_the_decay() -> None:
-    blocks = nn.ModuleList([Block(ModelConfig(width=8, heads=2))])
-    teacher = Teacher(blocks)
+    encoder = Encoder(ModelConfig(width=8, heads=2, depth=1), num_frames=4, num_joints=3, modality="skeleton")
+    teacher = Teacher(encoder.blocks)
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
-        for parameter in blocks.parameters():
+        for parameter in encoder.blocks.parameters():
             parameter.add_(1.0)
-    teacher.update(blocks, decay=0.75)
+    teacher.follow(encoder, decay=0.75)
     for old, new in zip(before, teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
 

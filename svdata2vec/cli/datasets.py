@@ -49,6 +49,7 @@ SHARD = Group(
     {kind: Command(source.about, partial(run_shard, kind), partial(_shard_options, kind)) for kind, source in SOURCES.items()},
 )
 
+
 @dataclass(frozen=True)
 class VerifyOptions:
     """Check packed shards: hashes, index against tars, every clip decodes, counts, joints, labels, splits."""

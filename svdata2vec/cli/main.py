@@ -78,6 +78,6 @@ def _nobody_reads() -> bool:
     return broken
 
 
-def _refuse(command: str, message: str, status: int = 2) -> int:
+def _refuse(command: str, message: str, status: int) -> int:
     sys.stderr.write(f"{command}: {shown(' '.join(message.split()))}\n")
     return status

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """A callback for `shards.pack.pack` that shows how far the packing is."""
+    """A callback for `pack` that shows how far the packing is."""
     if not sys.stderr.isatty():
         yield _line_writer()
         return

@@ -14,7 +14,6 @@ from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Mod
 from svdata2vec.shards.ranges import ABOVE_0, Count, PositiveShare, Range, check_fields
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels: the usual shares of semi-supervised learning
-MOST_FRACTIONS = 100
 
 Way = Literal["scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"]
 
@@ -37,7 +36,7 @@ class SearchConfig:
     seeds: Count = 1
     """Seeds whose mean on the validation clips decides."""
     fractions: tuple[PositiveShare, ...] = ()
-    """Shares of the labels to search at; others take what was found at the nearest one. None = all."""
+    """Shares of the labels to search at; others take what was found at the nearest one; none = all."""
 
     def __post_init__(self) -> None:
         check_fields(self, "search.")

@@ -87,9 +87,7 @@ def measure_probes(
 ) -> tuple[nn.Linear, dict[str, Any]]:
     """The linear probe, and the figures of all probes as a result has them. `tested`: clips of the test split."""
     linear = fit_linear(train, classes, config.weight_decay, config.iterations)
-    with torch.no_grad():
-        scores_nc = linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
-    found: dict[str, Any] = measure(scores_nc, test.labels_n, tested).to_dict()
+    found: dict[str, Any] = measure(linear_scores(linear, test), test.labels_n, tested).to_dict()
     for name, neighbours in (("knn", config.neighbours), ("nearest", 1)):
         votes_nc = knn_scores(train, test, classes, neighbours, config.temperature)
         figures = measure(votes_nc, test.labels_n, tested).to_dict()
@@ -154,6 +152,12 @@ def fit_linear(train: Features, num_classes: int, weight_decay: float, iteration
         linear.weight.copy_(weight_cD / std_D)
         linear.bias.copy_(bias_c - (weight_cD / std_D) @ mean_D)
     return linear
+
+
+@torch.no_grad()
+def linear_scores(linear: nn.Linear, test: Features) -> np.ndarray:
+    """(n, c) probabilities."""
+    return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
 
 
 def knn_scores(train: Features, test: Features, num_classes: int, neighbours: int, temperature: float) -> np.ndarray:

@@ -55,15 +55,11 @@ class Teacher(nn.Module):
             impl=impl,
         )
 
-    def follow(self, encoder: Encoder, decay: float) -> None:
-        """Take a step towards the student's encoder (`decay` in 0..1)."""
-        self.update(encoder.blocks, decay)
-
     @torch.no_grad()
-    def update(self, student_blocks: nn.ModuleList, decay: float) -> None:
+    def follow(self, encoder: Encoder, decay: float) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in float32 (`decay` in 0..1)."""
         mine: list[Tensor] = list(self.blocks.parameters())
-        theirs = [p.detach().float() for p in student_blocks.parameters()]
+        theirs = [p.detach().float() for p in encoder.blocks.parameters()]
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 
 

@@ -21,6 +21,7 @@ PAPERS_HEADS = 8
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class OriginalFile:
     """What a checkpoint holds.

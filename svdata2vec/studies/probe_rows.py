@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from svdata2vec.config.files import read_json
 from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
 from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.features import Features, load_encoder
 from svdata2vec.evaluation.metrics import measure
-from svdata2vec.evaluation.probe import fit_linear, split_features
+from svdata2vec.evaluation.probe import fit_linear, linear_scores, split_features
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.published import published_config, weights_hash
@@ -112,9 +111,8 @@ class ProbeRow:
     ) -> np.ndarray:
         base = self.base
         if self.probe == "linear":
-            linear = fit_linear(train, classes, chosen.get("weight_decay", base.weight_decay), base.iterations)
-            with torch.no_grad():
-                return linear(torch.from_numpy(test.features_nD)).softmax(1).numpy()
+            weight_decay = chosen.get("weight_decay", base.weight_decay)
+            return linear_scores(fit_linear(train, classes, weight_decay, base.iterations), test)
         model, device = published_config(read_card(start), start).model, pick_device(base.device)
         return attentive_scores(fit_attentive(train, classes, self._attentive(chosen), model, seed, device), test, device)
 

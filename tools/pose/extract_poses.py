@@ -84,8 +84,6 @@ def _check(given: argparse.Namespace) -> None:
     if (given.model == "hrnet-w32") != (given.boxes is not None):
         raise UserError("--model hrnet-w32 finds joints in given boxes: pass their folder with --boxes"
                         if given.boxes is None else f"--boxes: {given.model} finds boxes itself; use --model hrnet-w32")
-
-
     if given.model == MEDIAPIPE and (given.checkpoint or given.random_weights or given.input_size or given.device == "cuda"):
         raise UserError("--model mediapipe runs on the CPU with the weights and the input size of its package; leave out "
                         "--checkpoint, --random-weights, --input-size and --device cuda")
