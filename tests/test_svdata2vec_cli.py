@@ -275,8 +275,6 @@ def test_the_default_preset_is_the_papers() -> None:
 
 
 def test_configurations_survive_the_way_through_json(tmp_path: Path) -> None:
-
-
     for config in (PRETRAIN["demo"](), finetune_config(tmp_path, tmp_path, pretrained=tmp_path / "run")):
         assert from_dict(type(config), json.loads(to_json(config)), "test") == config
     with pytest.raises(UserError, match=r"x.json: unknown names colour; PretrainConfig has .*data, ema"):

@@ -22,7 +22,7 @@ NOTE_SUFFIX = ".now"
 REFUSED_NAME = "refused.json"
 REASON = "crashes the process that decodes it (a fault in the decoder, or more memory than there is)"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def load_refused(parts: Path) -> dict[str, str]:
@@ -41,7 +41,7 @@ def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, ref
         key = note.read_text(encoding="ascii")
         note.unlink()
         if key in clips and key not in refused and _crashes(clips[key], len(dataset.layout.joints), options):
-            logger.warning("clip %s (%s) %s", key, clips[key].video, REASON)
+            log.warning("clip %s (%s) %s", key, clips[key].video, REASON)
             refused[key] = f"{clips[key].video}: {REASON}"
             found = True
     if found:

@@ -37,7 +37,7 @@ from svdata2vec.shards.reading.sums import save_head
 from svdata2vec.shards.shown import public, shown
 from svdata2vec.shards.times import Times
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], optio
         raise UserError(f"{root}: holds a data set packed {why}; nothing is added to a finished set: pack into another folder, "
                         "or delete this one")
     kept = f"; {lacks}: to try them again, pack into another folder" if lacks else ""
-    logger.info("%s: finished already, kept%s", root, kept)
+    log.info("%s: finished already, kept%s", root, kept)
     shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
     return manifest
 
@@ -206,7 +206,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     pictures = {key: same for record in full for key, same in record.pictures.items() if same}
     _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
     for overlap in overlaps(manifest.splits, pictures):
-        logger.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
+        log.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
     manifest = save_head(root, manifest, build_index(rows, len(components)), sums)
     shutil.rmtree(root / PARTS)
     return manifest
@@ -226,10 +226,10 @@ def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None
 def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) -> None:
     if joined:
         some = ", ".join(sorted(joined)[:3])
-        logger.info("in %d clips %d pieces of a person's track were joined to others, e.g. in %s", len(joined),
+        log.info("in %d clips %d pieces of a person's track were joined to others, e.g. in %s", len(joined),
                     sum(joined.values()), some)
     if skipped:
-        logger.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
+        log.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
                        shown(skipped[0].reason))
     for difference in manifest.unlike_published():
-        logger.warning("%s", difference)
+        log.warning("%s", difference)

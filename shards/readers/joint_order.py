@@ -9,7 +9,7 @@ import numpy as np
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import LAYOUTS, JointLayout, bone_length, layout
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CLIPS_LOOKED_AT = 50
 SKELETONS_LOOKED_AT = 200  # of a clip
@@ -49,7 +49,7 @@ def choose_layout(poses: Sequence[np.ndarray], named: str | None, default: str |
     _compare_bones(poses, chosen, fitting, named, where)
     how = "the only layout known with so many" if len(fitting) == 1 else "as the format says"
     how = how if named is None else "as named"
-    logger.info("%s: %d joints per person, %s (%s)", where, count, chosen.name, how)
+    log.info("%s: %d joints per person, %s (%s)", where, count, chosen.name, how)
     return chosen
 
 
@@ -69,4 +69,4 @@ def _compare_bones(poses: Sequence[np.ndarray], chosen: JointLayout, fitting: Se
                f"{lengths[chosen.name]:.2f} of a person's size)")
     if named is None:
         raise UserError(f"{message}; say which with --joints")
-    logger.warning("%s; kept as named", message)
+    log.warning("%s; kept as named", message)

@@ -19,7 +19,8 @@ from svdata2vec.shards.readers.walk import some_of
 LARGEST_LABEL = 99_999  # a number above it is a mistake, and would make so many classes
 UNLABELLED = frozenset({"", "nan", "none", "null", "na", "n/a", "-"})
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -149,7 +150,7 @@ def classes_beside(classes: str | Path | Sequence[str] | None, own: Sequence[Any
     made = read_labels(values).classes
     if len(made) != len(found) and not set(made) <= set(found):
         raise UserError(f"{beside}: {len(found)} class names, but there are labels of {len(made)} classes; {remedy}")
-    logger.info("%s: class names from %s", path, beside)
+    log.info("%s: class names from %s", path, beside)
     return found
 
 

@@ -20,7 +20,7 @@ _NO_VIDEO = (".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", 
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def is_video(path: str) -> bool:
@@ -39,7 +39,7 @@ def video_files(root: str | Path) -> Walk:
     if "://" not in str(root):
         _add_frame_folders(found, others)
     if others:
-        logger.info("%s: files that are no videos: %s", root, some_of([found.relative(path) for path in others]))
+        log.info("%s: files that are no videos: %s", root, some_of([found.relative(path) for path in others]))
     if not found.files:
         why = f"; {found.left_out[0].reason}" if found.left_out else f"; found {some_of(others)}" if others else ""
         raise UserError(f"{root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS[:4])} files or the like{why}")

@@ -21,7 +21,7 @@ from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_ske
 from svdata2vec.shards.readers.tables import lines, name_groups, numbers, train_and_rest
 from svdata2vec.shards.readers.walk import some_of
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080  # the picture that all published 2-D joints of this data set refer to
@@ -141,7 +141,7 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     names = sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())})
     others = [name for name in names if _is_of_another_set(name, classes)]
     if others:
-        logger.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(others))
+        log.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(others))
 
     def make(text: str) -> ClipAnnotation:
         name = NtuName.parse(text)

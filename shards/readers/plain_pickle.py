@@ -230,7 +230,6 @@ class _PlainUnpickler(pickle.Unpickler):
         self._use(len(text))
         return text.encode("latin1")
 
-
     def _set(self, values: object) -> set[Any]:
         if not isinstance(values, list):
             raise UserError("the pickle holds a set that is not as Python writes it")

@@ -21,7 +21,7 @@ from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.video import open_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def load_pickle(path: str | Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
                        for entry in annotations]
     values = [entry.get("label") if isinstance(entry, Mapping) else None for entry in annotations]
     labels = read_labels(values, classes_beside(classes, content.get("classes"), values, pickle_path))
-    logger.info("%s: %s", pickle_path, labels.said)
+    log.info("%s: %s", pickle_path, labels.said)
     skipped = list(folder.left_out)
 
     def make(item: tuple[Any, int | str]) -> ClipAnnotation:
@@ -162,7 +162,7 @@ def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Pa
     for split, names in splits.items():
         listed = list(dict.fromkeys(_split_key(name) for name in names))
         if len(listed) < len(names):
-            logger.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
+            log.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
         absent = [key for key in listed if key not in known]
         skipped += [Skipped(key, f"in split {split}, but without annotation", str(path)) for key in absent]
         keys[split] = listed

@@ -14,7 +14,7 @@ from svdata2vec.shards.video import open_bytes
 DIVIDERS = (",", ";", "\t", "|")
 _BEFORE_HEADER = re.compile(r"(?i)(?:[ \t]*\n|\"?sep=.\"?[ \t]*\n)*")  # empty lines, and Excel's word on the divider
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def read_text(path: str | Path) -> str:
@@ -26,7 +26,7 @@ def read_text(path: str | Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        logger.info("%s: not UTF-8, read as Windows-1252 (latin-1)", path)
+        log.info("%s: not UTF-8, read as Windows-1252 (latin-1)", path)
         return content.decode("cp1252", errors="replace")
 
 

@@ -20,7 +20,7 @@ from svdata2vec.shards.readers.text import read_table, spelled
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def read_video_folder(root: str | Path, *, name: str | None = None, joints: str = "coco17",
@@ -91,7 +91,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     """
     rows = read_table(table, ("path", "label"))
     labels = read_labels([row.get("label") for _, row in rows], None if classes is None else class_names(classes))
-    logger.info("%s: %s", table, labels.said)
+    log.info("%s: %s", table, labels.said)
     videos = [_resolved(row["path"], table) if row["path"] else "" for _, row in rows]
     keys = _keys([video for video in videos if video], str(table))
     seen: dict[str, int] = {}

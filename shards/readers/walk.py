@@ -20,7 +20,7 @@ from svdata2vec.shards.urls import filesystem_of
 # Folders that file systems, unpackers and Python make beside the data.
 NO_DATA = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,7 +51,7 @@ def walk(root: str | Path, holds: str) -> Walk:
         found = Walk(os.path.normpath(root))
         _enter(found, found.root, ())
     if found.passed:
-        logger.info("%s: hidden files and folders are passed over: %s", root, some_of(found.passed))
+        log.info("%s: hidden files and folders are passed over: %s", root, some_of(found.passed))
     return found
 
 
