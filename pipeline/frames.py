@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine
 from svdata2vec.shards.blocks import BlockFormat
+from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START
 
-WHOLE = b"\xff\xd8\xff\xd9"  # a JPEG's first and last two bytes
+MARKS = JPEG_START + JPEG_END
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
     cut_B = np.searchsorted(row_P, [*first_B, len(table)])
     start_P, stop_P = table[row_P], table[row_P + 1]
     size_P = np.repeat([clip.video.size for clip in clips], np.diff(cut_B))
-    wrong_P = (start_P < 0) | (stop_P - start_P < len(WHOLE)) | (stop_P > size_P)
+    wrong_P = (start_P < 0) | (stop_P - start_P < len(MARKS)) | (stop_P > size_P)
     if wrong_P.any():
         clip = clips[int(np.searchsorted(cut_B, wrong_P.argmax(), "right")) - 1]
         raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
@@ -113,14 +114,14 @@ def _check_marks(clip: EncodedClip, ends_4D: NDArray[np.int64]) -> None:
     count = ends_4D.shape[1]
     marks = clip.video.take(ends_4D).tobytes()
     if marks != _marks(count):
-        wrong = next(d for d in range(count) if marks[d::count] != WHOLE)
+        wrong = next(d for d in range(count) if marks[d::count] != MARKS)
         raise ValueError(f"clip {clip.key}: frame {different(clip)[wrong]} is not a whole JPEG picture")
 
 
 @functools.lru_cache(maxsize=256)
 def _marks(count: int) -> bytes:
     """All first bytes of so many JPEGs, all second ones, all last but one, all last."""
-    return b"".join(bytes([mark]) * count for mark in WHOLE)
+    return b"".join(bytes([mark]) * count for mark in MARKS)
 
 
 def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint8]]:

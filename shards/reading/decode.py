@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"  # a JPEG's first and last two bytes
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 

@@ -210,7 +210,7 @@ class JoinedShards(ShardSet):
 
     @property
     def tars(self) -> list[Path]:
-        """None if one of the sets lies behind a URL."""
+        """Empty if one of the sets lies behind a URL."""
         found = [each.tars for each in self.sets]
         return [tar for tars in found for tar in tars] if all(found) else []
 

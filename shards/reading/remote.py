@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
 
 DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
+CACHE_BYTES = 32 << 30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of the cache, not of the store
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
 READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
@@ -37,9 +38,19 @@ Fetch = Literal["clips", "shards"]
 
 
 def open_shards(
-    root: str | Path, *, cache: Path | None = None, cache_bytes: int = 32 << 30, fetch: Fetch = "clips"
+    root: str | Path, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES, fetch: Fetch = "clips"
 ) -> ShardSet:
-    """Open a folder, or a URL with `://` in it as `RemoteShardSet`. UserError names what is missing, damaged or wrong."""
+    """Open a packed data set.
+
+    Args:
+        root: its folder, or its URL (with `://` in it).
+        cache: folder for what is fetched from a URL; None = `DEFAULT_CACHE`.
+        cache_bytes: what the cache may take.
+        fetch: "clips" reads each clip by itself, "shards" fetches whole tars ahead of their use.
+
+    Raises:
+        UserError: names what is missing, damaged or wrong.
+    """
     if "," in str(root) and not Path(root).is_dir():
         raise UserError(f"{public(str(root))}: several sets, where one is expected; name one (a run takes several)")
     if fetch not in get_args(Fetch):
@@ -55,7 +66,7 @@ class RemoteShardSet(ShardSet):
     read_threads = READ_THREADS
     reads_frames = False  # one request for the whole clip is faster than several
 
-    def __init__(self, url: str, *, cache: Path, cache_bytes: int = 32 << 30, fetch: Fetch = "clips") -> None:
+    def __init__(self, url: str, *, cache: Path, cache_bytes: int = CACHE_BYTES, fetch: Fetch = "clips") -> None:
         """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
         self.url, cache = url.rstrip("/"), Path(cache).absolute()
         filesystem, self._base = filesystem_of(self.url)
@@ -87,7 +98,7 @@ class RemoteShardSet(ShardSet):
 
     @property
     def tars(self) -> list[Path]:
-        """None: reading them means fetching them."""
+        """Empty: reading them means fetching them."""
         return []
 
     @property

@@ -21,6 +21,7 @@ from svdata2vec.shards.errors import AGAIN, UserError
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
 VIDEO_COMPONENTS = ("jpegs", "blocks", *CONTAINERS)  # a clip has one of them
 OFFSETS = "offsets.npy"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"  # a JPEG's first and last two bytes
 # The components that hold a codec's pictures: all of them, of codec `copy` one of them.
 PICTURES = {"jpeg": ("jpegs", OFFSETS), "blocks": ("blocks",), **dict.fromkeys(("vp9", "h264", "hevc", "mjpeg"), ("mp4",)),
             "copy": CONTAINERS}
@@ -187,7 +188,7 @@ def parse_sample(
     if video_component is not None:
         video = memoryview(parts[video_component])
         if video_component == "jpegs":
-            offsets = parse_offsets(key, parts["offsets.npy"], len(video), meta.num_frames)
+            offsets = parse_offsets(key, parts[OFFSETS], len(video), meta.num_frames)
         elif video_component == "blocks":
             blocks = parse_blocks(key, video, meta)
             offsets = block_offsets(blocks, meta.num_frames)

@@ -8,8 +8,7 @@ import av
 import cv2
 import numpy as np
 
-from svdata2vec.shards.reading.decode import JPEG_END, JPEG_START
-from svdata2vec.shards.reading.sample import ClipMeta, Sample
+from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START, ClipMeta, Sample
 
 BASELINE = b"\xff\xc0"  # marker of a baseline frame header: hardware decoders read no other
 
