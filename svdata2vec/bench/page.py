@@ -1,6 +1,5 @@
 """Charts of the benchmarks' records, and the page of `bench run`: verdict, rates against limits, where a clip's time goes."""
 
-import html
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from svdata2vec.bench.record import compare, decoding_line, rate_text, stage_rows
-from svdata2vec.reports.html_page import figure_image, page, section, table
+from svdata2vec.reports.html_page import figure_image, page, preformatted, section, table, text
 from svdata2vec.shards.atomic import write_atomically
 
 CHART_NOTE = (
@@ -37,7 +36,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
 
 def write_comparison(first: dict[str, Any], second: dict[str, Any], path: Path) -> None:
     """Two records of `bench run` on one page."""
-    sections = [section("Side by side", f"<pre>{html.escape(compare(first, second))}</pre>")]
+    sections = [section("Side by side", preformatted(compare(first, second)))]
     for name, record in (("A", first), ("B", second)):
         chart = figure_image(run_chart(record), CHART_NOTE)
         sections.append(section(f"{name}: {record['machine']['device']}, {record['date']}", _verdict(record) + chart))
@@ -51,9 +50,9 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    doubts = "".join(f"<p><strong>{html.escape(doubt)}</strong></p>" for doubt in record["doubts"])
-    decoder = f"<p>{html.escape(decoding_line(record['decoding']))}</p>" if record.get("decoding") else ""
-    return f"{decoder}<p>{html.escape(record['verdict']['text'])}</p>{doubts}"
+    doubts = "".join(f"<p><strong>{text(doubt)}</strong></p>" for doubt in record["doubts"])
+    decoder = f"<p>{text(decoding_line(record['decoding']))}</p>" if record.get("decoding") else ""
+    return f"{decoder}<p>{text(record['verdict']['text'])}</p>{doubts}"
 
 
 def _baseline(record: dict[str, Any]) -> str:

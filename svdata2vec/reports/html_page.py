@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from svdata2vec.shards.atomic import write_atomically
-from svdata2vec.shards.shown import shown
+from svdata2vec.shards.shown import shown, shown_lines
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -34,6 +34,11 @@ def page(title: str, remark: str, sections: Sequence[str]) -> str:
 def text(words: str) -> str:
     """Words of strangers, as they may stand in a page."""
     return html.escape(shown(words))
+
+
+def preformatted(words: str) -> str:
+    """Lines of strangers, as they are."""
+    return f"<pre>{html.escape(shown_lines(words))}</pre>"
 
 
 def section(title: str, body: str) -> str:

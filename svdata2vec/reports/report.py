@@ -3,7 +3,6 @@
 Everything is inside the file (pictures as data URIs), so it opens anywhere, without a network.
 """
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from svdata2vec import __version__
 from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
-from svdata2vec.reports.html_page import figure_image, image, page, section
+from svdata2vec.reports.html_page import figure_image, image, note, page, preformatted, section, text
 from svdata2vec.reports.label_curve import Point, caption, label_curve, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
@@ -67,15 +66,15 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
     sections = [
         _label_curve(runs, label_efficiency) if label_efficiency is not None else "",
         results([each for run in runs for each in outcomes(run.name, run.config, run.result)]),
-        section("Training curves", "".join(figure_image(curves(runs, fields), note) for fields, note in CURVES)),
+        section("Training curves", "".join(figure_image(curves(runs, fields), words) for fields, words in CURVES)),
         section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
         *(_confusion(run) for run in runs if run.result),
         _inputs(runs),
         section("Settings", "".join(_settings(run) for run in runs)),
     ]
-    note = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
+    remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page("svdata2vec report", note, sections).encode())
+    write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 
 def read_run(folder: Path) -> Run:
@@ -184,12 +183,12 @@ def _inputs(runs: Sequence[Run]) -> str:
         with build_loader(shards, run.config, runtime, train=True, every_frame=True) as loader:
             batch = next(iter(loader))
     except UserError as error:
-        return section("Inputs", f'<p class="note">No pictures: {html.escape(str(error))}</p>')
+        return section("Inputs", note(f"No pictures: {error}"))
     picture = contact_sheet(batch, shards.manifest.layout, shards.split_classes(data.train_split))
     caption = f"First training batch of {run.name}: augmented crops at {data.size} px, joints as the teacher gets them"
     return section("Inputs", image(to_png(picture), caption))
 
 
 def _settings(run: Run) -> str:
-    text = html.escape(to_json(run.config))
-    return f"<details><summary>{html.escape(run.name)} ({run.config.kind})</summary><pre>{text}</pre></details>"
+    title = text(f"{run.name} ({run.config.kind})")
+    return f"<details><summary>{title}</summary>{preformatted(to_json(run.config))}</details>"
