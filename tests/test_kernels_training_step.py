@@ -12,7 +12,7 @@ from kernel_device import DEVICE, triton_marks
 from tiny import MODEL, student_config
 from torch import Tensor
 
-from svdata2vec.config.schema import DataConfig
+from svdata2vec.config.schema import DataConfig, MaskConfig
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
@@ -31,7 +31,7 @@ def one_step(
     generator = torch.Generator().manual_seed(1)
     video = torch.randint(0, 256, (NUM_CLIPS, NUM_FRAMES, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     joints = SIDE * torch.rand((NUM_CLIPS, MODEL.persons, NUM_FRAMES, NUM_JOINTS, MODEL.coordinates), generator=generator)
-    masks = draw_masks(["a", "b", "c"], NUM_FRAMES, 0.5, 0.5, seed=0, epoch=0).to(torch.device(DEVICE))
+    masks = draw_masks(["a", "b", "c"], NUM_FRAMES, MaskConfig(0.5, 0.5), seed=0, epoch=0).to(torch.device(DEVICE))
     config = student_config(replace(MODEL, impl=impl, fused_blocks=fused), data=DATA)
     student = SVData2Vec(config, NUM_JOINTS)
     student.load_state_dict(copy.deepcopy(state))

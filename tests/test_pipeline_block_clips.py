@@ -10,7 +10,7 @@ import pytest
 import torch
 from pipeline_factory import shard_set
 
-from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig, RunConfig, TargetConfig
+from svdata2vec.config.schema import DataConfig, MaskConfig, ModelConfig, PretrainConfig, RunConfig, TargetConfig
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.video_encoder import VideoEncoder
@@ -146,7 +146,7 @@ def test_a_step_of_pretraining_is_that_of_the_decoded_frames(uploads: None, shar
     config = PretrainConfig(
         data=DataConfig(num_frames=T, size=SIZE), model=SMALL, target=TargetConfig(top_layers=2), run=RunConfig(batch_size=3)
     )
-    masks = draw_masks(batch.keys, T, 0.5, 0.5, 0, 0)
+    masks = draw_masks(batch.keys, T, MaskConfig(0.5, 0.5), 0, 0)
     found = []
     for frames in (video(batch), frames_of(video(batch))):
         torch.manual_seed(0)

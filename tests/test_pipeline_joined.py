@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline_factory import kinect_set, shard_set
 from shards_data import edit_manifest
 
+from svdata2vec.config.schema import MaskConfig
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import OrderConfig, entries_per_epoch, taken
@@ -120,7 +121,7 @@ def test_sets_of_equal_names_and_other_joints_are_one_set(coco: ShardSet, kinect
             assert torch.equal(found[name][0], video) and found[name][2] == label
             expected = to_layout(joints.numpy(), layout, COCO17, -2)
             assert np.array_equal(found[name][1].numpy(), expected) and expected.any()
-            masks = [draw_masks([each], 8, 0.5, 0.5, 0, 1) for each in (key, name)]
+            masks = [draw_masks([each], 8, MaskConfig(0.5, 0.5), 0, 1) for each in (key, name)]
             assert torch.equal(masks[0].keep_NK, masks[1].keep_NK)
 
 
@@ -143,7 +144,7 @@ def test_a_clip_that_comes_twice_is_drawn_twice(coco: ShardSet, kinect: ShardSet
     once, twice = found["coco/clip00003"], found["coco/clip00003#1"]
     assert not torch.equal(once[0], twice[0]) and once[2] == twice[2]
     assert torch.equal(once[0], clips_of(coco)["clip00003"][0])
-    masks = draw_masks(["coco/clip00003", "coco/clip00003#1"], 40, 0.66, 0.75, 0, 0)
+    masks = draw_masks(["coco/clip00003", "coco/clip00003#1"], 40, MaskConfig(0.66, 0.75), 0, 0)
     assert not torch.equal(masks.keep_NK[0], masks.keep_NK[1])
     tested = clips_of(JoinedShards([coco, kinect], "coco17", (2, 1)), train=False)
     assert len(tested) == 7 + 5, "an evaluation takes every clip once"

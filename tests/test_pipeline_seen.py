@@ -48,7 +48,7 @@ def batches(shards: ShardSet, seen: FramesSeen | None, **more: Any) -> list[Clip
 
 def windows(batch: ClipBatch, epoch: int) -> torch.Tensor:
     """What the student reads of a batch."""
-    masks = draw_masks(batch.keys, T, RATIO, 0.5, 5, epoch)
+    masks = draw_masks(batch.keys, T, MaskConfig(RATIO, 0.5), 5, epoch)
     assert batch.video_BTHWC is not None
     return gather_frames(frames_of(batch.video_BTHWC), masks.encoded_BE, dtype=torch.float32)
 
@@ -59,7 +59,7 @@ def test_seen_is_every_window_of_every_mask(encoded: int) -> None:
     seen = replace(SEEN, encoded=encoded or 3)
     seen_BT = seen(keys, 7)
     for repeats in (1, 3):
-        masks = draw_masks(keys, T, RATIO, 0.5, 5, 7, repeats=repeats, encoded_frames=encoded)
+        masks = draw_masks(keys, T, MaskConfig(RATIO, 0.5, repeats=repeats, encoded_frames=encoded), 5, 7)
         near_BT = (masks.encoded_BE[:, :, None] - torch.arange(T)).abs().amin(dim=1) <= 2
         np.testing.assert_array_equal(seen_BT, near_BT.numpy())
     np.testing.assert_array_equal(seen(["clip9"], 7)[0], seen_BT[9])  # by itself, and by its key alone

@@ -102,7 +102,7 @@ def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
     )
     student = SVData2Vec(config, 17)
     teacher = Teacher(student.encoder.blocks)
-    masks = draw_masks(["a"], 10, config.mask.video_ratio, config.mask.skeleton_ratio, 0, 0)
+    masks = draw_masks(["a"], 10, config.mask, 0, 0)
     with FlopCounterMode(display=False) as forward:
         output = student(torch.zeros(1, 10, 64, 64, 3, dtype=torch.uint8), torch.rand(1, 2, 10, 17, 2), masks)
     with FlopCounterMode(display=False) as backward:

@@ -39,7 +39,7 @@ def clips() -> tuple[Tensor, Tensor]:
 
 def masks_of(config: PretrainConfig) -> Masks:
     mask = config.mask
-    return draw_masks(KEYS, FRAMES, mask.video_ratio, mask.skeleton_ratio, 0, 0, repeats=mask.repeats)
+    return draw_masks(KEYS, FRAMES, mask, 0, 0)
 
 
 # ---- targets ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from original_network import FinetuneHead, OriginalClassifier, OriginalPretrain,
 from torch import Tensor
 
 from svdata2vec.cli.main import main
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, TargetConfig
+from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, TargetConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import embed
 from svdata2vec.model.classifier import Classifier
@@ -36,7 +36,7 @@ def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Masks]:
     video = torch.randint(0, 256, (batch, SIZES["frames"], 32, 32, 3), dtype=torch.uint8)
     joints = 32 * torch.rand(batch, SIZES["persons"], SIZES["frames"], SIZES["joints"], 2)
     joints[0, 1] = 0
-    masks = draw_masks([f"clip{i}" for i in range(batch)], SIZES["frames"], 0.4, 0.5, seed=1, epoch=0)
+    masks = draw_masks([f"clip{i}" for i in range(batch)], SIZES["frames"], MaskConfig(0.4, 0.5), seed=1, epoch=0)
     return video, joints, masks
 
 

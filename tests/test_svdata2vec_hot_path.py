@@ -242,7 +242,7 @@ def test_given_masks_may_be_in_any_order() -> None:
     assert masks.keep_NK.tolist() == [[0, 3, 5], [1, 2, 4]]
     assert masks.skeleton_hidden_NK.tolist() == [[False, True, True], [False, True, True]]
     assert masks.scored_NT.tolist() == [[False, True, True, True, True, True], [True, False, True, True, True, True]]
-    drawn = draw_masks(["a", "b"], 40, 0.66, 0.75, seed=0, epoch=0)
+    drawn = draw_masks(["a", "b"], 40, MaskConfig(0.66, 0.75), seed=0, epoch=0)
     again = Masks.given(drawn.keep_NK.flip(1), drawn.skeleton_hidden_NK.flip(1), 40)
     for one, other in zip(vars(drawn).values(), vars(again).values(), strict=True):
         assert torch.equal(one, other)

@@ -29,7 +29,7 @@ KEYS = [f"clip{number}" for number in range(CLIPS)]
 
 def drawn(repeats: int = REPEATS, encoded_frames: int = 6, keys: list[str] = KEYS, **changes: int) -> Masks:
     place = {"seed": 1, "epoch": 0, **changes}
-    return draw_masks(keys, T, 0.5, 0.5, **place, repeats=repeats, encoded_frames=encoded_frames)
+    return draw_masks(keys, T, MaskConfig(0.5, 0.5, repeats=repeats, encoded_frames=encoded_frames), **place)
 
 
 def single(masks: Masks, repeat: int, *, alone: bool = False) -> Masks:
@@ -44,7 +44,7 @@ def single(masks: Masks, repeat: int, *, alone: bool = False) -> Masks:
 
 @pytest.mark.parametrize("encoded_frames", [0, 4, 6, 8])
 def test_a_mask_does_not_depend_on_how_many_there_are(encoded_frames: int) -> None:
-    many, one, paper = drawn(9, encoded_frames), drawn(1, encoded_frames), draw_masks(KEYS, T, 0.5, 0.5, 1, 0)
+    many, one, paper = drawn(9, encoded_frames), drawn(1, encoded_frames), draw_masks(KEYS, T, MaskConfig(0.5, 0.5), 1, 0)
     assert many.repeats == 9 and many.keep_NK.shape == (27, 4) and many.encoded_BE.shape == (3, encoded_frames or 4)
     for repeats in (2, 5):
         for repeat in range(repeats):
@@ -63,7 +63,7 @@ def test_masks_of_a_clip_depend_on_seed_epoch_key_and_repeat_alone() -> None:
 
 def test_further_masks_are_frozen_for_old_checkpoints() -> None:
     """A run that was saved must go on with the same masks with every later version."""
-    masks = draw_masks(["key"], 8, 0.5, 0.5, seed=1, epoch=2, repeats=3, encoded_frames=6)
+    masks = draw_masks(["key"], 8, MaskConfig(0.5, 0.5, repeats=3, encoded_frames=6), seed=1, epoch=2)
     assert masks.encoded_BE.tolist() == [[0, 1, 2, 3, 4, 6]]
     assert masks.keep_NK.tolist() == [[0, 3, 4, 6], [1, 3, 4, 6], [0, 1, 3, 6]]
     shown = [[0, 1, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1]]
@@ -72,7 +72,7 @@ def test_further_masks_are_frozen_for_old_checkpoints() -> None:
 
 @pytest.mark.parametrize("encoded_frames", [0, 6])
 def test_masks_choose_among_the_encoded_frames(encoded_frames: int) -> None:
-    masks = draw_masks([f"k{i}" for i in range(1000)], T, 0.5, 0.5, 0, 0, repeats=3, encoded_frames=encoded_frames)
+    masks = draw_masks([f"k{i}" for i in range(1000)], T, MaskConfig(0.5, 0.5, repeats=3, encoded_frames=encoded_frames), 0, 0)
     encoded_NE = masks.of_clips(masks.encoded_BE)
     assert (masks.keep_NK[..., None] == encoded_NE[:, None]).any(2).all()
     assert (masks.keep_NK.diff(dim=1) > 0).all() and (~masks.skeleton_hidden_NK).sum(1).eq(2).all()
@@ -175,7 +175,7 @@ def test_frames_are_encoded_once_and_the_teacher_reads_once(monkeypatch: pytest.
     rows: list[int] = []
     student.encoder.video_encoder.stages[0].register_forward_hook(lambda _, inputs, output: frames.append(len(output)))
     teacher.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
-    masks = draw_masks(KEYS, 6, 0.5, 0.5, 1, 0, repeats=REPEATS, encoded_frames=5)
+    masks = draw_masks(KEYS, 6, MaskConfig(0.5, 0.5, repeats=REPEATS, encoded_frames=5), 1, 0)
     video = torch.randint(0, 256, (CLIPS, 6, SIZE, SIZE, 3), dtype=torch.uint8)
     output = student(video, torch.rand(CLIPS, 2, 6, 17, 2), masks)
     assert output.prediction_NTD.shape == (CLIPS * REPEATS, 6, MODEL.width)

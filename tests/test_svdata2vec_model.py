@@ -9,11 +9,11 @@ import torch
 from tiny import MODEL, student_config
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
+from svdata2vec.config.schema import MaskConfig, ModelConfig, PretrainConfig, TargetConfig, mask_counts
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.model import video_encoder
 from svdata2vec.model.execution import compile_parts
-from svdata2vec.model.masking import Masks, draw_masks, mask_counts
+from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.prelu import PReLU
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
 from svdata2vec.model.teacher import Teacher
@@ -27,7 +27,7 @@ T, SIZE = 6, 32
 
 def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Masks]:
     video = torch.randint(0, 256, (batch, T, SIZE, SIZE, 3), dtype=torch.uint8)
-    masks = draw_masks([f"clip{i}" for i in range(batch)], T, 0.5, 0.5, seed=1, epoch=0)
+    masks = draw_masks([f"clip{i}" for i in range(batch)], T, MaskConfig(0.5, 0.5), seed=1, epoch=0)
     return video, SIZE * torch.rand(batch, 2, T, 17, 2), masks
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import MODEL, student_config
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, TargetConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, MaskConfig, TargetConfig
 from svdata2vec.evaluation.export import load_rgb_classifier
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.functional import layer_targets
@@ -48,7 +48,7 @@ def step(
     if compiled:
         compile_parts(model, backend="aot_eager")
     video = torch.randint(0, 256, (3, T, SIZE, SIZE, 3), dtype=torch.uint8)
-    masks = draw_masks(["a", "b", "c"], T, 0.5, 0.5, seed=1, epoch=0)
+    masks = draw_masks(["a", "b", "c"], T, MaskConfig(0.5, 0.5), seed=1, epoch=0)
     loss = forward(model, teacher, video, SIZE * torch.rand(3, 2, T, 17, 2), masks, config).loss
     loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

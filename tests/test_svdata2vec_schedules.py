@@ -13,8 +13,8 @@ from tiny import pretrain_config
 from torch import nn
 
 from svdata2vec.config.presets import FINETUNE, PROTOCOLS
-from svdata2vec.config.schema import EmaConfig, ModelConfig, OptimConfig
-from svdata2vec.model.masking import Masks, draw_masks, mask_counts
+from svdata2vec.config.schema import EmaConfig, MaskConfig, ModelConfig, OptimConfig, mask_counts
+from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
 from svdata2vec.runs.metrics_log import read_metrics
@@ -32,7 +32,7 @@ def test_masks_hold_what_the_ratios_say(frames: int, video: float, skeleton: flo
             mask_counts(frames, video, skeleton)
         return
     kept, paired = mask_counts(frames, video, skeleton)
-    masks = draw_masks(["a", "b"], frames, video, skeleton, seed=3, epoch=epoch)
+    masks = draw_masks(["a", "b"], frames, MaskConfig(video, skeleton), seed=3, epoch=epoch)
     assert masks.keep_NK.shape == (2, kept)
     assert (masks.keep_NK.diff(dim=1) > 0).all() and (masks.keep_NK >= 0).all() and (masks.keep_NK < frames).all()
     assert ((~masks.skeleton_hidden_NK).sum(1) == paired).all()
@@ -42,16 +42,16 @@ def test_masks_hold_what_the_ratios_say(frames: int, video: float, skeleton: flo
 
 
 def test_masks_of_a_clip_depend_on_seed_epoch_and_key_only() -> None:
-    alone = draw_masks(["x"], 40, 0.66, 0.75, seed=1, epoch=2)
-    among = draw_masks(["a", "b", "x"], 40, 0.66, 0.75, seed=1, epoch=2)
+    alone = draw_masks(["x"], 40, MaskConfig(0.66, 0.75), seed=1, epoch=2)
+    among = draw_masks(["a", "b", "x"], 40, MaskConfig(0.66, 0.75), seed=1, epoch=2)
     assert torch.equal(alone.keep_NK[0], among.keep_NK[2]) and torch.equal(alone.scored_NT[0], among.scored_NT[2])
-    for other in (draw_masks(["x"], 40, 0.66, 0.75, 2, 2), draw_masks(["x"], 40, 0.66, 0.75, 1, 3)):
+    for other in (draw_masks(["x"], 40, MaskConfig(0.66, 0.75), 2, 2), draw_masks(["x"], 40, MaskConfig(0.66, 0.75), 1, 3)):
         assert not torch.equal(alone.keep_NK, other.keep_NK)
 
 
 def test_masks_are_frozen_for_old_checkpoints() -> None:
     """A run that was saved must go on with the same masks with every later version."""
-    masks = draw_masks(["key"], 8, 0.5, 0.5, seed=1, epoch=2)
+    masks = draw_masks(["key"], 8, MaskConfig(0.5, 0.5), seed=1, epoch=2)
     assert masks.keep_NK.tolist() == [[0, 3, 4, 6]]
     assert masks.skeleton_hidden_NK.tolist() == [[True, False, True, False]]
 
@@ -66,7 +66,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
 
 
 def test_every_frame_is_kept_equally_often() -> None:
-    masks = draw_masks([f"k{i}" for i in range(2000)], 40, 0.66, 0.75, seed=0, epoch=0)
+    masks = draw_masks([f"k{i}" for i in range(2000)], 40, MaskConfig(0.66, 0.75), seed=0, epoch=0)
     shares = np.bincount(masks.keep_NK.flatten().numpy(), minlength=40) / 2000
     assert np.abs(shares - 13 / 40).max() < 0.05
 

@@ -104,8 +104,7 @@ class FeedingLoader(ClipLoader):
 
 def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:
     """Processor seconds of this thread per part, batch after batch, for ever."""
-    lane, mask, num_frames = producer.turns.lanes[0], config.mask, config.data.num_frames
-    reads = producer.read(0, 0)
+    lane, reads = producer.turns.lanes[0], producer.read(0, 0)
     while True:
         marks = [time.thread_time()]
         read = next(reads)
@@ -115,10 +114,7 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
         batch = producer.batch(read, decoded, lane)
         marks.append(time.thread_time())
         assert batch is not None
-        draw_masks(
-            batch.keys, num_frames, mask.video_ratio, mask.skeleton_ratio, config.run.seed, read.epoch, repeats=mask.repeats,
-            encoded_frames=mask.encoded_frames,
-        )
+        draw_masks(batch.keys, config.data.num_frames, config.mask, config.run.seed, read.epoch)
         marks.append(time.thread_time())
         yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 

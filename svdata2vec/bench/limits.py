@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from svdata2vec.bench.machine import synchronise
-from svdata2vec.config.schema import ModelConfig, PretrainConfig
-from svdata2vec.model.masking import mask_counts
+from svdata2vec.config.schema import ModelConfig, PretrainConfig, mask_counts
 from svdata2vec.model.student import frames_seen
 from svdata2vec.shards.reading.shardset import ShardSet
 

@@ -191,6 +191,16 @@ class MaskConfig:
         check_fields(self, "mask.")
 
 
+def mask_counts(num_frames: int, video_ratio: float, skeleton_ratio: float) -> tuple[int, int]:
+    """Frames that a mask keeps (K), and those of them that show their skeleton too (paper: 13 and 3 of 40).
+
+    Raises UserError if it keeps none.
+    """
+    kept = int(num_frames * (1 - video_ratio))
+    check(kept >= 1, f"mask.video_ratio {video_ratio} keeps none of data.num_frames {num_frames} frames")
+    return kept, int(kept * (1 - skeleton_ratio))
+
+
 @dataclass(frozen=True)
 class TargetConfig:
     """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
@@ -343,9 +353,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         ratio, frames = self.mask.video_ratio, self.data.num_frames
-        kept, encoded, repeats = int(frames * (1 - ratio)), self.mask.encoded_frames, self.mask.repeats
-        shown = int(kept * (1 - self.mask.skeleton_ratio))
-        check(kept >= 1, f"mask.video_ratio {ratio} keeps none of data.num_frames {frames} frames")
+        encoded, repeats = self.mask.encoded_frames, self.mask.repeats
+        kept, shown = mask_counts(frames, ratio, self.mask.skeleton_ratio)
         check(
             shown < frames,
             f"mask.video_ratio {ratio} and mask.skeleton_ratio {self.mask.skeleton_ratio} hide nothing; raise one of them",

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdata2vec.config.schema import MaskConfig, mask_counts
 from svdata2vec.pipeline.keyed import KeyedDraws
 from svdata2vec.pipeline.seen import frame_order
 from svdata2vec.shards.reading.joined import own_key
@@ -108,28 +109,7 @@ class Masks:
         return x_B[:, None].expand(-1, self.repeats, *x_B.shape[1:])
 
 
-def mask_counts(num_frames: int, video_mask_ratio: float, skeleton_mask_ratio: float) -> tuple[int, int]:
-    """Number of kept frames K, and of those that show their skeleton too (paper: 13 and 3 of 40)."""
-    kept = int(num_frames * (1 - video_mask_ratio))
-    paired = int(kept * (1 - skeleton_mask_ratio))
-    if kept < 1:
-        raise ValueError(
-            f"video_mask_ratio {video_mask_ratio} keeps none of {num_frames} frames; lower the ratio or take more frames"
-        )
-    return kept, paired
-
-
-def draw_masks(
-    keys: Sequence[str],
-    num_frames: int,
-    video_mask_ratio: float,
-    skeleton_mask_ratio: float,
-    seed: int,
-    epoch: int,
-    *,
-    repeats: int = 1,
-    encoded_frames: int = 0,
-) -> Masks:
+def draw_masks(keys: Sequence[str], num_frames: int, config: MaskConfig, seed: int, epoch: int) -> Masks:
     """Draw the masks of a batch on the CPU.
 
     A clip's first mask has a generator keyed by (seed, epoch, key), every further one its own, keyed by its number too: a
@@ -138,20 +118,19 @@ def draw_masks(
     Args:
         keys: names of the clips; of several sets `SET/KEY`, which draw by KEY alone, as they do when their set is read alone.
         num_frames: T.
-        video_mask_ratio, skeleton_mask_ratio: see `mask_counts`.
+        config: ratios, masks per clip (R), and frames of a clip that its masks choose from (E).
         seed, epoch: of the run.
-        repeats: R, masks per clip.
-        encoded_frames: E, frames of a clip that its masks choose from; 0 = the K frames of the first mask, the same for all.
     """
-    kept, paired = mask_counts(num_frames, video_mask_ratio, skeleton_mask_ratio)
+    kept, paired = mask_counts(num_frames, config.video_ratio, config.skeleton_ratio)
+    num_encoded = config.encoded_frames or kept
     encoded: list[NDArray[np.int64]] = []
     keep: list[NDArray[np.int64]] = []
     shown: list[NDArray[np.int64]] = []  # places among the kept frames in rising order
     keyed = KeyedDraws()
     for key in keys:
         order, rng = frame_order(keyed, seed, epoch, key, num_frames)
-        encoded.append(order[: encoded_frames or kept])
-        for repeat in range(repeats):
+        encoded.append(order[:num_encoded])
+        for repeat in range(config.repeats):
             if repeat:
                 rng = keyed("mask", seed, epoch, own_key(key), repeat)
                 order = np.sort(encoded[-1])[rng.permutation(len(encoded[-1]))]
@@ -160,7 +139,7 @@ def draw_masks(
     hidden_NK = torch.ones(len(keep), kept, dtype=torch.bool)
     hidden_NK.scatter_(1, _rows(shown, paired), False)
     keep_NK = _rows(keep, kept).sort().values  # as the places are counted
-    return Masks.given(keep_NK, hidden_NK, num_frames, _rows(encoded, encoded_frames or kept))
+    return Masks.given(keep_NK, hidden_NK, num_frames, _rows(encoded, num_encoded))
 
 
 def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import ModelConfig, PretrainConfig
+from svdata2vec.config.schema import ModelConfig, PretrainConfig, mask_counts
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
 from svdata2vec.model.checkpointing import run_part
-from svdata2vec.model.masking import Masks, mask_counts
+from svdata2vec.model.masking import Masks
 from svdata2vec.model.transformer import Block, initialise_transformer
 from svdata2vec.model.video_encoder import STEM_KERNEL, VideoEncoder
 from svdata2vec.pipeline.seen import FramesSeen

@@ -112,14 +112,11 @@ class Pretraining(TrainingRun):
 
     def inputs(self, batch: ClipBatch, epoch: int) -> tuple[Tensor, ...]:
         """Video, joints and the four tensors of the masks, on the device."""
-        frames, mask, device = self.config.data.num_frames, self.config.mask, self.runtime.device
-        masks = draw_masks(
-            batch.keys, frames, mask.video_ratio, mask.skeleton_ratio, self.config.run.seed, epoch, repeats=mask.repeats,
-            encoded_frames=mask.encoded_frames,
-        )
+        config, device = self.config, self.runtime.device
+        masks = draw_masks(batch.keys, config.data.num_frames, config.mask, config.run.seed, epoch)
         batch = batch.to(device)
         assert batch.video_BTHWC is not None and batch.joints_BMTVC is not None
-        joints_BMTVC = batch.joints_BMTVC.roll(1, 0) if self.config.target.shuffle_skeletons else batch.joints_BMTVC
+        joints_BMTVC = batch.joints_BMTVC.roll(1, 0) if config.target.shuffle_skeletons else batch.joints_BMTVC
         return batch.video_BTHWC, joints_BMTVC, *vars(masks.to(device)).values()
 
     def compute(self, video_BTHWC: Video, joints_BMTVC: Tensor, *masks: Tensor) -> StepOutput:

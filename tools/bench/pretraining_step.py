@@ -21,14 +21,13 @@ Batch = tuple[Tensor, Tensor, Masks]  # video_BTHWC, joints_BMTVC, masks
 
 def make_batch(config: PretrainConfig, clips: int, device: torch.device) -> Batch:
     """The same clips on every device."""
-    data, mask = config.data, config.mask
+    data = config.data
     generator = torch.Generator().manual_seed(0)
     shape = (clips, data.num_frames, data.size, data.size, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     joints = data.size * torch.rand(clips, config.model.persons, data.num_frames, NUM_JOINTS, 2, generator=generator)
     keys = [f"clip{number}" for number in range(clips)]
-    more = {"repeats": mask.repeats, "encoded_frames": mask.encoded_frames}
-    masks = draw_masks(keys, data.num_frames, mask.video_ratio, mask.skeleton_ratio, seed=0, epoch=0, **more)
+    masks = draw_masks(keys, data.num_frames, config.mask, seed=0, epoch=0)
     return video.to(device), joints.to(device), masks.to(device)
 
 
