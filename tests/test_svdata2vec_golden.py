@@ -51,12 +51,12 @@ CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
         teacher, "layer_targets", lambda real: lambda layers, **options: real(layers, **options | {"normalise_layer": "none"})),
     "targets of the last block alone": (
         teacher, "layer_targets", lambda real: lambda layers, **options: real(layers[-1:], **options)),
-    "the teacher stands still": (Teacher, "update", lambda _: lambda *arguments: None),
+    "the teacher stands still": (Teacher, "follow", lambda _: lambda *arguments: None),
     "the decay is counted one step late": (
         pretrain, "ema_decay", lambda real: lambda config, step, steps: real(config, max(step - 1, 0), steps)),
     "masks of another seed": (
         pretrain, "draw_masks",
-        lambda real: lambda *arguments, **more: real(*arguments[:4], arguments[4] + 1, arguments[5], **more)),
+        lambda real: lambda keys, frames, config, seed, epoch: real(keys, frames, config, seed + 1, epoch)),
     "the loss is taken at every frame": (
         masking, "scored_frames", lambda real: lambda *arguments: torch.ones_like(real(*arguments))),
     "no warm-up": (stepper, "learning_rate", lambda real: lambda config, *arguments: config.lr),
