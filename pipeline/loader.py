@@ -162,6 +162,24 @@ class ClipLoader:
         return self.order.end(0)
 
     @property
+    def num_lanes(self) -> int:
+        """Decoders that take turns (handover.py)."""
+        return LANES_ON_GPU if self.video and torch.device(self.device).type == "cuda" else 1
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that read; a set behind a URL waits in threads, with one cache."""
+        return self.num_readers if self.shards.read_threads == 1 else 0
+
+    @property
+    def most_ahead(self) -> int:
+        """Batches that may be begun or ready ahead of the consumer, where it does not come for a while.
+
+        In each of the two queues `prefetch` and one that waits for room; one in every lane and process but one.
+        """
+        return 2 * (self.prefetch + 1) + self.num_lanes - 1 + max(self.num_processes - 1, 0)
+
+    @property
     def epochs_passed(self) -> Fraction:
         """The place after the last batch that was handed out, in epochs; equal on all ranks."""
         return self._epoch + Fraction(self._position, self.order.end(self._position) or 1)
@@ -267,15 +285,13 @@ class ClipLoader:
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,
         )
         device = torch.device(self.device)
-        lanes = [
-            Lane(self.new_decoder(), device) for _ in range(LANES_ON_GPU if device.type == "cuda" else 1)
-        ] if self.video else [Lane(None, device)]
+        lanes = [Lane(self.new_decoder() if self.video else None, device) for _ in range(self.num_lanes)]
         slabs = None
         if isinstance(uploader := lanes[0].decoder, BlockUploader) and fetcher.by_frame:
             slabs = uploader.slabs(self.order.largest_part, self.plan.num_frames)
         readers: ThreadReaders | ProcessReaders = ThreadReaders(fetcher, self.shards.read_threads, slabs)
-        if self.num_readers and self.shards.read_threads == 1:  # a set behind a URL waits in threads, with one cache
-            readers = ProcessReaders(fetcher, self.num_readers, slabs)
+        if self.num_processes:
+            readers = ProcessReaders(fetcher, self.num_processes, slabs)
         return Producer(self.order, fetcher, lanes, self.max_bad_rate, self.stats, device, readers)
 
     def new_decoder(self) -> FrameDecoder:

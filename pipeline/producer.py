@@ -91,7 +91,7 @@ class Producer:
         self.order, self.fetcher, self.stats, self.readers = order, fetcher, stats, readers
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
 
-    def read(self, epoch: int, position: int) -> Iterator[Read]:
+    def read(self, epoch: int, position: int) -> Generator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
         fetched_steps = self.readers.over(self._steps(epoch, position))
         with contextlib.closing(fetched_steps):

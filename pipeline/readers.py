@@ -101,8 +101,9 @@ class ProcessReaders:
             ) from error
         finally:
             for _, _, process in pending:
-                with contextlib.suppress(*GONE):
-                    process.receive()
+                if process in self._processes:  # else all have been closed meanwhile
+                    with contextlib.suppress(*GONE):
+                        process.receive()
 
     def close(self) -> None:
         """End the processes; may be called twice."""

@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,8 @@ from pipeline_factory import shard_set
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.producer import Producer
+from svdata2vec.pipeline.readers import Step
 from svdata2vec.shards.errors import UserError, WorkerDiedError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -52,6 +56,39 @@ def reader_processes() -> list[psutil.Process]:
 def test_batches_are_those_of_a_thread(shards, readers, options):
     """Two epochs, the second from the same processes."""
     assert_same(batches_of(shards, 0, **options), batches_of(shards, readers, **options))
+    assert not reader_processes()
+
+
+@pytest.mark.parametrize(("prefetch", "readers", "lanes"), [(1, 0, 1), (2, 1, 1), (1, 3, 1), (2, 0, 2), (1, 2, 3)])
+def test_so_many_batches_are_made_ahead(shards, monkeypatch, prefetch, readers, lanes):
+    """Of a consumer that does not come: what a benchmark must not take for its own."""
+    begun, steps_of = [], Producer._steps
+
+    def noted(producer: Producer, epoch: int, position: int) -> Iterator[Step]:
+        for step in steps_of(producer, epoch, position):
+            begun.append(step)
+            yield step
+
+    monkeypatch.setattr(Producer, "_steps", noted)
+    monkeypatch.setattr(ClipLoader, "num_lanes", lanes)
+    with loader_of(shards, readers, prefetch=prefetch) as loader:
+        batches, taken = iter(loader), 2
+        for _ in range(taken):
+            next(batches)
+        deadline = time.monotonic() + 60
+        while len(begun) < taken + loader.most_ahead and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # no more come
+        assert len(begun) == taken + loader.most_ahead
+
+
+def test_what_is_left_half_way_may_be_closed_before_it_is_dropped(shards):
+    """As a benchmark does, whose iterator goes last: an error would be a traceback that nobody can catch."""
+    producer = loader_of(shards, 3).make_producer()
+    reads = producer.read(0, 0)
+    next(reads)
+    producer.close()
+    reads.close()
     assert not reader_processes()
 
 

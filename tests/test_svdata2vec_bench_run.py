@@ -37,6 +37,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.graph import DaliDecoder
+from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.video import BlockClips
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -456,6 +457,25 @@ def test_the_authors_way_reads_frames_where_ours_reads_blocks(tmp_path: Path, mo
         next(stages["original model"].batches)
     assert taken == [("kept_frames", BlockClips), ("all_frames", torch.Tensor)]
     assert difference is not None and difference < 1e-3
+
+
+def test_what_was_made_while_others_were_timed_is_not_counted(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loader all that its queues, lanes and processes hold."""
+    config = small_bench(tiny_shard_folder, tmp_path, rounds=1, baseline="original-style")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, readers=3, prefetch=2))
+    monkeypatch.setattr(ClipLoader, "num_lanes", 2)
+    untimed, time_round = [], Stage.time_round
+
+    def noted(stage: Stage, device: torch.device, seconds: float, warm_up: int) -> None:
+        untimed.append(warm_up)
+        time_round(stage, device, 0, warm_up)
+
+    monkeypatch.setattr(Stage, "time_round", noted)
+    stages = bench_run(config)["stages"]
+    ahead = dict.fromkeys(("data", "train", "original train"), 2 * (2 + 1) + 1 + 2)
+    assert dict(zip(stages, untimed, strict=True)) == {**dict.fromkeys(stages, 2), "read": 3, **ahead}
 
 
 def test_networks_that_disagree_are_not_timed(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

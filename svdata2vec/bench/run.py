@@ -51,10 +51,9 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     baseline = config.baseline == "original-style"
     with open_stages(config, runtime, shards, baseline=baseline) as (stages, difference):
         log.info("%d rounds of %s, %.0f s each", config.rounds, ", ".join(stages), config.seconds)
-        drained = 2 * config.data.prefetch + 2  # what the loader had prepared while others were timed
         for _ in range(config.rounds):
-            for name, stage in stages.items():
-                stage.time_round(device, config.seconds, drained if name == "data" or name.endswith("train") else 2)
+            for stage in stages.values():
+                stage.time_round(device, config.seconds, max(stage.ahead, 2))
         ceilings = measure_ceilings(device, shards, runtime.bf16)
     counts = count(config, shards, runtime.bf16)
     rows = {name: stage.as_dict() for name, stage in stages.items()}

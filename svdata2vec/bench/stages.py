@@ -35,12 +35,14 @@ class Stage:
     """Something that is timed batch by batch, and its rounds so far.
 
     batches: to take the next item is to do one batch; the item is its number of clips. training: what takes the steps, if
-    the stage trains. clips_per_s: one rate per round. parts: seconds per part of the training step and `total`, summed over
-    rounds. peak_bytes: largest memory of the GPU that tensors held, 0 on a CPU.
+    the stage trains. ahead: batches that may lie ready when its turn comes, made while others were timed. clips_per_s: one
+    rate per round. parts: seconds per part of the training step and `total`, summed over rounds. peak_bytes: largest memory
+    of the GPU that tensors held, 0 on a CPU.
     """
 
     batches: Iterator[int]
     training: Pretraining | None = None
+    ahead: int = 0
     clips_per_s: list[float] = field(default_factory=list)
     clips: int = 0
     parts: dict[str, float] = field(default_factory=dict)
@@ -91,10 +93,11 @@ def decoding(producer: Producer, batches: int = 4) -> Generator[int]:
         yield len(read.clips)
 
 
-def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, host_waits: bool = False) -> Stage:
+def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, ahead: int = 0, host_waits: bool = False) -> Stage:
     """Training steps on batches of a loader, or on one that is on the device already.
 
-    host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step does.
+    ahead: as `Stage` has it. host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step
+    does.
     """
 
     def steps() -> Iterator[int]:
@@ -104,7 +107,7 @@ def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, host_
                 training.stepper.averages.take()
             yield len(batch)
 
-    return Stage(steps(), training)
+    return Stage(steps(), training, ahead)
 
 
 def original_style(config: PretrainConfig) -> PretrainConfig:
@@ -126,22 +129,24 @@ def open_stages(
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
     with contextlib.ExitStack() as stack:
 
-        def stream(place: Runtime, config: PretrainConfig = config) -> Generator[EpochBatch]:
+        def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], int]:
+            """Batches, and how many may lie ready."""
             loader = stack.enter_context(build_loader(shards, config, place, train=True))
-            return stack.enter_context(contextlib.closing(epoch_batches(loader)))
+            return stack.enter_context(contextlib.closing(epoch_batches(loader))), loader.most_ahead
 
         loader = build_loader(shards, config, runtime, train=True)
         readers, decoders = loader.make_producer(), loader.make_producer()
         stack.callback(readers.close)
         stack.callback(decoders.close)
         training = Pretraining(config, runtime, loader)
-        _, batch = next(stream(runtime))
+        (first, ahead), (loaded, _), (trained, _) = (stream(runtime) for _ in range(3))
+        _, batch = next(first)
         stages: dict[str, Stage] = {
-            "read": Stage(reading(readers)),
+            "read": Stage(reading(readers), ahead=loader.num_processes),
             "decode": Stage(decoding(decoders)),
-            "data": Stage(len(loaded) for _, loaded in stream(runtime)),
+            "data": Stage((len(one) for _, one in loaded), ahead=ahead),
             "model": training_stage(training, itertools.repeat((0, batch))),
-            "train": training_stage(training, stream(runtime)),
+            "train": training_stage(training, trained, ahead=ahead),
         }
         if config.mask.repeats > 1:
             once = replace(config, mask=replace(config.mask, repeats=1))
@@ -156,7 +161,8 @@ def open_stages(
             difference = check_same_loss(training, original, decoded)
             stages["original model"] = training_stage(original, itertools.repeat((0, decoded)), host_waits=True)
             on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
-            stages["original train"] = training_stage(original, stream(on_cpu, theirs), host_waits=True)
+            their_batches, ahead = stream(on_cpu, theirs)
+            stages["original train"] = training_stage(original, their_batches, ahead=ahead, host_waits=True)
         yield stages, difference
 
 
