@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import codec_experiment as codec
+import finetuning_experiment as finetuning
 import pretraining_experiment as experiments
 import pytest
 import results_studies as tables
 from pipeline_factory import clip_parts, write_shards
-from pretraining_sides import make_parser, pretrainings, run_experiment, study_of
+from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
 
 from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.config.presets import demo_pretrain
+from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell
+from svdata2vec.training.pretrain import pretrain
 
 EXPERIMENTS = experiments.EXPERIMENTS
 
@@ -203,3 +205,50 @@ def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     assert compared["top1"]["interval"] == pytest.approx([0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5])
     codec.plot({"comparison": compared, "seeds": seeds}, tmp_path / "codec_experiment.png")
     assert (tmp_path / "codec_experiment.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("side", "expected"), [
+    ("plain", {}),
+    ("colours", {"data.augment.brightness": 0.2, "data.augment.contrast": 0.2, "data.augment.saturation": 0.3,
+                 "data.augment.hue": 0.5}),
+    ("drop_path", {"head.drop_path": 0.2}),
+    ("mixup", {"head.mixup": 0.2}),
+])
+def test_a_way_to_fine_tune_changes_what_it_says_and_nothing_else(side: str, expected: dict[str, Any]) -> None:
+    base = finetuning.SIDES["plain"](demo_finetune())
+    assert differences(base, finetuning.SIDES[side](demo_finetune())) == expected
+
+
+def test_ways_to_fine_tune_from_end_to_end(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """From one pretraining run per seed; the record says what was changed and what came of it, and is made once."""
+    every = words(tiny_shard_folder, tmp_path)
+    network = every[every.index("--pretrain") + 1]
+    for seed in (0, 1):
+        own = f"--data.shards {tiny_shard_folder} --run.seed {seed} --run.out {tmp_path}/start-{seed}"
+        pretrain(read_options("pretrain", "demo", shlex.split(f"{network} {own}")))
+    given = [
+        "--shards", str(tiny_shard_folder), "--from", str(tmp_path / "start-{seed}"), "--work", str(tmp_path / "work"),
+        "--out", str(tmp_path / "finetuning.json"), "--test-split", "all", "--seeds", "2", "--jobs", "1",
+        "--sides", "colours", "plain", "colours_longer",
+        "--finetune", f"{network.split('--target')[0]} --label-fraction 1",
+    ]
+    assert finetuning.main(given) == 0
+    record = json.loads((tmp_path / "finetuning.json").read_text())
+    assert list(record["sides"]) == ["plain", "colours", "colours_longer"], "in the order of the comparison"
+    assert record["sides"]["plain"]["changes"] == [] and "data.augment.hue 0.0 -> 0.5" in record["sides"]["colours"]["changes"]
+    seen = {name: [spent["clips_seen"] for spent in side["costs"]] for name, side in record["sides"].items()}
+    assert seen["colours"] == seen["plain"] and seen["colours_longer"] == [3 * clips for clips in seen["plain"]]
+    for side in record["sides"].values():
+        pairs = zip(side["scores"], record["sides"]["plain"]["scores"], strict=True)
+        assert side["difference"]["mean"] == pytest.approx(sum(mine - its for mine, its in pairs) / 2)
+    assert str(tmp_path) not in json.dumps(record)
+    shown = tables.finetuning(record)
+    assert shown.splitlines()[2].startswith("| plain | ") and "| colours longer | " in shown and "2 seeds" in shown
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/result.json")}
+    assert len(runs) == 6 and finetuning.main(given) == 0
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+    capsys.readouterr()
+    assert finetuning.main([*given, "--from", str(tmp_path / "nowhere"), "--work", str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -33,7 +33,7 @@ from results_speed import (
     openmp,
     training_step,
 )
-from results_studies import label_costs, label_differences, label_efficiency, sides
+from results_studies import finetuning, label_costs, label_differences, label_efficiency, sides
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -55,6 +55,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "controls": (sides, ("controls",)),
     "masks": (sides, ("masks",)),
     "choices": (sides, ("choices",)),
+    "finetuning": (finetuning, ("finetuning",)),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),

@@ -120,6 +120,23 @@ def sides(record: Record) -> str:
     )
 
 
+def finetuning(record: Record) -> str:
+    """Ways to fine-tune against the first one, on validation clips."""
+    first, *_ = record["sides"]
+    rows = [
+        [name.replace("_", " "), with_half(side), "" if name == first else _points(side["difference"]),
+         _average(side["costs"], "clips_seen"), _average(side["costs"], "cpu_seconds")]
+        for name, side in record["sides"].items()
+    ]
+    data, seeds = record["data"], len(record["seeds"])
+    return table(["", "validation clips", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
+        f"\n{data['labels']} labels, {data['clips']} clips of other performers to judge by, mean of {seeds} seeds with its "
+        "95 % interval; differences to the first line are paired by seed, bold where the interval leaves out 0, not corrected "
+        f"for their number. Pretraining: {record['pretraining']['epochs']} epochs. Commits of the runs: "
+        f"{', '.join(record['commits'])}. {measured(record)}\n"
+    )
+
+
 def _cell_at(row: Record, share: float) -> str:
     return next((with_half(cell) for cell in row["cells"] if cell["fraction"] == share), "")
 

@@ -1,0 +1,150 @@
+"""Ways to fine-tune with few labels, compared over paired seeds on validation clips: what the presets choose by.
+
+    python tools/experiments/finetuning_experiment.py --shards demo/claim/shards --from demo/claim/controls/pretrained-{seed} \\
+        --work demo/claim/finetuning --finetune "--run.precision bf16 --run.epochs 30 --optim.lr 0.003"
+
+Every side starts from the same pretraining runs and has the same labels; {seed} stands for the seed. The sides are tested on
+clips of performers that are neither trained nor tested on (--test-split), so that a choice by them costs no test clip.
+A run is interrupted and started again at will; finished ones in --work are taken.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pretraining_sides import RESULTS, read_options
+
+from svdata2vec.bench.machine import hardware
+from svdata2vec.bench.record import head, save
+from svdata2vec.config.files import to_values
+from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.runs.card import read_card
+from svdata2vec.runs.commit import commit
+from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
+from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.ranges import Range
+from svdata2vec.studies.jobs import run_all
+from svdata2vec.studies.label_efficiency import cost
+from svdata2vec.studies.rows import start_of
+from svdata2vec.studies.study import over_seeds
+from svdata2vec.training.finetune import finetune
+
+COLOURS = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5)
+LONGER = 3  # times as many epochs
+
+Side = Callable[[FinetuneConfig], FinetuneConfig]
+
+
+def with_colours(augment: AugmentConfig, config: FinetuneConfig) -> FinetuneConfig:
+    return replace(config, data=replace(config.data, augment=augment))
+
+
+def longer(config: FinetuneConfig) -> FinetuneConfig:
+    return replace(config, run=replace(config.run, epochs=LONGER * config.run.epochs))
+
+
+def with_head(config: FinetuneConfig, **changes: float) -> FinetuneConfig:
+    return replace(config, head=replace(config.head, **changes))  # type: ignore[arg-type]
+
+
+SIDES: dict[str, Side] = {  # the first is what the others are compared with
+    "plain": partial(with_colours, AugmentConfig()),
+    "colours": partial(with_colours, COLOURS),
+    "colours_longer": lambda config: longer(with_colours(COLOURS, config)),
+    "drop_path": lambda config: with_head(with_colours(AugmentConfig(), config), drop_path=0.2),
+    "mixup": lambda config: with_head(with_colours(AugmentConfig(), config), mixup=0.2),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", required=True, help="shards of synthetic motion clips, or any others")
+    parser.add_argument("--from", dest="start", required=True, metavar="RUN",
+                        help="pretraining runs; {seed} stands for the seed")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "finetuning.json", help="JSON file to write")
+    parser.add_argument("--preset", choices=[*FINETUNE], default="demo")
+    parser.add_argument("--test-split", default="xsub_val", help="clips that decide (default xsub_val)")
+    parser.add_argument("--seeds", type=Range(2).parser(int), default=3, help="runs per side, from seed 0 on (default 3)")
+    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")
+    parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES], help="these alone")
+    parser.add_argument("--finetune", default="", metavar="OPTIONS", help="further options of `svdata2vec finetune`, one text")
+    return parser
+
+
+def runs_of(options: argparse.Namespace) -> dict[tuple[str, int], FinetuneConfig]:
+    """Fine-tunings by side and seed."""
+    words = ["--data.shards", options.shards, "--data.threads", "1", "--data.test-split", options.test_split]
+    base: FinetuneConfig = read_options("finetune", options.preset, [*words, *shlex.split(options.finetune)])
+    return {
+        (name, seed): replace(
+            SIDES[name](base), pretrained=start_of(options.start, seed),
+            run=replace(SIDES[name](base).run, out=options.work / f"{name}-{seed}", seed=seed),
+        )
+        for name in SIDES if name in options.sides for seed in range(options.seeds)
+    }
+
+
+def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune on all sides and write the record; what is finished is not done again."""
+    runs, seeds = runs_of(options), range(options.seeds)
+    results = dict(zip(runs, run_all([partial(finetune, config) for config in runs.values()], options.jobs), strict=True))
+    names = list(dict.fromkeys(name for name, _ in runs))
+    first, some = runs[names[0], 0], results[names[0], 0]
+    scores = {name: [results[name, seed][first.data.metric] for seed in seeds] for name in names}
+    record = {
+        **head("svdata2vec-finetuning", 1), "machine": hardware(torch.device("cpu")), "commit": commit(),
+        "metric": first.data.metric, "seeds": [*seeds],
+        "data": {"name": some["dataset"], "split": some["split"], "clips": some["clips"], "labels": some["labels"]},
+        "pretraining": _pretraining(first),
+        "commits": sorted({made for config in runs.values() for made in read_card(config.run.out).get("commits", ["unknown"])}),
+        "settings": {name: to_values(getattr(first, name)) for name in ("head", "optim")} | {"epochs": first.run.epochs},
+        "sides": {name: {
+            "changes": changed_settings(to_values(first), to_values(runs[name, 0]), ("run.out", "run.seed", "pretrained")),
+            "scores": scores[name], **over_seeds(scores[name]),
+            "difference": over_seeds([mine - its for mine, its in zip(scores[name], scores[names[0]], strict=True)]),
+            "costs": [cost(runs[name, seed].run.out) for seed in seeds],
+        } for name in names},
+    }
+    save(record, options.out)
+    return record
+
+
+def _pretraining(config: FinetuneConfig) -> dict[str, Any]:
+    """What the runs started from."""
+    assert config.pretrained is not None
+    card = read_card(config.pretrained)
+    return {"epochs": card["config"]["run"]["epochs"], "commits": card.get("commits", ["unknown"])}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        record = run_experiment(options)
+    except (UserError, RunFailedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    for name, side in record["sides"].items():
+        difference = side["difference"]
+        print(f"{name:16} {100 * side['mean']:5.1f} %  {100 * difference['mean']:+5.1f} "
+              f"({' to '.join(f'{100 * end:+.1f}' for end in difference['interval'])})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
