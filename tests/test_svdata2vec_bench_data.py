@@ -14,7 +14,6 @@ from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import frames_seen
-from svdata2vec.pipeline.plan import PlanConfig
 
 
 def burn(seconds: float) -> None:
@@ -84,7 +83,7 @@ def test_the_original_chain_is_crop_and_resize():
     joints[0, 0, :2] = (40, 20), (80, 100)  # 40 x 80 around (60, 60): half side 44
     (frame,) = methods.original_chain([picture], joints, np.random.default_rng(0), train=False)
     np.testing.assert_array_equal(frame, cv2.resize(picture[16:104, 16:104], (224, 224)))
-    assert PlanConfig() == methods.PLAN and frames_seen(PretrainConfig()) == methods.SEEN
+    assert PretrainConfig().data.plan() == methods.PLAN and frames_seen(PretrainConfig()) == methods.SEEN
 
 
 @pytest.mark.parametrize("reference", [True, False])

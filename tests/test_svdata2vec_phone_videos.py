@@ -1,4 +1,4 @@
-"""A folder of phone videos becomes a recogniser by the README's own commands, and prediction sees what evaluation saw."""
+"""A folder of phone videos becomes a classifier by the README's own commands, and prediction sees what evaluation saw."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_video_is_seen_as_it_was_filmed(tmp_path: Path, container: str, matrix
 
 
 @pytest.mark.slow
-def test_a_folder_of_phone_videos_becomes_a_recogniser(
+def test_a_folder_of_phone_videos_becomes_a_classifier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -31,4 +31,4 @@ def test_a_broken_program_is_noticed(tmp_path: Path, kind: str, outcome: str, ca
 def test_messages_must_be_one_line_that_a_terminal_may_show() -> None:
     with pytest.raises(Exception, match=r"svdata2vec verify: nowhere/manifest\.json: does not exist"):
         command("verify", "nowhere")
-    assert "usage" in command("--help").lower() or "svdata2vec" in command("--help")
+    assert command("--help").startswith("usage: svdata2vec COMMAND ...\n")

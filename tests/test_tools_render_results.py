@@ -58,11 +58,14 @@ def test_the_loaders_ratios_have_those_of_single_rounds_beside_them() -> None:
         "ours, jpeg": {"clips_per_s": 40.0, "cpu_ms_per_clip": 25.0, "cpu_ms_of_rounds": [25.0, 20.0, 30.0]},
         "original style, decord": {"clips_per_s": 4.0, "cpu_ms_per_clip": 250.0, "cpu_ms_of_rounds": [250.0, 260.0, 240.0]},
     }
-    assert "brackets" not in results_speed.loader(load("bench_data")) or "cpu_ms_of_rounds" in str(load("bench_data"))
     ours, original, _, note = results_speed.loader(record).splitlines()[2:]
     assert "before rounding, in brackets those of single rounds." in note
     assert ours == "| ours, jpeg | 40.0 | 25.0 | 10.0x (8.0 to 13.0) |"
     assert original == "| original style, decord | 4.0 | 250.0 | 1.0x |"
+    for row in record["methods"].values():
+        del row["cpu_ms_of_rounds"]  # as in older records
+    ours, *_, note = results_speed.loader(record).splitlines()[2:]
+    assert ours == "| ours, jpeg | 40.0 | 25.0 | 10.0x |" and "brackets" not in note
 
 
 @pytest.mark.parametrize(("name", "codec"), [("bench_host", "jpeg"), ("bench_host_blocks", "blocks")])
