@@ -36,6 +36,9 @@ from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.ranges import Count, Range, Seed, Share, check_fields
 from svdata2vec.shards.reading.sample import ClipMeta, Sample
 
+Crop = Literal["joints", "boxes"]
+FrameDraw = Literal["fixed", "original", "centre"]
+
 
 @dataclass(frozen=True)
 class PlanConfig:
@@ -44,7 +47,7 @@ class PlanConfig:
     num_frames: Count = 40                          # T
     size: Count = 224                               # output picture, pixels
     persons: Count = 2                              # M: skeletons are cut or padded to it
-    crop: Literal["joints", "boxes"] = "joints"     # box of the sampled joints | stored person boxes (RGB-only mode)
+    crop: Crop = "joints"                           # box of the sampled joints | stored person boxes (RGB-only mode)
     crop_scores: tuple[Share, Share] = CROP_SCORES  # least score of a joint that counts: in the picture, outside it
     padding: Annotated[float, Range(0, 1000)] = PADDING        # of the box, around its centre
     resize_ratio: Annotated[float, Range(1, 1000)] = 256 / 224  # picture of the random-resized crop / output picture
@@ -52,7 +55,7 @@ class PlanConfig:
     aspect: Annotated[tuple[float, float], Range(0.001, 1000, rising=True)] = (3 / 4, 4 / 3)  # width / height, log-uniform
     attempts: Annotated[int, Range(1, 10_000)] = 10            # then the centre square
     flip_probability: Share = 0.5
-    frame_draw: Literal["fixed", "original", "centre"] = "fixed"  # evaluation: by the clip's name | authors' code | no draw
+    frame_draw: FrameDraw = "fixed"                 # evaluation: by the clip's name | authors' code | no draw
     frame_seed: Seed = 255                          # evaluation, "fixed"
     views: Count = 1                                # evaluation: frame draws per clip
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # training: beyond the method, off

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "shards.reading": {"shards"},
     "shards.readers": {"shards"},
     "shards.packing": {"shards", "shards.reading"},
-    "pipeline": {"shards", "shards.reading", "kernels"},
+    "pipeline": {"shards", "shards.reading", "kernels"},  # frames in blocks are decoded by a kernel (pipeline/video.py)
     "kernels": set(),
     "svdata2vec": {*BELOW, *ROW},  # the version and the public names, which come from any room
     **{room: {*BELOW, *ROW[:number]} for number, room in enumerate(ROW)},

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from svdata2vec.pipeline.augment import AugmentConfig
-from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.plan import Crop, FrameDraw, PlanConfig
 from svdata2vec.shards.boxes import CROP_SCORES
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import (
@@ -72,11 +72,11 @@ class DataConfig:
     """Frames sampled from a clip (T)."""
     size: Side = 224
     """Side of the square crop that the model sees, in pixels, a multiple of 32: the encoder halves the picture five times."""
-    crop: Literal["joints", "boxes"] = "joints"
+    crop: Crop = "joints"
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
     crop_scores: tuple[Share, Share] = CROP_SCORES
     """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
-    frame_draw: Literal["fixed", "original", "centre"] = "fixed"
+    frame_draw: FrameDraw = "fixed"
     """Frames of an evaluation: drawn once and for all by the clip's name, number for number as the authors' code does, or
     without a draw the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
