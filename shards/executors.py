@@ -4,6 +4,7 @@ import concurrent.futures as cf
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +26,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
 
     `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
     package and must see sources and output under the same paths. `after_death`: what to do when a worker process has died.
-    At most 2 tasks per worker are handed out, so memory stays flat.
+    At most 2 tasks per worker are handed out, so memory stays flat. After an error the tasks at work are waited for; after
+    Ctrl+C, or where the iterator is closed early, worker processes end at once.
     """
     if cluster is None and workers <= 1:
         yield from map(function, tasks)
@@ -34,7 +36,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
     with _processes(workers) if cluster is None else _cluster(cluster) as (executor, slots):
         try:
             for task in tasks:
-                waiting.add(executor.submit(function, task))
+                with _unheard_interrupts():
+                    waiting.add(executor.submit(function, task))
                 if len(waiting) >= 2 * slots:
                     done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -43,17 +46,34 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise WorkerDiedError(f"a worker process died (killed, or out of memory); {after_death}") from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        except BaseException as error:
+            if cluster is not None or isinstance(error, Exception):  # (a cancelled future confuses a pool that is killed)
+                for future in waiting:
+                    future.cancel()
+            raise
+
+
+@contextmanager
+def _unheard_interrupts() -> Iterator[None]:
+    """Processes that begin here never get a Ctrl+C, which a terminal sends to all: the parent answers it, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def _processes(workers: int) -> Iterator[tuple[cf.Executor, int]]:
     # spawn: threads of OpenCV and FFmpeg do not survive a fork
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        yield pool, workers
+        try:
+            yield pool, workers
+        except (KeyboardInterrupt, GeneratorExit):
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
 def _end_with_parent() -> None:

@@ -114,6 +114,32 @@ def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path
     assert not running(worker)
 
 
+@pytest.mark.parametrize("starting", [False, True])
+def test_ctrl_c_ends_workers_at_once_and_in_silence(tmp_path: Path, starting: bool) -> None:
+    """A terminal sends it to all processes, those that import their modules among them."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "from svdata2vec.shards.executors import run_tasks\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits "ignore"
+        "def worker(seconds):\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(seconds)\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_tasks(worker, [30] * 4, workers=2))\n"
+        "elif sys.argv[1:]:\n"
+        "    worker(30)\n")
+    process = subprocess.Popen([sys.executable, str(script), *["starting"] * starting], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert time.monotonic() - begun < 15
+    assert said.count("Traceback") == 1 and said.endswith("KeyboardInterrupt\n"), said
+
+
 def running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:

@@ -25,6 +25,26 @@ ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
+INTERRUPTED_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from svdata2vec.cli.main import main
+sys.exit(main(["finetune", "own", "--data.shards", "none"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["svdata2vec.cli.commands", "numpy", "torch._subclasses.fake_tensor"])
+def test_ctrl_c_while_modules_are_imported_is_one_word(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (INTERRUPTED_EXIT_CODE, "interrupted\n")
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, REQUEUE_EXIT_CODE), (signal.SIGINT, INTERRUPTED_EXIT_CODE)])
 @pytest.mark.parametrize("saving", [False, True], ids=["in a step", "in a checkpoint"])
 def test_a_signal_saves_wherever_it_comes(

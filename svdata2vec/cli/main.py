@@ -1,4 +1,7 @@
-"""The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2, a failed run in one and 1."""
+"""The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2, a failed run in one and 1.
+
+What takes a second to import, or minutes from a cold disk, is imported where Ctrl+C is answered.
+"""
 
 import logging
 import os
@@ -8,8 +11,6 @@ import sys
 from collections.abc import Sequence
 
 from svdata2vec import __version__
-from svdata2vec.cli.commands import COMMANDS
-from svdata2vec.cli.options import read
 from svdata2vec.runs.failures import RunFailedError, first_line, is_out_of_memory
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.shown import shown
@@ -35,25 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("torch").setLevel(logging.WARNING)  # as PyTorch does, at the end of an import that may be interrupted
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name = f"svdata2vec {words[0]}" if words and words[0] in COMMANDS.commands else "svdata2vec"
     try:
         try:
             _run(words)
         finally:
             sys.stdout.flush()
     except UserError as error:
-        return _refuse(name, str(error), status=1 if isinstance(error, MachineError) else 2)
+        return _refuse(words, str(error), status=1 if isinstance(error, MachineError) else 2)
     except (RunFailedError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + signal.SIGPIPE
         log.debug("what led to it", exc_info=error)
-        return _refuse(name, str(error), status=1)
+        return _refuse(words, str(error), status=1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         reason = first_line(error).rpartition("DefaultCPUAllocator: ")[2]  # before it, a place in PyTorch's source
-        return _refuse(name, f"out of memory ({reason}); take a smaller batch, picture or network", status=1)
+        return _refuse(words, f"out of memory ({reason}); take a smaller batch, picture or network", status=1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -64,6 +65,9 @@ def _run(words: list[str]) -> None:
     if words[:1] == ["--version"]:
         sys.stdout.write(f"svdata2vec {__version__}\n")
         return
+    from svdata2vec.cli.commands import COMMANDS
+    from svdata2vec.cli.options import read
+
     command, options = read(words, COMMANDS, "svdata2vec", fit=True)
     command.run(options)
 
@@ -78,6 +82,9 @@ def _nobody_reads() -> bool:
     return broken
 
 
-def _refuse(command: str, message: str, status: int) -> int:
-    sys.stderr.write(f"{command}: {shown(' '.join(message.split()))}\n")
+def _refuse(words: list[str], message: str, status: int) -> int:
+    from svdata2vec.cli.commands import COMMANDS
+
+    name = " ".join(["svdata2vec", *(word for word in words[:1] if word in COMMANDS.commands)])
+    sys.stderr.write(f"{name}: {shown(' '.join(message.split()))}\n")
     return status
