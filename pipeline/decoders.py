@@ -46,6 +46,12 @@ def check_device(name: str) -> None:
         raise UserError(f"device is {name!r}, but PyTorch finds {count} GPUs here: use {others}'cpu'")
 
 
+def numbered(device: str) -> torch.device:
+    """A device by its number: "cuda" is the current GPU of the thread that calls, which no other thread knows."""
+    place = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" and place.index is None else place
+
+
 def room(
     decoder: FrameDecoder, num_clips: int, num_frames: int, size: int, device: torch.device
 ) -> Video:

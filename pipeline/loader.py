@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from svdata2vec.pipeline.background import Background
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.blockupload import BlockUploader
-from svdata2vec.pipeline.decoders import DecoderName, FrameDecoder, check_device, make_decoder
+from svdata2vec.pipeline.decoders import DecoderName, FrameDecoder, check_device, make_decoder, numbered
 from svdata2vec.pipeline.fetch import ClipFetcher
 from svdata2vec.pipeline.handover import LANES_ON_GPU, Lane, take
 from svdata2vec.pipeline.order import OrderConfig
@@ -44,7 +44,8 @@ class ClipLoader:
             an evaluation, each clip exactly once over all ranks.
         seed: of the order and of all plans.
         rank, world_size: which of how many processes share the split.
-        device: where batches arrive: "cpu", "cuda" or "cuda:n". On a GPU the frames are decoded there.
+        device: where batches arrive: "cpu", "cuda:n", or "cuda", the GPU that is PyTorch's current one when iteration begins.
+            On a GPU the frames are decoded there.
         decoder: "dali", or "reference" (OpenCV and PyAV, slow).
         num_threads: decoding threads; for codecs that DALI cannot decode on a CPU, decoder processes.
         engine_share: share (0..1) of JPEGs that a GPU's engines decode, its CUDA cores the rest; only with 0 or 1 a clip has
@@ -284,7 +285,7 @@ class ClipLoader:
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,
         )
-        device = torch.device(self.device)
+        device = numbered(self.device)
         lanes = [Lane(self.new_decoder() if self.video else None, device) for _ in range(self.num_lanes)]
         slabs = None
         if isinstance(uploader := lanes[0].decoder, BlockUploader) and fetcher.by_frame:
@@ -297,8 +298,8 @@ class ClipLoader:
     def new_decoder(self) -> FrameDecoder:
         """A lane's decoder."""
         return make_decoder(
-            self.decoder_name, self.shards.manifest.codec, self.plan.size, self.device, self.num_threads, self.engine_share,
-            self.run_pictures, self.shards.manifest.blocks,
+            self.decoder_name, self.shards.manifest.codec, self.plan.size, str(numbered(self.device)), self.num_threads,
+            self.engine_share, self.run_pictures, self.shards.manifest.blocks,
         )
 
     def _stop_stream(self) -> None:
