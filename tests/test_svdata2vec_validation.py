@@ -283,3 +283,23 @@ def test_without_validation_the_last_network_is_tested(protocol: ShardSet, tmp_p
     result = finetune(config)
     assert (result["network"], result["epoch"], result["labels"]) == ("last", 3, 6)
     assert read_card(config.run.out)["network"] == "last" and not (config.run.out / "best").exists()
+
+
+def test_clips_that_teach_no_difference(tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels are the clips' numbers modulo 5: clips of one class are refused, classes without a clip to train on are named."""
+    shards = with_splits(tiny_shard_folder, tmp_path / "shards", one=[KEYS[0], KEYS[5]], some=KEYS[:3], test=KEYS[3:6])
+    names = shards.manifest.classes
+    config = settings(shards, tmp_path / "run", "one", "test", every=0)
+    with pytest.raises(UserError, match=rf"all clips of split 'one' are of class '{names[0]}': there is nothing to tell apart"):
+        choose_clips(shards, config)
+    with pytest.raises(UserError, match=r"all clips of split 'one' are of class"):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
+    choose_clips(shards, settings(shards, tmp_path / "run", "some", "test", every=0))
+    (said,) = [record.getMessage() for record in caplog.records if "without a clip" in record.getMessage()]
+    assert said.endswith(
+        f"split 'test' tests 2 of 3 classes without a clip of split 'some' to learn them from: '{names[3]}', '{names[4]}'"
+    )
+    caplog.clear()
+    choose_clips(shards, settings(shards, tmp_path / "run", "some", "some", every=0))
+    assert not [record for record in caplog.records if "without a clip" in record.getMessage()]

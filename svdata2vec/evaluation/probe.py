@@ -28,6 +28,7 @@ from svdata2vec.runs.data import (
     refuse_val_split,
     require_classes,
     require_joints,
+    require_several_classes,
     warn_of_shared_clips,
 )
 from svdata2vec.runs.folder import PROBES, claimed, finish_run, is_finished, read_result, write_config
@@ -61,6 +62,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         train_split, test_split = config.data.train_split, config.data.test_split
         require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
         require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
+        require_several_classes(shards, train_split, test_split)
         rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
         warn_of_shared_clips(shards, test_split, rows)
         warn_of_shared_people(shards, config.data, rows)

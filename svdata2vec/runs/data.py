@@ -24,6 +24,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 
 EMPTY_NPY_BYTES = 128  # of a .npy file that is a header alone
 FEW = 0.03  # share of a split's clips that may lack joints without a word
+SHOWN_CLASSES = 8  # in a warning
 REMOTE_CLIPS_LOOKED_AT = 100  # for joints, one request each
 
 log = logging.getLogger(__name__)
@@ -202,6 +203,22 @@ def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose:
         raise UserError(
             f"{shards.where}: split {split!r} has other classes than {whose}; give a split of the same data set and protocol"
         )
+
+
+def require_several_classes(shards: ShardSet, train_split: str, test_split: str) -> None:
+    """Refuse training clips of one class alone; say in the log which classes are tested without a clip to learn them from."""
+    trained, tested = (np.unique(shards.index["label"][shards.rows(split)]) for split in (train_split, test_split))
+    names = shards.manifest.classes
+    if len(trained) == 1:
+        raise UserError(
+            f"{shards.where}: all clips of split {train_split!r} are of class {names[trained[0]]!r}: there is nothing to tell "
+            "apart; give a split, or pack videos, of two classes or more"
+        )
+    untaught = [repr(names[label]) for label in np.setdiff1d(tested, trained)]
+    if untaught:
+        shown = ", ".join([*untaught[:SHOWN_CLASSES], *(["..."] if len(untaught) > SHOWN_CLASSES else [])])
+        text = "%s: split %r tests %d of %d classes without a clip of split %r to learn them from: %s"
+        log.warning(text, shards.where, test_split, len(untaught), len(tested), train_split, shown)
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:

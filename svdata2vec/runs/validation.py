@@ -8,7 +8,7 @@ import numpy as np
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.runs.data import labelled_rows, require_classes
+from svdata2vec.runs.data import labelled_rows, require_classes, require_several_classes
 from svdata2vec.runs.people import performers, warn_of_shared_people
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -35,6 +35,7 @@ def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
     data, seed = config.data, config.run.seed
     classes = shards.one_class_list(data.train_split)
     require_classes(shards, data.test_split, classes, f"split {data.train_split!r}")
+    require_several_classes(shards, data.train_split, data.test_split)
     rows = labelled_rows(shards, data.train_split, config.label_fraction, seed)
     if data.val_split is not None and not config.eval_every:
         raise UserError(f"--data.val-split is {data.val_split!r}, but nothing is validated; set --eval-every, say 1")

@@ -22,7 +22,7 @@ from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.commit import UNKNOWN, commit
-from svdata2vec.runs.data import open_data, require_classes
+from svdata2vec.runs.data import open_data, require_classes, require_several_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.published import published_config
@@ -85,6 +85,7 @@ def _pretraining(run: Path) -> dict[str, Any]:
 def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
     """How a record begins: format, machine, commit, data, settings."""
     data, rows = config.data, shards.rows(config.data.train_split)
+    require_several_classes(shards, data.train_split, data.test_split)
     val = validation_split(shards, data, rows)
     warn_of_shared_people(shards, data, rows, val)
     splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
