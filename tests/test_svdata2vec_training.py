@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,11 +204,27 @@ def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
         evaluate_run(finished)
 
 
-def test_finetuning_from_other_widths_is_refused(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("modality", "changes", "wanted"), [
+    ("rgb", {"width": 64}, "--model.width 32"),
+    ("rgb", {"depth": 1}, "--model.depth 2"),  # all that is left has the same shape
+    ("rgb", {"heads": 4}, "--model.heads 2"),  # as all there is
+    ("skeleton", {"joint_motion": 1}, "--model.joint-motion 0.0"),
+])
+def test_finetuning_another_network_is_refused(
+    modality: Any, changes: dict[str, int], wanted: str, finished: Path, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
     config = finetune_config(tiny_shard_folder, tmp_path / "x", pretrained=finished)
-    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    other = dataclasses.replace(config, modality=modality, model=dataclasses.replace(config.model, **changes))
+    with pytest.raises(UserError, match=f"another network than the classifier; set {wanted}$"):
+        finetune(other)
+    assert not (tmp_path / "x" / "result.json").exists()
+
+
+def test_finetuning_from_runs_that_do_not_fit_is_refused(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = finetune_config(tiny_shard_folder, tmp_path / "x", pretrained=finished)
+    longer = dataclasses.replace(config, data=dataclasses.replace(config.data, num_frames=config.data.num_frames + 1))
     with pytest.raises(UserError, match="weights have another shape"):
-        finetune(wider)
+        finetune(longer)
     with pytest.raises(UserError, match=r"no model.safetensors; expected the folder of a finished run"):
         finetune(dataclasses.replace(config, pretrained=tmp_path))
     write_config(tmp_path / "begun", config)

@@ -13,7 +13,7 @@ from torch import Tensor
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict, with_todays_names
 from svdata2vec.config.records import sealed
-from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.config.schema import FinetuneConfig, ModelConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
@@ -23,6 +23,9 @@ from svdata2vec.shards.errors import UserError
 
 # Of the card, in the header of the weights.
 IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")
+
+
+NETWORK = ("width", "depth", "heads", "mlp_ratio", "stem_width")  # of ModelConfig: what an encoder's weights belong to
 
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -88,6 +91,20 @@ def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | Finetu
     """The settings of the networks that a card describes."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
     return from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
+
+
+def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whose: str, *, skeletons: bool) -> None:
+    """UserError if a run's weights would mean something else in the network `wanted`, whatever their shapes, or be left out.
+
+    Args:
+        whose: network, as the message has it.
+        skeletons: the encoder reads them, too.
+    """
+    names = (*NETWORK, "joint_motion") if skeletons else NETWORK
+    other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
+    if other:
+        settings = " ".join(f"--model.{name.replace('_', '-')} {getattr(made, name)}" for name in other)
+        raise UserError(f"{run} has another network than {whose}; set {settings}")
 
 
 def load_encoder_weights(encoder: Encoder, source: Path) -> None:

@@ -25,7 +25,7 @@ from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.data import open_data, require_classes, require_several_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
-from svdata2vec.runs.published import published_config
+from svdata2vec.runs.published import published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.errors import UserError
@@ -127,19 +127,12 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
 
     Says once what is doubtful of several.
     """
-    options = {
-        "--model.width": "width", "--model.depth": "depth", "--model.heads": "heads", "--model.mlp-ratio": "mlp_ratio",
-        "--model.stem-width": "stem_width",
-    }
     doubtful: dict[str, list[Path]] = {}
     for run, made in runs.items():
         if (text := check_input(run, made.data, config.data)) is not None:
             doubtful.setdefault(text, []).append(run)
-        theirs, ours = (
-            [f"{option} {getattr(model, name)}" for option, name in options.items()] for model in (made.model, config.model)
-        )
-        if "finetune" in config.ways and theirs != ours:
-            raise UserError(f"{run} has another network than the study; set {' '.join(theirs)}")
+        if "finetune" in config.ways:
+            require_same_network(run, made.model, config.model, "the study", skeletons=False)
     for text, these in doubtful.items():
         log.warning("%s%s: %s", these[0], f" and {len(these) - 1} more" if len(these) > 1 else "", text)
 

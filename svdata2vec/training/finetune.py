@@ -18,12 +18,12 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.reports.results import NAMES, accuracies, scored
-from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card
+from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card, read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
 from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
 from svdata2vec.runs.image_init import start_from_images
-from svdata2vec.runs.published import load_encoder_weights, load_published, publish
+from svdata2vec.runs.published import load_encoder_weights, load_published, publish, published_config, require_same_network
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError
@@ -47,6 +47,9 @@ class Finetuning(TrainingRun):
         layer_decay = 1.0
         if config.pretrained is not None:
             if not has_checkpoints(config.run.out):
+                made = published_config(read_card(config.pretrained), config.pretrained).model
+                reads_skeletons = config.modality != "rgb"
+                require_same_network(config.pretrained, made, config.model, "the classifier", skeletons=reads_skeletons)
                 load_encoder_weights(model.encoder, config.pretrained)
             layer_decay = config.head.layer_decay
         self.val_loader, self.card = val_loader, card
