@@ -26,8 +26,7 @@ import small_cnn
 from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
-from svdata2vec.config.schema import PretrainConfig
-from svdata2vec.model.masking import mask_counts
+from svdata2vec.config.schema import PretrainConfig, mask_counts
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
 from svdata2vec.shards.errors import MachineError, UserError
@@ -93,6 +92,7 @@ MOTION: dict[str, Side] = {
     "pretrained": as_it_is,
     "positions_alone": lambda config: replace(config, model=replace(config.model, joint_motion=0.0)),
 }
+
 
 @dataclass(frozen=True)
 class SmallCnnRow:

@@ -55,6 +55,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "controls": (sides, ("controls",)),
     "masks": (sides, ("masks",)),
     "choices": (sides, ("choices",)),
+    "motion": (sides, ("motion",)),
     "finetuning": (finetuning, ("finetuning",)),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
