@@ -93,10 +93,10 @@ def test_flop_of_a_step_by_hand() -> None:
     assert teacher == 8 * (40 * 12 * 256 * 256 + 2 * 40 * 40 * 256)
 
 
-@pytest.mark.parametrize("encode", ["kept_frames", "all_frames"])
-def test_counts_agree_with_what_pytorch_executes(encode: Any) -> None:
+@pytest.mark.parametrize(("encode", "joint_motion"), [("kept_frames", 0.0), ("all_frames", 0.0), ("kept_frames", 2.0)])
+def test_counts_agree_with_what_pytorch_executes(encode: Any, joint_motion: float) -> None:
     """Forward and backward of student and teacher, counted by PyTorch from the calls themselves."""
-    model = ModelConfig(width=32, depth=3, decoder_depth=2, heads=2, stem_width=16, impl="torch")
+    model = ModelConfig(width=32, depth=3, decoder_depth=2, heads=2, stem_width=16, impl="torch", joint_motion=joint_motion)
     config = PretrainConfig(
         data=DataConfig(num_frames=10, size=64), model=model, encode=encode,
         target=dataclasses.replace(DEFAULT.target, top_layers=3),

@@ -15,7 +15,7 @@ from svdata2vec.model import video_encoder
 from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.prelu import PReLU
-from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec
+from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec, motion_of
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.transformer import DropPath
 from svdata2vec.model.video_encoder import VideoEncoder
@@ -140,6 +140,29 @@ def test_skeleton_embedding_orders_features_by_person_coordinate_joint() -> None
     planes_BCTV = joints_BMTVC.permute(0, 1, 4, 2, 3).flatten(1, 2)
     expected_BTD = convolution(planes_BCTV)[..., 0].transpose(1, 2)
     torch.testing.assert_close(embed(joints_BMTVC), expected_BTD)
+
+
+def test_motion_is_from_the_frame_before_to_the_frame_after() -> None:
+    joints_BMTVC = torch.tensor([1.0, 2.0, 4.0, 0.0, 7.0, 8.0]).view(1, 1, 6, 1, 1)
+    assert motion_of(joints_BMTVC).flatten().tolist() == [1.0, 3.0, 0.0, 3.0, 0.0, 1.0], "0 where it is missing in either"
+    one = joints_BMTVC[:, :, :1]
+    assert motion_of(one).tolist() == [[[[[0.0]]]]], "a clip of one frame has none"
+
+
+def test_skeleton_tokens_tell_motion_if_asked_to() -> None:
+    """Two clips with the same pose in the frame looked at; those tokens differ by the map of their motion alone."""
+    plain, moving = (SkeletonEmbedding(persons=2, joints=3, coordinates=2, width=4, motion=gain) for gain in (0.0, 2.0))
+    moving.load_state_dict(plain.state_dict(), strict=False)
+    assert not hasattr(plain, "motion_proj") and moving.motion_proj.bias is None
+    joints_BMTVC = torch.rand(5, 2, 3, 3, 2) + 1
+    other_BMTVC = joints_BMTVC.clone()
+    other_BMTVC[:, :, 2] += 0.5
+    assert torch.equal(plain(joints_BMTVC)[:, 1], plain(other_BMTVC)[:, 1])
+    moved_BD = moving(other_BMTVC)[:, 1] - moving(joints_BMTVC)[:, 1]
+    expected_D = moving.motion_proj(torch.full((1, 12), 2.0 * 0.5))[0]
+    torch.testing.assert_close(moved_BD, expected_D.expand(5, -1))
+    still_BMTVC = joints_BMTVC[:, :, :1].expand(-1, -1, 3, -1, -1)
+    torch.testing.assert_close(moving(still_BMTVC), plain(still_BMTVC))
 
 
 def test_wrong_number_of_joints_is_refused() -> None:

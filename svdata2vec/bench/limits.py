@@ -61,9 +61,10 @@ def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
     kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
     encoded = frames if config.encode == "all_frames" else config.mask.encoded_frames or kept
     width, coordinates = model.width, model.persons * model.coordinates * num_joints
+    read = 2 * coordinates if model.joint_motion else coordinates
     return [
         *_video(model, encoded, config.data.size),
-        Layer("skeleton", frames * coordinates * width, frames * width, coordinates * width, input_gradient=False),
+        Layer("skeleton", frames * read * width, frames * width, read * width, input_gradient=False),
         *_repeated(config.mask.repeats, mask_layers(config)),
         *_blocks("teacher", model, model.depth, frames),
     ]
