@@ -9,6 +9,7 @@ claim: the method against its controls and rivals (svdata2vec/README.md, "Contro
 controls: the same controls and rivals by probes alone, for runs that are too short for the claim.
 masks: 1, 2, 4 and 8 masks per clip at equal clips, and at equal multiply-adds (`_work`); masks that choose from more frames.
 choices: EMA as counted here and as the authors count it, kept frames and all frames, bf16 and float32.
+motion: skeleton tokens that tell how joints move, and such as the paper's, of positions alone.
 
 A run is interrupted and started again at will. CPU seconds of every run stand in the record.
 """
@@ -88,6 +89,10 @@ CHOICES: dict[str, Side] = {
     "all_frames": lambda config: replace(config, encode="all_frames"),
     "other_precision": other_precision,
 }
+MOTION: dict[str, Side] = {
+    "pretrained": as_it_is,
+    "positions_alone": lambda config: replace(config, model=replace(config.model, joint_motion=0.0)),
+}
 
 @dataclass(frozen=True)
 class SmallCnnRow:
@@ -127,6 +132,7 @@ EXPERIMENTS = {
     "controls": Experiment(CLAIM, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "controls"),
     "masks": Experiment(MASKS, PROBED, (0.1,), 5, "masks"),
     "choices": Experiment(CHOICES, PROBED, (0.1, 1.0), 6, "choices"),
+    "motion": Experiment(MOTION, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "motion"),
 }
 
 
