@@ -115,7 +115,7 @@ def test_one_name_twice(tmp_path: Path) -> None:
     dataset = open_dataset("folder", root=root)
     assert [clip.key for clip in dataset.clips] == ["run%2Fa", "walk%2Fa"], "one name in two classes is no trouble"
     assert reasons(dataset) == {
-        "run%2Fa (again)": f"{root / 'run/a.mkv'} and {root / 'run/a.mp4'} have the same name; rename one"}
+        "run%2Fa (again)": f"{root / 'run/a.mp4'} has the name of another video, '{root / 'run/a.mkv'}'; rename one"}
     path = write_pickle(tmp_path / "set.pkl", [annotation("walk/a", 0, FRAMES), annotation("a", 0, FRAMES)])
     dataset = open_dataset("pyskl", pickle_path=path, videos=root)
     assert [clip.key for clip in dataset.clips] == ["walk%2Fa"]

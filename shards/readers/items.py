@@ -26,6 +26,6 @@ def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name
         first = clips.setdefault(clip.key, clip)
         if first is not clip:
             reason = (f"{clip.video} is listed twice" if str(first.video) == str(clip.video)
-                      else f"{first.video} and {clip.video} have the same name; rename one")
+                      else f"{clip.video} has the name of another video, '{first.video}'; rename one")
             skipped.append(Skipped(f"{clip.key} (again)", reason, str(clip.video)))
     return list(clips.values())

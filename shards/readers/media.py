@@ -70,8 +70,8 @@ def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *ot
         if ending is not None:
             first = files.setdefault(path.name.removesuffix(ending), path)
             if first is not path:
-                skipped.append(Skipped(found.relative(str(path)), f"{first} and {path} have the same name; the first is read",
-                                       str(path)))
+                skipped.append(Skipped(found.relative(str(path)), f"{path} has the name of another file, '{first}'; that one "
+                                       "is read", str(path)))
     if not files:
         raise UserError(f"{root}: no {extension} file in this folder")
     return files
