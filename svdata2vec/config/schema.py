@@ -149,6 +149,9 @@ class ModelConfig:
     """Persons per clip: more are cut, fewer are filled with zeros (M)."""
     coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint (C)."""
+    joint_motion: Annotated[float, Range(0, 1000)] = 0.0
+    """Beyond the paper: skeleton tokens also tell how far each joint goes from frame to frame, times this; 0 = where it is,
+    and nothing else."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"

@@ -20,20 +20,44 @@ from svdata2vec.pipeline.video import Video
 
 
 class SkeletonEmbedding(nn.Module):
-    """One token per frame: a linear map of all coordinates of all persons (the paper's (1, V) convolution)."""
+    """One token per frame: a linear map of all coordinates of all persons (the paper's (1, V) convolution).
 
-    def __init__(self, persons: int, joints: int, coordinates: int, width: int) -> None:
+    With `motion`, beyond the paper, plus one of how far each joint goes from the frame before to the frame after, times
+    `motion`. Nothing else tells a teacher how a clip moves: next to pixel coordinates the temporal embedding is lost.
+    """
+
+    def __init__(self, persons: int, joints: int, coordinates: int, width: int, motion: float = 0.0) -> None:
         super().__init__()
-        self.input_shape = (persons, joints, coordinates)
+        self.input_shape, self.motion = (persons, joints, coordinates), motion
         self.proj = nn.Linear(persons * coordinates * joints, width)  # features ordered person, coordinate, joint
+        if motion:
+            self.motion_proj = nn.Linear(persons * coordinates * joints, width, bias=False)
 
     def forward(self, joints_BMTVC: Tensor) -> Tensor:
         found = (joints_BMTVC.shape[1], *joints_BMTVC.shape[3:])
         if found != self.input_shape:
             raise ValueError(f"joints have (persons, joints, coordinates) {found}, the model expects {self.input_shape}")
-        # Pixel coordinates need more than bfloat16's eight bits: this small product stays in float32.
+        # Pixel coordinates need more than bfloat16's eight bits: these small products stay in float32.
         with torch.autocast(joints_BMTVC.device.type, enabled=False):
-            return self.proj(joints_BMTVC.permute(0, 2, 1, 4, 3).flatten(2))  # (B, M, T, V, C) -> (B, T, M*C*V)
+            tokens_BTD: Tensor = self.proj(_of_frames(joints_BMTVC))
+            if self.motion:
+                tokens_BTD = tokens_BTD + self.motion_proj(_of_frames(motion_of(joints_BMTVC) * self.motion))
+            return tokens_BTD
+
+
+def _of_frames(joints_BMTVC: Tensor) -> Tensor:
+    """-> (B, T, M*C*V)."""
+    return joints_BMTVC.permute(0, 2, 1, 4, 3).flatten(2)
+
+
+def motion_of(joints_BMTVC: Tensor) -> Tensor:
+    """How far each joint goes from the frame before to the frame after, at the ends of a clip from or to the frame itself.
+
+    0 where it is missing (0) in either. Same shape.
+    """
+    before = torch.cat([joints_BMTVC[:, :, :1], joints_BMTVC[:, :, :-1]], dim=2)
+    after = torch.cat([joints_BMTVC[:, :, 1:], joints_BMTVC[:, :, -1:]], dim=2)
+    return torch.where((before == 0) | (after == 0), 0.0, after - before)
 
 
 def _temporal_embedding(num_frames: int, width: int) -> nn.Parameter:
@@ -59,7 +83,9 @@ class Encoder(nn.Module):
             self.video_encoder = VideoEncoder(config)
             self.video_encoder.proj.apply(initialise_transformer)
         if modality != "rgb":
-            self.skeleton_embed = SkeletonEmbedding(config.persons, num_joints, config.coordinates, config.width)
+            self.skeleton_embed = SkeletonEmbedding(
+                config.persons, num_joints, config.coordinates, config.width, config.joint_motion
+            )
         self.checkpoint = config.checkpoint_activations
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
         rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
