@@ -24,6 +24,17 @@ def test_off_leaves_clips_and_loss_as_they_are() -> None:
     assert mixture.loss(logits, label, 0.1) == F.cross_entropy(logits, label, label_smoothing=0.1)
 
 
+def test_blended_joints_and_their_motion_do_not_go_together(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """A joint that one of two clips lacks in some frames would seem to jump."""
+    base = finetune_config(tiny_shard_folder, tmp_path)
+    moving = replace(base, model=replace(base.model, joint_motion=2.0))
+    blended = replace(moving, head=replace(base.head, mixup=0.2))
+    for modality in ("skeleton", "both"):
+        replace(moving, modality=modality)
+        with pytest.raises(UserError, match=r"head\.mixup blends joints, and model\.joint_motion would"):
+            replace(blended, modality=modality)
+
+
 def test_clips_and_labels_are_blended_with_the_same_partner_and_share() -> None:
     mixture = Mixture(0.75, torch.tensor([1, 2, 0]))
     video = torch.tensor([0, 100, 200], dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 2, 4, 4, 3)

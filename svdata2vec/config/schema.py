@@ -441,3 +441,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(
+            self.head.mixup == 0 or self.modality == "rgb" or self.model.joint_motion == 0,
+            "head.mixup blends joints, and model.joint_motion would take those that one of two clips lacks for moving; leave "
+            "one of them out",
+        )

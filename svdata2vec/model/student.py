@@ -23,7 +23,7 @@ class SkeletonEmbedding(nn.Module):
     """One token per frame: a linear map of all coordinates of all persons (the paper's (1, V) convolution).
 
     With `motion`, beyond the paper, plus one of how far each joint goes from the frame before to the frame after, times
-    `motion`. Nothing else tells a teacher how a clip moves: next to pixel coordinates the temporal embedding is lost.
+    `motion`: next to pixel coordinates the temporal embedding nearly vanishes, and little else tells which way a clip moves.
     """
 
     def __init__(self, persons: int, joints: int, coordinates: int, width: int, motion: float = 0.0) -> None:

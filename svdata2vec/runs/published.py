@@ -13,7 +13,7 @@ from torch import Tensor
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict, with_todays_names
 from svdata2vec.config.records import sealed
-from svdata2vec.config.schema import FinetuneConfig, ModelConfig, PretrainConfig
+from svdata2vec.config.schema import FinetuneConfig, Modality, ModelConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
@@ -25,7 +25,8 @@ from svdata2vec.shards.errors import UserError
 IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")
 
 
-NETWORK = ("width", "depth", "heads", "mlp_ratio", "stem_width")  # of ModelConfig: what an encoder's weights belong to
+# Of ModelConfig: what an encoder's weights belong to.
+NETWORK, VIDEO, SKELETON = ("width", "depth", "heads", "mlp_ratio"), ("stem_width",), ("joint_motion",)
 
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -93,14 +94,15 @@ def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | Finetu
     return from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
 
 
-def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whose: str, *, skeletons: bool) -> None:
+def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whose: str, modality: Modality) -> None:
     """UserError if a run's weights would mean something else in the network `wanted`, whatever their shapes, or be left out.
 
     Args:
         whose: network, as the message has it.
-        skeletons: the encoder reads them, too.
+        modality: what it reads.
     """
-    names = (*NETWORK, "joint_motion") if skeletons else NETWORK
+    own = {"rgb": VIDEO, "skeleton": SKELETON, "both": (*VIDEO, *SKELETON)}
+    names = (*NETWORK, *own[modality])
     other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
     if other:
         settings = " ".join(f"--model.{name.replace('_', '-')} {getattr(made, name)}" for name in other)

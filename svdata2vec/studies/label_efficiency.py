@@ -132,7 +132,7 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
         if (text := check_input(run, made.data, config.data)) is not None:
             doubtful.setdefault(text, []).append(run)
         if "finetune" in config.ways:
-            require_same_network(run, made.model, config.model, "the study", skeletons=False)
+            require_same_network(run, made.model, config.model, "the study", "rgb")
     for text, these in doubtful.items():
         log.warning("%s%s: %s", these[0], f" and {len(these) - 1} more" if len(these) > 1 else "", text)
 

@@ -48,8 +48,7 @@ class Finetuning(TrainingRun):
         if config.pretrained is not None:
             if not has_checkpoints(config.run.out):
                 made = published_config(read_card(config.pretrained), config.pretrained).model
-                reads_skeletons = config.modality != "rgb"
-                require_same_network(config.pretrained, made, config.model, "the classifier", skeletons=reads_skeletons)
+                require_same_network(config.pretrained, made, config.model, "the classifier", config.modality)
                 load_encoder_weights(model.encoder, config.pretrained)
             layer_decay = config.head.layer_decay
         self.val_loader, self.card = val_loader, card

@@ -27,7 +27,8 @@ class Mixture:
     def blend(self, x: Video | None) -> Video | None:
         """share * x + (1 - share) * x of the partners, in the dtype of x (uint8 is rounded).
 
-        Joints are blended as coordinates: their embedding is linear, so that is the blend of their tokens.
+        Joints are blended as coordinates: their embedding is linear (without `model.joint_motion`), so that is the blend of
+        their tokens.
         """
         if x is None or self.share == 1:
             return x

@@ -109,7 +109,7 @@ def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
         "data": {"name": some["dataset"], "split": some["split"], "clips": some["clips"], "labels": some["labels"]},
         "pretraining": _pretraining(first),
         "commits": sorted({made for config in runs.values() for made in read_card(config.run.out).get("commits", ["unknown"])}),
-        "settings": {name: to_values(getattr(first, name)) for name in ("head", "optim")} | {"epochs": first.run.epochs},
+        "settings": to_values(replace(first, pretrained=None, run=replace(first.run, out=Path(first.run.out.name)))),
         "sides": {name: {
             "changes": changed_settings(to_values(first), to_values(runs[name, 0]), ("run.out", "run.seed", "pretrained")),
             "scores": scores[name], **over_seeds(scores[name]),

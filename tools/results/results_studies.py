@@ -129,7 +129,8 @@ def finetuning(record: Record) -> str:
         for name, side in record["sides"].items()
     ]
     data, seeds = record["data"], len(record["seeds"])
-    return table(["", "validation clips", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
+    figure = "mean over classes" if record["metric"] == "mean_class" else "top-1"
+    return table(["", f"validation clips, {figure}", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
         f"\n{data['labels']} labels, {data['clips']} clips of other performers to judge by, mean of {seeds} seeds with its "
         "95 % interval; differences to the first line are paired by seed, bold where the interval leaves out 0, not corrected "
         f"for their number. Pretraining: {record['pretraining']['epochs']} epochs. Commits of the runs: "
