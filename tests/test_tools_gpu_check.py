@@ -126,9 +126,10 @@ def test_the_whole_ends_in_time() -> None:
 def test_an_interruption_ends_the_parts_at_work(number: signal.Signals, said: str, timed: bool, tmp_path: Path) -> None:
     """Parts that check run in threads, which no signal reaches; one more waits there for its turn."""
     program = f"""if True:
-        import sys
+        import signal, sys
         sys.path.insert(0, {str(ROOT / "tools")!r})
         import gpu_check
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit "ignore"
         part = "import os, time; open(str(os.getpid()), 'w').close(); time.sleep(100)"
         gpu_check.AT_ONCE, gpu_check.gpu_problem, run_all = 1, lambda: None, gpu_check.run_all
         gpu_check.run_all = lambda parts, command: run_all(parts, [sys.executable, "-c", part])

@@ -25,8 +25,11 @@ from svdata2vec.shards.errors import UserError
 IN_THE_WEIGHTS = ("version", "kind", "modality", "num_joints", "classes", "preprocessing")
 
 
-# Of ModelConfig: what an encoder's weights belong to.
-NETWORK, VIDEO, SKELETON = ("width", "depth", "heads", "mlp_ratio"), ("stem_width",), ("joint_motion",)
+# Options and settings of the network that an encoder's weights belong to; of what reads videos, and skeletons.
+NETWORK = {
+    "--model.width": "width", "--model.depth": "depth", "--model.heads": "heads", "--model.mlp-ratio": "mlp_ratio",
+}
+VIDEO, SKELETON = {"--model.stem-width": "stem_width"}, {"--model.joint-motion": "joint_motion"}
 
 
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -101,12 +104,11 @@ def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whos
         whose: network, as the message has it.
         modality: what it reads.
     """
-    own = {"rgb": VIDEO, "skeleton": SKELETON, "both": (*VIDEO, *SKELETON)}
-    names = (*NETWORK, *own[modality])
-    other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
-    if other:
-        settings = " ".join(f"--model.{name.replace('_', '-')} {getattr(made, name)}" for name in other)
-        raise UserError(f"{run} has another network than {whose}; set {settings}")
+    own = {"rgb": VIDEO, "skeleton": SKELETON, "both": VIDEO | SKELETON}
+    settings = [f"{option} {getattr(made, name)}" for option, name in (NETWORK | own[modality]).items()
+                if getattr(made, name) != getattr(wanted, name)]
+    if settings:
+        raise UserError(f"{run} has another network than {whose}; set {' '.join(settings)}")
 
 
 def load_encoder_weights(encoder: Encoder, source: Path) -> None:
