@@ -72,8 +72,7 @@ def _as_published(base: Published) -> Published:
 
 DEMO_DATA = DataConfig("demo/shards", "xsub_train", "xsub_test", num_frames=16, size=64)
 SMALL_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
-# Synthetic clips: a camera that hardly moves, and actions that differ in motion more than in poses.
-DEMO_MODEL = replace(SMALL_MODEL, stem_width=16, stem_init="change", joint_motion=2.0)
+DEMO_MODEL = replace(SMALL_MODEL, stem_width=16, stem_init="change")  # synthetic clips: a camera that hardly moves
 
 
 def demo_pretrain() -> PretrainConfig:

@@ -88,9 +88,14 @@ CHOICES: dict[str, Side] = {
     "all_frames": lambda config: replace(config, encode="all_frames"),
     "other_precision": other_precision,
 }
+
+
+def with_motion(config: PretrainConfig, factor: float) -> PretrainConfig:
+    return replace(config, model=replace(config.model, joint_motion=factor))
+
+
 MOTION: dict[str, Side] = {
-    "pretrained": as_it_is,
-    "positions_alone": lambda config: replace(config, model=replace(config.model, joint_motion=0.0)),
+    "pretrained": partial(with_motion, factor=2.0), "positions_alone": partial(with_motion, factor=0.0),
 }
 
 
