@@ -1,4 +1,4 @@
-"""Ways to fine-tune with few labels, compared over paired seeds on validation clips: what the presets choose by.
+"""Ways to fine-tune with few labels, compared over paired seeds on validation clips.
 
     python tools/experiments/finetuning_experiment.py --shards demo/claim/shards --from demo/claim/controls/pretrained-{seed} \\
         --work demo/claim/finetuning --finetune "--run.precision bf16 --run.epochs 30 --optim.lr 0.003"
@@ -9,7 +9,6 @@ A run is interrupted and started again at will; finished ones in --work are take
 """
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining_sides import RESULTS, read_options
+from pretraining_sides import RESULTS, read_options, reported
 
 from svdata2vec.bench.machine import hardware
 from svdata2vec.bench.record import head, save
@@ -29,10 +28,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.commit import commit
-from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.folder import changed_settings
-from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
-from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import cost
@@ -128,22 +124,18 @@ def _pretraining(config: FinetuneConfig) -> dict[str, Any]:
     return {"epochs": card["config"]["run"]["epochs"], "commits": card.get("commits", ["unknown"])}
 
 
+def summary(record: dict[str, Any]) -> str:
+    """A line for each side: its mean, and how far it is from the first one's."""
+    rows = []
+    for name, side in record["sides"].items():
+        ends = " to ".join(f"{100 * end:+.1f}" for end in side["difference"]["interval"])
+        rows.append(f"{name:16} {100 * side['mean']:5.1f} %  {100 * side['difference']['mean']:+5.1f} ({ends})\n")
+    return "".join(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        record = run_experiment(options)
-    except (UserError, RunFailedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    for name, side in record["sides"].items():
-        difference = side["difference"]
-        print(f"{name:16} {100 * side['mean']:5.1f} %  {100 * difference['mean']:+5.1f} "
-              f"({' to '.join(f'{100 * end:+.1f}' for end in difference['interval'])})")
-    return 0
+    return reported(lambda: summary(run_experiment(options)))
 
 
 if __name__ == "__main__":

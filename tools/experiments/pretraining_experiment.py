@@ -14,7 +14,6 @@ motion: skeleton tokens that tell how joints move, and such as the paper's, of p
 A run is interrupted and started again at will. CPU seconds of every run stand in the record.
 """
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import small_cnn
-from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
+from pretraining_sides import Experiment, Side, equal_work, make_parser, reported, run_experiment
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
-from svdata2vec.runs.failures import RunFailedError
-from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
-from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
 
@@ -143,18 +139,8 @@ EXPERIMENTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     more_rows = rivals if options.experiment == "claim" else lambda _: []
-    try:
-        record = run_experiment(EXPERIMENTS[options.experiment], options, more_rows)
-    except (UserError, RunFailedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    sys.stdout.write("\n".join([*lines(record), ""]))
-    return 0
+    return reported(lambda: "\n".join([*lines(run_experiment(EXPERIMENTS[options.experiment], options, more_rows)), ""]))
 
 
 if __name__ == "__main__":

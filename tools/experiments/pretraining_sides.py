@@ -1,7 +1,9 @@
 """Runs of the pretraining experiments: every side on given shards, and a study of what each is worth with labels."""
 
 import argparse
+import logging
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,9 +22,11 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.runs.published import published_config
-from svdata2vec.shards.errors import UserError
+from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import about, require_fit, rows_of, write_study
@@ -160,3 +164,18 @@ def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainCon
     joints = len(open_data(config.data).manifest.layout.joints)
     epochs = reference.run.epochs * step_flops(step_layers(reference, joints)) / step_flops(step_layers(config, joints))
     return replace(config, run=replace(config.run, epochs=max(round(epochs), 1)))
+
+
+def reported(work: Callable[[], str]) -> int:
+    """Print what comes of an experiment, or its error in one line; the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        said = work()
+    except (UserError, RunFailedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    sys.stdout.write(said)
+    return 0
