@@ -96,8 +96,12 @@ MERGED_CHUNKS, MERGED_CHANNELS = 64, 16
 def channel_chunks(num_rows: int, num_channels: int) -> tuple[int, int, int, int]:
     """(chunks, rows per chunk, rows of a tile, channels of a tile) for a sum over all rows of a map."""
     rows, channels = channel_tile(num_channels)
-    max_chunks = max(MAX_SUMMING_PROGRAMS // cdiv(num_channels, channels), 1)
-    return *row_chunks(num_rows, rows, max_chunks), rows, channels
+    return *row_chunks(num_rows, rows, summing_programs(num_channels)), rows, channels
+
+
+def summing_programs(num_channels: int) -> int:
+    """How many programs share the rows of a sum, for each tile of channels."""
+    return max(MAX_SUMMING_PROGRAMS // cdiv(num_channels, channel_tile(num_channels)[1]), 1)
 
 
 def launch_batch_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from svdata2vec.kernels.add_layer_norm import add_layer_norm_op
 from svdata2vec.kernels.attention import attention_op
 from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_op
+from svdata2vec.kernels.batch_norm_prelu_pool import batch_norm_prelu_pool_op
 from svdata2vec.kernels.bias_gelu import bias_gelu_op
 from svdata2vec.kernels.checks import FLOATS, require_dtypes, require_kept_frames, require_numbers, require_shapes
 from svdata2vec.kernels.dispatch import Impl, announce
@@ -40,6 +41,7 @@ __all__ = [
     "add_layer_norm",
     "attention",
     "batch_norm_prelu",
+    "batch_norm_prelu_pool",
     "bias_gelu",
     "fuse_tokens",
     "gather_blocks",
@@ -63,6 +65,7 @@ def gather_frames(
     dtype: torch.dtype = torch.float32,
     *,
     channels: int | None = None,
+    folded: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Normalised windows of frames around the kept frames, as channels.
@@ -75,9 +78,14 @@ def gather_frames(
         dtype: of the result.
         channels: how many channels to write, at least 3 * window (the default); the rest are zero. A multiple of 8 (16
             for window 5) lets this kernel and the convolution behind it use whole vectors.
+        folded: 2x2 neighbouring pixels (of an even number of rows and columns) as one of four times as many channels, with
+            two such pixels of zeros before and one behind every row and column: a convolution of 7x7 taps, stride 2 and
+            padding 3 is then one of 4x4 taps with neither (`gather_frames.fold`).
 
     Returns:
         (B*K, channels, H, W) in channels-last memory; channel c * window + i is colour c of frame keep - window//2 + i.
+        Folded: (B*K, 4 * channels, H/2 + 3, W/2 + 3), the channels of the upper left pixel first, then of the upper right, the
+        lower left, the lower right one.
     """
     require_shapes({"C": COLOURS}, video_BTHWC=video_BTHWC, keep_BK=keep_BK)
     require_dtypes((torch.uint8,), video_BTHWC=video_BTHWC)
@@ -87,13 +95,15 @@ def gather_frames(
             f"video_BTHWC has strides {video_BTHWC.stride()}; each frame must be contiguous (H, W, C); "
             "call .contiguous() where the clip is made"
         )
-    channels = _check_windows(mean, std, window, channels)
+    channels = _check_windows(mean, std, window, channels, video_BTHWC.shape[2:4] if folded else ())
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype")
-    return gather_frames_op.run(impl, video_BTHWC, keep_BK, list(mean), list(std), window, channels, dtype)
+    return gather_frames_op.run(impl, video_BTHWC, keep_BK, list(mean), list(std), window, channels, folded, dtype)
 
 
-def _check_windows(mean: Sequence[float], std: Sequence[float], window: int, channels: int | None) -> int:
+def _check_windows(
+    mean: Sequence[float], std: Sequence[float], window: int, channels: int | None, folded: Sequence[int]
+) -> int:
     """How many channels a window of frames fills, or is to fill. ValueError for what no window can be made with."""
     if len(mean) != COLOURS or len(std) != COLOURS or min(std) <= 0:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must hold one value per colour, std above 0")
@@ -102,6 +112,8 @@ def _check_windows(mean: Sequence[float], std: Sequence[float], window: int, cha
     channels = COLOURS * window if channels is None else channels
     if channels < COLOURS * window:
         raise ValueError(f"channels is {channels}; a window of {window} frames fills {COLOURS * window}")
+    if any(side % 2 for side in folded):
+        raise ValueError(f"a picture of {' x '.join(map(str, folded))} pixels cannot be folded; expected even numbers")
     return channels
 
 
@@ -118,6 +130,7 @@ def gather_blocks(
     dtype: torch.dtype = torch.float32,
     *,
     channels: int | None = None,
+    folded: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """`gather_frames` of clips that are stored as blocks, decoded and resampled on the way.
@@ -129,11 +142,11 @@ def gather_blocks(
         keep_BK: as in `gather_frames`.
         form: side of the packed picture, bits of an index of luma, of chroma.
         size: side of the output.
-        mean, std, window, channels: as in `gather_frames`. Pixels are rounded to grey levels first, as decoded clips are.
+        mean, std, window, channels, folded: as in `gather_frames`, of pixels rounded to grey levels, as decoded ones are.
         dtype: of the result; uint8 gives the grey levels themselves with mean 0, std 1 and window 1.
 
     Returns:
-        (B*K, channels, size, size) in channels-last memory.
+        (B*K, channels, size, size) in channels-last memory, or folded.
     """
     sizes = require_shapes({"4": 4}, blocks_BTE=blocks_BTE, frame_BT=frame_BT, map_B4=map_B4, keep_BK=keep_BK)
     require_dtypes((torch.uint8,), blocks_BTE=blocks_BTE)
@@ -150,11 +163,11 @@ def gather_blocks(
             f"blocks_BTE has shape {tuple(blocks_BTE.shape)} and strides {blocks_BTE.stride()} and offset {places[2]} in its "
             f"storage; a frame of form {tuple(form)} is {expected} neighbouring bytes, at an even address"
         )
-    channels = _check_windows(mean, std, window, channels)
+    channels = _check_windows(mean, std, window, channels, (size, size) if folded else ())
     if dtype not in (*FLOATS, torch.uint8):
         raise ValueError(f"dtype is {dtype}; expected a floating point dtype or uint8")
     return gather_blocks_op.run(
-        impl, blocks_BTE, frame_BT, map_B4, keep_BK, list(form), size, list(mean), list(std), window, channels, dtype
+        impl, blocks_BTE, frame_BT, map_B4, keep_BK, list(form), size, list(mean), list(std), window, channels, folded, dtype
     )
 
 
@@ -388,11 +401,55 @@ def batch_norm_prelu(
         (F, C, H, W) in channels-last memory, in the common dtype of x and shortcut. Gradients reach x, the shortcut, weight,
         bias and slope.
     """
-    maps = {"x_FCHW": x_FCHW, "shortcut_FCHW": shortcut_FCHW}
-    vectors = {"weight_C": weight_C, "bias_C": bias_C, "slope_C": slope_C}
-    vectors |= {"running_mean_C": running_mean_C, "running_variance_C": running_variance_C}
-    sizes = require_shapes({}, **maps, **vectors)
-    require_dtypes(FLOATS, **maps, **vectors)
+    vectors = (weight_C, bias_C, slope_C, running_mean_C, running_variance_C)
+    count = _check_norm({"x_FCHW": x_FCHW, "shortcut_FCHW": shortcut_FCHW}, vectors, training)
+    given = (None, None) if training else vectors[3:]
+    out_FCHW, *batch = batch_norm_prelu_op.run(impl, x_FCHW, shortcut_FCHW, *vectors[:3], *given, eps)
+    if training:
+        _move(vectors[3:], batch, count, momentum)
+    return out_FCHW
+
+
+def batch_norm_prelu_pool(
+    x_FCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    slope_C: Tensor,
+    running_mean_C: Tensor,
+    running_variance_C: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    impl: Impl = "auto",
+) -> Tensor:
+    """The maximum over 3x3 pixels, stride 2, padding 1, of PReLU(BatchNorm(x)): `batch_norm_prelu` and `nn.MaxPool2d(3, 2, 1)`.
+
+    Args:
+        x_FCHW: feature maps in channels-last memory, of at least one pixel.
+        weight_C ... eps: as in `batch_norm_prelu`; statistics are those of all of x.
+
+    Returns:
+        (F, C, (H + 1) // 2, (W + 1) // 2) in channels-last memory, in the dtype of x, rounded once. Gradients reach x, weight,
+        bias and slope; of equal values the first, row by row, has the gradient.
+    """
+    vectors = (weight_C, bias_C, slope_C, running_mean_C, running_variance_C)
+    count = _check_norm({"x_FCHW": x_FCHW}, vectors, training)
+    if 0 in x_FCHW.shape[2:]:
+        raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; a maximum needs at least one pixel")
+    given = (None, None) if training else vectors[3:]
+    out_FCPQ, _, *batch = batch_norm_prelu_pool_op.run(impl, x_FCHW, *vectors[:3], *given, eps)
+    if training:
+        _move(vectors[3:], batch, count, momentum)
+    return out_FCPQ
+
+
+def _check_norm(maps: dict[str, Tensor | None], vectors: Sequence[Tensor], training: bool) -> int:
+    """How many values a channel has. ValueError for maps and vectors that no normalisation takes."""
+    names = ("weight_C", "bias_C", "slope_C", "running_mean_C", "running_variance_C")
+    named = dict(zip(names, vectors, strict=True))
+    sizes = require_shapes({}, **maps, **named)
+    require_dtypes(FLOATS, **maps, **named)
     for name, tensor in maps.items():
         if tensor is not None and not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(
@@ -401,14 +458,16 @@ def batch_norm_prelu(
             )
     count = sizes["F"] * sizes["H"] * sizes["W"]
     if training and count < 2:
-        raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; training needs at least two values per channel")
-    given = (None, None) if training else (running_mean_C, running_variance_C)
-    out_FCHW, mean_C, variance_C = batch_norm_prelu_op.run(
-        impl, x_FCHW, shortcut_FCHW, weight_C, bias_C, slope_C, *given, eps
-    )
-    if training:
-        with torch.no_grad():
-            running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
-            unbiased_C = variance_C * (count / (count - 1))
-            running_variance_C.lerp_(unbiased_C.to(running_variance_C.dtype), momentum)
-    return out_FCHW
+        shape = tuple(sizes[letter] for letter in "FCHW")
+        raise ValueError(f"x_FCHW has shape {shape}; training needs at least two values per channel")
+    return count
+
+
+@torch.no_grad()
+def _move(running: Sequence[Tensor], batch: Sequence[Tensor], count: int, momentum: float) -> None:
+    """Running statistics towards those of a batch of so many values per channel."""
+    running_mean_C, running_variance_C = running
+    mean_C, variance_C = batch
+    running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
+    unbiased_C = variance_C * (count / (count - 1))
+    running_variance_C.lerp_(unbiased_C.to(running_variance_C.dtype), momentum)

@@ -15,6 +15,7 @@ lie in the packed picture, what are its four neighbours there, in each frame of 
 B clips, T frames of E bytes, K kept frames, P pixels and S channels of the result, C = 3 colours; N frames of any clips.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.gather_frames import gather_frames_reference
+from svdata2vec.kernels.gather_frames import folded_place, gather_frames_reference, window_shape
 from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2
 from svdata2vec.kernels.register import register_op
 
@@ -46,12 +47,13 @@ def gather_blocks_reference(
     std: Sequence[float],
     window: int,
     channels: int,
+    folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     """Plain PyTorch: decode, resample to grey levels, gather as `gather_frames` does. form: side, bits of luma, of chroma."""
     packed_BTHWC = decode(blocks_BTE.flatten(0, 1), *form).unflatten(0, frame_BT.shape)
     pictures_BTSSC = resample(packed_BTHWC, frame_BT, map_B4, size)
-    return gather_frames_reference(pictures_BTSSC, keep_BK, mean, std, window, channels, dtype)
+    return gather_frames_reference(pictures_BTSSC, keep_BK, mean, std, window, channels, folded, dtype)
 
 
 def decode(blocks_NE: Tensor, side: int, luma_bits: int, chroma_bits: int) -> Tensor:
@@ -133,7 +135,7 @@ def _gather_blocks_kernel(
     frame_ptr: tl.tensor,  # (B, T) int64: which of the clip's stored frames
     map_ptr: tl.tensor,  # (B, 4) int64: scale and shift of columns, then of rows
     keep_ptr: tl.tensor,  # (B, K) int64
-    out_ptr: tl.tensor,  # (B*K, size*size, CHANNELS)
+    out_ptr: tl.tensor,  # (B*K, pixels, CHANNELS)
     num_frames: tl.tensor,
     num_kept: tl.tensor,
     size: tl.tensor,
@@ -148,6 +150,7 @@ def _gather_blocks_kernel(
     CHROMA_BITS: tl.constexpr,
     WINDOW: tl.constexpr,
     CHANNELS: tl.constexpr,
+    FOLDED: tl.constexpr,
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
     BLOCK_P: tl.constexpr,
 ) -> None:
@@ -161,9 +164,16 @@ def _gather_blocks_kernel(
 
     # Where each output pixel's centre lies in the packed picture: scale * (2 j + 1) + shift (`functional.block_maps`).
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    in_picture_P = pixel_P < size * size
-    x_P = tl.load(map_ptr) * (2 * (pixel_P % size) + 1) + tl.load(map_ptr + map_strides[1])
-    y_P = tl.load(map_ptr + 2 * map_strides[1]) * (2 * (pixel_P // size) + 1) + tl.load(map_ptr + 3 * map_strides[1])
+    num_pixels = (size + 6) * (size + 6) if FOLDED else size * size
+    in_window_P = pixel_P < num_pixels
+    if FOLDED:
+        row_P, column_P = folded_place(pixel_P, size)
+        in_picture_P = in_window_P & (row_P >= 0) & (row_P < size) & (column_P >= 0) & (column_P < size)
+    else:
+        row_P, column_P = pixel_P // size, pixel_P % size
+        in_picture_P = in_window_P
+    x_P = tl.load(map_ptr) * (2 * column_P + 1) + tl.load(map_ptr + map_strides[1])
+    y_P = tl.load(map_ptr + 2 * map_strides[1]) * (2 * row_P + 1) + tl.load(map_ptr + 3 * map_strides[1])
     # Places in 1 / 2**PLACE_BITS (32) pixel, weights in 1 / 2**WEIGHT_BITS (11): a sum of two weights' products has 22 bits.
     left_P, top_P = (x_P >> 32).to(tl.int32), (y_P >> 32).to(tl.int32)
     right_weight_P, low_weight_P = (x_P >> 21).to(tl.int32) & 2047, (y_P >> 21).to(tl.int32) & 2047
@@ -182,25 +192,26 @@ def _gather_blocks_kernel(
         red_ptr = blue_ptr + (side * side >> 5) * (1 + CHROMA_BITS)
         red_P, green_P, blue_P = tl.zeros_like(left_P), tl.zeros_like(left_P), tl.zeros_like(left_P)
         for tap in tl.static_range(4):
-            column_P, line_P = left_P + tap % 2, top_P + tap // 2
+            from_P, line_P = left_P + tap % 2, top_P + tap // 2
             across_P = right_weight_P if tap % 2 else 2048 - right_weight_P
             down_P = low_weight_P if tap // 2 else 2048 - low_weight_P
-            inside_P = in_picture_P & in_clip & (column_P >= 0) & (column_P < side) & (line_P >= 0) & (line_P < side)
+            inside_P = in_picture_P & in_clip & (from_P >= 0) & (from_P < side) & (line_P >= 0) & (line_P < side)
             weight_P = tl.where(inside_P, across_P * down_P, 0)
-            luma_P = _sample(luma_ptr, side, column_P, line_P, inside_P, LUMA_BITS)
-            cb_P = _sample(blue_ptr, side >> 1, column_P >> 1, line_P >> 1, inside_P, CHROMA_BITS) - 128
-            cr_P = _sample(red_ptr, side >> 1, column_P >> 1, line_P >> 1, inside_P, CHROMA_BITS) - 128
+            luma_P = _sample(luma_ptr, side, from_P, line_P, inside_P, LUMA_BITS)
+            cb_P = _sample(blue_ptr, side >> 1, from_P >> 1, line_P >> 1, inside_P, CHROMA_BITS) - 128
+            cr_P = _sample(red_ptr, side >> 1, from_P >> 1, line_P >> 1, inside_P, CHROMA_BITS) - 128
             red_P += weight_P * _cut(luma_P + ((22987 * cr_P + 8192) >> 14))
             green_P += weight_P * _cut(luma_P + ((-5636 * cb_P - 11698 * cr_P + 8192) >> 14))
             blue_P += weight_P * _cut(luma_P + ((29049 * cb_P + 8192) >> 14))
+        shown_P = in_picture_P & in_clip if FOLDED else in_clip  # what lies outside of a window is not written
         for colour in tl.static_range(3):  # channels: the window's frames of red, then of green, then of blue
             sum_P = red_P if colour == 0 else (green_P if colour == 1 else blue_P)
             level_P = ((sum_P + 2097152) >> 22).to(tl.float32)
-            normal_P = tl.where(in_clip, (level_P - mean[colour]) * factor[colour], 0.0)
+            normal_P = tl.where(shown_P, (level_P - mean[colour]) * factor[colour], 0.0)
             value_PS = tl.where((channel_S == colour * WINDOW + step)[None, :], normal_P[:, None], value_PS)
 
-    target_PS = row * size * size * CHANNELS + pixel_P[:, None] * CHANNELS + channel_S[None, :]
-    written_PS = in_picture_P[:, None] & (channel_S < CHANNELS)[None, :]
+    target_PS = row * num_pixels * CHANNELS + pixel_P[:, None] * CHANNELS + channel_S[None, :]
+    written_PS = in_window_P[:, None] & (channel_S < CHANNELS)[None, :]
     tl.store(out_ptr + target_PS, value_PS.to(out_ptr.dtype.element_ty), mask=written_PS)
 
 
@@ -220,15 +231,17 @@ def launch_gather_blocks(
     std: Sequence[float],
     window: int,
     channels: int,
+    folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     """Start the Triton kernel; arguments as in the reference."""
     B, K = keep_BK.shape
     side, luma_bits, chroma_bits = form
-    windows_RHWS = blocks_BTE.new_empty((B * K, size, size, channels), dtype=dtype)
+    windows_RHWS = blocks_BTE.new_empty(window_shape(B * K, size, size, channels, folded), dtype=dtype)
+    num_pixels = math.prod(windows_RHWS.shape[1:]) // channels
     launch(
         _gather_blocks_kernel,
-        (B * K, cdiv(size * size, PIXELS_PER_PROGRAM)),
+        (B * K, cdiv(num_pixels, PIXELS_PER_PROGRAM)),
         *(blocks_BTE, frame_BT, map_B4, keep_BK, windows_RHWS),
         *(frame_BT.shape[1], K, size, side),
         *(blocks_BTE.stride()[:2], frame_BT.stride(), map_B4.stride(), keep_BK.stride()),
@@ -237,6 +250,7 @@ def launch_gather_blocks(
         CHROMA_BITS=chroma_bits,
         WINDOW=window,
         CHANNELS=channels,
+        FOLDED=folded,
         BLOCK_S=next_power_of_2(channels),
         BLOCK_P=PIXELS_PER_PROGRAM,
     )

@@ -3,9 +3,13 @@
 Frame-sparse encoding: for each kept frame the stem sees the `window` frames around it, written as channels, so that its
 Conv3d becomes a Conv2d whose weight (O, 3, window, 7, 7) is merely reshaped to (O, 3 * window, 7, 7).
 
-B clips, T frames, K kept frames, H height, W width, C = 3 colours, S channels of the result.
+Folded, 2x2 neighbouring pixels are one of four times as many channels, framed by what that Conv2d (stride 2, padding 3) adds
+around a picture: it becomes one of 4x4 taps without stride or padding, with 64 channels instead of 16, as tensor cores want.
+
+B clips, T frames, K kept frames, H height, W width, C = 3 colours, S channels of the result before it is folded.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +21,7 @@ from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
+FOLD_BEFORE, FOLD_AFTER = 2, 1  # folded pixels of nothing before and behind a row: taps -4 .. 3 of each second pixel
 
 
 def gather_frames_reference(
@@ -26,6 +31,7 @@ def gather_frames_reference(
     std: Sequence[float],
     window: int,
     channels: int,
+    folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     """Plain PyTorch: gather, bring colours before time, normalise in float32, blank what lies outside the clip."""
@@ -45,23 +51,49 @@ def gather_frames_reference(
     windows_RHWS = windows_RHWS.float().sub_(mean_S).mul_(factor_RS[:, None, None]).to(dtype)
     if channels > COLOURS * window:
         windows_RHWS = torch.nn.functional.pad(windows_RHWS, (0, channels - COLOURS * window))
-    return windows_RHWS.permute(0, 3, 1, 2)
+    return (fold(windows_RHWS) if folded else windows_RHWS).permute(0, 3, 1, 2)
+
+
+def fold(windows_RHWS: Tensor) -> Tensor:
+    """(R, H/2 + 3, W/2 + 3, 4*S): 2x2 neighbours as channels, upper left, upper right, lower left, lower right; framed."""
+    before, after = 2 * FOLD_BEFORE, 2 * FOLD_AFTER
+    windows_RHWS = torch.nn.functional.pad(windows_RHWS, (0, 0, before, after, before, after))
+    R, H, W, S = windows_RHWS.shape
+    return windows_RHWS.view(R, H // 2, 2, W // 2, 2, S).transpose(2, 3).reshape(R, H // 2, W // 2, 4 * S)
+
+
+@triton.jit
+def folded_place(pixel_P: tl.tensor, width: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Row and column in the picture, which is `width` wide, of pixels counted as folded windows hold them."""
+    block_P, across = pixel_P // 4, width // 2 + 3  # FOLD_BEFORE + FOLD_AFTER more
+    return 2 * (block_P // across - 2) + pixel_P % 4 // 2, 2 * (block_P % across - 2) + pixel_P % 2
+
+
+def window_shape(windows: int, height: int, width: int, channels: int, folded: bool) -> tuple[int, int, int, int]:
+    """Of windows (R, H, W, S), or as `fold` gives them."""
+    if not folded:
+        return windows, height, width, channels
+    frame = FOLD_BEFORE + FOLD_AFTER
+    return windows, height // 2 + frame, width // 2 + frame, 4 * channels
 
 
 @triton.jit
 def _gather_frames_kernel(
     video_ptr: tl.tensor,  # (B, T, H*W*3) uint8
     keep_ptr: tl.tensor,  # (B, K) int64
-    out_ptr: tl.tensor,  # (B*K, H*W, CHANNELS)
+    out_ptr: tl.tensor,  # (B*K, pixels, CHANNELS)
     num_frames: tl.tensor,
     num_kept: tl.tensor,
-    num_pixels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    num_pixels: tl.tensor,  # of a window
     video_strides: tl.tuple,  # of B and T
     keep_strides: tl.tuple,
     mean: tl.tuple,  # of each colour
     factor: tl.tuple,  # of each colour: 1 / deviation
     WINDOW: tl.constexpr,
     CHANNELS: tl.constexpr,
+    FOLDED: tl.constexpr,
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
     BLOCK_P: tl.constexpr,
 ) -> None:
@@ -79,12 +111,18 @@ def _gather_frames_kernel(
     source_S = clip * video_strides[0] + frame_S * video_strides[1] + colour_S
 
     pixel_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    in_frame_P = pixel_P < num_pixels
-    inside_PS = in_frame_P[:, None] & inside_S[None, :]
-    value_PS = tl.load(video_ptr + source_S[None, :] + pixel_P[:, None] * 3, mask=inside_PS, other=0).to(tl.float32)
+    in_window_P = pixel_P < num_pixels
+    if FOLDED:
+        y_P, x_P = folded_place(pixel_P, width)
+        source_P = y_P * width + x_P
+        inside_PS = (in_window_P & (y_P >= 0) & (y_P < height) & (x_P >= 0) & (x_P < width))[:, None] & inside_S[None, :]
+    else:
+        source_P = pixel_P
+        inside_PS = in_window_P[:, None] & inside_S[None, :]
+    value_PS = tl.load(video_ptr + source_S[None, :] + source_P[:, None] * 3, mask=inside_PS, other=0).to(tl.float32)
     value_PS = tl.where(inside_PS, (value_PS - mean_S[None, :]) * factor_S[None, :], 0.0)
     target_PS = row * num_pixels * CHANNELS + pixel_P[:, None] * CHANNELS + channel_S[None, :]
-    written_PS = in_frame_P[:, None] & (channel_S < CHANNELS)[None, :]
+    written_PS = in_window_P[:, None] & (channel_S < CHANNELS)[None, :]
     tl.store(out_ptr + target_PS, value_PS.to(out_ptr.dtype.element_ty), mask=written_PS)
 
 
@@ -101,23 +139,26 @@ def launch_gather_frames(
     std: Sequence[float],
     window: int,
     channels: int,
+    folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     """Start the Triton kernel; arguments as in the reference."""
     B, T, H, W, _ = video_BTHWC.shape
     K = keep_BK.shape[1]
-    windows_RHWS = video_BTHWC.new_empty((B * K, H, W, channels), dtype=dtype)
+    windows_RHWS = video_BTHWC.new_empty(window_shape(B * K, H, W, channels, folded), dtype=dtype)
+    num_pixels = math.prod(windows_RHWS.shape[1:]) // channels
     block_s = next_power_of_2(channels)
     block_p = max(GATHER_TILE_VALUES // block_s, 1)
     launch(
         _gather_frames_kernel,
-        (B * K, cdiv(H * W, block_p)),
+        (B * K, cdiv(num_pixels, block_p)),
         *(video_BTHWC, keep_BK, windows_RHWS),
-        *(T, K, H * W),
+        *(T, K, H, W, num_pixels),
         *(video_BTHWC.stride()[:2], keep_BK.stride()),
         *(tuple(mean), tuple(1.0 / value for value in std)),
         WINDOW=window,
         CHANNELS=channels,
+        FOLDED=folded,
         BLOCK_S=block_s,
         BLOCK_P=block_p,
     )

@@ -119,10 +119,11 @@ def frames_of(video_BTHWC: Video) -> Tensor:
     return video_BTHWC.every_frame(**levels).permute(0, 1, 3, 4, 2)
 
 
-def windows_of(video_BTHWC: Video, keep_BK: Tensor, *, dtype: torch.dtype, channels: int | None, impl: Impl) -> Tensor:
-    """Normalised windows (B*K, channels, H, W) around the kept frames, as `functional.gather_frames` describes them."""
+def windows_of(video_BTHWC: Video, keep_BK: Tensor, **options: Any) -> Tensor:
+    """Normalised windows (B*K, channels, H, W) around the kept frames, as `functional.gather_frames` describes them and its
+    options (dtype, channels, folded, impl)."""
     gather = gather_frames if isinstance(video_BTHWC, Tensor) else BlockClips.gather
-    return gather(video_BTHWC, keep_BK, dtype=dtype, channels=channels, impl=impl)  # type: ignore[arg-type]
+    return gather(video_BTHWC, keep_BK, **options)  # type: ignore[arg-type]
 
 
 def normalised(video_BTHWC: Video, mean_C: Tensor, std_C: Tensor, *, dtype: torch.dtype, impl: Impl) -> Tensor:

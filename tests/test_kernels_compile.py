@@ -66,12 +66,16 @@ def check_calls(
 @dtypes
 @pytest.mark.parametrize("channels", [15, 16])
 def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> None:
-    check_calls(["gather_frames"], capability, 1, Sizes(side=224, channels=channels), dtype, wide=channels == 16)
+    names, sizes = ["gather_frames", "gather_frames folded"], Sizes(side=224, channels=channels)
+    check_calls(names, capability, 2, sizes, dtype, wide=channels == 16)
+
+
+GATHER_BLOCKS = [name for name in CALLS if name.startswith("gather_blocks")]
 
 
 @architectures
 @dtypes
-@pytest.mark.parametrize("name", ["gather_blocks", "gather_blocks of two bits", "gather_blocks of three bits"])
+@pytest.mark.parametrize("name", GATHER_BLOCKS)
 def test_gather_blocks(name: str, capability: int, dtype: torch.dtype) -> None:
     """No spill, and three programs of 128 threads per SM at least, which wait for memory in turn."""
     launches = launches_of(CALLS[name](Sizes(side=224), Draw(dtype)))
@@ -79,7 +83,7 @@ def test_gather_blocks(name: str, capability: int, dtype: torch.dtype) -> None:
     assert compile_for(launches[0], capability).registers <= 168
 
 
-@pytest.mark.parametrize("name", ["gather_blocks", "gather_blocks of two bits", "gather_blocks of three bits"])
+@pytest.mark.parametrize("name", GATHER_BLOCKS)
 def test_gather_blocks_for_an_amd_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """CDNA 3 (MI300), whose warps have 64 threads: compiled, a pixel per thread, nothing spilled."""
     monkeypatch.setattr(gather_blocks, "PIXELS_PER_PROGRAM", 256)
@@ -106,12 +110,14 @@ def test_targets_and_loss(capability: int, dtype: torch.dtype) -> None:
 def test_fused_block_ops(capability: int, dtype: torch.dtype) -> None:
     maps = ["batch_norm_prelu", "batch_norm_prelu without a shortcut"] if dtype == torch.bfloat16 else ["batch_norm_prelu"]
     tokens = ["add_layer_norm", "add_layer_norm without a branch", "bias_gelu"]
+    maps.append("batch_norm_prelu_pool")
     check_calls([*tokens, *maps], capability, 6 + 5 * len(maps), replace(MODEL, maps=(2, 64, 28, 28)), dtype)
 
 
 def test_batch_norm_of_many_channels_and_in_evaluation() -> None:
     check_calls(["batch_norm_prelu"], 90, 5, Sizes(maps=(2, 512, 7, 7)))
-    check_calls(["batch_norm_prelu in evaluation"], 90, 3, Sizes(maps=(2, 64, 28, 28)))
+    evaluations = ["batch_norm_prelu in evaluation", "batch_norm_prelu_pool in evaluation"]
+    check_calls(evaluations, 90, 6, Sizes(maps=(2, 64, 28, 28)))
 
 
 @pytest.mark.parametrize("width", [2048, add_layer_norm.MAX_WIDTH])
@@ -152,7 +158,7 @@ def test_sizes_of_one_and_strides_of_two(name: str, sizes: Sizes, layout: str) -
     launches = launches_of(call, layout)
     assert len(launches) == len(launches_of(CALLS[name](Sizes(), Draw(torch.bfloat16))))
     # The merge of statistics puts 8 bytes on the stack where a map has a single channel.
-    check(launches, 90, len(launches), stack_bytes=8 if call.op == "batch_norm_prelu" else 0, wide=False)
+    check(launches, 90, len(launches), stack_bytes=8 if call.op.startswith("batch_norm") else 0, wide=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -175,4 +181,4 @@ def test_strides_beyond_32_bits() -> None:
     frame, apart = 4 * 5 * 3, 2**31 + 64
     video = torch.empty(apart + 3 * frame, dtype=torch.uint8).as_strided((2, 3, 4, 5, 3), (apart, frame, 15, 3, 1))
     keep, ones = torch.empty(2, 2, dtype=torch.int64), [1.0, 1.0, 1.0]
-    check(record(lambda: gather_frames.launch_gather_frames(video, keep, ones, ones, 5, 16, torch.float32)), 90, 1)
+    check(record(lambda: gather_frames.launch_gather_frames(video, keep, ones, ones, 5, 16, False, torch.float32)), 90, 1)

@@ -1,6 +1,7 @@
 """The fused ops of the blocks, Triton against the references, on a GPU for real or by the interpreter."""
 
 import itertools
+from dataclasses import replace
 
 import kernel_cases as cases
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
-from kernel_inputs import CALLS, Call, Draw, Sizes, batch_norm_prelu
+from kernel_inputs import CALLS, Call, Draw, Sizes, batch_norm_prelu, batch_norm_prelu_pool
 
 from svdata2vec.kernels import add_layer_norm, batch_statistics, bias_gelu, launch
 from svdata2vec.kernels import functional as K
@@ -186,6 +187,52 @@ def test_batch_norm_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], t
     with pytest.MonkeyPatch.context() as patch:
         shrink_tiles(patch)
         assert_call(spread_batch_norm((F, C, H, W), training, shortcut))
+
+
+POOLED = [
+    pytest.param((3, 11, 5, 7), True, id="odd and prime"),
+    pytest.param((2, 64, 8, 6), True, id="even"),
+    pytest.param((2, 37, 1, 4), True, id="one row"),
+    pytest.param((2, 300, 3, 3), True, id="wide"),
+    pytest.param((2, 7, 4, 5), False, id="evaluation"),
+    pytest.param((1, 1, 1, 1), False, id="evaluation of one value"),
+    pytest.param((0, 5, 2, 3), False, id="evaluation of no map"),
+]
+
+
+@all_dtypes
+@layouts
+@pytest.mark.parametrize(("shape", "training"), POOLED)
+def test_batch_norm_prelu_pool(dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], training: bool) -> None:
+    assert_call(batch_norm_prelu_pool(Sizes(maps=shape), Draw(dtype, DEVICE, dtype), training=training), layout)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(sizes=st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 7), st.integers(1, 7)), training=st.booleans())
+def test_the_maximum_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], training: bool) -> None:
+    F, _, H, W = sizes
+    call = spread_batch_norm(sizes, training and F * H * W > 3, shortcut=False)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_tiles(patch)
+        assert_call(replace(call, op="batch_norm_prelu_pool"))
+
+
+def test_of_equal_values_the_first_has_the_gradient_and_what_is_no_number_comes_through() -> None:
+    """As in PyTorch, where a map is flat and where it has diverged."""
+    norm, prelu, pool = torch.nn.BatchNorm2d(2).eval().to(DEVICE), torch.nn.PReLU(2).to(DEVICE), torch.nn.MaxPool2d(3, 2, 1)
+    x = cases.channels_last(torch.ones(1, 2, 5, 4)).to(DEVICE)
+    x[0, 1, 2, 1], x[0, 1, 0, 0] = torch.nan, -torch.inf
+    vectors = norm.weight, norm.bias, prelu.weight, norm.running_mean, norm.running_var
+    outcomes = []
+    for run in (
+        lambda leaf: K.batch_norm_prelu_pool(leaf, *vectors, training=False, impl="triton"),  # type: ignore[arg-type]
+        lambda leaf: pool(prelu(norm(leaf))),
+    ):
+        leaf = x.clone().requires_grad_()
+        out = run(leaf)
+        weight = torch.arange(1, 1 + out.numel(), device=DEVICE).view(out.shape).to(out)
+        outcomes.append((out, torch.autograd.grad(out, leaf, weight)[0]))
+    torch.testing.assert_close(*outcomes, equal_nan=True)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -328,24 +328,26 @@ def test_wrong_input_is_refused(name: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("size", [LARGEST_SIZE, 4096])
-def test_the_largest_pictures_fit_a_grid(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_pictures_fit_a_grid(size: int, folded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that runs may have; what a GPU would refuse is refused here."""
     monkeypatch.setattr(launch, "start", lambda *_: None)
     video, numbers = torch.empty(1, 1, size, size, 3, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.int64)
     blocks, form = torch.zeros(1, 1, 1024, dtype=torch.uint8), (32, 3, 2)
 
     def gather() -> None:
-        launch_gather_frames(video, numbers, MEAN, STD, 1, 16, torch.uint8)
-        launch_gather_blocks(blocks, numbers, numbers, numbers, form, size, MEAN, STD, 1, 3, torch.uint8)
+        launch_gather_frames(video, numbers, MEAN, STD, 1, 16, folded, torch.uint8)
+        launch_gather_blocks(blocks, numbers, numbers, numbers, form, size, MEAN, STD, 1, 3, folded, torch.uint8)
 
     if size == LARGEST_SIZE:
         gather()
         return
-    with pytest.raises(ValueError, match=r"gather_frames_kernel: a grid of \(1, 65536\) programs, a GPU takes 65535"):
+    programs = (65729, 131457) if folded else (65536, 131072)
+    with pytest.raises(ValueError, match=rf"gather_frames_kernel: a grid of \(1, {programs[0]}\) programs, a GPU takes 65535"):
         gather()
     video = video[:, :, :32, :32]
-    with pytest.raises(ValueError, match=r"gather_blocks_kernel: a grid of \(1, 131072\) programs"):
+    with pytest.raises(ValueError, match=rf"gather_blocks_kernel: a grid of \(1, {programs[1]}\) programs"):
         gather()
 
 

@@ -67,6 +67,27 @@ def test_gather_frames_feeds_a_convolution_like_the_whole_clip() -> None:
 
 
 @both
+@pytest.mark.parametrize(("H", "W"), [(8, 12), (2, 2)])
+def test_folded_windows_hold_each_pixel_once(impl: Impl, H: int, W: int) -> None:
+    """Each pixel is found again by its place, and nothing lies around them."""
+    video, keep = torch.randint(0, 256, (2, 6, H, W, 3), dtype=torch.uint8), torch.tensor([[0, 3], [2, 5]])
+    options = {"dtype": torch.float64, "channels": 16, "impl": impl}
+    plain, got = K.gather_frames(video, keep, **options), K.gather_frames(video, keep, folded=True, **options)
+    want = torch.zeros(4, 64, H // 2 + 3, W // 2 + 3, dtype=torch.float64)
+    for y, x in itertools.product(range(H), range(W)):
+        part = 2 * (y % 2) + x % 2
+        want[:, 16 * part : 16 * part + 16, y // 2 + 2, x // 2 + 2] = plain[:, :, y, x]
+    assert_exact(got, want, "folded windows")
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_cannot_be_folded_is_refused() -> None:
+    video = torch.zeros(1, 2, 6, 5, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="a picture of 6 x 5 pixels cannot be folded; expected even numbers"):
+        K.gather_frames(video, torch.zeros(1, 1, dtype=torch.int64), folded=True)
+
+
+@both
 @pytest.mark.parametrize("bits", [(3, 2), (2, 2), (3, 3), (2, 3)])
 def test_gather_blocks_equals_the_loop(impl: Impl, bits: tuple[int, int]) -> None:
     """Grey levels within 0.63 of exact arithmetic: half a level of rounding, an eighth of weights in units of 2**-11."""
@@ -90,13 +111,14 @@ def test_gather_blocks_equals_the_loop(impl: Impl, bits: tuple[int, int]) -> Non
 
 
 @both
-def test_gather_blocks_is_gather_frames_of_the_decoded_pictures(impl: Impl) -> None:
-    fixed = gather_blocks(Sizes(2, 5, 3, side=20), Draw()).fixed
-    every = fixed | {"keep_BK": torch.arange(5).expand(2, 5), "window": 1, "channels": 3, "dtype": torch.uint8}
+@pytest.mark.parametrize("folded", [False, True])
+def test_gather_blocks_is_gather_frames_of_the_decoded_pictures(impl: Impl, folded: bool) -> None:
+    fixed = gather_blocks(Sizes(2, 5, 3, side=20), Draw(), folded=folded).fixed
+    every = fixed | {"folded": False, "keep_BK": torch.arange(5).expand(2, 5), "window": 1, "channels": 3, "dtype": torch.uint8}
     levels = K.gather_blocks(**every, mean=(0, 0, 0), std=(1, 1, 1), impl=impl)
     video = levels.permute(0, 2, 3, 1).unflatten(0, (2, 5))
     got = K.gather_blocks(**fixed, impl=impl)
-    want = K.gather_frames(video, fixed["keep_BK"], channels=fixed["channels"], impl=impl)
+    want = K.gather_frames(video, fixed["keep_BK"], channels=fixed["channels"], folded=folded, impl=impl)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     assert got.stride() == want.stride() and got[:, :15].std() > 0.5
 
@@ -264,6 +286,29 @@ def test_batch_norm_prelu_equals_the_loop(impl: Impl, training: bool, shortcut: 
     assert_same_with_gradients(run, truth, leaves)
     x, weight, bias, slope = leaves[:4]
     _, batch_mean, batch_variance = cases.batch_norm_prelu_truth(x, weight, bias, slope, None, None, 1e-5)
+    want = (mean.lerp(batch_mean, 0.1), variance.lerp(batch_variance, 0.1)) if training else (mean, variance)
+    for got, expected in zip(running, want, strict=True):
+        assert_exact(got, expected, "running statistic")
+
+
+@both
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 2, 1, 6), (1, 4, 7, 3)])
+def test_batch_norm_prelu_pool_equals_the_loop(impl: Impl, training: bool, shape: tuple[int, ...]) -> None:
+    C = shape[1]
+    mean, variance = torch.randn(C, dtype=torch.float64), torch.rand(C, dtype=torch.float64) + 0.5
+    running = mean.clone(), variance.clone()
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
+        return K.batch_norm_prelu_pool(cases.channels_last(x), weight, bias, slope, *running, training=training, impl=impl)
+
+    def truth(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
+        statistics = None if training else (mean, variance)
+        return cases.max_pool_truth(cases.batch_norm_prelu_truth(x, weight, bias, slope, statistics, None, 1e-5)[0])
+
+    leaves = [leaf(*shape), leaf(C), leaf(C), leaf(C)]
+    assert_same_with_gradients(run, truth, leaves)
+    _, batch_mean, batch_variance = cases.batch_norm_prelu_truth(*leaves, None, None, 1e-5)
     want = (mean.lerp(batch_mean, 0.1), variance.lerp(batch_variance, 0.1)) if training else (mean, variance)
     for got, expected in zip(running, want, strict=True):
         assert_exact(got, expected, "running statistic")

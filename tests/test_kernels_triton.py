@@ -37,27 +37,33 @@ def token_sizes(shape: tuple[int, ...]) -> Sizes:
 
 
 @all_dtypes
+@pytest.mark.parametrize("folded", [False, True], ids=["pixel by pixel", "folded"])
 @pytest.mark.parametrize(
     ("shape", "window", "channels"),
     [
         pytest.param((2, 6, 5, 7, 3), 5, None, id="odd"),
+        pytest.param((2, 6, 10, 4, 3), 5, None, id="even"),
         pytest.param((2, 6, 16, 16, 3), 5, 16, id="padded channels"),
         pytest.param((1, 1, 1, 1, 1), 5, None, id="one"),
         pytest.param((2, 4, 3, 5, 4), 1, 8, id="window of one, all kept"),
         pytest.param((2, 4, 3, 5, 0), 3, None, id="nothing kept"),
     ],
 )
-def test_gather_frames(dtype: torch.dtype, shape: tuple[int, ...], window: int, channels: int | None) -> None:
+def test_gather_frames(
+    dtype: torch.dtype, shape: tuple[int, ...], window: int, channels: int | None, folded: bool
+) -> None:
     B, T, H, W, kept = shape
+    H, W = (H + H % 2, W + W % 2) if folded else (H, W)
     call = drawn("gather_frames", dtype, Sizes(B, T, kept, window=window, channels=channels))
     video = torch.randint(0, 256, (B, T, H, W, 3), dtype=torch.uint8).to(DEVICE)
-    call = replace(call, fixed={**call.fixed, "video_BTHWC": video})
+    call = replace(call, fixed={**call.fixed, "video_BTHWC": video, "folded": folded})
     results = [call(impl=impl)[0] for impl in ("triton", "torch")]
     # The same float32 operations in the same order: not one bit may differ.
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert results[0].stride() == results[1].stride() or not results[0].numel()
 
 
+@pytest.mark.parametrize("folded", [False, True], ids=["pixel by pixel", "folded"])
 @pytest.mark.parametrize(
     ("shape", "window", "channels", "bits", "dtype"),
     [
@@ -71,11 +77,11 @@ def test_gather_frames(dtype: torch.dtype, shape: tuple[int, ...], window: int, 
     ],
 )
 def test_gather_blocks(
-    shape: tuple[int, ...], window: int, channels: int | None, bits: tuple[int, int], dtype: torch.dtype
+    shape: tuple[int, ...], window: int, channels: int | None, bits: tuple[int, int], dtype: torch.dtype, folded: bool
 ) -> None:
     B, T, side, kept = shape
     sizes = Sizes(B, T, kept, side=side, window=window, channels=channels)
-    call = gather_blocks(sizes, Draw(dtype, DEVICE), luma_bits=bits[0], chroma_bits=bits[1])
+    call = gather_blocks(sizes, Draw(dtype, DEVICE), luma_bits=bits[0], chroma_bits=bits[1], folded=folded)
     results = [call(impl=impl)[0] for impl in ("triton", "torch")]
     torch.testing.assert_close(*results, rtol=0, atol=0)  # integers up to the grey level, then the operations of gather_frames
     assert results[0].stride() == results[1].stride() or not results[0].numel()
@@ -98,7 +104,7 @@ def test_gather_blocks_reads_beyond_two_gibibytes_and_only_what_is_stored() -> N
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     ones = [1.0, 1.0, 1.0]
     missing, maps, keep, form = torch.full_like(fixed["frame_BT"], 10**9), fixed["map_B4"], fixed["keep_BK"], fixed["form"]
-    nothing = launch_gather_blocks(dense, missing, maps, keep, list(form), 9, ones, ones, 5, 16, torch.float32)
+    nothing = launch_gather_blocks(dense, missing, maps, keep, list(form), 9, ones, ones, 5, 16, False, torch.float32)
     assert not nothing.any()
 
 

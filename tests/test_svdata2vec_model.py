@@ -6,11 +6,14 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from kernel_inputs import Draw, Sizes, gather_blocks
 from tiny import MODEL, student_config
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from svdata2vec.config.schema import MaskConfig, ModelConfig, PretrainConfig, TargetConfig, mask_counts
 from svdata2vec.evaluation.metrics import measure
+from svdata2vec.kernels.gather_frames import fold
 from svdata2vec.model import video_encoder
 from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks
@@ -19,6 +22,8 @@ from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec, mot
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.transformer import DropPath
 from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.pipeline.video import BlockClips, frames_of
+from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.pretrain import forward, spread
 
@@ -80,6 +85,32 @@ def test_filling_channels_change_nothing() -> None:
     windows_FCHW = torch.randn(2, 15, SIZE, SIZE)
     filled_FCHW = torch.cat([windows_FCHW, torch.zeros(2, 1, SIZE, SIZE)], dim=1)
     torch.testing.assert_close(stem.forward_windows(filled_FCHW), stem.forward_windows(windows_FCHW))
+
+
+@pytest.mark.parametrize("channels", [15, 16])
+def test_folded_windows_give_the_same_maps_and_gradients(channels: int) -> None:
+    """Seven taps at every second pixel, and four at every folded one: the same sums, in another order."""
+    stem = VideoEncoder(ModelConfig(width=32, stem_width=16)).stem.double()
+    windows_FCHW = F.pad(torch.randn(2, 15, SIZE, SIZE + 32, dtype=torch.float64), (0, 0, 0, 0, 0, channels - 15))
+    folded_FCHW = fold(windows_FCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    sides = []
+    for maps_FCHW in (stem.forward_windows(windows_FCHW), stem.forward_windows(folded_FCHW, folded=True)):
+        weight = torch.linspace(-1, 1, maps_FCHW.numel(), dtype=torch.float64).view(maps_FCHW.shape)
+        sides.append((maps_FCHW, *torch.autograd.grad((maps_FCHW * weight).sum(), [*stem.parameters()])))
+    torch.testing.assert_close(*sides)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_gpu_folds_windows_and_sees_the_same(blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [video_encoder.folds_windows(torch.device(name)) for name in ("cpu", "cuda")] == [False, True]
+    fixed = gather_blocks(Sizes(2, T, side=SIZE), Draw()).fixed
+    clips = BlockClips(fixed["blocks_BTE"], fixed["frame_BT"], fixed["map_B4"], BlockFormat(*fixed["form"]), SIZE)
+    video = clips if blocks else frames_of(clips)
+    encoder = VideoEncoder(ModelConfig(width=32, stem_width=16)).eval()
+    keep = torch.tensor([[0, T // 2], [1, T - 1]])
+    plain = encoder(video, keep)
+    monkeypatch.setattr(video_encoder, "folds_windows", lambda _: True)
+    torch.testing.assert_close(encoder(video, keep), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_both_ways_of_encoding_give_the_same_gradients() -> None:

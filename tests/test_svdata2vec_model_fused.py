@@ -94,9 +94,9 @@ def test_checkpointed_parts_give_the_very_step(way: str, all_frames: bool, tmp_p
 
 
 def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One per BatchNorm with a PReLU behind it (stem, and two in each of eight blocks), per MLP, two norms per block."""
+    """One for the end of the stem, two in each of eight blocks of the trunk, one per MLP, two norms per block."""
     counts: dict[str, int] = {}
-    for name in ("add_layer_norm", "bias_gelu", "batch_norm_prelu"):
+    for name in ("add_layer_norm", "bias_gelu", "batch_norm_prelu", "batch_norm_prelu_pool"):
         real = getattr(block_ops, name)
 
         def counted(*arguments: object, real: object = real, name: str = name, **options: object) -> object:
@@ -108,7 +108,9 @@ def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == {}
     step(True)
     blocks = 2 * MODEL.depth + MODEL.decoder_depth  # student, teacher, decoder
-    assert counts == {"add_layer_norm": 2 * blocks, "bias_gelu": blocks, "batch_norm_prelu": 17}
+    assert counts == {
+        "add_layer_norm": 2 * blocks, "bias_gelu": blocks, "batch_norm_prelu": 16, "batch_norm_prelu_pool": 1
+    }
 
 
 def test_parameters_and_buffers_keep_their_names() -> None:

@@ -44,8 +44,9 @@ LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "n
              "webdataset", "tyro", "fsspec", "tensorboard")
 
 CODECS = ("jpeg", "vp9", "h264", "hevc")
-KERNELS = ("gather_frames", "gather_blocks", "fuse_tokens", "restore_tokens", "attention", "layer_targets", "masked_mse",
-           "add_layer_norm", "bias_gelu", "batch_norm_prelu")
+KERNELS = ("gather_frames", "gather_frames folded", "gather_blocks", "gather_blocks folded", "fuse_tokens", "restore_tokens",
+           "attention", "layer_targets", "masked_mse", "add_layer_norm", "bias_gelu", "batch_norm_prelu",
+           "batch_norm_prelu_pool")
 CONFIGURATION = ("torch", "triton", "numpy")
 
 

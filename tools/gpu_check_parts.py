@@ -149,14 +149,14 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
     return EncodedClip("clip", content, offsets, numbers_T, window, PACKED, PACKED, blocks)
 
 
-def check_kernel(op: str, device: str = "cuda", impl: str = "triton") -> Figures:
-    """Results and gradients of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
+def check_kernel(name: str, device: str = "cuda", impl: str = "triton") -> Figures:
+    """Results and gradients of a call of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
     from kernel_inputs import CALLS, Draw, Sizes, values_and_gradients
 
     figures: Figures = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        call = CALLS[op](Sizes(), Draw(dtype, device, dtype))
+        call = CALLS[name](Sizes(), Draw(dtype, device, dtype))
         inputs = list(call.inputs.values())
 
         def evaluate(impl: Any, tensors: list[Tensor], call: Callable[..., Any] = call) -> list[list[Tensor]]:

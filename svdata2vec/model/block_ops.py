@@ -7,13 +7,14 @@ B clips, N tokens, D width, H hidden width; F maps (frames), C channels, H W pic
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.kernels.dispatch import Impl
-from svdata2vec.kernels.functional import add_layer_norm, batch_norm_prelu, bias_gelu
+from svdata2vec.kernels.functional import add_layer_norm, batch_norm_prelu, batch_norm_prelu_pool, bias_gelu
 
 
 class BlockOps:
@@ -35,6 +36,10 @@ class BlockOps:
         x_FCHW = norm(x_FCHW)
         return prelu(x_FCHW if shortcut_FCHW is None else x_FCHW + shortcut_FCHW)
 
+    def norm_prelu_pool(self, norm: nn.BatchNorm2d, prelu: nn.PReLU, pool: nn.MaxPool2d, x_FCHW: Tensor) -> Tensor:
+        """The largest of 3x3 neighbours of PReLU(BatchNorm(x)), every second pixel."""
+        return pool(self.norm_prelu(norm, prelu, x_FCHW))
+
 
 @dataclass(frozen=True)
 class FusedBlockOps(BlockOps):
@@ -55,26 +60,38 @@ class FusedBlockOps(BlockOps):
         self, norm: nn.BatchNorm2d, prelu: nn.PReLU, x_FCHW: Tensor, shortcut_FCHW: Tensor | None = None
     ) -> Tensor:
         """One op for a plain BatchNorm. A synchronised one needs the other processes' batches: module by module."""
-        if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
+        if not _fusible(norm):
             return super().norm_prelu(norm, prelu, x_FCHW, shortcut_FCHW)
-        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        shortcut_FCHW = None if shortcut_FCHW is None else _channels_last(shortcut_FCHW)
+        return batch_norm_prelu(_channels_last(x_FCHW), *_vectors(norm, prelu), shortcut_FCHW=shortcut_FCHW, **self._how(norm))
+
+    def norm_prelu_pool(self, norm: nn.BatchNorm2d, prelu: nn.PReLU, pool: nn.MaxPool2d, x_FCHW: Tensor) -> Tensor:
+        """Likewise; the map behind the PReLU is never written."""
+        if not _fusible(norm):
+            return super().norm_prelu_pool(norm, prelu, pool, x_FCHW)
+        return batch_norm_prelu_pool(_channels_last(x_FCHW), *_vectors(norm, prelu), **self._how(norm))
+
+    def _how(self, norm: nn.BatchNorm2d) -> dict[str, Any]:
+        """The options of a normalisation, which counts as one of the module's."""
+        assert norm.num_batches_tracked is not None
         if norm.training:
             norm.num_batches_tracked.add_(1)
-        if shortcut_FCHW is not None:
-            shortcut_FCHW = shortcut_FCHW.contiguous(memory_format=torch.channels_last)
-        return batch_norm_prelu(
-            x_FCHW.contiguous(memory_format=torch.channels_last),  # as it is, except behind the Conv3d of all frames
-            norm.weight,
-            norm.bias,
-            prelu.weight,
-            norm.running_mean,
-            norm.running_var,
-            shortcut_FCHW=shortcut_FCHW,
-            training=norm.training,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            impl=self.impl,
-        )
+        return {"training": norm.training, "momentum": norm.momentum, "eps": norm.eps, "impl": self.impl}
+
+
+def _fusible(norm: nn.BatchNorm2d) -> bool:
+    return type(norm) is nn.BatchNorm2d and norm.momentum is not None
+
+
+def _vectors(norm: nn.BatchNorm2d, prelu: nn.PReLU) -> tuple[Tensor, ...]:
+    """Weight, bias and slope, running mean and variance."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.weight, norm.bias, prelu.weight, norm.running_mean, norm.running_var
+
+
+def _channels_last(x_FCHW: Tensor) -> Tensor:
+    """As it is, except behind the Conv3d of all frames."""
+    return x_FCHW.contiguous(memory_format=torch.channels_last)
 
 
 def block_ops(fused: bool, impl: Impl) -> BlockOps:

@@ -184,6 +184,19 @@ def batch_norm_prelu_truth(
     return torch.stack(planes, dim=1), torch.stack(means).detach(), torch.stack(variances).detach()
 
 
+def max_pool_truth(x: Tensor) -> Tensor:
+    """(F, C, P, Q): the largest of 3x3 pixels, stride 2, of those that there are; differentiable."""
+    F, C, H, W = x.shape
+    rows = []
+    for i in range((H + 1) // 2):
+        row = []
+        for j in range((W + 1) // 2):
+            window = x[:, :, max(2 * i - 1, 0) : 2 * i + 2, max(2 * j - 1, 0) : 2 * j + 2].reshape(F, C, -1)
+            row.append(window.max(2).values)
+        rows.append(torch.stack(row, dim=2))
+    return torch.stack(rows, dim=2)
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """The same map in channels-last memory."""
     return tensor.contiguous(memory_format=torch.channels_last)

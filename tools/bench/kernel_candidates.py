@@ -3,6 +3,7 @@
 B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from svdata2vec.config.schema import ModelConfig, TargetConfig
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.gather_frames import window_shape
 from svdata2vec.model.block_ops import BlockOps, block_ops
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.student import Decoder, Encoder
@@ -86,8 +88,10 @@ class Scale:
 def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
     """Every op (or those named) at the model's shapes, then the sweep; made one by one, as memory allows."""
     makers: dict[str, list[Callable[..., Case]]] = {  # called with the scale and a batch size
-        "gather_frames": [partial(gather_case, channels=channels) for channels in (16, 15)],
-        "gather_blocks": [gather_blocks_case],
+        "gather_frames": [
+            partial(gather_case, channels=count, folded=folded) for count, folded in ((16, True), (16, False), (15, False))
+        ],
+        "gather_blocks": [partial(gather_blocks_case, folded=folded) for folded in (True, False)],
         "fuse_tokens": [fuse_case],
         "restore_tokens": [restore_case],
         "attention": [partial(attention_case, tokens=n, heads=H, head_dim=D // H) for n in (KEPT, T)],
@@ -100,6 +104,7 @@ def all_cases(scale: Scale, ops: Sequence[str] = ()) -> Iterator[Case]:
         "batch_norm_prelu": [
             partial(batch_norm_case, widening=wide, shortcut=shortcut) for wide, shortcut in ((1, False), (1, True), (8, True))
         ],
+        "batch_norm_prelu_pool": [batch_norm_pool_case],
         "transformer": [transformer_case],
         "video encoder": [video_encoder_case],
     }
@@ -155,25 +160,26 @@ def floats(scale: Scale, *shape: int, grad: bool = True, dtype: torch.dtype | No
     return torch.randn(shape, device=scale.device, dtype=dtype or scale.dtype).requires_grad_(grad)
 
 
-def gather_case(scale: Scale, batch: int, channels: int) -> Case:
+def gather_case(scale: Scale, batch: int, channels: int, folded: bool) -> Case:
     side = scale.side
-    call = model_call(scale, "gather_frames", B=batch, side=side, channels=channels)
+    call = model_call(scale, f"gather_frames{' folded' if folded else ''}", B=batch, side=side, channels=channels)
     near = (call.fixed["keep_BK"][:, :, None] + torch.arange(-2, 3, device=scale.device)).flatten(1)
     frames_read = sum(len({t for t in row if 0 <= t < T}) for row in near.tolist())
-    written = batch * KEPT * side * side * channels * scale.dtype.itemsize
-    shape = f"B={batch} {side}x{side} channels={channels}"
+    written = math.prod(window_shape(batch * KEPT, side, side, channels, folded)) * scale.dtype.itemsize
+    shape = f"B={batch} {side}x{side} channels={channels}{' folded' if folded else ''}"
     return op_case(scale, call, shape, forward_bytes=frames_read * side * side * 3 + written)
 
 
-def gather_blocks_case(scale: Scale, batch: int) -> Case:
+def gather_blocks_case(scale: Scale, batch: int, folded: bool) -> Case:
     """Bytes of the stored frames that are touched, each once, and what is written."""
     side = scale.side
-    call = model_call(scale, "gather_blocks", B=batch, side=side)
+    call = model_call(scale, f"gather_blocks{' folded' if folded else ''}", B=batch, side=side)
     frames = block_bytes.frames_read(call.fixed["keep_BK"].cpu().numpy(), T)
     form, maps = call.fixed["form"], call.fixed["map_B4"].tolist()
     read = sum(count * int(block_bytes.touched(form, side, row).sum()) for count, row in zip(frames, maps, strict=True))
-    written = batch * KEPT * side * side * call.fixed["channels"] * scale.dtype.itemsize
-    return op_case(scale, call, f"B={batch} {form[0]} to {side}", forward_bytes=read + written)
+    written = math.prod(window_shape(batch * KEPT, side, side, call.fixed["channels"], folded)) * scale.dtype.itemsize
+    shape = f"B={batch} {form[0]} to {side}{' folded' if folded else ''}"
+    return op_case(scale, call, shape, forward_bytes=read + written)
 
 
 def fuse_case(scale: Scale, batch: int) -> Case:
@@ -263,7 +269,7 @@ def block_case(
             "eager": within(scale, plain, parameters),
             "torch.compile": within(scale, compiled(plain), parameters),
         },
-        one * passes.forward, one * passes.backward,
+        int(one * passes.forward), int(one * passes.backward),
     )
 
 
@@ -310,6 +316,19 @@ def batch_norm_case(scale: Scale, batch: int, widening: int, *, shortcut: bool) 
         scale, f"batch_norm_prelu{' with shortcut' if shortcut else ''}",
         f"F={shape[0]} C={channels} {side}x{side}{' shortcut' if shortcut else ''}", maps, [norm, prelu],
         lambda steps: lambda *x: steps.norm_prelu(norm, prelu, *x),
+    )
+    return replace(case, smooth=False)
+
+
+def batch_norm_pool_case(scale: Scale, batch: int) -> Case:
+    """The end of the stem in training: BatchNorm, PReLU and the maximum."""
+    channels, side = scale.stem_width, scale.side // 2
+    norm, prelu = nn.BatchNorm2d(channels, device=scale.device), nn.PReLU(channels, device=scale.device)
+    shape = (batch * KEPT, channels, side, side)
+    x_FCHW = floats(scale, *shape, grad=False).contiguous(memory_format=torch.channels_last).requires_grad_()
+    case = block_case(
+        scale, "batch_norm_prelu_pool", f"F={shape[0]} C={channels} {side}x{side}", (x_FCHW,), [norm, prelu],
+        lambda steps: lambda x: steps.norm_prelu_pool(norm, prelu, nn.MaxPool2d(3, 2, 1), x),
     )
     return replace(case, smooth=False)
 

@@ -1,11 +1,11 @@
 """A call of every op at sizes of one's choice: what the kernel tests, the benchmark and the GPU check compute with.
 
 B clips, T frames or tokens, K kept frames, D width, H heads, L layers; in `bias_gelu` the width is `hidden`; in
-`batch_norm_prelu` maps are F frames, C channels, H W picture.
+`batch_norm_prelu` and `batch_norm_prelu_pool` maps are F frames, C channels, H W picture.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -94,16 +94,20 @@ def random_weight(value: Tensor) -> Tensor:
     return torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(value)
 
 
-def gather_frames(sizes: Sizes, draw: Draw) -> Call:
-    shape = sizes.B, sizes.T, sizes.side, sizes.side, 3
+def gather_frames(sizes: Sizes, draw: Draw, *, folded: bool = False) -> Call:
+    side = sizes.side + sizes.side % 2 if folded else sizes.side
+    shape = sizes.B, sizes.T, side, side, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, device=draw.device)
     keep = draw_keep(sizes.B, sizes.T, sizes.K, draw.device)
-    fixed = {"keep_BK": keep, "window": sizes.window, "channels": sizes.channels, "dtype": draw.dtype}
+    fixed = {"keep_BK": keep, "window": sizes.window, "channels": sizes.channels, "folded": folded, "dtype": draw.dtype}
     return Call("gather_frames", {}, {"video_BTHWC": video, **fixed})
 
 
-def gather_blocks(sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: int = 2) -> Call:
+def gather_blocks(
+    sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: int = 2, folded: bool = False
+) -> Call:
     """Windows mirrored or not, shrunk or enlarged, that leave the packed picture here and there; frames in any order."""
+    sizes = replace(sizes, side=sizes.side + sizes.side % 2) if folded else sizes
     side = 32 * max(sizes.side * 10 // 7 // 32, 1)  # 320 for 224
     bytes_of = side * side // 8 * (1 + luma_bits) + side * side // 16 * (1 + chroma_bits)
     blocks = torch.randint(0, 256, (sizes.B, sizes.T, bytes_of), dtype=torch.uint8, device=draw.device)
@@ -117,7 +121,7 @@ def gather_blocks(sizes: Sizes, draw: Draw, *, luma_bits: int = 3, chroma_bits: 
         "blocks_BTE": blocks, "map_B4": K.block_maps(maps).to(draw.device),
         "frame_BT": torch.randint(0, sizes.T, (sizes.B, sizes.T), device=draw.device),
         "keep_BK": draw_keep(sizes.B, sizes.T, sizes.K, draw.device), "form": (side, luma_bits, chroma_bits),
-        "size": sizes.side, "window": sizes.window, "channels": sizes.channels, "dtype": draw.dtype,
+        "size": sizes.side, "window": sizes.window, "channels": sizes.channels, "folded": folded, "dtype": draw.dtype,
     }
     return Call("gather_blocks", {}, fixed)
 
@@ -172,15 +176,22 @@ def batch_norm_prelu(sizes: Sizes, draw: Draw, *, shortcut: bool = True, trainin
     return Call("batch_norm_prelu", {**maps, **parameters}, fixed)
 
 
+def batch_norm_prelu_pool(sizes: Sizes, draw: Draw, *, training: bool = True) -> Call:
+    call = batch_norm_prelu(sizes, draw, shortcut=False, training=training)
+    return replace(call, op="batch_norm_prelu_pool")
+
+
 # A mean far from zero: a variance must not be computed as a difference of large numbers.
 OFF_ZERO = 3.0
 
 # Every op once under its own name, and the variants that take another way through its kernels.
 CALLS: dict[str, Callable[[Sizes, Draw], Call]] = {
     "gather_frames": gather_frames,
+    "gather_frames folded": partial(gather_frames, folded=True),
     "gather_blocks": gather_blocks,
     "gather_blocks of two bits": partial(gather_blocks, luma_bits=2),
     "gather_blocks of three bits": partial(gather_blocks, chroma_bits=3),
+    "gather_blocks folded": partial(gather_blocks, folded=True),
     "fuse_tokens": fuse_tokens,
     "restore_tokens": restore_tokens,
     "attention": attention,
@@ -193,4 +204,6 @@ CALLS: dict[str, Callable[[Sizes, Draw], Call]] = {
     "batch_norm_prelu": batch_norm_prelu,
     "batch_norm_prelu without a shortcut": partial(batch_norm_prelu, shortcut=False),
     "batch_norm_prelu in evaluation": partial(batch_norm_prelu, training=False),
+    "batch_norm_prelu_pool": batch_norm_prelu_pool,
+    "batch_norm_prelu_pool in evaluation": partial(batch_norm_prelu_pool, training=False),
 }

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 class Passes:
     """Passes of the forward and of the backward pass, and activations kept from one for the other."""
 
-    forward: int
-    backward: int
-    kept: int
+    forward: float
+    backward: float
+    kept: float
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         return self.forward + self.backward
 
 
@@ -55,6 +55,12 @@ BLOCK_OPS: dict[str, BlockOp] = {
         "modules: statistics 1, norm 2, PReLU 2; back: PReLU 4 (it writes a whole map for the slope's gradient), that map's "
         "sum 1, norm 2 + 3. Fused: statistics 1, the rest 2; back: sums 2, gradient 3. What the PReLU reads isn't kept.",
     ),
+    "batch_norm_prelu_pool": BlockOp(
+        Passes(7.25, 13.25, 4),
+        Passes(2.375, 3.75, 1.125),
+        "as above; the maximum reads 1, writes a quarter, and 1 of numbers of 8 bytes; back: these, filled, 3.25. Fused: "
+        "statistics 1, x 1, a quarter out and a byte to each value of it; back: x and both of these twice, gradient 1.",
+    ),
     "batch_norm_prelu with shortcut": BlockOp(
         Passes(8, 10, 2),
         Passes(4, 7, 2),
@@ -67,15 +73,17 @@ BLOCK_OPS: dict[str, BlockOp] = {
 def map_values(batch: int, kept_frames: int, side: int, stem_width: int) -> dict[str, int]:
     """Values of all feature maps that go through each kind of BatchNorm of the video encoder, once each."""
     frames = batch * kept_frames
-    plain, with_shortcut = frames * stem_width * (side // 2) ** 2, 0  # the stem
+    plain = with_shortcut = 0
     for stage in range(4):
         values = frames * stem_width * 2**stage * (side // 4 // 2**stage) ** 2
         plain, with_shortcut = plain + 2 * values, with_shortcut + 2 * values  # two blocks of two convolutions
-    return {"batch_norm_prelu": plain, "batch_norm_prelu with shortcut": with_shortcut}
+    stem = frames * stem_width * (side // 2) ** 2
+    return {"batch_norm_prelu_pool": stem, "batch_norm_prelu": plain, "batch_norm_prelu with shortcut": with_shortcut}
 
 
 def trunk_gigabytes(batch: int, kept_frames: int, side: int, stem_width: int) -> tuple[float, float]:
-    """Gigabytes that all BatchNorms of a training step move in bfloat16: module by module, and fused."""
+    """Gigabytes that all BatchNorms of a training step, and the maximum behind the first, move in bfloat16: module by module,
+    and fused."""
     values = map_values(batch, kept_frames, side, stem_width)
     modules = sum(BLOCK_OPS[name].modules.total * count for name, count in values.items())
     fused = sum(BLOCK_OPS[name].fused.total * count for name, count in values.items())
