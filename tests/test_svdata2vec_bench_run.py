@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pretraining_step import Step, make_batch
 from tiny import pretrain_config, student_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from svdata2vec.bench import limits
 from svdata2vec.bench.advice import Surroundings
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, forward_macs, roofline, step_bytes, step_flops, step_layers
@@ -140,6 +142,33 @@ def test_stored_bytes_are_those_of_the_files(record: dict[str, Any], tiny_shard_
     assert record["counts"]["decoded_bytes_per_clip"] == 6 * 32 * 32 * 3
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_every_reader_reads_the_tars_in_order(tiny_shard_folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, seen = ShardSet.open(tiny_shard_folder), []
+    real = limits._read_in_order
+
+    def counted(tars: Sequence[Path]) -> int:
+        seen.append((tars, done := real(tars)))
+        return done
+
+    monkeypatch.setattr(limits, "_read_in_order", counted)
+    assert (limits.storage_bytes_per_second(shards, at_once) or 0) > 0
+    whole = sum(tar.stat().st_size for tar in shards.tars)
+    assert [done for _, done in seen] == [whole] * at_once
+    assert all(sorted(tars) == sorted(shards.tars) for tars, _ in seen)
+
+
+def test_of_pictures_alone_those_are_read_that_are_seen(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    shards = ShardSet.open(tiny_shard_folder)
+    config = pretrain_config(tiny_shard_folder, tmp_path)
+    rows = shards.rows(config.data.train_split)
+    wanted = []
+    for row in rows:
+        frames = int(shards.index["frames"][row])
+        wanted.append(int(shards.index["size"][row].sum()) * min(limits.coded_pictures(shards, rows, config) / frames, 1))
+    assert limits.read_bytes(shards, rows, config) == pytest.approx(sum(wanted) / len(wanted))
+
+
 # ---- the record -----------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +255,7 @@ def test_figures_that_cannot_be_trusted_are_named() -> None:
 
 
 def test_limits_come_from_counts_and_ceilings() -> None:
-    counts = {"flops_per_clip": 100.0, "step_bytes_per_clip": 10.0, "stored_bytes_per_clip": 5.0, "decoded_bytes_per_clip": 2}
+    counts = {"flops_per_clip": 100.0, "step_bytes_per_clip": 10.0, "read_bytes_per_clip": 5.0, "decoded_bytes_per_clip": 2}
     ceilings = {"matmul_flops_per_s": 1000.0, "copy_bytes_per_s": 200.0, "storage_bytes_per_s": 500.0}
     found = roofline(Rates(read=50, decode=25, data=20, model=5, train=4), counts, ceilings)
     limits = {name: (row["limit_clips_per_s"], row["limited_by"], row["efficiency"]) for name, row in found.items()}
@@ -234,6 +263,10 @@ def test_limits_come_from_counts_and_ceilings() -> None:
         "read": (100, "tars read in order", 0.5), "decode": (50, "frames copied once", 0.5), "data": (25, "decode alone", 0.8),
         "model": (10, "matrix products", 0.5), "train": (5, "model alone", 0.8),
     }
+    blocks = {**counts, "uploaded_bytes_per_clip": 4.0}
+    uploaded = roofline(Rates(50, 25, 20, 5, 4), blocks, {**ceilings, "upload_bytes_per_s": 400.0})["decode"]
+    assert (uploaded["limit_clips_per_s"], uploaded["limited_by"]) == (100, "bytes uploaded")
+    assert roofline(Rates(50, 25, 20, 5, 4), blocks, {**ceilings, "upload_bytes_per_s": None})["decode"] == found["decode"]
     slow_memory = roofline(Rates(50, 25, 20, 5, 4), counts, {**ceilings, "copy_bytes_per_s": 80.0, "storage_bytes_per_s": None})
     assert slow_memory["model"]["limited_by"] == "memory traffic" and slow_memory["model"]["limit_clips_per_s"] == 8
     assert slow_memory["read"]["limit_clips_per_s"] is None and slow_memory["read"]["efficiency"] is None
@@ -268,13 +301,26 @@ BLOCKS_GPU = Surroundings("cuda", 8, "blocks", False, luma_bits=3)
         (Rates(760, 835, 509, 1029, 415), GPU, "loader",
          "both together 509.0; its threads share one Python interpreter: read in more processes, --data.readers 2"),
         (Rates(90, 80, 50, 500, 49), CPU, "loader", "its threads share the same 8 cores"),
-        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --run.launch graph"),
+        (Rates(900, 800, 700, 600, 300), GPU, "overlap", "share one interpreter: --run.launch graph with --model.fused-blocks"),
+        (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, storage=2000.0, readers=4), "read", "--data.readers 6"),
     ],
 )
 def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Surroundings, bound: str, advice: str) -> None:
     verdict = judge(rates, 0.5, DEFAULT, where)
     assert verdict.bound == bound
     assert verdict.text.startswith(f"{bound}-bound: train {rates.train:.1f}") and advice in verdict.text
+
+
+def test_what_a_graph_still_lacks() -> None:
+    """Fused blocks, and JPEGs that wait for their decoder beside the step: as an H100 had them."""
+    rates, where = Rates(7775, 940, 681, 1338, 503), Surroundings("cuda", 16, "jpeg", True, storage=5000.0, readers=4)
+    run = dataclasses.replace(DEFAULT.run, launch="graph")
+    plain = dataclasses.replace(DEFAULT, run=run)
+    fused = dataclasses.replace(plain, model=dataclasses.replace(DEFAULT.model, fused_blocks=True))
+    assert "pack as blocks, which need no decoder; or look for waits" in judge(rates, 0.4, fused, where).text
+    slower = Rates(7775, 940, 900, 500, 498)
+    assert "go faster try --model.fused-blocks, or a larger" in judge(slower, 0.0, plain, where).text
+    assert "--model.fused-blocks" not in judge(slower, 0.0, fused, where).text
 
 
 RATES = (
@@ -295,7 +341,9 @@ def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
         data = dataclasses.replace(DEFAULT.data, threads=threads, readers=readers, **tuned)  # type: ignore[arg-type]
         run = dataclasses.replace(DEFAULT.run, launch=launch)
         config = dataclasses.replace(DEFAULT, data=data, run=run, encode="kept_frames" if other else "all_frames")
-        where = Surroundings(device, cores, codec, other, 224 if other else 320, storage, remote=storage is None)
+        where = Surroundings(
+            device, cores, codec, other, 224 if other else 320, storage, remote=storage is None, readers=readers
+        )
         verdict = judge(rates, 0.5, config, where)
         text = verdict.text
         assert "prefetch" not in text
@@ -319,6 +367,7 @@ def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
         assert ("smaller than" in text) <= (not other) and ("kept_frames" in text) <= (config.encode == "all_frames")
         assert ("a GPU" in text) <= (device == "cpu") and ("bf16" in text) <= (not other)
         assert ("--run.launch graph" in text) <= (launch == "eager" and device == "cuda")
+        assert ("--model.fused-blocks" in text) <= (device == "cuda"), "on a CPU they are the reference"
 
 
 def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
@@ -422,7 +471,11 @@ def test_the_authors_way_takes_a_conv3d_on_a_gpu_too(
     monkeypatch.setattr(video_encoder, "gathers_all_frames", lambda device: True)
     for way in ("forward_all", "forward_windows"):
         real = getattr(Stem, way)
-        noted = lambda stem, video, way=way, real=real: (seen.append(way), real(stem, video))[1]  # noqa: E731
+
+        def noted(stem: Stem, video: torch.Tensor, way: str = way, real: Any = real, **options: bool) -> torch.Tensor:
+            seen.append(way)
+            return real(stem, video, **options)
+
         monkeypatch.setattr(Stem, way, noted)
     with open_stages(config, Runtime(cpu, 0, 1, False), ShardSet.open(tiny_shard_folder), baseline=True) as (stages, _):
         for name in ("model", "original model"):

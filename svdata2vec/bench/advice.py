@@ -28,6 +28,7 @@ class Surroundings:
         packed_size: side of the stored pictures, in pixels.
         storage: clips per second of the tars read in order; None behind a network.
         luma_bits: of a pixel's brightness, codec blocks alone.
+        readers: processes that read clips, 0 = a thread does it.
     """
 
     device: str
@@ -38,6 +39,7 @@ class Surroundings:
     storage: float | None = None
     remote: bool = False
     luma_bits: int | None = None
+    readers: int = 0
 
     @property
     def second_half(self) -> Literal["decode", "upload"]:
@@ -51,7 +53,7 @@ def advise_read(rates: Rates, config: PretrainConfig, where: Surroundings) -> st
         whole = ", or fetch whole tars ahead, --data.remote-fetch shards" if config.data.remote_fetch == "clips" else ""
         return f"the network is the limit: copy the shards to a local disk{whole}"
     if where.storage is not None and rates.read < STORAGE_BOUND * where.storage:
-        more = _more_readers(config, where, ": ")
+        more = _more_readers(where, ": ")
         return f"the storage could give {where.storage:.1f}, reading and planning are the limit{more}"
     smaller = ""
     if where.codec == "jpeg" and where.device == "cpu" and rates.decode > VP9_SLOWER * rates.read:
@@ -63,7 +65,7 @@ def advise_loader(config: PretrainConfig, where: Surroundings) -> str:
     """For a run whose loader is slower than both its halves."""
     if where.device == "cpu":
         return f"its threads share the same {where.cores} cores"
-    return f"its threads share one Python interpreter{_more_readers(config, where, ': ')}"
+    return f"its threads share one Python interpreter{_more_readers(where, ': ')}"
 
 
 def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> str:
@@ -86,7 +88,7 @@ def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> 
     if on_cpu:
         words.append("a GPU, which reads blocks undecoded" if where.codec == "blocks" else "a GPU, which decodes with nvJPEG")
     elif _blocks_would_help(rates, where):
-        words.append("pack as blocks, which need no decoder (on paper: run on no GPU yet)")
+        words.append("pack as blocks, which need no decoder")
     return f"try {', or '.join(words)}" if words else "the decoder is this machine's limit"
 
 
@@ -113,7 +115,7 @@ def advise_model(config: PretrainConfig, where: Surroundings) -> str:
     else:
         if not where.bf16:
             words.append("--run.precision bf16")
-        words += ["--run.launch graph"] if _graph_would_help(config, where) else []
+        words += _launch(config, where)
         words.append("a larger --run.batch-size (`svdata2vec bench batch` says how large)")
         words += ["more GPUs (torchrun)"] if config.run.launch != "graph" else []
     return f"this is where the time should go; to go faster try {', or '.join(words)}"
@@ -127,15 +129,16 @@ def advise_overlap(rates: Rates, config: PretrainConfig, where: Surroundings) ->
             fewer = f", or fewer --data.threads (now {threads}), for the loader has time to spare"
         return f"both work on the same {where.cores} cores and take them from each other: more cores, or a GPU{fewer}"
     if config.run.launch != "graph":
-        words = ["--run.launch graph"] if _graph_would_help(config, where) else []
-        words += ["a larger --run.batch-size"] + ([] if config.data.readers else [_more_readers(config, where, "")])
+        words = _launch(config, where)
+        words += ["a larger --run.batch-size"] + ([] if config.data.readers else [_more_readers(where, "")])
         return f"loader and launches of kernels share one interpreter: {', or '.join(word for word in words if word)}"
-    return "look for waits in a profile: tools/bench/profile_training.py"
+    blocks = "pack as blocks, which need no decoder; or " if _blocks_would_help(rates, where) else ""
+    return f"{blocks}look for waits in a profile: tools/bench/profile_training.py"
 
 
-def _more_readers(config: PretrainConfig, where: Surroundings, link: str) -> str:
-    readers = config.data.readers or 0
-    return f"{link}read in more processes, --data.readers {readers + 2}" if readers + 2 < where.cores else ""
+def _more_readers(where: Surroundings, link: str) -> str:
+    more = where.readers + 2
+    return f"{link}read in more processes, --data.readers {more}" if more < where.cores else ""
 
 
 def _blocks_would_help(rates: Rates, where: Surroundings) -> bool:
@@ -144,5 +147,9 @@ def _blocks_would_help(rates: Rates, where: Surroundings) -> bool:
     return where.codec == "jpeg" and larger and not where.remote
 
 
-def _graph_would_help(config: PretrainConfig, where: Surroundings) -> bool:
-    return config.run.launch == "eager" and not launch_obstacles("graph", config, where.device)
+def _launch(config: PretrainConfig, where: Surroundings) -> list[str]:
+    """One launch per step, and then fused blocks, which without it cost the host more than they save the GPU."""
+    graph = config.run.launch == "graph"
+    could = config.run.launch == "eager" and not launch_obstacles("graph", config, where.device)
+    words = ([] if graph else ["--run.launch graph"]) + ([] if config.model.fused_blocks else ["--model.fused-blocks"])
+    return [" with ".join(words)] if words and (graph or could) else []

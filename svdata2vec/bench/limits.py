@@ -9,7 +9,9 @@ B clips, T frames, K kept frames, N tokens, D width
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -150,14 +152,15 @@ def clip_bytes(config: PretrainConfig) -> int:
 # ---- what this device and disk reach --------------------------------------------------------------------------------
 
 
-def measure_ceilings(device: torch.device, shards: ShardSet, bf16: bool) -> dict[str, Any]:
-    """Bytes and FLOP per second that this device and disk reach at best."""
+def measure_ceilings(device: torch.device, shards: ShardSet, bf16: bool, readers: int) -> dict[str, Any]:
+    """Bytes and FLOP per second that this device and disk reach at best; `readers` processes read clips, 0 = a thread."""
     single, half = (matmul_flops_per_second(device, dtype) for dtype in (torch.float32, torch.bfloat16))
     return {
         "copy_bytes_per_s": copy_bytes_per_second(device),
         "matmul_fp32_flops_per_s": single, "matmul_bf16_flops_per_s": half,
         "matmul_flops_per_s": half if bf16 else single,
-        "storage_bytes_per_s": storage_bytes_per_second(shards),
+        "storage_bytes_per_s": storage_bytes_per_second(shards, max(readers, 1)),
+        "upload_bytes_per_s": upload_bytes_per_second(device),
     }
 
 
@@ -186,21 +189,37 @@ def median_seconds(run: Callable[[], object], device: torch.device, repetitions:
     return statistics.median(times[1:])
 
 
-def storage_bytes_per_second(shards: ShardSet) -> float | None:
-    """Bytes of the shards' tars read in order, up to 256 MiB; None where they are behind a network.
+def upload_bytes_per_second(device: torch.device) -> float | None:
+    """Bytes from page-locked memory to a GPU; None where there is none."""
+    if device.type != "cuda":
+        return None
+    source, target = torch.zeros(2**28, dtype=torch.uint8).pin_memory(), torch.empty(2**28, dtype=torch.uint8, device=device)
+    return source.numel() / median_seconds(lambda: target.copy_(source, non_blocking=True), device)
+
+
+def storage_bytes_per_second(shards: ShardSet, at_once: int = 1) -> float | None:
+    """Bytes of the shards' tars read in order, up to 256 MiB each of so many readers; None where they are behind a network.
 
     What the system has in memory already comes from there: on a training machine with less memory than data, drop its
     caches first (or read a larger set).
     """
     if not shards.tars:
         return None
-    buffer = bytearray(READ_CHUNK)
-    done, started = 0, time.perf_counter()
-    for tar in shards.tars:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        done = sum(pool.map(lambda first: _read_in_order([*shards.tars[first:], *shards.tars[:first]]),
+                            [number * len(shards.tars) // at_once for number in range(at_once)]))
+    return done / (time.perf_counter() - started)
+
+
+def _read_in_order(tars: Sequence[Path]) -> int:
+    """Bytes read, the interpreter's lock released."""
+    buffer, done = bytearray(READ_CHUNK), 0
+    for tar in tars:
         with tar.open("rb", buffering=0) as file:
             while done < READ_AT_MOST and (count := file.readinto(buffer)):
                 done += count
-    return done / (time.perf_counter() - started)
+    return done
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------
@@ -225,7 +244,8 @@ class Rates:
 def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, float]:
     """Work of a clip, from shapes and from the index."""
     layers = step_layers(config, len(shards.manifest.layout.joints))
-    rows = shards.rows(config.data.train_split)
+    rows, form = shards.rows(config.data.train_split), shards.manifest.blocks
+    pictures = coded_pictures(shards, rows, config)
     return {
         "forward_macs_per_clip": forward_macs(layers, ("video", "skeleton", "encoder", "decoder")),
         "flops_per_clip": step_flops(layers),
@@ -233,7 +253,9 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
         "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
         "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
         "decoded_bytes_per_clip": clip_bytes(config),
-        "coded_pictures_per_clip": coded_pictures(shards, rows, config),
+        "coded_pictures_per_clip": pictures,
+        **({"uploaded_bytes_per_clip": pictures * form.frame_bytes} if form else {}),
+        "read_bytes_per_clip": read_bytes(shards, rows, config),
     }
 
 
@@ -244,6 +266,14 @@ def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainCo
         seen = frames_seen(config)
         return float(config.data.num_frames) if seen is None else seen.mean
     return float(shards.index["frames"][rows].mean())
+
+
+def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
+    """Bytes that a clip's reader takes from the shards: of its stored pictures those that are seen, or all of it."""
+    stored = shards.index["size"][rows].sum(axis=1, dtype="int64")
+    if shards.manifest.codec not in PICTURES_ALONE:
+        return float(stored.mean())
+    return float((stored * np.minimum(coded_pictures(shards, rows, config) / shards.index["frames"][rows], 1)).mean())
 
 
 def decoding_need(rates: Rates, codec: str, pictures: float, num_frames: int) -> dict[str, Any]:
@@ -257,15 +287,19 @@ def decoding_need(rates: Rates, codec: str, pictures: float, num_frames: int) ->
 def roofline(rates: Rates, counts: dict[str, float], ceilings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Per stage: the limit in clips/s, where it comes from, and the share of it that is reached.
 
-    Reading is set against the tars read in order, loading against its slower half, the model against the slower of its
-    multiply-adds and its bytes, training against the slower of loader and model.
+    Reading is set against the tars read in order, decoding against the frames copied once (blocks that go to a GPU: against
+    the bytes of a clip uploaded), loading against its slower half, the model against the slower of its multiply-adds and its
+    bytes, training against the slower of loader and model.
     """
     compute = ceilings["matmul_flops_per_s"] / counts["flops_per_clip"]
     memory = ceilings["copy_bytes_per_s"] / counts["step_bytes_per_clip"]
-    storage = ceilings["storage_bytes_per_s"]
+    storage, upload = ceilings["storage_bytes_per_s"], ceilings.get("upload_bytes_per_s")
+    decode = ceilings["copy_bytes_per_s"] / (2 * counts["decoded_bytes_per_clip"]), "frames copied once"
+    if upload and "uploaded_bytes_per_clip" in counts:
+        decode = upload / counts["uploaded_bytes_per_clip"], "bytes uploaded"
     limits: dict[str, tuple[float | None, str]] = {
-        "read": (storage and storage / counts["stored_bytes_per_clip"], "tars read in order"),
-        "decode": (ceilings["copy_bytes_per_s"] / (2 * counts["decoded_bytes_per_clip"]), "frames copied once"),
+        "read": (storage and storage / counts["read_bytes_per_clip"], "tars read in order"),
+        "decode": decode,
         "data": min((rates.read, "read alone"), (rates.decode, "decode alone")),
         "model": min((compute, "matrix products"), (memory, "memory traffic")),
         "train": min((rates.data, "data alone"), (rates.model, "model alone")),

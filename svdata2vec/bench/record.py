@@ -34,7 +34,7 @@ SCHEMA: dict[str, Any] = {
     "stages": dict.fromkeys((*STAGES, "*"), STAGE),
     "counts": {
         "forward_macs_per_clip": int, "flops_per_clip": int, "step_bytes_per_clip": NUMBER,
-        "stored_bytes_per_clip": NUMBER, "decoded_bytes_per_clip": int,
+        "stored_bytes_per_clip": NUMBER, "decoded_bytes_per_clip": int, "read_bytes_per_clip?": NUMBER,
     },
     "ceilings": {f"{name}_per_s": NUMBER for name in ("copy_bytes", "matmul_fp32_flops", "matmul_bf16_flops")},
     "roofline": {name: {"limited_by": str, "limit_clips_per_s?": NUMBER, "efficiency?": NUMBER} for name in (*STAGES, "*")},

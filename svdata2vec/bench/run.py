@@ -54,7 +54,8 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         for _ in range(config.rounds):
             for stage in stages.values():
                 stage.time_round(device, config.seconds, max(stage.ahead, 2))
-        ceilings = measure_ceilings(device, shards, runtime.bf16)
+        readers = stages["read"].ahead
+        ceilings = measure_ceilings(device, shards, runtime.bf16, readers)
     counts = count(config, shards, runtime.bf16)
     rows = {name: stage.as_dict() for name, stage in stages.items()}
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
@@ -63,8 +64,8 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     form = shards.manifest.blocks
     where = Surroundings(
         device.type, usable_cores(), shards.manifest.codec, runtime.bf16, shards.manifest.packed_size,
-        storage and storage / counts["stored_bytes_per_clip"], remote=not shards.tars,
-        luma_bits=form.luma_bits if form else None,
+        storage and storage / counts["read_bytes_per_clip"], remote=not shards.tars,
+        luma_bits=form.luma_bits if form else None, readers=readers,
     )
     return {
         **head(FORMAT, VERSION), "machine": hardware(device),
