@@ -112,28 +112,39 @@ def test_a_page_is_rendered_between_its_markers(tmp_path: Path, monkeypatch: pyt
 
 def test_figures_of_bench_run_come_from_the_files(results: Path) -> None:
     record = load("bench_run_cpu")
-    gpu = copy.deepcopy(record)
-    gpu["machine"]["device"] = "GPU X"
-    gpu["stages"]["train"]["clips_per_s"] = 1234.5
-    gpu["roofline"]["read"].update(limit_clips_per_s=None, efficiency=None)
-    gpu["baseline"], gpu["doubts"] = None, ["doubtful: too many cooks"]
-    for name in ("original model", "original train"):
-        del gpu["stages"][name]
     (results / "bench_run_cpu.json").write_text(json.dumps(record))
-    alone = render.section("bench_run")
-    (results / "bench_run_gpu.json").write_text(json.dumps(gpu))
-    both = render.section("bench_run")
-    lines = (line.split(" | ") for line in both.splitlines())
-    cells = {first.strip("| "): [cell.strip("| ") for cell in rest] for first, *rest in lines}
+    text = render.section("bench_run")
+    cells = {row[0]: row[1:] for row in map(cells_of, text.splitlines()) if row}
     train = record["roofline"]["train"]
-    rate = f"{record['stages']['train']['clips_per_s']:.2f}"
-    assert cells["train"][:4] == [rate, f"{train['limit_clips_per_s']:.2f}", f"{100 * train['efficiency']:.3g} %", "1,234"]
-    assert cells["read"][4:6] == ["", ""] and cells["the original's way: train"][3] == ""
-    assert "GPU X, torch" in both and "Doubtful: too many cooks." in both and "GPU X" not in alone
-    assert "hence empty: GPU, GPU with batch 128, `demo` preset, CPU." in alone
-    assert "hence empty: GPU with batch 128, `demo` preset, CPU." in both
-    assert both.count("times as fast") == alone.count("times as fast") == 1
-    assert f"training {record['baseline']['train_speedup']:.1f} times as fast" in both
+    assert cells["train"] == [f"{record['stages']['train']['clips_per_s']:.2f}", f"{100 * train['efficiency']:.3g} %", "", ""]
+    assert "hence empty: `demo` preset, CPU." in text
+    assert f"training {record['baseline']['train_speedup']:.1f} times as fast" in text
+
+
+def test_on_a_gpu_a_limit_that_is_exceeded_and_what_was_not_measured_are_empty(results: Path) -> None:
+    gpu = load("bench_run_gpu")
+    gpu["machine"]["device"], gpu["doubts"] = "GPU X", ["doubtful: too many cooks"]
+    gpu["stages"]["train"]["clips_per_s"] = 1234.5
+    gpu["roofline"]["read"].update(efficiency=1.2)
+    gpu["roofline"]["train"].update(efficiency=1.04)
+    gpu["roofline"]["model"].update(limit_clips_per_s=None, efficiency=None)
+    (results / "bench_run_gpu.json").write_text(json.dumps(gpu))
+    blocks = copy.deepcopy(gpu)
+    blocks["baseline"] = None
+    for name in ("original model", "original train"):
+        del blocks["stages"][name]
+    (results / "bench_run_gpu_blocks.json").write_text(json.dumps(blocks))
+    text = render.section("bench_run_gpu")
+    cells = {row[0]: row[1:] for row in map(cells_of, text.splitlines()) if row}
+    assert cells["train"] == ["1,234", "104 %", "", "", "1,234", "104 %", "", ""]
+    assert cells["read"][1] == cells["model"][1] == "" and cells["the original's way: train"][4:] == [""] * 4
+    assert "GPU X, torch" in text and "Doubtful: too many cooks." in text and text.count("times as fast") == 1
+    assert "hence empty: jpeg, batch 128, blocks, batch 128." in text
+
+
+def cells_of(line: str) -> list[str]:
+    """Of a line of a table."""
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
 
 
 def test_the_hosts_cost_of_both_codecs_stands_in_one_table_against_its_goals(results: Path) -> None:

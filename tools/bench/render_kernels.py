@@ -128,22 +128,23 @@ def fusions() -> str:
     table = "\n".join(lines)
     return f"""## Block-level fusions: what was tried, what is off, and why
 
-Three more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
-(residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product) and `batch_norm_prelu` (BatchNorm,
-shortcut and PReLU of the video encoder, with its running statistics). `model.fused_blocks` puts all of them into the
-network; parameters and checkpoints stay. **They are off by default**: at batch 32 on an H100 a step whose kernels are
+Four more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
+(residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product), `batch_norm_prelu` (BatchNorm,
+shortcut and PReLU of the video encoder, with its running statistics) and `batch_norm_prelu_pool` (the end of its stem, with
+the maximum over 3x3 pixels). `model.fused_blocks` puts all of them into the network; parameters and checkpoints stay.
+**They are off by default**: at batch 32 on an H100 a step whose kernels are
 launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--run.launch graph`) it
-gets faster ("One training step" and "What decisions about the GPU rest on" in README.md beside this page). Single ops
-have not been timed on a GPU. A synchronised BatchNorm keeps the plain way.
+gets faster ("One training step" and "What decisions about the GPU rest on" in README.md beside this page). Few ops
+have been timed alone on a GPU. A synchronised BatchNorm keeps the plain way.
 
 Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
 training; "kept" is what the backward pass needs:
 
 {table}
 
-All BatchNorms with a PReLU of the video encoder together move {before:.0f} GB in a training step of {FUSED_BATCH} clips
-module by module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16). What the
-convolutions move is the same either way.
+All BatchNorms with a PReLU of the video encoder, and its maximum, together move {before:.0f} GB in a training step of
+{FUSED_BATCH} clips module by module, and {after:.0f} GB fused ({FUSED_FRAMES} frames of {FUSED_SIDE} x {FUSED_SIDE}, bfloat16).
+What the convolutions move is the same either way.
 
 Not built, and why:
 
@@ -183,7 +184,8 @@ def stored_blocks() -> str:
 
 Megabytes per clip of {FRAMES} frames ({PACKED} px, {FUSED_FRAMES} kept, windows of five frames of {FUSED_SIDE} px in
 bfloat16), each byte once; a window of the mean training size. Nothing but the stored bytes that the windows touch and the
-result crosses the memory (a test overwrites all others). On no GPU has this been timed.
+result crosses the memory (a test overwrites all others). Nothing has timed the op alone on a GPU, `bench run` the step
+that begins with it ("Every stage on a GPU" in README.md beside this page).
 
 {table}
 """

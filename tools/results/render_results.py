@@ -19,6 +19,7 @@ from results_learning import codec_agreement, codec_experiment, demo, motion_che
 from results_scaling import scaling, scaling_measured, scaling_storage
 from results_speed import (
     bench_run,
+    bench_run_gpu,
     block_encoder,
     blocks_bound,
     encodings,
@@ -31,6 +32,7 @@ from results_speed import (
     memory,
     op_calls,
     openmp,
+    profiles,
     training_step,
 )
 from results_studies import finetuning, label_costs, label_differences, label_efficiency, sides
@@ -60,8 +62,10 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),
-    "bench_run": (bench_run, ("bench_run_cpu", "bench_run_gpu", "bench_run_gpu_b128", "bench_run_demo_cpu")),
-    "gpu_check": (gpu_check, ("gpu_check",)),
+    "bench_run": (bench_run, ("bench_run_cpu", "bench_run_demo_cpu")),
+    "bench_run_gpu": (bench_run_gpu, tuple(f"bench_run_gpu{more}" for more in ("", "_b128", "_blocks", "_blocks_b128"))),
+    "profiles": (profiles, ("profile_gpu_jpeg", "profile_gpu_blocks")),
+    "gpu_check": (gpu_check, ("gpu_check", "gpu_check_kernels")),
     "gpu_exploration": (gpu_exploration, ("gpu_exploration",)),
     "loader": (loader, ("bench_data",)),
     "geometry": (geometry, ("bench_geometry",)),
