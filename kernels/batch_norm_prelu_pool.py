@@ -231,8 +231,13 @@ def launch_batch_norm_prelu_pool(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given."""
+    """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given.
+
+    Raises ValueError for a frame of more values than 32 bits count.
+    """
     F, C, H, W = x_FCHW.shape
+    if H * W * C >= 2**31:
+        raise ValueError(f"x_FCHW has {H * W * C} values a frame, the kernel counts to 2147483647; pass impl='torch'")
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     saved = x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
     if mean_C is None or variance_C is None:

@@ -15,6 +15,12 @@ from kernel_inputs import CALLS, Call, Draw, Sizes, batch_norm_prelu, batch_norm
 from svdata2vec.kernels import add_layer_norm, batch_statistics, bias_gelu, launch
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.batch_norm_prelu import _apply_kernel
+from svdata2vec.kernels.batch_norm_prelu_pool import (
+    _apply_pool_kernel,
+    _pool_input_kernel,
+    _pool_sums_kernel,
+    launch_batch_norm_prelu_pool,
+)
 from svdata2vec.kernels.batch_statistics import _statistics_kernel
 
 pytestmark = triton_marks()
@@ -291,3 +297,37 @@ def test_rows_of_a_map_are_found_beyond_two_giga_elements() -> None:
     found = [torch.empty(8, device=DEVICE) for _ in range(2)]
     launch.launch(_statistics_kernel, (1, 1), x, *found, 3, apart, 4, **tiles)
     torch.testing.assert_close(found[0], values[0].float().mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_frames_of_a_pooled_map_are_found_beyond_two_giga_elements() -> None:
+    """Three frames of 2**30 + 64 values, of which the upper left corner is looked at. Few pages are touched."""
+    apart, C = 2**30 + 64, 8
+    picture, tiles = (apart // (4 * C), 4, 1, 1), {"BLOCK_R": 8, "BLOCK_C": C}
+    x, grad_x = (torch.empty(2 * apart + 8 * C, dtype=torch.float16, device=DEVICE) for _ in range(2))
+    corners, grads = (tensor.as_strided((3, 2, 4, C), (apart, 4 * C, C, 1)) for tensor in (x, grad_x))
+    corners.copy_(torch.randn(3, 2, 4, C))
+    vectors = tuple(torch.rand(C, device=DEVICE) + 0.5 for _ in range(5))
+    out, tap = torch.empty(3, C, device=DEVICE), torch.empty(3, C, dtype=torch.uint8, device=DEVICE)
+    launch.launch(_apply_pool_kernel, (3, 1), x, vectors, out, tap, C, 1, picture, 0.0, **tiles)
+    weight, bias, slope, mean, variance = vectors
+    z = (corners.float() - mean) / variance.sqrt() * weight + bias
+    want, where = torch.where(z > 0, z, slope * z)[:, :, :2].flatten(1, 2).max(1)
+    torch.testing.assert_close(out, want, rtol=1e-3, atol=1e-3)
+    assert (tap == torch.tensor([4, 5, 7, 8], device=DEVICE)[where]).all()
+
+    grad, sums = torch.randn(3, C, device=DEVICE), torch.empty(1, 3, C, device=DEVICE)
+    launch.launch(_pool_sums_kernel, (1, 1), grad, tap, x, vectors, sums, C, 1, 3, 3, picture, 0.0, **tiles)
+    chosen = z[:, :, :2].flatten(1, 2).gather(1, where[:, None])[:, 0]
+    grad_z = torch.where(chosen > 0, grad, slope * grad)
+    torch.testing.assert_close(sums[0, 1], grad_z.sum(0), rtol=1e-3, atol=1e-3)
+    inputs = grad, tap, x, vectors, sums[0], grad_x
+    launch.launch(_pool_input_kernel, (3, 1), *inputs, 1, C, 1, picture, 0.0, TRAINING=False, **tiles)
+    spread = torch.zeros(3, 4, C, device=DEVICE).scatter(1, where[:, None], (grad_z * weight / variance.sqrt())[:, None])
+    torch.testing.assert_close(grads[:, :, :2].flatten(1, 2).float(), spread, rtol=2e-3, atol=2e-3)
+    assert not grads[:, :, 2:].any()
+
+
+def test_a_frame_beyond_32_bits_is_refused() -> None:
+    x = torch.empty(1, device="meta").expand(1, 64, 2**13, 2**12)
+    with pytest.raises(ValueError, match="x_FCHW has 2147483648 values a frame, the kernel counts to 2147483647"):
+        launch_batch_norm_prelu_pool(x, *(torch.empty(64) for _ in range(3)), None, None, 1e-5)
