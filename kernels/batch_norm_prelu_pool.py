@@ -116,14 +116,15 @@ def _apply_pool_kernel(
     x_ptr += frame * H * W * num_channels
     mean_1C, rstd_1C, weight_1C, bias_1C, slope_1C = _vectors(vectors, c_C, num_channels, eps)
     best_RC = tl.full((BLOCK_R, BLOCK_C), float("-inf"), tl.float32)
-    tap_RC = tl.zeros((BLOCK_R, BLOCK_C), tl.int32)
+    tap_RC = tl.full((BLOCK_R, BLOCK_C), -1, tl.int32)  # none yet
     for tap in tl.static_range(9):
         y_R, x_R = top_R + tap // 3, left_R + tap % 3
         inside_RC = (there_R & (y_R >= 0) & (y_R < H) & (x_R >= 0) & (x_R < W))[:, None] & there_C[None, :]
         at_RC = (y_R * W + x_R)[:, None] * num_channels + c_C[None, :]
         z_RC = (tl.load(x_ptr + at_RC, mask=inside_RC, other=0).to(tl.float32) - mean_1C) * (rstd_1C * weight_1C) + bias_1C
         value_RC = tl.where(z_RC > 0, z_RC, z_RC * slope_1C)
-        larger_RC = inside_RC & ((value_RC > best_RC) | (value_RC != value_RC))  # what is no number stays, as in PyTorch
+        # The first of equal ones, also where all are -inf; what is no number stays: as in PyTorch.
+        larger_RC = inside_RC & ((value_RC > best_RC) | (value_RC != value_RC) | (tap_RC < 0))
         best_RC, tap_RC = tl.where(larger_RC, value_RC, best_RC), tl.where(larger_RC, tap, tap_RC)
     at_RC = frame * P * Q * num_channels + (pixel_R[:, None] * num_channels + c_C[None, :])
     written_RC = there_R[:, None] & there_C[None, :]

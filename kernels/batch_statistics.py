@@ -1,4 +1,5 @@
-"""Mean and variance of every channel of a channels-last map, for `batch_norm_prelu` in training.
+"""Mean and variance of every channel of a channels-last map, for `batch_norm_prelu` and `batch_norm_prelu_pool` in
+training.
 
 Welford's recurrence within a program, then Chan's merge of programs, in a fixed order: variances are sums of squared
 distances from a mean, never differences of large sums.

@@ -8,8 +8,8 @@ or device, for an `impl` that can't run here, and for values outside their range
 The Triton kernels accumulate in float32 and are deterministic: there are no atomic additions. Strides are free unless a
 docstring demands otherwise.
 
-B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; in `batch_norm_prelu` F maps, C
-channels, H W picture; in `bias_gelu` H hidden width.
+B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; in `batch_norm_prelu` and
+`batch_norm_prelu_pool` F maps, C channels, H W picture; in `bias_gelu` H hidden width.
 """
 
 from collections.abc import Sequence
@@ -426,7 +426,7 @@ def batch_norm_prelu_pool(
     """The maximum over 3x3 pixels, stride 2, padding 1, of PReLU(BatchNorm(x)): `batch_norm_prelu` and `nn.MaxPool2d(3, 2, 1)`.
 
     Args:
-        x_FCHW: feature maps in channels-last memory, of at least one pixel.
+        x_FCHW: feature maps in channels-last memory, of at least one channel and pixel.
         weight_C ... eps: as in `batch_norm_prelu`; statistics are those of all of x.
 
     Returns:
@@ -435,8 +435,8 @@ def batch_norm_prelu_pool(
     """
     vectors = (weight_C, bias_C, slope_C, running_mean_C, running_variance_C)
     count = _check_norm({"x_FCHW": x_FCHW}, vectors, training)
-    if 0 in x_FCHW.shape[2:]:
-        raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; a maximum needs at least one pixel")
+    if 0 in x_FCHW.shape[1:]:
+        raise ValueError(f"x_FCHW has shape {tuple(x_FCHW.shape)}; a maximum needs at least one channel and pixel")
     given = (None, None) if training else vectors[3:]
     out_FCPQ, _, *batch = batch_norm_prelu_pool_op.run(impl, x_FCHW, *vectors[:3], *given, eps)
     if training:

@@ -119,10 +119,12 @@ def frames_of(video_BTHWC: Video) -> Tensor:
     return video_BTHWC.every_frame(**levels).permute(0, 1, 3, 4, 2)
 
 
-def windows_of(video_BTHWC: Video, keep_BK: Tensor, **options: Any) -> Tensor:
-    """Normalised windows (B*K, channels, H, W) around the kept frames, as `functional.gather_frames` describes them and its
-    options (dtype, channels, folded, impl)."""
+def windows_of(
+    video_BTHWC: Video, keep_BK: Tensor, *, dtype: torch.dtype, channels: int | None, folded: bool = False, impl: Impl
+) -> Tensor:
+    """Normalised windows (B*K, channels, H, W) around the kept frames, as `functional.gather_frames` describes them."""
     gather = gather_frames if isinstance(video_BTHWC, Tensor) else BlockClips.gather
+    options = {"dtype": dtype, "channels": channels, "folded": folded, "impl": impl}
     return gather(video_BTHWC, keep_BK, **options)  # type: ignore[arg-type]
 
 

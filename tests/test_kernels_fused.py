@@ -226,8 +226,9 @@ def test_the_maximum_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], 
 def test_of_equal_values_the_first_has_the_gradient_and_what_is_no_number_comes_through() -> None:
     """As in PyTorch, where a map is flat and where it has diverged."""
     norm, prelu, pool = torch.nn.BatchNorm2d(2).eval().to(DEVICE), torch.nn.PReLU(2).to(DEVICE), torch.nn.MaxPool2d(3, 2, 1)
-    x = cases.channels_last(torch.ones(1, 2, 5, 4)).to(DEVICE)
+    x = cases.channels_last(torch.ones(2, 2, 5, 4)).to(DEVICE)
     x[0, 1, 2, 1], x[0, 1, 0, 0] = torch.nan, -torch.inf
+    x[1, 0, :2, :2] = x[1, 0, 3:, 2:] = -torch.inf  # whole windows, at two corners
     vectors = norm.weight, norm.bias, prelu.weight, norm.running_mean, norm.running_var
     outcomes = []
     for run in (
@@ -330,4 +331,4 @@ def test_frames_of_a_pooled_map_are_found_beyond_two_giga_elements() -> None:
 def test_a_frame_beyond_32_bits_is_refused() -> None:
     x = torch.empty(1, device="meta").expand(1, 64, 2**13, 2**12)
     with pytest.raises(ValueError, match="x_FCHW has 2147483648 values a frame, the kernel counts to 2147483647"):
-        launch_batch_norm_prelu_pool(x, *(torch.empty(64) for _ in range(3)), None, None, 1e-5)
+        launch_batch_norm_prelu_pool(x, torch.empty(64), torch.empty(64), torch.empty(64), None, None, 1e-5)

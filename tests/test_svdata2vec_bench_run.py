@@ -7,10 +7,12 @@ import json
 import re
 import tarfile
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipeline_factory import shard_set
@@ -142,31 +144,33 @@ def test_stored_bytes_are_those_of_the_files(record: dict[str, Any], tiny_shard_
     assert record["counts"]["decoded_bytes_per_clip"] == 6 * 32 * 32 * 3
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_every_reader_reads_the_tars_in_order(tiny_shard_folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 3, 7])
+def test_readers_read_every_byte_of_the_tars_once(
+    tiny_shard_folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards, seen = ShardSet.open(tiny_shard_folder), []
-    real = limits._read_in_order
+    real = limits._read_part
 
-    def counted(tars: Sequence[Path]) -> int:
-        seen.append((tars, done := real(tars)))
+    def noted(tars: Sequence[Path], sizes: Sequence[int], start: int, length: int) -> int:
+        seen.append((start, done := real(tars, sizes, start, length)))
         return done
 
-    monkeypatch.setattr(limits, "_read_in_order", counted)
+    monkeypatch.setattr(limits, "_read_part", noted)
     assert (limits.storage_bytes_per_second(shards, at_once) or 0) > 0
     whole = sum(tar.stat().st_size for tar in shards.tars)
-    assert [done for _, done in seen] == [whole] * at_once
-    assert all(sorted(tars) == sorted(shards.tars) for tars, _ in seen)
+    parts = sorted(seen)
+    assert len(parts) == at_once and sum(done for _, done in parts) == whole
+    assert [start for start, _ in parts] == [0, *itertools.accumulate(done for _, done in parts[:-1])]
+    assert real(shards.tars, [tar.stat().st_size for tar in shards.tars], whole - 5, 100) == 5
 
 
-def test_of_pictures_alone_those_are_read_that_are_seen(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    shards = ShardSet.open(tiny_shard_folder)
-    config = pretrain_config(tiny_shard_folder, tmp_path)
-    rows = shards.rows(config.data.train_split)
-    wanted = []
-    for row in rows:
-        frames = int(shards.index["frames"][row])
-        wanted.append(int(shards.index["size"][row].sum()) * min(limits.coded_pictures(shards, rows, config) / frames, 1))
-    assert limits.read_bytes(shards, rows, config) == pytest.approx(sum(wanted) / len(wanted))
+def test_of_pictures_alone_those_are_read_that_are_seen() -> None:
+    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other; of videos all."""
+    config = dataclasses.replace(DEFAULT, encode="all_frames", data=dataclasses.replace(DEFAULT.data, num_frames=5))
+    index = np.array([([600, 400], 10), ([90, 0], 3)], dtype=[("size", "i8", 2), ("frames", "i8")])
+    for codec, expected in (("jpeg", (500 + 90) / 2), ("blocks", (500 + 90) / 2), ("vp9", (1000 + 90) / 2)):
+        shards: Any = types.SimpleNamespace(index=index, manifest=types.SimpleNamespace(codec=codec))
+        assert limits.read_bytes(shards, np.arange(2), config) == expected
 
 
 # ---- the record -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ def test_streams_and_their_overlap_per_step() -> None:
     ]
     found = summary(events, steps=2, wall_ns=20 * million)
     assert found["wall_ms"] == 10 and found["kernels_per_step"] == 2
+    assert found["training_kernels_per_step"] == 1  # two in two steps; what took no time is none
     assert found["training_stream_ms"] == 5 and found["training_stream_busy_share"] == pytest.approx(0.5)
     assert found["other_streams_ms"] == 2.5 and found["both_at_once_ms"] == 1
     assert found["streams_ms"] == {"7": 5, "20": 1, "21": 1.5}

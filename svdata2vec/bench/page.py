@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdata2vec.bench.record import compare, decoding_line, rate_text, stage_rows
+from svdata2vec.bench.record import compare, decoding_line, limit_of, rate_text, stage_rows
 from svdata2vec.reports.html_page import figure_image, page, preformatted, section, table, text
 from svdata2vec.shards.atomic import write_atomically
 
@@ -126,14 +126,14 @@ def _bars(axes: Axes, values: Mapping[str, float], labels: Sequence[str], colour
 
 def _rates(axes: Axes, record: dict[str, Any]) -> None:
     """A bar per stage on a log scale of clips/s, its spread, and its limit as a red line."""
-    stages, roofs = record["stages"], record["roofline"]
+    stages = record["stages"]
     rates = {name: row["clips_per_s"] for name, row in stages.items()}
     spread = [[max(rates[name] - row["q20"], 0) for name, row in stages.items()],
               [max(row["q80"] - rates[name], 0) for name, row in stages.items()]]
     colours = [GREY if name.startswith("original") else BLUE for name in stages]
     _bars(axes, rates, [rate_text(rate) for rate in rates.values()], colours, xerr=spread, error_kw={"capsize": 2})
     for number, name in enumerate(stages):
-        limit = roofs.get(name, {}).get("limit_clips_per_s")
+        limit = limit_of(record, name).get("limit_clips_per_s")
         if limit:
             axes.plot([limit, limit], [number - 0.4, number + 0.4], color=RED)
     axes.set_xscale("log")

@@ -50,6 +50,15 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+EXCEEDED = 1.1  # times a limit: beyond noise, so that it was none
+
+
+def limit_of(record: dict[str, Any], stage: str) -> dict[str, Any]:
+    """A stage's limit and the share that it reaches; empty where it has none, or is beyond it."""
+    roof: dict[str, Any] = record["roofline"].get(stage, {})
+    return {} if (roof.get("efficiency") or 0) > EXCEEDED else roof
+
+
 def head(kind: str, version: int) -> dict[str, Any]:
     """How a record begins: its format and the date."""
     return {"format": kind, "version": version, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -93,7 +102,7 @@ def stage_rows(record: dict[str, Any]) -> list[list[str]]:
     """Of each stage: name, clips/s, their 20 % and 80 % quantiles, limit, share of it that is reached, what limits it."""
     rows = []
     for name, row in record["stages"].items():
-        roof = record["roofline"].get(name, {})
+        roof = limit_of(record, name)
         limit, reached = roof.get("limit_clips_per_s"), roof.get("efficiency")
         rows.append([
             name, rate_text(row["clips_per_s"]), f"{rate_text(row['q20'])} to {rate_text(row['q80'])}", rate_text(limit),

@@ -55,7 +55,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
             for stage in stages.values():
                 stage.time_round(device, config.seconds, max(stage.ahead, 2))
         readers = stages["read"].ahead
-        ceilings = measure_ceilings(device, shards, runtime.bf16, readers)
+    ceilings = measure_ceilings(device, shards, runtime.bf16, readers)  # with nothing else at work: loaders make batches ahead
     counts = count(config, shards, runtime.bf16)
     rows = {name: stage.as_dict() for name, stage in stages.items()}
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})

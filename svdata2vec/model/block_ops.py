@@ -67,7 +67,7 @@ class FusedBlockOps(BlockOps):
 
     def norm_prelu_pool(self, norm: nn.BatchNorm2d, prelu: nn.PReLU, pool: nn.MaxPool2d, x_FCHW: Tensor) -> Tensor:
         """Likewise; the map behind the PReLU is never written."""
-        if not _fusible(norm):
+        if not _fusible(norm) or (pool.kernel_size, pool.stride, pool.padding) != (3, 2, 1):
             return super().norm_prelu_pool(norm, prelu, pool, x_FCHW)
         return batch_norm_prelu_pool(_channels_last(x_FCHW), *_vectors(norm, prelu), **self._how(norm))
 

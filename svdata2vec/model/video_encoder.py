@@ -138,7 +138,7 @@ class VideoEncoder(nn.Module):
         """Tokens of the kept frames (of all frames if `keep_BK` is None).
 
         Args:
-            video_BTHWC: (B, T, H, W, 3) uint8 RGB, decoded or not.
+            video_BTHWC: (B, T, H, W, 3) uint8 RGB, decoded or not; on a GPU of even height and width.
             keep_BK: (B, K) int64 frame numbers, or None.
 
         Returns:
@@ -151,7 +151,8 @@ class VideoEncoder(nn.Module):
         if keep_BK is None:
             x_FCHW = self.stem.forward_all(normalised(video_BTHWC, self.mean, self.std, dtype=dtype, impl=self.impl))
         else:
-            channels, folded = WINDOW_CHANNELS_GPU if video_BTHWC.is_cuda else None, folds_windows(video_BTHWC.device)
+            folded = folds_windows(video_BTHWC.device)
+            channels = WINDOW_CHANNELS_GPU if folded else None
             windows_FCHW = windows_of(video_BTHWC, keep_BK, dtype=dtype, channels=channels, folded=folded, impl=self.impl)
             x_FCHW = self.stem.forward_windows(windows_FCHW, folded=folded)
         for stage in self.stages:

@@ -9,6 +9,8 @@ some steps. Decoding engines (NVJPG, NVDEC) are no kernels and do not show; thei
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from svdata2vec.bench.record import head, save
 from svdata2vec.bench.stages import open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.runs.data import fit_data
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
@@ -64,7 +67,7 @@ def summary(events: list[Any], steps: int, wall_ns: float) -> dict[str, Any]:
     per_step = 1e-6 / steps
     return {
         "steps": steps, "wall_ms": wall_ns * per_step, "kernels_per_step": sum(map(len, streams.values())) / steps,
-        "training_stream_ms": length(busy[training]) * per_step,
+        "training_kernels_per_step": len(streams[training]) / steps, "training_stream_ms": length(busy[training]) * per_step,
         "training_stream_busy_share": length(busy[training]) / wall_ns,
         "other_streams_ms": length(others) * per_step, "both_at_once_ms": both(busy[training], others) * per_step,
         "streams_ms": {str(stream): length(spans) * per_step for stream, spans in busy.items()},
@@ -73,24 +76,31 @@ def summary(events: list[Any], steps: int, wall_ns: float) -> dict[str, Any]:
 
 
 def profiled(config: BenchConfig, steps: int) -> dict[str, Any]:
-    """The record of so many steps, after twice as many."""
+    """The record of so many steps, after twice as many; with the loader that `bench run` would make."""
     shards = open_preset_shards(config, "a profile is of one process")
-    with running(config.run) as runtime, open_stages(config, runtime, shards, baseline=False) as (stages, _):
-        step = stages["train"].batches
-        for _ in range(2 * steps):
-            next(step)
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-            started = time.perf_counter_ns()
-            for _ in range(steps):
-                next(step)
-            torch.cuda.synchronize()
-            wall = time.perf_counter_ns() - started
-        results = profiler.profiler.kineto_results if profiler.profiler else None
+    with running(config.run) as runtime:
+        config = replace(config, data=fit_data(config.data, runtime, shards))
+        with open_stages(config, runtime, shards, baseline=False) as (stages, _):
+            events, wall_ns = _events(stages["train"].batches, steps)
         return {
             **head(FORMAT, VERSION), "machine": hardware(runtime.device), "setting": setting(config, runtime, shards),
-            **summary(results.events() if results else [], steps, wall),
+            **summary(events, steps, wall_ns),
         }
+
+
+def _events(step: Iterator[Any], steps: int) -> tuple[list[Any], int]:
+    """What the profiler saw, and the nanoseconds that it took."""
+    for _ in range(2 * steps):
+        next(step)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        started = time.perf_counter_ns()
+        for _ in range(steps):
+            next(step)
+        torch.cuda.synchronize()
+        wall_ns = time.perf_counter_ns() - started
+    results = profiler.profiler.kineto_results if profiler.profiler else None
+    return results.events() if results else [], wall_ns
 
 
 def main() -> None:

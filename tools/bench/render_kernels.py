@@ -7,6 +7,7 @@ A device without a file leaves its cells empty; nothing is filled in by hand.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from svdata2vec.kernels.functional import block_maps
+from svdata2vec.kernels.gather_frames import window_shape
+from svdata2vec.model.video_encoder import WINDOW_CHANNELS_GPU
 from svdata2vec.shards.atomic import write_atomically
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -39,6 +42,7 @@ FUSED_BLOCK_OPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
 FUSED_PARTS = ("transformer", "video encoder")
 FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM = 128, 13, 224, 64  # for which bytes are counted on paper
 FRAMES, PACKED = 40, 320
+WINDOWS = window_shape(FUSED_FRAMES, FUSED_SIDE, FUSED_SIDE, WINDOW_CHANNELS_GPU, folded=True)
 
 Row = dict[str, Any]
 
@@ -165,7 +169,7 @@ def stored_blocks() -> str:
     frames, window = block_bytes.frames_read(keep, FRAMES)[0], 0.84**0.5 * PACKED  # the mean area of a training window
     maps = block_maps(torch.tensor([[[window / FUSED_SIDE, 0.0, 10.0], [0.0, window / FUSED_SIDE, 10.0]]]))[0].tolist()
     megabytes = 1e-6
-    picture, written = 3 * FUSED_SIDE**2 * megabytes, FUSED_FRAMES * FUSED_SIDE**2 * 16 * 2 * megabytes
+    picture, written = 3 * FUSED_SIDE**2 * megabytes, 2 * math.prod(WINDOWS) * megabytes
     lines = ["| stored as | uploaded | decoded, written | resampled: read, written | gathered: read, written | sum |",
              "|---|---:|---:|---:|---:|---:|"]
     whole, seen = FRAMES * 3 * PACKED**2 * megabytes, FRAMES * 3 * window**2 * megabytes
