@@ -222,10 +222,10 @@ def test_machine_and_date_come_from_every_kind_of_record(record: dict[str, Any],
 
 
 def test_the_bound_of_blocks_is_bytes_over_rates() -> None:
-    """Of 40 frames: 70.4 kB each read once, and the kept windows, 16 channels of 2 bytes, written."""
+    """Of 40 frames: 70.4 kB each read once, and the kept windows, 64 channels of 2 bytes at 115 x 115 places, written."""
     text = render.section("blocks_bound")
     row = next(line for line in text.splitlines() if line.startswith("| `blocks`, 3 and 2 bits |")).split(" | ")
     kept = int(40 * (1 - PretrainConfig().mask.video_ratio))
-    read, written = 40 * 70_400, kept * 224 * 224 * 32
+    read, written = 40 * 70_400, kept * 115 * 115 * 128
     assert row[1:5] == ["70.4", "2.8", f"{written / 1e6:.1f}", f"{40e12 / (read + written):,.0f}"]
     assert row[7] == f"{25e9 / 70_400:,.0f}" and "On paper" in text

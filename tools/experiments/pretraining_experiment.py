@@ -26,6 +26,7 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, reporte
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
 
@@ -97,7 +98,10 @@ MOTION: dict[str, Side] = {
 
 @dataclass(frozen=True)
 class SmallCnnRow:
-    """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid."""
+    """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid.
+
+    Its colours change as its recipe has it, whatever those of the other rows do.
+    """
 
     study: LabelEfficiencyConfig
     name: str = "small_cnn"
@@ -108,15 +112,16 @@ class SmallCnnRow:
     def settings(self) -> dict[str, Any]:
         study = self.study
         about = {"steps": study.steps, "batch_size": study.run.batch_size, "persons": study.model.persons}
-        return {"data": data_settings(study.data), **about}
+        return {"data": data_settings(replace(study.data, augment=AugmentConfig())), **about}
 
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []
 
     def run(self, cell: Cell, folder: Path) -> Outcome:
         base, chosen = self.study.classifier(), dict(cell.choice)
+        data, run = replace(base.data, augment=AugmentConfig()), replace(base.run, seed=cell.seed)
         return small_cnn.run(
-            replace(base, run=replace(base.run, seed=cell.seed), label_fraction=cell.fraction),
+            replace(base, data=data, run=run, label_fraction=cell.fraction),
             lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
             validate=cell.validate,
         )

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from result_cells import Record
@@ -60,7 +61,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "motion": (sides, ("motion",)),
     "finetuning": (finetuning, ("finetuning",)),
     "finetuning_longer": (finetuning, ("finetuning_longer",)),
-    "longer": (label_efficiency, ("longer",)),
+    "longer": (partial(label_efficiency, chart="longer.png"), ("longer",)),
     "longer_differences": (label_differences, ("longer",)),
     "longer_costs": (label_costs, ("longer",)),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),

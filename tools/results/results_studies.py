@@ -6,7 +6,7 @@ from statistics import mean
 from result_cells import Record, measured, percent, table
 
 
-def label_efficiency(record: Record) -> str:
+def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str:
     """Accuracy of every row over the share of labels, with the half width of its interval over seeds."""
     shares = record["settings"]["fractions"]
     labels = {cell["fraction"]: cell["labels"] for row in record["rows"] for cell in row["cells"]}
@@ -27,7 +27,7 @@ def label_efficiency(record: Record) -> str:
         "of its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, "
         f"their number is not in it. {clips[data['train_split']]} clips to train on{validated}. In brackets the "
         f"labelled clips. {commits(record)} {measured(record)}\n"
-        "\n![Accuracy over labelled clips](label_efficiency.png)\n"
+        f"\n![Accuracy over labelled clips]({chart})\n"
     )
 
 
