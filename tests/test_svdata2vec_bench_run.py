@@ -251,10 +251,15 @@ def test_figures_that_cannot_be_trusted_are_named() -> None:
         return {"q20": low, "clips_per_s": middle, "q80": high}
 
     quiet = {"data": row(99, 100, 101), "model": row(49, 50, 51), "train": row(47, 48, 50)}
-    assert doubts(quiet) == []
-    (spread,) = doubts({**quiet, "model": row(30, 50, 54)})
+    assert doubts(quiet, {}) == []
+    beyond = {"read": {"efficiency": 7.5, "limited_by": "tars read in order"}, "model": {"efficiency": None, "limited_by": ""},
+              "data": {"efficiency": 1.05, "limited_by": "read alone"}}
+    assert doubts(quiet, beyond) == [
+        "doubtful: read reaches 7.5 times its limit (tars read in order), which is therefore left out"
+    ]
+    (spread,) = doubts({**quiet, "model": row(30, 50, 54)}, {})
     assert "the rounds of model go from 30.0 to 54.0" in spread
-    (changed,) = doubts({**quiet, "train": row(70, 72, 73)})
+    (changed,) = doubts({**quiet, "train": row(70, 72, 73)}, {})
     assert "train (72.0 clips/s) is faster than its slower half (51.0)" in changed
 
 

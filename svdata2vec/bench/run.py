@@ -59,6 +59,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     counts = count(config, shards, runtime.bf16)
     rows = {name: stage.as_dict() for name, stage in stages.items()}
     rates = Rates(**{field.name: stages[field.name].median for field in fields(Rates)})
+    limits = roofline(rates, counts, ceilings)
     wait = stages["train"].parts["data"] / stages["train"].parts["total"]
     storage = ceilings["storage_bytes_per_s"]
     form = shards.manifest.blocks
@@ -71,7 +72,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
         **head(FORMAT, VERSION), "machine": hardware(device),
         "setting": {**setting(config, runtime, shards), "rounds": config.rounds, "seconds": config.seconds},
         "stages": rows, "counts": counts, "ceilings": ceilings,
-        "roofline": roofline(rates, counts, ceilings),
+        "roofline": limits,
         "mfu": counts["flops_per_clip"] * rates.train / ceilings["matmul_flops_per_s"],
         "mfu_model": counts["flops_per_clip"] * rates.model / ceilings["matmul_flops_per_s"],
         "train_share_of_model": rates.train / rates.model,
@@ -84,7 +85,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
             **decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config.data.num_frames),
             "by": where.second_half,
         },
-        "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows),
+        "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows, limits),
         "masks": cost_of_masks(stages, counts, config.mask.repeats),
         "baseline": compare_baseline(stages, difference),
     }

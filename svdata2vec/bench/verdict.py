@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from svdata2vec.bench.advice import Surroundings, advise_decode, advise_loader, advise_model, advise_overlap, advise_read
 from svdata2vec.bench.limits import Rates
+from svdata2vec.bench.record import EXCEEDED
 from svdata2vec.config.schema import PretrainConfig
 
 Bound = Literal["read", "decode", "upload", "loader", "model", "overlap"]
@@ -57,8 +58,8 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
     return Verdict(bound, text)
 
 
-def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
-    """Why the figures should not be trusted, one sentence each; empty where nothing speaks against them."""
+def doubts(stages: dict[str, dict[str, Any]], roofline: dict[str, dict[str, Any]]) -> list[str]:
+    """Why figures and limits should not be trusted, one sentence each; empty where nothing speaks against them."""
     found = [
         f"doubtful: the rounds of {name} go from {row['q20']:.1f} to {row['q80']:.1f} clips/s; measure again on a quiet machine"
         for name, row in stages.items() if row["q80"] > SPREAD * row["q20"]
@@ -69,6 +70,10 @@ def doubts(stages: dict[str, dict[str, Any]]) -> list[str]:
             f"doubtful: train ({stages['train']['clips_per_s']:.1f} clips/s) is faster than its slower half ({slower:.1f}); "
             "the machine changed its speed meanwhile: measure again"
         )
+    found += [
+        f"doubtful: {name} reaches {row['efficiency']:.1f} times its limit ({row['limited_by']}), which is therefore left out"
+        for name, row in roofline.items() if (row["efficiency"] or 0) > EXCEEDED
+    ]
     return found
 
 
