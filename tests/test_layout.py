@@ -14,7 +14,7 @@ FOLDERS = ("shards", "pipeline", "kernels", "svdata2vec")
 # Every room with the rooms that its files may import, besides themselves. The rooms of `svdata2vec/` stand in one row: each
 # may import all those before it.
 SHARDS = ("shards", "shards.reading", "shards.readers", "shards.packing")
-ROW = ("config", "model", "runs", "reports", "original", "evaluation", "training", "bench", "studies", "cli")
+ROW = ("config", "model", "runs", "reports", "original", "evaluation", "training", "studies", "bench", "cli")
 BELOW = {*SHARDS, "pipeline", "kernels", "svdata2vec"}
 ALLOWED: dict[str, set[str]] = {
     "shards": set(),

@@ -17,7 +17,6 @@ from pipeline_factory import shard_set
 from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 
-from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
@@ -25,9 +24,10 @@ from svdata2vec.config.probe import AttentiveConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
-from svdata2vec.runs.commit import UNKNOWN, commit
+from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock

@@ -10,12 +10,12 @@ from tiny import MODEL, pretrain_config, student_config
 from torch import Tensor
 
 from svdata2vec.bench.config import BenchConfig
-from svdata2vec.bench.limits import mask_layers, step_flops, step_layers
 from svdata2vec.bench.record import SCHEMA, as_table
 from svdata2vec.bench.run import measure
 from svdata2vec.config.records import faults
 from svdata2vec.config.schema import MaskConfig, PretrainConfig
 from svdata2vec.model.masking import Masks, draw_masks
+from svdata2vec.model.step_cost import mask_layers, step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.runs.runtime import running

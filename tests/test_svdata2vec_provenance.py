@@ -21,8 +21,8 @@ from svdata2vec.cli.options import option_names
 from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.runs import folder
-from svdata2vec.runs.commit import UNKNOWN
 from svdata2vec.runs.folder import claimed, is_finished
+from svdata2vec.runs.provenance import UNKNOWN
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tiny import MODEL, pretrain_config
 
-from svdata2vec.bench.record import save
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
 from svdata2vec.evaluation.features import Features, write_features
@@ -28,6 +27,7 @@ from svdata2vec.runs.card import model_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
+from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.atomic import WriteFailedError, append_line, write_atomically
 from svdata2vec.training.pretrain import pretrain

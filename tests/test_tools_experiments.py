@@ -14,8 +14,8 @@ import results_studies as tables
 from pipeline_factory import clip_parts, write_shards
 from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
 
-from svdata2vec.bench.limits import step_flops, step_layers
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
+from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell

@@ -22,12 +22,13 @@ import torch
 from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
-from svdata2vec.bench.record import head, save, where_and_what
+from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
+from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet

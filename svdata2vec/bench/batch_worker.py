@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from svdata2vec.bench.config import BatchConfig
-from svdata2vec.bench.machine import hardware, peak_bytes, resident_bytes
+from svdata2vec.bench.machine import peak_bytes, resident_bytes
 from svdata2vec.bench.stages import NEVER_ENDING, training_stage
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.failures import is_out_of_memory
+from svdata2vec.runs.provenance import hardware
 from svdata2vec.runs.runtime import running
 from svdata2vec.training.pretrain import Pretraining
 

@@ -32,8 +32,7 @@ import torch
 from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
-from svdata2vec.bench.machine import machine, tree_usage, versions
-from svdata2vec.bench.record import save
+from svdata2vec.bench.machine import tree_usage
 from svdata2vec.bench.tune import tune
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -42,6 +41,7 @@ from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.provenance import machine, save, versions
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet

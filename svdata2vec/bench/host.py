@@ -21,8 +21,7 @@ import numpy as np
 import psutil
 
 from svdata2vec.bench.config import HostConfig
-from svdata2vec.bench.machine import cpu_seconds, hardware, quantiles
-from svdata2vec.bench.record import head, save
+from svdata2vec.bench.machine import cpu_seconds, quantiles
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import frames_seen
@@ -31,6 +30,7 @@ from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.graph import InputOnlyDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer
+from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet

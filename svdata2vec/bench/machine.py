@@ -1,67 +1,18 @@
-"""The machine that a benchmark runs on: names and versions for its record, memory, clock and quantiles."""
+"""Memory and CPU time of processes on this machine, waiting for a device, and quantiles of what was timed."""
 
-import datetime
-import importlib.metadata
 import itertools
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from svdata2vec import __version__
-from svdata2vec.runs.commit import commit
-from svdata2vec.runs.cores import CONTROL_GROUPS, MEMBERSHIP, control_groups, cpu_name
+from svdata2vec.runs.cores import CONTROL_GROUPS, MEMBERSHIP, control_groups
 
 # Files of a control group's memory limit and use, version 2 and version 1.
 GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-
-
-def versions() -> dict[str, str | None]:
-    """Of this package and of what its speed depends on; None for what is not there."""
-    installed = {name: _installed(name) for name in ("triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120")}
-    return {
-        "svdata2vec": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "cuda": torch.version.cuda, "driver": _driver(), **{name: version for name, version in installed.items() if version},
-    }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _driver() -> str | None:
-    """Version of NVIDIA's driver."""
-    file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\b\d{3,}\.\d[\d.]*\b", file.read_text()) if file.is_file() else None
-    return found[0] if found else None
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """Hardware, versions, and how busy the machine was with other things."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0], "versions": versions(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """The same in short, for records of experiments."""
-    return {
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions(), "commit": commit(), "date": datetime.date.today().isoformat(),
-    }
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

@@ -1,13 +1,11 @@
-"""Records of the benchmarks: what all of them say, their check, and of `bench run` the schema, the table and the comparison."""
+"""The record of `bench run`: its schema, its table for a terminal, the comparison of two."""
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 from svdata2vec.config.files import read_json
 from svdata2vec.config.records import NUMBER, check_record
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.runs.provenance import HEAD
 from svdata2vec.shards.errors import UserError
 
 FORMAT = "svdata2vec-bench"
@@ -19,12 +17,6 @@ COMPARED = (
 )
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
-HEAD: dict[str, Any] = {  # of every benchmark's record
-    "format": str, "version": int, "date": str,
-    "machine": {
-        "device": str, "cpu": str, "cores": int, "torch_threads": int, "load_average": NUMBER, "versions": {"torch": str},
-    },
-}
 SETTING: dict[str, Any] = {
     "dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "rounds": int, "model": dict,
 }
@@ -48,8 +40,6 @@ SCHEMA: dict[str, Any] = {
     "masks?": {"repeats": int, "counted_share": NUMBER, "measured_share?": NUMBER},
     "baseline?": dict.fromkeys(("model_speedup", "train_speedup", "loss_difference"), NUMBER),
 }
-
-
 EXCEEDED = 1.1  # times a limit: beyond noise, so that it was none
 
 
@@ -57,17 +47,6 @@ def limit_of(record: dict[str, Any], stage: str) -> dict[str, Any]:
     """A stage's limit and the share that it reaches; empty where it has none, or is beyond it."""
     roof: dict[str, Any] = record["roofline"].get(stage, {})
     return {} if (roof.get("efficiency") or 0) > EXCEEDED else roof
-
-
-def head(kind: str, version: int) -> dict[str, Any]:
-    """How a record begins: its format and the date."""
-    return {"format": kind, "version": version, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-
-
-def save(record: dict[str, Any], out: Path) -> None:
-    """Write a record as JSON; its folder is made if needed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def load_record(path: Path) -> dict[str, Any]:

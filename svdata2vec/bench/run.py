@@ -14,13 +14,14 @@ from typing import Any
 from svdata2vec.bench.advice import Surroundings
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, count, decoding_need, measure_ceilings, roofline
-from svdata2vec.bench.machine import hardware, peak_bytes
-from svdata2vec.bench.record import FORMAT, VERSION, as_table, head, save
+from svdata2vec.bench.machine import peak_bytes
+from svdata2vec.bench.record import FORMAT, VERSION, as_table
 from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.data import fit_data
+from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.shown import shown_lines

@@ -20,11 +20,12 @@ import torch
 
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
-from svdata2vec.bench.record import head, save, where_and_what
+from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
 from svdata2vec.runs.cores import usable_cores
+from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown_lines

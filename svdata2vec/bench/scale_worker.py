@@ -19,13 +19,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.bench.config import ScaleConfig
-from svdata2vec.bench.machine import hardware, synchronise
+from svdata2vec.bench.machine import synchronise
 from svdata2vec.bench.stages import NEVER_ENDING
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.order import OrderConfig, taken_name
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.metrics_log import Ticks
+from svdata2vec.runs.provenance import hardware
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import epoch_batches

@@ -20,12 +20,12 @@ import torch
 
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import make_sources, packed
-from svdata2vec.bench.machine import hardware, quantiles
-from svdata2vec.bench.record import head, save
+from svdata2vec.bench.machine import quantiles
 from svdata2vec.bench.stages import Stage, decoding
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.cores import MOST_THREADS, cpu_name, usable_cores
+from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.tuned import Tuned, require_place, store_tuned
 from svdata2vec.shards.reading.shardset import ShardSet

@@ -9,22 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.bench.machine import hardware
-from svdata2vec.bench.record import head, save
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
 from svdata2vec.evaluation.probe import check_input
+from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.data import open_data, require_classes, require_several_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
+from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split

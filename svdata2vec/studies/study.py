@@ -11,8 +11,8 @@ from statistics import mean
 from typing import Any
 
 from svdata2vec.config.label_efficiency import SearchConfig
-from svdata2vec.runs.commit import UNKNOWN
 from svdata2vec.runs.intervals import mean_over_seeds
+from svdata2vec.runs.provenance import UNKNOWN
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, found_outcome, run_cell

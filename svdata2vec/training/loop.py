@@ -18,9 +18,9 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.checkpoint import Checkpoints
-from svdata2vec.runs.commit import UNKNOWN, commit
 from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
+from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopSignal

@@ -1,8 +1,10 @@
-"""What records of `bench batch`, `host` and `scale` hold: names that must be there, and their types (`bench.record.faults`)."""
+"""What records of `bench batch`, `host` and `scale` hold, as schemas for `config.records.faults`."""
 
 from typing import Any
 
-from svdata2vec.bench.record import HEAD, NUMBER, SETTING
+from svdata2vec.bench.record import SETTING
+from svdata2vec.config.records import NUMBER
+from svdata2vec.runs.provenance import HEAD
 
 BATCH: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},

@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from svdata2vec.bench.record import save
 from svdata2vec.runs.cores import cpu_name
+from svdata2vec.runs.provenance import save
 from svdata2vec.shards.blocks import BlockFormat, Bytes
 from svdata2vec.shards.packing.encode import BlocksEncoder, Encoder, JpegEncoder
 from svdata2vec.shards.ranges import Range

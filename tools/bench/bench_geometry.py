@@ -23,7 +23,6 @@ import torch
 
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage
-from svdata2vec.bench.record import save
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, Feed, RunClip
 from svdata2vec.pipeline.loader import ClipLoader
@@ -31,6 +30,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.pipeline.resampling import Resampler
+from svdata2vec.runs.provenance import save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svdata2vec.bench.record import save
+from svdata2vec.runs.provenance import save
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, index_dtype

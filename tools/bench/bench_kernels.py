@@ -27,8 +27,8 @@ from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
 
 from svdata2vec.bench.machine import quantiles
-from svdata2vec.bench.record import save
 from svdata2vec.runs.cores import cpu_name
+from svdata2vec.runs.provenance import save
 
 # Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
 # bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.

@@ -17,10 +17,10 @@ import torch
 
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import make_sources, packed
-from svdata2vec.bench.machine import hardware, tree_usage
-from svdata2vec.bench.record import head, save
+from svdata2vec.bench.machine import tree_usage
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import keep_freed_memory
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet

@@ -16,9 +16,8 @@ import torch
 from kernel_inputs import CALLS, Call, Draw, Sizes
 from torch import Tensor
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
 from svdata2vec.kernels import register
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
 
 TINY = Sizes(B=1, T=4, K=2, D=16, L=2, H=2, hidden=16, side=32, maps=(2, 16, 2, 2))

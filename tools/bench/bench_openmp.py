@@ -165,8 +165,7 @@ def main() -> None:
     if sys.argv[1:2] == [WORKER]:
         work(int(sys.argv[2]))
         return
-    from svdata2vec.bench.machine import machine
-    from svdata2vec.bench.record import save
+    from svdata2vec.runs.provenance import machine, save
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)

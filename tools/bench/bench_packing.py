@@ -25,12 +25,11 @@ import cv2
 import numpy as np
 
 from svdata2vec.bench.data_methods import padded_crop
-from svdata2vec.bench.machine import versions
-from svdata2vec.bench.record import save
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.runs.cores import cpu_name
+from svdata2vec.runs.provenance import save, versions
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.layouts import layout

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from pretraining_step import Step, make_batch
 
-from svdata2vec.bench.machine import machine, synchronise
-from svdata2vec.bench.record import save
+from svdata2vec.bench.machine import synchronise
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.runs.runtime import keep_freed_memory, pick_device
 from svdata2vec.shards.ranges import Range
 

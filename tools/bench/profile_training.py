@@ -19,12 +19,11 @@ import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from svdata2vec.bench.config import BenchConfig
-from svdata2vec.bench.machine import hardware
-from svdata2vec.bench.record import head, save
 from svdata2vec.bench.stages import open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.runs.data import fit_data
+from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range

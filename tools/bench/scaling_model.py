@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.bench.record import save
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
+from svdata2vec.runs.provenance import save
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import ABOVE_0, Count, Range, Share, check_fields
 

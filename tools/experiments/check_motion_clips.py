@@ -31,7 +31,7 @@ from small_cnn import ClipNet, FrameNet
 from torch import Tensor, nn
 
 from svdata2vec import __version__
-from svdata2vec.bench.record import save
+from svdata2vec.runs.provenance import save
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.ranges import LARGEST_SEED, Range

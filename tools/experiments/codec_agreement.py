@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
 from svdata2vec.evaluation.evaluate import Predictions, predict_split
 from svdata2vec.runs.data import build_loader, open_data, require_classes
 from svdata2vec.runs.intervals import NORMAL, wilson
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.errors import UserError

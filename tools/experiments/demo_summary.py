@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
 from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.studies.label_efficiency import cost
 
 ROWS = {

@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
 from svdata2vec.config.probe import PROBE
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)

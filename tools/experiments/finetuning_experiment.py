@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from pretraining_sides import RESULTS, read_options, reported
 
-from svdata2vec.bench.machine import hardware
-from svdata2vec.bench.record import head, save
 from svdata2vec.config.files import to_values
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.commit import commit
 from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.provenance import commit, hardware, head, save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import cost

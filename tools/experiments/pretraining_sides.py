@@ -10,20 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.limits import step_flops, step_layers
-from svdata2vec.bench.record import save
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import Group, read
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
 from svdata2vec.shards.errors import MachineError, UserError

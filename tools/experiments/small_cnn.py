@@ -28,14 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
 from svdata2vec.config.presets import demo_finetune
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import score
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError

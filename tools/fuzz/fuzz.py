@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.bench.machine import machine
-from svdata2vec.bench.record import save
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
 
 HERE = Path(__file__).parent

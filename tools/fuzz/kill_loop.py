@@ -34,8 +34,7 @@ from shards_data import write_motion_set  # noqa: E402
 from tiny import finetune_config, pretrain_config, tiny_shards  # noqa: E402
 from tiny_command import command_words  # noqa: E402
 
-from svdata2vec.bench.machine import machine  # noqa: E402
-from svdata2vec.bench.record import save  # noqa: E402
+from svdata2vec.runs.provenance import machine, save  # noqa: E402
 from svdata2vec.shards.ranges import LARGEST_SEED, Range  # noqa: E402
 
 MOST_ATTEMPTS = 12  # then one may end undisturbed

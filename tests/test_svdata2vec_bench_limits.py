@@ -1,0 +1,62 @@
+"""Limits of `bench run`: bytes and ceilings as they are, and what bounds each stage."""
+
+import itertools
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from svdata2vec.bench import limits
+from svdata2vec.bench.limits import Rates, roofline
+from svdata2vec.config.schema import DataConfig, PretrainConfig
+from svdata2vec.shards.reading.shardset import ShardSet
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7])
+def test_readers_read_every_byte_of_the_tars_once(
+    tiny_shard_folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, seen = ShardSet.open(tiny_shard_folder), []
+    real = limits._read_part
+
+    def noted(tars: Sequence[Path], sizes: Sequence[int], start: int, length: int) -> int:
+        seen.append((start, done := real(tars, sizes, start, length)))
+        return done
+
+    monkeypatch.setattr(limits, "_read_part", noted)
+    assert (limits.storage_bytes_per_second(shards, at_once) or 0) > 0
+    whole = sum(tar.stat().st_size for tar in shards.tars)
+    parts = sorted(seen)
+    assert len(parts) == at_once and sum(done for _, done in parts) == whole
+    assert [start for start, _ in parts] == [0, *itertools.accumulate(done for _, done in parts[:-1])]
+    assert real(shards.tars, [tar.stat().st_size for tar in shards.tars], whole - 5, 100) == 5
+
+
+def test_of_pictures_alone_those_are_read_that_are_seen() -> None:
+    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other; of videos all."""
+    config = PretrainConfig(encode="all_frames", data=DataConfig(num_frames=5))
+    index = np.array([([600, 400], 10), ([90, 0], 3)], dtype=[("size", "i8", 2), ("frames", "i8")])
+    for codec, expected in (("jpeg", (500 + 90) / 2), ("blocks", (500 + 90) / 2), ("vp9", (1000 + 90) / 2)):
+        shards: Any = types.SimpleNamespace(index=index, manifest=types.SimpleNamespace(codec=codec))
+        assert limits.read_bytes(shards, np.arange(2), config) == expected
+
+
+def test_limits_come_from_counts_and_ceilings() -> None:
+    counts = {"flops_per_clip": 100.0, "step_bytes_per_clip": 10.0, "read_bytes_per_clip": 5.0, "decoded_bytes_per_clip": 2}
+    ceilings = {"matmul_flops_per_s": 1000.0, "copy_bytes_per_s": 200.0, "storage_bytes_per_s": 500.0}
+    found = roofline(Rates(read=50, decode=25, data=20, model=5, train=4), counts, ceilings)
+    limits = {name: (row["limit_clips_per_s"], row["limited_by"], row["efficiency"]) for name, row in found.items()}
+    assert limits == {
+        "read": (100, "tars read in order", 0.5), "decode": (50, "frames copied once", 0.5), "data": (25, "decode alone", 0.8),
+        "model": (10, "matrix products", 0.5), "train": (5, "model alone", 0.8),
+    }
+    blocks = {**counts, "uploaded_bytes_per_clip": 4.0}
+    uploaded = roofline(Rates(50, 25, 20, 5, 4), blocks, {**ceilings, "upload_bytes_per_s": 400.0})["decode"]
+    assert (uploaded["limit_clips_per_s"], uploaded["limited_by"]) == (100, "bytes uploaded")
+    assert roofline(Rates(50, 25, 20, 5, 4), blocks, {**ceilings, "upload_bytes_per_s": None})["decode"] == found["decode"]
+    slow_memory = roofline(Rates(50, 25, 20, 5, 4), counts, {**ceilings, "copy_bytes_per_s": 80.0, "storage_bytes_per_s": None})
+    assert slow_memory["model"]["limited_by"] == "memory traffic" and slow_memory["model"]["limit_clips_per_s"] == 8
+    assert slow_memory["read"]["limit_clips_per_s"] is None and slow_memory["read"]["efficiency"] is None

@@ -1,0 +1,89 @@
+"""Records of `bench run` are checked when they are read, and compared; earlier versions' too."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svdata2vec.bench.record import SCHEMA, as_table, compare, decoding_line, load_record
+from svdata2vec.cli import main as cli
+from svdata2vec.config.records import faults
+from svdata2vec.shards.errors import UserError
+
+RECORD = Path(__file__).parent.parent / "tools" / "results" / "bench_run_cpu.json"
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return json.loads(RECORD.read_text())
+
+
+def test_records_are_checked(record: dict[str, Any], tmp_path: Path) -> None:
+    assert faults(record, SCHEMA) == []
+    broken = copy.deepcopy(record)
+    del broken["stages"]["train"]["q80"]
+    broken["mfu"] = "high"
+    assert faults(broken, SCHEMA) == ["no stages.train.q80", "mfu is str 'high'"]
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match="no such file; expected one written by"):
+        load_record(path)
+    for content, message in (
+        ("{", "not JSON"), ("[]", "not a record"), (json.dumps({**record, "format": "other"}), "not a record"),
+        (json.dumps({**record, "version": 99}), "version 99, this program reads 1"),
+        (json.dumps(broken), r"a.json is damaged: no stages.train.q80, mfu is str"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_record(path)
+
+
+def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = copy.deepcopy(record)
+    other["stages"]["train"] = {name: 2 * record["stages"]["train"][name] for name in ("clips_per_s", "q20", "q80")}
+    other["stages"]["train"]["rounds"] = []
+    other["setting"]["batch_size"] = 99
+    other["machine"]["device"] = "another GPU"
+    lines = compare(record, other).splitlines()
+    assert lines[0].startswith("different machines: cpu") and "another GPU" in lines[0]
+    assert lines[1] == f"different settings: batch_size {record['setting']['batch_size']} | 99"
+    (train,) = (line for line in lines if line.startswith("train "))
+    assert train.split()[-1] == "2.00"
+    (model,) = (line for line in lines if line.startswith("model "))
+    assert model.endswith("1.00  within the spread")
+    for name, one in (("a", record), ("b", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert capsys.readouterr().out == compare(record, other)
+
+
+@pytest.mark.parametrize(
+    ("setting", "launch"),
+    [
+        ({"compile": True}, "compiled"), ({"compile": True, "launch": "eager"}, "compiled"), ({"launch": "graph"}, "graph"),
+        ({"compile": False, "launch": "graph"}, "graph"), ({"launch": "eager"}, "eager"), ({"compile": False}, "eager"),
+        ({}, "eager"),
+    ],
+)
+def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any], launch: str, record: dict[str, Any]) -> None:
+    """Records of earlier versions too, which have `compile`."""
+    other = copy.deepcopy(record)
+    del other["setting"]["launch"]
+    other["setting"] |= setting
+    said = [line for line in compare(record, other).splitlines() if line.startswith("different")]
+    assert said == ([] if launch == "eager" else [f"different settings: launch eager | {launch}"])
+
+
+def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:
+    whole = {"codec": "vp9", "by": "decode", "pictures_per_clip": 100.0, "sampled_per_clip": 6,
+             "given_pictures_per_s": 500.0, "needed_pictures_per_s": 1000.0}
+    assert decoding_line(whole) == (
+        "decoder, vp9: 500 pictures/s, 5.00 clips of 100, all of its pictures for 6; the model would take 1,000 pictures/s, "
+        "and the decoder gives 0.5 times that"
+    )
+    uploaded = decoding_line({**whole, "codec": "blocks", "by": "upload"})
+    assert uploaded.startswith("upload, blocks: 500") and uploaded.endswith("and the upload gives 0.5 times that")
+    assert decoding_line({name: value for name, value in whole.items() if name != "by"}) == decoding_line(whole)
+    earlier = {name: value for name, value in record.items() if name != "decoding"}
+    assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)
