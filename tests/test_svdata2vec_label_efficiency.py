@@ -1,10 +1,12 @@
 """Label efficiency: rows with the same labels and steps, a search that never sees the test split, figures that add up."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,9 @@ from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
+from svdata2vec.runs.published import weights_hash
 from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -37,6 +41,7 @@ from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, r
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
 from svdata2vec.studies.study import Plan, run_study
+from svdata2vec.training.finetune import Finetuning
 from svdata2vec.training.pretrain import pretrain
 
 
@@ -261,6 +266,37 @@ def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: 
         path.touch()
     assert label_efficiency(replace(config, collect=True))["rows"] == second["rows"] and all(path.exists() for path in torn)
     assert label_efficiency(config)["rows"] == second["rows"] and not any(path.exists() for path in torn)
+
+
+@pytest.mark.parametrize("steps", [2, None])
+def test_a_run_of_other_weights_is_not_gone_on_with(
+    steps: int | None, shards: Path, pretrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it was interrupted after some steps, nor where it is finished and its folder was kept."""
+    pre = tmp_path / "pre"
+    shutil.copytree(pretrained.format(seed=0), pre)
+    config = settings(
+        shards, tmp_path / "study", ways=("finetune",), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,),
+        keep_runs=True,
+    )
+    step = Finetuning.step
+
+    def stopping(run: Finetuning, batches: list) -> None:
+        step(run, batches)
+        if run.stepper.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(StopRequested) if steps else contextlib.nullcontext():
+        patch.setattr(Finetuning, "step", stopping)
+        label_efficiency(config)
+    shutil.rmtree(pre)
+    shutil.copytree(pretrained.format(seed=1), pre)
+    label_efficiency(config)
+    label_efficiency(replace(config, run=replace(config.run, out=tmp_path / "fresh")))
+    finished = tmp_path.glob("study/runs/*/result.json")
+    newest = max(finished, key=lambda path: path.stat().st_mtime_ns).parent
+    (fresh,) = tmp_path.glob("fresh/runs/*")
+    assert weights_hash(newest) == weights_hash(fresh)
 
 
 def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path: Path) -> None:

@@ -75,14 +75,12 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
     found = found_outcome(row, cell, out, fingerprint)
     if found is not None:
         return found
-    path = cell_path(row, cell, out)
-    folder = out / "runs" / path.stem
+    path, made = cell_path(row, cell, out), made_of(row, cell.seed, fingerprint)
+    folder = out / "runs" / f"{path.stem}-{_digest(made)}"  # other shards or weights are another run, which begins anew
     made_by = commit()
     outcome = {**row.run(cell, folder), "commit": made_by}
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made_of(row, cell.seed, fingerprint),
-    }
+    about = {"row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made}
     write_atomically(path, json.dumps({**about, "outcome": outcome}, indent=1).encode())
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,8 +107,11 @@ def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
     """Where the outcome of a cell lies; other settings have another place."""
-    digest = hashlib.sha256(json.dumps(row.settings(), sort_keys=True).encode()).hexdigest()[:8]
-    return out / "cells" / f"{row.name}-{cell.name}-{digest}.json"
+    return out / "cells" / f"{row.name}-{cell.name}-{_digest(row.settings())}.json"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:
