@@ -27,10 +27,10 @@ from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
 from svdata2vec.model.step_cost import step_flops, step_layers
+from svdata2vec.runs.card import weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
-from svdata2vec.runs.published import weights_hash
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import option_names
+from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
 from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
+from svdata2vec.evaluation.probe import probe
 from svdata2vec.runs import folder
 from svdata2vec.runs.folder import claimed, is_finished
 from svdata2vec.runs.provenance import UNKNOWN
@@ -90,6 +93,36 @@ def test_going_on_needs_no_parent_any_more(
     with pytest.raises(UserError, match=r"no model.safetensors"):  # a run that begins does need it
         finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, out=tmp_path / "new")))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_made_anew_is_another_parent(
+    parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its folder of the same name: a run that it began neither goes on nor is taken for finished. Nor after other shards."""
+    shards, pre = tmp_path / "shards", tmp_path / "pre"
+    shutil.copytree(tiny_shard_folder, shards)
+    shutil.copytree(parents / "a", pre)
+    runs = {name: finetune_config(shards, tmp_path / name, pretrained=pre, epochs=1) for name in ("half", "whole")}
+    data = dataclasses.replace(runs["whole"].data, crop="boxes")
+    probing = ProbeConfig(data, pre, tmp_path / "probe", batch_size=4, device="cpu", attentive=AttentiveConfig(0))
+    stopped_after_one_step(runs["half"], monkeypatch)
+    figures = finetune(runs["whole"]), probe(probing)
+    again = lambda: (finetune(runs["whole"]), probe(probing))  # noqa: E731
+    assert again() == figures
+    shutil.rmtree(pre)
+    assert again() == figures  # it may be gone
+    pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, batch_size=12, seed=1))
+    for config, begin in ((runs["whole"], finetune), (probing, probe)):
+        with pytest.raises(UserError, match=r"finished run that was made of others than lie there now \(run .*pre\); choose"):
+            begin(config)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"does not fit these settings \(.*pre has been made anew since\)"):
+        finetune(runs["half"])
+    edit_manifest(shards, fingerprint="0" * 64)
+    with pytest.raises(UserError, match=r"\(shards .*shards, run .*pre\)"):
+        finetune(runs["whole"])
+    shutil.rmtree(shards)
+    shutil.rmtree(pre)
+    assert again() == figures
 
 
 def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(

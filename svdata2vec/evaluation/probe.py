@@ -31,7 +31,8 @@ from svdata2vec.runs.data import (
     require_several_classes,
     warn_of_shared_clips,
 )
-from svdata2vec.runs.folder import PROBES, claimed, finish_run, is_finished, read_result, write_config
+from svdata2vec.runs.finished import finished_result
+from svdata2vec.runs.folder import PROBES, claimed, finish_run, write_config
 from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime, running
@@ -53,8 +54,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
     refuse_val_split(config.data, "probing")
     with running(config.run) as runtime:
-        if is_finished(config):
-            return read_result(config.run.out, config.kind)
+        if (done := finished_result(config)) is not None:
+            return done
         trained = load_encoder(config.pretrained, config.modality, config.device)
         if (doubtful := check_input(config.pretrained, trained.config.data, config.data)) is not None:
             log.warning("%s: %s", config.pretrained, doubtful)

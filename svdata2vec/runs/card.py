@@ -1,9 +1,12 @@
 """The model card: what stands beside published weights, in `model.json`, so that they can be used without their run."""
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import safetensors
 
 from svdata2vec.config.files import to_values
 from svdata2vec.config.records import check_record, read_sealed, sealed
@@ -100,9 +103,9 @@ def _data_of(shards: ShardSet, data: DataConfig, train_clips: int | None) -> dic
 
 
 def _trained_on(source: Path, out: Path) -> dict[str, Any] | None:
-    """The data set of the run that a run in the folder `out` begins from; one that goes on does not need that run any more."""
+    """The data set and the hash of the run that a run in the folder `out` begins from; one that goes on does not need it."""
     try:
-        return read_card(source).get("trained_on")
+        return {**(read_card(source).get("trained_on") or {}), "weights": weights_hash(source)}
     except UserError:
         if has_checkpoints(out):
             return None
@@ -119,6 +122,28 @@ def read_card(run: Path) -> dict[str, Any]:
             raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
     path = folder / "model.json"
     return check_record(read_sealed(path), CARD, path)
+
+
+def weights_hash(run: Path) -> str | None:
+    """The hash that the weights of a finished run carry; None of an earlier version."""
+    path = run_folder(run) / "model.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        found: str | None = json.loads((file.metadata() or {}).get("svdata2vec", "{}")).get("sha256")
+    return found
+
+
+def other_start(source: Path | None, card: dict[str, Any]) -> bool:
+    """Whether the run that another one began from has other weights now than the card of that one, or its checkpoint, says.
+
+    False where that is not known: `source` is gone, or one of the two was made by an earlier version.
+    """
+    before = (card.get("pretrained_on") or {}).get("weights")
+    if source is None or before is None:
+        return False
+    try:
+        return weights_hash(source) not in (None, before)
+    except (OSError, ValueError, AttributeError, safetensors.SafetensorError):  # gone or damaged
+        return False
 
 
 def shown_whole(card: dict[str, Any]) -> bool:

@@ -51,14 +51,6 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     write_atomically(folder / "model.json", sealed(card))
 
 
-def weights_hash(run: Path) -> str | None:
-    """The hash that the weights of a finished run carry; None of an earlier version."""
-    path = run_folder(run) / "model.safetensors"
-    with safetensors.safe_open(path, "pt") as file:
-        found: str | None = json.loads((file.metadata() or {}).get("svdata2vec", "{}")).get("sha256")
-    return found
-
-
 def digest(weights: dict[str, Tensor], inside: dict[str, Any]) -> str:
     """SHA-256 of what a file's header says, and of every weight by name: its name, type, shape and bytes (on the CPU)."""
     found = hashlib.sha256(json.dumps(inside, sort_keys=True).encode())

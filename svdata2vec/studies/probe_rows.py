@@ -20,9 +20,9 @@ from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.features import Features, load_encoder
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.evaluation.probe import fit_linear, linear_scores, split_features
-from svdata2vec.runs.card import read_card
+from svdata2vec.runs.card import read_card, weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data
-from svdata2vec.runs.published import published_config, weights_hash
+from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import npy_bytes, write_atomically

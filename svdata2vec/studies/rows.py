@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol
 
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
+from svdata2vec.runs.card import weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import commit
-from svdata2vec.runs.published import weights_hash
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.training.finetune import finetune

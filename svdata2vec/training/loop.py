@@ -17,6 +17,7 @@ from svdata2vec.config.openmp import waiting
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.runs.card import other_start
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
@@ -181,6 +182,9 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
     if init is not None and not (isinstance(origin, dict) and "initialised_from" in origin) and not fixed:
         fixed = [f"model.init None -> {init}"]  # of a run from before that setting
+    source = getattr(run.config, "pretrained", None)
+    if isinstance(origin, dict) and other_start(source, origin):
+        fixed.append(f"{source} has been made anew since")
     changes = ", ".join(fixed or changed_settings(old, new)) or "no setting differs"
     problem = (
         f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "

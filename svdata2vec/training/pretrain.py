@@ -23,7 +23,8 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, refuse_val_split, require_skeletons
-from svdata2vec.runs.folder import claimed, finish_run, is_finished, read_result
+from svdata2vec.runs.finished import finished_result
+from svdata2vec.runs.folder import claimed, finish_run
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -159,8 +160,8 @@ class Pretraining(TrainingRun):
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train (or continue) a run in `config.run.out` and publish its weights; returns the last record of its log."""
     with running(config.run) as runtime:
-        if is_finished(config):
-            return read_result(config.run.out, config.kind)
+        if (done := finished_result(config)) is not None:
+            return done
         with claimed(config.run, runtime):
             return _pretrain(config, runtime)
 

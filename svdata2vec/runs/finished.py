@@ -1,0 +1,37 @@
+"""A finished run that is started again: its closing figures, unless what it was made of is no longer what lies there."""
+
+from contextlib import suppress
+from typing import Any
+
+from svdata2vec.config.schema import DataConfig, PretrainConfig
+from svdata2vec.runs.card import other_start, read_card
+from svdata2vec.runs.data import open_data
+from svdata2vec.runs.folder import Settings, is_finished, read_result
+from svdata2vec.shards.errors import UserError
+
+
+def finished_result(config: Settings) -> dict[str, Any] | None:
+    """The closing figures of the run that the folder holds; None if there is something left to do.
+
+    Raises UserError as `is_finished` does, and where the shards or the run of `--from` were made anew since.
+    """
+    if not is_finished(config):
+        return None
+    out, card = config.run.out, {}
+    with suppress(UserError):  # without weights there are figures still
+        card = read_card(out)
+    changed = [f"shards {config.data.shards}"] if _other_shards(config.data, card) else []
+    if not isinstance(config, PretrainConfig) and other_start(config.pretrained, card):
+        changed.append(f"run {config.pretrained}")
+    if changed:
+        raise UserError(f"{out} holds a finished run that was made of others than lie there now ({', '.join(changed)}); choose "
+                        "another folder")
+    return read_result(out, config.kind)
+
+
+def _other_shards(data: DataConfig, card: dict[str, Any]) -> bool:
+    """Whether a run's shards are others now than its card says. Those that are gone, or behind a URL, are not asked for."""
+    before = (card.get("trained_on") or {}).get("fingerprint")
+    with suppress(UserError):
+        return before is not None and "://" not in data.shards and open_data(data).manifest.fingerprint != before
+    return False
