@@ -1,5 +1,7 @@
 """The exception for what a user can cause, and its kind for what the machine does: one line, exit status 2, or 1."""
 
+from pathlib import Path
+
 AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
 
 
@@ -13,6 +15,13 @@ class MachineError(UserError):
 
 class WorkerDiedError(MachineError):
     """A worker process ended without an answer: it was killed, crashed, or ran out of memory."""
+
+
+def require_file(path: str | Path, expected: str) -> None:
+    """UserError unless there is a file, or a URL that is still to be opened; `expected`: what it should be."""
+    if "://" not in str(path) and not Path(path).is_file():
+        found = "is a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{path}: {found}; expected {expected}")
 
 
 def readable(text: str) -> str:

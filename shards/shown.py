@@ -1,6 +1,8 @@
 """Text of strangers (names of files, classes, URLs) as it may stand on a terminal, in pages and in records."""
 
 import re
+from collections.abc import Sequence
+from itertools import islice
 
 _USER = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SECRETS = r"[\w.-]*(?:signature|credential|token|secret|password|passwd)|sig|key|api[_-]?key|awsaccesskeyid|googleaccessid"
@@ -20,3 +22,9 @@ def shown(text: str) -> str:
 def shown_lines(text: str) -> str:
     """`shown` for every line of a text."""
     return "\n".join(map(shown, text.split("\n")))
+
+
+def some_of(names: Sequence[str], count: int = 3) -> str:
+    """`5, among them a, b, c`, or just the names if these are all."""
+    listed = ", ".join(islice(names, count))
+    return listed if len(names) <= count else f"{len(names)}, among them {listed}"

@@ -14,6 +14,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.readers.videos import read_video_csv
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
 
@@ -186,6 +187,9 @@ def test_boxes_of_the_annotation_are_in_video_pixels(folder: Path) -> None:
     (b"garbage", r"set\.pkl: not a readable pickle"),
     (pickle.dumps([EMPTY | {"frame_dir": "good", "keypoint": np.zeros((1, 2, 17, 2))}]),
      r"set\.pkl: names no splits; make them with --split-by"),
+    (pickle.dumps({"annotations": [EMPTY | {"frame_dir": "good", "keypoint": np.zeros((1, 2, 17, 2))}],
+                   "split": {"train": [], "val": ["videos/good"]}}),
+     r"no clip is in a split, val begins with videos%2Fgood, a clip is called good; make them with --split-by"),
     (pickle.dumps({"split": []}), "expected a dictionary with 'split' and 'annotations', or a list of annotations"),
     (pickle.dumps({"annotations": 3, "split": {}}), "'annotations' is of type int, expected a list of dictionaries"),
     (pickle.dumps({"annotations": [EMPTY], "split": {"train": 3}}), "'split' is of type dict, expected {name of a split"),
@@ -203,6 +207,10 @@ def test_wrong_pickles_are_refused(folder: Path, content: bytes, message: str) -
 def test_wrong_places_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pkl: no such file; expected the annotation pickle"):
         read_pyskl(tmp_path / "none.pkl", folder)
+    with pytest.raises(UserError, match=f"{folder}: is a folder; expected the annotation pickle"):
+        read_pyskl(folder, folder)
+    with pytest.raises(UserError, match=r"none\.csv: no such file; expected a table with path and label"):
+        read_video_csv(tmp_path / "none.csv")
     path = write_pickle(tmp_path / "set.pkl", [annotation("good", 0)])
     with pytest.raises(UserError, match="nowhere: no such folder; expected the one with the videos"):
         read_pyskl(path, tmp_path / "nowhere")

@@ -97,6 +97,19 @@ def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.
     assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
 
 
+def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(tmp_path / "own", "run/a.mp4", "train/walk/b.mp4", "run/thumbnails/c.mp4.part", "jump/d.mp4.part",
+                "train/sit/more/e.zip")
+    (root / "stand").mkdir()
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("run", "walk")
+    assert caplog.messages == [f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found "
+                               "nothing), train/sit (found e.zip)"]
+    caplog.clear()
+    open_dataset("folder", root=f"file://{root}")  # where folders are but parts of names
+    assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+
+
 def test_urls_are_walked_alike(tmp_path: Path) -> None:
     import fsspec
     memory = fsspec.filesystem("memory")

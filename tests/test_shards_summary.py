@@ -74,6 +74,20 @@ def test_every_kind_ends_with_the_table_also_when_it_goes_on(
     assert "split train     3 clips, 2 of 2 classes: run 2, sit 1\n" in first
 
 
+def test_clips_that_are_left_out_do_not_count_as_packed(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does a class that lost all of its clips."""
+    (videos / "train" / "jump").mkdir()
+    (videos / "train" / "jump" / "h.mp4").write_bytes(b"")
+    with caplog.at_level("INFO"):
+        assert main(words_of("folder", videos, tmp_path / "out")) == 0
+    assert "8 of 8 clips: 5 packed, 3 left out, " in caplog.text
+    said = capsys.readouterr().out
+    assert "train     3 clips, 2 of 3 classes (without jump): run 2, sit 1\n" in said
+    assert "val       2 clips, 2 of 3 classes (without jump): run 1, sit 1\n" in said
+
+
 def test_joints_that_are_missing_or_cannot_be_true_are_counted(videos: Path, tmp_path: Path) -> None:
     words = words_of("pyskl", videos, tmp_path / "out")
     names = [path.stem for path in sorted(videos.rglob("*.mp4"))]

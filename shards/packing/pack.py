@@ -75,6 +75,11 @@ class Progress:
             self.step_seconds[name] += seconds
 
     @property
+    def clips_read(self) -> int:
+        """Packed or left out."""
+        return self.clips_done + self.clips_skipped
+
+    @property
     def frames_per_second(self) -> float:
         """Frames that this run packed per second of it."""
         return (self.frames_done - self.resumed_frames) / max(self.elapsed_seconds, 1e-9)
@@ -82,8 +87,7 @@ class Progress:
     @property
     def remaining_seconds(self) -> float | None:
         """At this run's pace; None before its first clips."""
-        done = self.clips_done + self.clips_skipped
-        left, here = self.clips_total - done, done - self.resumed_clips
+        left, here = self.clips_total - self.clips_read, self.clips_read - self.resumed_clips
         if not left:
             return 0.0
         return self.elapsed_seconds * left / here if here else None

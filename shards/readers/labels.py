@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.readers.text import read_text, spelled
-from svdata2vec.shards.readers.walk import some_of
+from svdata2vec.shards.shown import some_of
 
 LARGEST_LABEL = 99_999  # a number above it is a mistake, and would make so many classes
 UNLABELLED = frozenset({"", "nan", "none", "null", "na", "n/a", "-"})
@@ -158,11 +158,10 @@ def class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Class names from a list, or a file with one per line; UserError if one occurs twice, or there is no such file."""
     if not isinstance(classes, str | Path):
         names, where = tuple(map(spelled, classes)), "class names"
-    elif Path(classes).is_file():
+    else:
+        require_file(classes, "the names of the classes, one per line")
         lines = io.StringIO(read_text(classes), newline=None)  # splitlines would also divide at form feeds and the like
         names, where = tuple(spelled(line.strip()) for line in lines if line.strip()), str(classes)
-    else:
-        raise UserError(f"{classes}: no such file; expected the names of the classes, one per line")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
         problem = f"{twice[0]!r} is listed twice" if twice else "there is none"

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from svdata2vec.shards.annotations import Skipped
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import spelled
-from svdata2vec.shards.readers.walk import Walk, some_of, walk
+from svdata2vec.shards.readers.walk import Walk, walk
+from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.video import holds_video, numbered_pictures
 
 # What a video's name usually ends with: taken for one unseen. What else PyAV can decode is one, too, but must be opened.
@@ -33,26 +34,26 @@ def video_files(root: str | Path) -> Walk:
     """The videos below a folder or URL; how many other files there are is logged. UserError: no such folder, or no video."""
     found = walk(root, "the videos")
     files, found.files = found.files, []
-    others: list[str] = []
     for path in files:
-        (found.files if is_video(path) else others).append(path)
+        (found.files if is_video(path) else found.others).append(path)
     if "://" not in str(root):
-        _add_frame_folders(found, others)
+        _add_frame_folders(found)
+    others = [found.relative(path) for path in found.others]
     if others:
-        log.info("%s: files that are no videos: %s", root, some_of([found.relative(path) for path in others]))
+        log.info("%s: files that are no videos: %s", root, some_of(others))
     if not found.files:
         why = f"; {found.left_out[0].reason}" if found.left_out else f"; found {some_of(others)}" if others else ""
         raise UserError(f"{root}: no video in this folder; expected {', '.join(VIDEO_EXTENSIONS[:4])} files or the like{why}")
     return found
 
 
-def _add_frame_folders(found: Walk, others: list[str]) -> None:
+def _add_frame_folders(found: Walk) -> None:
     """Folders of numbered pictures, without a video beside them, are videos; their pictures leave `others`."""
     with_video = {str(Path(path).parent) for path in found.files}
-    places = {str(Path(path).parent) for path in others if Path(path).suffix.lower() in PICTURE_EXTENSIONS}
+    places = {str(Path(path).parent) for path in found.others if Path(path).suffix.lower() in PICTURE_EXTENSIONS}
     found.frame_folders |= {folder for folder in places - with_video - {found.root} if numbered_pictures(folder)}
     found.files += sorted(found.frame_folders)
-    others[:] = [path for path in others if str(Path(path).parent) not in found.frame_folders]
+    found.others = [path for path in found.others if str(Path(path).parent) not in found.frame_folders]
 
 
 def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:

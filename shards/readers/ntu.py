@@ -19,7 +19,7 @@ from svdata2vec.shards.readers.pyskl import read_annotations
 from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import lines, name_groups, numbers, train_and_rest
-from svdata2vec.shards.readers.walk import some_of
+from svdata2vec.shards.shown import some_of
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped, safe_key
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder
@@ -75,8 +75,7 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
 
 
 def _training_videos(path: Path) -> frozenset[str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such split file")
+    require_file(path, "the split file of a protocol")
     names: set[str] = set()
     training = False
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

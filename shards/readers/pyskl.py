@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 
 def load_pickle(path: str | Path) -> dict[str, Any]:
     """The pickle's dictionary; UserError if it is not one of this format."""
-    if "://" not in str(path) and not Path(path).is_file():
-        raise UserError(f"{path}: no such file; expected the annotation pickle")
+    require_file(path, "the annotation pickle")
     try:
         with open_bytes(path) as file:
             content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file)
@@ -104,9 +103,19 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
         found = replace(found, clips=[_as_coco17(clip, found.layout) for clip in found.clips], layout=COCO17)
     if split_by is not None:
         found = replace(found, splits=made_splits(split_by, found.clips))
-    if not found.splits and found.clips:
-        raise UserError(f"{pickle_path}: names no splits; make them with --split-by subject (or camera, setup, random:0.2)")
+    _require_splits(found, pickle_path)
     return found
+
+
+def _require_splits(found: DataSet, path: str | Path) -> None:
+    """UserError if there are clips, but none in a split: nothing could be trained on."""
+    listed = [(key, split) for split, keys in found.splits.items() for key in keys]
+    clips = {clip.key for clip in found.clips}
+    if clips and clips.isdisjoint(key for key, _ in listed):
+        why = "names no splits"
+        if listed:
+            why = f"no clip is in a split, {listed[0][1]} begins with {listed[0][0]}, a clip is called {found.clips[0].key}"
+        raise UserError(f"{path}: {why}; make them with --split-by subject (or camera, setup, random:0.2)")
 
 
 def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str | None, joints: str | None,

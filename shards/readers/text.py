@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.video import open_bytes
 
 DIVIDERS = (",", ";", "\t", "|")
@@ -40,8 +40,9 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
 
     Raises:
-        UserError: the first line does not name the `needed` columns, no row follows, or one cannot be read.
+        UserError: no such file, its first line does not name the `needed` columns, no row follows, or one cannot be read.
     """
+    require_file(path, f"a table with {' and '.join(needed)}")
     text = re.sub(r"\r\n?", "\n", read_text(path))
     before = _BEFORE_HEADER.match(text)
     start = 0 if before is None else before.end()

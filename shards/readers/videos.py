@@ -17,6 +17,8 @@ from svdata2vec.shards.readers.labels import class_names, read_labels
 from svdata2vec.shards.readers.media import identity, video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import read_table, spelled
+from svdata2vec.shards.readers.walk import Walk
+from svdata2vec.shards.shown import some_of
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
@@ -28,7 +30,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
     """Videos in a folder per class, without skeletons: for training on RGB alone.
 
     With folders train, val, test above those of the classes, these are the splits; else all clips are in train. A video that
-    lies elsewhere is listed in skipped.jsonl.
+    lies elsewhere is listed in skipped.jsonl. A folder without videos is no class; it is named in a warning.
 
     Args:
         root: Folder (or its URL) with class/video.mp4, or split/class/video.mp4.
@@ -40,6 +42,9 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
         UserError: there is no such folder, or no video in it.
     """
     found = video_files(root)
+    empty = _without_video(found)
+    if empty:
+        log.warning("%s: folders without a video, which make no class: %s", root, some_of(empty, 20))
     skipped = list(found.left_out)
     places: dict[str, tuple[str, str]] = {}
     for path in found.files:
@@ -60,6 +65,18 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
     if split_by is not None:
         splits = made_splits(split_by, clips)
     return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
+
+
+def _without_video(found: Walk) -> list[str]:
+    """The folders where classes or splits are expected that hold no video, with a file that they hold instead."""
+    with_video = {folder for path in found.files for folder in PurePosixPath(found.relative(path)).parents}
+    held: dict[PurePosixPath, str] = {}
+    for path in map(PurePosixPath, map(found.relative, found.others)):
+        for folder in path.parents:
+            held.setdefault(folder, path.name)
+    empty = {*map(PurePosixPath, map(found.relative, found.folders)), *held} - with_video
+    return [f"{folder} (found {held.get(folder, 'nothing')})" for folder in sorted(empty)
+            if len(folder.parts) == 1 or (len(folder.parts) == 2 and folder.parts[0] in SPLIT_FOLDERS)]
 
 
 def _place(relative: str) -> tuple[str, str]:

@@ -8,13 +8,12 @@ Links are followed, a link to a folder above itself is not. Hidden files, the dr
 import logging
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from svdata2vec.shards.annotations import Skipped
 from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.urls import filesystem_of
 
 # Folders that file systems, unpackers and Python make beside the data.
@@ -27,11 +26,14 @@ log = logging.getLogger(__name__)
 class Walk:
     """What lies below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`.
 
-    `frame_folders`: those of `files` that are folders, videos in numbered pictures (`media.video_files` finds them).
+    `folders`: those that were entered, on this machine. `media.video_files` keeps the videos in `files`; then `others` are
+    the files that are none, and `frame_folders` those of `files` that are folders, videos in numbered pictures.
     """
 
     root: str
     files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     left_out: list[Skipped] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     frame_folders: set[str] = field(default_factory=set)
@@ -78,6 +80,7 @@ def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None
     except OSError as error:
         found.left_out.append(Skipped(found.relative(folder) or folder, reason_of(error, folder), folder))
         return
+    found.folders.append(folder)
     chain = (*above, (here.st_dev, here.st_ino))
     for entry in entries:
         if _is_hidden(entry.name):
@@ -103,9 +106,3 @@ def _add(found: Walk, entry: os.DirEntry[str], chain: tuple[tuple[int, int], ...
         return "a link to a folder above it, whose files are read there"
     _enter(found, entry.path, chain)
     return None
-
-
-def some_of(names: Sequence[str], count: int = 3) -> str:
-    """`5, among them a, b, c`, or just the names if these are all."""
-    shown = ", ".join(islice(names, count))
-    return shown if len(names) <= count else f"{len(names)}, among them {shown}"

@@ -12,7 +12,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import SKIPPED_NAME, SUMMARY_NAME
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.stats import SplitStatistics, set_statistics
-from svdata2vec.shards.shown import shown
+from svdata2vec.shards.shown import shown, some_of
 
 MOST_CLASSES = 20  # that are listed by name in the table; the file has all
 
@@ -120,10 +120,12 @@ def _persons(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _split(split: SplitStatistics) -> str:
-    """Its clips and classes; of many classes the smallest and the largest."""
+    """Its clips and classes; of many classes the smallest and the largest. Classes without a clip are named."""
     present = {label: clips for label, clips in split.clips_per_class.items() if clips}
+    absent = [label for label, clips in split.clips_per_class.items() if not clips]
     published = f" (published: {split.published:,})" if split.published is not None else ""
-    head = f"{split.clips:,} clips{published}, {len(present)} of {len(split.clips_per_class)} classes"
+    without = f" (without {some_of(absent)})" if present and absent else ""
+    head = f"{split.clips:,} clips{published}, {len(present)} of {len(split.clips_per_class)} classes{without}"
     if len(present) <= MOST_CLASSES:
         return ": ".join(filter(None, [head, ", ".join(f"{label} {clips:,}" for label, clips in present.items())]))
     few, most = (choose(present, key=lambda label: present[label]) for choose in (min, max))

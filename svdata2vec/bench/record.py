@@ -6,7 +6,7 @@ from typing import Any
 from svdata2vec.config.files import read_json
 from svdata2vec.config.records import NUMBER, check_record
 from svdata2vec.runs.provenance import HEAD
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 
 FORMAT = "svdata2vec-bench"
 VERSION = 1
@@ -51,8 +51,7 @@ def limit_of(record: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def load_record(path: Path) -> dict[str, Any]:
     """Read and check a record of `bench run`; UserError names the file and what is wrong with it."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected one written by `svdata2vec bench run PRESET --out FILE`")
+    require_file(path, "one written by `svdata2vec bench run PRESET --out FILE`")
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path}: not a record of `svdata2vec bench run`; expected the format {FORMAT!r}")

@@ -22,13 +22,12 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _line_writer()
         return
-    columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    columns = TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
     with Bar(*columns) as bar:
         task = bar.add_task("packing", total=None, rate="")
 
         def show(progress: Progress) -> None:
-            done = progress.clips_done + progress.clips_skipped
-            bar.update(task, completed=done, total=progress.clips_total, rate=_describe(progress))
+            bar.update(task, completed=progress.clips_read, total=progress.clips_total, rate=_describe(progress))
 
         yield show
 
@@ -38,17 +37,17 @@ def _line_writer() -> Callable[[Progress], None]:
 
     def write(progress: Progress) -> None:
         nonlocal last
-        done = progress.clips_done + progress.clips_skipped
-        if time.monotonic() - last < SECONDS_BETWEEN_LINES and done < progress.clips_total:
+        if time.monotonic() - last < SECONDS_BETWEEN_LINES and progress.clips_read < progress.clips_total:
             return
         last = time.monotonic()
         remaining = progress.remaining_seconds
         left = "" if remaining is None else f", {remaining:.0f} s left"
-        log.info("packed %d/%d clips, %s%s", done, progress.clips_total, _describe(progress), left)
+        log.info("%d of %d clips: %s%s", progress.clips_read, progress.clips_total, _describe(progress), left)
 
     return write
 
 
 def _describe(progress: Progress) -> str:
-    skipped = f", {progress.clips_skipped} skipped" if progress.clips_skipped else ""
-    return f"{progress.frames_per_second:.0f} frames/s, {progress.bytes_done / 2**20:.0f} MiB{skipped}"
+    left_out = f", {progress.clips_skipped} left out" if progress.clips_skipped else ""
+    rate = f"{progress.frames_per_second:.0f} frames/s, {progress.bytes_done / 2**20:.0f} MiB"
+    return f"{progress.clips_done} packed{left_out}, {rate}"

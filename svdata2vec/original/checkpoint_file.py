@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svdata2vec.config.schema import TargetConfig
 from svdata2vec.runs.torch_file import read_torch_file
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 
 PAPERS_HEADS = 8
 
@@ -85,8 +85,7 @@ def read_original(path: Path) -> OriginalFile:
     Raises:
         UserError: no such file, no PyTorch checkpoint, or one without a state dict.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a checkpoint of the authors' code")
+    require_file(path, "a checkpoint of the authors' code")
     content = _read(path)
     settings: Any = {}
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from svdata2vec.config.files import read_json
 from svdata2vec.config.records import NUMBER, check_record
 from svdata2vec.reports.results import NAMES
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.ranges import LARGEST, Range
 from svdata2vec.shards.shown import shown
 
@@ -37,8 +37,7 @@ class Point:
 
 def read_record(path: Path) -> dict[str, Any]:
     """A checked record; UserError names the file and what is wrong with it."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a record written by {COMMAND}")
+    require_file(path, f"a record written by {COMMAND}")
     record = read_json(path)
     if not isinstance(record, dict) or record.get("kind") != "label-efficiency":
         raise UserError(f"{path}: not a record of label efficiency; expected a file that {COMMAND} wrote")
