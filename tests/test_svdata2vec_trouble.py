@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.folder import is_finished
 from svdata2vec.runs.metrics_log import Averages, read_lines, read_metrics
+from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
@@ -51,6 +53,53 @@ def test_a_skipped_step_leaves_the_statistics_and_the_log_clean(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [record["skipped_steps"] for record in records] == [1, 1, 1] and all(record["loss"] > 0 for record in records)
+
+
+def stop_after(kind: Any, number: int, monkeypatch: pytest.MonkeyPatch, *, bad: bool = False) -> None:
+    """Ask runs to stop after this step; `bad`: no gradient of theirs is finite."""
+    step = kind.step
+
+    def stopping(run: Any, batches: Any) -> None:
+        if bad:
+            run.stepper.backward = lambda loss: (loss * float("nan")).backward()
+        step(run, batches)
+        if run.stepper.step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(kind, "step", stopping)
+
+
+def test_a_record_is_of_its_whole_interval_where_a_run_was_stopped_within_it(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's averages are those of a run without a stop, and no clip that was seen is missing in its rate."""
+    whole, config = (pretrain_config(tiny_shard_folder, tmp_path / name, log_every=5) for name in ("whole", "stopped"))
+    pretrain(whole)
+    with monkeypatch.context() as patch, pytest.raises(StopRequested):
+        stop_after(Pretraining, 3, patch)
+        pretrain(config)
+    pretrain(config)
+    expected, found = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
+    assert [record["step"] for record in found] == [5, 6]
+    for name in ("loss", "target_std", "prediction_std", "grad_norm", "lr"):
+        assert [record[name] for record in found] == [record[name] for record in expected]
+    assert [round(record["clips_per_second"] * record["seconds_total"]) for record in found] == [20, 4]
+    for record in found:
+        parts = sum(record[f"seconds_{part}"] for part in ("data", "forward", "backward", "optimizer"))
+        assert 0.2 * parts < record["cpu_seconds"] and parts <= record["seconds_total"]
+
+
+def test_bad_steps_in_a_row_are_counted_over_a_stop(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", max_bad_steps=3)
+    stop_after(Pretraining, 2, monkeypatch, bad=True)
+    with pytest.raises(StopRequested):
+        pretrain(config)
+    with pytest.raises(NotFiniteError, match="3 steps in a row"):
+        pretrain(config)
+    written = read_lines(tmp_path / "run" / "not_finite.jsonl", {"step": int, "keys": [str]})
+    assert [line["step"] for line in written] == [0, 1, 2]
 
 
 def test_statistics_are_put_back_only_after_a_bad_step() -> None:

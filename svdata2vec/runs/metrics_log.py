@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ class StepClock:
         self.device = device
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, before: Mapping[str, float] | None = None) -> None:
+        """Begin an interval; `before`: what an earlier process spent in it, as `spent` gave it."""
+        self._before = before or {}
         self.started, self.cpu_started = time.perf_counter(), time.process_time()
         self._parts: list[str] = []
         self._ticks = Ticks(self.device)
@@ -134,16 +137,20 @@ class StepClock:
         self._ticks.tick()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per part since the last reset, and `total` by the wall clock."""
-        sums: dict[str, float] = {}
+        """Seconds per part in this interval, and `total` by the wall clock."""
+        sums = {part: spent for part, spent in self._before.items() if part != "cpu"}
         for part, spent in zip(self._parts, self._ticks.seconds(), strict=True):
             sums[part] = sums.get(part, 0.0) + spent
-        sums["total"] = time.perf_counter() - self.started
+        sums["total"] = sums.get("total", 0.0) + time.perf_counter() - self.started
         return sums
 
     def cpu_seconds(self) -> float:
-        """Processor time of this process since the last reset, of all its threads."""
-        return time.process_time() - self.cpu_started
+        """Processor time of this process in this interval, of all its threads."""
+        return self._before.get("cpu", 0.0) + time.process_time() - self.cpu_started
+
+    def spent(self) -> dict[str, float]:
+        """`seconds`, and the processor time as `cpu`."""
+        return {**self.seconds(), "cpu": self.cpu_seconds()}
 
 
 class Averages:
@@ -151,6 +158,13 @@ class Averages:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # (sum, count) of the finite values
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Waits for the device."""
+        return {name: entry.tolist() for name, entry in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        self._sums = {name: torch.tensor(entry, device=device) for name, entry in state.items()}
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

@@ -128,7 +128,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     record: dict[str, float] = next(iter(read_metrics(folder / "metrics.jsonl")[-1:]), {})
     epochs_done = stepper.epochs_done
     started = time.perf_counter()
-    stepper.clock.reset()
+    stepper.clock.reset(stepper.spent)
     with StopSignal() as stop, contextlib.closing(stream):
         while stepper.step < stepper.total_steps:
             run.step([next(stream) for _ in range(stepper.batches)])

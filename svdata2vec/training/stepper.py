@@ -38,7 +38,7 @@ class FiniteGuard:
         self.largest_run = largest_run
         self.path = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0
-        self._in_a_row = 0
+        self.in_a_row = 0
         self._pending: list[tuple[int, list[str], Tensor]] = []
 
     def add(self, step: int, keys: list[str], bad: Tensor) -> None:
@@ -52,14 +52,14 @@ class FiniteGuard:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
         for (step, keys, _), bad in zip(self._pending, flags, strict=True):
-            self._in_a_row = self._in_a_row + 1 if bad else 0
+            self.in_a_row = self.in_a_row + 1 if bad else 0
             if bad:
                 self.skipped += 1
                 append_line(self.path, json.dumps({"step": step, "keys": keys}))
                 log.warning("step %d: loss or gradient not finite; the step is skipped, see %s", step, self.path)
-            if self._in_a_row >= self.largest_run:
+            if self.in_a_row >= self.largest_run:
                 raise NotFiniteError(
-                    f"{self._in_a_row} steps in a row had a loss or gradient that is not finite; "
+                    f"{self.in_a_row} steps in a row had a loss or gradient that is not finite; "
                     f"their clips are listed in {self.path}"
                 )
         self._pending = []
@@ -117,6 +117,7 @@ class Stepper:
         self.reference_clips = math.prod(self.per_step.values())
         self.change = ""
         self.clips_in_interval = 0
+        self.spent: dict[str, float] = {}  # in the interval of the log at hand, by an earlier process
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
         self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
@@ -213,9 +214,10 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
+        interval = {"clips": self.clips_in_interval, "spent": self.clock.spent(), "averages": self.averages.state_dict()}
         return {
-            "step": self.step, "skipped": self.guard.skipped, "values": self.values, "news": self.news,
-            "per_step": self.per_step, "reference_clips": self.reference_clips,
+            "step": self.step, "skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row, "values": self.values,
+            "news": self.news, "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
         }
 
     def _find_place(self) -> None:
@@ -230,7 +232,10 @@ class Stepper:
         Schedules go on where they were, whatever clips per step have become.
         """
         self.step = state["step"]
-        self.guard.skipped = state["skipped"]
+        self.guard.skipped, self.guard.in_a_row = state["skipped"], state.get("in_a_row", 0)
+        if interval := state.get("interval"):
+            self.clips_in_interval, self.spent = interval["clips"], interval["spent"]
+            self.averages.load_state_dict(interval["averages"], self.runtime.device)
         values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
         self.news = state.get("news", {})
