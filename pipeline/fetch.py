@@ -62,7 +62,7 @@ class ClipFetcher:
 
     def __init__(
         self, shards: ShardSet, config: PlanConfig, *, train: bool, seed: int, video: bool, joints: bool,
-        label_map: NDArray[np.int64], check_hashes: bool, seen: FramesSeen | None = None,
+        label_map: NDArray[np.int64], check_hashes: bool, seen: FramesSeen | None,
     ) -> None:
         self.shards, self.config, self.train, self.seed = shards, config, train, seed
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes

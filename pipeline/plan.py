@@ -83,7 +83,7 @@ class ClipPlan:
     output_to_source: affine.Affine
     flip: bool
     size: int
-    augment: PixelAugment | None = None
+    augment: PixelAugment | None
 
 
 @dataclass(frozen=True)

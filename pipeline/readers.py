@@ -41,7 +41,7 @@ class Fetched:
 class ThreadReaders:
     """Reads in the calling thread, or in several where reading means waiting for a network. slabs: as in `ProcessReaders`."""
 
-    def __init__(self, fetcher: ClipFetcher, threads: int, slabs: Slabs | None = None) -> None:
+    def __init__(self, fetcher: ClipFetcher, threads: int, slabs: Slabs | None) -> None:
         self._fetcher, self._slabs = fetcher, slabs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="svdata2vec-fetch") if threads > 1 else None
 
@@ -72,7 +72,7 @@ class ProcessReaders:
     Raises WorkerDiedError from `over` when a process dies.
     """
 
-    def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None = None) -> None:
+    def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None) -> None:
         self._fetcher, self._count, self._slabs = fetcher, processes, slabs
         self._processes: list[WorkerProcess] = []
 

@@ -120,7 +120,7 @@ def frames_of(video_BTHWC: Video) -> Tensor:
 
 
 def windows_of(
-    video_BTHWC: Video, keep_BK: Tensor, *, dtype: torch.dtype, channels: int | None, folded: bool = False, impl: Impl
+    video_BTHWC: Video, keep_BK: Tensor, *, dtype: torch.dtype, channels: int | None, folded: bool, impl: Impl
 ) -> Tensor:
     """Normalised windows (B*K, channels, H, W) around the kept frames, as `functional.gather_frames` describes them."""
     gather = gather_frames if isinstance(video_BTHWC, Tensor) else BlockClips.gather

@@ -54,6 +54,9 @@ class TrackingOptions:
     min_side_px: float = 2.0
 
 
+SAME_BOX = 0.9  # boxes of one person, if their IoU is at least so large
+SAME_POSE = 0.1  # poses of one person, if joints lie apart by less than this share of a person's size
+
 # One person: frame and row of the detection of each sighting, frames ascending.
 Track = list[tuple[int, int]]
 
@@ -93,11 +96,11 @@ def usable(detections: Detections, options: TrackingOptions) -> Detections:
     return detections.take(rows[np.argsort(-detections.score_N[rows], kind="stable")])
 
 
-def without_duplicates(detections: Detections, same_box: float = 0.9, same_pose: float = 0.1) -> Detections:
+def without_duplicates(detections: Detections) -> Detections:
     """Leaves out detections that repeat a better one. `detections` are sorted, best first.
 
-    Two are the same person if their boxes coincide (IoU >= `same_box`), or if their joints lie on top of each other: mean
-    distance below `same_pose` times the square root of the larger box's area. Boxes that merely overlap much are not
+    Two are the same person if their boxes coincide (IoU >= SAME_BOX), or if their joints lie on top of each other: mean
+    distance below SAME_POSE times the square root of the larger box's area. Boxes that merely overlap much are not
     enough: people hug.
     """
     iou_NN = box_iou(detections.box_N4, detections.box_N4)
@@ -105,8 +108,8 @@ def without_duplicates(detections: Detections, same_box: float = 0.9, same_pose:
     kept: list[int] = []
     for row in range(len(detections)):
         distance_K = np.linalg.norm(detections.joints_NV2[kept] - detections.joints_NV2[row], axis=-1).mean(axis=-1)
-        near_K = distance_K < same_pose * np.maximum(size_N[kept], size_N[row])
-        if not (near_K | (iou_NN[row, kept] >= same_box)).any():
+        near_K = distance_K < SAME_POSE * np.maximum(size_N[kept], size_N[row])
+        if not (near_K | (iou_NN[row, kept] >= SAME_BOX)).any():
             kept.append(row)
     return detections.take(kept)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from kernel_compiler import compile_for, record
+from repository import ROOT
 
-README = Path(__file__).parent.parent / "kernels" / "README.md"
+README = ROOT / "kernels" / "README.md"
 
 
 def test_the_example_is_a_complete_op(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import multiprocessing
 import pickle
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from pipeline_factory import shard_set
 from shards_data import edit_manifest
+from waiting import wait_for
 
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.batch import ClipBatch
@@ -268,10 +268,7 @@ def test_threads_end_with_the_loader(shards):
     loader = make(shards)
     next(iter(loader))
     del loader  # collected without close
-    deadline = time.monotonic() + 5
-    while our_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not our_threads()
+    wait_for(lambda: not our_threads(), 5)
 
 
 def test_an_exception_in_training_leaves_nothing_behind(shards):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from pipeline_factory import shard_set
+from waiting import wait_for
 
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -75,9 +76,7 @@ def test_so_many_batches_are_made_ahead(shards, monkeypatch, prefetch, readers, 
         batches, taken = iter(loader), 2
         for _ in range(taken):
             next(batches)
-        deadline = time.monotonic() + 60
-        while len(begun) < taken + loader.most_ahead and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: len(begun) >= taken + loader.most_ahead)
         time.sleep(0.3)  # no more come
         assert len(begun) == taken + loader.most_ahead
 

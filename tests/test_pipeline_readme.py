@@ -1,12 +1,12 @@
 """pipeline/README.md: its snippet runs, and the files and names that it mentions exist."""
 
 import re
-from pathlib import Path
+
+from repository import ROOT
 
 from svdata2vec.pipeline import decoders, graph, loader, plan
 from svdata2vec.shards.reading import decode
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "pipeline" / "README.md").read_text()
 
 

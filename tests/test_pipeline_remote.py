@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_factory import shard_set
+from waiting import wait_for
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -146,9 +147,7 @@ def test_tars_are_fetched_once_and_ahead_of_their_use(local, url, tmp_path, monk
     monkeypatch.setattr(store, "get_file", slow)
     remote = RemoteShardSet(url, cache=tmp_path, fetch="shards")
     remote.will_need(np.arange(12))
-    deadline = time.monotonic() + 20
-    while remote.cache.misses < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: remote.cache.misses >= 3)
     assert sorted(fetched) == [shard.name for shard in local.manifest.shards]
     assert len(batches(remote)) == 3 and len(fetched) == 3
     remote = RemoteShardSet(url, cache=tmp_path / "other", fetch="shards")
@@ -162,9 +161,7 @@ def test_the_bound_holds_for_whole_tars(local, url, tmp_path):
     remote = RemoteShardSet(url, cache=tmp_path, fetch="shards", cache_bytes=2 * largest)
     for first, second in zip(batches(local), batches(remote), strict=True):
         assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
-    deadline = time.monotonic() + 20
-    while [t for t in threading.enumerate() if t.name.startswith("svdata2vec-tar")] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("svdata2vec-tar")])
     assert sum(path.stat().st_size for path in remote.cache.folder.glob("*.tar")) <= 2 * largest
 
 

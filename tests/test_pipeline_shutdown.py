@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 from pipeline_factory import shard_set
+from waiting import wait_for
 
 from svdata2vec.pipeline.background import Prefetch
 
@@ -100,10 +101,7 @@ def test_a_stopped_program_leaves_no_process(folders, codec, readers, kind):
     _, errors = program.communicate(timeout=30)
     assert program.returncode != 0
     assert kind != signal.SIGINT or "KeyboardInterrupt" in errors
-    deadline = time.monotonic() + 10
-    while session_members(program.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not session_members(program.pid)
+    wait_for(lambda: not session_members(program.pid), 10)
 
 
 class InterruptBefore:

@@ -8,11 +8,12 @@ from types import ModuleType
 import bench_block_encoder
 import numpy as np
 import pytest
+from repository import ROOT
 from shards_data import write_video
 
 from svdata2vec.shards.packing.pack import PackOptions
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "bench" / "bench_packing.py"
+TOOL = ROOT / "tools" / "bench" / "bench_packing.py"
 
 
 @pytest.fixture(scope="module")

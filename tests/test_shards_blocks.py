@@ -2,11 +2,11 @@
 
 import struct
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from repository import ROOT
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.blocks import BlockFormat, parse_clip
@@ -14,7 +14,7 @@ from svdata2vec.shards.packing.blockencoder import BlockEncoder
 from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 
 BITS = [(2, 2), (2, 3), (3, 2), (3, 3)]
-README = Path(__file__).parents[1] / "shards" / "README.md"
+README = ROOT / "shards" / "README.md"
 
 
 def plain_decode(clip: bytes, frame: int) -> list[list[tuple[int, int, int]]]:

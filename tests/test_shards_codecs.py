@@ -1,6 +1,5 @@
 """Every encoding keeps every frame in order; every kind of source video is read frame by frame as it is shown."""
 
-import itertools
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from pipeline_factory import clip_parts
-from shards_data import HEIGHT, WIDTH, annotation, folder_bytes, frame_picture, write_pickle, write_video
+from shards_data import HEIGHT, WIDTH, annotation, decoded_frames, folder_bytes, frame_picture, write_pickle, write_video
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
@@ -19,7 +18,6 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
 from svdata2vec.shards.video import VideoReader
@@ -38,19 +36,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return read_pyskl(write_pickle(root / "set.pkl", [annotation("a", 0, FRAMES)]), root / "videos")
 
 
-def frames_of(shards: ShardSet) -> list[np.ndarray]:
-    """RGB frames of the only clip."""
-    sample = shards.sample(0)
-    assert sample.video is not None
-    if sample.offsets is not None:
-        parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
-        if sample.blocks is not None:
-            return [BlockDecoder(sample.blocks)(part) for part in parts]
-        return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
-    with av.open(BytesIO(sample.video), mode="r") as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 @pytest.mark.parametrize(("codec", "least_db"), [
     ("jpeg", 36), ("blocks", 32), ("vp9", 32), ("h264", 32), ("hevc", 32), ("mjpeg", 32), ("copy", 36)])
 def test_every_codec_keeps_every_frame(dataset: DataSet, tmp_path: Path, codec: str, least_db: float) -> None:
@@ -58,7 +43,7 @@ def test_every_codec_keeps_every_frame(dataset: DataSet, tmp_path: Path, codec: 
     shards = ShardSet.open(tmp_path / "set")
     assert verify(tmp_path / "set") == []
     meta = shards.sample(0).meta
-    frames = frames_of(shards)
+    frames = decoded_frames(shards.sample(0))
     assert len(frames) == FRAMES == meta.num_frames
     expected_size = (HEIGHT, WIDTH, 3) if codec == "copy" else (128, 128, 3)
     x, y = meta.packed_to_source[:, 2].astype(int)
@@ -233,7 +218,7 @@ def test_large_people_are_shrunk_with_an_exact_map(tmp_path: Path) -> None:
     dot = DataSet("dot", layout("coco17"), ("x",), {"train": ["a"]}, [ClipAnnotation("a", 0, path, pose_MTVC=pose)])
     pack(dot, tmp_path / "set", OPTIONS)
     shards = ShardSet.open(tmp_path / "set")
-    frame = frames_of(shards)[0].astype(float).mean(axis=2)
+    frame = decoded_frames(shards.sample(0))[0].astype(float).mean(axis=2)
     frame[frame < 40] = 0
     rows, columns = np.mgrid[0:128, 0:128] + 0.5
     center = np.array([(columns * frame).sum(), (rows * frame).sum()]) / frame.sum()

@@ -120,7 +120,7 @@ def test_bytes_do_not_depend_on_workers(dataset: DataSet, packed: ShardSet, tmp_
     seen: list[Progress] = []
     pack(dataset, tmp_path / "two", replace(OPTIONS, workers=2), progress=lambda state: seen.append(replace(state)))
     assert folder_bytes(tmp_path / "two") == folder_bytes(packed.root)
-    assert [state.shards_done for state in seen] == [1, 2]
+    assert len(seen) == 2 and seen[0].clips_done < 6
     assert (seen[-1].clips_done, seen[-1].frames_done, seen[-1].clips_total) == (6, 63, 6)
     assert seen[-1].step_seconds["decode"] > 0
 

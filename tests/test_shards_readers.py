@@ -11,6 +11,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+from ntu_files import skeleton_text
 from shards_data import WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
 from svdata2vec.cli.main import main
@@ -96,21 +97,6 @@ def test_ntu_official_numbers() -> None:
     splits = ntu_splits(["S002C001P001R001A120", "S003C001P106R001A061"], 120)
     assert splits == {"xsub_train": ["S002C001P001R001A120"], "xsub_val": ["S003C001P106R001A061"],
                       "xset_train": ["S002C001P001R001A120"], "xset_val": ["S003C001P106R001A061"]}
-
-
-def skeleton_text(poses: dict[str, np.ndarray], num_frames: int, columns: int, first: int) -> str:
-    """A .skeleton file. `poses`: body id -> (T, V, 2), NaN rows = body absent; x, y stand at column `first`."""
-    rows = [str(num_frames)]
-    for t in range(num_frames):
-        bodies = {body: pose[t] for body, pose in poses.items() if not np.isnan(pose[t]).all()}
-        rows.append(str(len(bodies)))
-        for body, joints in bodies.items():
-            rows += [f"{body} 0 1 1 1 1 0 0.02 -0.3 2", str(len(joints))]
-            for x, y in joints:
-                words = ["0.5"] * columns
-                words[first : first + 2] = [f"{x:.4f}", f"{y:.4f}"]
-                rows.append(" ".join(words))
-    return "\n".join(rows) + "\n"
 
 
 def ntu_raw(root: Path) -> dict[str, object]:

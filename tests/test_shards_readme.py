@@ -3,12 +3,12 @@
 import re
 from dataclasses import fields
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from repository import ROOT
 from shards_data import write_motion_set
 
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -17,7 +17,7 @@ from svdata2vec.shards.reading.manifest import FORMAT, VERSION, Manifest, ShardE
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
 
-README = (Path(__file__).parent.parent / "shards" / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "shards" / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -73,7 +73,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_files_it_names_exist() -> None:
-    folder = Path(__file__).parent.parent / "shards"
+    folder = ROOT / "shards"
     modules = {path.name for path in folder.rglob("*.py")}
     named = set(re.findall(r"`(?:\w+/)?(\w+\.py)`", README))
     assert named - modules <= {"NAME.py", "test_shards_readers.py"}

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from shards_data import deadly_pose, edit_manifest, folder_bytes, write_motion_set, write_video
+from waiting import wait_for
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError
@@ -41,7 +42,7 @@ from svdata2vec.shards.readers.pyskl import read_pyskl
 if __name__ == "__main__":
     pickle_path, videos, out, workers = sys.argv[1:]
     options = PackOptions(workers=int(workers), size=96, clips_per_shard=2, resume=True)
-    pack(read_pyskl(pickle_path, videos), out, options, progress=lambda state: print(state.shards_done, flush=True))
+    pack(read_pyskl(pickle_path, videos), out, options, progress=lambda state: print(state.clips_done, flush=True))
 """
 
 
@@ -108,10 +109,7 @@ def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path
     worker = int(process.stdout.readline())
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while running(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running(worker)
+    wait_for(lambda: not running(worker), 10)
 
 
 @pytest.mark.parametrize("starting", [False, True])
@@ -169,7 +167,7 @@ def test_full_disk_ends_cleanly(dataset: DataSet, undisturbed: dict[str, str], t
     assert not (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.undo()
     resumed: list[int] = []
-    pack(dataset, tmp_path / "out", RESUME, progress=lambda state: resumed.append(state.resumed_shards))
+    pack(dataset, tmp_path / "out", RESUME, progress=lambda state: resumed.append(state.resumed_clips))
     assert folder_bytes(tmp_path / "out") == undisturbed
     if limit_bytes == 150_000:
         assert resumed[-1] >= 1, "finished shards are not packed again"

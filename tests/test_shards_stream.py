@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import http.server
-import itertools
 import shlex
 import shutil
 import sys
@@ -13,18 +12,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
 import numpy as np
 import pytest
 import webdataset
-from shards_data import write_motion_set
+from shards_data import decoded_frames, write_motion_set
 
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.wds_decoder import decode_sample
 
@@ -39,19 +35,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
     for codec in CODECS:
         pack(dataset, root / codec, PackOptions(workers=1, size=320 if codec == "copy" else 96, codec=codec, clips_per_shard=2))
     return {codec: ShardSet.open(root / codec) for codec in CODECS}
-
-
-def frames_of(shards: ShardSet, row: int) -> list[np.ndarray]:
-    """RGB frames of a clip by OpenCV and PyAV alone, or of blocks by the format's decoder."""
-    sample = shards.sample(row)
-    assert sample.video is not None
-    if sample.offsets is None:
-        with av.open(BytesIO(sample.video), mode="r") as container:
-            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
-    if sample.blocks is not None:
-        return [BlockDecoder(sample.blocks)(part) for part in parts]
-    return [cv2.cvtColor(cv2.imdecode(part, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for part in parts]
 
 
 @contextlib.contextmanager
@@ -83,7 +66,7 @@ def test_every_codec_as_the_index_reader_has_it(sets: dict[str, ShardSet], codec
     assert [clip["key"] for clip in found] == [key.decode() for key in shards.index["key"]]
     for row, clip in enumerate(found):
         ours = shards.sample(row)
-        assert clip["frames"].dtype == np.uint8 and np.array_equal(clip["frames"], frames_of(shards, row))
+        assert clip["frames"].dtype == np.uint8 and np.array_equal(clip["frames"], decoded_frames(ours))
         assert np.array_equal(clip["joints"], ours.pose_MTVC) and np.array_equal(clip["boxes"], ours.box_T4)
         assert clip["label"] == ours.label and clip["meta"].to_bytes() == ours.meta.to_bytes()
         assert clip["__url__"] == urls[shards.index["shard"][row]] and clip["__key__"] == clip["key"]
@@ -98,7 +81,7 @@ def test_some_frames(sets: dict[str, ShardSet], codec: str, frames: Any) -> None
     for row, clip in enumerate(webdataset.WebDataset(urls, shardshuffle=False).map(some)):
         ours = shards.sample(row)
         wanted = np.asarray(frames(ours.meta.num_frames) if callable(frames) else frames, int)
-        assert np.array_equal(clip["frames"], np.array(frames_of(shards, row))[wanted])
+        assert np.array_equal(clip["frames"], np.array(decoded_frames(ours))[wanted])
         assert np.array_equal(clip["joints"], ours.pose_MTVC[:, wanted]) and np.array_equal(clip["boxes"], ours.box_T4[wanted])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ntu_files import skeleton_text
 from shards_data import WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
 
 from svdata2vec.cli.main import main
@@ -42,17 +43,9 @@ FOUR = (range(6), range(6, 11), range(12, 16), range(16, 20))
 
 def skeleton_lines(pose_MTVC: np.ndarray, columns: int, first: int, scale: np.ndarray) -> str:
     """A text skeleton with one body id per slot."""
-    rows = [str(pose_MTVC.shape[1])]
-    for t in range(pose_MTVC.shape[1]):
-        there = [m for m in range(len(pose_MTVC)) if pose_MTVC[m, t].any()]
-        rows.append(str(len(there)))
-        for m in there:
-            rows += [f"7205759403793{m} 0 1 1 1 1 0 0.02 -0.3 2", str(pose_MTVC.shape[2])]
-            for x, y in pose_MTVC[m, t] * scale:
-                words = ["0.5"] * columns
-                words[first : first + 2] = [f"{x:.4f}", f"{y:.4f}"]
-                rows.append(" ".join(words))
-    return "\n".join(rows) + "\n"
+    seen_MT = pose_MTVC.any((2, 3))
+    poses = np.where(seen_MT[:, :, None, None], pose_MTVC * scale, np.nan)
+    return skeleton_text({f"7205759403793{m}": pose for m, pose in enumerate(poses)}, pose_MTVC.shape[1], columns, first)
 
 
 def ntu(root: Path, pose_MTVC: np.ndarray) -> ShardSet:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 from tiny import pretrain_config
 
 from svdata2vec.config.files import to_values
@@ -17,7 +18,7 @@ from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.training.optim import resolve
 from svdata2vec.training.pretrain import pretrain
 
-README = Path(__file__).parent.parent / "svdata2vec" / "README.md"
+README = ROOT / "svdata2vec" / "README.md"
 
 # What the authors' yaml, scripts and defaults say; pretraining on 4 GPUs, fine-tuning on 2, each with 32 clips.
 DATA = {

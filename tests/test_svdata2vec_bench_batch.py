@@ -35,6 +35,7 @@ from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
 from svdata2vec.pipeline.video import BlockClips, frames_of
+from svdata2vec.runs import cores
 from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.shards.errors import UserError
 
@@ -141,7 +142,8 @@ def test_a_process_within_the_limit_is_waited_for() -> None:
 def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 1024))
     membership = tmp_path / "cgroup"
-    assert available_bytes(tmp_path, membership) == 64 * 1024
+    monkeypatch.setattr(cores, "MEMBERSHIP", membership)
+    assert available_bytes() == 64 * 1024
     for line, folder, limit, usage in (
         ("0::/", "", "memory.max", "memory.current"),
         ("0::/slurm/job_7", "slurm", "memory.max", "memory.current"),
@@ -151,11 +153,12 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         group = groups / folder
         group.mkdir(parents=True)
         membership.write_text(f"3:cpu,cpuacct:/\n{line}\n")
+        monkeypatch.setattr(cores, "CONTROL_GROUPS", groups)
         (group / limit).write_text("max\n")
         (group / usage).write_text("1000\n")
-        assert available_bytes(groups, membership) == 64 * 1024
+        assert available_bytes() == 64 * 1024
         (group / limit).write_text("31000\n")
-        assert available_bytes(groups, membership) == 30000
+        assert available_bytes() == 30000
     monkeypatch.undo()
     assert 0 < available_bytes() < 2**50
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from matplotlib.patches import Rectangle
+from repository import ROOT
 
 from svdata2vec.bench.page import RED, run_chart, write_page
 from svdata2vec.bench.record import rate_text
 from svdata2vec.cli import main as cli
 
-RECORD = Path(__file__).parent.parent / "tools" / "results" / "bench_run_cpu.json"
+RECORD = ROOT / "tools" / "results" / "bench_run_cpu.json"
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from svdata2vec.bench.record import SCHEMA, as_table, compare, decoding_line, load_record
 from svdata2vec.cli import main as cli
 from svdata2vec.config.records import faults
 from svdata2vec.shards.errors import UserError
 
-RECORD = Path(__file__).parent.parent / "tools" / "results" / "bench_run_cpu.json"
+RECORD = ROOT / "tools" / "results" / "bench_run_cpu.json"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pickle
 import pkgutil
 import shlex
@@ -16,6 +17,7 @@ from shards_data import annotation, write_motion_set, write_pickle, write_video
 from tiny import finetune_config
 from tyro._docstrings import get_field_docstring
 
+from svdata2vec.cli import progress
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import Command, Group, Later, read
@@ -147,7 +149,11 @@ def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_p
     assert str(tmp_path / "no-videos") in refused(capsys, *words)
 
 
-def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_shard_verify_and_inspect_a_small_set(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    caplog.set_level(logging.INFO)
     pickle_path, videos = write_motion_set(tmp_path / "set", count=3)
     shards = tmp_path / "shards"
     words = ["shard", "pyskl", shards, "--pickle-path", pickle_path, "--videos", videos, "--size", "64", "--workers", "1"]
@@ -156,6 +162,7 @@ def test_shard_verify_and_inspect_a_small_set(capsys: pytest.CaptureFixture[str]
     assert main(["verify", str(shards), "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "no fault found" in said and "published" not in said
+    assert [record.getMessage() for record in caplog.records if "checked" in record.getMessage()] == ["checked 1/1 shards"]
     manifest = Manifest.load(shards)
     dataclasses.replace(manifest, published={"train": 40091}).save(shards)
     assert main(["verify", str(shards), "--workers", "1"]) == 0

@@ -11,13 +11,15 @@ import torch
 from svdata2vec.config.schema import DataConfig, RunConfig
 from svdata2vec.runs import cores, runtime
 from svdata2vec.runs.cores import fit_loader, usable_cores
-from svdata2vec.runs.runtime import gpus_of_the_driver, pick_device, running
+from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.shards.errors import UserError
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch) -> Path:
-    """Sixteen cores, one process, no control groups."""
+    """Sixteen cores, one process, no control groups but those that a test writes."""
+    monkeypatch.setattr(cores, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return tmp_path
@@ -28,12 +30,9 @@ def write(path: Path, content: str) -> None:
     path.write_text(content)
 
 
-def found(machine: Path) -> int:
-    return usable_cores(machine / "groups", machine / "cgroup")
-
-
-def test_affinity_alone(machine):
-    assert found(machine) == 16
+@pytest.mark.usefixtures("machine")
+def test_affinity_alone():
+    assert usable_cores() == 16
 
 
 @pytest.mark.parametrize(("inner", "outer", "expected"), [
@@ -44,7 +43,7 @@ def test_quota_of_version_2_of_the_group_and_those_around_it(machine, inner, out
     write(machine / "cgroup", "0::/slurm/job_7\n")
     write(machine / "groups/slurm/job_7/cpu.max", inner + "\n")
     write(machine / "groups/slurm/cpu.max", outer + "\n")
-    assert found(machine) == expected
+    assert usable_cores() == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 16), ("600000", 6)])
@@ -52,17 +51,18 @@ def test_quota_of_version_1(machine, quota, expected):
     write(machine / "cgroup", "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n")
     write(machine / "groups/cpu,cpuacct/docker/a/cpu.cfs_quota_us", quota + "\n")
     write(machine / "groups/cpu,cpuacct/docker/a/cpu.cfs_period_us", "100000\n")
-    assert found(machine) == expected
+    assert usable_cores() == expected
 
 
-def test_processes_of_a_launch_share(machine, monkeypatch):
+@pytest.mark.usefixtures("machine")
+def test_processes_of_a_launch_share(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert found(machine) == 2
+    assert usable_cores() == 2
     for nonsense in ("0", "-2", "x", ""):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", nonsense)
-        assert found(machine) == 16
+        assert usable_cores() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert found(machine) == 1
+    assert usable_cores() == 1
 
 
 @pytest.mark.parametrize(("device", "count", "threads", "readers"), [
@@ -89,7 +89,7 @@ def test_a_gpu_that_only_the_driver_sees_is_an_error(tmp_path, monkeypatch):
     """With PyTorch's build for CPUs, say. Never a silent run on the CPU, unless somebody asks for one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(runtime, "gpus_of_the_driver", lambda: gpus_of_the_driver(tmp_path / "gpus"))
+    monkeypatch.setattr(runtime, "DRIVER_GPUS", tmp_path / "gpus")
     assert pick_device("auto").type == "cpu"
     for number in range(2):
         (tmp_path / f"gpus/0000:0{number}:00.0").mkdir(parents=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 from safetensors.torch import load_file
 
 from svdata2vec.runs.metrics_log import read_metrics
 
-ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "tools" / "cluster"
 NUM_CLIPS, EPOCHS, STEPS = 12, 2, 6  # two processes of two clips: three steps per epoch
 

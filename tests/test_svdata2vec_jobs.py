@@ -5,19 +5,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from repository import ROOT
+from waiting import wait_for
 
 from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested, StopSignal
 from svdata2vec.shards.errors import MachineError
 from svdata2vec.studies.jobs import run_all
-
-ROOT = Path(__file__).parent.parent
 
 # Five jobs, two at a time. A job is like a run: asked to stop, it ends a step, saves, and says so.
 STUDY = """
@@ -46,13 +46,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
     print(run_all([partial(train, Path(sys.argv[1]), number) for number in range(5)], 2))
 """
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 100.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def names(folder: Path, kind: str) -> set[str]:

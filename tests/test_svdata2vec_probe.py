@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
@@ -34,8 +35,6 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

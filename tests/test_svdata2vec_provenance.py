@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
@@ -32,8 +33,6 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.training import loop
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.pretrain import Pretraining, pretrain
-
-ROOT = Path(__file__).parent.parent
 
 
 def stopped_after_one_step(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 from shards_data import write_video
 from tiny import pretrain_config
 
@@ -24,7 +25,6 @@ from svdata2vec.evaluation.features import embed
 from svdata2vec.shards.packing.pack import PackOptions
 from svdata2vec.training.pretrain import pretrain
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "svdata2vec" / "README.md"
 CITED = re.compile(r'([\w./]*README\.md|README), "([^"]+)"')
 

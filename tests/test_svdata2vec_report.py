@@ -191,10 +191,10 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
 
 def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Path) -> None:
     shards = ShardSet.open(tiny_shard_folder)
-    with ClipLoader(shards, "all", PlanConfig(num_frames=6, size=32), batch_size=3, train=False) as loader:
+    with ClipLoader(shards, "all", PlanConfig(num_frames=9, size=32), batch_size=3, train=False) as loader:
         batch = next(iter(loader))
-    sheet = contact_sheet(batch, COCO17, shards.manifest.classes, clips=2, frames=4)
-    assert sheet.shape == (2 * (96 + 18), 4 * 96, 3)
+    sheet = contact_sheet(batch, COCO17, shards.manifest.classes, clips=2)
+    assert sheet.shape == (2 * (96 + 18), 8 * 96, 3)
 
 
 def test_missing_joints_are_not_drawn() -> None:

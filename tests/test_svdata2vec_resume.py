@@ -29,7 +29,6 @@ from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = 3
 
 

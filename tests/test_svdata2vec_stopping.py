@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from repository import ROOT
 from tiny import pretrain_config
 from tiny_command import command_words
+from waiting import wait_for
 
 from svdata2vec.cli.main import main
 from svdata2vec.runs import stopping
@@ -21,7 +22,6 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, StopRequested, StopSignal
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -157,13 +157,6 @@ def begun(shards: Path, folder: Path) -> subprocess.Popen[str]:
     )
     wait_for(lambda: (folder / "run" / "metrics.jsonl").is_file() and (folder / "run" / "metrics.jsonl").stat().st_size > 0)
     return process
-
-
-def wait_for(condition: Any, seconds: float = 100.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
+from waiting import wait_for
 
 from svdata2vec.config.schema import MaskConfig, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
@@ -31,8 +33,6 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.pretrain import Pretraining, pretrain
 from svdata2vec.training.stepper import NotFiniteError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +119,6 @@ def test_kill_at_a_random_moment_loses_nothing(tiny_shard_folder: Path, tmp_path
         process.wait()
     subprocess.run(words[out], cwd=ROOT, check=True, env=environment)
     assert_same_weights(whole, out)
-
-
-def wait_for(condition: object, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(

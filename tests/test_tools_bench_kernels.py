@@ -17,8 +17,6 @@ from svdata2vec.config.schema import ModelConfig
 from svdata2vec.model.block_ops import BlockOps
 from svdata2vec.model.video_encoder import VideoEncoder
 
-ROOT = Path(__file__).resolve().parent.parent
-
 SCALE = candidates.Scale((2,), 32, (), torch.float32, torch.device("cpu"), stem_width=16)
 BUDGET = bench.Budget(0, 1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import ROOT
 from shards_data import HEIGHT, WIDTH, write_video
 
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -20,7 +21,6 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
 
 pytestmark = pytest.mark.installs
-ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

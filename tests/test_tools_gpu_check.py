@@ -19,11 +19,10 @@ import pytest
 import torch
 from gpu_check import FAILED, NOT_RUN, PASSED, Outcome, Part
 from pretraining_step import Step
+from repository import ROOT
 
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.shards.reading.shardset import ShardSet
-
-ROOT = Path(__file__).parent.parent
 
 
 def pass_with_figures(word: str) -> dict[str, Any]:
@@ -321,7 +320,7 @@ def test_runs_on_jpegs_and_blocks_are_benchmarked(
     asked: list[str] = []
     calls: list[list[str]] = []
 
-    def clips(codec: str, sources: int) -> ShardSet:
+    def clips(sources: int, codec: str = "jpeg") -> ShardSet:
         asked.append(codec)
         return ShardSet.open(tiny_shard_folder)
 
@@ -347,7 +346,7 @@ def test_both_sets_hold_the_same_clips(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SVDATA2VEC_GPU_CHECK", str(tmp_path))
     figures = parts.make_clips(1)
     assert figures["clips"] == 1 and figures["blocks_bytes_per_clip"] > figures["jpeg_bytes_per_clip"] > 10_000
-    jpeg, blocks = (parts.bench_clips(codec, 1) for codec in ("jpeg", "blocks"))
+    jpeg, blocks = (parts.bench_clips(1, codec) for codec in ("jpeg", "blocks"))
     assert (jpeg.manifest.codec, blocks.manifest.codec) == ("jpeg", "blocks")
     assert jpeg.index["key"].tolist() == blocks.index["key"].tolist()
 

@@ -17,14 +17,13 @@ from motion_actions import CLASSES, perform
 from motion_bodies import JOINT, make_body
 from motion_detector import detect
 from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render
+from repository import ROOT
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
-
-ROOT = Path(__file__).resolve().parent.parent
 
 TINY = make.Options(clips=36, seed=3, min_frames=24, max_frames=28, width=160, height=96)
 

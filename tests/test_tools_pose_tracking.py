@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pose_cases import BlockModel, V, person, together
 from pose_inputs import GivenBoxes, find_videos, work_name
 from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
+from waiting import wait_for
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -401,10 +401,8 @@ def test_kill_at_any_moment_costs_at_most_one_video(videos: Path, tmp_path: Path
     out = tmp_path / "x.pkl"
     command = [sys.executable, "-c", script, path, str(videos / "walk"), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "x.work" / "a.npz").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    wait_for(lambda: (tmp_path / "x.work" / "a.npz").exists() or process.poll() is not None)
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists() and not (tmp_path / "x.work" / "b.npz").exists()

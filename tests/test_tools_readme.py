@@ -4,14 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
 
-ROOT = Path(__file__).parent.parent
 README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tools/results/README.md"))
 
 

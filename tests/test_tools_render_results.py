@@ -10,12 +10,12 @@ import record_schemas
 import render_results as render
 import result_cells as cells
 import results_speed
+from repository import ROOT
 
 from svdata2vec.bench import record as bench_record
 from svdata2vec.config.records import faults
 from svdata2vec.config.schema import PretrainConfig
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 PAGES = {page: (ROOT / page).read_text() for page in render.PAGES}
 HEADLINES = {"loader", "training_step"}

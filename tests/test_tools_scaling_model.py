@@ -2,15 +2,13 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import render_results
 import scaling_model as scaling
+from repository import ROOT
 
 from svdata2vec.config.schema import PretrainConfig
-
-ROOT = Path(__file__).parent.parent
 
 GIVEN = scaling.Assumptions()
 

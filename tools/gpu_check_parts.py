@@ -328,12 +328,12 @@ def make_clips(sources: int = SOURCES) -> Figures:
     """The clips that are decoded and trained on when speed is measured: 960x540, packed as jpeg and as blocks."""
     figures: Figures = {}
     for codec in ("jpeg", "blocks"):
-        shards = bench_clips(codec, sources)
+        shards = bench_clips(sources, codec)
         figures |= {"clips": len(shards), f"{codec}_bytes_per_clip": float(shards.index["size"].sum(axis=1).mean())}
     return figures
 
 
-def bench_clips(codec: str = "jpeg", sources: int = SOURCES) -> Any:
+def bench_clips(sources: int, codec: str = "jpeg") -> Any:
     """They, made unless another part has made them."""
     from svdata2vec.bench.data_sources import make_sources, packed
 

@@ -28,7 +28,7 @@ def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7,
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({2, min(8, cores), min(16, cores)})
-    shards = bench_clips(sources=sources)
+    shards = bench_clips(sources)
     shares = (1.0, 0.75, 0.0) if device != "cpu" else (1.0,)
     settings = {f"share_{share:g}_threads_{count}": Tuned(count, share) for share in shares for count in threads}
     rates = in_turns({name: (shards, one) for name, one in settings.items()}, torch.device(device), rounds, seconds)
@@ -63,7 +63,7 @@ def run_bench_blocks(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: 
 
 def bench_record(preset: str, codec: str, sources: int, *more: str) -> dict[str, Any]:
     """What `bench run` writes for the clips of `make_clips`."""
-    shards = bench_clips(codec, sources)
+    shards = bench_clips(sources, codec)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
         words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out), "--rounds", "3"]
@@ -98,7 +98,7 @@ def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, steps: i
 
     base = BenchConfig.of(PRETRAIN[preset]())
     base = replace(base, run=replace(base.run, launch="graph"), model=replace(base.model, fused_blocks=True))
-    shards = str(bench_clips(sources=sources).root)
+    shards = str(bench_clips(sources).root)
     return overlap_of(profiled(replace(base, data=replace(base.data, shards=shards, train_split="all")), steps))
 
 

@@ -48,12 +48,10 @@ class Progress:
     """
 
     clips_total: int
-    shards_done: int = 0
     clips_done: int = 0
     clips_skipped: int = 0
     frames_done: int = 0
     bytes_done: int = 0
-    resumed_shards: int = 0
     resumed_clips: int = 0
     resumed_frames: int = 0
     elapsed_seconds: float = 0.0
@@ -62,13 +60,11 @@ class Progress:
     def add(self, record: ShardRecord, times: Times | None) -> None:
         """Count one finished shard; `times` None = it was finished by an earlier run."""
         frames = sum(row[2] for row in record.rows)
-        self.shards_done += 1
         self.clips_done += len(record.rows)
         self.clips_skipped += len(record.skipped)
         self.frames_done += frames
         self.bytes_done += record.bytes
         if times is None:
-            self.resumed_shards += 1
             self.resumed_clips += len(record.rows) + len(record.skipped)
             self.resumed_frames += frames
         for name, seconds in (times.seconds if times else {}).items():

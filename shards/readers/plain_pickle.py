@@ -119,7 +119,7 @@ class _Dtype:
         """Whether it is NumPy's type for any Python value."""
         return self._name == "O8"
 
-    def checked(self, kinds: str = NUMBERS) -> np.dtype:
+    def checked(self, kinds: str) -> np.dtype:
         """The NumPy dtype; UserError unless it is of these kinds."""
         if not isinstance(self._name, str) or not re.fullmatch(rf"[{kinds}]\d{{1,6}}", self._name):
             raise UserError(f"the pickle holds an array of dtype {self._name!r:.30}; expected numbers")

@@ -17,6 +17,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 WIDTH, HEIGHT, NUM_FRAMES = 960, 540, 100
 FIGURE_HEIGHT, FIGURE_WIDTH = 260, 110
 SENSOR_NOISE = 2.0  # grey levels
+SOURCE_TARS = 2
 CODECS = ("jpeg", "blocks", "vp9", "h264")
 
 
@@ -85,15 +86,15 @@ def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions
     return ShardSet.open(root)
 
 
-def write_source_tars_once(dataset: DataSet, folder: Path, num_tars: int = 2) -> list[str]:
+def write_source_tars_once(dataset: DataSet, folder: Path) -> list[str]:
     """Plain WebDataset tars of the source videos and joints."""
     import webdataset  # is not to count as the other loaders' memory
 
-    names = [folder / f"source-{len(dataset.clips)}-{number}.tar" for number in range(num_tars)]
+    names = [folder / f"source-{len(dataset.clips)}-{number}.tar" for number in range(SOURCE_TARS)]
     for number, name in enumerate(names):
         if name.exists():
             continue
         with webdataset.TarWriter(str(name)) as tar:
-            for clip in list(dataset.clips)[number::num_tars]:
+            for clip in list(dataset.clips)[number::SOURCE_TARS]:
                 tar.write({"__key__": clip.key, "mp4": Path(clip.video).read_bytes(), "pose.npy": clip.pose_MTVC})
     return [str(name) for name in names]

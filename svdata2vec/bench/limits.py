@@ -19,6 +19,7 @@ from svdata2vec.model.student import frames_seen
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PICTURES_ALONE = ("jpeg", "blocks")  # codecs that decode a picture without those before it
+REPETITIONS = 5  # of a copy or a product, after one that warms up
 READ_AT_MOST = 2**28  # bytes of shards
 READ_CHUNK = 2**20
 
@@ -51,10 +52,10 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / median_seconds(lambda: a @ b, device)
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, repetitions: int = 5) -> float:
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     """Median time of a call, the device's work included; one call warms up."""
     times = []
-    for _ in range(repetitions + 1):
+    for _ in range(REPETITIONS + 1):
         started = time.perf_counter()
         run()
         synchronise(device)
@@ -70,7 +71,7 @@ def upload_bytes_per_second(device: torch.device) -> float | None:
     return source.numel() / median_seconds(lambda: target.copy_(source, non_blocking=True), device)
 
 
-def storage_bytes_per_second(shards: ShardSet, at_once: int = 1) -> float | None:
+def storage_bytes_per_second(shards: ShardSet, at_once: int) -> float | None:
     """Bytes of the shards' tars read in order, by so many readers of a part each, 256 MiB of it at most; None where they are
     behind a network.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from svdata2vec.runs.cores import CONTROL_GROUPS, MEMBERSHIP, control_groups
+from svdata2vec.runs.cores import control_groups
 
 # Files of a control group's memory limit and use, version 2 and version 1.
 GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
@@ -18,10 +18,10 @@ GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "mem
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def available_bytes(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
+def available_bytes() -> int:
     """Memory that may be taken without swapping: the machine's, or what a control group of this process leaves if less."""
     available = psutil.virtual_memory().available
-    for group, (limit, usage) in itertools.product(control_groups(groups, membership), GROUP_MEMORY):
+    for group, (limit, usage) in itertools.product(control_groups(), GROUP_MEMORY):
         if (group / limit).is_file() and (group / usage).is_file():
             text = (group / limit).read_text().strip()
             if text != "max":

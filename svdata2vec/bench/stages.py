@@ -25,6 +25,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.loop import EpochBatch, epoch_batches
 from svdata2vec.training.pretrain import Pretraining
 
+IN_MEMORY = 4  # batches that are decoded again and again
 NEVER_ENDING = 1_000_000  # epochs: the schedules of a benchmark do not reach their end
 ONE_MASK = "model, one mask"  # the stage "model" with one mask per clip instead of several
 MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the same weights encoded in two ways
@@ -86,9 +87,9 @@ def reading(producer: Producer) -> Iterator[int]:
         yield len(read.clips)
 
 
-def decoding(producer: Producer, batches: int = 4) -> Generator[int]:
+def decoding(producer: Producer) -> Generator[int]:
     """Decoding and geometry of clips that are in memory."""
-    in_memory = list(itertools.islice(producer.read(0, 0), batches))
+    in_memory = list(itertools.islice(producer.read(0, 0), IN_MEMORY))
     for read, _, _ in producer.turns.over(itertools.cycle(in_memory), producer.decode_step):
         yield len(read.clips)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from svdata2vec.cli.options import Command, Group
-from svdata2vec.cli.progress import shown_progress
+from svdata2vec.cli.progress import checked_shards, shown_progress
 from svdata2vec.config.schema import LARGEST_SIZE, Frames
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -87,7 +87,7 @@ def _verified(root: Path, options: VerifyOptions) -> int:
     from svdata2vec.shards.reading.stats import persons_report, set_statistics
     from svdata2vec.shards.reading.verify import add_sums, verify
 
-    findings = verify(root, decode=options.decode, workers=options.workers)
+    findings = verify(root, decode=options.decode, workers=options.workers, progress=checked_shards())
     for finding in findings:
         sys.stdout.write(shown_lines(f"{finding}\n"))
     if findings:

@@ -32,6 +32,19 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+def checked_shards() -> Callable[[int, int], None]:
+    """A callback for `verify`: a line in the log now and then."""
+    last = time.monotonic()
+
+    def write(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            log.info("checked %d/%d shards", done, total)
+
+    return write
+
+
 def _line_writer() -> Callable[[Progress], None]:
     last = 0.0
 

@@ -6,19 +6,18 @@ as fast. A short spin keeps most of what spinning is good for on free cores (too
 """
 
 import os
-from collections.abc import Mapping, MutableMapping
 
 # libgomp (PyTorch's wheels) counts turns of its loop; libiomp (PyTorch of conda with MKL) milliseconds.
 BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 OF_THE_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *BOUNDED)
 
 
-def bound_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+def bound_waiting() -> None:
     """Set the variables of `BOUNDED`, for this process and those that it starts, unless one of `OF_THE_USER` is there."""
-    if not any(name in environment for name in OF_THE_USER):
-        environment.update(BOUNDED)
+    if not any(name in os.environ for name in OF_THE_USER):
+        os.environ.update(BOUNDED)
 
 
-def waiting(environment: Mapping[str, str] = os.environ) -> str:
+def waiting() -> str:
     """What is set, for a log."""
-    return ", ".join(f"{name} {environment[name]}" for name in OF_THE_USER if name in environment)
+    return ", ".join(f"{name} {os.environ[name]}" for name in OF_THE_USER if name in os.environ)

@@ -178,7 +178,7 @@ def _refuse_names(unknown: list[str], missing: list[str]) -> None:
 
 
 def describe_network(
-    original: Mapping[str, Tensor], heads: int, coordinates: int, modality: Modality | None = None
+    original: Mapping[str, Tensor], heads: int, coordinates: int, modality: Modality | None
 ) -> Network:
     """Widths and depths from shapes. UserError lists what is missing for that."""
     has_head = any(name.startswith("head.") for name in original)

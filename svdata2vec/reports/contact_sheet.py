@@ -10,18 +10,17 @@ from svdata2vec.shards.layouts import JointLayout
 PERSON_COLOURS = ((255, 214, 0), (0, 229, 255))  # RGB, first and second person
 LABEL_HEIGHT = 18
 MIN_TILE = 96
+FRAMES = 8
 
 
-def contact_sheet(
-    batch: ClipBatch, layout: JointLayout, classes: tuple[str, ...], clips: int = 8, frames: int = 8
-) -> np.ndarray:
+def contact_sheet(batch: ClipBatch, layout: JointLayout, classes: tuple[str, ...], clips: int = 8) -> np.ndarray:
     """One row per clip, evenly spaced frames of the clip from left to right.
 
     Args:
         batch: clips with video and joints.
         layout: names the joints and their connections.
         classes: names of the labels.
-        clips, frames: at most so many rows and columns.
+        clips: at most so many rows; there are FRAMES columns at most.
 
     Returns:
         (H, W, 3) uint8 RGB picture.
@@ -30,7 +29,7 @@ def contact_sheet(
         raise ValueError("a contact sheet needs video and joints; make the loader with both")
     video = frames_of(batch.video_BTHWC).cpu().numpy()
     joints = batch.joints_BMTVC.cpu().numpy()
-    columns = np.linspace(0, video.shape[1] - 1, min(frames, video.shape[1])).round().astype(int)
+    columns = np.linspace(0, video.shape[1] - 1, min(FRAMES, video.shape[1])).round().astype(int)
     scale = max(1, -(-MIN_TILE // video.shape[2]))
     rows = []
     for clip in range(min(clips, video.shape[0])):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def inspect_shards(
-    root: str, split: str, out: Path, plan: PlanConfig, *, train: bool, clips: int, keys: Sequence[str] = ()
+    root: str, split: str, out: Path, plan: PlanConfig, *, train: bool, clips: int, keys: Sequence[str]
 ) -> int:
     """Write one contact sheet per class (or of the clips `keys`), `statistics.json` and the page `index.html` into `out`.
 

@@ -15,9 +15,9 @@ MOST_THREADS = 16  # of one loader: more have not been measured
 MOST_READERS = 4  # at 0.3 ms per clip (tools/results/bench_host.json) ahead of any decoder
 
 
-def usable_cores(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
+def usable_cores() -> int:
     """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
-    quotas = [quota for folder in control_groups(groups, membership) for quota in _quota(folder)]
+    quotas = [quota for folder in control_groups() for quota in _quota(folder)]
     cores = min([len(os.sched_getaffinity(0)), *quotas])
     return max(1, int(cores / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
 
@@ -35,11 +35,11 @@ def announced(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def control_groups(groups: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> Iterator[Path]:
+def control_groups() -> Iterator[Path]:
     """Folders of this process's control groups (a container's, a job's) and of those around them (versions 2 and 1)."""
-    for line in membership.read_text().splitlines() if membership.is_file() else []:
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.is_file() else []:
         _, controllers, path = line.split(":", 2)
-        root = groups / controllers if controllers else groups
+        root = CONTROL_GROUPS / controllers if controllers else CONTROL_GROUPS
         inside = root / path.lstrip("/")
         for folder in (inside, *inside.parents):
             yield folder

@@ -184,11 +184,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def gpus_of_the_driver(folder: Path = DRIVER_GPUS) -> int:
+def gpus_of_the_driver() -> int:
     """GPUs that NVIDIA's driver shows; 0 where CUDA_VISIBLE_DEVICES hides all of them on purpose."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles"):
         return 0
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
+    return len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

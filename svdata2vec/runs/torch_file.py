@@ -130,8 +130,8 @@ def _read_stream(file: BinaryIO, replaced: set[str] | None) -> Any:
             raise UserError(f"not a readable checkpoint (storage {key} has two types)")
         return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
-    def value(make: Callable[[str, torch.dtype, int], Tensor] = storage) -> Any:
-        return _Unpickler(file, make, replaced).load()
+    def value() -> Any:
+        return _Unpickler(file, storage, replaced).load()
 
     file.seek(0)
     if file.read(1) != b"\x80" or file.seek(0) or (value(), value(), value()["little_endian"]) != (MAGIC, 1001, True):

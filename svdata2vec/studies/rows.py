@@ -139,7 +139,7 @@ class FinetuneRow:
     title: str
     kind: Kind
     base: FinetuneConfig
-    steps: int = 0
+    steps: int
     start: str | None = None
     bonus_clips: int = 0
     grid: tuple[str, ...] = ("lr", "steps", "drop_path")

@@ -34,7 +34,7 @@ class FiniteGuard:
     flags; each appends the clips that it had itself to its file, a JSON object per skipped step.
     """
 
-    def __init__(self, largest_run: int, folder: Path, rank: int = 0) -> None:
+    def __init__(self, largest_run: int, folder: Path, rank: int) -> None:
         self.largest_run = largest_run
         self.path = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0

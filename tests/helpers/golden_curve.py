@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from repository import ROOT
 from tiny import pretrain_config, tiny_shards
 
 from svdata2vec.config.schema import EmaConfig, MaskConfig, OptimConfig
@@ -26,7 +27,7 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.training.pretrain import pretrain
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "loss_curve.json"
+GOLDEN = ROOT / "tests" / "golden" / "loss_curve.json"
 STEPS = 20  # four per epoch
 TOLERANCE = 1e-4  # of the loss
 DISTANCE_TOLERANCE = 0.01  # of the teacher's distance

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from repository import ROOT
 
 # The command, which notes the clips of every finished step, and is killed in process KILL_RANK before step KILL_STEP.
 WORKER = """

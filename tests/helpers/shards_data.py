@@ -4,18 +4,22 @@ M persons, T frames, V joints.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import DataSet, Pose
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.blockdecoder import BlockDecoder
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -144,6 +148,18 @@ def packed(dataset: DataSet, root: Path) -> ShardSet:
     """Pack small pictures into root/packed and open it."""
     pack(dataset, root / "packed", PackOptions(workers=1, size=96))
     return ShardSet.open(root / "packed")
+
+
+def decoded_frames(sample: Sample) -> list[np.ndarray]:
+    """RGB frames of a clip by OpenCV and PyAV alone, or of blocks by the format's decoder."""
+    assert sample.video is not None
+    if sample.offsets is None:
+        with av.open(BytesIO(sample.video), mode="r") as container:
+            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
+    if sample.blocks is not None:
+        return [BlockDecoder(sample.blocks)(part) for part in parts]
+    return [np.asarray(cv2.imdecode(part, cv2.IMREAD_COLOR_RGB)) for part in parts]
 
 
 def clip_of(shards: ShardSet, key: str) -> Sample:

@@ -108,7 +108,7 @@ def results_of(candidate: Candidate, inputs: tuple[Tensor, ...]) -> tuple[Tensor
     return (value,) if isinstance(value, Tensor) else value
 
 
-def relative_error(got: list[Tensor], truth: list[Tensor], smooth: bool = True) -> float:
+def relative_error(got: list[Tensor], truth: list[Tensor], smooth: bool) -> float:
     """Difference of the worst tensor relative to its truth: of the largest values, or of the root mean squares."""
 
     def size(tensor: Tensor) -> Tensor:

@@ -107,10 +107,10 @@ def spinners(count: int, cores: set[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core_group(root: Path = CONTROL_GROUPS) -> Iterator[Path | str]:
+def one_core_group() -> Iterator[Path | str]:
     """A control group (version 1 or 2) of one core's time; or the reason why there is none."""
-    first_version = (root / "cpu").is_dir()
-    group = (root / "cpu" if first_version else root) / f"{GROUP}-{os.getpid()}"
+    first_version = (CONTROL_GROUPS / "cpu").is_dir()
+    group = (CONTROL_GROUPS / "cpu" if first_version else CONTROL_GROUPS) / f"{GROUP}-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from svdata2vec.model.video_encoder import STEM_KERNEL
+
+WINDOW = STEM_KERNEL[0]  # frames
+
 
 def touched(form: Sequence[int], size: int, map_4: Sequence[int]) -> NDArray[np.bool_]:
     """bool (E,): the bytes of a stored frame that one clip's window looks at. form, map_4: as `gather_blocks` has them."""
@@ -36,7 +40,7 @@ def _plane(columns: Any, rows: Any, bits: int) -> NDArray[np.bool_]:
     return np.concatenate([*parts, np.outer(rows, eights).ravel()] if bits == 3 else parts)
 
 
-def frames_read(keep_BK: NDArray[np.int64], num_frames: int, window: int = 5) -> list[int]:
+def frames_read(keep_BK: NDArray[np.int64], num_frames: int) -> list[int]:
     """Per clip, how many frames its windows hold, each counted once."""
-    near = keep_BK[:, :, None] + np.arange(window) - window // 2
+    near = keep_BK[:, :, None] + np.arange(WINDOW) - WINDOW // 2
     return [len(np.unique(row[(row >= 0) & (row < num_frames)])) for row in near]

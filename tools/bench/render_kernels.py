@@ -29,7 +29,6 @@ from svdata2vec.shards.atomic import write_atomically
 
 RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python tools/bench/bench_kernels.py && python tools/bench/render_kernels.py"
-OURS = ("triton", "op on the CPU")
 
 # What each kernel has to reach on an H200, at the largest batch; the rest of the sentence is computed.
 COPY_TARGETS = ("gather_frames", "gather_blocks", "fuse_tokens", "restore_tokens", "layer_targets")

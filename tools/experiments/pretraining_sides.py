@@ -52,7 +52,7 @@ class Experiment:
     ways: tuple[Way, ...]
     fractions: tuple[float, ...]
     seeds: int
-    record: str = ""
+    record: str
 
 
 def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentParser:

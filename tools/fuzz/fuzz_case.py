@@ -89,6 +89,6 @@ def digest(*contents: bytes) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()[:16]
 
 
-def digest_folder(folder: Path, pattern: str = "*") -> str:
+def digest_folder(folder: Path) -> str:
     """A hash of the names and contents of the files of a folder."""
-    return digest(*(f"{path.name}".encode() + path.read_bytes() for path in sorted(folder.rglob(pattern)) if path.is_file()))
+    return digest(*(f"{path.name}".encode() + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()))

@@ -23,7 +23,7 @@ def colour(rng: Rng, low: int = 20, high: int = 235) -> Colour:
     return int(value[0]), int(value[1]), int(value[2])
 
 
-def darker(value: Colour, factor: float = 0.5) -> Colour:
+def darker(value: Colour, factor: float) -> Colour:
     return int(value[0] * factor), int(value[1] * factor), int(value[2] * factor)
 
 
