@@ -4,9 +4,10 @@ import errno
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,6 +46,36 @@ def naming(path: Path) -> Iterator[None]:
         raise WriteFailedError(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if it is not there. Raises WriteFailedError, which names a file in its place."""
+    with naming(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            file = next(place for place in (path, *path.parents) if os.path.lexists(place))
+            raise NotADirectoryError(errno.ENOTDIR, f"{file} is no folder") from None
+
+
+def require_writable(path: Path | None) -> None:
+    """Raises WriteFailedError where no file could appear as `path`: before the work, not after it. Its folder is made.
+
+    None: no file is asked for.
+    """
+    if path is not None:
+        make_folder(path.parent)
+        with naming(path):
+            _refuse_place(path)
+            tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def _refuse_place(path: Path) -> None:
+    """OSError where something else than a file is called `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+    if path.absolute().parent == DEVICES or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "a device or pipe, which a file would replace")
+
+
 @contextmanager
 def renamed(path: Path) -> Iterator[Path]:
     """Where to write a file that appears as `path` when the block ends. If it fails, nothing is left behind.
@@ -55,12 +86,12 @@ def renamed(path: Path) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         with naming(path):
-            if path.absolute().parent == DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
-                raise OSError(errno.EINVAL, "a device or pipe, which a file would replace")
+            _refuse_place(path)
             yield temporary
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what matters is raised already
+            temporary.unlink()
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from shards_data import deadly_pose, edit_manifest, folder_bytes, write_motion_s
 from waiting import wait_for
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.atomic import WriteFailedError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.layouts import COCO17, JointLayout
 from svdata2vec.shards.packing import tarwriter
@@ -160,8 +161,8 @@ def test_full_disk_ends_cleanly(dataset: DataSet, undisturbed: dict[str, str], t
         return real_write(self, content)
 
     monkeypatch.setattr(tarwriter._HashingFile, "write", write)
-    with pytest.raises(UserError, match=r"out: the disk is full \(No space left on device\); finished shards are kept: "
-                                        r"free some space and run the same command with --resume"):
+    with pytest.raises(MachineError, match=r"out: the disk is full \(No space left on device\); finished shards are kept: "
+                                           r"free some space and run the same command with --resume"):
         pack(dataset, tmp_path / "out", OPTIONS)
     assert not list((tmp_path / "out").rglob("*.tmp")), "no half file is left"
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -414,8 +415,9 @@ def test_finished_folders_are_left_alone(dataset: DataSet, undisturbed: dict[str
 
 def test_cannot_write_is_named(dataset: DataSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be written"):
-        pack(dataset, tmp_path / "file", OPTIONS)
+    for out in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(WriteFailedError, match=f"^{out} could not be written: {tmp_path / 'file'} is no folder$"):
+            pack(dataset, out, OPTIONS)
 
 
 def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import publish
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
@@ -120,6 +121,14 @@ def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Pat
 
 def test_the_same_file_gives_the_same_answer(run: Path, video: Path) -> None:
     assert predict(run, video, device="cpu") == predict(run, video, device="cpu")
+
+
+def test_where_the_picture_goes_is_looked_at_first(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--picture .*seen\.jpg: expected a file name that ends in \.png"):
+        predict(run, tmp_path / "none.mp4", picture=tmp_path / "seen.jpg")
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteFailedError, match=r"file could not be written: .*file is no folder"):
+        predict(run, tmp_path / "none.mp4", picture=tmp_path / "file" / "seen.png")
 
 
 def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 A process that may write files of a few bytes only (RLIMIT_FSIZE) meets at byte N what it meets on a full disk.
 """
 
+import errno
 import os
 import pickle
 import resource
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import publish
-from svdata2vec.shards.atomic import WriteFailedError, append_line, write_atomically
+from svdata2vec.shards.atomic import WriteFailedError, append_line, make_folder, require_writable, write_atomically
 from svdata2vec.training.pretrain import pretrain
 
 WEIGHTS = {"a": torch.zeros(5000)}
@@ -143,3 +145,53 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
         with pytest.raises(WriteFailedError, match=f"^{path} could not be written: a device or pipe"):
             write_atomically(path, b"x")
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and not Path("/dev/no-such-device").exists()
+
+
+def test_what_stands_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, place in (("file", "file"), ("file/a/b", "file"), ("link", "link"), ("link/a", "link")):
+        for path, make in ((tmp_path / name, make_folder), (tmp_path / name / "x.json", require_writable)):
+            with pytest.raises(WriteFailedError) as caught:
+                make(path)
+            refused = path if make is make_folder else path.parent
+            assert str(caught.value) == f"{refused} could not be written: {tmp_path / place} is no folder"
+    assert (tmp_path / "file").read_text() == "precious" and not (tmp_path / "nowhere").exists()
+
+
+READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There even the removal of a file that is not there is refused."""
+    def refuse(*_: object, **__: object) -> None:
+        raise READ_ONLY
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", refuse)
+        context.setattr(Path, "unlink", refuse)
+        with pytest.raises(WriteFailedError, match=f"^{tmp_path / 'x.json'} could not be written: Read-only file system$"):
+            write_atomically(tmp_path / "x.json", b"x")
+    with monkeypatch.context() as context:
+        context.setattr(tempfile, "TemporaryFile", refuse)
+        with pytest.raises(WriteFailedError, match=f"^{tmp_path / 'x.json'} could not be written: Read-only file system$"):
+            require_writable(tmp_path / "x.json")
+    require_writable(tmp_path / "new" / "x.json")
+    require_writable(None)
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("words", [
+    "export nowhere OUT.pt2", "embed nowhere --split all --out OUT.npy", "bench compare a.json b.json --out OUT",
+    "bench run demo --data.shards nowhere --out OUT", "bench batch demo --data.shards nowhere --out OUT",
+    "bench host demo --data.shards nowhere --out OUT", "bench scale demo --data.shards nowhere --out OUT",
+    "bench data --out OUT", "bench data --tune --out OUT",
+])
+def test_an_output_is_tried_before_the_work(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is wrong would be found later."""
+    out = tmp_path / next(word for word in words.split() if word.startswith("OUT"))
+    out.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main([str(out) if word == out.name else word for word in words.split()]) == 1
+    assert capsys.readouterr().err.endswith(f": {out} could not be written: a folder has this name\n")

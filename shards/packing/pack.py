@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from svdata2vec.shards.annotations import DataSet, Skipped
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError, WorkerDiedError, readable
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.lock import folder_lock
@@ -94,13 +94,14 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
     """Pack `dataset` into the folder `out` and return its manifest; `progress` is called after every shard.
 
     Clips that cannot be packed are listed with their reason in `out/skipped.jsonl`. Raises UserError on a bad data set,
-    on a folder in use or packed otherwise, on a full disk, and if no clip could be packed.
+    on a folder in use or packed otherwise, and if no clip could be packed; MachineError on a full disk, WriteFailedError where
+    the folder cannot be made.
     """
     options = options or PackOptions()
     dataset.check()
     root = Path(out)
+    make_folder(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with folder_lock(root, "packing into"):
             plan = make_plan(dataset, options)
             if (root / MANIFEST_NAME).exists():

@@ -13,7 +13,7 @@ import cv2
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import present_joints
-from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.errors import MachineError, UserError, reason_of
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
@@ -97,7 +97,7 @@ def record_path(root: Path, number: int) -> Path:
 def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
     """Pack the clips of one shard; runs in a worker. A clip that cannot be packed is recorded with its reason.
 
-    Raises UserError if the shard cannot be written (disk full).
+    Raises MachineError if the shard cannot be written (disk full).
     """
     silence_decoder()
     cv2.setNumThreads(1)  # one worker per core
@@ -154,9 +154,9 @@ def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -
         note.unlink(missing_ok=True)
 
 
-def write_error(root: Path, error: OSError) -> UserError:
+def write_error(root: Path, error: OSError) -> MachineError:
     """What to tell the user when the output folder cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"{root}: the disk is full ({error.strerror}); finished shards are kept: free some space and "
-                         "run the same command with --resume")
-    return UserError(f"{root}: cannot be written ({error}); finished shards are kept: run again with --resume")
+        return MachineError(f"{root}: the disk is full ({error.strerror}); finished shards are kept: free some space and "
+                            "run the same command with --resume")
+    return MachineError(f"{root}: cannot be written ({error}); finished shards are kept: run again with --resume")

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from svdata2vec.shards.atomic import renamed
+from svdata2vec.shards.atomic import make_folder, renamed
 from svdata2vec.shards.errors import UserError
 
 _STALE_SECONDS = 3600
@@ -26,7 +26,7 @@ class RangeCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes < 1:
             raise UserError(f"cache of {max_bytes} bytes: expected 1 or more")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.max_bytes = folder, max_bytes
         self.hits = self.misses = 0
         self.num_bytes = 0  # in the folder, as far as this process knows

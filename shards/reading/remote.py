@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
@@ -71,7 +71,7 @@ class RemoteShardSet(ShardSet):
         self.url, cache = url.rstrip("/"), Path(cache).absolute()
         filesystem, self._base = filesystem_of(self.url)
         folder = _folder(cache, self.url, "head")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         names = [INDEX_NAME, MANIFEST_NAME]
         for name in names:  # and, where the manifest has its sum, the third
             write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.where))

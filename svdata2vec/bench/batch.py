@@ -30,6 +30,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import Runtime, pick_device
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.shown import shown_lines
@@ -44,6 +45,7 @@ WATCH_SECONDS = 0.02
 
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
+    require_writable(config.out)
     shards = open_preset_shards(config, "bench batch measures one process")
     gpu = pick_device(config.run.device).type == "cuda"
     with tempfile.TemporaryDirectory(prefix="svdata2vec-batch-") as folder:

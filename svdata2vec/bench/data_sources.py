@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
+from svdata2vec.shards.atomic import make_folder
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -60,7 +61,7 @@ def _write_clip(path: Path, seed: int) -> np.ndarray:
 
 def make_sources(folder: Path, num_clips: int) -> DataSet:
     """The annotated source clips, written to `folder` unless they are there already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     videos = [folder / f"clip{number:03d}.mp4" for number in range(num_clips)]
     wanted = [(video, number) for number, video in enumerate(videos) if not video.with_suffix(".npy").exists()]
     if wanted:

@@ -32,6 +32,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import running
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -42,6 +43,7 @@ WARM_UP = 3  # batches
 
 def bench_host(config: HostConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record."""
+    require_writable(config.out)
     shards = open_preset_shards(config, "bench host measures one process")
     if shards.manifest.codec not in ("jpeg", "blocks"):
         raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the roads of jpeg and blocks")

@@ -27,6 +27,7 @@ from svdata2vec.bench.verdict import notes
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import pick_device
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown_lines
 
@@ -38,6 +39,7 @@ VERSION = 1
 
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record. UserError at the end if a check failed."""
+    require_writable(config.out)
     shards = open_preset_shards(config, "bench scale starts its processes itself")
     gpus = torch.cuda.device_count() if pick_device(config.run.device).type == "cuda" else None
     config = replace(config, processes=choose_processes(config.processes, gpus))

@@ -27,7 +27,8 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.cores import MOST_THREADS, cpu_name, usable_cores
 from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import pick_device
-from svdata2vec.runs.tuned import Tuned, require_place, store_tuned
+from svdata2vec.runs.tuned import Tuned, store_tuned, tuned_file
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def in_turns(
 def tune(options: DataBenchOptions) -> dict[str, Any]:
     """Measure, print the table, store the settings, write the file; returns the record."""
     device = pick_device("auto")
-    require_place()
+    require_writable(tuned_file())
+    require_writable(options.out)
     dataset = make_sources(options.folder / "source", options.sources)
     shards = packed(options.folder, dataset, CODEC)
 

@@ -10,6 +10,7 @@ import tyro
 from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, HostConfig, ScaleConfig
 from svdata2vec.cli.options import Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.ranges import check_fields
 from svdata2vec.shards.shown import shown_lines
 
@@ -33,10 +34,10 @@ def _compare(options: CompareOptions) -> None:
     from svdata2vec.bench.page import write_comparison
     from svdata2vec.bench.record import compare, load_record
 
+    require_writable(options.out)
     first, second = load_record(options.first), load_record(options.second)
     sys.stdout.write(shown_lines(compare(first, second)))
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_comparison(first, second, options.out)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.runs.published import load_classifier
-from svdata2vec.shards.atomic import renamed, write_atomically
+from svdata2vec.shards.atomic import renamed, require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
@@ -67,6 +67,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
     if out.suffix == ".onnx":
         _require_onnx(out)
+    require_writable(out)
     model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
     description: dict[str, Any] = {
@@ -75,7 +76,6 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
     }
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".pt2":
         # Into memory first: PyTorch's own writer ends the process where a disk is full.
         torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})

@@ -26,7 +26,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
-from svdata2vec.shards.atomic import atomic_file, npy_bytes, write_atomically
+from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -173,6 +173,7 @@ def embed(
         raise UserError(f"{out}: expected a file name that ends in .npy or .parquet")
     if out.suffix == ".parquet":
         _require_pyarrow(out)
+    require_writable(out)
     trained = load_encoder(run, modality, device)
     data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split, weights=())
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
@@ -189,7 +190,7 @@ def embed(
 
 def write_features(out: Path, features: Features, classes: Sequence[str]) -> None:
     """Write features with their clips' names, labels and classes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     if out.suffix == ".parquet":
         pyarrow, parquet = _require_pyarrow(out)
         rows = pyarrow.array(list(features.features_nD), pyarrow.list_(pyarrow.float32(), features.features_nD.shape[1]))

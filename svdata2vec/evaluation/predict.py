@@ -19,7 +19,7 @@ from svdata2vec.reports.contact_sheet import to_png
 from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import LARGEST, check_number
 
@@ -51,6 +51,9 @@ def predict(
     if config.modality != "rgb":
         raise UserError(f"{run} needs skeletons (modality {config.modality}); predict takes a run with modality rgb")
     check_number("--top", top, 1, LARGEST, whole=True)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UserError(f"--picture {picture}: expected a file name that ends in .png")
+    require_writable(picture)
     persons = find_persons(video, box, poses, whole_picture, shown_whole(card))
     clip = read_clip(video, config.data, persons.box, card)
     where = pick_device(device)
@@ -64,7 +67,6 @@ def predict(
     ]
     did = _describe(clip, persons, str(where))
     if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(picture, to_png(draw(clip, [f"{100 * b['probability']:5.1f} %  {b['name']}" for b in best])))
         did.append(f"wrote {picture}")
     return {"video": str(video), "classes": best, "did": did}

@@ -13,7 +13,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import image, page, section, table
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -31,7 +31,7 @@ def inspect_shards(
     """
     shards = open_shards(root)
     chosen = _clips_by_name(shards, split, keys) if keys else _clips_by_class(shards, split, clips)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     pictures = []
     for name, rows in chosen:
         with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows, max_bad_rate=1.0) as loader:

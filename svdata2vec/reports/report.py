@@ -25,7 +25,7 @@ from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import FINISHED, Settings, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown
 
@@ -73,7 +73,7 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
         section("Settings", "".join(_settings(run) for run in runs)),
     ]
     remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 

@@ -14,7 +14,7 @@ from svdata2vec.config.records import NUMBER, check_record, read_sealed, sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import stoppable
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.ranges import Range
@@ -63,7 +63,7 @@ def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
     if not runtime.is_main:
         yield
         return
-    run.out.mkdir(parents=True, exist_ok=True)
+    make_folder(run.out)
     try:
         with folder_lock(run.out, "training in"), stoppable() if runtime.world_size == 1 else nullcontext():
             yield
@@ -74,7 +74,7 @@ def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
 
 def write_config(folder: Path, config: Settings) -> None:
     """Make the folder with its `config.json`: the kind of the run and its settings."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / CONFIG, json.dumps({"kind": config.kind, **to_values(config)}, indent=2).encode())
 
 

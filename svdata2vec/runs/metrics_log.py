@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from svdata2vec.config.records import NUMBER, faults
-from svdata2vec.shards.atomic import append_line, naming, write_atomically
+from svdata2vec.shards.atomic import append_line, make_folder, naming, write_atomically
 from svdata2vec.shards.ranges import Range
 
 METRICS = {"step": Range(0), "epoch": NUMBER, "clips_per_second": NUMBER, "seconds_total": NUMBER, "*": NUMBER}  # of a line
@@ -58,7 +58,7 @@ class BoardFile:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
         self._path = folder / name
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

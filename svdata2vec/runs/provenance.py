@@ -16,7 +16,7 @@ import torch
 from svdata2vec import __version__
 from svdata2vec.config.records import NUMBER
 from svdata2vec.runs.cores import cpu_name
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 
 UNKNOWN = "unknown"  # in place of a commit that nobody wrote down
 
@@ -36,7 +36,7 @@ def head(kind: str, version: int) -> dict[str, Any]:
 
 def save(record: dict[str, Any], out: Path) -> None:
     """Write a record as JSON; its folder is made if needed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -18,7 +18,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
 from svdata2vec.runs.failures import RunFailedError, first_line
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 
 # Of the card, in the header of the weights.
@@ -43,7 +43,7 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     if broken:
         found = f"{len(broken)} of {len(tensors)} weights are not finite ({', '.join(broken[:4])})"
         raise RunFailedError(f"{folder}: {found} and are not published; try a lower learning rate, or precision fp32")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     card = {"version": __version__, **card}
     inside = {name: card[name] for name in IN_THE_WEIGHTS if name in card}
     header = {"svdata2vec": json.dumps({**inside, "sha256": digest(tensors, inside)})}

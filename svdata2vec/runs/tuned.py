@@ -4,18 +4,16 @@ It is `$XDG_CACHE_HOME/svdata2vec/decoding.json` (~/.cache/... without that vari
 that variable empty: none. It may be deleted. Homes are shared: every device that was measured has its entry, by its name.
 """
 
-import errno
 import json
 import logging
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from svdata2vec.config.files import read_json
 from svdata2vec.config.records import check_record
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, check_number
 
@@ -59,16 +57,6 @@ def load_tuned(device: str, codec: str) -> Tuned | None:
     return None if entry is None else Tuned(**{name: entry.get(name) for name in Tuned.__annotations__})
 
 
-def require_place() -> None:
-    """Raises OSError where `store_tuned` could not write, before minutes of measuring are lost."""
-    path = tuned_file()
-    if path is not None:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"is a folder, expected a file to write ({ENVIRONMENT})", str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-
-
 def store_tuned(device: str, codec: str, tuned: Tuned) -> Path | None:
     """Write it beside what the file holds of other devices and codecs; returns the file, None where there is to be none."""
     path = tuned_file()
@@ -76,7 +64,7 @@ def store_tuned(device: str, codec: str, tuned: Tuned) -> Path | None:
         return None
     devices = _devices(path)
     devices[device] = {**devices.get(device, {}), codec: asdict(tuned)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     content = {"format": FORMAT, "version": VERSION, "devices": devices}
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return path

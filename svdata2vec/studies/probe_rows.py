@@ -25,7 +25,7 @@ from svdata2vec.runs.data import labelled_rows, open_data
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
-from svdata2vec.shards.atomic import npy_bytes, write_atomically
+from svdata2vec.shards.atomic import make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
 
@@ -131,7 +131,7 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
     with running(base.run) as runtime:
         found = split_features(replace(base, attentive=AttentiveConfig(1)), trained, shards, split, None, runtime)
     assert found.tokens_nvTD is not None
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, npy_bytes(found.tokens_nvTD))
     about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost, "made_of": made_of}
     about["cpu_seconds"] = time.process_time() - begun

@@ -17,7 +17,7 @@ from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import commit
 from svdata2vec.runs.validation import hold_out, validation_split
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.optim import resolve
 
@@ -79,7 +79,7 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
     folder = out / "runs" / f"{path.stem}-{_digest(made)}"  # other shards or weights are another run, which begins anew
     made_by = commit()
     outcome = {**row.run(cell, folder), "commit": made_by}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     about = {"row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made}
     write_atomically(path, json.dumps({**about, "outcome": outcome}, indent=1).encode())
     if not keep:

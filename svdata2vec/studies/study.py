@@ -13,6 +13,7 @@ from typing import Any
 from svdata2vec.config.label_efficiency import SearchConfig
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.provenance import UNKNOWN
+from svdata2vec.shards.atomic import make_folder
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.rows import Cell, Choice, Outcome, Row, found_outcome, run_cell
@@ -56,7 +57,7 @@ def run_study(plan: Plan) -> dict[str, Any]:
     """
     if plan.collect:
         return _search_and_run(plan)
-    plan.out.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.out)
     with folder_lock(plan.out, "running a study in"):
         for unfinished in plan.out.glob("*/*.tmp"):  # of a study that was killed
             unfinished.unlink(missing_ok=True)
