@@ -25,7 +25,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 
 # Options of other programs that messages and help may name.
-FOREIGN = {"--standalone", "--nproc-per-node", "--help", "--version", "--write_json"}
+FOREIGN = {"--standalone", "--local-rank", "--nproc-per-node", "--help", "--version", "--write_json"}
 
 
 def commands(group: Group) -> Iterator[Command]:
@@ -101,6 +101,18 @@ def test_pretraining_in_batches_of_one_clip(tiny_shard_folder: Path, tmp_path: P
     """They have no spread over a batch, which is no collapse."""
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", batch_size=1, epochs=1)
     assert main(command_words(dataclasses.replace(config, collapse_records=3))[3:]) == 0
+
+
+@pytest.mark.parametrize("option", ["--local-rank=2", "--local_rank=2"])
+def test_the_older_launcher_of_pytorch_may_say_the_local_rank(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It puts the option before all others."""
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert main([option, "--version"]) == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main([option, "--version"]) == 2
+    assert f"unknown command '{option}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

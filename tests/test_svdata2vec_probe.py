@@ -277,7 +277,9 @@ def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Pat
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["embed", str(pretrained), "--split", "all", "--out", str(tmp_path / "two.npy"), "--batch-size", "5"]
     command = [*launcher, "-m", "svdata2vec", *words, "--modality", "skeleton", "--device", "cpu"]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, check=True, env=environment, stderr=subprocess.PIPE, text=True)
+    assert ran.stderr.count("attention: PyTorch reference on cpu") == 1, "what holds for both is said once"
     one = embed(pretrained, "all", tmp_path / "one.npy", modality="skeleton", device="cpu")
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.features_nD, rtol=1e-4, atol=1e-5)
     assert (tmp_path / "two.npy.json").read_text() == (tmp_path / "one.npy.json").read_text()

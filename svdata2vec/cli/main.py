@@ -17,7 +17,20 @@ from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
 
+# What these find holds for all processes of a launch, and the first one says it.
+SHARED = ("svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
+
 log = logging.getLogger(__name__)
+
+
+def is_first_process() -> bool:
+    """Whether this process alone prints what all have found; a rank alone is left over in a shell."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def said_here(record: logging.LogRecord) -> bool:
+    """Whether this process shows a message that it has."""
+    return is_first_process() or not record.name.startswith(SHARED)
 
 
 class MessageFormatter(logging.Formatter):
@@ -35,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(said_here)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("torch").setLevel(logging.WARNING)  # as PyTorch does, at the end of an import that may be interrupted
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    # torch.distributed.launch tells the number that it puts into the environment once more.
+    repeated = f"--local-rank={os.environ.get('LOCAL_RANK')}"
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word.replace("_", "-") != repeated]
     try:
         try:
             _run(words)

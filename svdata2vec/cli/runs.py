@@ -1,7 +1,6 @@
 """Commands on what training leaves behind. Heavy imports happen when a command runs."""
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from svdata2vec.cli.main import is_first_process
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import Device, Heads, Modality, Side
 from svdata2vec.shards.errors import UserError
@@ -58,7 +58,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     result = evaluate_run(options.run, options.shards, options.split, options.device)
     if options.json:
         _print(result)
-    elif _is_main():
+    elif is_first_process():
         sys.stdout.write(shown_lines(summary(result, shutil.get_terminal_size().columns)))
 
 
@@ -229,13 +229,8 @@ def run_report(options: ReportOptions) -> None:
     sys.stdout.write(shown_lines(f"{options.out}\n"))
 
 
-def _is_main() -> bool:
-    """Whether this is the first process, which alone prints; a rank alone is left over in a shell."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
 def _print(values: dict[str, Any]) -> None:
     """JSON with a line per value."""
-    if _is_main():
+    if is_first_process():
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
         sys.stdout.write(shown_lines(f"{{\n{lines}\n}}\n"))
