@@ -1,4 +1,4 @@
-"""Text files as people have them: UTF-8 with or without a mark, UTF-16, latin-1; tables divided by commas, semicolons, tabs."""
+"""Text files as people have them: UTF-8 with or without a mark, UTF-16, Windows-1252; tables with any usual divider."""
 
 import csv
 import io

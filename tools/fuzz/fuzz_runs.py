@@ -17,11 +17,7 @@ ODD_WORDS = ("nan", "inf", "-inf", "-1", "0", "", "x", "1e30", "-0.0", "99999999
 
 def words(config: Any) -> list[str]:
     """The words of a command line behind `python -m svdata2vec`."""
-    line = command_words(config)[3:]
-    if "--pretrained" in line:  # which the command calls --from, and has no word for None
-        place = line.index("--pretrained")
-        del line[place : place + 2]
-    return line
+    return command_words(config)[3:]
 
 
 class RunFolderArea:

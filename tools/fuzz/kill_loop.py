@@ -61,7 +61,7 @@ def works(folder: Path) -> dict[str, Work]:
     pickle_path, videos = write_motion_set(folder / "source", 12)
     tiny_shards(folder / "shards")
     pretrained = folder / "pretrained"
-    command(*_without_none(command_words(pretrain_config(folder / "shards", pretrained, epochs=2)))[3:])
+    command(*command_words(pretrain_config(folder / "shards", pretrained, epochs=2))[3:])
 
     def packing(out: Path) -> list[str]:
         sources = ["--pickle-path", str(pickle_path), "--videos", str(videos)]
@@ -72,8 +72,8 @@ def works(folder: Path) -> dict[str, Work]:
         return command_words(pretrain_config(folder / "shards", out, epochs=4, batch_size=2, checkpoint_every=3))
 
     def finetuning(out: Path) -> list[str]:
-        config = finetune_config(folder / "shards", out, epochs=4, batch_size=2, checkpoint_every=3)
-        return [*_without_none(command_words(config)), "--from", str(pretrained)]
+        shards = folder / "shards"
+        return command_words(finetune_config(shards, out, pretrained=pretrained, epochs=4, batch_size=2, checkpoint_every=3))
 
     def distributed(out: Path) -> list[str]:
         words = command_words(pretrain_config(folder / "shards", out, epochs=4, batch_size=1, checkpoint_every=3))
@@ -82,14 +82,6 @@ def works(folder: Path) -> dict[str, Work]:
 
     return {"packing, 2 workers": Work(packing, digest_folder), "pretraining": Work(pretraining, _tensors),
             "fine-tuning": Work(finetuning, _tensors), "pretraining, torchrun, 2 processes": Work(distributed, _tensors)}
-
-
-def _without_none(words: list[str]) -> list[str]:
-    """The command line without the one setting for which it has no word."""
-    if "--pretrained" not in words:
-        return words
-    place = words.index("--pretrained")
-    return words[:place] + words[place + 2 :]
 
 
 def attempt(words: list[str], limit_seconds: float | None, number: signal.Signals) -> bool:
