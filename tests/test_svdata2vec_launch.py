@@ -11,6 +11,8 @@ import torch
 from tiny import MODEL, finetune_config, pretrain_config
 
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig
+from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.model import execution
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.model.transformer import Block
@@ -48,6 +50,24 @@ def test_a_graph_is_refused_where_it_cannot_run(
     config = replace(config, **{section: replace(getattr(config, section), **changes)})
     with pytest.raises(UserError, match=f"^--run.launch is graph, which does not go with {named}; use --run.launch eager$"):
         require_launch(config, runtime)
+
+
+def test_kernels_of_a_gpu_are_refused_on_a_cpu_and_no_part_of_what_was_trained_with_them(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svdata2vec.training.launch.INTERPRETED", False)
+    config = replace(FINETUNE, model=replace(FINETUNE.model, impl="triton"))
+    require_launch(config, GPU)
+    with pytest.raises(UserError, match=r"^--model\.impl is triton, whose kernels run on a GPU, but the device is a CPU; use "):
+        require_launch(config, CPU)
+    run = tmp_path / "run"
+    finetune(finetune_config(tiny_shard_folder, run, epochs=1))
+    here = evaluate_run(run)
+    card = json.loads((run / "model.json").read_text())
+    card["config"]["model"]["impl"] = "triton"
+    (run / "model.json").write_text(json.dumps({name: value for name, value in card.items() if name != "sha256"}))
+    assert evaluate_run(run) == here
+    assert load_encoder(run).features(torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)).isfinite().all()
 
 
 def test_a_compiled_run_is_refused_where_nothing_would_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

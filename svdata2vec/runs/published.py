@@ -84,9 +84,11 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
-    """The settings of the networks that a card describes."""
+    """The settings of the networks that a card describes. Triton's kernels, where they were asked for, are no part of them."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
-    return from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
+    config = from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
+    model = config.model
+    return config if model.impl != "triton" else replace(config, model=replace(model, impl="auto"))  # it may run on a CPU now
 
 
 def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whose: str, modality: Modality) -> None:

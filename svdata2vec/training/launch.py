@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.kernels.dispatch import INTERPRETED
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 
@@ -35,6 +36,8 @@ def launch_obstacles(
 def require_launch(config: PretrainConfig | FinetuneConfig, runtime: Runtime) -> None:
     """Raise UserError where a run cannot be launched as it is set."""
     launch = config.run.launch
+    if config.model.impl == "triton" and runtime.device.type == "cpu" and not INTERPRETED:
+        raise UserError("--model.impl is triton, whose kernels run on a GPU, but the device is a CPU; use --model.impl auto")
     found = launch_obstacles(launch, config, runtime.device.type, runtime.world_size)
     if found:
         raise UserError(f"--run.launch is {launch}, which does not go with {' and '.join(found)}; use --run.launch eager")
