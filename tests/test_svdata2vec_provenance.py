@@ -201,6 +201,25 @@ def test_a_second_process_in_the_folder_ends_in_one_line_until_the_first_is_dead
     assert not list(config.run.out.glob(".lock"))
 
 
+def test_a_probe_holds_its_folder_while_it_works(
+    parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of other settings would leave the figures of one beside the weights of the other."""
+    data = finetune_config(tiny_shard_folder, tmp_path).data
+    config = ProbeConfig(data, parents / "a", tmp_path / "probe", batch_size=4, device="cpu", attentive=AttentiveConfig(0))
+
+    def second(*_: Any) -> None:
+        with pytest.raises(UserError, match="is training in this folder"):
+            probe(dataclasses.replace(config, weight_decay=0.5))
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr("svdata2vec.evaluation.probe.load_encoder", second)
+        probe(config)
+    assert not (tmp_path / "probe").exists()
+    assert probe(config)["kind"] == "probe"
+
+
 def test_only_the_first_of_many_processes_takes_the_lock(tiny_shard_folder: Path, tmp_path: Path) -> None:
     run = pretrain_config(tiny_shard_folder, tmp_path / "run").run
     first, second = (Runtime(torch.device("cpu"), rank, 2, False) for rank in (0, 1))

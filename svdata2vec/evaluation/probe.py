@@ -56,32 +56,37 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     with running(config.run) as runtime:
         if (done := finished_result(config)) is not None:
             return done
-        trained = load_encoder(config.pretrained, config.modality, config.device)
-        if (doubtful := check_input(config.pretrained, trained.config.data, config.data)) is not None:
-            log.warning("%s: %s", config.pretrained, doubtful)
-        shards = open_data(config.data)
-        train_split, test_split = config.data.train_split, config.data.test_split
-        require_joints(shards, config.pretrained, trained.card["num_joints"], trained.modality, train_split)
-        require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
-        require_several_classes(shards, train_split, test_split)
-        rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
-        warn_of_shared_clips(shards, test_split, rows)
-        warn_of_shared_people(shards, config.data, rows)
-        train = split_features(config, trained, shards, train_split, rows, runtime)
-        test = split_features(config, trained, shards, test_split, None, runtime)
-        classes = list(shards.split_classes(train_split))
-        linear, found = measure_probes(config, train, test, len(classes), len(shards.rows(test_split)), trained, runtime)
-        result = {
-            "kind": "probe", **evaluated_on(shards, test_split, config.data.metric, config.seed), "labels": len(train.keys),
-            "classes": classes, **found,
-        }
         with claimed(config.run, runtime):
-            if runtime.is_main:
-                _publish(config, trained, linear, shards, result)
-            finish_run(config.run, runtime, result)
+            result = _probe(config, config.pretrained, runtime)
     name = config.data.metric
     shown = [f"{title} {accuracies(figures)[name]}" for title, figures in by_probe(result)]
     log.info("%s: %s of %s clips, %s", config.out, NAMES[name], scored(result), ", ".join(shown))
+    return result
+
+
+def _probe(config: ProbeConfig, source: Path, runtime: Runtime) -> dict[str, Any]:
+    trained = load_encoder(source, config.modality, config.device)
+    if (doubtful := check_input(source, trained.config.data, config.data)) is not None:
+        log.warning("%s: %s", source, doubtful)
+    shards = open_data(config.data)
+    train_split, test_split = config.data.train_split, config.data.test_split
+    require_joints(shards, source, trained.card["num_joints"], trained.modality, train_split)
+    require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
+    require_several_classes(shards, train_split, test_split)
+    rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
+    warn_of_shared_clips(shards, test_split, rows)
+    warn_of_shared_people(shards, config.data, rows)
+    train = split_features(config, trained, shards, train_split, rows, runtime)
+    test = split_features(config, trained, shards, test_split, None, runtime)
+    classes = list(shards.split_classes(train_split))
+    linear, found = measure_probes(config, train, test, len(classes), len(shards.rows(test_split)), trained, runtime)
+    result = {
+        "kind": "probe", **evaluated_on(shards, test_split, config.data.metric, config.seed), "labels": len(train.keys),
+        "classes": classes, **found,
+    }
+    if runtime.is_main:
+        _publish(config, trained, linear, shards, result)
+    finish_run(config.run, runtime, result)
     return result
 
 
