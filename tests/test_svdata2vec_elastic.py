@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from repository import ROOT
-from safetensors.torch import load_file
+from tiny import assert_same_weights
 
 from svdata2vec.runs.metrics_log import read_metrics
 
@@ -75,8 +74,7 @@ def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path) 
         assert len(seen) == len(set(seen)) == NUM_CLIPS == per_step * len(steps)
     records = read_metrics(tmp_path / "killed" / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 # ---- the launch files -------------------------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ import pytest
 import torch
 from noted_command import launch, notes
 from pipeline_factory import kinect_set, shard_set
-from safetensors.torch import load_file
 from shards_data import edit_manifest
-from tiny import finetune_config, pretrain_config
+from tiny import assert_same_weights, finetune_config, pretrain_config
 from tiny_command import command_words
 
 from svdata2vec.bench.config import ScaleConfig
@@ -68,8 +67,7 @@ def test_two_processes_on_two_weighted_sets_go_on_bit_for_bit_and_elastically(se
     launch(tmp_path, "killed", words("killed", 2), 2, 5)
     shutil.copytree(tmp_path / "killed", tmp_path / "other")
     launch(tmp_path, "again", words("killed", 2), 2, -1)
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert min(row["step"] for row in notes(tmp_path, "again")) > 3
 
     launch(tmp_path, "second", words("other", 4), 1, -1)

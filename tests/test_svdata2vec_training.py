@@ -16,7 +16,7 @@ import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import load_file
-from tiny import finetune_config, pretrain_config
+from tiny import assert_same_weights, finetune_config, pretrain_config
 from tiny_command import command_words
 from waiting import wait_for
 
@@ -41,13 +41,6 @@ def finished(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("runs") / "whole"
     pretrain(pretrain_config(tiny_shard_folder, out))
     return out
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert different == []
 
 
 def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -> None:

@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from pipeline_factory import shard_set
+from safetensors.torch import load_file
 
 from svdata2vec.config.schema import (
     DataConfig,
@@ -60,3 +62,10 @@ def finetune_config(shards: Path, out: Path, *, pretrained: Path | None = None, 
         run=run_config(out, **run),
         pretrained=pretrained,
     )
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Two folders of finished runs: the same tensors, bit for bit."""
+    first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
