@@ -6,7 +6,7 @@ B clips of a batch, T sampled frames, S output size.
 import contextlib
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class LoaderStats:
     """Counts since the loader was made; they include what is prefetched, in training also of the next epoch.
 
     wait_seconds: the consumer waited for a batch, the only time that costs training.
+    unusable: index rows of the clips that were skipped, each of them as often as it is met.
     """
 
     clips_read: int = 0
@@ -42,6 +43,7 @@ class LoaderStats:
     clips_skipped: int = 0
     batches: int = 0
     wait_seconds: float = 0.0
+    unusable: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,16 @@ class Producer:
         raise UserError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
 
     def _record_bad(self, row: int, reason: str) -> None:
-        """Log and count one clip. Raises UserError above the rate."""
+        """Count one clip, and log it when it is met for the first time. Raises UserError above the rate."""
         self.stats.clips_skipped += 1
         skipped = self.stats.clips_skipped
         read = self.stats.clips_read if self.order.train else self.order.num_entries
         shards = self.fetcher.shards
         key, shard = shards.names(np.array([row]))[0], shards.tar_name(int(shards.index[row]["shard"]))
-        log.warning("skipping clip %s of %s: %s", key, shard, reason)
+        reason = reason.removeprefix(f"{shard}: ")
+        if row not in self.stats.unusable:
+            self.stats.unusable.add(row)
+            log.warning("skipping clip %s of %s: %s", key, shard, reason)
         if skipped > most_unusable(self.order, read, self.max_bad_rate):
             raise UserError(
                 f"{skipped} of {max(skipped, read)} clips are unusable, more than the allowed {self.max_bad_rate:.2%}; "

@@ -56,6 +56,17 @@ def run(shards: ShardSet, *, train: bool = True, batch_size: int = 4, **options)
         return list(loader), loader
 
 
+def test_a_damaged_clip_is_told_of_once(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
+    """Not in every epoch, and its tar once in a line."""
+    damage(shards, 5, "pose.npy", None, 0.0)
+    with caplog.at_level(logging.WARNING), ClipLoader(shards, "all", PLAN, batch_size=4, train=True) as loader:
+        for _ in range(4):
+            list(loader)
+    assert loader.stats.clips_skipped >= 4
+    (line,) = [record.getMessage() for record in caplog.records if "skipping clip" in record.getMessage()]
+    assert line.count("shard-000001.tar") == 1
+
+
 def keys_of(batches: list) -> list[str]:
     return [key for batch in batches for key in batch.keys]
 
