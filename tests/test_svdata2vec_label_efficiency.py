@@ -20,7 +20,7 @@ from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 
 from svdata2vec.cli.main import main
-from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, LabelEfficiencyConfig, SearchConfig
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, LabelEfficiencyConfig, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import AttentiveConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
@@ -356,6 +356,28 @@ def test_every_row_chooses_by_the_same_grid_on_validation_clips(tmp_path: Path) 
     for each in found["differences"]:
         assert (each["row"], each["against"], each["seeds"]) == ("planted", "other", 3)
         assert each["mean"] == pytest.approx(-0.125) and each["interval"] == pytest.approx([-0.125, -0.125])
+
+
+@pytest.mark.parametrize(
+    ("ways", "search", "message"),
+    [
+        (("scratch",), SearchConfig(lr=(0.1,), seeds=4), r"^search\.seeds is 4: expected 1 to 2 \(seeds\)$"),
+        (("scratch",), SearchConfig(weight_decay=(0.1,)), r"^search\.weight_decay .*\(scratch\) has it; .* one of linear$"),
+        (("linear",), SearchConfig(steps=(3,)), r"^search\.steps is given, but nothing in ways \(linear\) has it"),
+        (("attentive", "linear"), SearchConfig(drop_path=(0.1,)), r"^search\.drop_path is given, but nothing in ways"),
+    ],
+)
+def test_a_search_that_nobody_would_make_is_refused(
+    ways: tuple, search: SearchConfig, message: str, shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(shards, tmp_path, ways=ways, search=search)
+
+
+def test_every_way_has_what_can_be_searched_for_it(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    for way in ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"):
+        rows = rows_of(settings(shards, tmp_path, ways=(way,), pretrained=(f"pretrained={pretrained}",)))
+        assert [set(row.grid) for row in rows] == [{name for name, ways in SEARCHED.items() if way in ways}]
 
 
 def test_intervals_are_students_and_paired() -> None:

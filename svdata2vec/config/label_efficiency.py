@@ -17,6 +17,13 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels: the usual shares of s
 
 Way = Literal["scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"]
 
+TRAINED = frozenset({"scratch", "scratch_total", "finetune", "skeleton"})  # ways that train a network
+# Which ways have a hyper-parameter of the search.
+SEARCHED = {
+    "lr": TRAINED | {"attentive"}, "steps": TRAINED | {"attentive"}, "drop_path": TRAINED,
+    "weight_decay": frozenset({"linear"}),
+}
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -92,6 +99,13 @@ class LabelEfficiencyConfig:
             bool(self.pretrained) or "scratch_total" not in self.ways,
             "ways has scratch_total, which has the compute of the first run of --from; name one, or leave it out",
         )
+        check(self.search.seeds <= self.seeds, f"search.seeds is {self.search.seeds}: expected 1 to {self.seeds} (seeds)")
+        for name, ways in SEARCHED.items():
+            check(
+                not getattr(self.search, name) or not ways.isdisjoint(self.ways),
+                f"search.{name} is given, but nothing in ways ({' '.join(self.ways)}) has it; leave it out, or add one of "
+                f"{' '.join(sorted(ways))}",
+            )
 
     def classifier(self) -> FinetuneConfig:
         """Settings of a classifier from scratch, with all labels."""
