@@ -195,6 +195,8 @@ def test_wrong_input_is_named(run: Path, video: Path, tmp_path: Path) -> None:
     for top in (0, 10**30):
         with pytest.raises(UserError, match=f"--top is {top}: expected a whole number from 1 to"):
             predict(run, video, top=top, device="cpu")
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder without numbered pictures; expected a video"):
+        predict(run, tmp_path)
     with pytest.raises(UserError, match=r"none\.mp4: no such file"):
         predict(run, tmp_path / "none.mp4", device="cpu")
     (tmp_path / "text.mp4").write_text("no video")

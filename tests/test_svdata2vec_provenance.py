@@ -95,7 +95,7 @@ def test_going_on_needs_no_parent_any_more(
 
 
 def test_a_run_made_anew_is_another_parent(
-    parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In its folder of the same name: a run that it began neither goes on nor is taken for finished. Nor after other shards."""
     shards, pre = tmp_path / "shards", tmp_path / "pre"
@@ -107,13 +107,16 @@ def test_a_run_made_anew_is_another_parent(
     stopped_after_one_step(runs["half"], monkeypatch)
     figures = finetune(runs["whole"]), probe(probing)
     again = lambda: (finetune(runs["whole"]), probe(probing))  # noqa: E731
-    assert again() == figures
+    caplog.set_level("INFO")
+    assert again() == figures and caplog.text.count("is finished already; nothing to do") == 2
     shutil.rmtree(pre)
     assert again() == figures  # it may be gone
     pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, batch_size=12, seed=1))
+    caplog.clear()
     for config, begin in ((runs["whole"], finetune), (probing, probe)):
         with pytest.raises(UserError, match=r"finished run that was made of others than lie there now \(run .*pre\); choose"):
             begin(config)  # type: ignore[operator]
+    assert "nothing to do" not in caplog.text
     with pytest.raises(UserError, match=r"does not fit these settings \(.*pre has been made anew since\)"):
         finetune(runs["half"])
     edit_manifest(shards, fingerprint="0" * 64)

@@ -53,7 +53,8 @@ def find_persons(
     if sum((box is not None, poses is not None, whole_picture)) > 1:
         raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
     if not video.is_file() and not (video.is_dir() and numbered_pictures(video)):
-        raise UserError(f"{video}: no such file; expected a video")
+        found = "is a folder without numbered pictures" if video.is_dir() else "no such file"
+        raise UserError(f"{video}: {found}; expected a video")
     with VideoReader(video) as reader:
         info = reader.info
     if box is not None:

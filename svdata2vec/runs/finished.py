@@ -1,5 +1,6 @@
 """A finished run that is started again: its closing figures, unless what it was made of is no longer what lies there."""
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -8,6 +9,8 @@ from svdata2vec.runs.card import other_start, read_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import Settings, is_finished, read_result
 from svdata2vec.shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def finished_result(config: Settings) -> dict[str, Any] | None:
@@ -26,6 +29,7 @@ def finished_result(config: Settings) -> dict[str, Any] | None:
     if changed:
         raise UserError(f"{out} holds a finished run that was made of others than lie there now ({', '.join(changed)}); choose "
                         "another folder")
+    log.info("%s is finished already; nothing to do", out)
     return read_result(out, config.kind)
 
 

@@ -1,7 +1,6 @@
 """The folder of a run: what kind of run it holds, its settings, whether it is finished, its closing figures."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,8 +18,6 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.joined import set_names
-
-log = logging.getLogger(__name__)
 
 CONFIG, FINISHED = "config.json", "result.json"
 
@@ -112,7 +109,6 @@ def is_finished(config: Settings) -> bool:
     changes = ", ".join(changed_settings(to_values(old), to_values(config), TECHNICAL))
     if changes:
         raise UserError(f"{run.out} holds a finished run with other settings ({changes}); choose another folder")
-    log.info("%s is finished already; nothing to do", run.out)
     return True
 
 
