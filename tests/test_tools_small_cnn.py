@@ -17,6 +17,7 @@ from small_cnn import DEMO
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import score
 from svdata2vec.evaluation.metrics import Metrics
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader, labelled_rows
 from svdata2vec.runs.validation import hold_out
@@ -67,7 +68,8 @@ def test_it_trains_on_the_labels_and_pictures_of_fine_tuning(shards: Path, loade
     opened = ShardSet.open(shards)
     np.testing.assert_array_equal(train.order.rows, labelled_rows(opened, "xsub_train", 0.5, 5))
     np.testing.assert_array_equal(np.sort(test.order.rows), np.sort(opened.rows("xsub_val")))
-    assert train.plan == test.plan == config(shards).data.plan()
+    assert config(shards).data.augment != AugmentConfig(), "what fine-tuning does to colours"
+    assert train.plan == test.plan == config(shards, augment=AugmentConfig()).data.plan()
     assert train.plan.crop == "boxes" and train.plan.flip_probability == 0.5 and not train.joints
 
 

@@ -8,16 +8,16 @@ source tools/environment.sh
 make_environment
 demo="${DEMO:-demo}"
 pretraining=(${PRETRAIN_EPOCHS:+--run.epochs "$PRETRAIN_EPOCHS"})
-labels=(${LABELS:+--label-fraction "$LABELS"})
-tuning=("${labels[@]}" ${FINETUNE_EPOCHS:+--run.epochs "$FINETUNE_EPOCHS"})
-small=(${LABELS:+--fraction "$LABELS"} ${CNN_STEPS:+--steps "$CNN_STEPS"})
-curve=tools/results/label_efficiency.json
+share="${LABELS:-0.025}"  # 36 clips, three of each class
+tuning=(--label-fraction "$share" ${FINETUNE_EPOCHS:+--run.epochs "$FINETUNE_EPOCHS"})
+small=(--fraction "$share" ${CNN_STEPS:+--steps "$CNN_STEPS"})
+curve=tools/results/longer.json
 started=$SECONDS
 say() { echo "== $1 ($((SECONDS - started)) s)"; }
 run() { "$python" -m svdata2vec "$@"; }
 
 say "making short clips of moving figures"
-"$python" tools/motion/make_motion_clips.py "$demo/clips" --clips "${CLIPS:-600}" --seed 0
+"$python" tools/motion/make_motion_clips.py "$demo/clips" --clips "${CLIPS:-2400}" --seed 0
 say "packing shards"
 run shard pyskl "$demo/shards" --pickle-path "$demo/clips/motion.pkl" --videos "$demo/clips/videos" --size 96 --resume
 say "pretraining on video + skeletons"
@@ -26,7 +26,7 @@ say "fine-tuning on RGB, after pretraining"
 run finetune demo --data.shards "$demo/shards" --run.out "$demo/pretrained" --from "$demo/pretrain" "${tuning[@]}"
 say "fine-tuning on RGB, from scratch, for as many multiply-adds as both together"
 epochs=$("$python" tools/experiments/equal_compute.py "$demo/pretrain" "$demo/pretrained")
-run finetune demo --data.shards "$demo/shards" --run.out "$demo/scratch" "${labels[@]}" --run.epochs "$epochs"
+run finetune demo --data.shards "$demo/shards" --run.out "$demo/scratch" --label-fraction "$share" --run.epochs "$epochs"
 say "a small CNN from scratch"
 [ -f "$demo/small_cnn.json" ] || "$python" tools/experiments/small_cnn.py "$demo/shards" "${small[@]}" --json "$demo/small_cnn.json"
 say "writing the report"

@@ -21,7 +21,7 @@ import torch
 from pretraining_sides import RESULTS, read_options, reported
 
 from svdata2vec.config.files import to_values
-from svdata2vec.config.presets import FINETUNE
+from svdata2vec.config.presets import COLOURS, FINETUNE
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.card import read_card
@@ -34,7 +34,6 @@ from svdata2vec.studies.rows import start_of
 from svdata2vec.studies.study import over_seeds
 from svdata2vec.training.finetune import finetune
 
-COLOURS = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5)
 LONGER = 3  # times as many epochs
 
 Side = Callable[[FinetuneConfig], FinetuneConfig]

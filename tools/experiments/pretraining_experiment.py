@@ -119,9 +119,8 @@ class SmallCnnRow:
 
     def run(self, cell: Cell, folder: Path) -> Outcome:
         base, chosen = self.study.classifier(), dict(cell.choice)
-        data, run = replace(base.data, augment=AugmentConfig()), replace(base.run, seed=cell.seed)
         return small_cnn.run(
-            replace(base, data=data, run=run, label_fraction=cell.fraction),
+            replace(base, run=replace(base.run, seed=cell.seed), label_fraction=cell.fraction),
             lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
             validate=cell.validate,
         )

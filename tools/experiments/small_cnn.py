@@ -9,9 +9,9 @@
 A function of its arguments, on one machine with one number of threads.
 
 What it sees is what fine-tuning sees, from the same loader, by the same options of `data` and `run`: clips of one or several
-sets, frames, crops, shifted, scaled and mirrored; beyond that its colours are exchanged and dimmed. It sees each frame and its
-change since the one before, which suits clips that differ in motion. Training: on a CPU, AdamW, one cycle of the learning rate,
-label smoothing.
+sets, frames, crops, shifted, scaled and mirrored; in place of `data.augment` its colours are exchanged and dimmed. It sees each
+frame and its change since the one before, which suits clips that differ in motion. Training: on a CPU, AdamW, one cycle of the
+learning rate, label smoothing.
 
 Letters: N clips, T frames, C channels, H and W pixels, F features.
 """
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from svdata2vec.config.presets import demo_finetune
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import score
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
@@ -115,13 +116,13 @@ def run(
     """Train on a share of the labels, test once; the header says what comes back.
 
     Args:
-        config: data, share of the labels, seed and batch; what is about the network, its optimizer and its device is not used.
+        config: data, share of the labels, seed and batch; augmentation, network, optimizer and device are its own.
         lr: highest rate of the cycle.
         validate: test on the clips that fine-tuning would validate on.
 
     Raises UserError for shards or splits that are not there.
     """
-    data = config.data if validate else replace(config.data, val_split=None)
+    data = replace(config.data, augment=AugmentConfig(), val_split=config.data.val_split if validate else None)
     threads = data.threads or 1
     torch.set_num_threads(threads)
     torch.manual_seed(config.run.seed)
