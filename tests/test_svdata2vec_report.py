@@ -89,6 +89,9 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     assert "$rival" not in drawn, "no run of it is finished"
     bars = [line for line in axes.lines if str(line.get_label()).startswith("_")]
     np.testing.assert_allclose([bar.get_ydata() for bar in bars], [[10, 30]])
+    wide = [{"labels": 12, "mean": 0.5, "interval": [-0.4, 1.4]}]
+    axes = label_curve(label_record(rows=[{"title": "a", "kind": "ours", "cells": wide}])).axes[0]
+    assert axes.get_ylim() == (0, 100), "no accuracy lies beyond"
 
 
 @pytest.mark.parametrize(("content", "message"), [

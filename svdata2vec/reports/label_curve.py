@@ -61,7 +61,7 @@ def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(sorted(labels), [f"{count:,}" for count in sorted(labels)])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, min(100, axes.get_ylim()[1]))  # intervals of few seeds reach beyond what an accuracy can be
     axes.set_xlabel("labelled clips")
     axes.set_ylabel(f"{NAMES[record['metric']]} (%)")
     axes.grid(alpha=0.3)
