@@ -352,7 +352,7 @@ def test_both_sets_hold_the_same_clips(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_decoding_is_measured_by_threads(tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "bench_clips", lambda **_: ShardSet.open(tiny_shard_folder))
+    monkeypatch.setattr(speed, "bench_clips", lambda _: ShardSet.open(tiny_shard_folder))
     figures = speed.measure_decoder("cpu", rounds=1, seconds=0.05)
     assert figures["share_1_threads_2_pictures_per_s"] > 0
     assert figures["best_clips_per_s"] == pytest.approx(figures[f"{figures['best']}_pictures_per_s"] / 40)
