@@ -15,7 +15,8 @@ import pytest
 from repository import ROOT
 from waiting import wait_for
 
-from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested, StopSignal
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
+from svdata2vec.runs.stopping import StopRequested, StopSignal
 from svdata2vec.shards.errors import MachineError
 from svdata2vec.studies.jobs import run_all
 

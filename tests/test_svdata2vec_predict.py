@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from tiny import MODEL
 from svdata2vec.cli.main import main
 from svdata2vec.cli.runs import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
+from svdata2vec.evaluation.features import embed, load_encoder
 from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
@@ -23,7 +25,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.published import publish
+from svdata2vec.runs.published import load_classifier, publish
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -65,16 +67,49 @@ def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path:
     boxes = shards.sample(int(shards.rows("half_val")[0]), video=False).box_T4
     box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
     clip = read_clip(videos / f"{key}.mp4", DATA, box)  # type: ignore[arg-type]
-    difference = clip.frames_TSS3.astype(float) - batch.video_BTHWC[0].numpy()
-    assert psnr(clip.frames_TSS3, batch.video_BTHWC[0]) > 35
-    shifted = np.roll(clip.frames_TSS3, 1, axis=0).astype(float) - batch.video_BTHWC[0].numpy()
+    difference = clip.frames_NTSS3[0].astype(float) - batch.video_BTHWC[0].numpy()
+    assert psnr(clip.frames_NTSS3[0], batch.video_BTHWC[0]) > 35
+    shifted = np.roll(clip.frames_NTSS3[0], 1, axis=0).astype(float) - batch.video_BTHWC[0].numpy()
     assert np.square(shifted).mean() > 4 * np.square(difference).mean(), "the test must notice wrong frames"
+
+
+@pytest.mark.parametrize("frame_draw", ["fixed", "centre"])
+def test_the_mean_over_the_views_that_the_run_is_evaluated_with(frame_draw: str, tmp_path: Path) -> None:
+    """Scores and features of a video are those of its packed clip, of three views each."""
+    annotations, videos = write_motion_set(tmp_path / "source", count=2, num_frames=15)
+    pack(read_pyskl(annotations, videos, name="motion"), tmp_path / "shards", PackOptions(size=192, quality=95, workers=1))
+    data = replace(DATA, shards=str(tmp_path / "shards"), frame_draw=frame_draw, crop="boxes")  # type: ignore[arg-type]
+    runs = {views: publish_classifier(tmp_path / f"run{views}", FinetuneConfig(data=replace(data, views=views), model=MODEL))
+            for views in (1, 3)}
+    shards = ShardSet.open(tmp_path / "shards")
+    row = int(shards.rows("half_val")[0])
+    key, box_T4 = shards.sample(row, video=False).key, shards.sample(row, video=False).box_T4
+    box = (*box_T4[:, :2].min(0).tolist(), *box_T4[:, 2:].max(0).tolist())
+    encoder, video = load_encoder(runs[3], device="cpu"), videos / f"{key}.mp4"
+    views_NTSS3 = read_clip(video, encoder.config.data, box, encoder.card).frames_NTSS3  # type: ignore[arg-type]
+    plan = PlanConfig(num_frames=T, size=SIZE, crop="boxes", frame_draw=frame_draw, views=3)  # type: ignore[arg-type]
+    with ClipLoader(shards, "half_val", plan, batch_size=3, train=False, decoder="reference", limit=np.array([row])) as loader:
+        packed_NTSS3 = next(iter(loader)).video_BTHWC
+    assert views_NTSS3.shape == (3, T, SIZE, SIZE, 3) and psnr(views_NTSS3, packed_NTSS3) > 35
+    assert psnr(np.roll(views_NTSS3, 1, axis=0), packed_NTSS3) < psnr(views_NTSS3, packed_NTSS3) - 3, "other views are noticed"
+
+    model, _, _ = load_classifier(runs[3])
+    with torch.no_grad():
+        expected_C = model(torch.from_numpy(views_NTSS3), None).softmax(1).mean(0)
+    result = predict(runs[3], video, box=box, device="cpu")  # type: ignore[arg-type]
+    assert [best["probability"] for best in result["classes"]] == pytest.approx(sorted(expected_C.tolist(), reverse=True))
+    assert f"took the mean over 3 views: each {T} frames" in result["did"][1]
+    feature_D = encoder.video_features(video, box)  # type: ignore[arg-type]
+    torch.testing.assert_close(feature_D, encoder.features(torch.from_numpy(views_NTSS3)).mean(0))
+    embedded = {views: embed(run, "half_val", tmp_path / "a.npy", device="cpu") for views, run in runs.items()}
+    ours = embedded[3].features_nD[embedded[3].keys.index(key)]
+    assert np.abs(ours - feature_D.numpy()).max() < 0.5 * np.abs(embedded[1].features_nD - embedded[3].features_nD).max()
 
 
 def test_without_a_box_the_whole_picture_is_seen(video: Path) -> None:
     clip = read_clip(video, DATA)
     assert clip.num_frames == 15 and (clip.info.width, clip.info.height) == (WIDTH, HEIGHT)
-    for seen, number in zip(clip.frames_TSS3, clip.plan.frames_T.tolist(), strict=True):
+    for seen, number in zip(clip.frames_NTSS3[0], clip.plan.frames_T.tolist(), strict=True):
         black = round((WIDTH - HEIGHT) / 2 * SIZE / WIDTH)
         expected = cv2.resize(frame_picture(3, number), (SIZE, SIZE - 2 * black), interpolation=cv2.INTER_LINEAR)
         difference = np.abs(seen[black:-black].astype(float) - expected)[2:-2, 2:-2]
@@ -84,8 +119,8 @@ def test_without_a_box_the_whole_picture_is_seen(video: Path) -> None:
 def test_a_box_is_padded_made_square_and_black_outside(video: Path) -> None:
     clip = read_clip(video, DATA, (0, 0, 100, 40))  # centre (50, 20), side 110: 35 rows above the picture
     black = round((55 - 20) / 110 * SIZE)
-    assert clip.frames_TSS3[:, : black - 2].max() < 3
-    assert clip.frames_TSS3[:, black + 2 :, 8:].min() > 15
+    assert clip.frames_NTSS3[0][:, : black - 2].max() < 3
+    assert clip.frames_NTSS3[0][:, black + 2 :, 8:].min() > 15
 
 
 def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
@@ -97,18 +132,16 @@ def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
     assert (upright.info.width, upright.info.height) == (HEIGHT, WIDTH) and upright.info.orientation.rotation
     flat = read_clip(plain, DATA)
     assert upright.plan.frames_T.tolist() == flat.plan.frames_T.tolist()
-    expected = np.rot90(flat.frames_TSS3, upright.info.orientation.rotation // 90, axes=(1, 2))
-    assert np.abs(upright.frames_TSS3.astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
+    expected = np.rot90(flat.frames_NTSS3[0], upright.info.orientation.rotation // 90, axes=(1, 2))
+    assert np.abs(upright.frames_NTSS3[0].astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
 
 
 def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:
     result = predict(run, video, box=(50, 30, 110, 90), top=2, picture=tmp_path / "out" / "seen.png", device="cpu")
-    from svdata2vec.runs.published import load_classifier
-
     model, config, _ = load_classifier(run)
-    frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_TSS3)
+    frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_NTSS3)
     with torch.no_grad():
-        scores = model(frames[None], None).softmax(1)[0]
+        scores = model(frames, None).softmax(1)[0]
     assert [best["name"] for best in result["classes"]] == [CLASSES[i] for i in scores.argsort(descending=True)[:2]]
     assert [best["probability"] for best in result["classes"]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2])
     said = "\n".join(result["did"])

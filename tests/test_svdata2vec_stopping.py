@@ -18,31 +18,47 @@ from waiting import wait_for
 from svdata2vec.cli.main import main
 from svdata2vec.runs import stopping
 from svdata2vec.runs.checkpoint import Checkpoints, read_checkpoint
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
 from svdata2vec.runs.runtime import Runtime
-from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, StopRequested, StopSignal
+from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE, StopRequested, StopSignal
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
 CPU = torch.device("cpu")
 
 
 INTERRUPTED_IMPORT = """
-import sys
+import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
         if name == sys.argv[1]:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), int(sys.argv[2]))
 
 sys.meta_path.insert(0, Finder())
 from svdata2vec.cli.main import main
-sys.exit(main(["finetune", "own", "--data.shards", "none"]))
+sys.exit(main([sys.argv[3], "own", "--data.shards", "none"]))
 """
+
+
+def interrupted_import(module: str, number: int, command: str) -> tuple[int, str]:
+    """Exit status and standard error of a command that gets a signal when it looks for a module."""
+    words = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("module", ["svdata2vec.cli.commands", "numpy", "torch._subclasses.fake_tensor"])
 def test_ctrl_c_while_modules_are_imported_is_one_word(module: str) -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (INTERRUPTED_EXIT_CODE, "interrupted\n")
+    assert interrupted_import(module, signal.SIGINT, "finetune") == (INTERRUPTED_EXIT_CODE, "interrupted\n")
+
+
+@pytest.mark.parametrize(("command", "status"), [
+    *dict.fromkeys(("pretrain", "finetune", "probe", "label-efficiency"), REQUEUE_EXIT_CODE).items(),
+    ("shard", -signal.SIGTERM),
+])
+def test_sigterm_while_modules_are_imported_asks_for_another_start(command: str, status: int) -> None:
+    """Of commands that go on where they are started again; there is nothing yet to save."""
+    assert interrupted_import("svdata2vec.cli.commands", signal.SIGTERM, command) == (status, "")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, REQUEUE_EXIT_CODE), (signal.SIGINT, INTERRUPTED_EXIT_CODE)])

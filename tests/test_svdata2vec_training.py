@@ -24,10 +24,10 @@ from svdata2vec.config.schema import MaskConfig, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
-from svdata2vec.runs.failures import SaveFailedError
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, SaveFailedError
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.metrics_log import read_lines, read_metrics
-from svdata2vec.runs.stopping import REQUEUE_EXIT_CODE, StopRequested
+from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune

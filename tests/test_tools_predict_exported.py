@@ -21,8 +21,10 @@ from svdata2vec.evaluation.export import export
 from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
+from svdata2vec.pipeline.plan import make_plans
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import publish
+from svdata2vec.shards.reading.sample import ClipMeta, Sample
 
 CLASSES = ["sitzen", "стоять", "歩く"]
 SCRIPT = ROOT / "tools" / "predict_exported.py"
@@ -34,15 +36,16 @@ def card_of(config: FinetuneConfig, stored: int) -> dict[str, Any]:
     return card
 
 
-def settings(frame_draw: Any = "centre") -> FinetuneConfig:
-    data = DataConfig(num_frames=6, size=64, frame_draw=frame_draw)
+def settings(frame_draw: Any = "centre", views: int = 1) -> FinetuneConfig:
+    data = DataConfig(num_frames=6, size=64, frame_draw=frame_draw, views=views)
     return FinetuneConfig(data=data, model=MODEL, head=HeadConfig(hidden=16))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foreign") / "run"
-    publish(folder, Classifier(settings(), 17, 3).state_dict(), card_of(settings(), 96))
+    config = settings(views=2)
+    publish(folder, Classifier(config, 17, 3).state_dict(), card_of(config, 96))
     return folder
 
 
@@ -73,7 +76,7 @@ def test_the_script_sees_the_same_pixels(tmp_path: Path, stored: int, box: Any, 
     with predict_exported.av.open(str(path)) as container:
         frames = [predict_exported.upright(frame, 1.0) for frame in container.decode(video=0)]
     rule = card["preprocessing"]
-    for seen, number in zip(clip.frames_TSS3, predict_exported.frame_numbers(rule, "clip", 9), strict=True):
+    for seen, number in zip(clip.frames_NTSS3[0], predict_exported.frame_numbers(rule, "clip", 9, 0), strict=True):
         np.testing.assert_allclose(predict_exported.prepare(frames[number], box, rule), seen, atol=1)
 
 
@@ -89,11 +92,16 @@ def test_the_script_turns_videos_as_players_do(tmp_path: Path, matrix: tuple[int
 
 @pytest.mark.parametrize("frame_draw", ["centre", "fixed"])
 @pytest.mark.parametrize("count", [1, 4, 6, 9, 12, 31])
-def test_the_script_takes_the_same_frames(tmp_path: Path, frame_draw: str, count: int) -> None:
-    config = settings(frame_draw)
-    clip = read_clip(write_video(tmp_path / "größe.mp4", count), config.data)
-    numbers = predict_exported.frame_numbers(card_of(config, 0)["preprocessing"], "größe", count)
-    assert clip.plan.frames_T.tolist() == numbers.tolist()
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: int) -> None:
+    config = settings(frame_draw, views)
+    rule, plan = card_of(config, 0)["preprocessing"], config.data.plan(views=views)
+    boxes = np.tile(np.float32((0, 0, 64, 64)), (count, 1))
+    meta = ClipMeta("größe", 0, count, 30.0, 64, 64, 64, 64, np.eye(2, 3))
+    clip = Sample(meta.key, 0, None, None, np.zeros((1, count, 1, 2), np.float32), None, boxes, meta)
+    expected = make_plans([clip] * views, plan, train=False, seed=0, epoch=0, views=range(views)).frames_BT
+    found = [predict_exported.frame_numbers(rule, "größe", count, view) for view in range(views)]
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
@@ -118,4 +126,4 @@ def test_published_weights_say_what_they_are(run: Path) -> None:
     assert inside == {name: card[name] for name in inside}
     assert inside["classes"] == CLASSES and inside["preprocessing"]["mean"] == [123.675, 116.28, 103.53]
     view = {"view", "crop", "padding", "size", "stored_size", "stored_margin", "resize"}
-    assert {*view, "num_frames", "frame_draw", "frame_seed"} < set(inside["preprocessing"])
+    assert {*view, "num_frames", "frame_draw", "frame_seed", "views"} < set(inside["preprocessing"])

@@ -33,13 +33,15 @@ def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]
     return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()
 
 
-def frame_numbers(rule: dict[str, Any], name: str, n: int) -> np.ndarray:
-    """The T frames that are seen of n: the middles of T equal segments, or one of each segment, drawn by the video's name."""
-    count, kind = rule["num_frames"], rule["frame_draw"]
+def frame_numbers(rule: dict[str, Any], name: str, n: int, view: int) -> np.ndarray:
+    """The T frames that a view sees of n: one of each of T equal segments, from its middle or drawn by the video's name."""
+    count, views, kind = rule["num_frames"], rule.get("views", 1), rule["frame_draw"]
     if kind == "centre":
-        return np.arange(count) % n if n < count else (2 * np.arange(count) + 1) * n // (2 * count)
+        if n < count:
+            return (view * n // views + np.arange(count)) % n
+        return (2 * (views * np.arange(count) + view) + 1) * n // (2 * views * count)
     assert kind == "fixed", f"frame_draw {kind} is not in this script"
-    parts = (b"s", "evaluate"), (b"i", str(rule["frame_seed"])), (b"s", name), (b"i", "0")
+    parts = (b"s", "evaluate"), (b"i", str(rule["frame_seed"])), (b"s", name), (b"i", str(view))
     text = b"".join(kind + len(part.encode()).to_bytes(4, "little") + part.encode() for kind, part in parts)
     key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
     draw = np.random.Generator(np.random.Philox(key=key))
@@ -93,14 +95,15 @@ def main(model: str, video: str, box: str | None = None) -> None:
     rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
     with av.open(video) as container:
         count = sum(1 for _ in container.decode(video=0))
-    numbers, seen = frame_numbers(rule, Path(video).stem, count), {}
+    views, seen = [frame_numbers(rule, Path(video).stem, count, view) for view in range(rule.get("views", 1))], {}
     with av.open(video) as container:
         for number, frame in enumerate(container.decode(video=0)):
-            if number in numbers:
+            if number in np.array(views):
                 aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
                 seen[number] = prepare(upright(frame, aspect), edges, rule)
-    logits = logits_of(np.stack([seen[number] for number in numbers])[None])[0].astype(float)
-    scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    logits = logits_of(np.array([[seen[number] for number in numbers] for numbers in views])).astype(float)
+    likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)
     for place in np.argsort(-scores):
         print(f"{100 * scores[place]:6.2f} %  {card['classes'][place]}")
 

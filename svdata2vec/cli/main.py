@@ -8,14 +8,16 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from svdata2vec import __version__
-from svdata2vec.runs.failures import RunFailedError, first_line, is_out_of_memory
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, RunFailedError, first_line, is_out_of_memory
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
+GO_ON = ("pretrain", "finetune", "probe", "label-efficiency")  # started again, these take up what was interrupted
 
 # What these find holds for all processes of a launch, and the first one says it.
 SHARED = ("svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word.replace("_", "-") != repeated]
     try:
         try:
-            _run(words)
+            with _requeued(words):
+                _run(words)
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -86,6 +89,19 @@ def _run(words: list[str]) -> None:
 
     command, options = read(words, COMMANDS, "svdata2vec", fit=True)
     command.run(options)
+
+
+@contextmanager
+def _requeued(words: list[str]) -> Iterator[None]:
+    """SIGTERM ends a command that goes on later as if it had saved, also where there is nothing to save: while modules load."""
+    if words[:1] not in [[word] for word in GO_ON]:
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(REQUEUE_EXIT_CODE))  # an exception could be lost in an import
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _nobody_reads() -> bool:

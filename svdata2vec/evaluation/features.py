@@ -92,7 +92,8 @@ class TrainedEncoder:
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
     def video_features(self, video: str | Path, box: Box | None = None) -> Tensor:
-        """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB).
+        """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB): the
+        mean over the run's `data.views`.
 
         Args:
             video: any file that FFmpeg decodes.
@@ -101,8 +102,8 @@ class TrainedEncoder:
         Raises UserError for a file that is no video, and for a box that is empty or outside the picture.
         """
         persons = find_persons(Path(video), box, None, whole_picture=box is None)
-        frames_TSS3 = read_clip(Path(video), self.config.data, persons.box, self.card).frames_TSS3
-        return self.features(torch.from_numpy(frames_TSS3)[None])[0]
+        frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card).frames_NTSS3
+        return self.features(torch.from_numpy(frames_NTSS3)).mean(dim=0)
 
 
 def load_encoder(run: str | Path, modality: Modality | None = None, device: Device = "auto") -> TrainedEncoder:
@@ -181,7 +182,7 @@ def embed(
     require_joints(packed, run, trained.card["num_joints"], trained.modality, split)
     warn_of_view(packed, split, trained.card)
     with running(config.run) as runtime:
-        with build_loader(packed, config, runtime, train=False, modality=trained.modality) as loader:
+        with build_loader(packed, config, runtime, train=False, modality=trained.modality, views=data.views) as loader:
             features = extract(trained, loader, runtime)
         if runtime.is_main:
             write_features(out, features, packed.split_classes(split))

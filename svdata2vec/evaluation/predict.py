@@ -1,6 +1,6 @@
 """One video file in, top classes out: around whom to crop, the classes, and a picture of what was seen.
 
-C classes
+N views, C classes
 """
 
 from pathlib import Path
@@ -58,9 +58,9 @@ def predict(
     clip = read_clip(video, config.data, persons.box, card)
     where = pick_device(device)
     with torch.no_grad():
-        logits_C = model.to(where)(torch.from_numpy(clip.frames_TSS3)[None].to(where), None)[0].float()
-    require_finite(logits_C[None].cpu().numpy(), [str(video)])
-    probability_C, number_C = logits_C.softmax(0).cpu().sort(descending=True)
+        logits_NC = model.to(where)(torch.from_numpy(clip.frames_NTSS3).to(where), None).float()
+    require_finite(logits_NC.cpu().numpy(), [str(video)] * len(logits_NC))
+    probability_C, number_C = logits_NC.softmax(1).mean(0).cpu().sort(descending=True)
     best = [
         {"name": card["classes"][number], "probability": probability}
         for number, probability in zip(number_C[:top].tolist(), probability_C[:top].tolist(), strict=True)
@@ -81,20 +81,22 @@ def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
         region = f"nothing: the whole picture, black beside it ({persons.how})"
     few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
     cut = "" if clip.cut_short is None else f"; the file is cut short ({clip.cut_short}): what is lost was not seen"
+    views = "" if len(clip.frames_NTSS3) == 1 else f"the mean over {len(clip.frames_NTSS3)} views: each "
     return [
         f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}{cut}",
-        f"took {len(plan.frames_T)} frames spread over the video{few}, the same in every run",
+        f"took {views}{len(plan.frames_T)} frames spread over the video{few}, the same in every run",
         f"cropped {region}, resized to {plan.size}x{plan.size}",
         f"recognised on {device}",
     ]
 
 
 def draw(clip: Clip, lines: list[str]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: evenly spaced sampled frames side by side, lines of text below."""
-    count = len(clip.frames_TSS3)
+    """(H, W, 3) uint8 RGB: evenly spaced frames of the first view side by side, lines of text below."""
+    frames_TSS3 = clip.frames_NTSS3[0]
+    count = len(frames_TSS3)
     columns = np.linspace(0, count - 1, min(PICTURE_FRAMES, count)).round().astype(int)
     scale = max(1, -(-PICTURE_TILE // clip.plan.size))
-    strip = np.concatenate([clip.frames_TSS3[t].repeat(scale, 0).repeat(scale, 1) for t in columns], axis=1)
+    strip = np.concatenate([frames_TSS3[t].repeat(scale, 0).repeat(scale, 1) for t in columns], axis=1)
     text = np.full((LINE_HEIGHT * len(lines) + 8, strip.shape[1], 3), 32, np.uint8)
     for number, line in enumerate(lines):
         place = (8, LINE_HEIGHT * (number + 1) - 4)

@@ -1,6 +1,6 @@
 """A video file as the network sees it: sampled and cropped exactly as evaluation prepares packed clips.
 
-M persons, T sampled frames, F frames of the video, V joints, C coordinates, S side of the crop
+M persons, N views, T sampled frames, F frames of the video, V joints, C coordinates, S side of the crop
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig
 from svdata2vec.evaluation.persons import Box
 from svdata2vec.pipeline import affine
-from svdata2vec.pipeline.plan import ClipPlan, make_plans
+from svdata2vec.pipeline.plan import ClipPlan, ClipPlans, make_plans
 from svdata2vec.pipeline.reference import resample
 from svdata2vec.shards.boxes import packed_square, packed_to_source
 from svdata2vec.shards.errors import readable
@@ -29,14 +29,14 @@ class Clip:
     """A video as the network sees it, and how it came about.
 
     Attributes:
-        frames_TSS3: uint8 RGB crops.
-        plan: the sampled frames and the map from crop to picture.
+        frames_NTSS3: uint8 RGB crops of every view.
+        plan: the sampled frames of the first view and the map from crop to picture, which is that of all.
         num_frames: F.
         info: size and rate of the video.
         cut_short: why the file cannot be whole; None if nothing speaks against it.
     """
 
-    frames_TSS3: np.ndarray
+    frames_NTSS3: np.ndarray
     plan: ClipPlan
     num_frames: int
     info: VideoInfo
@@ -48,7 +48,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
 
     Args:
         video: any file that FFmpeg decodes; turned upright if it has a rotation flag.
-        data: gives the number of frames, how they are drawn (by the file's name), and the side of the crop.
+        data: gives the number of frames and of views, how they are drawn (by the file's name), and the side of the crop.
         box: person box (x1, y1, x2, y2) in pixels of the upright picture; it is grown by a tenth, made square. None:
             the whole picture in a square, black beside it.
         card: of the run, which says at what size the clips that it was trained on were stored: the video is reduced to
@@ -64,19 +64,21 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
     box_F4 = np.zeros((num_frames, 4), np.float32)
     if box is not None:
         box_F4[:] = box
-    config = replace(data, crop="boxes").plan(persons=1)
+    config = replace(data, crop="boxes").plan(persons=1, views=data.views)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
     meta = ClipMeta(
         key=readable(video.stem), label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
         packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
-    plan = make_plans(
-        [Sample(meta.key, meta.label, None, None, nobody_MFVC, None, box_F4, meta)], config, train=False, seed=0, epoch=0,
-        views=[0], shows="picture" if box is None else "persons",
-    )[0]
+    sample = Sample(meta.key, meta.label, None, None, nobody_MFVC, None, box_F4, meta)
+    plans = make_plans(
+        [sample] * data.views, config, train=False, seed=0, epoch=0, views=range(data.views),
+        shows="picture" if box is None else "persons",
+    )
     stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
-    square = packed_square(box, info.width, info.height, stored) if stored else _square(plan)
-    return Clip(_read_frames(video, plan, square, stored or square[2]), plan, num_frames, info, cut_short)
+    square = packed_square(box, info.width, info.height, stored) if stored else _square(plans[0])
+    frames_NTSS3 = _read_frames(video, plans, square, stored or square[2])
+    return Clip(frames_NTSS3, plans[0], num_frames, info, cut_short)
 
 
 def _square(plan: ClipPlan) -> tuple[int, int, int]:
@@ -86,18 +88,19 @@ def _square(plan: ClipPlan) -> tuple[int, int, int]:
     return x, y, int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
 
 
-def _read_frames(video: Path, plan: ClipPlan, square: tuple[int, int, int], stored: int) -> np.ndarray:
-    """(T, S, S, 3): the plan carried out on a square (x, y, side) of the source, reduced to `stored` pixels.
+def _read_frames(video: Path, plans: ClipPlans, square: tuple[int, int, int], stored: int) -> np.ndarray:
+    """(N, T, S, S, 3): the plans carried out on a square (x, y, side) of the source, reduced to `stored` pixels.
 
     Of the decoded pictures only the square is converted to RGB.
     """
-    output_to_stored = affine.compose(affine.invert(packed_to_source(*square, stored)), plan.output_to_source)
-    wanted = set(plan.frames_T.tolist())
+    output_to_stored = affine.compose(affine.invert(packed_to_source(*square, stored)), plans[0].output_to_source)
+    wanted_NT = plans.frames_BT.tolist()
+    wanted = set(plans.frames_BT.ravel().tolist())
     last, found = max(wanted), {}
     with VideoReader(video) as reader:
         for number, picture in enumerate(reader.crops(*square)):
             if number in wanted:
-                found[number] = resample(resize_square(picture, stored), output_to_stored, plan.size)
+                found[number] = resample(resize_square(picture, stored), output_to_stored, plans.size)
             if number == last:
                 break
-    return np.stack([found[number] for number in plan.frames_T.tolist()])
+    return np.stack([np.stack([found[number] for number in wanted_T]) for wanted_T in wanted_NT])

@@ -73,6 +73,7 @@ def model_card(
             "black outside, no antialiasing",
             "frame_draw": data.frame_draw,
             "frame_seed": plan.frame_seed,
+            "views": data.views,
             "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),

@@ -1,4 +1,6 @@
-"""How a run can fail although its input is right: the command line shows the one line and exits with status 1."""
+"""How a run can end although its input is right: the command line shows one line and exits with status 1, or with 75."""
+
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
 
 
 class RunFailedError(RuntimeError):

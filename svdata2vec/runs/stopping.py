@@ -8,9 +8,9 @@ from types import FrameType
 
 import torch
 
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
 from svdata2vec.runs.runtime import Runtime
 
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the run was asked to stop, has saved, and can be started again as it was
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 POLL_SECONDS = 2.0  # with several processes, between two agreements on whether to stop; at least a step
 MOST_STEPS = 20  # between two agreements, should steps become slower
