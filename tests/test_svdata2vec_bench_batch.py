@@ -33,7 +33,7 @@ from svdata2vec.bench.batch_search import (
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.cli import main as cli
-from svdata2vec.config.records import faults
+from svdata2vec.config.checked_json import faults
 from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.runs import cores
 from svdata2vec.runs.failures import is_out_of_memory

@@ -10,7 +10,7 @@ from repository import ROOT
 
 from svdata2vec.bench.record import SCHEMA, as_table, compare, decoding_line, load_record
 from svdata2vec.cli import main as cli
-from svdata2vec.config.records import faults
+from svdata2vec.config.checked_json import faults
 from svdata2vec.shards.errors import UserError
 
 RECORD = ROOT / "tools" / "results" / "bench_run_cpu.json"

@@ -16,7 +16,7 @@ from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.scale_worker import Ticks, digest, expected_keys
 from svdata2vec.bench.verdict import notes
 from svdata2vec.cli import main as cli
-from svdata2vec.config.records import faults
+from svdata2vec.config.checked_json import faults
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError

@@ -12,7 +12,7 @@ from torch import Tensor
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.record import SCHEMA, as_table
 from svdata2vec.bench.run import measure
-from svdata2vec.config.records import faults
+from svdata2vec.config.checked_json import faults
 from svdata2vec.config.schema import MaskConfig, PretrainConfig
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.step_cost import mask_layers, step_flops, step_layers

@@ -18,9 +18,9 @@ from tiny import MODEL, NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
 
 from svdata2vec.cli.main import main
+from svdata2vec.config.checked_json import read_sealed, sealed
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import PROBE, AttentiveConfig, ProbeConfig
-from svdata2vec.config.records import read_sealed, sealed
 from svdata2vec.config.schema import Modality
 from svdata2vec.evaluation import probe as probing
 from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive

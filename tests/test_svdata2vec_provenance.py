@@ -20,8 +20,8 @@ from tiny_command import command_words
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import option_names
+from svdata2vec.config.checked_json import read_sealed
 from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
-from svdata2vec.config.records import read_sealed
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.runs import folder

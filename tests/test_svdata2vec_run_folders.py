@@ -15,7 +15,7 @@ from tiny import finetune_config, pretrain_config
 from svdata2vec.bench.page import write_comparison, write_page
 from svdata2vec.bench.record import as_table, compare, load_record
 from svdata2vec.cli.main import main
-from svdata2vec.config.records import faults, read_sealed, sealed
+from svdata2vec.config.checked_json import faults, read_sealed, sealed
 from svdata2vec.reports.report import read_run, write_report
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.runs.card import read_card

@@ -13,7 +13,7 @@ import results_speed
 from repository import ROOT
 
 from svdata2vec.bench import record as bench_record
-from svdata2vec.config.records import faults
+from svdata2vec.config.checked_json import faults
 from svdata2vec.config.schema import PretrainConfig
 
 RESULTS = ROOT / "tools" / "results"

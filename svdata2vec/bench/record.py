@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.checked_json import NUMBER, check_record
 from svdata2vec.config.files import read_json
-from svdata2vec.config.records import NUMBER, check_record
 from svdata2vec.runs.provenance import HEAD
 from svdata2vec.shards.errors import UserError, require_file
 

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from svdata2vec.config.checked_json import NUMBER, check_record
 from svdata2vec.config.files import read_json
-from svdata2vec.config.records import NUMBER, check_record
 from svdata2vec.reports.results import NAMES
 from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.ranges import LARGEST, Range

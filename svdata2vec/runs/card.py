@@ -8,8 +8,8 @@ from typing import Any
 
 import safetensors
 
+from svdata2vec.config.checked_json import check_record, read_sealed, sealed
 from svdata2vec.config.files import to_values
-from svdata2vec.config.records import check_record, read_sealed, sealed
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints

@@ -7,9 +7,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.checked_json import NUMBER, check_record, read_sealed, sealed
 from svdata2vec.config.files import from_dict, read_json, to_values, with_todays_names
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.records import NUMBER, check_record, read_sealed, sealed
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import stoppable

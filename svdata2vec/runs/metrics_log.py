@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from svdata2vec.config.records import NUMBER, faults
+from svdata2vec.config.checked_json import NUMBER, faults
 from svdata2vec.shards.atomic import append_line, make_folder, naming, write_atomically
 from svdata2vec.shards.ranges import Range
 

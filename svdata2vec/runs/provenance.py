@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from svdata2vec import __version__
-from svdata2vec.config.records import NUMBER
+from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.atomic import make_folder, write_atomically
 
 UNKNOWN = "unknown"  # in place of a commit that nobody wrote down
 
-# What `head` and `hardware` write, as a schema (config/records.py).
+# What `head` and `hardware` write, as a schema (config/checked_json.py).
 HEAD: dict[str, Any] = {
     "format": str, "version": int, "date": str,
     "machine": {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from svdata2vec import __version__
+from svdata2vec.config.checked_json import sealed
 from svdata2vec.config.files import from_dict, with_todays_names
-from svdata2vec.config.records import sealed
 from svdata2vec.config.schema import FinetuneConfig, Modality, ModelConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder

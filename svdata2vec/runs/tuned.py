@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.config.checked_json import check_record
 from svdata2vec.config.files import read_json
-from svdata2vec.config.records import check_record
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, check_number

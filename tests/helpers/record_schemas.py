@@ -1,9 +1,9 @@
-"""What records of `bench batch`, `host` and `scale` hold, as schemas for `config.records.faults`."""
+"""What records of `bench batch`, `host` and `scale` hold, as schemas for `config.checked_json.faults`."""
 
 from typing import Any
 
 from svdata2vec.bench.record import SETTING
-from svdata2vec.config.records import NUMBER
+from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.provenance import HEAD
 
 BATCH: dict[str, Any] = {
