@@ -29,7 +29,8 @@ class Pose:
 
     `width`, `height`: picture in whose pixels the joints are; None = the video's own; both 1 = coordinates are parts of it.
     `video_box`: the boxes are in the video's pixels although the joints are not. `joined`: slots that were joined to
-    others (`tracks.join_slots`). `open_end`: in frames after the last there is nobody; else they lack a pose.
+    others (`tracks.join_slots`). `open_end`: in frames after the last there is nobody; else they lack a pose. `video_frames`:
+    of a part of a video, how many frames of the whole one the annotation has.
     """
 
     pose_MTVC: np.ndarray
@@ -40,6 +41,7 @@ class Pose:
     video_box: bool = False
     joined: int = 0
     open_end: bool = False
+    video_frames: int | None = None
 
     def until(self, num_frames: int) -> "Pose":
         """With nobody in the frames up to `num_frames`, if the end is open; else as it is."""

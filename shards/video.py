@@ -169,6 +169,11 @@ class VideoReader:
         return self._completeness.problem()
 
     @property
+    def stated_frames(self) -> int:
+        """Number of frames as the file states it, before any is read; of a folder of pictures theirs; 0 if it is not stated."""
+        return len(self._pictures) or self._completeness.stated_frames
+
+    @property
     def hides_frames(self) -> bool:
         """Whether frames read so far are stored but not shown (an edit list)."""
         return self._completeness.hidden_frames > 0

@@ -33,6 +33,11 @@ class Completeness:
             seconds = max(seconds, self._stream.frames / float(self._stream.average_rate))
         return seconds
 
+    @property
+    def stated_frames(self) -> int:
+        """The number of frames that the header states or that follows from its length; 0 if it states neither."""
+        return self._stream.frames or round(self._promised_seconds * float(self._stream.average_rate or 0))
+
     def add(self, packet: Any) -> None:
         """Count a packet of any stream of the container: sound may be longer than the pictures."""
         if packet.pts is not None:

@@ -11,6 +11,7 @@ from shards_data import clip_of, packed, write_video
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing import clip as packclip
 from svdata2vec.shards.packing.clip import resize_square
+from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pku import read_pku_skeleton
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -122,9 +123,119 @@ def test_pku_names_of_part_two(tmp_path: Path) -> None:
 
 
 def test_pku_skeleton_faults(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("1 2 3\n4 5 6\n")
-    with pytest.raises(UserError, match=r"a\.txt: lines of \(3,\) numbers, expected 150"):
-        read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1)
     (tmp_path / "b.txt").write_text(" ".join(["1"] * 150) + "\n")
     with pytest.raises(UserError, match=r"b\.txt: 1 frames, the label ends at frame 9"):
         read_pku_skeleton(str(tmp_path / "b.txt"), 0, 9)
+
+
+LINE = " ".join(["1"] * 150)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("1 2 3\n4 5 6\n", r"line 1: 3 numbers, expected 150 \(x, y, z of 25 joints of two persons\)"),
+    (f"{LINE}\n{LINE} 1\n", "line 2: 151 numbers"),
+    (f"{LINE}\n\n{LINE}\n", "line 2: 0 numbers"),
+    ("", "line 1: 0 numbers"),
+    (f"{LINE}\n{LINE[:-1]}x\n", "expected 150 numbers in every line .*'x'"),
+])
+def test_a_wrong_line_of_a_skeleton_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """An empty line too: passed over, it would give every later frame the joints of the one before."""
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"a\.txt(, |: ){message}"):
+        read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1)
+
+
+def test_texts_that_other_systems_wrote_are_read(tmp_path: Path) -> None:
+    """With a mark, in UTF-16, with lines that end as on Windows, and with empty lines at the end."""
+    sources = pku_set(tmp_path)
+    before = open_dataset("pku-mmd", **sources)
+    for path in [tmp_path / "cross-subject.txt", *(tmp_path / "skeleton").iterdir(), *(tmp_path / "label").iterdir()]:
+        text = path.read_text() + "\n\n"
+        path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig" if "0002" in path.name else "utf-16"))
+    dataset = open_dataset("pku-mmd", **sources)
+    assert dataset.splits == before.splits and not dataset.skipped
+    assert packed(dataset, tmp_path).manifest.num_clips == 4
+
+
+def test_labels_and_skeletons_may_lie_deeper(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    before = open_dataset("pku-mmd", **sources)
+    for name in ("label", "skeleton"):
+        (tmp_path / name).rename(tmp_path / "deeper")
+        (tmp_path / name).mkdir()
+        (tmp_path / "deeper").rename(tmp_path / name / "Train_Label_PKU_final")
+    after = open_dataset("pku-mmd", **sources)
+    assert [clip.key for clip in after.clips] == [clip.key for clip in before.clips] and not after.skipped
+
+
+@pytest.mark.parametrize(("file", "keys", "reason"), [
+    ("video/0002-L.avi", ["0002-L_000", "0002-L_001"], "no video 0002-L.avi below"),
+    ("skeleton/0002-L.txt", ["0002-L_000", "0002-L_001"], "no skeleton 0002-L.txt below"),
+    ("label/0002-L.txt", ["0002-L"], "no label file 0002-L.txt"),
+])
+def test_actions_of_which_a_file_is_missing_are_listed(tmp_path: Path, file: str, keys: list[str], reason: str) -> None:
+    sources = pku_set(tmp_path)
+    (tmp_path / file).unlink()
+    dataset = open_dataset("pku-mmd", **sources)
+    assert [entry.key for entry in dataset.skipped] == keys and dataset.skipped[0].reason.startswith(reason)
+    assert [clip.key for clip in dataset.clips] == ["0003-M_000", "0003-M_001"]
+    assert dataset.splits["xsub_train"] == [key for key in keys if key != "0002-L"], "skipped.jsonl names the split"
+
+
+def test_a_label_file_without_a_line_is_listed(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    (tmp_path / "label/0002-L.txt").write_text("\n")
+    skipped = open_dataset("pku-mmd", **sources).skipped
+    assert [entry.key for entry in skipped] == ["0002-L"] and "0002-L.txt: no line; expected class" in skipped[0].reason
+
+
+@pytest.mark.parametrize("text", [
+    "Training videos: 0002-L, 0002-M\nTest videos: 0003-M\n",
+    "training videos\n0002-L.avi\n0002-M.avi\n\nvalidation\n0003-M.avi\n",
+    "Training videos:\n0002-L\n",
+])
+def test_split_files_of_other_forms(tmp_path: Path, text: str) -> None:
+    sources = pku_set(tmp_path)
+    (tmp_path / "cross-subject.txt").write_text(text)
+    assert open_dataset("pku-mmd", **sources).splits == {
+        "xsub_train": ["0002-L_000", "0002-L_001"], "xsub_val": ["0003-M_000", "0003-M_001"]}
+
+
+def test_split_files_are_held_against_the_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A video that the file lists nowhere is in no split: a misspelt training video would be tested on."""
+    sources = pku_set(tmp_path)
+    file = tmp_path / "cross-subject.txt"
+    file.write_text("Training videos:\n0002-L, 0092-L\nValidation videos:\n0004-M\n")
+    assert open_dataset("pku-mmd", **sources).splits == {"xsub_train": ["0002-L_000", "0002-L_001"], "xsub_val": []}
+    assert "lists videos that are not there: 0004-M, 0092-L" in caplog.text
+    assert "videos in neither list, and so in neither split: 0003-M" in caplog.text
+    file.write_text("Training videos:\nA01N01-L\nValidation videos:\nA01N02-L\n")
+    with pytest.raises(UserError, match="lists A01N01-L and the like, none of the videos there are, such as 0002-L"):
+        open_dataset("pku-mmd", **sources)
+    file.write_text("Training videos:\n0002-L\nValidation videos:\n0003-M, 0002-L\n")
+    with pytest.raises(UserError, match="lists 0002-L for training and for validation; remove one"):
+        open_dataset("pku-mmd", **sources)
+
+
+@pytest.mark.parametrize(("frames", "slack", "reason"), [
+    (18, 2, None), (10, 2, "10 frames but 20 poses of the whole video.*own frame rate.*--pose-slack 10"), (24, 4, None)])
+def test_a_video_at_another_frame_rate_is_refused(tmp_path: Path, frames: int, slack: int, reason: str | None) -> None:
+    """Its frames 2 to 8 exist, but show what comes later: only the whole video's length tells."""
+    sources = pku_set(tmp_path)
+    for stem in ("0002-L", "0003-M"):
+        write_video(tmp_path / "video" / f"{stem}.avi", frames, codec="mpeg4", height=HEIGHT)
+        (tmp_path / "label" / f"{stem}.txt").write_text("34,2,8,1\n")
+    options = PackOptions(workers=1, size=96, pose_slack=slack)
+    if reason is None:
+        assert pack(open_dataset("pku-mmd", **sources), tmp_path / "packed", options).num_clips == 2
+    else:
+        with pytest.raises(UserError, match=reason):
+            pack(open_dataset("pku-mmd", **sources), tmp_path / "packed", options)
+
+
+@pytest.mark.parametrize(("container", "codec"), [
+    ("avi", "mpeg4"), ("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_a_video_states_its_frames_before_it_is_read(tmp_path: Path, container: str, codec: str) -> None:
+    path = write_video(tmp_path / f"a.{container}", 23, codec=codec)
+    with VideoReader(path) as reader:
+        assert (reader.stated_frames, reader.position) == (23, 0)

@@ -13,6 +13,7 @@ from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout, to_coco17
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.pose_files import read_poses
 from svdata2vec.shards.readers.pose_formats import PARSERS
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -347,6 +348,23 @@ def test_odd_files_are_named(tmp_path: Path, form: str, file: str, content: str,
     (tmp_path / "poses" / file).write_text(content)
     with pytest.raises(UserError, match=message):
         open_dataset("poses-json", videos=videos, poses=tmp_path / "poses", format=form)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["yolo", "mmpose"])
+def test_pose_files_with_a_mark_are_read(tmp_path: Path, form: str, encoding: str) -> None:
+    joints = "".join(f" {x / 40} {x / 20} 1" for x in range(1, 18))
+    keypoints = [[20 + x, 10 + 3 * x] for x in range(17)]
+    person = {"keypoints": keypoints, "keypoint_scores": [1] * 17, "bbox_score": 0.9}
+    file, text = {"yolo": ("a_1.txt", f"0 0.5 0.5 0.1 0.1{joints}\n"),
+                  "mmpose": ("a.json", json.dumps([{"frame_id": 0, "instances": [person]}]))}[form]
+    poses = []
+    for folder, name in (("plain", "utf-8"), ("marked", encoding)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(text.encode(name))
+        path = tmp_path / folder if form == "yolo" else tmp_path / folder / file
+        poses.append(read_poses(str(path), form, "a", 17, None, 2, 0.3).pose_MTVC)
+    assert poses[0].any() and np.array_equal(*poses)
 
 
 def test_an_odd_file_among_good_ones_is_one_skipped_clip(tmp_path: Path) -> None:

@@ -156,6 +156,16 @@ def test_ntu_skeletons_rewritten_by_txt2npy(tmp_path: Path) -> None:
             read_npy_skeleton(str(tmp_path / "odd.npy"), 1920, 1080)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_skeletons_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    pose_file = open_dataset("ntu60-skeleton", **ntu_raw(tmp_path)).clips[0].pose_file
+    assert pose_file is not None
+    plain = pose_file.read(pose_file.path, *pose_file.arguments)
+    Path(pose_file.path).write_bytes(Path(pose_file.path).read_text().replace("\n", "\r\n").encode(encoding))
+    found = pose_file.read(pose_file.path, *pose_file.arguments)
+    assert np.array_equal(found.pose_MTVC, plain.pose_MTVC, equal_nan=True)
+
+
 def ntu_raw_again(root: Path) -> dict[str, object]:
     """The folders that ntu_raw made."""
     return {"skeletons": root / "nturgb+d_skeletons", "videos": root / "nturgb+d_rgb"}
@@ -197,6 +207,9 @@ def test_uav_human(tmp_path: Path) -> None:
     assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 1e-3
     (skeletons / f"{test}.txt").unlink()
     assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton {test}.txt"
+    (videos / f"{train}.avi").rename(videos / f"{test}.avi")
+    skipped = open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped
+    assert (train, f"no video {train} below {videos}") in [(entry.key, entry.reason) for entry in skipped]
 
 
 # ---------------------------------------------------------------------------------------------------- own videos

@@ -92,6 +92,14 @@ def test_smarthome_official_numbers(tmp_path: Path) -> None:
     assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
 
 
+def test_smarthome_skeletons_without_a_video_are_listed(tmp_path: Path) -> None:
+    sources = smarthome_set(tmp_path, ["Walk_p02_r00_v00_c01", "Walk_p03_r00_v00_c01"], 2)
+    video = next(Path(str(sources["videos"])).glob("Walk_p03*"))
+    video.unlink()
+    [entry] = open_dataset("smarthome", **sources).skipped
+    assert (entry.key, entry.reason) == (video.stem, f"no video {video.stem} below {sources['videos']}")
+
+
 def test_smarthome_faults(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"frames": [[{"pose2d": [1, 2, 3]}]]}')
     with pytest.raises(UserError, match=r"a\.json, frame 0: pose2d has shape \(3,\), expected 26 numbers"):

@@ -23,6 +23,10 @@ from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 
+# Share of a video's frames by which its length may differ from the annotation's: frame rates in use are 4 % apart (24 and
+# 25) but for 29.97 and 30, which are a frame in a thousand apart.
+OTHER_RATE = 0.03
+
 FileState = tuple[int, int]  # size in bytes, time of the last change in ns
 
 
@@ -99,6 +103,7 @@ class ClipPacker:
         with self.times.step("own"):
             people, bad_joints = None, 0
             if pose is not None:
+                _check_video(clip, pose, reader, options.pose_slack)
                 people, bad_joints = to_video_pixels(clip.key, pose, info, self._num_joints)
             square = _square(people, info, options.size)
         if options.codec == "copy":
@@ -192,6 +197,15 @@ def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, 
         found = [joint_box(people.pose_MTVC), None if people.box_T4 is None else union_box(people.box_T4)]
     boxes_N4 = np.array([box for box in found if box is not None]).reshape(-1, 4)
     return packed_square(union_box(boxes_N4), info.width, info.height, size)
+
+
+def _check_video(clip: ClipAnnotation, pose: Pose, reader: VideoReader, slack: int) -> None:
+    """UserError if a clip is cut out of a video of another length than the annotation's: it would show other frames."""
+    poses, frames = pose.video_frames, reader.stated_frames
+    if poses is not None and frames and abs(frames - poses) > max(slack, OTHER_RATE * poses):
+        raise UserError(f"{clip.video}: {frames} frames but {poses} poses of the whole video, whose frame numbers cut out the "
+                        "clips; expected the video at its own frame rate (if only the ends differ, pack with "
+                        f"--pose-slack {abs(frames - poses)})")
 
 
 def _check_count(clip: ClipAnnotation, people: Pose | None, reader: VideoReader, num_frames: int, slack: int) -> None:

@@ -1,10 +1,11 @@
 """Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from svdata2vec.shards.annotations import Skipped
+from svdata2vec.shards.annotations import Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.walk import Walk, walk
@@ -56,14 +57,15 @@ def _add_frame_folders(found: Walk) -> None:
     found.others = [path for path in found.others if str(Path(path).parent) not in found.frame_folders]
 
 
-def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:
-    """Files with this extension, or one of `others`, below a folder, by name without it.
+def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str,
+                   holds: str = "skeletons") -> dict[str, Path]:
+    """Files with this extension, or one of `others`, below a folder, by name without it. `holds`: what they are, for messages.
 
     UserError if there is no such folder or file.
 
     What cannot be read, and the second of two files of one name, is added to `skipped`.
     """
-    found = walk(root, f"the {extension} skeletons")
+    found = walk(root, f"the {extension} {holds}")
     skipped += found.left_out
     files: dict[str, Path] = {}
     for path in map(Path, found.files):
@@ -76,6 +78,13 @@ def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *ot
     if not files:
         raise UserError(f"{root}: no {extension} file in this folder")
     return files
+
+
+def without_video(files: Mapping[str, Path], folder: "VideoFolder", names: re.Pattern[str]) -> list[Skipped]:
+    """The files called as `names` says, by the name of their video, of which the folder has no video."""
+    stems = set(folder.stems())
+    return [Skipped(safe_key(stem), f"no video {stem} below {folder.root}", str(path))
+            for stem, path in files.items() if stem not in stems and names.fullmatch(stem)]
 
 
 def without_extension(name: str) -> str:

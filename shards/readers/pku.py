@@ -5,8 +5,9 @@ and the skeleton 0002-L.txt, one line of 150 numbers per frame: x, y, z in metre
 M persons, T frames, V joints.
 """
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,10 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFil
 from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.media import VideoFolder
-from svdata2vec.shards.readers.tables import lines, train_and_rest
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
+from svdata2vec.shards.readers.tables import lines
 from svdata2vec.shards.readers.text import read_text
-from svdata2vec.shards.video import open_bytes
+from svdata2vec.shards.shown import some_of
 
 VIDEO_NAME = re.compile(r"(?:[AB]?\d+|A\d+N\d+)-[LMR]")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080
@@ -35,83 +36,125 @@ LENS_OFFSET_M = 0.0507
 
 VIEWS = {"L": 1, "M": 2, "R": 3}
 
+log = logging.getLogger(__name__)
+
 
 def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, splits: Mapping[str, str | Path],
                  *, name: str = "pku-mmd") -> DataSet:
     """Long videos, the label files that cut them into clips, and the owner's skeletons: 25 Kinect joints of two persons.
 
     The skeletons are metres and are projected into the colour picture by a Kinect's nominal camera, so they may be some
-    pixels off. Videos without skeletons or labels are listed in skipped.jsonl.
+    pixels off. Actions whose video or skeleton is not there, and videos without labels, are listed in skipped.jsonl.
 
     Args:
         videos: Folder of the videos (0002-L.avi), or its URL; sub-folders are searched.
-        labels: Folder of the label files (0002-L.txt): a line class,start,end,confidence per action; classes from 1,
-            frames from 0, the end excluded.
-        skeletons: Folder of the skeleton files (0002-L.txt): a line of 150 numbers per frame.
+        labels: Folder of the label files (0002-L.txt), searched with its sub-folders: a line class,start,end,confidence per
+            action; classes from 1, frames from 0, the end excluded.
+        skeletons: Folder of the skeleton files (0002-L.txt), searched with its sub-folders: a line of 150 numbers per frame.
         splits: Name of a protocol and its split file, for each protocol: xsub cross-subject.txt xview cross-view.txt.
-            A name gives two splits, xsub_train and xsub_val; val has every video that the file does not list for training.
+            A name gives two splits, xsub_train and xsub_val, of the videos that the file lists for training and for
+            validation; of all others, if it lists none for validation.
         name: Name of the data set.
 
     Raises:
-        UserError: a folder or file does not exist, or is not of this format.
+        UserError: a folder or file does not exist, or is not of this format; a split file lists none of the videos.
     """
     folder = VideoFolder(videos)
-    training_videos = {protocol: _training_videos(Path(file)) for protocol, file in splits.items()}
     skipped = list(folder.left_out)
+    lists = {protocol: _read_lists(Path(file)) for protocol, file in splits.items()}
+    label_files = skeleton_files(labels, ".txt", skipped, holds="label files")
+    files = skeleton_files(skeletons, ".txt", skipped)
+    absent = sorted(stem for stem in {*label_files, *files} - set(folder.stems()) if VIDEO_NAME.fullmatch(stem))
+    recordings = [*folder.videos(), *((stem, None) for stem in absent)]
+    actions = [action for stem, video in recordings
+               for action in _actions(stem, video, label_files.get(stem), files, skipped)]
 
     def make(item: _Action) -> ClipAnnotation:
         label, start, end = _read_label(item)
+        if item.video is None:
+            raise UserError(f"no video {item.stem}.avi below {videos}")
+        if item.stem not in files:
+            raise UserError(f"no skeleton {item.stem}.txt below {skeletons}")
         return ClipAnnotation(
-            key=item.key, label=label, video=item.video, camera=VIEWS[Path(item.video).stem[-1]], start_frame=start,
-            end_frame=end, pose_file=PoseFile(read_pku_skeleton, item.skeleton, (start, end)))
+            key=item.key, label=label, video=item.video, camera=VIEWS[item.stem[-1]], start_frame=start, end_frame=end,
+            pose_file=PoseFile(read_pku_skeleton, str(files[item.stem]), (start, end)))
 
-    actions = (action for stem, video in folder.videos()
-               for action in _actions(stem, video, Path(labels), Path(skeletons), skipped))
-    clips = clips_of(actions, make, lambda item: (item.key, item.where), skipped)
-    training = {protocol: {clip.key for clip in clips if Path(clip.video).stem in names}
-                for protocol, names in training_videos.items()}
-    parts = train_and_rest([clip.key for clip in clips], training, "val")
+    clips = clips_of(actions, make, lambda item: (item.key, item.video or item.where), skipped)
+    stem_of = {action.key: action.stem for action in actions}
+    parts: dict[str, list[str]] = {}
+    for protocol, listed in lists.items():
+        listed.check(folder.stems())
+        parts |= {f"{protocol}_{part}": [key for key, stem in stem_of.items() if stem in stems]
+                  for part, stems in (("train", listed.training), ("val", listed.validation(stem_of.values())))}
     return DataSet(name, layout("kinect25"), lines("pku_classes.txt"), parts, clips, skipped)
 
 
-def _training_videos(path: Path) -> frozenset[str]:
+@dataclass(frozen=True)
+class _Lists:
+    """The videos that a protocol's file lists, for training and otherwise."""
+
+    path: Path
+    training: frozenset[str]
+    others: frozenset[str]
+
+    def check(self, stems: Iterable[str]) -> None:
+        """Say which of the videos it lists are not there, and which are in neither list. UserError if none is there."""
+        found = set(stems)
+        listed = self.training | self.others
+        if not found & listed:
+            raise UserError(f"{self.path}: lists {min(listed)} and the like, none of the videos there are, such as "
+                            f"{min(found)}; is it the split file of the other phase?")
+        absent, unlisted = sorted(listed - found), sorted(found - listed)
+        if absent:
+            log.warning("%s lists videos that are not there: %s", self.path, some_of(absent))
+        if unlisted and self.others:
+            log.warning("%s: videos in neither list, and so in neither split: %s", self.path, some_of(unlisted))
+
+    def validation(self, stems: Iterable[str]) -> frozenset[str]:
+        """The videos that are listed, but not for training; without any, those of `stems` that are not."""
+        return self.others or frozenset(stems) - self.training
+
+
+def _read_lists(path: Path) -> _Lists:
     require_file(path, "the split file of a protocol")
-    names: set[str] = set()
+    names: dict[bool, set[str]] = {True: set(), False: set()}
     training = False
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        found = VIDEO_NAME.findall(line)
-        if found and training:
-            names.update(found)
-        elif not found and line.strip():
-            training = line.strip().lower().startswith("train")
-    if not names:
+    for line in read_text(path).splitlines():
+        heading = VIDEO_NAME.split(line, maxsplit=1)[0].strip().lower()
+        training = heading.startswith("train") if heading[:1].isalpha() else training
+        names[training].update(VIDEO_NAME.findall(line))
+    if not names[True]:
         raise UserError(f"{path}: expected a line 'Training videos:' and one with names like 0002-L, 0003-M")
-    return frozenset(names)
+    if both := sorted(names[True] & names[False]):
+        raise UserError(f"{path}: lists {some_of(both)} for training and for validation; remove one of the two")
+    return _Lists(path, frozenset(names[True]), frozenset(names[False]))
 
 
 @dataclass(frozen=True)
 class _Action:
-    """A line of a label file, `where` it stands, and the files of its clip."""
+    """A line of a label file, `where` it stands, and the video it belongs to (None: not there)."""
 
     key: str
     where: str
     line: str
-    video: str
-    skeleton: str
+    stem: str
+    video: str | None
 
 
-def _actions(stem: str, video: str, labels: Path, skeletons: Path, skipped: list[Skipped]) -> list[_Action]:
-    """The lines of a video's label file. A video that lacks a file, or has another name, is added to `skipped`."""
-    skeleton, label_file = Path(skeletons, stem + ".txt"), Path(labels, stem + ".txt")
-    absent = next((path for path in (skeleton, label_file) if not path.is_file()), None)
+def _actions(stem: str, video: str | None, label_file: Path | None, files: Mapping[str, Path],
+             skipped: list[Skipped]) -> list[_Action]:
+    """The lines of a video's label file. A video without any, or of another name, is added to `skipped`."""
     if VIDEO_NAME.fullmatch(stem) is None:
-        skipped.append(Skipped(safe_key(stem), f"{video}: expected a PKU-MMD name like 0002-L.avi or A01N01-L.avi", video))
-    elif absent is not None:
-        skipped.append(Skipped(stem, f"{absent}: no such file", video))
+        problem = f"{video}: expected a PKU-MMD name like 0002-L.avi or A01N01-L.avi"
+    elif label_file is None:
+        problem = f"no label file {stem}.txt"
     else:
         rows = [(number, line) for number, line in enumerate(read_text(label_file).splitlines(), start=1) if line.strip()]
-        return [_Action(f"{stem}_{count:03d}", f"{label_file}, line {number}", line, video, str(skeleton))
-                for count, (number, line) in enumerate(rows)]
+        if rows:
+            return [_Action(f"{stem}_{count:03d}", f"{label_file}, line {number}", line, stem, video)
+                    for count, (number, line) in enumerate(rows)]
+        problem = f"{label_file}: no line; expected class,start,end,confidence per action"
+    skipped.append(Skipped(safe_key(stem), problem, video or str(files.get(stem, label_file))))
     return []
 
 
@@ -130,15 +173,15 @@ def _read_label(action: _Action) -> tuple[int, int, int]:
 @lru_cache(maxsize=2)
 def _read_rows(path: str) -> np.ndarray:
     """float32 (T, 2, 25, 3): the whole file; cached because a video gives some twenty clips."""
-    with open_bytes(path) as file:
-        text = file.read().decode("ascii", errors="replace")
+    rows = [line.split() for line in read_text(path).rstrip().split("\n")]
+    wrong = next((number for number, row in enumerate(rows) if len(row) != 150), None)
+    if wrong is not None:
+        raise UserError(f"{path}, line {wrong + 1}: {len(rows[wrong])} numbers, expected 150 (x, y, z of 25 joints of two "
+                        "persons)")
     try:
-        rows = np.array([line.split() for line in text.splitlines() if line.strip()], np.float32)
+        return np.array(rows, np.float32).reshape(-1, 2, 25, 3)
     except ValueError as error:
-        raise UserError(f"{path}: expected 150 numbers per line ({error})") from error
-    if rows.ndim != 2 or rows.shape[1] != 150:
-        raise UserError(f"{path}: lines of {rows.shape[1:] or (0,)} numbers, expected 150")
-    return rows.reshape(-1, 2, 25, 3)
+        raise UserError(f"{path}: expected 150 numbers in every line ({error})") from error
 
 
 def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
@@ -152,4 +195,4 @@ def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
     x_MTV = CENTER_PX[0] + FOCAL_PX * (xyz_MTV3[..., 0] + LENS_OFFSET_M) / depth_MTV
     y_MTV = CENTER_PX[1] - FOCAL_PX * xyz_MTV3[..., 1] / depth_MTV
     pose_MTVC = np.where(present_MTV[..., None], np.stack([x_MTV, y_MTV], axis=-1), 0.0)
-    return Pose(pose_MTVC.astype(np.float32), width=COLOR_WIDTH, height=COLOR_HEIGHT)
+    return Pose(pose_MTVC.astype(np.float32), width=COLOR_WIDTH, height=COLOR_HEIGHT, video_frames=len(rows_TMV3))

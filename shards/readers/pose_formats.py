@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.text import read_text
 from svdata2vec.shards.tracking import Detections
-from svdata2vec.shards.video import open_bytes
 
 SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
 LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the picture, in formats that have both
@@ -91,8 +91,7 @@ def _stamp(path: str) -> int:
 
 @lru_cache(maxsize=2)
 def _parsed(path: str, _changed: int) -> Any:
-    with open_bytes(path) as file:
-        text = file.read().decode("utf-8-sig", errors="replace")
+    text = read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -326,7 +325,7 @@ def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
     for file in sorted(Path(path).iterdir()):
         name = YOLO_NAME.fullmatch(file.name)
         if name is not None and name[1] == item:
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_text(file).splitlines()
             people[int(name[2]) - 1] = [_yolo_person(line, num_joints, f"{file}, line {number}")
                                         for number, line in enumerate(lines, 1) if line.strip()]
     if min(people, default=0) < 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.video import open_bytes
+from svdata2vec.shards.readers.text import read_text
 
 # Columns of a joint line with the pixel position: NTU gives metres, depth pixels and then the colour picture's x, y.
 COLOR_COLUMNS = (5, 6)
@@ -43,8 +43,7 @@ class _Lines:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with open_bytes(path) as file:
-            self._lines = file.read().decode("ascii", errors="replace").splitlines()
+        self._lines = read_text(path).splitlines()
         self._next = 0
 
     def words(self) -> list[str]:

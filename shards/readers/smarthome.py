@@ -17,7 +17,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFil
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files, without_video
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.tracks import link_slots
 from svdata2vec.shards.video import open_bytes
@@ -50,7 +50,8 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
     """Videos, and their JSON skeletons of either version: 15 joints per person.
 
     The official protocols become splits: cs (by subject, 31 classes), cv1 and cv2 (by camera, 19 classes), each train,
-    val and test. Pour.Fromcup is left out, as its authors advise; videos without skeletons are listed in skipped.jsonl.
+    val and test. Pour.Fromcup is left out, as its authors advise; videos without skeletons, and
+    skeletons without a video, are listed in skipped.jsonl.
 
     Args:
         videos: Folder of the videos (Cook.Cleandishes_p02_r00_v02_c03.mp4), or its URL; sub-folders are searched.
@@ -63,6 +64,7 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
     files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json", skipped).items()}
+    skipped += without_video(files, folder, NAME)
 
     def make(item: tuple[str, str]) -> ClipAnnotation:
         stem, video = item

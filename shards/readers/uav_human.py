@@ -12,7 +12,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import class_names
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
+from svdata2vec.shards.readers.media import VideoFolder, skeleton_files, without_video
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import numbers, train_and_rest
 
@@ -31,8 +31,8 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
                    classes: str | Path | Sequence[str] | None = None) -> DataSet:
     """Videos, and their text skeletons: 17 COCO joints per person.
 
-    Both official protocols become splits: csv1 and csv2, each train and test. Videos without a skeleton file are listed
-    in skipped.jsonl.
+    Both official protocols become splits: csv1 and csv2, each train and test. Videos without a skeleton file, and
+    skeletons without a video, are listed in skipped.jsonl.
 
     Args:
         videos: Folder of the videos (P070S01G10B00H10UC102000LC092000A031R0_09131758.avi), or its URL; sub-folders are
@@ -46,6 +46,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
     files = skeleton_files(skeletons, ".txt", skipped)
+    skipped += without_video(files, folder, NAME)
     names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES)) if classes is None else class_names(classes)
 
     def make(item: tuple[str, str]) -> ClipAnnotation:
