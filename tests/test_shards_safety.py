@@ -228,8 +228,12 @@ def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; give the same input"):
         pack(dataset, out, replace(RESUME, quality=50))
     fewer = replace(dataset, clips=dataset.clips[1:], splits={})
-    with pytest.raises(UserError, match="cannot resume with other input: clips was 10, now 9"):
+    gone = dataset.clips[0].key
+    with pytest.raises(UserError, match=f"cannot resume with other input: clips was 10, now 9; missing are {gone}; give"):
         pack(fewer, out, RESUME)
+    other = replace(dataset, clips=[replace(dataset.clips[0], key="other"), *dataset.clips[1:]], splits={})
+    with pytest.raises(UserError, match=f"cannot resume with other input: new are other; missing are {gone}; give"):
+        pack(other, out, RESUME)
     moved = replace(dataset, clips=[replace(dataset.clips[0], label=2), *dataset.clips[1:]])
     with pytest.raises(UserError, match="cannot resume with other input: the annotations have changed;"):
         pack(moved, out, RESUME)

@@ -13,7 +13,7 @@ from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training import pretrain as pretraining
-from svdata2vec.training.collapse import NEAR_0, CollapsedError, CollapseGuard
+from svdata2vec.training.collapse import LOW, NEAR_0, CollapsedError, CollapseGuard
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
 
@@ -70,6 +70,20 @@ def test_records_in_a_row_are_counted_apart() -> None:
         guard.look(spreads)
     with pytest.raises(CollapsedError, match=r"^prediction_std"):
         guard.look({"target_std": 0.9, "prediction_std": 0.0})
+
+
+def test_targets_that_become_alike_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    guard = CollapseGuard(3)
+    for target_std in (0.1, 0.2, LOW, 0.1, 0.2):
+        guard.look({"target_std": target_std, "prediction_std": 0.01})
+    assert not caplog.records, "0.3 is not low, and began the count anew"
+    for _ in range(4):
+        guard.look({"target_std": 0.2, "prediction_std": 0.01})
+    [record] = caplog.records
+    assert "target_std was below 0.3 in 3 records" in record.getMessage() and "--ema.start" in record.getMessage()
+    caplog.clear()
+    CollapseGuard(0).look({"target_std": 0.2})
+    assert not caplog.records
 
 
 def test_the_number_of_records_is_checked(tmp_path: Path) -> None:

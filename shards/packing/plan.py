@@ -17,6 +17,7 @@ from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
 from svdata2vec.shards.reading.manifest import PROGRAM, file_bytes
 from svdata2vec.shards.reading.sample import CONTAINERS, PICTURES, SIDE_COMPONENTS
+from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
@@ -108,13 +109,24 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
                         "with the version that began it, or pack into another folder")
     changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
                if before.get(name) != value and name not in _HASHED]
-    changed += [f"the {name} have changed" for name in _HASHED[:2] if before.get(name) != plan[name]]
-    if before.get("videos") != plan["videos"]:
-        changed.append(_changed_video(parts, dataset))
+    if other := _other_clips(parts, dataset):  # these alone change what has a hash
+        changed.append(other)
+    else:
+        changed += [f"the {name} have changed" for name in _HASHED[:2] if before.get(name) != plan[name]]
+        changed += [_changed_video(parts, dataset)] if before.get("videos") != plan["videos"] else []
     if changed:
         raise UserError(f"{root}: cannot resume with other input: {'; '.join(changed)}; give the same input, or delete the "
                         "folder")
     remove_leftovers(root)
+
+
+def _other_clips(parts: Path, dataset: DataSet) -> str:
+    """Which clips came or went since the run to resume; empty if none did, or the list of that run cannot be read."""
+    listed = read_object(parts / VIDEOS_NAME)
+    before, now = set(listed or ()), {clip.key for clip in dataset.clips}
+    came, went = sorted(now - before), sorted(before - now)
+    found = [f"new are {some_of(came)}"] if came else []
+    return "; ".join([*found, *([f"missing are {some_of(went)}"] if went else [])]) if listed else ""
 
 
 def _changed_video(parts: Path, dataset: DataSet) -> str:
