@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from shards_data import clip_of, packed, write_video
 
+from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing import clip as packclip
 from svdata2vec.shards.packing.clip import resize_square
@@ -239,3 +240,10 @@ def test_a_video_states_its_frames_before_it_is_read(tmp_path: Path, container: 
     path = write_video(tmp_path / f"a.{container}", 23, codec=codec)
     with VideoReader(path) as reader:
         assert (reader.stated_frames, reader.position) == (23, 0)
+
+
+def test_a_split_file_without_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = pku_set(tmp_path)
+    words = [f"--{name}={sources[name]}" for name in ("videos", "labels", "skeletons")]
+    assert main(["shard", "pku-mmd", str(tmp_path / "out"), *words, "--splits", str(tmp_path / "cross-subject.txt")]) == 2
+    assert "cross-subject.txt'; expected NAME FILE [NAME FILE ...];" in capsys.readouterr().err

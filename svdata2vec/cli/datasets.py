@@ -3,10 +3,11 @@
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import tyro
 
@@ -29,11 +30,18 @@ def run_shard(kind: str, options: Any) -> None:
     sys.stdout.write(table(options.out, write_summary(options.out)))
 
 
+def _as_option(annotation: Any) -> Any:
+    """A reader's parameter as an option; of a mapping, what its two words are stands in help and errors."""
+    if get_origin(annotation) is not Mapping:
+        return annotation
+    return Annotated[annotation, tyro.conf.arg(metavar="NAME FILE [NAME FILE ...]")]
+
+
 def _shard_options(kind: str) -> type:
     """Options of a kind of data set: where to write, what its reader takes, how to pack."""
     reader: list[Any] = [
-        (name, parameter.annotation) if parameter.default is parameter.empty
-        else (name, parameter.annotation, field(default=parameter.default))
+        (name, _as_option(parameter.annotation)) if parameter.default is parameter.empty
+        else (name, _as_option(parameter.annotation), field(default=parameter.default))
         for name, parameter in SOURCES[kind].options.items()
     ]
     place = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write the shards to.")]
