@@ -34,6 +34,7 @@ class Finder:
         if name == sys.argv[1]:
             os.kill(os.getpid(), int(sys.argv[2]))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
 sys.meta_path.insert(0, Finder())
 from svdata2vec.cli.main import main
 sys.exit(main([sys.argv[3], "own", "--data.shards", "none"]))
