@@ -95,10 +95,11 @@ def main(model: str, video: str, box: str | None = None) -> None:
     rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
     with av.open(video) as container:
         count = sum(1 for _ in container.decode(video=0))
-    views, seen = [frame_numbers(rule, Path(video).stem, count, view) for view in range(rule.get("views", 1))], {}
+    views = [frame_numbers(rule, Path(video).stem, count, view).tolist() for view in range(rule.get("views", 1))]
+    wanted, seen = {number for numbers in views for number in numbers}, {}
     with av.open(video) as container:
         for number, frame in enumerate(container.decode(video=0)):
-            if number in np.array(views):
+            if number in wanted:
                 aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
                 seen[number] = prepare(upright(frame, aspect), edges, rule)
     logits = logits_of(np.array([[seen[number] for number in numbers] for numbers in views])).astype(float)

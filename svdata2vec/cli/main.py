@@ -94,7 +94,7 @@ def _run(words: list[str]) -> None:
 @contextmanager
 def _requeued(words: list[str]) -> Iterator[None]:
     """SIGTERM ends a command that goes on later as if it had saved, also where there is nothing to save: while modules load."""
-    if words[:1] not in [[word] for word in GO_ON]:
+    if not words or words[0] not in GO_ON:
         yield
         return
     previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(REQUEUE_EXIT_CODE))  # an exception could be lost in an import
