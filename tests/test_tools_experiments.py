@@ -11,11 +11,14 @@ import finetuning_experiment as finetuning
 import pretraining_experiment as experiments
 import pytest
 import results_studies as tables
+import torch
 from pipeline_factory import clip_parts, write_shards
 from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
+from safetensors.torch import load_file
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.model.step_cost import step_flops, step_layers
+from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell
@@ -40,6 +43,9 @@ def differences(a: Any, b: Any, name: str = "") -> dict[str, Any]:
     ("claim", "joint_regression", {"target.kind": "joints"}),
     ("claim", "rgb_data2vec", {
         "target.teacher": "encoder", "target.teacher_input": "rgb", "target.scored": "video", "mask.skeleton_ratio": 1.0}),
+    ("controls", "untrained", {
+        "target.teacher": "encoder", "ema.start": 1.0, "ema.end": 1.0, "run.epochs": 1, "optim.lr": 1e-12, "optim.min_lr": 0.0,
+        "optim.weight_decay": 0.0}),
     ("masks", "masks_1", {}),
     ("masks", "masks_8", {"mask.repeats": 8}),
     ("masks", "masks_4_wider", {"mask.repeats": 4, "mask.encoded_frames": 8}),
@@ -50,6 +56,19 @@ def differences(a: Any, b: Any, name: str = "") -> dict[str, Any]:
 def test_a_side_changes_what_it_says_and_nothing_else(experiment: str, side: str, expected: dict[str, Any]) -> None:
     base = demo_pretrain()
     assert differences(base, EXPERIMENTS[experiment].sides[side](base)) == expected
+
+
+def test_an_untrained_network_has_the_weights_it_was_drawn_with(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """What has moved are BatchNorm's statistics, which are those of the clips."""
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
+    sides = {name: experiments.CONTROLS[name] for name in ("pretrained", "untrained")}
+    config = pretrainings(dataclasses.replace(EXPERIMENTS["controls"], sides=sides), options)["untrained", 0]
+    pretrain(config)
+    found = load_file(config.run.out / "model.safetensors")
+    torch.manual_seed(config.run.seed)
+    drawn = SVData2Vec(config, 17).state_dict()
+    moved = {name for name, value in found.items() if not torch.allclose(value, drawn[name], rtol=0, atol=1e-9)}
+    assert moved and all("running_" in name or "num_batches" in name for name in moved)
 
 
 def test_equal_work_is_equal_multiply_adds(tiny_shard_folder: Path) -> None:

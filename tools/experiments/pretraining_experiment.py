@@ -6,7 +6,7 @@
     python tools/experiments/pretraining_experiment.py claim --shards demo/claim/shards --work demo/claim/runs
 
 claim: the method against its controls and rivals (svdata2vec/README.md, "Controls"), from scratch, and skeletons alone.
-controls: the same controls and rivals by probes alone, for runs that are too short for the claim.
+controls: the same controls and rivals by probes alone, for runs that are too short for the claim; and networks as drawn.
 masks: 1, 2, 4 and 8 masks per clip at equal clips, and at equal multiply-adds (`_work`); masks that choose from more frames.
 choices: EMA as counted here and as the authors count it, kept frames and all frames, bf16 and float32.
 motion: skeleton tokens that tell how joints move, and such as the paper's, of positions alone.
@@ -55,6 +55,15 @@ CLAIM: dict[str, Side] = {
     "joint_regression": partial(with_target, kind="joints"),
     "rgb_data2vec": rgb_data2vec,
 }
+
+
+def untrained(config: PretrainConfig) -> PretrainConfig:
+    """Weights as they are drawn: one epoch at a rate too small to move them, which gives BatchNorm its statistics."""
+    fixed = replace(random_teacher(config), optim=replace(config.optim, lr=1e-12, base_lr=0.0, min_lr=0.0, weight_decay=0.0))
+    return replace(fixed, run=replace(config.run, epochs=1))
+
+
+CONTROLS: dict[str, Side] = {**CLAIM, "untrained": untrained}
 
 
 def masks(config: PretrainConfig, repeats: int, wider: float = 1.0) -> PretrainConfig:
@@ -134,7 +143,7 @@ def rivals(study: LabelEfficiencyConfig) -> list[Row]:
 PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
 EXPERIMENTS = {
     "claim": Experiment(CLAIM, ("scratch", "scratch_total", *PROBED, "skeleton"), FRACTIONS, 5, "label_efficiency"),
-    "controls": Experiment(CLAIM, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "controls"),
+    "controls": Experiment(CONTROLS, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "controls"),
     "masks": Experiment(MASKS, PROBED, (0.1,), 5, "masks"),
     "choices": Experiment(CHOICES, PROBED, (0.1, 1.0), 6, "choices"),
     "motion": Experiment(MOTION, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "motion"),
