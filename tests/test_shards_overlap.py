@@ -12,7 +12,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.sources import open_dataset
-from svdata2vec.shards.reading.overlap import overlaps
+from svdata2vec.shards.reading.overlap import doubles, overlaps
 from svdata2vec.shards.reading.verify import verify
 
 
@@ -48,6 +48,19 @@ def test_the_same_bytes_under_two_names(tmp_path: Path, caplog: pytest.LogCaptur
     wanted = "1 clips in both: test%2Frun%2Fcopy = train%2Frun%2Fb (same bytes)"
     assert f"splits test and train: {wanted}" in caplog.text
     assert [str(finding) for finding in verify(tmp_path / "out")] == [f"split: test, train: {wanted}"]
+
+
+def test_clips_that_a_split_has_twice_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, in however many splits they are; a part of a video and another part of it are not the same."""
+    sources = {"a": "1 0 4", "b": "1 0 4", "c": "1 4 4", "d": "1 0 4", "e": "1 0 4"}
+    assert doubles({"cs_train": ["a", "b", "c", "d"], "cv_train": ["b", "a", "d", "x"], "cs_test": ["e"]}, sources) == [
+        ("a", "b"), ("a", "d")]
+    root = tmp_path / "own" / "walk"
+    root.mkdir(parents=True)
+    for name in ("a", "b", "copy-of-a"):
+        write_video(root / f"{name}.mp4", 4, seed=name == "b")
+    pack(open_dataset("folder", root=root.parent), tmp_path / "out", PackOptions(workers=1, size=96))
+    assert "clips of the same pictures as another one of their split: walk%2Fcopy-of-a = walk%2Fa" in caplog.messages
 
 
 def test_parts_of_one_video_are_not_the_same(tmp_path: Path) -> None:

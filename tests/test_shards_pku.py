@@ -106,6 +106,30 @@ def test_a_wrong_line_of_a_label_file_leaves_out_its_clip(tmp_path: Path, text: 
     assert len(dataset.clips) == 3
 
 
+def test_frames_that_two_lines_cut_out_are_one_clip(tmp_path: Path) -> None:
+    """A line that stands twice, also with another confidence or class; a span that differs is another action."""
+    sources = pku_set(tmp_path)
+    (tmp_path / "label/0002-L.txt").write_text("34,2,8,1\n51,10,20,2\n34,2,8,1\n34,2,8,2\n\n33,2,8,1\n34,2,9,1\n")
+    dataset = open_dataset("pku-mmd", **sources)
+    spans = [(clip.key, clip.label, clip.start_frame, clip.end_frame) for clip in dataset.clips if clip.key < "0003"]
+    assert spans == [("0002-L_000", 33, 2, 8), ("0002-L_001", 50, 10, 20), ("0002-L_005", 33, 2, 9)]
+    file = tmp_path / "label/0002-L.txt"
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [
+        (f"0002-L_{count:03d}", f"{file}, line {line}: has the frames of '{file}, line 1', which is taken; found {text!r}")
+        for count, line, text in ((2, 3, "34,2,8,1"), (3, 4, "34,2,8,2"), (4, 6, "33,2,8,1"))]
+    assert packed(dataset, tmp_path).manifest.splits["xsub_train"] == ["0002-L_000", "0002-L_001", "0002-L_005"]
+
+
+def test_a_video_that_lies_in_two_folders_is_named(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    copy = tmp_path / "video" / "more" / "0002-L.avi"
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "video" / "0002-L.avi").read_bytes())
+    dataset = open_dataset("pku-mmd", **sources)
+    assert len(dataset.clips) == 4 and [entry.key for entry in dataset.skipped] == ["0002-L_000 (again)", "0002-L_001 (again)"]
+    assert dataset.skipped[0].reason.startswith(f"{copy} has the name of another video, ")
+
+
 def test_pku_split_file_of_another_kind(tmp_path: Path) -> None:
     sources = pku_set(tmp_path)
     (tmp_path / "cross-subject.txt").write_text("hello\n")

@@ -229,6 +229,24 @@ def test_videos_of_one_name_need_their_folders(tmp_path: Path) -> None:
         open_dataset("poses-json", videos=videos, poses=flat_folder, format="mmpose")
 
 
+def test_poses_belong_to_one_video(tmp_path: Path) -> None:
+    """A video without poses of its own gets none of another video of its name."""
+    videos = videos_of(tmp_path / "videos", "walk/a", "run/a", "run/b")
+    write_mmpose(tmp_path / "poses" / "walk", "a")
+    file = (tmp_path / "poses" / "walk" / "predictions" / "a.json").rename(tmp_path / "poses" / "walk" / "a.json")
+    write_mmpose(tmp_path / "poses", "b")
+    options = {"videos": videos, "poses": tmp_path / "poses", "format": "mmpose"}
+    dataset = open_dataset("poses-json", **options)
+    assert sorted(clip.key for clip in dataset.clips) == ["run%2Fb", "walk%2Fa"]
+    [entry] = dataset.skipped
+    assert (entry.key, entry.reason) == ("run%2Fa", f"{file}: the poses are of '{videos}/walk/a.mp4', which has the same name")
+    file = file.rename(tmp_path / "poses" / "a.json")
+    dataset = open_dataset("poses-json", **options)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fb"]
+    reason = f"{file}: poses of '{videos}/run/a.mp4' or of '{videos}/walk/a.mp4'; put them into folders as the videos are"
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [("run%2Fa", reason), ("walk%2Fa", reason)]
+
+
 def test_joints_that_may_be_several_layouts_are_asked_for(tmp_path: Path) -> None:
     """25 joints in a COCO file are of no program's own; OpenPose's are its own."""
     videos = videos_of(tmp_path / "videos", "walk/a")

@@ -205,6 +205,13 @@ def test_uav_human(tmp_path: Path) -> None:
     sample = clip_of(packed(dataset, tmp_path), test)
     assert (sample.label, sample.meta.subject, sample.meta.setup) == (154, 1, 2)
     assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 1e-3
+    for place in (videos / f"{test}.avi", skeletons / f"{test}.txt"):
+        (place.parent / "more").mkdir()
+        (place.parent / "more" / place.name).write_bytes(place.read_bytes())
+    twice = open_dataset("uav-human", videos=videos, skeletons=skeletons)
+    assert len(twice.clips) == 2 and [entry.key for entry in twice.skipped] == [f"more/{test}.txt", f"{test} (again)"]
+    (skeletons / "more" / f"{test}.txt").unlink()
+    (videos / "more" / f"{test}.avi").unlink()
     (skeletons / f"{test}.txt").unlink()
     assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton {test}.txt"
     (videos / f"{train}.avi").rename(videos / f"{test}.avi")

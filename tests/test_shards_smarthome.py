@@ -100,6 +100,26 @@ def test_smarthome_skeletons_without_a_video_are_listed(tmp_path: Path) -> None:
     assert (entry.key, entry.reason) == (video.stem, f"no video {video.stem} below {sources['videos']}")
 
 
+def test_smarthome_skeletons_of_both_versions_are_refused(tmp_path: Path) -> None:
+    """Of one video, where one of them would be taken, and of different ones."""
+    sources = smarthome_set(tmp_path, ["Walk_p02_r00_v00_c01", "Walk_p03_r00_v00_c01"], 2)
+    skeletons = Path(str(sources["skeletons"]))
+    (skeletons / "splits.json").write_text("{}")
+    assert len(open_dataset("smarthome", **sources).clips) == 2, "a file of another name is no skeleton"
+    new = skeletons / "Walk_p03_r00_v00_c01_pose3d.json"
+    for old in ("Walk_p02_r00_v00_c01.json", "Walk_p03_r00_v00_c01.json"):
+        (skeletons / "old").mkdir(exist_ok=True)
+        (skeletons / "old" / old).write_bytes(new.read_bytes())
+    message = (rf"{skeletons}: has skeletons of both versions, {{}} of v1\.1 such as {skeletons}/old/Walk_p0\d_r00_v00_c01"
+               rf"\.json and {{}} of v1\.2 such as {skeletons}/Walk_p02_r00_v00_c01_pose3d\.json; give the folder of one")
+    with pytest.raises(UserError, match=message.format(2, 2)):
+        open_dataset("smarthome", **sources)
+    new.unlink()
+    (skeletons / "old" / "Walk_p02_r00_v00_c01.json").unlink()
+    with pytest.raises(UserError, match=message.format(1, 1)):
+        open_dataset("smarthome", **sources)
+
+
 def test_smarthome_faults(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"frames": [[{"pose2d": [1, 2, 3]}]]}')
     with pytest.raises(UserError, match=r"a\.json, frame 0: pose2d has shape \(3,\), expected 26 numbers"):

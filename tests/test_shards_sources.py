@@ -323,6 +323,30 @@ def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
         for name in ("./clips/a.mp4", f"{tmp_path}/clips/../clips/a.mp4", "link/a.mp4")]
 
 
+def test_a_clip_has_the_split_of_its_own_row(tmp_path: Path) -> None:
+    """Not that of an earlier row of the same file, which is left out."""
+    tree(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "t.csv").write_text("path,label,split\na.mp4,,train\na.mp4,walk,test\na.mp4,walk,val\nb.mp4,run,train\n")
+    dataset = open_dataset("csv", table=tmp_path / "t.csv")
+    assert dataset.splits == {"test": ["a"], "train": ["b"]}
+    assert list(reasons(dataset)) == ["line 2", "line 4"]
+
+
+def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
+    """Under one name, and under names with and without folder or ending; the name that fits with its folders is taken."""
+    root = tree(tmp_path / "own", "walk/a.mp4", "run/b_rgb.mp4", "c.mp4")
+    names = ["sit/a", "walk/a", "a", "walk/a", "b", "b_rgb", "c.mp4", "c.avi"]
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert [clip.key for clip in dataset.clips] == ["walk%2Fa", "b_rgb", "c"]
+    assert reasons(dataset) == {
+        "walk%2Fa (again)": f"{root}/walk/a.mp4 is listed twice", "c (again)": f"{root}/c.mp4 is listed twice",
+        "sit%2Fa": f"{root}/walk/a.mp4 is the video of 'walk%2Fa', which is taken",
+        "a": f"{root}/walk/a.mp4 is the video of 'walk%2Fa', which is taken",
+        "b": f"{root}/run/b_rgb.mp4 is the video of 'b_rgb', which is taken"}
+    assert packed(dataset, tmp_path).manifest.splits == {"train": ["walk%2Fa", "b_rgb", "c"]}
+
+
 def test_absolute_paths_never_become_keys(tmp_path: Path) -> None:
     tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
     tree(tmp_path / "tables" / "clips", "c.mp4")

@@ -32,9 +32,9 @@ from svdata2vec.shards.reading.manifest import (
     build_index,
     load_index,
 )
-from svdata2vec.shards.reading.overlap import overlaps
+from svdata2vec.shards.reading.overlap import doubles, overlaps
 from svdata2vec.shards.reading.sums import save_head
-from svdata2vec.shards.shown import public, shown
+from svdata2vec.shards.shown import public, shown, some_of
 from svdata2vec.shards.times import Times
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,8 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
     for overlap in overlaps(manifest.splits, pictures):
         log.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
+    if alike := [f"{other} = {first}" for first, other in doubles(manifest.splits, pictures)]:
+        log.warning("clips of the same pictures as another one of their split: %s", some_of(alike))
     manifest = save_head(root, manifest, build_index(rows, len(components)), sums)
     shutil.rmtree(root / PARTS)
     return manifest

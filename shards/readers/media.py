@@ -1,4 +1,4 @@
-"""Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; its skeletons."""
+"""Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; others by name."""
 
 import logging
 import re
@@ -57,13 +57,12 @@ def _add_frame_folders(found: Walk) -> None:
     found.others = [path for path in found.others if str(Path(path).parent) not in found.frame_folders]
 
 
-def skeleton_files(root: str | Path, extension: str, skipped: list[Skipped], *others: str,
-                   holds: str = "skeletons") -> dict[str, Path]:
+def files_by_name(root: str | Path, holds: str, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:
     """Files with this extension, or one of `others`, below a folder, by name without it. `holds`: what they are, for messages.
 
-    UserError if there is no such folder or file.
-
     What cannot be read, and the second of two files of one name, is added to `skipped`.
+
+    UserError if there is no such folder or file.
     """
     found = walk(root, f"the {extension} {holds}")
     skipped += found.left_out

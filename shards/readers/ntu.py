@@ -14,7 +14,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, saf
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
+from svdata2vec.shards.readers.media import VideoFolder, files_by_name
 from svdata2vec.shards.readers.pyskl import read_annotations
 from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
 from svdata2vec.shards.readers.skeleton_text import COLOR_COLUMNS, read_text_skeleton
@@ -136,7 +136,7 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     """
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
-    files = skeleton_files(skeletons, ".skeleton", skipped, ".skeleton.npy")
+    files = files_by_name(skeletons, "skeletons", ".skeleton", skipped, ".skeleton.npy")
     missing = frozenset() if keep_missing else missing_names(classes)
     names = sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())})
     others = [name for name in names if _is_of_another_set(name, classes)]

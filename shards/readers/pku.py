@@ -18,7 +18,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFil
 from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files
+from svdata2vec.shards.readers.media import VideoFolder, files_by_name
 from svdata2vec.shards.readers.tables import lines
 from svdata2vec.shards.readers.text import read_text
 from svdata2vec.shards.shown import some_of
@@ -44,7 +44,8 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
     """Long videos, the label files that cut them into clips, and the owner's skeletons: 25 Kinect joints of two persons.
 
     The skeletons are metres and are projected into the colour picture by a Kinect's nominal camera, so they may be some
-    pixels off. Actions whose video or skeleton is not there, and videos without labels, are listed in skipped.jsonl.
+    pixels off. Actions whose video or skeleton is not there, videos without labels, and lines with the frames of an earlier
+    line are listed in skipped.jsonl.
 
     Args:
         videos: Folder of the videos (0002-L.avi), or its URL; sub-folders are searched.
@@ -62,12 +63,14 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
     lists = {protocol: _read_lists(Path(file)) for protocol, file in splits.items()}
-    label_files = skeleton_files(labels, ".txt", skipped, holds="label files")
-    files = skeleton_files(skeletons, ".txt", skipped)
+    label_files = files_by_name(labels, "label files", ".txt", skipped)
+    files = files_by_name(skeletons, "skeletons", ".txt", skipped)
     absent = sorted(stem for stem in {*label_files, *files} - set(folder.stems()) if VIDEO_NAME.fullmatch(stem))
     recordings = [*folder.videos(), *((stem, None) for stem in absent)]
     actions = [action for stem, video in recordings
                for action in _actions(stem, video, label_files.get(stem), files, skipped)]
+
+    taken: dict[tuple[str, int, int], str] = {}
 
     def make(item: _Action) -> ClipAnnotation:
         label, start, end = _read_label(item)
@@ -75,6 +78,9 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
             raise UserError(f"no video {item.stem}.avi below {videos}")
         if item.stem not in files:
             raise UserError(f"no skeleton {item.stem}.txt below {skeletons}")
+        first = taken.setdefault((item.video, start, end), item.where)
+        if first != item.where:
+            raise UserError(f"{item.where}: has the frames of '{first}', which is taken; found {item.line!r}")
         return ClipAnnotation(
             key=item.key, label=label, video=item.video, camera=VIEWS[item.stem[-1]], start_frame=start, end_frame=end,
             pose_file=PoseFile(read_pku_skeleton, str(files[item.stem]), (start, end)))

@@ -40,7 +40,8 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
 
     A pose file has its video's name: walk/001.json, or 001.json if that name occurs once. Where the format has a file per
     frame, these lie in one folder, under the video's name and a frame number. Persons are tracked from frame to frame as
-    tools/pose/extract_poses.py does it, whatever track numbers the file has. Videos without poses are listed in skipped.jsonl.
+    tools/pose/extract_poses.py does it, whatever track numbers the file has. Videos without poses of their own are listed in
+    skipped.jsonl.
 
     Formats:
       - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
@@ -87,15 +88,28 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
 
 
 def _with_poses(clips: Sequence[ClipAnnotation], places: "_Places", skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """The clips of whose videos there are poses; the others go to `skipped`."""
-    found = []
+    """The clips of whose videos there are poses; the others go to `skipped`.
+
+    Poses that several videos find by their names are those of the one that shares most folders with them.
+    """
+    fits_of: dict[tuple[str, str], list[tuple[int, ClipAnnotation]]] = {}
     for clip in clips:
         try:
-            path, item = places.of(str(clip.video))
+            path, item, fit = places.of(str(clip.video))
         except UserError as error:
             skipped.append(Skipped(clip.key, str(error), str(clip.video)))
         else:
-            found.append(replace(clip, pose_file=PoseFile(read_poses, path, (places.format, item))))
+            fits_of.setdefault((path, item), []).append((fit, clip))
+    found = []
+    for (path, item), fits in fits_of.items():
+        most = max(fit for fit, _ in fits)
+        owner, *rivals = [clip for fit, clip in fits if fit == most]
+        reason = f"{path}: the poses are of '{owner.video}', which has the same name"
+        if rivals:
+            reason = f"{path}: poses of '{owner.video}' or of '{rivals[0].video}'; put them into folders as the videos are"
+        else:
+            found.append(replace(owner, pose_file=PoseFile(read_poses, path, (places.format, item))))
+        skipped += [Skipped(clip.key, reason, str(clip.video)) for _, clip in fits if rivals or clip is not owner]
     return found
 
 
@@ -190,8 +204,8 @@ class _Places:
         if not self._by_tail:
             raise UserError(f"{poses}: no {format} poses in it; `svdata2vec shard poses-json --help` says how they are named")
 
-    def of(self, video: str) -> tuple[str, str]:
-        """(path, item) of a video's poses. UserError if there are none, or several of its name."""
+    def of(self, video: str) -> tuple[str, str, int]:
+        """(path, item) of a video's poses, and by how many parts of its path. UserError if there are none, or several."""
         parts = PurePosixPath(without_extension(video)).parts
         for count in (3, 2, 1):
             found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
@@ -199,7 +213,7 @@ class _Places:
                 raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as the "
                                 "videos are, or remove one")
             if found:
-                return found[0]
+                return *found[0], count
         raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
 
 

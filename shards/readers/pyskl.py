@@ -19,6 +19,7 @@ from svdata2vec.shards.readers.labels import classes_beside, read_labels
 from svdata2vec.shards.readers.media import VideoFolder, without_extension
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
+from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import open_bytes
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
         without it, the box around the joints
       - subject, camera, setup: numbers; may be absent
 
-    Clips that cannot be used, or have no video, are listed in skipped.jsonl with the reason.
+    Clips that cannot be used, have no video, or have the video of another clip are listed in skipped.jsonl with the reason.
 
     Args:
         pickle_path: The pickle, a path or URL.
@@ -144,6 +145,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
 
     clips = clips_of(zip(annotations, labels.of, strict=True), make,
                      lambda item: (_key_of(item[0], field), str(pickle_path)), skipped)
+    clips = _one_per_video(clips, skipped)
     poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
     listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
@@ -151,6 +153,23 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     says = content.get("name")
     name = name or (says if isinstance(says, str) and says else PurePosixPath(str(pickle_path)).stem)
     return DataSet(name, joint_layout, labels.classes, splits, clips, skipped)
+
+
+def _one_per_video(clips: Sequence[ClipAnnotation], skipped: list[Skipped]) -> list[ClipAnnotation]:
+    """Of clips whose names lead to one video the one that fits with its folders, else the first; others go to `skipped`."""
+    of_video: dict[str, list[ClipAnnotation]] = {}
+    for clip in clips:
+        of_video.setdefault(str(clip.video), []).append(clip)
+    taken = {video: max(alike, key=_fits_with_folders) for video, alike in of_video.items()}
+    skipped += [Skipped(clip.key, f"{video} is the video of '{taken[video].key}', which is taken", video)
+                for video, alike in of_video.items() for clip in alike if clip is not taken[video]]
+    return [clip for clip in clips if clip is taken[str(clip.video)]]
+
+
+def _fits_with_folders(clip: ClipAnnotation) -> bool:
+    """Whether the clip's name is the end of its video's path, with all its folders."""
+    parts = PurePosixPath(without_extension(spelled(str(clip.video)))).parts
+    return safe_key("/".join(parts[-(1 + clip.key.count("%2F")) :])) == clip.key
 
 
 def _common_folder(names: Sequence[Any]) -> str:

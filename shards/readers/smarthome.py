@@ -7,7 +7,7 @@ A video is Cook.Cleandishes_p02_r00_v02_c03.mp4: activity, person, recording, vi
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFil
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files, without_video
+from svdata2vec.shards.readers.media import VideoFolder, files_by_name, without_video
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.tracks import link_slots
 from svdata2vec.shards.video import open_bytes
 
 NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r\d{2}_v\d{2}_c(\d{2})")  # activity, person, camera
 WIDTH, HEIGHT = 640, 480
+V12_SUFFIX = "_pose3d"  # of the names of skeletons of v1.2
 DROPPED_CLASS = "Pour.Fromcup"  # 14 clips of the published lists; the authors say to ignore them
 
 CLASSES = lines("smarthome_classes.txt")
@@ -55,15 +56,17 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
 
     Args:
         videos: Folder of the videos (Cook.Cleandishes_p02_r00_v02_c03.mp4), or its URL; sub-folders are searched.
-        skeletons: Folder of the skeletons; sub-folders are searched for the video's name with .json (v1.1) or
-            _pose3d.json (v1.2).
+        skeletons: Folder of the skeletons of one version; sub-folders are searched for the video's name with .json (v1.1)
+            or _pose3d.json (v1.2).
 
     Raises:
-        UserError: a folder does not exist or has no such files, or a video has another name.
+        UserError: a folder does not exist or has no such files, or the skeletons are of both versions.
     """
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
-    files = {stem.removesuffix("_pose3d"): path for stem, path in skeleton_files(skeletons, ".json", skipped).items()}
+    named = files_by_name(skeletons, "skeletons", ".json", skipped)
+    _require_one_version(named, skeletons)
+    files = {stem.removesuffix(V12_SUFFIX): path for stem, path in named.items()}
     skipped += without_video(files, folder, NAME)
 
     def make(item: tuple[str, str]) -> ClipAnnotation:
@@ -85,6 +88,15 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
     clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
     views = dict.fromkeys(CAMERAS, VIEW_CLASSES)
     return DataSet("smarthome", layout("smarthome15"), CLASSES, smarthome_splits(clips), clips, skipped, PUBLISHED, views)
+
+
+def _require_one_version(files: Mapping[str, Path], root: str | Path) -> None:
+    """UserError if there are skeletons of both versions: other poses, so that clips would not be comparable."""
+    old = [path for stem, path in files.items() if NAME.fullmatch(stem)]
+    new = [path for stem, path in files.items() if stem.endswith(V12_SUFFIX) and NAME.fullmatch(stem.removesuffix(V12_SUFFIX))]
+    if old and new:
+        raise UserError(f"{root}: has skeletons of both versions, {len(old)} of v1.1 such as {old[0]} and {len(new)} of v1.2 "
+                        f"such as {new[0]}; give the folder of one version, or move the other out of it")
 
 
 def smarthome_splits(clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]:

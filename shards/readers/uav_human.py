@@ -12,7 +12,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import class_names
-from svdata2vec.shards.readers.media import VideoFolder, skeleton_files, without_video
+from svdata2vec.shards.readers.media import VideoFolder, files_by_name, without_video
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.tables import numbers, train_and_rest
 
@@ -45,7 +45,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     """
     folder = VideoFolder(videos)
     skipped = list(folder.left_out)
-    files = skeleton_files(skeletons, ".txt", skipped)
+    files = files_by_name(skeletons, "skeletons", ".txt", skipped)
     skipped += without_video(files, folder, NAME)
     names = tuple(f"A{label:03d}" for label in range(NUM_CLASSES)) if classes is None else class_names(classes)
 

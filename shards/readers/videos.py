@@ -112,6 +112,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     videos = [_resolved(row["path"], table) if row["path"] else "" for _, row in rows]
     keys = _keys([video for video in videos if video], str(table))
     seen: dict[str, int] = {}
+    split_of: dict[str, str] = {}
     skipped: list[Skipped] = []
 
     def make(place: int) -> ClipAnnotation:
@@ -123,13 +124,13 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         first = seen.setdefault(identity(video), line)
         if first != line:
             raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
+        split_of.setdefault(keys[video], rows[place][1].get("split") or "train")
         return ClipAnnotation(keys[video], label, video)
 
     clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place]), skipped)
-    split_of = {video: row.get("split") or "train" for video, (_, row) in reversed([*zip(videos, rows, strict=True)])}
     splits: dict[str, list[str]] = {}
     for clip in clips:
-        splits.setdefault(split_of[str(clip.video)], []).append(clip.key)
+        splits.setdefault(split_of[clip.key], []).append(clip.key)
     if split_by is not None:
         splits = made_splits(split_by, clips)
     return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)

@@ -1,4 +1,4 @@
-"""Which clips are in training and test alike: by their names, and by the bytes of their videos."""
+"""Which clips are in training and test alike, or twice in one split: by their names, and by the bytes of their videos."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +41,16 @@ def overlaps(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) ->
         pairs = (*((key, key) for key in named), *alike)
         if pairs:
             yield Overlap(first, second, pairs)
+
+
+def doubles(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pairs of clips of one split that are of the same pictures, sorted; of more than two the first with each other one."""
+    found = set()
+    for keys in splits.values():
+        first: dict[str, str] = {}
+        found |= {(first[sources[key]], key) for key in sorted(keys)
+                  if key in sources and first.setdefault(sources[key], key) != key}
+    return sorted(found)
 
 
 def _should_differ(first: str, second: str) -> bool:
