@@ -55,6 +55,14 @@ class Pose:
             box_T4=None if box_T4 is None else np.pad(box_T4, ((0, missing), (0, 0))))
 
 
+    def between(self, start: int, stop: int) -> "Pose":
+        """Of the frames from `start` to `stop`, which is excluded."""
+        score_MTV, box_T4 = self.score_MTV, self.box_T4
+        return replace(
+            self, pose_MTVC=self.pose_MTVC[:, start:stop], score_MTV=None if score_MTV is None else score_MTV[:, start:stop],
+            box_T4=None if box_T4 is None else box_T4[start:stop])
+
+
 @dataclass(frozen=True)
 class PoseFile:
     """Skeletons that a worker reads when it packs the clip: `read(path, *arguments)`, a module-level function."""

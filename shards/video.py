@@ -205,9 +205,9 @@ class VideoReader:
                     target[:] = self._region(frame, region, cutter)
             yield canvas
 
-    def count(self) -> int:
-        """Number of frames, by decoding all of them."""
-        while self._next() is not None:
+    def count(self, most: int | None = None) -> int:
+        """Number of frames, by decoding all of them, or `most` if that is fewer."""
+        while self.position != most and self._next() is not None:
             pass
         return self.position
 

@@ -5,13 +5,24 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
 import torch
-from shards_data import HEIGHT, WIDTH, frame_picture, rotate_flag, write_motion_set, write_video
+from shards_data import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    block_pose,
+    frame_picture,
+    rotate_flag,
+    write_motion_set,
+    write_pickle,
+    write_video,
+)
 from tiny import MODEL
 
 from svdata2vec.cli.main import main
@@ -177,6 +188,86 @@ def test_a_video_that_is_cut_short_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "part.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     said = predict(run, tmp_path / "part.mkv", device="cpu")["did"][0]
     assert re.search(r"the file is cut short \(it ends after [12]\.\d+ of 4\.00 s\): what is lost was not seen", said)
+
+
+@pytest.fixture(scope="module")
+def long_and_cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A video of 40 frames, and one of its frames 12 to 27 alone, of the same name (by which frames are drawn), lossless."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "cut").mkdir()
+    lossless = {"qp": "0", "bf": "2"}
+    return (write_video(folder / "clip.mp4", 40, seed=3, options=lossless),
+            write_video(folder / "cut" / "clip.mp4", 16, seed=3, options=lossless, first=12))
+
+
+@pytest.mark.parametrize("how", ["moves", "box", "whole", "poses", "views"])
+def test_a_part_of_a_video_is_seen_as_a_video_cut_to_it(how: str, run: Path, long_and_cut: tuple[Path, Path],
+                                                         tmp_path: Path) -> None:
+    long, cut = long_and_cut
+    keypoint = block_pose(40)
+    given: list[dict[str, Any]] = [{}, {}]
+    if how == "box":
+        given = [{"box": (50, 30, 130, 90)}] * 2
+    elif how == "whole":
+        given = [{"whole_picture": True}] * 2
+    elif how == "poses":
+        boxes = np.float32([[60 + t, 40, 84 + t, 80] for t in range(40)])
+        parts = [{"keypoint": keypoint, "keypoint_score": np.ones((1, 40, 17)), "bboxes": boxes},
+                 {"keypoint": keypoint[:, 12:28], "keypoint_score": np.ones((1, 16, 17)), "bboxes": boxes[12:28]}]
+        given = [{"poses": write_pickle(tmp_path / f"{number}.pkl", [annotation("clip", 0, count) | part])}
+                 for number, (count, part) in enumerate(zip((40, 16), parts, strict=True))]
+    elif how == "views":
+        run = publish_classifier(tmp_path, FinetuneConfig(data=replace(DATA, views=3), model=MODEL))
+    part = predict(run, long, frames=(12, 28), device="cpu", **given[0])
+    alone, whole = predict(run, cut, device="cpu", **given[1]), predict(run, long, device="cpu", **given[0])
+    assert part["classes"] == alone["classes"] != whole["classes"]
+    assert part["did"][0] == f"decoded 16 frames of {WIDTH}x{HEIGHT}, 12 to 27" and part["did"][1].startswith("took ")
+    assert part["did"][2].replace("0.pkl", "1.pkl") == alone["did"][2]
+    assert (part["did"][2] == whole["did"][2]) == (how in ("box", "whole")), "what is cropped around is looked for in the part"
+
+
+def test_features_of_a_part_of_a_video(run: Path, long_and_cut: tuple[Path, Path]) -> None:
+    long, cut = long_and_cut
+    encoder = load_encoder(run, device="cpu")
+    part_D = encoder.video_features(long, frames=(12, 28))
+    assert torch.equal(part_D, encoder.video_features(cut)) and not torch.equal(part_D, encoder.video_features(long))
+    with pytest.raises(UserError, match="frames 12 to 41 are no part of its 40 frames"):
+        encoder.video_features(long, frames=(12, 41))
+
+
+@pytest.mark.parametrize("frames", [(5, 5), (6, 5), (-1, 5), (0, 16), (14, 16), (20, 30), (0, 10**12)])
+def test_frames_that_a_video_does_not_have(frames: tuple[int, int], run: Path, video: Path) -> None:
+    message = rf"{video}: frames {frames[0]} to {frames[1]} are no part of its 15 frames; expected .* <= 15, STOP excluded"
+    with pytest.raises(UserError, match=message):
+        predict(run, video, frames=frames, device="cpu")
+
+
+def test_a_part_with_fewer_frames_than_are_sampled_repeats(run: Path, video: Path) -> None:
+    said = predict(run, video, frames=(11, 15), device="cpu")["did"]
+    assert said[0].endswith("11 to 14") and "spread over the part (the part has fewer: they repeat)" in said[1]
+
+
+@pytest.mark.parametrize(("poses", "message"), [(14, "it has 14 frames; expected frames 5 to 15"),
+                                                (30, "it has 30 frames, the video 15: the numbers of its frames are others")])
+def test_poses_of_other_frames_are_refused(run: Path, video: Path, tmp_path: Path, poses: int, message: str) -> None:
+    path = write_pickle(tmp_path / "poses.pkl", [annotation("clip", 0, poses)])
+    assert predict(run, video, poses=path, device="cpu")["classes"]
+    with pytest.raises(UserError, match=rf"poses\.pkl: the annotation of clip cannot be used \({message}\)"):
+        predict(run, video, poses=path, frames=(5, 15), device="cpu")
+
+
+def test_the_command_takes_a_part(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["predict", str(run), str(video), "--frames", "3", "12", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"decoded 9 frames of {WIDTH}x{HEIGHT}, 3 to 11"
+    for words, message in ((["3"], "--frames is '3'; expected START STOP"),
+                           (["a", "b"], "--frames is 'a b'; expected START STOP"),
+                           (["-3", "12"], "frames -3 to 12 are no part of its 15 frames")):
+        assert main(["predict", str(run), str(video), "--frames", *words]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--frames START STOP" in shown and "from 0" in shown and "excluded" in shown
 
 
 def test_a_name_that_is_not_utf8(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,10 +13,12 @@ from svdata2vec.cli.main import is_first_process
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import Device, Heads, Modality, Side
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.ranges import READ_ALONE, Count, Range, check_fields, check_number
+from svdata2vec.shards.ranges import LARGEST, READ_ALONE, Count, Range, check_fields, check_number
 from svdata2vec.shards.shown import shown_lines
 
 LARGEST_SIDE = 10**6  # of a picture, in pixels
+
+FrameNumber = Annotated[int, Range(-LARGEST, LARGEST)]  # the video says which it has
 
 # The folder of a run as the first word after the command.
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -112,6 +114,8 @@ class PredictOptions:
     """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
     whole_picture: bool = False
     """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
+    frames: Annotated[tuple[FrameNumber, FrameNumber] | None, tyro.conf.arg(metavar="START STOP")] = None
+    """Part of the video to look at: the frames from START, counted from 0, up to STOP, which is excluded; None = all."""
     top: Count = 5
     """Classes to name."""
     picture: Path | None = None

@@ -16,6 +16,7 @@ from torch import Tensor
 from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import Box, find_persons
+from svdata2vec.evaluation.span import Span
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.batch import ClipBatch
@@ -91,18 +92,21 @@ class TrainedEncoder:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
-    def video_features(self, video: str | Path, box: Box | None = None) -> Tensor:
+    def video_features(self, video: str | Path, box: Box | None = None, frames: Span | None = None) -> Tensor:
         """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB): the
         mean over the run's `data.views`.
 
         Args:
             video: any file that FFmpeg decodes.
             box: around the persons: (x1, y1, x2, y2) in pixels of the upright picture; None = the whole picture.
+            frames: (start, stop), a part of the video: its frames from `start`, counted from 0, up to `stop`, which is
+                excluded; None = all.
 
-        Raises UserError for a file that is no video, and for a box that is empty or outside the picture.
+        Raises UserError for a file that is no video, for a box that is empty or outside the picture, and for frames that are
+        none or that the video does not have.
         """
-        persons = find_persons(Path(video), box, None, whole_picture=box is None)
-        frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card).frames_NTSS3
+        persons = find_persons(Path(video), box, None, whole_picture=box is None, frames=frames)
+        frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card, frames).frames_NTSS3
         return self.features(torch.from_numpy(frames_NTSS3)).mean(dim=0)
 
 

@@ -5,15 +5,20 @@ F frames, h w sides of the small grey pictures, M persons, V joints
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
 
+from svdata2vec.evaluation.span import Span, check_span
+from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.boxes import union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
+from svdata2vec.shards.packing.clip import OTHER_RATE
+from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.readers.media import without_extension
 from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
 from svdata2vec.shards.readers.text import spelled
@@ -44,11 +49,17 @@ class Persons:
 
 
 def find_persons(
-    video: Path, box: Box | None, poses: Path | None, whole_picture: bool, trained_on_whole: bool = False
+    video: Path,
+    box: Box | None,
+    poses: Path | None,
+    whole_picture: bool,
+    trained_on_whole: bool = False,
+    frames: Span | None = None,
 ) -> Persons:
     """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves.
 
-    A network that was trained on whole pictures sees them whole, unless a box or poses are given.
+    A network that was trained on whole pictures sees them whole, unless a box or poses are given. `frames`: the part of the
+    video that counts; UserError unless the video has it.
     """
     if sum((box is not None, poses is not None, whole_picture)) > 1:
         raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
@@ -57,6 +68,8 @@ def find_persons(
         raise UserError(f"{video}: {found}; expected a video")
     with VideoReader(video) as reader:
         info = reader.info
+        if frames is not None:
+            check_span(reader, frames)
     if box is not None:
         _check_box(box, info, video)
         return Persons(box, "the box that was given")
@@ -64,7 +77,7 @@ def find_persons(
         return Persons(None, "looked for nobody")
     if poses is None and trained_on_whole:
         return Persons(None, "as the network was trained")
-    return moving_region(video, info) if poses is None else persons_of_poses(poses, video, info)
+    return moving_region(video, info, frames) if poses is None else persons_of_poses(poses, video, info, frames)
 
 
 def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
@@ -78,11 +91,14 @@ def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
         )
 
 
-def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
+def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:
     """The union of the boxes that packing would store with a video's annotation in a pickle, as extract_poses.py writes it.
 
+    `frames`: the part of the video that counts, None = all of it.
+
     Raises:
-        UserError: no such file, or it has no or several annotations of a video of that name, or one without joints.
+        UserError: no such file, or it has no or several annotations of a video of that name, or one without joints, or that
+            ends before `frames` do.
     """
     entries = _annotations_of(video, load_pickle(poses)["annotations"])
     if len(entries) != 1:
@@ -91,6 +107,8 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
         )
     try:
         pose = pose_of(entries[0])
+        if frames is not None:
+            pose = _part(pose, frames, video)
         people, _ = to_video_pixels(video.stem, pose, info, pose.pose_MTVC.shape[2])
     except (UserError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{poses}: the annotation of {video.stem} cannot be used ({error})") from error
@@ -98,6 +116,18 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo) -> Persons:
     if box is None:
         return Persons(None, f"nobody in {poses}")
     return Persons(box, f"the persons in {poses}")
+
+
+def _part(pose: Pose, frames: Span, video: Path) -> Pose:
+    """The poses of these frames; UserError if there are none, or if they are of a video of another frame rate."""
+    poses = pose.pose_MTVC.shape[1]
+    with VideoReader(video) as reader:
+        stated = reader.stated_frames
+    if stated and abs(stated - poses) > max(PackOptions.pose_slack, OTHER_RATE * poses):
+        raise UserError(f"it has {poses} frames, the video {stated}: the numbers of its frames are others")
+    if poses < frames[1]:
+        raise UserError(f"it has {poses} frames; expected frames {frames[0]} to {frames[1]}")
+    return pose.between(*frames)
 
 
 def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, Any]]:
@@ -113,12 +143,14 @@ def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, An
     return [entry for _, entry in (in_folder if len(found) > 1 and in_folder else found)]
 
 
-def moving_region(video: Path, info: VideoInfo) -> Persons:
+def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:
     """The region that differs from the still background, the median over time; for cameras that stand still.
+
+    `frames`: the part of the video that is looked at, None = all of it.
 
     A person who does not move is not seen, and whatever else moves is taken for one.
     """
-    small_Fhw = _small_pictures(video, info)
+    small_Fhw = _small_pictures(video, info, *(frames or (0, None)))
     change_Fhw = np.abs(small_Fhw - np.median(small_Fhw, axis=0))
     noise = min(1.4826 * float(np.median(change_Fhw)), LARGEST_NOISE)
     moving_Fhw = (change_Fhw > max(SMALLEST_CHANGE, CHANGE_OVER_NOISE * noise)).astype(np.uint8)
@@ -137,18 +169,19 @@ def moving_region(video: Path, info: VideoInfo) -> Persons:
     return Persons((x1, y1, x2, y2), "what moves")
 
 
-def _small_pictures(video: Path, info: VideoInfo) -> np.ndarray:
-    """float32 (F, h, w) grey: at most MAX_FRAMES, evenly spaced over the video."""
+def _small_pictures(video: Path, info: VideoInfo, start: int, stop: int | None) -> np.ndarray:
+    """float32 (F, h, w) grey: at most MAX_FRAMES, evenly spaced over the frames from `start` to `stop` (None = the end)."""
     scale = min(LONGER_SIDE / max(info.width, info.height), 1.0)
     size = max(round(info.width * scale), 1), max(round(info.height * scale), 1)
     kept: list[np.ndarray] = []
     stride = 1
     with VideoReader(video) as reader:
-        for number, square in enumerate(reader.crops(0, 0, max(info.width, info.height))):
+        squares = reader.crops(0, 0, max(info.width, info.height), start=start)
+        for number, square in enumerate(islice(squares, None if stop is None else stop - start)):
             if number % stride:
                 continue
             grey = cv2.cvtColor(square[: info.height, : info.width], cv2.COLOR_RGB2GRAY)
             kept.append(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
-            if len(kept) == MAX_FRAMES:  # full: every second one makes room for the rest of the video
+            if len(kept) == MAX_FRAMES:  # full: every second one makes room for the rest
                 kept, stride = kept[::2], 2 * stride
     return np.stack(kept).astype(np.float32)

@@ -13,6 +13,7 @@ import torch
 from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import require_finite
 from svdata2vec.evaluation.persons import Box, Persons, find_persons
+from svdata2vec.evaluation.span import Span
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
 from svdata2vec.reports.contact_sheet import to_png
@@ -35,6 +36,7 @@ def predict(
     box: Box | None = None,
     poses: Path | None = None,
     whole_picture: bool = False,
+    frames: Span | None = None,
     top: int = 5,
     picture: Path | None = None,
     device: Device = "auto",
@@ -54,8 +56,8 @@ def predict(
     if picture is not None and picture.suffix.lower() != ".png":
         raise UserError(f"--picture {picture}: expected a file name that ends in .png")
     require_writable(picture)
-    persons = find_persons(video, box, poses, whole_picture, shown_whole(card))
-    clip = read_clip(video, config.data, persons.box, card)
+    persons = find_persons(video, box, poses, whole_picture, shown_whole(card), frames)
+    clip = read_clip(video, config.data, persons.box, card, frames)
     where = pick_device(device)
     with torch.no_grad():
         logits_NC = model.to(where)(torch.from_numpy(clip.frames_NTSS3).to(where), None).float()
@@ -65,26 +67,27 @@ def predict(
         {"name": card["classes"][number], "probability": probability}
         for number, probability in zip(number_C[:top].tolist(), probability_C[:top].tolist(), strict=True)
     ]
-    did = _describe(clip, persons, str(where))
+    did = _describe(clip, persons, frames, str(where))
     if picture is not None:
         write_atomically(picture, to_png(draw(clip, [f"{100 * b['probability']:5.1f} %  {b['name']}" for b in best])))
         did.append(f"wrote {picture}")
     return {"video": str(video), "classes": best, "did": did}
 
 
-def _describe(clip: Clip, persons: Persons, device: str) -> list[str]:
+def _describe(clip: Clip, persons: Persons, frames: Span | None, device: str) -> list[str]:
     info, plan = clip.info, clip.plan
     (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
     turned = f", {info.orientation}" if str(info.orientation) else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
     if persons.box is None:
         region = f"nothing: the whole picture, black beside it ({persons.how})"
-    few = " (the video has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
+    whole, numbers = ("video", "") if frames is None else ("part", f", {frames[0]} to {frames[1] - 1}")
+    few = f" (the {whole} has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""
     cut = "" if clip.cut_short is None else f"; the file is cut short ({clip.cut_short}): what is lost was not seen"
     views = "" if len(clip.frames_NTSS3) == 1 else f"the mean over {len(clip.frames_NTSS3)} views: each "
     return [
-        f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}{cut}",
-        f"took {views}{len(plan.frames_T)} frames spread over the video{few}, the same in every run",
+        f"decoded {clip.num_frames} frames of {info.width}x{info.height}{turned}{numbers}{cut}",
+        f"took {views}{len(plan.frames_T)} frames spread over the {whole}{few}, the same in every run",
         f"cropped {region}, resized to {plan.size}x{plan.size}",
         f"recognised on {device}",
     ]

@@ -1,6 +1,6 @@
 """A video file as the network sees it: sampled and cropped exactly as evaluation prepares packed clips.
 
-M persons, N views, T sampled frames, F frames of the video, V joints, C coordinates, S side of the crop
+M persons, N views, T sampled frames, F frames of the video or of a part of it, V joints, C coordinates, S side of the crop
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import numpy as np
 
 from svdata2vec.config.schema import DataConfig
 from svdata2vec.evaluation.persons import Box
+from svdata2vec.evaluation.span import Span
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, ClipPlans, make_plans
 from svdata2vec.pipeline.reference import resample
@@ -33,7 +34,7 @@ class Clip:
         plan: the sampled frames of the first view and the map from crop to picture, which is that of all.
         num_frames: F.
         info: size and rate of the video.
-        cut_short: why the file cannot be whole; None if nothing speaks against it.
+        cut_short: why the file cannot be whole; None if nothing speaks against it, and for a part of the video.
     """
 
     frames_NTSS3: np.ndarray
@@ -43,7 +44,13 @@ class Clip:
     cut_short: str | None
 
 
-def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mapping[str, Any] | None = None) -> Clip:
+def read_clip(
+    video: Path,
+    data: DataConfig,
+    box: Box | None = None,
+    card: Mapping[str, Any] | None = None,
+    frames: Span | None = None,
+) -> Clip:
     """Sample and crop a video file as evaluation does: its frames, square crop, bilinear resize.
 
     Args:
@@ -53,14 +60,16 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
             the whole picture in a square, black beside it.
         card: of the run, which says at what size the clips that it was trained on were stored: the video is reduced to
             that size first, as packing does. None: straight from the source.
+        frames: the part of the video to take, which it has (`span.check_span`); None = the whole video.
 
     Raises:
         UserError: the file cannot be decoded.
     """
     with VideoReader(video) as reader:
         info = reader.info
-        num_frames = reader.count()
-        cut_short = reader.cut_short()
+        first, end = frames or (0, reader.count())
+        cut_short = None if frames else reader.cut_short()
+    num_frames = end - first
     box_F4 = np.zeros((num_frames, 4), np.float32)
     if box is not None:
         box_F4[:] = box
@@ -77,7 +86,7 @@ def read_clip(video: Path, data: DataConfig, box: Box | None = None, card: Mappi
     )
     stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
     square = packed_square(box, info.width, info.height, stored) if stored else _square(plans[0])
-    frames_NTSS3 = _read_frames(video, plans, square, stored or square[2])
+    frames_NTSS3 = _read_frames(video, first, plans, square, stored or square[2])
     return Clip(frames_NTSS3, plans[0], num_frames, info, cut_short)
 
 
@@ -88,8 +97,10 @@ def _square(plan: ClipPlan) -> tuple[int, int, int]:
     return x, y, int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
 
 
-def _read_frames(video: Path, plans: ClipPlans, square: tuple[int, int, int], stored: int) -> np.ndarray:
+def _read_frames(video: Path, first: int, plans: ClipPlans, square: tuple[int, int, int], stored: int) -> np.ndarray:
     """(N, T, S, S, 3): the plans carried out on a square (x, y, side) of the source, reduced to `stored` pixels.
+
+    The plans count frames from the video's frame `first` on.
 
     Of the decoded pictures only the square is converted to RGB.
     """
@@ -98,7 +109,7 @@ def _read_frames(video: Path, plans: ClipPlans, square: tuple[int, int, int], st
     wanted = set(plans.frames_BT.ravel().tolist())
     last, found = max(wanted), {}
     with VideoReader(video) as reader:
-        for number, picture in enumerate(reader.crops(*square)):
+        for number, picture in enumerate(reader.crops(*square, start=first)):
             if number in wanted:
                 found[number] = resample(resize_square(picture, stored), output_to_stored, plans.size)
             if number == last:

@@ -55,15 +55,15 @@ def block_xy(number: int) -> tuple[int, int]:
 
 def write_video(path: Path, num_frames: int = 8, seed: int = 0, *, codec: str = "libx264", height: int = HEIGHT,
                 width: int = WIDTH, times: list[int] | None = None, options: dict[str, str] | None = None,
-                container_options: dict[str, str] | None = None, pixel_format: str = "yuv420p") -> Path:
-    """A small video; `times`: presentation times in 1/30 s for a variable frame rate."""
+                container_options: dict[str, str] | None = None, pixel_format: str = "yuv420p", first: int = 0) -> Path:
+    """A small video; `times`: presentation times in 1/30 s for a variable frame rate; `first`: number of its first picture."""
     with av.open(str(path), "w", container_options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=30, options=options or {"crf": "12"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, 30)
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(frame_picture(seed, number, height, width), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(frame_picture(seed, first + number, height, width), format="rgb24")
             frame.pts = number if times is None else times[number]
             frame.time_base = Fraction(1, 30)
             container.mux(stream.encode(frame))
