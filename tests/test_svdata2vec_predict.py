@@ -56,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def publish_classifier(folder: Path, config: FinetuneConfig) -> Path:
+    torch.manual_seed(0)  # the same weights in each
     model = Classifier(config, 17, len(CLASSES))
     publish(folder, model.state_dict(), model_card("finetune", config, num_joints=17, classes=CLASSES))
     return folder
@@ -115,6 +116,11 @@ def test_the_mean_over_the_views_that_the_run_is_evaluated_with(frame_draw: str,
     embedded = {views: embed(run, "half_val", tmp_path / "a.npy", device="cpu") for views, run in runs.items()}
     ours = embedded[3].features_nD[embedded[3].keys.index(key)]
     assert np.abs(ours - feature_D.numpy()).max() < 0.5 * np.abs(embedded[1].features_nD - embedded[3].features_nD).max()
+
+    asked = predict(runs[1], video, box=box, views=3, device="cpu")  # type: ignore[arg-type]
+    assert asked == result
+    asked_for = embed(runs[1], "half_val", tmp_path / "a.npy", views=3, device="cpu")
+    assert np.array_equal(asked_for.features_nD, embedded[3].features_nD)
 
 
 def test_without_a_box_the_whole_picture_is_seen(video: Path) -> None:

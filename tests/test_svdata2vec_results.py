@@ -157,13 +157,28 @@ def test_evaluate_prints_what_fits_a_terminal(
     assert json.loads(lines) == result and len(lines.splitlines()) == len(result) + 2
 
 
+def test_evaluate_averages_over_as_many_views_as_it_is_asked_for(
+    classifier: Path, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As a run does that was trained alike and tests with them."""
+    config = replace(finetune_config(tiny_shard_folder, tmp_path, epochs=1, seed=5), modality="skeleton")
+    tested = finetune(replace(config, data=replace(config.data, views=3)))
+    found = {views: evaluate_run(classifier, views=views, device="cpu") for views in (None, 1, 3)}
+    assert found[3]["confusion"] == tested["confusion"] and found[3]["views"] == 3
+    assert found[None] == found[1] and found[1]["views"] == 1
+    assert main(["evaluate", str(classifier), "--device", "cpu", "--views", "3"]) == 0
+    assert "mean of 3 views of a clip" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", str(classifier), "--views", "0"]) == 2
+    assert "views is 0" in capsys.readouterr().err
+
+
 def test_a_summary_of_many_classes_stays_short() -> None:
     rng = np.random.default_rng(0)
     count = rng.integers(0, 3, (155, 155))
     names = [f"an action with a very long name, number {number}" for number in range(155)]
     labels, predicted = (np.repeat(indices.ravel(), count.ravel()) for indices in np.indices((155, 155)))
     about = {"run": "runs/rgb", "dataset": "uav", "fingerprint": "f" * 64, "split": "test", "seed": 0, "date": "2026-01-01"}
-    result: dict[str, Any] = {**about, "classes": names, **measure(np.eye(155)[predicted], labels).to_dict()}
+    result: dict[str, Any] = {**about, "views": 1, "classes": names, **measure(np.eye(155)[predicted], labels).to_dict()}
     text = summary(result, 80)
     assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) < 50
     assert "and 140 more classes: --json has all" in text and "more confusions" in text

@@ -11,7 +11,7 @@ import tyro
 
 from svdata2vec.cli.main import is_first_process
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import Device, Heads, Modality, Side
+from svdata2vec.config.schema import Device, Heads, Modality, Side, Views
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import LARGEST, READ_ALONE, Count, Range, check_fields, check_number
 from svdata2vec.shards.shown import shown_lines
@@ -44,6 +44,8 @@ class EvaluateOptions:
     """Folder of shards, or its URL; None = the run's own."""
     split: str | None = None
     """Split to evaluate; None = the run's test split."""
+    views: Views | None = None
+    """Draws of frames whose scores are averaged; None = as many as the run has (`data.views`)."""
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     json: bool = False
@@ -57,7 +59,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     from svdata2vec.evaluation.evaluate import evaluate_run
     from svdata2vec.reports.results import summary
 
-    result = evaluate_run(options.run, options.shards, options.split, options.device)
+    result = evaluate_run(options.run, options.shards, options.split, options.views, options.device)
     if options.json:
         _print(result)
     elif is_first_process():
@@ -78,6 +80,8 @@ class EmbedOptions:
     """Folder of shards, or its URL; None = the run's own."""
     modality: Modality | None = None
     """What the encoder sees; None = rgb after pretraining, else what the classifier sees."""
+    views: Views | None = None
+    """Draws of frames whose features are averaged; None = as many as the run has (`data.views`)."""
     batch_size: Count = 32
     """Clips per process and forward pass."""
     device: Device = "auto"
@@ -116,6 +120,8 @@ class PredictOptions:
     """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
     frames: Annotated[tuple[FrameNumber, FrameNumber] | None, tyro.conf.arg(metavar="START STOP")] = None
     """Part of the video to look at: the frames from START, counted from 0, up to STOP, which is excluded; None = all."""
+    views: Views | None = None
+    """Draws of frames whose scores are averaged; None = as many as the run has (`data.views`)."""
     top: Count = 5
     """Classes to name."""
     picture: Path | None = None

@@ -36,6 +36,7 @@ Epochs = Annotated[float, Range(0, LARGEST)]
 Frames = Annotated[int, Range(1, 10_000)]
 Heads = Annotated[int, Range(1, 16_384)]
 Side = Annotated[int, Range(SMALLEST_SIZE, LARGEST_SIZE, multiple=32)]  # the video encoder halves the picture five times
+Views = Annotated[int, Range(1, 1000)]
 BelowOne = Annotated[float, Range(0, 0.999)]
 
 
@@ -94,7 +95,7 @@ class DataConfig:
     cores, up to 4 (shards in a folder)."""
     prefetch: Annotated[int, Range(1, 100)] = 2
     """Batches prepared ahead of the training step."""
-    views: Annotated[int, Range(1, 1000)] = 1
+    views: Views = 1
     """Frame draws per clip of an evaluation, whose scores are averaged."""
     metric: Literal["top1", "mean_class"] = "top1"
     """The figure that the protocol reports: the share of clips that are recognised, or its mean over classes."""

@@ -98,15 +98,19 @@ def _mean_of_views(views: Predictions) -> Predictions:
     return Predictions(list(number), scores_nc / np.bincount(clip_n)[:, None].astype(scores_nc.dtype), labels_n)
 
 
-def evaluate_run(run: Path, shards: str | None = None, split: str | None = None, device: Device = "auto") -> dict[str, Any]:
+def evaluate_run(
+    run: Path, shards: str | None = None, split: str | None = None, views: int | None = None, device: Device = "auto"
+) -> dict[str, Any]:
     """Evaluate a finished fine-tuning run; arguments as the options of `svdata2vec evaluate`.
 
     Returns:
-        The metrics with the class names and what they are about (`evaluated_on`), ready for JSON.
+        The metrics with the class names, what they are about (`evaluated_on`), and over how many views of a clip its scores
+        were averaged, ready for JSON.
     """
     model, config, card = load_classifier(run)
     data = config.data
-    data = replace(data, shards=shards or data.shards, test_split=split or data.test_split, weights=())
+    split, views = split or data.test_split, views or data.views
+    data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views)
     config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
     require_joints(packed, run, card["num_joints"], config.modality, data.test_split)
@@ -118,4 +122,4 @@ def evaluate_run(run: Path, shards: str | None = None, split: str | None = None,
     ):
         metrics = score(model.to(runtime.device), loader, runtime)
     about = evaluated_on(packed, data.test_split, data.metric, config.run.seed)
-    return {"run": str(run), **about, "classes": card["classes"], **metrics.to_dict()}
+    return {"run": str(run), **about, "views": data.views, "classes": card["classes"], **metrics.to_dict()}

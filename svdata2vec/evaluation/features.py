@@ -170,6 +170,7 @@ def embed(
     *,
     shards: str | None = None,
     modality: Modality | None = None,
+    views: int | None = None,
     batch_size: int = 32,
     device: Device = "auto",
 ) -> Features:
@@ -180,7 +181,8 @@ def embed(
         _require_pyarrow(out)
     require_writable(out)
     trained = load_encoder(run, modality, device)
-    data = replace(trained.config.data, shards=shards or trained.config.data.shards, test_split=split, weights=())
+    data = trained.config.data
+    data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views or data.views)
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
     require_joints(packed, run, trained.card["num_joints"], trained.modality, split)

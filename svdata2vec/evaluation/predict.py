@@ -3,6 +3,7 @@
 N views, C classes
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def predict(
     poses: Path | None = None,
     whole_picture: bool = False,
     frames: Span | None = None,
+    views: int | None = None,
     top: int = 5,
     picture: Path | None = None,
     device: Device = "auto",
@@ -57,7 +59,8 @@ def predict(
         raise UserError(f"--picture {picture}: expected a file name that ends in .png")
     require_writable(picture)
     persons = find_persons(video, box, poses, whole_picture, shown_whole(card), frames)
-    clip = read_clip(video, config.data, persons.box, card, frames)
+    data = config.data if views is None else replace(config.data, views=views)
+    clip = read_clip(video, data, persons.box, card, frames)
     where = pick_device(device)
     with torch.no_grad():
         logits_NC = model.to(where)(torch.from_numpy(clip.frames_NTSS3).to(where), None).float()

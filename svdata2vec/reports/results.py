@@ -67,9 +67,10 @@ def confusion_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def summary(result: Mapping[str, Any], width: int) -> str:
     """A result for a terminal of so many columns: a few lines per list, names cut where they are too long."""
+    views = f", mean of {result['views']} views of a clip" if result["views"] > 1 else ""
     about = (
         f"{scored(result)} clips of split {result['split']} of {result['dataset']} (fingerprint {result['fingerprint'][:12]}), "
-        f"seed {result['seed']}, {result['date']}"
+        f"seed {result['seed']}, {result['date']}{views}"
     )
     blocks = [
         [result["run"], *textwrap.wrap(about, width)],
