@@ -9,11 +9,11 @@ from pipeline_factory import clip_parts, write_shards
 from tiny import pretrain_config
 
 from svdata2vec.cli.main import main
-from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.config.schema import OptimConfig, PretrainConfig
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training import pretrain as pretraining
-from svdata2vec.training.collapse import LOW, NEAR_0, CollapsedError, CollapseGuard
+from svdata2vec.training.collapse import HIGH, LOW, NEAR_0, CollapsedError, CollapseGuard
 from svdata2vec.training.pretrain import Pretraining, pretrain
 
 
@@ -84,6 +84,22 @@ def test_targets_that_become_alike_are_warned_of_once(caplog: pytest.LogCaptureF
     caplog.clear()
     CollapseGuard(0).look({"target_std": 0.2})
     assert not caplog.records
+
+
+def test_a_run_that_diverges_is_warned_of_once(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its numbers stay finite, so that nothing else would say it; a run at a usual rate is silent."""
+    usual = pretrain_config(tiny_shard_folder, tmp_path / "usual", epochs=3)
+    pretrain(dataclasses.replace(usual, collapse_records=2))
+    assert "diverged" not in caplog.text
+    rates = OptimConfig(lr=10.0, min_lr=5.0, warmup_epochs=1)
+    hot = pretrain_config(tiny_shard_folder, tmp_path / "hot", epochs=6, optim=rates)
+    pretrain(dataclasses.replace(hot, collapse_records=2))
+    losses = [record["loss"] for record in read_metrics(hot.run.out / "metrics.jsonl")]
+    assert losses[0] < HIGH and all(map(math.isfinite, losses))
+    [record] = [record for record in caplog.records if "diverged" in record.message]
+    assert record.message.startswith("loss was above 10 in 2 records of the log in a row") and "--optim.lr" in record.message
 
 
 def test_the_number_of_records_is_checked(tmp_path: Path) -> None:

@@ -352,7 +352,8 @@ class PretrainConfig:
     """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
     collapse_records: Annotated[int, Range(0)] = 10
     """End the run after so many records of the log in a row whose targets or predictions are the same for every clip
-    (`target_std` or `prediction_std` below 0.001), and warn after so many of targets that are nearly so (0.3); 0 = never."""
+    (`target_std` or `prediction_std` below 0.001), and warn after so many of targets that are nearly so (0.3), or of a loss
+    above 10; 0 = never."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,7 +28,7 @@ from svdata2vec.runs.folder import claimed, finish_run
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
-from svdata2vec.training.collapse import SPREADS, CollapseGuard
+from svdata2vec.training.collapse import WATCHED, CollapseGuard
 from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.loop import TrainingRun, train
 
@@ -146,12 +146,12 @@ class Pretraining(TrainingRun):
         return [*super().plan(), f"teacher's decay {ema.start:g}, rising to {ema.end:g} {when}"]
 
     def watch(self, record: dict[str, float]) -> None:
-        """End a collapsed run, all processes together: their mean spreads decide. A batch of one clip has none."""
+        """End a collapsed run, all processes together: the means of their figures decide. A batch of one clip has no spread."""
         if self.config.run.batch_size == 1:
             return
-        spreads = torch.tensor([record.get(name, math.nan) for name in SPREADS])
-        means = self.runtime.sum(spreads) / self.runtime.world_size
-        self.collapse.look(dict(zip(SPREADS, means.tolist(), strict=True)))
+        figures = torch.tensor([record.get(name, math.nan) for name in WATCHED])
+        means = self.runtime.sum(figures) / self.runtime.world_size
+        self.collapse.look(dict(zip(WATCHED, means.tolist(), strict=True)))
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, **super().parts()}
