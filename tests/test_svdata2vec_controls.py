@@ -106,7 +106,41 @@ def test_joints_are_regressed_where_they_are() -> None:
     assert student.decoder.pred.weight.grad is not None and student.decoder.pred.weight.grad.abs().max() > 0
     nobody = forward(student, teacher, video, torch.zeros_like(joints), masks, config)
     assert nobody.loss.item() == 0
-    assert joint_targets(joints, SIZE)[1].sum() == 2 * joints.any(-1).sum()
+    assert joint_targets(joints, config)[1].sum() == 2 * joints.any(-1).sum()
+
+
+def test_standardised_joints_tell_what_moves_in_a_clip() -> None:
+    """Coordinates from their means over time, then how far they go, each in units of its root mean square over the clip."""
+    config = student_config(
+        target=TargetConfig(2, kind="standardised_joints"), mask=MaskConfig(0.5, 0.5), model=replace(MODEL, joint_motion=2.0)
+    )
+    video, joints = clips()
+    target_BTO, present_BTO = joint_targets(joints, config)
+    values = MODEL.persons * 2 * JOINTS
+    assert target_BTO.shape == present_BTO.shape == (CLIPS, FRAMES, 2 * values)
+    student, masks = SVData2Vec(config, JOINTS), masks_of(config)
+    output = forward(student, make_teacher(student.encoder, config.target), video, joints, masks, config)
+    prediction = student(video, joints, masks).prediction_NTD
+    counted = masks.scored_NT[..., None] & present_BTO
+    torch.testing.assert_close(output.loss, (prediction - target_BTO).square()[counted].mean())
+    for clip in range(CLIPS):
+        raw_TO, there_TO = torch.zeros(FRAMES, 2 * values), torch.zeros(FRAMES, 2 * values, dtype=torch.bool)
+        for person, joint, axis in torch.cartesian_prod(*map(torch.arange, (MODEL.persons, JOINTS, 2))).tolist():
+            place, track_T = person * 2 * JOINTS + axis * JOINTS + joint, joints[clip, person, :, joint, axis]
+            for t in range(FRAMES):
+                before, after = max(t - 1, 0), min(t + 1, FRAMES - 1)
+                if track_T[t] != 0:
+                    raw_TO[t, place], there_TO[t, place] = track_T[t] - track_T[track_T != 0].mean(), True
+                if track_T[before] != 0 and track_T[after] != 0:
+                    raw_TO[t, values + place], there_TO[t, values + place] = track_T[after] - track_T[before], True
+        assert torch.equal(present_BTO[clip], there_TO)
+        for half in (slice(0, values), slice(values, None)):
+            spread = raw_TO[:, half][there_TO[:, half]].square().mean().sqrt()
+            torch.testing.assert_close(target_BTO[clip, :, half], raw_TO[:, half] / spread, rtol=1e-4, atol=1e-4)
+    moved, _ = joint_targets(torch.where(joints.any(-1, keepdim=True), joints * 1.5 + 3, 0.0), config)
+    torch.testing.assert_close(moved, target_BTO, rtol=1e-3, atol=1e-3)
+    still, _ = joint_targets(joints[:, :, :1].expand_as(joints), config)
+    assert still.abs().max() < 1e-3
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------

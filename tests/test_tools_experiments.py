@@ -41,6 +41,7 @@ def differences(a: Any, b: Any, name: str = "") -> dict[str, Any]:
     ("claim", "shuffled_skeletons", {"target.shuffle_skeletons": True}),
     ("claim", "random_teacher", {"target.teacher": "encoder", "ema.start": 1.0, "ema.end": 1.0}),
     ("claim", "joint_regression", {"target.kind": "joints"}),
+    ("claim", "standardised_joints", {"target.kind": "standardised_joints"}),
     ("claim", "rgb_data2vec", {
         "target.teacher": "encoder", "target.teacher_input": "rgb", "target.scored": "video", "mask.skeleton_ratio": 1.0}),
     ("controls", "untrained", {
@@ -182,7 +183,7 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
     runs, study = pretrainings(EXPERIMENTS["claim"], options), study_of(EXPERIMENTS["claim"], options)
-    assert len(runs) == 10 and study.seeds == 2 and study.steps == 2
+    assert len(runs) == 2 * len(experiments.CLAIM) and study.seeds == 2 and study.steps == 2
     for start in study.pretrained:
         name, _, folder = start.partition("=")
         for seed in (0, 1):

@@ -226,13 +226,19 @@ class TargetConfig:
     scored: Literal["skeleton", "video"] = "skeleton"
     """Frames that are predicted: those whose skeleton the student does not see, or beyond the paper those whose video it does
     not see."""
-    kind: Literal["latents", "joints"] = "latents"
-    """What is predicted: the teacher's latents, or beyond the paper the joints themselves, with no teacher at all."""
+    kind: Literal["latents", "joints", "standardised_joints"] = "latents"
+    """What is predicted: the teacher's latents, or beyond the paper, with no teacher at all, the joints themselves, or how
+    they differ from their means over the clip (and with model.joint_motion how far they go), in units of the clip's spread."""
     shuffle_skeletons: bool = False
     """Beyond the paper: give every clip the skeletons of another one of its batch, which say nothing about its video."""
 
     def __post_init__(self) -> None:
         check_fields(self, "target.")
+
+    @property
+    def predicts_joints(self) -> bool:
+        """Whether the joints are the target, in one form or another."""
+        return self.kind != "latents"
 
     @property
     def student_tokens(self) -> Literal["skeleton", "rgb", "both"]:

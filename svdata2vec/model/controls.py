@@ -1,6 +1,6 @@
 """Controls: the same student with other targets, to find out what of the method helps (svdata2vec/README.md, "Controls").
 
-B clips, N masks, M persons, T frames, V joints, C coordinates, H W picture, D width, O = M * C * V
+B clips, N masks, M persons, T frames, V joints, C coordinates, H W picture, D width, O values of a frame
 """
 
 import copy
@@ -8,11 +8,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.execution import use_channels_last
 from svdata2vec.model.masking import Masks
-from svdata2vec.model.student import Encoder
+from svdata2vec.model.student import Encoder, motion_of, neighbours, of_frames
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.pipeline.video import Video
+
+LEAST_SPREAD = 1 / 200  # of the crop's side: what moves less in a clip is not blown up to the size of a movement
 
 EMBEDDINGS = {"rgb": ("video_encoder",), "skeleton": ("skeleton_embed",), "both": ("video_encoder", "skeleton_embed")}
 
@@ -55,15 +58,33 @@ def _values(module: nn.Module) -> list[Tensor]:
     return [value.detach() for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]
 
 
-def joint_targets(joints_BMTVC: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Joints as targets (B, T, O), and where they are present (bool): from the crop's centre, in quarters of its side.
+def joint_targets(joints_BMTVC: Tensor, config: PretrainConfig) -> tuple[Tensor, Tensor]:
+    """What is predicted of the joints (B, T, O), and where they are present (bool), as `config.target.kind` has it.
 
-    The order is that of the skeleton embedding: person, coordinate, joint.
+    "joints": coordinates from the crop's centre, in quarters of its side. "standardised_joints": `standardised` coordinates
+    from their means over the clip, after them with `model.joint_motion` also how far each joint goes. The order is that of
+    the skeleton embedding: person, coordinate, joint.
     """
-    present_BMTVC = (joints_BMTVC != 0).any(-1, keepdim=True).expand_as(joints_BMTVC)
-    scaled_BMTVC = torch.where(present_BMTVC, (joints_BMTVC - size / 2) / (size / 4), 0.0)
-    target_BTO, present_BTO = (x.permute(0, 2, 1, 4, 3).flatten(2) for x in (scaled_BMTVC, present_BMTVC))
+    size, present_BMTVC = config.data.size, (joints_BMTVC != 0).any(-1, keepdim=True).expand_as(joints_BMTVC)
+    if config.target.kind == "joints":
+        found = [(torch.where(present_BMTVC, (joints_BMTVC - size / 2) / (size / 4), 0.0), present_BMTVC)]
+    else:
+        mean_BM1VC = joints_BMTVC.sum(2, keepdim=True) / present_BMTVC.sum(2, keepdim=True).clamp_min(1)
+        found = [standardised(joints_BMTVC - mean_BM1VC, present_BMTVC, size)]
+        if config.model.joint_motion:
+            before, after = neighbours(present_BMTVC)
+            found.append(standardised(motion_of(joints_BMTVC), before & after, size))
+    target_BTO, present_BTO = (torch.cat([of_frames(x) for x in parts], dim=-1) for parts in zip(*found, strict=True))
     return target_BTO, present_BTO
+
+
+def standardised(x_BMTVC: Tensor, present_BMTVC: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Values in units of their root mean square over the clip (1/200 of the crop's side at least), 0 where none is present."""
+    x_BMTVC = torch.where(present_BMTVC, x_BMTVC, 0.0)
+    of_clip = (1, 2, 3, 4)
+    count_B1111 = present_BMTVC.sum(of_clip, keepdim=True).clamp_min(1)
+    spread_B1111 = (x_BMTVC.square().sum(of_clip, keepdim=True) / count_B1111).sqrt()
+    return x_BMTVC / spread_B1111.clamp_min(LEAST_SPREAD * size), present_BMTVC
 
 
 def joint_loss(prediction_NTO: Tensor, target_BTO: Tensor, present_BTO: Tensor, scored_NT: Tensor, masks: Masks) -> Tensor:

@@ -39,13 +39,13 @@ class SkeletonEmbedding(nn.Module):
             raise ValueError(f"joints have (persons, joints, coordinates) {found}, the model expects {self.input_shape}")
         # Pixel coordinates need more than bfloat16's eight bits: these small products stay in float32.
         with torch.autocast(joints_BMTVC.device.type, enabled=False):
-            tokens_BTD: Tensor = self.proj(_of_frames(joints_BMTVC))
+            tokens_BTD: Tensor = self.proj(of_frames(joints_BMTVC))
             if self.motion:
-                tokens_BTD = tokens_BTD + self.motion_proj(_of_frames(motion_of(joints_BMTVC) * self.motion))
+                tokens_BTD = tokens_BTD + self.motion_proj(of_frames(motion_of(joints_BMTVC) * self.motion))
             return tokens_BTD
 
 
-def _of_frames(joints_BMTVC: Tensor) -> Tensor:
+def of_frames(joints_BMTVC: Tensor) -> Tensor:
     """-> (B, T, M*C*V)."""
     return joints_BMTVC.permute(0, 2, 1, 4, 3).flatten(2)
 
@@ -55,9 +55,15 @@ def motion_of(joints_BMTVC: Tensor) -> Tensor:
 
     0 where it is missing (0) in either. Same shape.
     """
-    before = torch.cat([joints_BMTVC[:, :, :1], joints_BMTVC[:, :, :-1]], dim=2)
-    after = torch.cat([joints_BMTVC[:, :, 1:], joints_BMTVC[:, :, -1:]], dim=2)
+    before, after = neighbours(joints_BMTVC)
     return torch.where((before == 0) | (after == 0), 0.0, after - before)
+
+
+def neighbours(x_BMTVC: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands in the frame before and in the frame after, at the ends of a clip in the frame itself. Same shapes."""
+    before = torch.cat([x_BMTVC[:, :, :1], x_BMTVC[:, :, :-1]], dim=2)
+    after = torch.cat([x_BMTVC[:, :, 1:], x_BMTVC[:, :, -1:]], dim=2)
+    return before, after
 
 
 def _temporal_embedding(num_frames: int, width: int) -> nn.Parameter:
@@ -160,8 +166,10 @@ class SVData2Vec(nn.Module):
     def __init__(self, config: PretrainConfig, num_joints: int) -> None:
         super().__init__()
         self.encoder = Encoder(config.model, config.data.num_frames, num_joints)
-        joints = config.model.persons * config.model.coordinates * num_joints if config.target.kind == "joints" else None
-        self.decoder = Decoder(config.model, config.data.num_frames, joints)
+        joints = config.model.persons * config.model.coordinates * num_joints
+        if config.target.kind == "standardised_joints" and config.model.joint_motion:
+            joints *= 2  # with how far each goes
+        self.decoder = Decoder(config.model, config.data.num_frames, joints if config.target.predicts_joints else None)
         self.all_frames = config.encode == "all_frames"
         self.teacher_input = config.target.student_tokens
         self.impl = config.model.impl

@@ -53,8 +53,8 @@ def forward(
     output = student(video_BTHWC, joints_BMTVC, masks)
     prediction_NTD = output.prediction_NTD.float()
     scored_NT = masks.scored_NT if config.target.scored == "skeleton" else masks.frames_without_video
-    if config.target.kind == "joints":
-        target_BTD, present_BTD = joint_targets(joints_BMTVC, config.data.size)
+    if config.target.predicts_joints:
+        target_BTD, present_BTD = joint_targets(joints_BMTVC, config)
         loss = joint_loss(prediction_NTD, target_BTD, present_BTD, scored_NT, masks)
     else:
         tokens_BTD = teacher.tokens(output.teacher_tokens_BTD, video_BTHWC, joints_BMTVC)
@@ -169,7 +169,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
     refuse_val_split(config.data, "pretraining")
     shards = open_data(config.data)
-    if config.target.teacher_input != "rgb" or config.target.kind == "joints":
+    if config.target.teacher_input != "rgb" or config.target.predicts_joints:
         require_skeletons(shards, config.data.train_split)
     card = model_card("pretrain", config, num_joints=len(shards.manifest.layout.joints), shards=shards)
     with build_loader(shards, config, runtime, train=True) as loader:

@@ -53,6 +53,7 @@ CLAIM: dict[str, Side] = {
     "shuffled_skeletons": partial(with_target, shuffle_skeletons=True),
     "random_teacher": random_teacher,
     "joint_regression": partial(with_target, kind="joints"),
+    "standardised_joints": partial(with_target, kind="standardised_joints"),
     "rgb_data2vec": rgb_data2vec,
 }
 
