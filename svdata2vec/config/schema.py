@@ -241,6 +241,11 @@ class TargetConfig:
         return self.kind != "latents"
 
     @property
+    def normalised(self) -> bool:
+        """Whether the targets' variance is about 1."""
+        return self.predicts_joints or self.normalise_layer != "none" or self.normalise_average != "none"
+
+    @property
     def student_tokens(self) -> Literal["skeleton", "rgb", "both"]:
         """Of which kind the student's own tokens are that the teacher reads; a teacher that embeds them itself reads none."""
         return self.teacher_input if (self.kind, self.teacher) == ("latents", "blocks") else "skeleton"

@@ -8,8 +8,8 @@ from svdata2vec.runs.failures import RunFailedError
 
 NEAR_0 = 1e-3  # of a spread; healthy targets have 0.4 to 1, predictions 0.04 at the least
 LOW = 0.3  # of the targets' spread: 40 runs on synthetic clips had 0.54 to 0.96 throughout, with targets of any kind
-HIGH = 10.0  # of the loss: targets are of variance 1 at most, so that a student that predicts nothing but zeros has about 1;
-# 72 runs that learned had 2.7 at most, two that diverged 1,700 and more
+HIGH = 10.0  # of the loss where targets have a variance of 1 at most, so that predicting zeros has about 1: 72 runs that
+# learned had 2.7 at most, two that diverged 1,700 and more
 
 SPREADS = {  # of a record -> where to look when it is near 0
     "target_std": "the teacher has collapsed, or reads empty skeletons: look at the joints (`svdata2vec inspect`), "
@@ -18,10 +18,16 @@ SPREADS = {  # of a record -> where to look when it is near 0
 }
 
 WARNINGS: dict[str, tuple[Callable[[float], bool], str]] = {  # of a record -> what is unhealthy, and what is said of it
-    "target_std": (LOW.__gt__, f"was below {LOW:g} in %d records of the log in a row (healthy: 0.4 to 1): targets are becoming "
-                   "alike, which may end in a collapse; look at the joints (`svdata2vec inspect`), --ema.start and --optim.lr"),
-    "loss": (HIGH.__lt__, f"was above {HIGH:g} in %d records of the log in a row (zeros for predictions: about 1): the run has "
-             "diverged and learns nothing; look at --optim.lr, --optim.warmup-epochs and --optim.clip-grad"),
+    "target_std": (
+        lambda spread: spread < LOW,
+        f"was below {LOW:g} in %d records of the log in a row (healthy: 0.4 to 1): targets are becoming alike, which may end "
+        "in a collapse; look at the joints (`svdata2vec inspect`), --ema.start and --optim.lr",
+    ),
+    "loss": (
+        lambda loss: loss > HIGH,
+        f"was above {HIGH:g} in %d records of the log in a row (zeros for predictions: about 1): the run has diverged and "
+        "learns nothing; look at --optim.lr, --optim.warmup-epochs and --optim.clip-grad",
+    ),
 }
 WATCHED = (*SPREADS, "loss")
 

@@ -28,7 +28,7 @@ from svdata2vec.runs.folder import claimed, finish_run
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
-from svdata2vec.training.collapse import WATCHED, CollapseGuard
+from svdata2vec.training.collapse import SPREADS, WATCHED, CollapseGuard
 from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.loop import TrainingRun, train
 
@@ -149,9 +149,10 @@ class Pretraining(TrainingRun):
         """End a collapsed run, all processes together: the means of their figures decide. A batch of one clip has no spread."""
         if self.config.run.batch_size == 1:
             return
-        figures = torch.tensor([record.get(name, math.nan) for name in WATCHED])
+        watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # else the loss may be of any size
+        figures = torch.tensor([record.get(name, math.nan) for name in watched])
         means = self.runtime.sum(figures) / self.runtime.world_size
-        self.collapse.look(dict(zip(WATCHED, means.tolist(), strict=True)))
+        self.collapse.look(dict(zip(watched, means.tolist(), strict=True)))
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, **super().parts()}
