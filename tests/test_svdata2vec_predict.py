@@ -267,7 +267,8 @@ def test_the_command_takes_a_part(run: Path, video: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[0] == f"decoded 9 frames of {WIDTH}x{HEIGHT}, 3 to 11"
     for words, message in ((["3"], "--frames is '3'; expected START STOP"),
                            (["a", "b"], "--frames is 'a b'; expected START STOP"),
-                           (["-3", "12"], "frames -3 to 12 are no part of its 15 frames")):
+                           (["-3", "12"], "--frames is -3: expected a whole number from 0"),
+                           (["3", "16"], "frames 3 to 16 are no part of its 15 frames")):
         assert main(["predict", str(run), str(video), "--frames", *words]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -18,7 +18,7 @@ from svdata2vec.shards.shown import shown_lines
 
 LARGEST_SIDE = 10**6  # of a picture, in pixels
 
-FrameNumber = Annotated[int, Range(-LARGEST, LARGEST)]  # the video says which it has
+FrameNumber = Annotated[int, Range(0, LARGEST)]
 
 # The folder of a run as the first word after the command.
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
