@@ -57,6 +57,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim_costs": (label_costs, ("label_efficiency",)),
     "controls": (sides, ("controls",)),
     "masks": (sides, ("masks",)),
+    "joint_targets": (sides, ("joint_targets",)),
     "ema": (sides, ("ema",)),
     "choices": (sides, ("choices",)),
     "motion": (sides, ("motion",)),
