@@ -70,21 +70,21 @@ def joint_targets(joints_BMTVC: Tensor, config: PretrainConfig) -> tuple[Tensor,
         found = [(torch.where(present_BMTVC, (joints_BMTVC - size / 2) / (size / 4), 0.0), present_BMTVC)]
     else:
         mean_BM1VC = joints_BMTVC.sum(2, keepdim=True) / present_BMTVC.sum(2, keepdim=True).clamp_min(1)
-        found = [standardised(joints_BMTVC - mean_BM1VC, present_BMTVC, size)]
+        found = [(standardised(joints_BMTVC - mean_BM1VC, present_BMTVC, size), present_BMTVC)]
         if config.model.joint_motion:
             before, after = neighbours(present_BMTVC)
-            found.append(standardised(motion_of(joints_BMTVC), before & after, size))
+            found.append((standardised(motion_of(joints_BMTVC), before & after, size), before & after))
     target_BTO, present_BTO = (torch.cat([of_frames(x) for x in parts], dim=-1) for parts in zip(*found, strict=True))
     return target_BTO, present_BTO
 
 
-def standardised(x_BMTVC: Tensor, present_BMTVC: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def standardised(x_BMTVC: Tensor, present_BMTVC: Tensor, size: int) -> Tensor:
     """Values in units of their root mean square over the clip (1/200 of the crop's side at least), 0 where none is present."""
     x_BMTVC = torch.where(present_BMTVC, x_BMTVC, 0.0)
     of_clip = (1, 2, 3, 4)
     count_B1111 = present_BMTVC.sum(of_clip, keepdim=True).clamp_min(1)
     spread_B1111 = (x_BMTVC.square().sum(of_clip, keepdim=True) / count_B1111).sqrt()
-    return x_BMTVC / spread_B1111.clamp_min(LEAST_SPREAD * size), present_BMTVC
+    return x_BMTVC / spread_B1111.clamp_min(LEAST_SPREAD * size)
 
 
 def joint_loss(prediction_NTO: Tensor, target_BTO: Tensor, present_BTO: Tensor, scored_NT: Tensor, masks: Masks) -> Tensor:
