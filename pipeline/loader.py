@@ -211,6 +211,7 @@ class ClipLoader:
                     f"{step[1]}: two iterations of one loader ran at the same time; make a second loader"
                 )
             self._position = step[1]
+            self.stats.skipped_in_batches += ready.skipped
             if ready.batch is not None:
                 self.stats.batches += 1
                 yield take(ready.batch)

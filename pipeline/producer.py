@@ -36,11 +36,13 @@ class LoaderStats:
 
     wait_seconds: the consumer waited for a batch, the only time that costs training.
     unusable: index rows of the clips that were skipped, each of them as often as it is met.
+    skipped_in_batches: in the batches that were handed out, places of clips that could not be used.
     """
 
     clips_read: int = 0
     clips_decoded: int = 0
     clips_skipped: int = 0
+    skipped_in_batches: int = 0
     batches: int = 0
     wait_seconds: float = 0.0
     unusable: set[int] = field(default_factory=set)
@@ -48,20 +50,25 @@ class LoaderStats:
 
 @dataclass(frozen=True)
 class Ready:
-    """A batch and the run's place after it. `batch` is None if all its clips were unusable in an evaluation."""
+    """A batch, how many of its clips could not be used, and the run's place after it.
+
+    `batch` is None if all its clips were unusable in an evaluation.
+    """
 
     epoch: int
     position: int
     batch: ClipBatch | None
+    skipped: int
 
 
 @dataclass(frozen=True)
 class Read:
-    """Planned clips of a step and the run's place after it."""
+    """Planned clips of a step, how many could not be read, and the run's place after it."""
 
     epoch: int
     position: int
     clips: list[FetchedClip]
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class Producer:
                 step = fetched.step
                 pairs = zip(step.rows, fetched.outcomes, strict=True)
                 clips = [self._settle(row, outcome, step.epoch) for row, outcome in pairs]
-                yield Read(step.epoch, step.position, [clip for clip in clips if clip is not None])
+                skipped = sum(not isinstance(outcome, FetchedClip) for outcome in fetched.outcomes)
+                yield Read(step.epoch, step.position, [clip for clip in clips if clip is not None], skipped)
 
     def _steps(self, epoch: int, position: int) -> Iterator[Step]:
         """What is to be read, announced to the shard set."""
@@ -128,7 +136,7 @@ class Producer:
         for read, lane, decoded in self.turns.over(source, self.decode_step):
             with lane.work():
                 batch = self.batch(read, decoded, lane)
-            yield Ready(read.epoch, read.position, batch)
+            yield Ready(read.epoch, read.position, batch, read.skipped + len(decoded.failed))
 
     def decode_step(self, lane: Lane, read: Read) -> Decoded:
         """The frames of a step's clips, in the lane."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from pipeline_factory import clip_parts, write_shards
-from tiny import pretrain_config
+from tiny import pretrain_config, stop_after
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import OptimConfig, PretrainConfig
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training import pretrain as pretraining
 from svdata2vec.training.collapse import HIGH, LOW, NEAR_0, CollapsedError, CollapseGuard
@@ -39,6 +40,27 @@ def test_a_run_on_empty_skeletons_is_ended(empty_run: PretrainConfig) -> None:
     records = read_metrics(empty_run.run.out / "metrics.jsonl")
     assert [record["target_std"] for record in records] == [0, 0, 0]
     assert not (empty_run.run.out / "result.json").exists()
+
+
+def test_records_in_a_row_are_counted_over_a_stop(empty_run: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three before it and three behind it end the run."""
+    config = dataclasses.replace(empty_run, collapse_records=6)
+    with monkeypatch.context() as patch, pytest.raises(StopRequested):
+        stop_after(Pretraining, 3, patch)
+        pretrain(config)
+    with pytest.raises(CollapsedError, match=r"^target_std was below 0.001 in 6 records"):
+        pretrain(config)
+    assert [record["step"] for record in read_metrics(config.run.out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_warned_of_is_not_said_again_after_a_stop(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = CollapseGuard(2), CollapseGuard(2)
+    for _ in range(2):
+        first.look({"target_std": 0.2, "loss": 2 * HIGH})
+    assert len(caplog.records) == 2
+    second.load_state_dict(first.state_dict())
+    second.look({"target_std": 0.2, "loss": 2 * HIGH})
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(("records", "batch_size", "epochs"), [(0, 4, 4), (9, 4, 4), (3, 1, 1)])

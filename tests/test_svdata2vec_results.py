@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shards_data import edit_manifest, write_video
+from shards_data import damaged, edit_manifest, write_video
 from tiny import NUM_CLIPS, finetune_config
 
 from svdata2vec.cli.main import main
@@ -189,19 +188,6 @@ def test_a_protocol_has_its_metric() -> None:
     assert {name for name, metric in metrics.items() if metric == "mean_class"} == {
         "smarthome-cs", "smarthome-cv1", "smarthome-cv2"
     }
-
-
-def damaged(source: Path, root: Path, *rows: int) -> Path:
-    """A copy of shards, some of whose clips have joints and pictures of zeros."""
-    shutil.copytree(source, root)
-    shards = ShardSet.open(root)
-    for row in rows:
-        entry = shards.index[row]
-        with (root / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
-            for offset, size in zip(entry["offset"].tolist(), entry["size"].tolist(), strict=True):
-                tar.seek(offset)
-                tar.write(bytes(size))
-    return root
 
 
 def test_lost_clips_are_said_wherever_a_result_is(

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import finetune_config, pretrain_config
+from shards_data import damaged
+from tiny import finetune_config, pretrain_config, stop_after
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import OptimConfig
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.failures import SaveFailedError
-from svdata2vec.runs.folder import is_finished
+from svdata2vec.runs.folder import is_finished, read_result
 from svdata2vec.runs.metrics_log import Averages, read_lines, read_metrics
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -55,20 +55,6 @@ def test_a_skipped_step_leaves_the_statistics_and_the_log_clean(
     assert [record["skipped_steps"] for record in records] == [1, 1, 1] and all(record["loss"] > 0 for record in records)
 
 
-def stop_after(kind: Any, number: int, monkeypatch: pytest.MonkeyPatch, *, bad: bool = False) -> None:
-    """Ask runs to stop after this step; `bad`: no gradient of theirs is finite."""
-    step = kind.step
-
-    def stopping(run: Any, batches: Any) -> None:
-        if bad:
-            run.stepper.backward = lambda loss: (loss * float("nan")).backward()
-        step(run, batches)
-        if run.stepper.step == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(kind, "step", stopping)
-
-
 def test_a_record_is_of_its_whole_interval_where_a_run_was_stopped_within_it(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +73,27 @@ def test_a_record_is_of_its_whole_interval_where_a_run_was_stopped_within_it(
     for record in found:
         parts = sum(record[f"seconds_{part}"] for part in ("data", "forward", "backward", "optimizer"))
         assert 0.2 * parts < record["cpu_seconds"] and parts <= record["seconds_total"]
+
+
+@pytest.mark.parametrize("kind", [Pretraining, Finetuning])
+def test_clips_that_could_not_be_used_are_counted_over_a_stop(
+    kind: Any, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as often as it was met, and none for what was only prefetched when the run was stopped."""
+    shards = damaged(tiny_shard_folder, tmp_path / "shards", 7)
+    make, begin = (pretrain_config, pretrain) if kind is Pretraining else (finetune_config, finetune)
+    config = make(shards, tmp_path / "run", epochs=3)
+    before = {}
+    for step in (2, 5):
+        with monkeypatch.context() as patch, pytest.raises(StopRequested):
+            stop_after(kind, step, patch)
+            begin(config)
+        before[step] = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["skipped_clips"]
+    result = begin(config)
+    assert result["skipped_clips"] == read_result(tmp_path / "run", config.kind)["skipped_clips"] == 3
+    assert before[2] <= 1 <= before[5] <= 2
+    counts = [record["skipped_clips"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert [counts[step] - (counts[step - 3] if step > 2 else 0) for step in (2, 5, 8)] == [1, 1, 1]
 
 
 def test_bad_steps_in_a_row_are_counted_over_a_stop(

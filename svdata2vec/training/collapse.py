@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from svdata2vec.runs.failures import RunFailedError
 
@@ -50,6 +51,13 @@ class CollapseGuard:
         self._in_a_row = dict.fromkeys(SPREADS, 0)
         self._unhealthy = dict.fromkeys(WARNINGS, 0)
         self._warned: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row, "unhealthy": self._unhealthy, "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._in_a_row, self._unhealthy = dict(state["in_a_row"]), dict(state["unhealthy"])
+        self._warned = set(state["warned"])
 
     def look(self, record: Mapping[str, float]) -> None:
         """Take note of a record's WATCHED figures; one that is missing or not finite shows nothing.

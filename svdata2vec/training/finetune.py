@@ -133,11 +133,12 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
             val_loader = loaders.enter_context(validation)
         run = Finetuning(config, runtime, loader, val_loader, card)
         card.update(start_from_images(run.model.encoder, config))
-        train(run, card)
+        trained = train(run, card)
         network = run.take_best()
         metrics = run.evaluate(test_loader)
     about = {**evaluated_on(shards, data.test_split, data.metric, config.run.seed), **network}
-    result = {**about, "labels": labels, "classes": classes, **metrics.to_dict()}
+    skipped = trained.get("skipped_clips", 0.0)  # of training; earlier versions did not count them
+    result = {**about, "labels": labels, "skipped_clips": skipped, "classes": classes, **metrics.to_dict()}
     if runtime.is_main:
         complete_card(config.run.out, **network, evaluation=evaluation_entry(result))
     finish_run(config.run, runtime, result)

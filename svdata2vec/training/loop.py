@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # What a card says of the start of a run and of changes since: part of checkpoints.
 ORIGIN = ("pretrained_on", "initialised_from", "history", "commits")
+LATER_PARTS = ("collapse",)  # that checkpoints of 0.2.0 do not have
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
@@ -196,7 +197,7 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
         for name, part in run.parts().items():
             if part is run.optimizer:
                 load_optimizer(run.optimizer, state[name])
-            else:
+            elif name in state or name not in LATER_PARTS:
                 part.load_state_dict(state[name])
         card.update(state.get("origin", {}))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:

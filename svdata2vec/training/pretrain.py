@@ -155,7 +155,7 @@ class Pretraining(TrainingRun):
         self.collapse.look(dict(zip(watched, means.tolist(), strict=True)))
 
     def parts(self) -> dict[str, Any]:
-        return {"student": self.model, "teacher": self.teacher, **super().parts()}
+        return {"student": self.model, "teacher": self.teacher, "collapse": self.collapse, **super().parts()}
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:

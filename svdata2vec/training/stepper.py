@@ -117,6 +117,7 @@ class Stepper:
         self.reference_clips = math.prod(self.per_step.values())
         self.change = ""
         self.clips_in_interval = 0
+        self.skipped_clips_before = 0  # by earlier processes of the run
         self.spent: dict[str, float] = {}  # in the interval of the log at hand, by an earlier process
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
@@ -189,6 +190,11 @@ class Stepper:
         self.batches = self.optim.accumulate
         self.clock.mark("optimizer")
 
+    def skipped_clips(self) -> int:
+        """Clips of the run so far that could not be used and were replaced, of all processes, which call this together."""
+        here = torch.tensor(self.loader.stats.skipped_in_batches)
+        return self.skipped_clips_before + int(self.runtime.sum(here))
+
     def take_record(self) -> dict[str, float]:
         """Averages, rates and shares of time since the last record; waits for the device once."""
         self.guard.read()
@@ -202,6 +208,7 @@ class Stepper:
             **self.news,
             "clips_per_second": rate,
             "skipped_steps": float(self.guard.skipped),
+            "skipped_clips": float(self.skipped_clips()),
             **{f"seconds_{part}": spent for part, spent in seconds.items()},
             "seconds_total": total,
             "cpu_seconds": self.clock.cpu_seconds(),
@@ -218,6 +225,7 @@ class Stepper:
         return {
             "step": self.step, "skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row, "values": self.values,
             "news": self.news, "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
+            "skipped_clips": self.skipped_clips(),
         }
 
     def _find_place(self) -> None:
@@ -233,6 +241,7 @@ class Stepper:
         """
         self.step = state["step"]
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state.get("in_a_row", 0)
+        self.skipped_clips_before = state.get("skipped_clips", 0)
         if interval := state.get("interval"):
             self.clips_in_interval, self.spent = interval["clips"], interval["spent"]
             self.averages.load_state_dict(interval["averages"], self.runtime.device)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -165,3 +166,16 @@ def decoded_frames(sample: Sample) -> list[np.ndarray]:
 def clip_of(shards: ShardSet, key: str) -> Sample:
     """The clip with this key."""
     return shards.sample(int(shards.find([key])[0]))
+
+
+def damaged(source: Path, root: Path, *rows: int) -> Path:
+    """A copy of shards, some of whose clips have joints and pictures of zeros."""
+    shutil.copytree(source, root)
+    shards = ShardSet.open(root)
+    for row in rows:
+        entry = shards.index[row]
+        with (root / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
+            for offset, size in zip(entry["offset"].tolist(), entry["size"].tolist(), strict=True):
+                tar.seek(offset)
+                tar.write(bytes(size))
+    return root

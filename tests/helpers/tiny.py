@@ -1,9 +1,12 @@
 """Small shards and configurations for the tests of training: seconds on one core, every part of a run real."""
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pipeline_factory import shard_set
 from safetensors.torch import load_file
@@ -69,3 +72,17 @@ def assert_same_weights(a: Path, b: Path) -> None:
     first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def stop_after(kind: Any, number: int, monkeypatch: pytest.MonkeyPatch, *, bad: bool = False) -> None:
+    """Ask runs to stop after this step; `bad`: no gradient of theirs is finite."""
+    step = kind.step
+
+    def stopping(run: Any, batches: Any) -> None:
+        if bad:
+            run.stepper.backward = lambda loss: (loss * float("nan")).backward()
+        step(run, batches)
+        if run.stepper.step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(kind, "step", stopping)
