@@ -3,6 +3,7 @@
 import concurrent.futures as cf
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.synchronize
 import os
 import signal
 import threading
@@ -14,6 +15,9 @@ from typing import TypeVar
 from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 
 CONNECT_TIMEOUT = "15s"
+NOT_BEGUN = ("worker processes ended as they began. They import the program that calls this: a script must be a file, not "
+             "standard input, and do its work under `if __name__ == \"__main__\":`, or take workers=1. If it is so, memory is "
+             "missing")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -24,7 +28,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
               ) -> Generator[Result, None, None]:
     """Results as they come, in any order; closing the iterator ends the work.
 
-    `workers` <= 1: in this process. `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
+    `workers` <= 1: in this process, else in processes that import the main program again (UserError where that ends them).
+    `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
     package and must see sources and output under the same paths. `after_death`: what to do when a worker process has died.
     At most 2 tasks per worker are handed out, so memory stays flat. After an error the tasks at work are waited for; after
     Ctrl+C, or where the iterator is closed early, worker processes end at once.
@@ -67,17 +72,23 @@ def _unheard_interrupts() -> Iterator[None]:
 def _processes(workers: int) -> Iterator[tuple[cf.Executor, int]]:
     # spawn: threads of OpenCV and FFmpeg do not survive a fork
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    begun = context.Event()
+    with cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begun,)) as pool:
         try:
             yield pool, workers
+        except WorkerDiedError as error:
+            if begun.is_set():
+                raise
+            raise UserError(NOT_BEGUN) from error
         except (KeyboardInterrupt, GeneratorExit):
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
 
 
-def _end_with_parent() -> None:
+def _begin(begun: multiprocessing.synchronize.Event) -> None:
     """Let a worker die with the process that started it: after kill -9 there, it would wait for work for ever."""
+    begun.set()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -92,6 +92,7 @@ class Progress:
 def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
          progress: Callable[[Progress], None] | None = None) -> Manifest:
     """Pack `dataset` into the folder `out` and return its manifest; `progress` is called after every shard.
+    A script with several `options.workers` does so under `if __name__ == "__main__":`, for they import it.
 
     Clips that cannot be packed are listed with their reason in `out/skipped.jsonl`. Raises UserError on a bad data set,
     on a folder in use or packed otherwise, and if no clip could be packed; MachineError on a full disk, WriteFailedError where

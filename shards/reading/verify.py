@@ -54,8 +54,9 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
            progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """All faults of the folder, an empty list if there is none.
 
-    `decode` False leaves out the frames (hashes still cover them). `workers`: processes; `progress` is called with the
-    shards done and in total. Raises UserError only if manifest or index cannot be read at all.
+    `decode` False leaves out the frames (hashes still cover them). `workers`: processes; a script that takes several does so
+    under `if __name__ == "__main__":`. `progress` is called with the shards done and in total. Raises UserError only if
+    manifest or index cannot be read at all.
     """
     root = Path(root)
     shards = _open(root)
