@@ -123,6 +123,11 @@ def test_ntu_raw_skeletons(tmp_path: Path) -> None:
     assert np.abs(sample.pose_MTVC[0] - block_pose(FRAMES, 25)[0]).max() < 0.01, "longest on screen comes first"
     assert not sample.pose_MTVC[1, :2].any(), "a body that is not seen is missing"
     assert not sample.pose_MTVC[1, 3, 4].any() and sample.meta.bad_joints == 1
+    rgb = tmp_path / "nturgb+d_rgb" / f"{NTU_NAMES[0]}_rgb.avi"
+    (rgb.parent / f"{NTU_NAMES[0]}.mp4").write_bytes(rgb.read_bytes())
+    twice = open_dataset("ntu60-skeleton", **ntu_raw_again(tmp_path))
+    assert [clip.key for clip in twice.clips] == NTU_NAMES[1:2]
+    assert re.search(r"A\d+\.mp4 and \S+_rgb\.avi both fit S\S+_rgb or S\S+; rename", twice.skipped[0].reason)
     kept = open_dataset("ntu60-skeleton", **ntu_raw_again(tmp_path), keep_missing=True)
     assert "S001C002P005R002A008" in [clip.key for clip in kept.clips]
     assert kept.published == PUBLISHED_VIDEOS[60]

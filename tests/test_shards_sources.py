@@ -132,7 +132,17 @@ def test_one_name_twice(tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "set.pkl", [annotation("walk/a", 0, FRAMES), annotation("a", 0, FRAMES)])
     dataset = open_dataset("pyskl", pickle_path=path, videos=root)
     assert [clip.key for clip in dataset.clips] == ["walk%2Fa"]
-    assert "have the same name; rename or remove one" in reasons(dataset)["a"]
+    assert "both fit a or a_rgb; rename or remove one" in reasons(dataset)["a"]
+
+
+def test_two_videos_that_one_name_finds(tmp_path: Path) -> None:
+    """NAME and NAME_rgb: which of the two is meant is not guessed, unless each has an annotation or the folders tell."""
+    root = tree(tmp_path / "own", "a.mp4", "a_rgb.avi", "b.mp4", "b_rgb.avi", "walk/c.mp4", "run/c_rgb.avi")
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in ("a", "b", "b_rgb", "walk/c", "run/c")])
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert {clip.key: str(clip.video).removeprefix(f"{root}/") for clip in dataset.clips} == {
+        "b": "b.mp4", "b_rgb": "b_rgb.avi", "walk%2Fc": "walk/c.mp4", "run%2Fc": "run/c_rgb.avi"}
+    assert reasons(dataset) == {"a": f"{root}/a.mp4 and {root}/a_rgb.avi both fit a or a_rgb; rename or remove one"}
 
 
 def test_a_file_and_links_to_it_are_one_video(tmp_path: Path) -> None:

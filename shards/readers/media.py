@@ -136,18 +136,16 @@ class VideoFolder:
                 yield stem, path
 
     def find(self, *names: str) -> str | None:
-        """Path of the first of these names that exists, None if there is none. UserError if it exists twice.
+        """Path of the video that has one of these names, None if there is none. UserError if there are several.
 
         A name may have folders in front (class/name, split/class/name): the last two must fit, if the name alone does not do.
         """
-        for name in map(spelled, names):
-            place = PurePosixPath(name)
-            tails = ("/".join((*place.parent.parts[-count:], place.name)) for count in (2, 1))
-            paths = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
-            paths = _different(paths or self._by_stem.get(place.name, []))
-            if len(paths) > 1:
-                first, second, *_ = paths
-                raise UserError(f"{first} and {second} have the same name; rename or remove one")
-            if paths:
-                return paths[0]
-        return None
+        places = [PurePosixPath(spelled(name)) for name in names]
+        levels = [[self._by_path.get("/".join((*place.parent.parts[-count:], place.name)), []) for place in places]
+                  for count in (2, 1)]
+        levels.append([self._by_stem.get(place.name, []) for place in places])
+        paths = next((found for level in levels if (found := _different([path for paths in level for path in paths]))), [])
+        if len(paths) > 1:
+            first, second, *_ = paths
+            raise UserError(f"{first} and {second} both fit {' or '.join(names)}; rename or remove one")
+        return paths[0] if paths else None

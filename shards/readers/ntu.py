@@ -145,9 +145,9 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
 
     def make(text: str) -> ClipAnnotation:
         name = NtuName.parse(text)
-        video = folder.find(text + "_rgb", text)
         if text in missing:
             raise UserError("in the official list of samples with missing or incomplete skeletons")
+        video = folder.find(text + "_rgb", text)
         if video is None:
             raise UserError(f"no video {text}_rgb.avi or {text}.mp4")
         if text not in files:

@@ -135,10 +135,11 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     labels = read_labels(values, classes_beside(classes, content.get("classes"), values, pickle_path))
     log.info("%s: %s", pickle_path, labels.said)
     skipped = list(folder.left_out)
+    names = {without_extension(str(entry.get(field))) for entry in annotations if isinstance(entry, Mapping)}
 
     def make(item: tuple[Any, int | str]) -> ClipAnnotation:
         entry, label = item
-        clip = clip_of(entry, field, folder)
+        clip = clip_of(entry, field, folder, names)
         if isinstance(label, str):
             raise UserError(label)
         return replace(clip, label=label)
@@ -197,8 +198,8 @@ def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Pa
     return keys
 
 
-def clip_of(entry: Any, field: str, folder: VideoFolder) -> ClipAnnotation:
-    """One annotation as ClipAnnotation of label 0; UserError says what is wrong with it."""
+def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str]) -> ClipAnnotation:
+    """One annotation as ClipAnnotation of label 0; UserError says what is wrong with it. `names`: of all annotations."""
     if not isinstance(entry, Mapping):
         raise UserError(f"the annotation is of type {type(entry).__name__}, expected a dictionary")
     missing = [name for name in (field, "label", "total_frames", "keypoint") if name not in entry]
@@ -209,7 +210,7 @@ def clip_of(entry: Any, field: str, folder: VideoFolder) -> ClipAnnotation:
     frame_dir = entry[field]
     pose = pose_of(entry)
     name = without_extension(frame_dir)
-    video = folder.find(name, name + "_rgb")
+    video = (name + "_rgb" in names and folder.find(name)) or folder.find(name, name + "_rgb")
     if video is None:
         raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
     subject, camera, setup = (_whole(entry, name) if entry.get(name) is not None else None
