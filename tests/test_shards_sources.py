@@ -302,13 +302,27 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('a.mp4,"walk\nb.mp4,run\n', "a field runs on over several lines up to line 3; is a quotation mark left open?"),
-    (f"a.mp4,{'x' * 200_000}\n", "line 2: cannot be read (field larger than field limit"),
+    ('H\na.mp4,"walk\nb.mp4,run\n', "cannot be read: lines 2 to 3: a field runs on over them. Is a quotation mark left open?"),
+    (f"H\na.mp4,{'x' * 200_000}\n", "cannot be read: line 2: field larger than field limit (131072). Is"),
+    (f'H\na.mp4,"walk\nb.mp4,run"\nc.mp4,run\nd.mp4,{"x" * 200_000}\n\n"e.mp4,run\nf.mp4,walk\n',
+     "lines 2 to 3: a field runs on over them; line 5: field larger than field limit (131072); lines 7 to 8: a field runs on"),
+    ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
+    ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
+    ('x' * 200_000, "t.csv: expected a header with path and label"),
 ])
 def test_a_quotation_mark_that_is_left_open_swallows_no_clips(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "t.csv").write_text("path,label\n" + content)
+    """All lines that must be mended are named at once."""
+    (tmp_path / "t.csv").write_text(content.replace("H", "path,label", 1))
     with pytest.raises(UserError, match=re.escape(message)):
         open_dataset("csv", table=tmp_path / "t.csv")
+
+
+def test_a_row_that_is_too_short_is_one_skipped_clip(tmp_path: Path) -> None:
+    tree(tmp_path, "a.mp4")
+    (tmp_path / "t.csv").write_text("label,path\nrun\nwalk,a.mp4\n")
+    dataset = open_dataset("csv", table=tmp_path / "t.csv")
+    assert [clip.key for clip in dataset.clips] == ["a"]
+    assert reasons(dataset) == {"line 2": f"{tmp_path}/t.csv, line 2: the path is empty"}
 
 
 def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:

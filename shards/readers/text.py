@@ -7,11 +7,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.video import open_bytes
 
 DIVIDERS = (",", ";", "\t", "|")
+MOST_SHOWN = 10  # lines of a table that cannot be read
 _BEFORE_HEADER = re.compile(r"(?i)(?:[ \t]*\n|\"?sep=.\"?[ \t]*\n)*")  # empty lines, and Excel's word on the divider
 
 log = logging.getLogger(__name__)
@@ -40,13 +42,13 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
 
     Raises:
-        UserError: no such file, its first line does not name the `needed` columns, no row follows, or one cannot be read.
+        UserError: no such file, its first line does not name the `needed` columns, no row follows, or some cannot be read.
     """
     require_file(path, f"a table with {' and '.join(needed)}")
     text = re.sub(r"\r\n?", "\n", read_text(path))
     before = _BEFORE_HEADER.match(text)
     start = 0 if before is None else before.end()
-    header = text[start:].split("\n", 1)[0].strip()
+    header = text[start:].split("\n", 1)[0].strip()[: csv.field_size_limit()]
     columns: list[str] = []
     divider = ","
     for divider in DIVIDERS:
@@ -57,17 +59,30 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
         raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons or tabs, found "
                         f"{header[:80]!r}")
     reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=divider)
-    first_line = text.count("\n", 0, start)
-    try:
-        next(reader)
-        rows = [(first_line + reader.line_num, dict(zip(columns, (word.strip() for word in row), strict=False)))
-                for row in reader if any(word.strip() for word in row)]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {first_line + reader.line_num}: cannot be read ({error}); is a quotation mark left "
-                        "open?") from error
-    for line, row in rows:
-        if any("\n" in word for word in row.values()):
-            raise UserError(f"{path}: a field runs on over several lines up to line {line}; is a quotation mark left open?")
-    if not rows:
+    rows, wrong = _rows(reader, columns, text.count("\n", 0, start))
+    if wrong:
+        more = f"; and {len(wrong) - MOST_SHOWN} more" if len(wrong) > MOST_SHOWN else ""
+        raise UserError(f"{path}: cannot be read: {'; '.join(wrong[:MOST_SHOWN])}{more}. Is a quotation mark left open?")
+    if len(rows) == 1:
         raise UserError(f"{path}: no line after the header {header[:80]!r}")
-    return rows
+    return rows[1:]
+
+
+def _rows(reader: Any, columns: Sequence[str], before: int) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """(line number, column -> text) of every row, and what is wrong with lines; `before`: lines that the reader has not."""
+    rows: list[tuple[int, dict[str, str]]] = []
+    wrong: list[str] = []
+    while True:
+        first = before + reader.line_num + 1
+        try:
+            row = [word.strip() for word in next(reader)]
+        except StopIteration:
+            return rows, wrong
+        except csv.Error as error:
+            wrong.append(f"line {before + reader.line_num}: {error}")
+            continue
+        line = before + reader.line_num
+        if any("\n" in word for word in row):
+            wrong.append(f"lines {first} to {line}: a field runs on over them")
+        if any(row):
+            rows.append((line, dict(zip(columns, row, strict=False))))

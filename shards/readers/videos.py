@@ -109,7 +109,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     rows = read_table(table, ("path", "label"))
     labels = read_labels([row.get("label") for _, row in rows], None if classes is None else class_names(classes))
     log.info("%s: %s", table, labels.said)
-    videos = [_resolved(row["path"], table) if row["path"] else "" for _, row in rows]
+    videos = [_resolved(row["path"], table) if row.get("path") else "" for _, row in rows]
     keys = _keys([video for video in videos if video], str(table))
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
