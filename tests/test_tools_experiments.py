@@ -117,7 +117,9 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     costs = tables.label_costs(record)
     assert "| from scratch | 12 | 3 | 12 |" in costs and "weight_decay 0." in costs
     assert "| pretrained, linear probe | 12 |  |  | " in costs
-    assert "joint regression, difference" in tables.sides(record)
+    assert "| joint regression, difference | " in tables.sides(record)
+    record["sides"]["joint_regression"].append("run.epochs 1 -> 3")
+    assert "| joint regression (3 epochs), difference | " in tables.sides(record), "what the note below the table promises"
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -110,7 +110,7 @@ def sides(record: Record) -> str:
     for name in names[1:]:
         pairs = [found.get((first + suffix, name + suffix, share)) for suffix, share in ways]
         points = [_points(_turned(each)) if each else "" for each in pairs]
-        table_rows.append([f"{name}, difference", *points, _spent(rows, name)])
+        table_rows.append([f"{name}{_other_epochs(record['sides'][name])}, difference", *points, _spent(rows, name)])
     data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
@@ -118,6 +118,12 @@ def sides(record: Record) -> str:
         f"{epochs} epochs of {data['clips'][data['train_split']]} clips where a line says no other. {commits(record)} "
         f"{measured(record)}\n"
     )
+
+
+def _other_epochs(changes: Sequence[str]) -> str:
+    """For how long a side was pretrained, in brackets; nothing if as long as the first one."""
+    epochs = next((change.split()[-1] for change in changes if change.startswith("run.epochs ")), "")
+    return epochs and f" ({epochs} epoch{'' if epochs == '1' else 's'})"
 
 
 def finetuning(record: Record) -> str:
