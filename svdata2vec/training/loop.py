@@ -114,16 +114,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     """
     stepper, runtime, folder = run.stepper, run.runtime, run.stepper.run.out
     checkpoints = Checkpoints(folder, stepper.run.keep_checkpoints)
-    state = checkpoints.load_newest()
-    if state is not None:
-        _take_up(run, state, card)
-    card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
-    if runtime.is_main:
-        write_config(folder, run.config)
-        for line in run.plan():
-            log.info("%s", line)
-        warn_of_rates(run)
-    runtime.barrier()
+    _begin(run, checkpoints, card)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
     record: dict[str, float] = next(iter(read_metrics(folder / "metrics.jsonl")[-1:]), {})
@@ -156,6 +147,20 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     return record
 
 
+def _begin(run: TrainingRun, checkpoints: Checkpoints, card: dict[str, Any]) -> None:
+    """Go on from the newest checkpoint, if there is one, and say what the run is going to do."""
+    state = checkpoints.load_newest()
+    if state is not None:
+        _take_up(run, state, card)
+    card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
+    if run.runtime.is_main:
+        write_config(run.config.run.out, run.config)
+        for line in run.plan():
+            log.info("%s", line)
+        warn_of_rates(run)
+    run.runtime.barrier()
+
+
 def warn_of_rates(run: TrainingRun) -> None:
     """Say where the schedule is not what its settings seem to say."""
     given, used, clips = run.config.optim, run.stepper.optim, math.prod(run.stepper.per_step.values())
@@ -172,49 +177,64 @@ def warn_of_rates(run: TrainingRun) -> None:
 
 
 def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> None:
-    """Load a checkpoint, and what its run began with into the card.
+    """Load a checkpoint, and what its run began with into the card; what has changed since is noted there.
 
     One with other settings that decide the weights, or of another data set, is an error that says in which settings they
     differ.
     """
-    new = to_values(run.config)
+    stepper, out, new = run.stepper, run.config.run.out, to_values(run.config)
     old = _settings(state, type(run.config)) or new
-    origin, init = state.get("origin"), run.config.model.init
-    fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
-    if init is not None and not (isinstance(origin, dict) and "initialised_from" in origin) and not fixed:
-        fixed = [f"model.init None -> {init}"]  # of a run from before that setting
-    source = getattr(run.config, "pretrained", None)
-    if isinstance(origin, dict) and other_start(source, origin):
-        fixed.append(f"{source} has been made anew since")
+    fixed = _changes_refused(run.config, state.get("origin"), old, new)
     changes = ", ".join(fixed or changed_settings(old, new)) or "no setting differs"
     problem = (
-        f"{run.stepper.run.out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give "
-        "the settings that the run began with"
+        f"{out}: its checkpoint does not fit these settings ({changes}); choose another folder, or give the settings that the "
+        "run began with"
     )
     if fixed:
         raise UserError(problem)
     try:
-        for name, part in run.parts().items():
-            if part is run.optimizer:
-                load_optimizer(run.optimizer, state[name])
-            elif name in state or name not in LATER_PARTS:
-                part.load_state_dict(state[name])
+        _load(run, state)
         card.update(state.get("origin", {}))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
-    if run.stepper.epochs >= run.config.run.epochs and any(change.startswith("run.epochs ") for change in adjusted):
-        place = f"is at epoch {float(run.stepper.epochs):.2f} already"
-        raise UserError(f"{run.stepper.run.out} {place}, --run.epochs is {run.config.run.epochs}; choose more")
-    if adjusted or run.stepper.change:
-        text = "; ".join([*([run.stepper.change] if run.stepper.change else []), *adjusted])
-        card["history"] = [*(card.get("history") or []), f"from step {run.stepper.step} on: {text}"]
-        log.warning("%s: continuing with other settings: %s", run.stepper.run.out, text)
+    if stepper.epochs >= run.config.run.epochs and any(change.startswith("run.epochs ") for change in adjusted):
+        place = f"is at epoch {float(stepper.epochs):.2f} already"
+        raise UserError(f"{out} {place}, --run.epochs is {run.config.run.epochs}; choose more")
+    if text := "; ".join(filter(None, [stepper.change, *adjusted])):
+        _note(card, stepper.step, text)
+        log.warning("%s: continuing with other settings: %s", out, text)
     if (version := state.get("version")) != __version__:
-        text = f"from step {run.stepper.step} on: svdata2vec {version} -> {__version__}"
-        card["history"] = [*(card.get("history") or []), text]
+        text = _note(card, stepper.step, f"svdata2vec {version} -> {__version__}")
         log.warning("%s: %s; the run goes on where it was, but clips and masks may be drawn in another way (CHANGELOG.md)",
-                    run.stepper.run.out, text)
+                    out, text)
+
+
+def _changes_refused(
+    config: PretrainConfig | FinetuneConfig, origin: Any, old: dict[str, Any], new: dict[str, Any]
+) -> list[str]:
+    """What a run cannot go on with: other settings than those that may change, or another start than its `origin` says."""
+    fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
+    began = origin if isinstance(origin, dict) else {}
+    if config.model.init is not None and "initialised_from" not in began and not fixed:
+        fixed = [f"model.init None -> {config.model.init}"]  # of a run from before that setting
+    source = getattr(config, "pretrained", None)
+    return [*fixed, f"{source} has been made anew since"] if other_start(source, began) else fixed
+
+
+def _load(run: TrainingRun, state: dict[str, Any]) -> None:
+    for name, part in run.parts().items():
+        if part is run.optimizer:
+            load_optimizer(run.optimizer, state[name])
+        elif name in state or name not in LATER_PARTS:
+            part.load_state_dict(state[name])
+
+
+def _note(card: dict[str, Any], step: int, change: str) -> str:
+    """Add a change to the card's history; the sentence that stands there."""
+    text = f"from step {step} on: {change}"
+    card["history"] = [*(card.get("history") or []), text]
+    return text
 
 
 def _settings(state: dict[str, Any], kind: type[PretrainConfig | FinetuneConfig]) -> dict[str, Any]:
