@@ -135,7 +135,7 @@ def test_a_run_goes_on_with_other_batches(
     assert [record["step"] for record in records] == [*range(1, len(records) + 1)]
     epochs = [record["epoch"] for record in records]
     assert epochs == sorted(set(epochs)) and epochs[-1] == EPOCHS
-    expected = [learning_rate(rate, place, 1, EPOCHS) for place in [0, *epochs[:-1]]]
+    expected = [learning_rate(rate, place, EPOCHS) for place in [0, *epochs[:-1]]]
     assert [record["lr"] for record in records] == pytest.approx(expected)
     assert json.loads((tmp_path / "run" / "model.json").read_text())["step"] == len(records)
     if stops[0] == 4:
@@ -248,4 +248,4 @@ def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_sha
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     epochs = [record["epoch"] for record in records]
     assert epochs[-1] == EPOCHS
-    assert [record["lr"] for record in records] == pytest.approx([learning_rate(rate, e, 1, EPOCHS) for e in [0, *epochs[:-1]]])
+    assert [record["lr"] for record in records] == pytest.approx([learning_rate(rate, e, EPOCHS) for e in [0, *epochs[:-1]]])

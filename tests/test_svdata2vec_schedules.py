@@ -79,7 +79,7 @@ def test_masks_check_themselves() -> None:
 
 def test_learning_rate_warms_up_and_falls_as_half_a_cosine() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup_epochs=2)
-    rates = [learning_rate(config, step, steps_per_epoch=10, epochs=12) for step in (0, 10, 20, 70, 120, 500)]
+    rates = [learning_rate(config, step / 10, 12) for step in (0, 10, 20, 70, 120, 500)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.2, 0.2])
 
 
@@ -163,7 +163,7 @@ def test_a_rate_that_would_rise_is_refused() -> None:
 def test_a_run_leaves_its_warm_up(epochs: int, warmup: float) -> None:
     found = resolve(OptimConfig(), 32, epochs)
     assert found.warmup_epochs == pytest.approx(warmup)
-    rates = [learning_rate(found, place / 10, 1, epochs) for place in range(10 * epochs + 1)]
+    rates = [learning_rate(found, place / 10, epochs) for place in range(10 * epochs + 1)]
     assert max(rates) == pytest.approx(found.lr) and rates[-1] == pytest.approx(found.min_lr)
 
 

@@ -90,12 +90,8 @@ def resolve(config: OptimConfig, batch: int, epochs: int) -> OptimConfig:
     )
 
 
-def learning_rate(config: OptimConfig, step: float, steps_per_epoch: float, epochs: int) -> float:
-    """Of optimizer step `step`: linear warm-up from 0 over `warmup_epochs`, then half a cosine down to `min_lr` at the end.
-
-    Only the quotient `step / steps_per_epoch` counts, the place of the run in epochs.
-    """
-    epoch = step / steps_per_epoch
+def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
+    """At a place of the run, in epochs: linear warm-up from 0 over `warmup_epochs`, then half a cosine, `min_lr` at the end."""
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
     progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)

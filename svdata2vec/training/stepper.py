@@ -129,7 +129,7 @@ class Stepper:
     def begin(self) -> None:
         """Set the step's learning rate and random state. Call when its batches are there."""
         self.clock.mark("data")
-        lr = learning_rate(self.optim, float(self.epochs), 1, self.run.epochs)
+        lr = learning_rate(self.optim, float(self.epochs), self.run.epochs)
         set_learning_rate(self.optimizer, lr)
         self.values["lr"] = lr
         self.statistics.keep()
