@@ -6,6 +6,7 @@ n clips, D token width, c classes, k neighbours
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from svdata2vec.runs.data import (
     require_several_classes,
     warn_of_shared_clips,
 )
-from svdata2vec.runs.finished import finished_result
-from svdata2vec.runs.folder import PROBES, claimed, finish_run, write_config
+from svdata2vec.runs.finished import run_once
+from svdata2vec.runs.folder import PROBES, finish_run, write_config
 from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.published import publish
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -53,15 +54,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     if config.pretrained is None:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
     refuse_val_split(config.data, "probing")
-    with running(config.run) as runtime:
-        if (done := finished_result(config)) is not None:
-            return done
-        with claimed(config.run, runtime):
-            result = _probe(config, config.pretrained, runtime)
-    name = config.data.metric
-    shown = [f"{title} {accuracies(figures)[name]}" for title, figures in by_probe(result)]
-    log.info("%s: %s of %s clips, %s", config.out, NAMES[name], scored(result), ", ".join(shown))
-    return result
+    return run_once(config, partial(_probe, config, config.pretrained))
 
 
 def _probe(config: ProbeConfig, source: Path, runtime: Runtime) -> dict[str, Any]:
@@ -87,6 +80,9 @@ def _probe(config: ProbeConfig, source: Path, runtime: Runtime) -> dict[str, Any
     if runtime.is_main:
         _publish(config, trained, linear, shards, result)
     finish_run(config.run, runtime, result)
+    name = config.data.metric
+    shown = [f"{title} {accuracies(figures)[name]}" for title, figures in by_probe(result)]
+    log.info("%s: %s of %s clips, %s", config.out, NAMES[name], scored(result), ", ".join(shown))
     return result
 
 

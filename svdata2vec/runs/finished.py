@@ -1,16 +1,27 @@
 """A finished run that is started again: its closing figures, unless what it was made of is no longer what lies there."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from svdata2vec.config.schema import DataConfig, PretrainConfig
 from svdata2vec.runs.card import other_start, read_card
 from svdata2vec.runs.data import open_data
-from svdata2vec.runs.folder import Settings, is_finished, read_result
+from svdata2vec.runs.folder import Settings, claimed, is_finished, read_result
+from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def run_once(config: Settings, work: Callable[[Runtime], dict[str, Any]]) -> dict[str, Any]:
+    """Closing figures of a run: what `work` gives, alone in its folder; or those that lie there, where the run is finished."""
+    with running(config.run) as runtime:
+        if (done := finished_result(config)) is not None:
+            return done
+        with claimed(config.run, runtime):
+            return work(runtime)
 
 
 def finished_result(config: Settings) -> dict[str, Any] | None:

@@ -21,11 +21,11 @@ from svdata2vec.reports.results import NAMES, accuracies, scored
 from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card, read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
-from svdata2vec.runs.finished import finished_result
-from svdata2vec.runs.folder import claimed, finish_run
+from svdata2vec.runs.finished import run_once
+from svdata2vec.runs.folder import finish_run
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.published import load_encoder_weights, load_published, publish, published_config, require_same_network
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.loop import TrainingRun, train
@@ -104,11 +104,7 @@ class Finetuning(TrainingRun):
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train (or continue) a classifier, publish it and evaluate it on the test split; returns the metrics."""
-    with running(config.run) as runtime:
-        if (done := finished_result(config)) is not None:
-            return done
-        with claimed(config.run, runtime):
-            return _finetune(config, runtime)
+    return run_once(config, partial(_finetune, config))
 
 
 def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:

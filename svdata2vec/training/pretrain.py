@@ -23,10 +23,10 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import build_loader, open_data, refuse_val_split, require_skeletons
-from svdata2vec.runs.finished import finished_result
-from svdata2vec.runs.folder import claimed, finish_run
+from svdata2vec.runs.finished import run_once
+from svdata2vec.runs.folder import finish_run
 from svdata2vec.runs.image_init import start_from_images
-from svdata2vec.runs.runtime import Runtime, running
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.collapse import SPREADS, WATCHED, CollapseGuard
 from svdata2vec.training.graph import CapturedPass
@@ -160,11 +160,7 @@ class Pretraining(TrainingRun):
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train (or continue) a run in `config.run.out` and publish its weights; returns the last record of its log."""
-    with running(config.run) as runtime:
-        if (done := finished_result(config)) is not None:
-            return done
-        with claimed(config.run, runtime):
-            return _pretrain(config, runtime)
+    return run_once(config, functools.partial(_pretrain, config))
 
 
 def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
