@@ -86,7 +86,7 @@ def _fixed(size: int) -> re.Pattern[bytes]:
         + put + rb")*+")
 
 
-class _Maker:
+class Maker:
     """Something that a pickle may call. It cannot be changed by the pickle, as a function could be."""
 
     __slots__ = ("_make",)
@@ -191,7 +191,7 @@ class _PlainUnpickler(pickle.Unpickler):
             "_reconstruct": self._empty, "scalar": self._scalar, "_frombuffer": self._from_buffer, "dtype": _Dtype,
             "encode": self._encode, "OrderedDict": _empty_dictionary, "defaultdict": _empty_dictionary, "set": self._set,
             "frozenset": self._set, "bytes": lambda: b""}
-        self._makers = {name: _Maker(make) for name, make in makers.items()}
+        self._makers = {name: Maker(make) for name, make in makers.items()}
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a global name in the pickle: a maker, or a word where the name is only passed on."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from svdata2vec.runs.failures import first_line
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.plain_pickle import Maker
 
 STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -145,18 +146,6 @@ def _read_stream(file: BinaryIO, replaced: set[str] | None) -> Any:
     return content
 
 
-class _Make:
-    """A function that the pickle may call but cannot change."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._make(*arguments)
-
-
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """A tensor within its storage; no element of the storage stands for two of the tensor."""
     plain = isinstance(storage, Tensor) and isinstance(size, tuple) and isinstance(stride, tuple)
@@ -176,10 +165,10 @@ def _parameter(data: Any, *_: Any) -> Tensor:
 
 
 _MAKERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Make(lambda: OrderedDict()),
-    ("torch._utils", "_rebuild_tensor_v2"): _Make(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Make(_parameter),
-    ("torch", "Size"): _Make(lambda size: tuple(size)),
+    ("collections", "OrderedDict"): Maker(lambda: OrderedDict()),
+    ("torch._utils", "_rebuild_tensor_v2"): Maker(_tensor),
+    ("torch._utils", "_rebuild_parameter"): Maker(_parameter),
+    ("torch", "Size"): Maker(lambda size: tuple(size)),
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
 
