@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import over_split
-from svdata2vec.evaluation.persons import Box, find_persons
+from svdata2vec.evaluation.persons import find_persons
 from svdata2vec.evaluation.span import Span
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.student import Encoder
@@ -28,6 +28,7 @@ from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_o
 from svdata2vec.runs.published import load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, require_writable, write_atomically
+from svdata2vec.shards.boxes import Box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 

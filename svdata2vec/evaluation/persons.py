@@ -14,7 +14,7 @@ import numpy as np
 
 from svdata2vec.evaluation.span import Span, check_span
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.boxes import union_box
+from svdata2vec.shards.boxes import Box, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.clip import OTHER_RATE
@@ -23,8 +23,6 @@ from svdata2vec.shards.readers.media import without_extension
 from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright picture
 
 LONGER_SIDE = 160  # of the small pictures: a person is some twenty pixels high, noise is averaged away
 MAX_FRAMES = 64

@@ -13,7 +13,7 @@ import torch
 
 from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import require_finite
-from svdata2vec.evaluation.persons import Box, Persons, find_persons
+from svdata2vec.evaluation.persons import Persons, find_persons
 from svdata2vec.evaluation.span import Span
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
@@ -22,6 +22,7 @@ from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import require_writable, write_atomically
+from svdata2vec.shards.boxes import Box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import LARGEST, check_number
 

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.config.schema import DataConfig
-from svdata2vec.evaluation.persons import Box
 from svdata2vec.evaluation.span import Span
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.plan import ClipPlan, ClipPlans, make_plans
 from svdata2vec.pipeline.reference import resample
-from svdata2vec.shards.boxes import packed_square, packed_to_source
+from svdata2vec.shards.boxes import Box, packed_square, packed_to_source
 from svdata2vec.shards.errors import readable
 from svdata2vec.shards.packing.clip import resize_square
 from svdata2vec.shards.reading.sample import ClipMeta, Sample
