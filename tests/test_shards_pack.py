@@ -205,13 +205,13 @@ def test_open_names_what_is_missing(packed: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.npy: does not exist although the manifest does"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"index\.npy: not a readable index"):
+    with pytest.raises(UserError, match=r"index\.npy: not a readable array"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match=r"index\.npy: was changed after packing \(CRC-32\); copy it again or pack again"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes())
-    with pytest.raises(UserError, match=r"sums\.npy: not a readable index"):
+    with pytest.raises(UserError, match=r"sums\.npy: not a readable array"):
         ShardSet.open(tmp_path)
     (tmp_path / "sums.npy").write_bytes((packed.root / "sums.npy").read_bytes())
     (tmp_path / "shard-000001.tar").write_bytes(b"short")

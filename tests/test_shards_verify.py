@@ -339,7 +339,7 @@ def test_pax_headers_are_found(folder: Path) -> None:
 
 def test_unreadable_folders_raise(folder: Path) -> None:
     (folder / "index.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"index\.npy: not a readable index"):
+    with pytest.raises(UserError, match=r"index\.npy: not a readable array"):
         verify(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json: does not exist"):

@@ -307,7 +307,7 @@ def load_plain_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
-        raise UserError(f"{path}: not a readable index ({error}); pack again") from error
+        raise UserError(f"{path}: not a readable array ({error}); pack again") from error
 
 
 def file_problem(path: Path, manifest: Manifest) -> str | None:

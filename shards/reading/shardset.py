@@ -266,7 +266,7 @@ class ShardSet:
             self._check_header(entry, cut.video)
         if found != cut.sums:
             wrong = next(frame for frame, a, b in zip(cut.frames, found, cut.sums, strict=True) if a != b)
-            raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, frame {wrong}: {CHANGED}")
+            raise UserError(f"{self._clip_name(entry)}, frame {wrong}: {CHANGED}")
 
     def _check_header(self, entry: np.void, video: np.ndarray) -> None:
         """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
@@ -278,7 +278,11 @@ class ShardSet:
             reason = f"blocks: {len(stored)} frames {found}, the set has {frames} {form}; pack again"
         except ValueError as error:
             reason = str(error)
-        raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}: {reason}")
+        raise UserError(f"{self._clip_name(entry)}: {reason}")
+
+    def _clip_name(self, entry: np.void) -> str:
+        """A clip and its tar, as the beginning of a message."""
+        return f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}"
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""
@@ -314,7 +318,7 @@ class ShardSet:
         for name, content in parts.items():
             if content and crc32(content) != wanted[self._column[name]]:
                 entry = self.index[row]
-                raise UserError(f"{self.tar_name(entry['shard'])}: clip {entry['key'].decode()}, {name}: {CHANGED}")
+                raise UserError(f"{self._clip_name(entry)}, {name}: {CHANGED}")
 
     def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
         """(offset in the tar, bytes) of each component."""
