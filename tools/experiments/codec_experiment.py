@@ -10,39 +10,63 @@ with their intervals over seeds, and a plot beside them. Finished runs in `--wor
 """
 
 import argparse
+import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from experiment import make_parser, on_shards, probe_all_labels, process_pool, write_record
+import torch
 from matplotlib.figure import Figure
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
+from svdata2vec.config.probe import PROBE
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.evaluation.probe import probe
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Range
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
 CODECS = ("jpeg", "blocks")
 FIGURES = {"top1": "RGB top-1", "probe_top1": "linear probe top-1", "loss": "pretraining loss at the end"}
 
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+
 
 def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """All runs of one seed: each figure by codec."""
     found: dict[str, Any] = {"seed": seed, **{name: {} for name in FIGURES}}
-    for codec in CODECS:
-        on = argparse.Namespace(**vars(options) | {"shards": options.shards if codec == "jpeg" else options.blocks})
-        config = on_shards(demo_pretrain(), on, f"{codec}-{seed}", seed)
-        pretrain(replace(config, run=replace(config.run, epochs=on.epochs)))
+    for codec, shards in zip(CODECS, (options.shards, options.blocks), strict=True):
+        config = on_shards(demo_pretrain(), shards, options, f"{codec}-{seed}", seed)
+        pretrain(replace(config, run=replace(config.run, epochs=options.epochs)))
         found["loss"][codec] = read_metrics(config.run.out / "metrics.jsonl")[-1]["loss"]
-        found["probe_top1"][codec] = probe_all_labels(on, f"{codec}-{seed}", seed)["top1"]
-        tuned = on_shards(demo_finetune(), on, f"rgb-{codec}-{seed}", seed)
+        found["probe_top1"][codec] = probe_all_labels(shards, config.run.out, seed)["top1"]
+        tuned = on_shards(demo_finetune(), shards, options, f"rgb-{codec}-{seed}", seed)
         found["top1"][codec] = finetune(replace(tuned, pretrained=config.run.out))["top1"]
     return found
+
+
+def on_shards(base: Config, shards: Path, options: argparse.Namespace, name: str, seed: int) -> Config:
+    """A preset on some shards, in the folder `name` of the experiment's runs."""
+    run = replace(base.run, out=options.work / name, seed=seed, precision=options.precision)
+    return replace(base, data=replace(base.data, shards=str(shards), threads=1), run=run)
+
+
+def probe_all_labels(shards: Path, run: Path, seed: int) -> dict[str, Any]:
+    """Linear probe and nearest neighbours on a run's frozen RGB features, with all labels."""
+    base = PROBE["demo"]()
+    return probe(replace(
+        base, data=replace(base.data, shards=str(shards), threads=1), label_fraction=1.0, seed=seed,
+        pretrained=run, out=run.with_name(f"probe-{run.name}"),
+    ))
 
 
 def compare(seeds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,19 +91,34 @@ def plot(record: dict[str, Any], path: Path) -> None:
     save_figure(figure, path, dpi=110)
 
 
-def main() -> int:
-    parser = make_parser(__doc__, seeds=4, epochs=12)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, required=True, help="shards of synthetic motion clips")
     parser.add_argument("--blocks", type=Path, required=True, help="the same clips packed with codec blocks")
-    options = parser.parse_args()
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
+    parser.add_argument("--seeds", type=Range(1).parser(int), default=4)
+    parser.add_argument("--epochs", type=Range(1).parser(int), default=12, help="of pretraining")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, one thread each")
+    return parser
+
+
+def main() -> int:
+    options, spawn = make_parser().parse_args(), multiprocessing.get_context("spawn")
     try:
-        with process_pool(options.jobs) as pool:
+        with ProcessPoolExecutor(options.jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     compared = compare(seeds)
-    figures = {"epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds}
-    write_record(options.out, figures, plot, compared)
+    record = {
+        **machine(), "epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds,
+    }
+    save(record, options.out)
+    plot(record, options.out.with_suffix(".png"))
+    print(json.dumps(compared, indent=1))
     return 0
 
 
