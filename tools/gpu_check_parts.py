@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 MIN_PSNR_DB = 33.0  # GPU decoders differ from the CPU's by a grey level or two
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
+NUM_FRAMES, WANTED = 60, (59, 0, 1, 31, 30, 2, 0, 45)  # of the clip that decoders are compared on
 SOURCES = 48
 Figures = dict[str, Any]
 
@@ -65,22 +66,21 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
     from svdata2vec.pipeline.graph import DaliDecoder
     from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 
-    frames = [59, 0, 1, 31, 30, 2, 0, 45]
-    clip = encoded_clip(codec, 60, frames)
-    whole = replace(clip, frames_T=np.arange(60))
-    out = torch.zeros((1, len(frames), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    clip = encoded_clip(codec)
+    whole = replace(clip, frames_T=np.arange(NUM_FRAMES))
+    out = torch.zeros((1, len(WANTED), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
     decoder = DaliDecoder(codec, SIZE, device=device)
     try:
         failed = decoder.decode([clip], out)
     finally:
         decoder.close()
     require(not failed, f"DALI cannot decode it: {failed.get(0)}")
-    expected = torch.zeros((1, 60, SIZE, SIZE, 3), dtype=torch.uint8)
+    expected = torch.zeros((1, NUM_FRAMES, SIZE, SIZE, 3), dtype=torch.uint8)
     ReferenceDecoder().decode([whole], expected)
     worst = float("inf")
-    for found, wanted in zip(out[0].cpu(), frames, strict=True):
+    for found, wanted in zip(out[0].cpu(), WANTED, strict=True):
         scores = [psnr(found, other) for other in expected[0]]
-        best = max(range(60), key=scores.__getitem__)
+        best = max(range(NUM_FRAMES), key=scores.__getitem__)
         require(best == wanted, f"frame {wanted} was wanted; what came is most like frame {best}")
         worst = min(worst, scores[wanted])
     require(worst >= MIN_PSNR_DB, f"PSNR against the reference decoder {worst:.1f} dB, expected {MIN_PSNR_DB} dB or more")
@@ -94,12 +94,11 @@ def check_blocks(device: str = "cuda") -> Figures:
     from svdata2vec.pipeline.frames import gathered, laid
     from svdata2vec.pipeline.video import frames_of
 
-    frames = [59, 0, 1, 31, 30, 2, 0, 45]
-    clip = encoded_clip("blocks", 60, frames)
+    clip = encoded_clip("blocks")
     assert clip.blocks is not None
     uploader, decoder = BlockUploader(clip.blocks, device), BlocksDecoder(1)
-    clips, expected = uploader.room(2, len(frames), SIZE), torch.zeros((2, len(frames), SIZE, SIZE, 3), dtype=torch.uint8)
-    slabs = uploader.slabs(1, len(frames))
+    clips, expected = uploader.room(2, len(WANTED), SIZE), torch.zeros((2, len(WANTED), SIZE, SIZE, 3), dtype=torch.uint8)
+    slabs = uploader.slabs(1, len(WANTED))
     _, places = slabs.take()
     ready = gathered(clip, clip.blocks)
     places[0, : ready.video.size] = ready.video
@@ -115,7 +114,7 @@ def check_blocks(device: str = "cuda") -> Figures:
     return {"largest_difference": int(difference.max()), "share_different": share, "page_locked": locked}
 
 
-def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
+def encoded_clip(codec: str) -> Any:
     """A still scene over which a bright bar moves, packed in a codec, with a mirrored window that leaves the picture."""
     import io
 
@@ -136,16 +135,16 @@ def encoded_clip(codec: str, num_frames: int, frames: list[int]) -> Any:
         encoder = BlocksEncoder(blocks)
     elif codec != "jpeg":
         encoder = VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, PACKED, 30.0)
-    for number in range(num_frames):
+    for number in range(NUM_FRAMES):
         picture = scene.copy()
         picture[:, 3 * number : 3 * number + 8] = 255
         encoder.add(picture)
     parts = encoder.finish()
     offsets = np.load(io.BytesIO(parts.pop("offsets.npy"))) if codec == "jpeg" else None
-    offsets = offsets if blocks is None else block_offsets(blocks, num_frames)
+    offsets = offsets if blocks is None else block_offsets(blocks, NUM_FRAMES)
     (video,) = parts.values()
     window = affine.compose(affine.window_map((-20, 10, 230, 250), SIZE), affine.mirror_map(SIZE))
-    content, numbers_T = np.frombuffer(video, np.uint8), np.array(frames, np.int64)
+    content, numbers_T = np.frombuffer(video, np.uint8), np.array(WANTED, np.int64)
     return EncodedClip("clip", content, offsets, numbers_T, window, PACKED, PACKED, blocks)
 
 

@@ -18,17 +18,18 @@ from gpu_check_parts import SOURCES, Figures, bench_clips, require
 
 STEP_CLIPS = 32
 FRAMES = 40
+PRESET = "ntu60-xsub"
 FASTEST = ("--run.launch", "graph", "--model.fused-blocks")  # as one would train on a GPU
 
 
-def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7, sources: int = SOURCES) -> Figures:
+def measure_decoder(device: str = "cuda", rounds: int = 2, seconds: float = 0.7) -> Figures:
     """Pictures per second of the loader's decoders, by threads and by the share of the GPU's engines."""
     from svdata2vec.bench.tune import in_turns
     from svdata2vec.runs.tuned import Tuned
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({2, min(8, cores), min(16, cores)})
-    shards = bench_clips(sources)
+    shards = bench_clips(SOURCES)
     shares = (1.0, 0.75, 0.0) if device != "cpu" else (1.0,)
     settings = {f"share_{share:g}_threads_{count}": Tuned(count, share) for share in shares for count in threads}
     rates = in_turns({name: (shards, one) for name, one in settings.items()}, torch.device(device), rounds, seconds)
@@ -49,26 +50,26 @@ def measure_device(device: str = "cuda") -> Figures:
     }
 
 
-def run_bench(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: str) -> Figures:
+def run_bench() -> Figures:
     """`svdata2vec bench run` against the authors' way; overlap: how much of the shorter half hides behind the longer."""
-    record = bench_record(preset, "jpeg", sources, "--baseline", "original-style", *more)
+    record = bench_record("jpeg", "--baseline", "original-style")
     return {**bench_figures(record), "train_speedup": record["baseline"]["train_speedup"], "record": record}
 
 
-def run_bench_blocks(preset: str = "ntu60-xsub", sources: int = SOURCES, *more: str) -> Figures:
+def run_bench_blocks() -> Figures:
     """The same on the same clips in blocks, which are uploaded as they are stored."""
-    record = bench_record(preset, "blocks", sources, *more)
+    record = bench_record("blocks")
     return {**bench_figures(record), "record": record}
 
 
-def bench_record(preset: str, codec: str, sources: int, *more: str) -> dict[str, Any]:
+def bench_record(codec: str, *more: str) -> dict[str, Any]:
     """What `bench run` writes for the clips of `make_clips`."""
-    shards = bench_clips(sources, codec)
+    shards = bench_clips(SOURCES, codec)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
         words = ["--data.shards", str(shards.root), "--data.train-split", "all", "--out", str(out), "--rounds", "3"]
         words += FASTEST if torch.cuda.is_available() else ()
-        command = [sys.executable, "-m", "svdata2vec", "bench", "run", preset, *words, "--seconds", "1.5", *more]
+        command = [sys.executable, "-m", "svdata2vec", "bench", "run", PRESET, *words, "--seconds", "1.5", *more]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
         require(done.returncode == 0, f"svdata2vec bench run ended with {done.returncode}: {done.stderr[-300:]}")
         return json.loads(out.read_text())
@@ -89,17 +90,17 @@ def hidden_share(data: float, model: float, train: float) -> float:
     return (1 / data + 1 / model - 1 / train) / min(1 / data, 1 / model)
 
 
-def measure_overlap(preset: str = "ntu60-xsub", sources: int = SOURCES, steps: int = 8) -> Figures:
+def measure_overlap() -> Figures:
     """A short profile of training with decoding beside it."""
     from profile_training import profiled
 
     from svdata2vec.bench.config import BenchConfig
     from svdata2vec.config.presets import PRETRAIN
 
-    base = BenchConfig.of(PRETRAIN[preset]())
+    base = BenchConfig.of(PRETRAIN[PRESET]())
     base = replace(base, run=replace(base.run, launch="graph"), model=replace(base.model, fused_blocks=True))
-    shards = str(bench_clips(sources).root)
-    return overlap_of(profiled(replace(base, data=replace(base.data, shards=shards, train_split="all")), steps))
+    shards = str(bench_clips(SOURCES).root)
+    return overlap_of(profiled(replace(base, data=replace(base.data, shards=shards, train_split="all")), steps=8))
 
 
 def overlap_of(profile: dict[str, Any]) -> Figures:
