@@ -26,7 +26,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.folder import changed_settings
-from svdata2vec.runs.provenance import commit, hardware, head, save
+from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import cost
@@ -101,7 +101,7 @@ def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
         "metric": first.data.metric, "seeds": [*seeds],
         "data": {"name": some["dataset"], "split": some["split"], "clips": some["clips"], "labels": some["labels"]},
         "pretraining": _pretraining(first),
-        "commits": sorted({made for config in runs.values() for made in read_card(config.run.out).get("commits", ["unknown"])}),
+        "commits": sorted({made for config in runs.values() for made in read_card(config.run.out).get("commits", [UNKNOWN])}),
         "settings": to_values(replace(first, pretrained=None, run=replace(first.run, out=Path(first.run.out.name)))),
         "sides": {name: {
             "changes": changed_settings(to_values(first), to_values(runs[name, 0]), ("run.out", "run.seed", "pretrained")),
@@ -118,7 +118,7 @@ def _pretraining(config: FinetuneConfig) -> dict[str, Any]:
     """What the runs started from."""
     assert config.pretrained is not None
     card = read_card(config.pretrained)
-    return {"epochs": card["config"]["run"]["epochs"], "commits": card.get("commits", ["unknown"])}
+    return {"epochs": card["config"]["run"]["epochs"], "commits": card.get("commits", [UNKNOWN])}
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fuzz_case import GOOD
+
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
 
@@ -39,7 +41,6 @@ AREAS: dict[str, tuple[str, int]] = {
     "pretraining resumed": ("fuzz_runs.ResumeArea", 2),
     "option values": ("fuzz_runs.OptionsArea", 1),
 }
-GOOD = ("same", "error", "skipped", "other")
 
 
 def shares(cases: int, areas: Sequence[str]) -> dict[str, Sequence[int]]:
