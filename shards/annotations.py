@@ -54,7 +54,6 @@ class Pose:
             score_MTV=None if score_MTV is None else np.pad(score_MTV, ((0, 0), (0, missing), (0, 0))),
             box_T4=None if box_T4 is None else np.pad(box_T4, ((0, missing), (0, 0))))
 
-
     def between(self, start: int, stop: int) -> "Pose":
         """Of the frames from `start` to `stop`, which is excluded."""
         score_MTV, box_T4 = self.score_MTV, self.box_T4

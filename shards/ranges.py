@@ -55,7 +55,7 @@ class Range:
             try:
                 self.check("the value", number, whole=kind is int)
             except UserError as error:
-                                raise argparse.ArgumentTypeError(str(error)) from None
+                raise argparse.ArgumentTypeError(str(error)) from None
             return number
 
         read.__name__ = kind.__name__  # argparse names it where the text is no number

@@ -231,9 +231,9 @@ def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) 
     if joined:
         some = ", ".join(sorted(joined)[:3])
         log.info("in %d clips %d pieces of a person's track were joined to others, e.g. in %s", len(joined),
-                    sum(joined.values()), some)
+                 sum(joined.values()), some)
     if skipped:
         log.warning("%d clips were left out, see %s; the first, %s: %s", len(skipped), SKIPPED_NAME, skipped[0].key,
-                       shown(skipped[0].reason))
+                    shown(skipped[0].reason))
     for difference in manifest.unlike_published():
         log.warning("%s", difference)

@@ -15,7 +15,7 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
 from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
-from svdata2vec.shards.ranges import Range
+from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.media import without_extension
 from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
@@ -28,14 +28,13 @@ FORMATS = (*PARSERS, "npz")
 USUAL = {"coco": {17: "coco17"}, "openpose": {25: "body25", 18: "openpose18"}, "alphapose": {17: "coco17", 26: "halpe26"},
          "mmpose": {17: "coco17", 26: "halpe26"}, "yolo": {17: "coco17"}, "mediapipe": {33: "mediapipe33"},
          "npz": {17: "coco17"}}
-Persons = Annotated[int, Range(1, 100)]
-Share = Annotated[float, Range(0, 1)]
+MOST_PERSONS = 100
 LOOKED_AT = 20  # clips whose joints are compared with the layout
 
 
 def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name: str | None = None,
-                    joints: str | None = None, as_coco17: bool = False, persons: Persons = 2, min_score: Share = 0.3,
-                    split_by: str | None = None) -> DataSet:
+                    joints: str | None = None, as_coco17: bool = False, persons: Annotated[int, Range(1, MOST_PERSONS)] = 2,
+                    min_score: Share = 0.3, split_by: str | None = None) -> DataSet:
     """Own videos, and the poses that another program found in them, one file per video.
 
     A pose file has its video's name: walk/001.json, or 001.json if that name occurs once. Where the format has a file per
@@ -70,25 +69,33 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: expected one of {', '.join(FORMATS)}")
-    Range(1, 100).check("persons", persons, whole=True)
-    Range(0, 1).check("min_score", min_score)
+    check_number("persons", persons, 1, MOST_PERSONS, whole=True)
+    check_number("min_score", min_score, 0, 1)
     read = read_video_csv if Path(videos).is_file() else read_video_folder
     dataset = read(videos, name=name, split_by=split_by)
     skipped = list(dataset.skipped)
-    clips = _with_poses(dataset.clips, _Places(poses, format), skipped)
-    if not clips:
+    placed = _placed(dataset.clips, _Places(poses, format), skipped)
+    if not placed:
         raise UserError(f"{poses}: no {format} poses of any of the {len(dataset.clips)} videos; {skipped[-1].reason}")
-    guess = len(layout(joints or "coco17").joints)
-    found = _first_poses([replace(clip, pose_file=_reading(clip, guess, None, persons, min_score)) for clip in clips])
+
+    def with_poses(num_joints: int, coco17_of: str | None) -> list[ClipAnnotation]:
+        """The clips, and how a worker reads their poses."""
+        return [
+            replace(clip, pose_file=PoseFile(read_poses, path, (format, item, num_joints, coco17_of, persons, min_score)))
+            for clip, path, item in placed
+        ]
+
+    found = _first_poses(with_poses(len(layout(joints or "coco17").joints), None))
     counts = {pose.shape[2] for pose in found}
     chosen = choose_layout(found, joints, USUAL[format].get(next(iter(counts))) if len(counts) == 1 else None, poses)
-    source = chosen.name if as_coco17 else None
-    clips = [replace(clip, pose_file=_reading(clip, len(chosen.joints), source, persons, min_score)) for clip in clips]
+    clips = with_poses(len(chosen.joints), chosen.name if as_coco17 else None)
     return replace(dataset, layout=COCO17 if as_coco17 else chosen, clips=clips, skipped=skipped)
 
 
-def _with_poses(clips: Sequence[ClipAnnotation], places: "_Places", skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """The clips of whose videos there are poses; the others go to `skipped`.
+def _placed(
+    clips: Sequence[ClipAnnotation], places: "_Places", skipped: list[Skipped]
+) -> list[tuple[ClipAnnotation, str, str]]:
+    """The clips of whose videos there are poses, with path and item of these; the others go to `skipped`.
 
     Poses that several videos find by their names are those of the one that shares most folders with them.
     """
@@ -108,16 +115,9 @@ def _with_poses(clips: Sequence[ClipAnnotation], places: "_Places", skipped: lis
         if rivals:
             reason = f"{path}: poses of '{owner.video}' or of '{rivals[0].video}'; put them into folders as the videos are"
         else:
-            found.append(replace(owner, pose_file=PoseFile(read_poses, path, (places.format, item))))
+            found.append((owner, path, item))
         skipped += [Skipped(clip.key, reason, str(clip.video)) for _, clip in fits if rivals or clip is not owner]
     return found
-
-
-def _reading(clip: ClipAnnotation, num_joints: int, coco17_of: str | None, persons: int, min_score: float) -> PoseFile:
-    """How a worker reads the clip's poses."""
-    assert clip.pose_file is not None
-    format, item = clip.pose_file.arguments[:2]
-    return replace(clip.pose_file, arguments=(format, item, num_joints, coco17_of, persons, min_score))
 
 
 def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
