@@ -1,15 +1,14 @@
 """The loader: order, ranks, resume, bad clips, shutdown. Small clips, both decoders."""
 
-import multiprocessing
 import pickle
 import shutil
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loader_child import keys_in_child
 from pipeline_factory import shard_set
 from shards_data import edit_manifest
 from waiting import wait_for
@@ -278,24 +277,13 @@ def test_an_exception_in_training_leaves_nothing_behind(shards):
     assert not our_threads()
 
 
-def _keys_in_child(loader: ClipLoader, root: Path, out: "multiprocessing.Queue") -> None:
-    with loader:
-        out.put([batch.keys for batch in loader])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_loader_works_in_a_child_process(shards, method):
-    context = multiprocessing.get_context(method)
     with make(shards) as loader:
         expected = [batch.keys for batch in loader]  # the parent's threads and pipeline are alive
         loader.set_epoch(0)
-        out = context.Queue()
-        child = context.Process(target=_keys_in_child, args=(loader, shards.root, out))
-        child.start()
-        assert out.get(timeout=60) == expected
-        child.join(30)
-        assert child.exitcode == 0
+        assert keys_in_child(loader, method) == expected
         assert [batch.keys for batch in loader] == expected
 
 

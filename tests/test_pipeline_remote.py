@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import multiprocessing
 import pickle
 import shlex
 import sys
@@ -15,6 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from loader_child import keys_in_child
 from pipeline_factory import shard_set
 from waiting import wait_for
 
@@ -229,28 +229,17 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
 
 
-def _keys_of(loader: ClipLoader, out: "multiprocessing.Queue") -> None:
-    with loader:
-        out.put([batch.keys for batch in loader])
-
-
 @pytest.mark.parametrize(("method", "fetch"), [("fork", "clips"), ("fork", "shards")])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_remote_loader_works_in_a_child_process(http_url, tmp_path, method, fetch):
     """Connections, locks and threads of the parent are none of the child's."""
     remote = RemoteShardSet(http_url, cache=tmp_path, fetch=fetch)
-    context = multiprocessing.get_context(method)
     with ClipLoader(remote, "all", PLAN, batch_size=4, train=True) as loader:
         expected = [batch.keys for batch in loader]
         loader.set_epoch(0)
         remote.cache.folder.rename(tmp_path / "away")  # the child must fetch, too
         remote.cache.folder.mkdir()
-        out = context.Queue()
-        child = context.Process(target=_keys_of, args=(loader, out))
-        child.start()
-        assert out.get(timeout=60) == expected
-        child.join(30)
-        assert child.exitcode == 0
+        assert keys_in_child(loader, method) == expected
 
 
 def test_folders_and_urls_have_one_interface(local, url, tmp_path):

@@ -1,35 +1,22 @@
 """The packing benchmark measures what it says: fidelity of the model's crop, shares that add up."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import bench_block_encoder
+import bench_packing
+import cv2
 import numpy as np
 import pytest
-from repository import ROOT
 from shards_data import write_video
 
 from svdata2vec.shards.packing.pack import PackOptions
 
-TOOL = ROOT / "tools" / "bench" / "bench_packing.py"
 
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/bench/bench_packing.py as a module."""
-    spec = importlib.util.spec_from_file_location("bench_packing", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_rows_rank_the_encodings(tool: ModuleType, tmp_path: Path) -> None:
-    dataset = tool.file_set([write_video(tmp_path / "film.mp4", 6, width=384, height=288)])
+def test_rows_rank_the_encodings(tmp_path: Path) -> None:
+    dataset = bench_packing.file_set([write_video(tmp_path / "film.mp4", 6, width=384, height=288)])
     assert [clip.key for clip in dataset.clips] == ["film-0", "film-1", "film-2"]
-    rows = {name: tool.measure(dataset, options, tmp_path / name) for name, options in {
+    rows = {name: bench_packing.measure(dataset, options, tmp_path / name) for name, options in {
         "fine": PackOptions(workers=1, quality=95), "coarse": PackOptions(workers=1, quality=20, chroma="420"),
         "copy": PackOptions(workers=1, codec="copy")}.items()}
     assert rows["copy"]["psnr_db_worst_clip"] > rows["fine"]["psnr_db_worst_clip"] > rows["coarse"]["psnr_db_mean"]
@@ -39,13 +26,13 @@ def test_rows_rank_the_encodings(tool: ModuleType, tmp_path: Path) -> None:
         assert abs(sum(row["shares"].values()) + row["own_share"] - 1) < 1e-3 and 0 <= row["own_share"] < 1
 
 
-def test_crops_of_both_kinds_agree(tool: ModuleType) -> None:
+def test_crops_of_both_kinds_agree() -> None:
     """Resizing a crop, and sampling the whole picture through the map, give the same pixels."""
     picture = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     box = (-20, 40, 280, 340)
-    resized = tool.cv2.resize(tool.padded_crop(picture, box), (224, 224), interpolation=tool.cv2.INTER_LINEAR)
+    resized = cv2.resize(bench_packing.padded_crop(picture, box), (224, 224), interpolation=cv2.INTER_LINEAR)
     scale = 300 / 224
-    sampled = tool.warp(picture, np.array([[scale, 0, box[0]], [0, scale, box[1]]]))
+    sampled = bench_packing.warp(picture, np.array([[scale, 0, box[0]], [0, scale, box[1]]]))
     inside = np.s_[2:190, 20:]  # away from the picture's edge, where the two treat the outside differently
     assert np.abs(resized[inside].astype(int) - sampled[inside]).max() <= 6
 
