@@ -31,7 +31,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.folder import write_config
+from svdata2vec.runs.folder import WEIGHTS, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -248,7 +248,7 @@ def convert_file(
 
     Arguments as the options of `svdata2vec convert`; the default split is the one that `DataConfig` names.
     """
-    if (out / "model.safetensors").exists():
+    if (out / WEIGHTS).exists():
         raise UserError(f"{out} holds a model already; choose another folder")
     try:
         file = read_original(checkpoint)

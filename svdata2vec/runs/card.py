@@ -13,7 +13,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints
-from svdata2vec.runs.folder import CONFIG
+from svdata2vec.runs.folder import CARD, CONFIG, WEIGHTS
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError
@@ -27,7 +27,7 @@ SUMMARIES = {
 }
 
 # What a card has to say, for those who read it; those of earlier versions say less.
-CARD: dict[str, Any] = {
+_SCHEMA: dict[str, Any] = {
     "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "classes": [str], "preprocessing?": {"view?": str},
     "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
 }
@@ -116,18 +116,18 @@ def _trained_on(source: Path, out: Path) -> dict[str, Any] | None:
 def read_card(run: Path) -> dict[str, Any]:
     """The card of a finished run, given its folder or its `model.safetensors`."""
     folder = run_folder(run)
-    for name in ("model.safetensors", "model.json"):
+    for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             if (folder / CONFIG).is_file():
                 raise UserError(f"{folder}: no {name}, its run is not finished; start that run again to go on")
             raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
-    path = folder / "model.json"
-    return check_record(read_sealed(path), CARD, path)
+    path = folder / CARD
+    return check_record(read_sealed(path), _SCHEMA, path)
 
 
 def weights_hash(run: Path) -> str | None:
     """The hash that the weights of a finished run carry; None of an earlier version."""
-    path = run_folder(run) / "model.safetensors"
+    path = run_folder(run) / WEIGHTS
     with safetensors.safe_open(path, "pt") as file:
         found: str | None = json.loads((file.metadata() or {}).get("svdata2vec", "{}")).get("sha256")
     return found
@@ -153,13 +153,13 @@ def shown_whole(card: dict[str, Any]) -> bool:
 
 
 def run_folder(run: Path) -> Path:
-    return run.parent if run.name == "model.safetensors" else run
+    return run.parent if run.name == WEIGHTS else run
 
 
 def complete_card(folder: Path, **entries: Any) -> None:
     """Add entries, such as the figures of an evaluation, to the card of published weights."""
     card = {**read_card(folder), **entries}
-    write_atomically(folder / "model.json", sealed(card))
+    write_atomically(folder / CARD, sealed(card))
 
 
 def evaluation_entry(result: dict[str, Any]) -> dict[str, Any]:

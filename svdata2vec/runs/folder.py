@@ -20,6 +20,7 @@ from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.joined import set_names
 
 CONFIG, FINISHED = "config.json", "result.json"
+WEIGHTS, CARD = "model.safetensors", "model.json"  # that are published
 
 Settings = PretrainConfig | FinetuneConfig | ProbeConfig
 KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainConfig, FinetuneConfig, ProbeConfig)}

@@ -18,6 +18,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
 from svdata2vec.runs.failures import RunFailedError, first_line
+from svdata2vec.runs.folder import CARD, WEIGHTS
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 
@@ -47,8 +48,8 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     card = {"version": __version__, **card}
     inside = {name: card[name] for name in IN_THE_WEIGHTS if name in card}
     header = {"svdata2vec": json.dumps({**inside, "sha256": digest(tensors, inside)})}
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, header))
-    write_atomically(folder / "model.json", sealed(card))
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, header))
+    write_atomically(folder / CARD, sealed(card))
 
 
 def digest(weights: dict[str, Tensor], inside: dict[str, Any]) -> str:
@@ -70,7 +71,7 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: one of the two is missing or damaged.
     """
     card = read_card(run)
-    path = run_folder(run) / "model.safetensors"
+    path = run_folder(run) / WEIGHTS
     try:
         with safetensors.safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
@@ -86,7 +87,7 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
     """The settings of the networks that a card describes. Triton's kernels, where they were asked for, are no part of them."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
-    config = from_dict(kind, with_todays_names(card["config"]), f"{run}/model.json: config")
+    config = from_dict(kind, with_todays_names(card["config"]), f"{run}/{CARD}: config")
     model = config.model
     return config if model.impl != "triton" else replace(config, model=replace(model, impl="auto"))  # it may run on a CPU now
 
@@ -146,5 +147,5 @@ def load_classifier(run: Path, **model_settings: Any) -> tuple[Classifier, Finet
         model.load_state_dict(weights)
     except RuntimeError as error:
         found = " ".join(str(error).split())[:200]
-        raise UserError(f"{run_folder(run) / 'model.json'} does not describe the weights beside it ({found})") from error
+        raise UserError(f"{run_folder(run) / CARD} does not describe the weights beside it ({found})") from error
     return model.eval(), config, card
