@@ -6,7 +6,7 @@ tools/pose/extract_poses.py has made a pickle.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
@@ -59,12 +59,18 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
         return ClipAnnotation(safe_key(without_extension(found.relative(path))), number[places[path][1]], path)
 
     clips = clips_of(places, make, lambda path: (found.relative(path), path), skipped)
+    splits = _splits(clips, {path: split for path, (split, _) in places.items()}, split_by)
+    return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
+
+
+def _splits(clips: Sequence[ClipAnnotation], split_of: Mapping[str, str], split_by: str | None) -> dict[str, list[str]]:
+    """Split -> keys: those of the videos, or made as `split_by` says."""
+    if split_by is not None:
+        return made_splits(split_by, clips)
     splits: dict[str, list[str]] = {}
     for clip in clips:
-        splits.setdefault(places[str(clip.video)][0], []).append(clip.key)
-    if split_by is not None:
-        splits = made_splits(split_by, clips)
-    return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
+        splits.setdefault(split_of[str(clip.video)], []).append(clip.key)
+    return splits
 
 
 def _without_video(found: Walk) -> list[str]:
@@ -124,15 +130,11 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         first = seen.setdefault(identity(video), line)
         if first != line:
             raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
-        split_of.setdefault(keys[video], rows[place][1].get("split") or "train")
+        split_of.setdefault(video, rows[place][1].get("split") or "train")
         return ClipAnnotation(keys[video], label, video)
 
     clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place]), skipped)
-    splits: dict[str, list[str]] = {}
-    for clip in clips:
-        splits.setdefault(split_of[clip.key], []).append(clip.key)
-    if split_by is not None:
-        splits = made_splits(split_by, clips)
+    splits = _splits(clips, split_of, split_by)
     return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)
 
 
