@@ -53,41 +53,45 @@ def model_card(
         shards: the data set that it was trained on, where known.
         train_clips: clips that were trained on, where they are a part of the split.
     """
-    data = config.data
-    plan = data.plan()
     card: dict[str, Any] = {
         "kind": kind,
         "summary": SUMMARIES[kind],
         "modality": config.modality if isinstance(config, FinetuneConfig) else "both",
         "num_joints": num_joints,
         "classes": list(classes),
-        "preprocessing": {
-            "num_frames": data.num_frames,
-            "size": data.size,
-            "view": "persons" if shards is None else shards.manifest.view,
-            "crop": data.crop,
-            "padding": plan.padding,
-            "stored_size": 0 if shards is None else shards.manifest.packed_size,
-            "stored_margin": (PACK_MARGIN - 1) / 2,
-            "resize": "cubic (OpenCV's INTER_CUBIC) to the stored size, of it the crop, bilinear; pixel centres at + 0.5, "
-            "black outside, no antialiasing",
-            "frame_draw": data.frame_draw,
-            "frame_seed": plan.frame_seed,
-            "views": data.views,
-            "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "joints": f"pixels of the {data.size} x {data.size} crop, zero = missing",
-            "persons": config.model.persons,
-            "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",
-        },
+        "preprocessing": _preprocessing(config, shards),
         "config": to_values(config),
     }
     if shards is not None:
-        card["trained_on"] = _data_of(shards, data, train_clips)
+        card["trained_on"] = _data_of(shards, config.data, train_clips)
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
         card["pretrained_on"] = _trained_on(config.pretrained, config.run.out)
     return card
+
+
+def _preprocessing(config: PretrainConfig | FinetuneConfig, shards: ShardSet | None) -> dict[str, Any]:
+    data = config.data
+    plan = data.plan()
+    return {
+        "num_frames": data.num_frames,
+        "size": data.size,
+        "view": "persons" if shards is None else shards.manifest.view,
+        "crop": data.crop,
+        "padding": plan.padding,
+        "stored_size": 0 if shards is None else shards.manifest.packed_size,
+        "stored_margin": (PACK_MARGIN - 1) / 2,
+        "resize": "cubic (OpenCV's INTER_CUBIC) to the stored size, of it the crop, bilinear; pixel centres at + 0.5, "
+        "black outside, no antialiasing",
+        "frame_draw": data.frame_draw,
+        "frame_seed": plan.frame_seed,
+        "views": data.views,
+        "colours": "RGB, uint8, 0 to 255; the network normalises them itself",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "joints": f"pixels of the {data.size} x {data.size} crop, zero = missing",
+        "persons": config.model.persons,
+        "frames": f"one per temporal segment, the same in every evaluation ({data.frame_draw} draw)",
+    }
 
 
 def _data_of(shards: ShardSet, data: DataConfig, train_clips: int | None) -> dict[str, Any]:
