@@ -42,6 +42,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.video import VideoReader
 
 T, SIZE = 6, 64
 DATA = DataConfig(num_frames=T, size=SIZE)
@@ -230,6 +231,18 @@ def test_a_part_of_a_video_is_seen_as_a_video_cut_to_it(how: str, run: Path, lon
     assert part["did"][0] == f"decoded 16 frames of {WIDTH}x{HEIGHT}, 12 to 27" and part["did"][1].startswith("took ")
     assert part["did"][2].replace("0.pkl", "1.pkl") == alone["did"][2]
     assert (part["did"][2] == whole["did"][2]) == (how in ("box", "whole")), "what is cropped around is looked for in the part"
+
+
+@pytest.mark.parametrize("given", [{}, {"box": (50, 30, 130, 90)}])
+def test_a_part_is_decoded_twice_at_most(
+    given: dict[str, Any], run: Path, long_and_cut: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that lies before it, too: to see that the video has it and where somebody moves, then to see it."""
+    decoded: list[int] = []
+    following = VideoReader._next
+    monkeypatch.setattr(VideoReader, "_next", lambda reader: decoded.append(reader.position) or following(reader))
+    predict(run, long_and_cut[0], frames=(12, 28), device="cpu", **given)
+    assert decoded.count(0) == decoded.count(11) == 2 and max(decoded) == 27
 
 
 def test_features_of_a_part_of_a_video(run: Path, long_and_cut: tuple[Path, Path]) -> None:

@@ -108,7 +108,11 @@ def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: in
 def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path: Path, ending: str) -> None:
     model = tmp_path / f"model{ending}"
     export(run, model)
-    for words, options in (([], {"whole_picture": True}), (["20,30,100,150"], {"box": (20, 30, 100, 150)})):
+    cases: list[tuple[list[str], dict[str, Any]]] = [
+        ([], {"whole_picture": True}), (["20,30,100,150"], {"box": (20, 30, 100, 150)}),
+        (["--frames", "5", "9", "20,30,100,150"], {"box": (20, 30, 100, 150), "frames": (5, 9)}),
+    ]
+    for words, options in cases:
         found = subprocess.run(
             [sys.executable, "-I", str(SCRIPT), str(model), str(video), *words], capture_output=True, text=True, cwd=tmp_path,
             check=True,
@@ -116,6 +120,15 @@ def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path
         scores = {line.split("%  ")[1]: float(line.split(" %")[0]) for line in found.stdout.splitlines()}
         expected = {each["name"]: 100 * each["probability"] for each in predict(run, video, device="cpu", **options)["classes"]}
         assert scores == pytest.approx(expected, abs=0.02) and set(scores) == set(CLASSES)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(5, 5), (-1, 3), (2, 15)])
+def test_the_script_refuses_frames_that_are_not_there(
+    video: Path, start: int, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
+    with pytest.raises(AssertionError, match=f"--frames {start} {stop}: expected 0 <= START < STOP <= 14"):
+        predict_exported.main("model.onnx", str(video), frames=(start, stop))
 
 
 def test_published_weights_say_what_they_are(run: Path) -> None:

@@ -1,9 +1,9 @@
 """A video's classes by an exported classifier, without svdata2vec: NumPy, OpenCV, PyAV, and ONNX Runtime or PyTorch.
 
-    python predict_exported.py MODEL.onnx|MODEL.pt2 VIDEO [X1,Y1,X2,Y2]
+    python predict_exported.py MODEL.onnx|MODEL.pt2 VIDEO [X1,Y1,X2,Y2] [--frames START STOP]
 
 The file says how its clips are prepared (svdata2vec/README.md, "Exported files"). The scores are those of `svdata2vec predict`
-with --box, without a box those of --whole-picture.
+with --box, without a box those of --whole-picture; --frames takes the frames START to STOP - 1 alone, counted from 0.
 """
 
 import hashlib
@@ -89,13 +89,16 @@ def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) 
     return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
 
 
-def main(model: str, video: str, box: str | None = None) -> None:
+def main(model: str, video: str, box: str | None = None, *, frames: tuple[int, int] | None = None) -> None:
     """Print the classes of a video with their scores in per cent, best first."""
     card, logits_of = load(model)
     rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
     with av.open(video) as container:
         count = sum(1 for _ in container.decode(video=0))
-    views = [frame_numbers(rule, Path(video).stem, count, view).tolist() for view in range(rule.get("views", 1))]
+    start, stop = frames or (0, count)
+    assert 0 <= start < stop <= count, f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}"
+    numbered = (frame_numbers(rule, Path(video).stem, stop - start, view) for view in range(rule.get("views", 1)))
+    views = [(start + numbers_T).tolist() for numbers_T in numbered]
     wanted, seen = {number for numbers in views for number in numbers}, {}
     with av.open(video) as container:
         for number, frame in enumerate(container.decode(video=0)):
@@ -110,4 +113,9 @@ def main(model: str, video: str, box: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    words, part = sys.argv[1:], None
+    if "--frames" in words:
+        place = words.index("--frames")
+        part = int(words[place + 1]), int(words[place + 2])
+        del words[place : place + 3]
+    main(*words, frames=part)

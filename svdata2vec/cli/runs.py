@@ -119,7 +119,8 @@ class PredictOptions:
     whole_picture: bool = False
     """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
     frames: Annotated[tuple[FrameNumber, FrameNumber] | None, tyro.conf.arg(metavar="START STOP")] = None
-    """Part of the video to look at: the frames from START, counted from 0, up to STOP, which is excluded; None = all."""
+    """Part of the video to look at: the frames from START, counted from 0, up to STOP, which is excluded; None = all. The video
+    is decoded from its beginning, as nothing else counts its frames for certain: cut many parts out of a long one first."""
     views: Views | None = None
     """Draws of frames whose scores are averaged; None = as many as the run has (`data.views`)."""
     top: Count = 5

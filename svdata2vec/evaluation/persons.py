@@ -64,18 +64,19 @@ def find_persons(
     if not video.is_file() and not (video.is_dir() and numbered_pictures(video)):
         found = "is a folder without numbered pictures" if video.is_dir() else "no such file"
         raise UserError(f"{video}: {found}; expected a video")
+    looks = box is None and poses is None and not whole_picture and not trained_on_whole
     with VideoReader(video) as reader:
         info = reader.info
-        if frames is not None:
+        if frames is not None and not (looks and 0 <= frames[0] < frames[1]):  # else `moving_region` does
             check_span(reader, frames)
     if box is not None:
         _check_box(box, info, video)
         return Persons(box, "the box that was given")
     if whole_picture:
         return Persons(None, "looked for nobody")
-    if poses is None and trained_on_whole:
-        return Persons(None, "as the network was trained")
-    return moving_region(video, info, frames) if poses is None else persons_of_poses(poses, video, info, frames)
+    if poses is not None:
+        return persons_of_poses(poses, video, info, frames)
+    return moving_region(video, info, frames) if looks else Persons(None, "as the network was trained")
 
 
 def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
@@ -144,7 +145,7 @@ def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, An
 def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:
     """The region that differs from the still background, the median over time; for cameras that stand still.
 
-    `frames`: the part of the video that is looked at, None = all of it.
+    `frames`: the part of the video that is looked at, None = all of it; UserError unless the video has it.
 
     A person who does not move is not seen, and whatever else moves is taken for one.
     """
@@ -182,4 +183,6 @@ def _small_pictures(video: Path, info: VideoInfo, start: int, stop: int | None) 
             kept.append(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
             if len(kept) == MAX_FRAMES:  # full: every second one makes room for the rest
                 kept, stride = kept[::2], 2 * stride
+        if stop is not None:
+            check_span(reader, (start, stop))
     return np.stack(kept).astype(np.float32)
