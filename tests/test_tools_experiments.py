@@ -114,6 +114,16 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     pairs = [tuple(line.split(" | ")[:2]) for line in apart.splitlines()[2:8]]
     ours, others = ("| pretrained, fine-tuned", "| pretrained, linear probe"), ("from scratch", "joint regression, fine-tuned")
     assert [pair for pair in pairs if pair[1] in others] == [(mine, other) for mine in ours for other in others]
+    means = {row["title"]: row["cells"][0]["mean"] for row in record["rows"]}
+    header, _, *beside = [line.split(" | ") for line in tables.at_one_share(record, 1).splitlines()[:7]]
+    assert header[1:] == ["top-1 with 12 labels", "pretrained, fine-tuned, is better by |"] and len(beside) == len(names)
+    for title, top_1, better in beside:
+        expected = means[title.strip("| ")]
+        assert top_1.startswith(f"{100 * expected:.1f} ± ")
+        if title == ours[0]:
+            assert better.strip("| ") == ""
+        else:
+            assert better.lstrip("*").startswith(f"{100 * (means[ours[0].strip('| ')] - expected):+.1f} (")
     costs = tables.label_costs(record)
     assert "| from scratch | 12 | 3 | 12 |" in costs and "weight_decay 0." in costs
     assert "| pretrained, linear probe | 12 |  |  | " in costs

@@ -36,7 +36,7 @@ from results_speed import (
     profiles,
     training_step,
 )
-from results_studies import finetuning, label_costs, label_differences, label_efficiency, sides
+from results_studies import at_one_share, finetuning, label_costs, label_differences, label_efficiency, sides
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -64,6 +64,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "finetuning": (finetuning, ("finetuning",)),
     "finetuning_longer": (finetuning, ("finetuning_longer",)),
     "longer": (partial(label_efficiency, chart="longer.png"), ("longer",)),
+    "recognition": (at_one_share, ("longer",)),
     "longer_differences": (label_differences, ("longer",)),
     "longer_costs": (label_costs, ("longer",)),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
