@@ -92,6 +92,9 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     wide = [{"labels": 12, "mean": 0.5, "interval": [-0.4, 1.4]}]
     axes = label_curve(label_record(rows=[{"title": "a", "kind": "ours", "cells": wide}])).axes[0]
     assert axes.get_ylim() == (0, 100), "no accuracy lies beyond"
+    many = [{"title": str(number), "kind": "ours", "cells": [{"labels": 12, "mean": 0.5}]} for number in range(18)]
+    *lines, chance = label_curve(label_record(rows=many)).axes[0].lines
+    assert len({line.get_color() for line in lines}) == len(lines) == 18 and chance.get_label() == "chance"
 
 
 @pytest.mark.parametrize(("content", "message"), [

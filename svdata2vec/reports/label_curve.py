@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from svdata2vec.shards.shown import shown
 
 COMMAND = "`svdata2vec label-efficiency PRESET`"
 LINES = {"ours": "-", "rival": "--", "control": ":", "reference": "-."}  # of each kind of row
+COLOURS = [colormaps[name](number) for name, size in (("tab10", 10), ("Dark2", 8)) for number in range(size)]
 SCHEMA: dict[str, Any] = {
     "metric": set(NAMES), "data": {"classes": Range(1, LARGEST), "name?": str}, "seeds": [int],
     "rows": [{
@@ -53,7 +55,7 @@ def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for number, row in enumerate(record["rows"]):
-        _line(axes, row, f"C{number % 10}")
+        _line(axes, row, COLOURS[number % len(COLOURS)])
     for number, point in enumerate(points):
         axes.plot([point.labels], [100 * point.score], "*Pd^vXs"[number % 7], color="black", ms=9, label=shown(point.title))
     axes.axhline(100 / record["data"]["classes"], color="grey", lw=1, label="chance")
@@ -69,7 +71,7 @@ def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
     return figure
 
 
-def _line(axes: Axes, row: dict[str, Any], colour: str) -> None:
+def _line(axes: Axes, row: dict[str, Any], colour: tuple[float, ...]) -> None:
     """Means of the cells that have one; a bar where there is an interval."""
     cells = sorted((cell for cell in row["cells"] if cell.get("mean") is not None), key=lambda cell: cell["labels"])
     if not cells:

@@ -41,12 +41,12 @@ def at_one_share(record: Record, share: float = 0.1, ours: str = "pretrained") -
             better = _points(found[row["name"]]) if row["name"] in found else ""
             rows.append([row["title"], with_half(cell), better])
     title = next(row["title"] for row in record["rows"] if row["name"] == ours)
-    data = record["data"]
+    data, clips = record["data"], record["data"]["clips"]
     return table(["", f"top-1 with {labels} labels", f"{title}, is better by"], rows) + (
-        f"\n{100 * share:g} % of the labels of {data['clips'][data['train_split']]} synthetic clips, all of which are pretrained on; "
-        f"{data['clips'][data['test_split']]} test clips of other performers, chance {percent(1 / data['classes'])}. Mean of "
-        f"{len(record['seeds'])} seeds with its 95 % interval, points paired by seed, bold where the interval leaves out 0, not "
-        f"corrected for their number, {len(found)}. {measured(record)}\n"
+        f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
+        f"on; {clips[data['test_split']]} test clips of other performers, chance {percent(1 / data['classes'])}. Mean of "
+        f"{len(record['seeds'])} seeds with its 95 % interval, points paired by seed, bold where the interval leaves out 0, "
+        f"not corrected for their number, {len(found)}. {measured(record)}\n"
     )
 
 
