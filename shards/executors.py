@@ -16,8 +16,8 @@ from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 
 CONNECT_TIMEOUT = "15s"
 NOT_BEGUN = ("worker processes ended as they began. They import the program that calls this: a script must be a file, not "
-             "standard input, and do its work under `if __name__ == \"__main__\":`, or take workers=1. If it is so, memory is "
-             "missing")
+             "standard input, and do its work under `if __name__ == \"__main__\":`, or take workers=1. If it does "
+             "so, the machine is short of memory")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ def _processes(workers: int) -> Iterator[tuple[cf.Executor, int]]:
 
 
 def _begin(begun: multiprocessing.synchronize.Event) -> None:
-    """Let a worker die with the process that started it: after kill -9 there, it would wait for work for ever."""
+    """Say that a worker has begun, and let it die with its parent process: after kill -9 there, it would wait for ever."""
     begun.set()
     parent = multiprocessing.parent_process()
     assert parent is not None

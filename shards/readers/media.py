@@ -138,7 +138,8 @@ class VideoFolder:
     def find(self, *names: str) -> str | None:
         """Path of the video that has one of these names, None if there is none. UserError if there are several.
 
-        A name may have folders in front (class/name, split/class/name): the last two must fit, if the name alone does not do.
+        A name may have folders in front (class/name, split/class/name). What lies in the last two of them is taken before what
+        lies in the last one, and that before what has the name alone.
         """
         places = [PurePosixPath(spelled(name)) for name in names]
         levels = [[self._by_path.get("/".join((*place.parent.parts[-count:], place.name)), []) for place in places]
