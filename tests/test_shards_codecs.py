@@ -106,11 +106,15 @@ def test_chroma_of_jpegs(dataset: DataSet, tmp_path: Path) -> None:
     sampling = {}
     for chroma in ("444", "420"):
         pack(dataset, tmp_path / chroma, replace(OPTIONS, chroma=chroma))
-        sample = ShardSet.open(tmp_path / chroma).sample(0)
+        shards = ShardSet.open(tmp_path / chroma)
+        assert shards.manifest.codec_options["chroma"] == int(chroma)
+        sample = shards.sample(0)
         assert sample.video is not None
         content = bytes(sample.video)
         sampling[chroma] = content[content.index(b"\xff\xc0") + 11]  # first component's factors
     assert sampling == {"444": 0x11, "420": 0x22}
+    with pytest.raises(UserError, match="packed with other options: chroma was 444, now 420; nothing is added"):
+        pack(dataset, tmp_path / "444", replace(OPTIONS, chroma="420", resume=True))
 
 
 def test_variable_frame_rate_is_counted_by_pictures(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ OTHER: dict[type, dict[str, object]] = {  # a change of every field
         "name": "other", "layout": COCO17, "classes": ("x", "y", "z"), "splits": {"train": ["a"]}, "clips": [],
         "skipped": [Skipped("c", "broken")], "published": {"test": 9}, "split_classes": {"test": ("y",)}},
     PackOptions: {
-        "codec": "h264", "quality": 30, "chroma": "420", "gop": 5, "size": 64, "clips_per_shard": 3, "seed": 1,
+        "codec": "h264", "quality": 30, "chroma": "444", "gop": 5, "size": 64, "clips_per_shard": 3, "seed": 1,
         "pose_slack": 1, "workers": 3, "cluster": "tcp://a:1", "resume": True, "luma_bits": 2, "chroma_bits": 3},
 }
 CODEC_OF = {"gop": "h264", "luma_bits": "blocks", "chroma_bits": "blocks"}  # of options that jpeg does not have

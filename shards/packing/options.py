@@ -9,8 +9,8 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, VIDEO_CODECS
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
 
-# Options that mean nothing to other codecs. Of video codecs `chroma` may be 420, which they have anyway.
-OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg", *VIDEO_CODECS), "gop": (*VIDEO_CODECS,),
+# Options that mean nothing to other codecs. `chroma` may be 420, which video codecs and blocks have anyway.
+OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg",), "gop": (*VIDEO_CODECS,),
              "size": ("jpeg", "blocks", *VIDEO_CODECS)}
 WITHOUT_QUALITY = {"blocks": "has none but --luma-bits and --chroma-bits", "copy": "encodes nothing; leave it out"}
 
@@ -28,8 +28,8 @@ class PackOptions:
     """Codec blocks: bits of a pixel's brightness between the two ends of its block; 2 saves a fifth of the bytes."""
     chroma_bits: Annotated[int, Range(2, 3)] = 2
     """Codec blocks: the same of its colour, which has half the resolution."""
-    chroma: str = "444"
-    """Colour resolution of JPEGs: 444, or 420 for smaller files (video codecs always have 420)."""
+    chroma: str = "420"
+    """Colour resolution of JPEGs: 420, that of videos, or 444 for a fifth more bytes and time to decode."""
     gop: Annotated[int, Range(0, 10**6)] = 0
     """Frames between two key frames of a video codec; 0 = one key frame per clip."""
     size: Annotated[int, Range(32, 4096, multiple=32)] = 320
@@ -53,7 +53,7 @@ class PackOptions:
         check_known("codec", self.codec, [*CODEC_QUALITY])
         check_known("chroma", self.chroma, [*JPEG_CHROMA])
         for name, codecs in OF_CODECS.items():
-            if getattr(self, name) != getattr(PackOptions, name) and self.codec not in codecs:
+            if getattr(self, name) != getattr(PackOptions, name) and not self.has(name):
                 raise UserError(f"{name} is {getattr(self, name)}: codec {self.codec} has no such option, {', '.join(codecs)} "
                                 f"{'have' if len(codecs) > 1 else 'has'}; leave it out")
         if self.quality is not None and self.codec in WITHOUT_QUALITY:
@@ -61,6 +61,10 @@ class PackOptions:
         if self.quality is not None:
             low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
             check_number(f"quality for codec {self.codec}", self.quality, low, high)
+
+    def has(self, name: str) -> bool:
+        """Whether an option means anything to the codec."""
+        return self.codec in OF_CODECS.get(name, (self.codec,))
 
     @property
     def blocks(self) -> BlockFormat | None:
@@ -72,7 +76,8 @@ class PackOptions:
         """What the manifest says of the codec's options."""
         if self.blocks is not None:
             return {"luma_bits": self.luma_bits, "chroma_bits": self.chroma_bits}
-        return {"quality": self.coded_quality, "gop": self.gop}
+        coding = {"quality": self.coded_quality, "gop": self.gop}
+        return coding | {"chroma": int(self.chroma)} if self.codec == "jpeg" else coding
 
     @property
     def packed_size(self) -> int:

@@ -33,8 +33,8 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
     more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
     and size; behind a URL, where even the size is a request per clip, with the name alone.
     """
-    unused = ("workers", "cluster", "resume", *(() if options.blocks else ("luma_bits", "chroma_bits")))
-    coding = {name: value for name, value in asdict(options).items() if name not in unused}
+    coding = {name: value for name, value in asdict(options).items()
+              if name not in ("workers", "cluster", "resume") and options.has(name)}
     facts = asdict(replace(dataset, clips=[], skipped=[])) | {"skipped": sorted(entry.key for entry in dataset.skipped)}
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
     content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file

@@ -86,8 +86,8 @@ def file_bytes(path: Path) -> int | None:
 class Manifest:
     """Contents of `manifest.json`.
 
-    `codec_options`: quality, gop; of codec `blocks` luma_bits, chroma_bits. `packed_size`: side of the packed square in
-    pixels, 0 for codec `copy`.
+    `codec_options`: quality, gop, of JPEGs chroma; of codec `blocks` luma_bits, chroma_bits. `packed_size`: side of the packed
+    square in pixels, 0 for codec `copy`.
     `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
     `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
     publication. `view`: what the clips show, "picture" for videos without skeletons. `without_joints`: rows of the index whose

@@ -5,15 +5,14 @@
 The same clips for all: 100 frames of 960x540 H.264, 40 frames sampled, 224x224 crops, two threads or two
 workers, one thread per decoder. All 40 are decoded, as for fine-tuning; in the row "pretraining" those that its masks let a
 network see, which the other ways cannot tell. Every (method, round) is a fresh process; methods take turns; medians over
-rounds. Outputs are compared before anything is timed. decord and torchcodec take part if they are installed. On a machine that
-does other work too, CPU time per clip is the figure to read.
+rounds. Outputs are compared before anything is timed. decord and torchcodec take part where they can be imported. On a machine
+that does other work too, CPU time per clip is the figure to read.
 
 Rates and CPU time are those of the steady state. Each method first delivers as many clips as any other, which are not in
 them: processes and threads start, and memory is fetched from the system for the first time. What those cost has a column
 of its own.
 """
 
-import importlib.util
 import json
 import logging
 import os
@@ -53,6 +52,11 @@ WARM_UP_CLIPS = 48  # until a heap that keeps what is freed has room for every b
 LOOK_SECONDS = 1.0  # a look at the memory costs milliseconds
 MIN_PSNR_DB = 33.0
 REFERENCE = "original style, decord"
+FULL_COLOUR = "ours, jpeg 4:4:4"
+OPTIONAL = {  # way -> module that it needs, and how it decodes
+    REFERENCE: ("decord", methods.decode_decord),
+    "original style, torchcodec": ("torchcodec.decoders", methods.decode_torchcodec),
+}
 
 
 Method = Callable[[], Iterator[int]]
@@ -67,12 +71,14 @@ def clips_and_shards(folder: Path, num_sources: int) -> tuple[DataSet, dict[str,
 def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
     """The loaders, by the names of the report."""
     dataset, shards = clips_and_shards(folder, num_sources)
+    full_colour = packed(folder, dataset, "jpeg", chroma="444")
     original = partial(methods.source_clips, dataset)
     table: dict[str, Method] = {
         "ours, jpeg: read only": partial(methods.ours_read_only, shards["jpeg"]),
         "ours, jpeg: + decode": partial(methods.ours_decode, shards["jpeg"]),
         "ours, jpeg": partial(methods.ours, shards["jpeg"]),
         "ours, jpeg, pretraining": partial(methods.ours, shards["jpeg"], seen=methods.SEEN),
+        FULL_COLOUR: partial(methods.ours, full_colour),
         "ours, blocks": partial(methods.ours, shards["blocks"]),
         "ours, vp9: + decode": partial(methods.ours_decode, shards["vp9"]),
         "ours, vp9": partial(methods.ours, shards["vp9"]),
@@ -84,11 +90,17 @@ def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
     if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
         on_gpu = partial(methods.ours, device="cuda", batch_size=min(32, num_sources), threads=min(os.cpu_count() or 1, 16))
         table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS}
-    if importlib.util.find_spec("decord"):
-        table[REFERENCE] = partial(original, methods.decode_decord)
-    if importlib.util.find_spec("torchcodec"):
-        table["original style, torchcodec"] = partial(original, methods.decode_torchcodec)
+    table |= {name: partial(original, decode) for name, (_, decode) in OPTIONAL.items()}
     return table
+
+
+def leave_out_lacking(table: dict[str, Method]) -> None:
+    """Drop the ways whose module cannot be imported, and say why."""
+    for name, (module, _) in OPTIONAL.items():
+        tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            log.warning("left out: %s (%s)", name, tried.stderr.strip().splitlines()[-1])
+            del table[name]
 
 
 def measure(method: Method, num_clips: int) -> dict[str, float]:
@@ -144,6 +156,7 @@ def clip_bytes(folder: Path, num_sources: int) -> dict[str, int]:
 def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict[str, Any]:
     """The whole benchmark; returns what goes into the JSON."""
     table = method_table(folder, num_sources)
+    leave_out_lacking(table)
     likeness = check_outputs(folder, num_sources)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in table}
     for _ in range(rounds):

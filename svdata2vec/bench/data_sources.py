@@ -80,10 +80,12 @@ def _workers(tasks: int) -> int:
 
 
 def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions.chroma) -> ShardSet:
-    """The same clips packed with a codec's default quality at 320 px, in a folder for so many clips."""
+    """The same clips packed with a codec's default quality at 320 px, in a folder for so many clips.
+
+    Those that lie there already are taken; UserError if they were packed otherwise.
+    """
     root = folder / f"packed-{codec}{'' if chroma == PackOptions.chroma else chroma}-{len(dataset.clips)}"
-    if not (root / "manifest.json").exists():
-        pack(dataset, root, PackOptions(codec=codec, chroma=chroma, workers=_workers(len(dataset.clips))))
+    pack(dataset, root, PackOptions(codec=codec, chroma=chroma, workers=_workers(len(dataset.clips)), resume=True))
     return ShardSet.open(root)
 
 

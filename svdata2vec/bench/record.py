@@ -12,8 +12,8 @@ FORMAT = "svdata2vec-bench"
 VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = (
-    "codec", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder", "launch", "model",
-    "masks",
+    "codec", "codec_options", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder",
+    "launch", "model", "masks",
 )
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.

@@ -37,10 +37,11 @@ def open_preset_shards(config: PretrainConfig, why_alone: str) -> ShardSet:
 def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[str, Any]:
     """What was measured: everything that a comparison must know."""
     return {
-        "shards": config.data.shards, "dataset": shards.manifest.dataset, "codec": shards.manifest.codec,
-        "packed_size": shards.manifest.packed_size, "split": config.data.train_split,
-        "batch_size": config.run.batch_size, "precision": "bf16" if runtime.bf16 else "fp32",
-        "encode": config.encode, "num_frames": config.data.num_frames, "size": config.data.size,
+        "shards": config.data.shards, "dataset": shards.manifest.dataset, "split": config.data.train_split,
+        "codec": shards.manifest.codec, "codec_options": shards.manifest.codec_options,
+        "packed_size": shards.manifest.packed_size, "batch_size": config.run.batch_size,
+        "precision": "bf16" if runtime.bf16 else "fp32", "encode": config.encode,
+        "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "readers": config.data.readers, "prefetch": config.data.prefetch,
         "decoder": config.data.decoder, "launch": config.run.launch,
         "model": {name: value for name, value in to_values(config.model).items() if name != "init"},  # shapes and ops alone

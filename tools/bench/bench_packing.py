@@ -86,8 +86,9 @@ def measure(dataset: DataSet, options: PackOptions, folder: Path) -> dict[str, A
     frames = int(shards.index["frames"].sum())
     return {
         "codec": options.codec, "quality": options.coded_quality, "chroma": options.chroma, "gop": options.gop,
-        **(options.coding if options.blocks else {}),
-        "size": options.size, "clips": len(shards), "frames": frames, "seconds": round(seconds, 3),
+        **(options.coding if options.blocks else {}), "size": options.size,
+        "by_default": options == PackOptions(options.codec, workers=options.workers),
+        "clips": len(shards), "frames": frames, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "frames_per_cpu_second": round(frames / cpu_seconds, 1),
         "kib_per_frame": round(state.bytes_done / frames / 1024, 2),
         "kib_per_clip": round(state.bytes_done / len(shards) / 1024, 1),
@@ -147,7 +148,7 @@ def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
 def variants() -> Iterator[PackOptions]:
     """What is compared."""
     base = PackOptions(workers=1)
-    for quality, chroma in ((90, "444"), (90, "420"), (85, "444"), (95, "444")):
+    for quality, chroma in ((90, "420"), (90, "444"), (85, "420"), (85, "444"), (95, "420")):
         yield replace(base, quality=quality, chroma=chroma)
     for luma, chroma_bits in ((3, 2), (2, 2), (3, 3)):
         yield replace(base, codec="blocks", luma_bits=luma, chroma_bits=chroma_bits)

@@ -107,7 +107,7 @@ def storage(given: Assumptions, packing: dict[str, Any]) -> list[dict[str, Any]]
     rows = []
     for row in packing["rows"]:
         codec = row["codec"]
-        if codec not in ("jpeg", "vp9", "h264", "hevc") or (codec == "jpeg" and (row["quality"], row["chroma"]) != (90, "444")):
+        if codec not in ("jpeg", "vp9", "h264", "hevc") or not row["by_default"]:
             continue
         size = 100 * row["kib_per_frame"] / 1024
         whole = storage_gb_per_s(size, given.clip_frames, given.clips_per_second, given.gpus_per_node)

@@ -4,6 +4,7 @@ import math
 
 from result_cells import Record, measured, not_measured, percent, sentence, table
 
+from svdata2vec.bench.data import FULL_COLOUR
 from svdata2vec.bench.record import stage_rows
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.kernels.gather_frames import window_shape
@@ -96,10 +97,16 @@ def _bench_words(run: Record) -> str:
     )
     return (
         f"{setting['num_frames']} frames of {setting['size']} px, batch {setting['batch_size']}, {setting['precision']}, "
-        f"`{setting['codec']}` shards{_switches(setting)}. {sentence(run['verdict']['text'])}{faster} Data wait "
+        f"{_shards(setting)}{_switches(setting)}. {sentence(run['verdict']['text'])}{faster} Data wait "
         f"{percent(run['data_wait_share'])}, MFU {percent(run['mfu'])} of a large matrix product. "
         f"{' '.join([measured(run), *map(sentence, run['doubts'])])}"
     )
+
+
+def _shards(setting: Record) -> str:
+    """The encoding; JPEGs of which nothing is said have the default of then."""
+    colour = f" ({':'.join(str(setting.get('codec_options', {}).get('chroma', 444)))})" if setting["codec"] == "jpeg" else ""
+    return f"`{setting['codec']}` shards{colour}"
 
 
 def _of_rounds(base: Record, row: Record) -> str:
@@ -136,11 +143,8 @@ def encodings(packing: Record, loading: Record | None = None) -> str:
     methods = loading["methods"] if loading else {}
     rows = []
     for row in packing["rows"]:
-        codec = row["codec"]
-        by_default = {"jpeg": (row["quality"], row["chroma"]) == (90, "444"),
-                      "blocks": (row.get("luma_bits"), row.get("chroma_bits")) == (3, 2)}
-        is_default = by_default.get(codec, True)
-        method = methods.get(f"ours, {codec}") if is_default else None
+        name = FULL_COLOUR if (row["codec"], row["quality"], row["chroma"]) == ("jpeg", 90, "444") else f"ours, {row['codec']}"
+        method = methods.get(name) if row["by_default"] or name == FULL_COLOUR else None
         rows.append([
             _encoding(row),
             f"{100 * row['kib_per_frame'] / 1024:.2f}",
@@ -160,7 +164,7 @@ def _encoding(row: Record) -> str:
         return f"`blocks`, {row['luma_bits']} and {row['chroma_bits']} bits"
     if codec == "copy":
         return "`copy` (full frame)"
-    return f"`{codec}` q{row['quality']}" + (" 4:2:0" if codec == "jpeg" and row["chroma"] == "420" else "")
+    return f"`{codec}` q{row['quality']}" + (f" {':'.join(row['chroma'])}" if codec == "jpeg" else "")
 
 
 def block_encoder(record: Record) -> str:
