@@ -4,16 +4,21 @@ import itertools
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from shards_data import write_motion_set
 
 from svdata2vec.bench import data as bench_data
 from svdata2vec.bench import data_methods as methods
+from svdata2vec.bench import data_sources
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import frames_seen
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.pyskl import read_pyskl
 
 
 def burn(seconds: float) -> None:
@@ -94,3 +99,29 @@ def test_the_table_is_relative_to_the_original_style(reference):
         rows[bench_data.REFERENCE] = {**row, "cpu_ms_per_clip": 300.0}
     lines = bench_data.as_table({"methods": rows}).splitlines()
     assert lines[2].startswith("| ours, jpeg | 25.0 |") and lines[2].endswith(f"| {12.0 if reference else 8.0} |")
+
+
+def test_ways_that_cannot_be_imported_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before anything is timed, installed or not: a library that cannot be loaded ended the benchmark after minutes."""
+    (tmp_path / "broken_way.py").write_text("raise OSError('libnvrtc.so.13: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ways = {"broken": ("broken_way", None), "missing": ("no_such_way", None), "there": ("numpy", None)}
+    monkeypatch.setattr(bench_data, "OPTIONAL", ways)
+    table = dict.fromkeys(("ours", *ways), lambda: iter([1]))
+    bench_data.leave_out_lacking(table)
+    assert [*table] == ["ours", "there"]
+    assert "left out: broken (OSError: libnvrtc.so.13: cannot open" in caplog.text
+    assert "left out: missing (ModuleNotFoundError: No module named 'no_such_way')" in caplog.text
+
+
+def test_shards_that_were_packed_otherwise_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by an earlier version, whose default was another."""
+    dataset = read_pyskl(*write_motion_set(tmp_path / "source"))
+    monkeypatch.setattr(data_sources, "_workers", lambda _: 1)
+    shards = data_sources.packed(tmp_path, dataset, "jpeg", chroma="444")
+    shards.root.rename(tmp_path / "packed-jpeg-6")
+    with pytest.raises(UserError, match=r"packed-jpeg-6: packed with .*'chroma': 444}, expected .*'chroma': 420}; delete"):
+        data_sources.packed(tmp_path, dataset, "jpeg")
+    assert data_sources.packed(tmp_path, dataset, "blocks").manifest.codec == "blocks"

@@ -11,8 +11,10 @@ import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import make_folder
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.reading.manifest import MANIFEST_NAME
 from svdata2vec.shards.reading.shardset import ShardSet
 
 WIDTH, HEIGHT, NUM_FRAMES = 960, 540, 100
@@ -85,8 +87,13 @@ def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions
     Those that lie there already are taken; UserError if they were packed otherwise.
     """
     root = folder / f"packed-{codec}{'' if chroma == PackOptions.chroma else chroma}-{len(dataset.clips)}"
-    pack(dataset, root, PackOptions(codec=codec, chroma=chroma, workers=_workers(len(dataset.clips)), resume=True))
-    return ShardSet.open(root)
+    options = PackOptions(codec=codec, chroma=chroma, workers=_workers(len(dataset.clips)), resume=True)
+    if not (root / MANIFEST_NAME).exists():
+        pack(dataset, root, options)
+    shards = ShardSet.open(root)
+    if shards.manifest.codec_options != options.coding:
+        raise UserError(f"{root}: packed with {shards.manifest.codec_options}, expected {options.coding}; delete the folder")
+    return shards
 
 
 def write_source_tars_once(dataset: DataSet, folder: Path) -> list[str]:
