@@ -1,7 +1,7 @@
 """From decoded pictures to the model's, on a CPU: what the plan's map says, with OpenCV. Imports no torch.
 
 Bilinear without antialiasing, black outside. A training window lies on whole packed pixels (`plan.on_whole_pixels`): OpenCV's
-`resize` takes it in a third of the time of `warpAffine`: a clip, decoding included, 24 ms instead of 30
+`resize` takes it in a third of the time of `warpAffine`: a clip, decoding included, 18 ms instead of 26
 (tools/results/bench_geometry.json). S output size.
 """
 

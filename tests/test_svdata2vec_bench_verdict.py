@@ -48,7 +48,7 @@ def test_figures_that_cannot_be_trusted_are_named() -> None:
         (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(GPU, remote=True), "read", "the network is the limit: copy"),
         (Rates(10, 900, 10, 500, 9.9), dataclasses.replace(JPEG_CPU, storage=12.0), "read", "in memory, or pack as vp9"),
         (Rates(900, 10, 10, 500, 9.9), GPU, "decode", "try `svdata2vec bench data --tune`, or pack pictures smaller than"),
-        (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(GPU, storage=32.0), "decode", "--size`), or pack as blocks, which"),
+        (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(GPU, storage=40.0), "decode", "--size`), or pack as blocks, which"),
         (Rates(900, 10, 10, 500, 9.9), dataclasses.replace(CPU, codec="blocks"), "decode", "a GPU, which reads blocks undec"),
         (Rates(900, 10, 10, 500, 9.9), BLOCKS_GPU, "upload",
          "upload alone reaches 10.0; try pack with 2 bits (`shard KIND --luma-bits 2`), or pack pictures smaller than 320 px"),

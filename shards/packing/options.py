@@ -21,7 +21,7 @@ class PackOptions:
 
     codec: str = "jpeg"
     """Encoding of the pictures: jpeg (random access, the default), blocks (read by a GPU without a decoder, three
-    times the bytes), vp9, h264, hevc, mjpeg, or copy (original stream)."""
+    to four times the bytes), vp9, h264, hevc, mjpeg, or copy (original stream)."""
     quality: Annotated[int, Range(0, 100)] | None = None
     """JPEG quality, CRF, or qscale (mjpeg); None = the codec's own default."""
     luma_bits: Annotated[int, Range(2, 3)] = 3

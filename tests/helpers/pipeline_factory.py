@@ -40,7 +40,7 @@ def skeletons(num_frames: int, persons: int, seed: int, *, centre: tuple[float, 
 
 def _encoder(codec: str, size: int) -> Encoder:
     if codec == "jpeg":
-        return JpegEncoder(90, "444")
+        return JpegEncoder(90, "420")
     if codec == "blocks":
         return BlocksEncoder(BlockFormat(size, **BLOCK_BITS))
     return VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, size, 30.0)

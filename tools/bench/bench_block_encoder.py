@@ -56,7 +56,7 @@ def measure(pictures: list[Bytes], rounds: int) -> dict[str, list[float]]:
     forms = {"blocks 3-2": BlockFormat(SIDE), "blocks 2-2": BlockFormat(SIDE, 2, 2)}
     times: dict[str, list[float]] = {"jpeg": [], **{name: [] for name in forms}}
     for _ in range(rounds):
-        encoders: dict[str, Encoder] = {"jpeg": JpegEncoder(90, "444")}
+        encoders: dict[str, Encoder] = {"jpeg": JpegEncoder(90, "420")}
         encoders |= {name: BlocksEncoder(form) for name, form in forms.items()}
         for picture in pictures:
             for name, encoder in encoders.items():

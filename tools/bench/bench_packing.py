@@ -148,7 +148,7 @@ def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
 def variants() -> Iterator[PackOptions]:
     """What is compared."""
     base = PackOptions(workers=1)
-    for quality, chroma in ((90, "420"), (90, "444"), (85, "420"), (85, "444"), (95, "420")):
+    for quality, chroma in ((None, "420"), (None, "444"), (85, "420"), (85, "444"), (95, "420")):
         yield replace(base, quality=quality, chroma=chroma)
     for luma, chroma_bits in ((3, 2), (2, 2), (3, 3)):
         yield replace(base, codec="blocks", luma_bits=luma, chroma_bits=chroma_bits)
