@@ -1,6 +1,7 @@
 """Which videos to extract poses from, with their labels and splits; and boxes that are given for them. Pure NumPy."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, video_files, without_extension
 from svdata2vec.shards.readers.videos import SPLIT_FOLDERS, read_video_csv, read_video_folder
+from svdata2vec.shards.shown import some_of
 
 UNLABELLED = "unlabelled"
 
@@ -119,7 +121,7 @@ class GivenBoxes:
             raise UserError(f"{self.folder}: no such folder; expected one with NAME.csv or NAME.npz per video")
 
     def read(self, name: str) -> dict[int, np.ndarray]:
-        """Frame number -> (N, 4) float32 boxes. UserError if there is no file, or naming the line that is wrong."""
+        """Frame number -> (N, 4) float32 boxes. UserError if there is no file, or naming the lines that are wrong."""
         archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
         if archive.is_file():
             with np.load(archive) as content:
@@ -129,11 +131,16 @@ class GivenBoxes:
         if not table.is_file():
             raise UserError(f"no boxes for this video: neither {archive} nor {table.name} is there")
         boxes: dict[int, list[list[float]]] = {}
+        wrong: list[str] = []
         with table.open(newline="", encoding="utf-8-sig") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
                 try:
-                    box = [float(row[key]) for key in ("x1", "y1", "x2", "y2")]
-                    boxes.setdefault(int(row["frame"]), []).append(box)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise UserError(f"{table}, line {line}: expected frame,x1,y1,x2,y2 as numbers") from error
+                    x1, y1, x2, y2 = (float(row[key]) for key in ("x1", "y1", "x2", "y2"))
+                    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):  # nor for what is not a number
+                        raise ValueError
+                    boxes.setdefault(int(row["frame"]), []).append([x1, y1, x2, y2])
+                except (KeyError, TypeError, ValueError):
+                    wrong.append(str(line))
+        if wrong:
+            raise UserError(f"{table}: wrong lines: {some_of(wrong)}; expected frame,x1,y1,x2,y2 as numbers, x1 < x2, y1 < y2")
         return {number: np.array(rows, np.float32) for number, rows in boxes.items()}
