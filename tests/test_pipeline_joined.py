@@ -232,6 +232,17 @@ def test_other_classes_are_pretrained_on_together_but_not_classified(coco: Shard
     assert JoinedShards([coco, kinect], "coco17").one_class_list("all") == tuple("abcde")
 
 
+def test_a_joined_set_tells_the_encoding_that_all_have(coco: ShardSet, tmp_path: Path) -> None:
+    sets = []
+    for chroma in (420, 444):
+        root = shard_set(tmp_path / str(chroma), 2 + chroma % 7).root
+        edit_manifest(root, codec_options={"quality": 90, "chroma": chroma})
+        sets.append(ShardSet.open(root))
+    assert JoinedShards(sets[:1]).manifest.codec_options == {"quality": 90, "chroma": 420}
+    assert JoinedShards(sets).manifest.codec_options == {"quality": 90}
+    assert JoinedShards([sets[0], coco]).manifest.codec_options == {}
+
+
 def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinect: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several joint layouts \(.*coco: coco17, .*kinect: kinect25\).*--data.layout coco17"):
         JoinedShards([coco, kinect])

@@ -9,7 +9,17 @@ import cv2
 import numpy as np
 import pytest
 from pipeline_factory import clip_parts
-from shards_data import HEIGHT, WIDTH, annotation, decoded_frames, folder_bytes, frame_picture, write_pickle, write_video
+from shards_data import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    decoded_frames,
+    edit_manifest,
+    folder_bytes,
+    frame_picture,
+    write_pickle,
+    write_video,
+)
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
@@ -115,6 +125,9 @@ def test_chroma_of_jpegs(dataset: DataSet, tmp_path: Path) -> None:
     assert sampling == {"444": 0x11, "420": 0x22}
     with pytest.raises(UserError, match="packed with other options: chroma was 444, now 420; nothing is added"):
         pack(dataset, tmp_path / "444", replace(OPTIONS, chroma="420", resume=True))
+    edit_manifest(tmp_path / "444", codec_options={"quality": OPTIONS.coded_quality, "gop": 0}, fingerprint="0" * 64)
+    with pytest.raises(UserError, match=r"with other options: chroma was not noted \(444, but for `--chroma 420`\), now 420"):
+        pack(dataset, tmp_path / "444", replace(OPTIONS, resume=True))
 
 
 def test_variable_frame_rate_is_counted_by_pictures(tmp_path: Path) -> None:

@@ -384,7 +384,13 @@ def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed
     with pytest.raises(UserError, match=r"out: an unfinished packing by another version \(svdata2vec 0\.1\.0, this is "
                                         rf"{PROGRAM}\); go on with the version that began it, or pack into another folder$"):
         pack(dataset, out, RESUME)
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": PROGRAM}))
+    same = json.loads(plan.read_text()) | {"version": PROGRAM}
+    plan.write_text(json.dumps(same | {"earlier_option": 1}))
+    with pytest.raises(UserError, match=rf"out: an unfinished packing by another state of {PROGRAM}; go on with the version"):
+        pack(dataset, out, RESUME)
+    with pytest.raises(UserError, match=r"codec was 'jpeg', now 'vp9'; quality was 90, now 24; give the same input"):
+        pack(dataset, out, replace(RESUME, codec="vp9"))
+    plan.write_text(json.dumps(same))
     pack(dataset, out, RESUME)
     manifest = (out / "manifest.json").read_text()
     edit_manifest(out, created_with="svdata2vec 0.1.0")

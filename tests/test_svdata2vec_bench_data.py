@@ -105,14 +105,18 @@ def test_ways_that_cannot_be_imported_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before anything is timed, installed or not: a library that cannot be loaded ended the benchmark after minutes."""
-    (tmp_path / "broken_way.py").write_text("raise OSError('libnvrtc.so.13: cannot open shared object file')")
+    broken = "try:\n 1 / 0\nexcept Exception as e:\n raise OSError('libnvrtc.so.13: cannot open\\n[end of traceback]') from e"
+    (tmp_path / "broken_way.py").write_text(broken)
+    (tmp_path / "dead_way.py").write_text("import os; os.abort()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ways = {"broken": ("broken_way", None), "missing": ("no_such_way", None), "there": ("numpy", None)}
+    modules = {"broken": "broken_way", "dead": "dead_way", "missing": "no_such_way", "there": "numpy"}
+    ways = {name: (module, None) for name, module in modules.items()}
     monkeypatch.setattr(bench_data, "OPTIONAL", ways)
     table = dict.fromkeys(("ours", *ways), lambda: iter([1]))
     bench_data.leave_out_lacking(table)
     assert [*table] == ["ours", "there"]
-    assert "left out: broken (OSError: libnvrtc.so.13: cannot open" in caplog.text
+    assert "left out: broken (OSError: libnvrtc.so.13: cannot open)" in caplog.text
+    assert "left out: dead (its import ended with status -6)" in caplog.text
     assert "left out: missing (ModuleNotFoundError: No module named 'no_such_way')" in caplog.text
 
 

@@ -76,6 +76,14 @@ def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any],
     assert said == ([] if launch == "eager" else [f"different settings: launch eager | {launch}"])
 
 
+def test_compare_tells_other_encodings_where_both_records_name_them(record: dict[str, Any]) -> None:
+    other, earlier = copy.deepcopy(record), copy.deepcopy(record)
+    other["setting"]["codec_options"] = {"quality": 50}
+    del earlier["setting"]["codec_options"]
+    assert "different settings: codec_options {" in compare(record, other)
+    assert "different" not in compare(earlier, record) + compare(record, earlier)
+
+
 def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:
     whole = {"codec": "vp9", "by": "decode", "pictures_per_clip": 100.0, "sampled_per_clip": 6,
              "given_pictures_per_s": 500.0, "needed_pictures_per_s": 1000.0}

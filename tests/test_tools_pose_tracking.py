@@ -213,7 +213,7 @@ def test_boxes_are_read_per_frame(tmp_path: Path) -> None:
     boxes = GivenBoxes(tmp_path).read("a")
     assert sorted(boxes) == [0, 2] and boxes[2].tolist() == [[5, 6, 70, 80], [7, 8, 90, 95]]
     (tmp_path / "b.csv").write_text("frame,x1,y1,x2,y2\n0,1,2,30,40\nzero,1,2,3,4\n1,9,2,3,4\n2,1,2,3,4\n3,1,nan,3,4\n4,1,2\n")
-    with pytest.raises(UserError, match=r"b\.csv: wrong lines: 4, among them 3, 4, 6; expected frame,x1,y1,x2,y2 as numbers, x1"):
+    with pytest.raises(UserError, match=r"b\.csv: wrong lines: 4, among them 3, 4, 6; expected frame,x1,y1,x2,y2 as numbers, "):
         GivenBoxes(tmp_path).read("b")
     with pytest.raises(UserError, match="no boxes for this video"):
         GivenBoxes(tmp_path).read("c")

@@ -141,6 +141,8 @@ def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], optio
 def _coded_otherwise(manifest: Manifest, options: PackOptions) -> str:
     """Which options of the encoding a finished set was packed with, where they are others; empty if they are the same."""
     was = {"codec": manifest.codec, "size": manifest.packed_size, **manifest.codec_options}
+    if manifest.codec == "jpeg" and "chroma" not in was:
+        was["chroma"] = "not noted (444, but for `--chroma 420`)"
     now = {"codec": options.codec, "size": options.packed_size, **options.coding}
     return ", ".join(f"{name} was {was[name]}, now {now[name]}" for name in was if was[name] != now.get(name, was[name]))
 

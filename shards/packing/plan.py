@@ -105,10 +105,12 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
         raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
     same_codec = before.get("codec") == plan["codec"]  # each codec has options of its own
     if before.get("version") != PROGRAM or (same_codec and before.keys() != plan.keys()):
-        raise UserError(f"{root}: an unfinished packing by another version ({before.get('version')}, this is {PROGRAM}); go on "
-                        "with the version that began it, or pack into another folder")
-    changed = [f"{name} was {before.get(name)!r}, now {value!r}" for name, value in plan.items()
-               if before.get(name) != value and name not in _HASHED]
+        version = before.get("version")
+        by = f"another state of {PROGRAM}" if version == PROGRAM else f"another version ({version}, this is {PROGRAM})"
+        raise UserError(f"{root}: an unfinished packing by {by}; go on with the version that began it, or pack into another "
+                        "folder")
+    changed = [f"{name} was {before[name]!r}, now {value!r}" for name, value in plan.items()
+               if name in before and before[name] != value and name not in _HASHED]
     if other := _other_clips(parts, dataset):  # these alone change what has a hash
         changed.append(other)
     else:

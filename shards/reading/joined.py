@@ -108,6 +108,7 @@ class JoinedShards(ShardSet):
             sets[0],
             dataset=" + ".join(each.dataset for each in sets),
             packed_size=max(each.packed_size for each in sets),
+            codec_options=dict(set.intersection(*(set(each.codec_options.items()) for each in sets))),
             layout=self._common_layout(),
             classes=classes,
             components=tuple(dict.fromkeys(name for each in sets for name in each.components)),

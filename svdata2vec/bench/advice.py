@@ -14,7 +14,7 @@ from svdata2vec.training.launch import launch_obstacles
 
 STORAGE_BOUND = 0.5  # share of what the storage gives in order, from which on it is the limit of reading
 VP9_SLOWER = 2.5  # than jpeg, decoding on a CPU (tools/results/bench_data.json)
-BLOCKS_LARGER = 3.9  # than jpeg, 3 and 2 bits, bytes of a clip (tools/results/packing_real_h264.json)
+BLOCKS_LARGER = 3.6  # than jpeg, 3 and 2 bits, bytes of a clip (tools/results/packing_real_h264.json)
 SPARE = 1.3  # a loader that is so much faster than the model has time to spare
 
 

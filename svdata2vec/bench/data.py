@@ -16,6 +16,7 @@ of its own.
 import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -96,11 +97,22 @@ def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
 
 def leave_out_lacking(table: dict[str, Method]) -> None:
     """Drop the ways whose module cannot be imported, and say why."""
-    for name, (module, _) in OPTIONAL.items():
-        tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
-        if tried.returncode:
-            log.warning("left out: %s (%s)", name, tried.stderr.strip().splitlines()[-1])
+    for name in OPTIONAL:
+        why = lacking(name)
+        if why is not None:
+            log.warning("left out: %s (%s)", name, why)
             del table[name]
+
+
+def lacking(name: str) -> str | None:
+    """Why the module of a way cannot be imported, tried in a process of its own; None if it can, or the way needs none."""
+    if name not in OPTIONAL:
+        return None
+    tried = subprocess.run(
+        [sys.executable, "-c", f"import {OPTIONAL[name][0]}"], capture_output=True, text=True, errors="replace", check=False
+    )
+    errors = re.findall(r"^\w*(?:Error|Exception)\b.*", tried.stderr, re.MULTILINE)
+    return None if tried.returncode == 0 else errors[-1] if errors else f"its import ended with status {tried.returncode}"
 
 
 def measure(method: Method, num_clips: int) -> dict[str, float]:
@@ -210,6 +222,8 @@ def bench_data(options: DataBenchOptions) -> None:
         table = method_table(options.folder, options.sources)
         if options.method not in table:
             raise UserError(f"unknown method {options.method!r}; choose one of: {', '.join(table)}")
+        if (why := lacking(options.method)) is not None:
+            raise UserError(f"{options.method}: cannot be measured here ({why})")
         sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
         sys.stdout.flush()
         os._exit(0)  # workers may still prefetch; nothing is left to be saved

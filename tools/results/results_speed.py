@@ -148,7 +148,7 @@ def encodings(packing: Record, loading: Record | None = None) -> str:
         rows.append([
             _encoding(row),
             f"{100 * row['kib_per_frame'] / 1024:.2f}",
-            f"{row['psnr_db_mean']:.1f}" if row["psnr_db_mean"] < EXACT_DB else f"over {row['psnr_db_worst_clip']:.0f}",
+            f"{row['psnr_db_mean']:.1f}" if row["psnr_db_mean"] < EXACT_DB else _nearly_exact(row["psnr_db_worst_clip"]),
             f"{row['frames_per_cpu_second']:.0f}",
             *([f"{method['cpu_ms_per_clip']:.0f}" if method else ""] if loading else []),
         ])
@@ -156,6 +156,10 @@ def encodings(packing: Record, loading: Record | None = None) -> str:
               *(["loading, CPU ms per clip of 40 frames"] if loading else [])]
     loaded = ", loaded from synthetic 540p clips" if loading else ""
     return table(header, rows) + f"\nPacked from H.264 ({packing['source']}){loaded}. {measured(packing)}\n"
+
+
+def _nearly_exact(worst_db: float) -> str:
+    return f"over {worst_db:.0f}" if worst_db < EXACT_DB else "exact"
 
 
 def _encoding(row: Record) -> str:
