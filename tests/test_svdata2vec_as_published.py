@@ -106,5 +106,5 @@ def test_the_teacher_follows_the_very_first_step(tiny_shard_folder: Path, tmp_pa
     """Of a run of three steps per epoch: all but the first of the later epochs."""
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=3)
     pretrain(replace(config, ema=EmaConfig(0.9, 1.0, anneal_steps=10, schedule="original")))
-    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run")]
     assert decays == pytest.approx([0.9, 0.91, 0.92, 1.0, 0.91, 0.92, 1.0, 0.91, 0.92])

@@ -37,7 +37,7 @@ def empty_run(empty_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_on_empty_skeletons_is_ended(empty_run: PretrainConfig) -> None:
     with pytest.raises(CollapsedError, match=r"^target_std was below 0.001 in 3 records .*--collapse-records 0"):
         pretrain(dataclasses.replace(empty_run, collapse_records=3))
-    records = read_metrics(empty_run.run.out / "metrics.jsonl")
+    records = read_metrics(empty_run.run.out)
     assert [record["target_std"] for record in records] == [0, 0, 0]
     assert not (empty_run.run.out / "result.json").exists()
 
@@ -50,7 +50,7 @@ def test_records_in_a_row_are_counted_over_a_stop(empty_run: PretrainConfig, mon
         pretrain(config)
     with pytest.raises(CollapsedError, match=r"^target_std was below 0.001 in 6 records"):
         pretrain(config)
-    assert [record["step"] for record in read_metrics(config.run.out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in read_metrics(config.run.out)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_was_warned_of_is_not_said_again_after_a_stop(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,7 +68,7 @@ def test_a_run_may_be_left_alone(empty_run: PretrainConfig, records: int, batch_
     """Switched off, not so many records, or a spread over one clip, which is 0 without a meaning."""
     run = dataclasses.replace(empty_run.run, epochs=epochs, batch_size=batch_size)
     pretrain(dataclasses.replace(empty_run, run=run, collapse_records=records))
-    assert read_metrics(run.out / "metrics.jsonl")[-1]["step"] == 8
+    assert read_metrics(run.out)[-1]["step"] == 8
 
 
 def test_the_command_ends_in_one_line(
@@ -118,7 +118,7 @@ def test_a_run_that_diverges_is_warned_of_once(
     rates = OptimConfig(lr=10.0, min_lr=5.0, warmup_epochs=1)
     hot = pretrain_config(tiny_shard_folder, tmp_path / "hot", epochs=6, optim=rates)
     pretrain(dataclasses.replace(hot, collapse_records=2))
-    losses = [record["loss"] for record in read_metrics(hot.run.out / "metrics.jsonl")]
+    losses = [record["loss"] for record in read_metrics(hot.run.out)]
     assert losses[0] < HIGH and all(map(math.isfinite, losses))
     [record] = [record for record in caplog.records if "diverged" in record.message]
     assert record.message.startswith("loss was above 10 in 2 records of the log in a row") and "--optim.lr" in record.message
@@ -126,7 +126,7 @@ def test_a_run_that_diverges_is_warned_of_once(
     plain = dataclasses.replace(hot.target, normalise_layer="none")  # whose loss may be of any size
     hot = dataclasses.replace(hot, target=plain, run=dataclasses.replace(hot.run, out=tmp_path / "plain"))
     pretrain(dataclasses.replace(hot, collapse_records=2))
-    assert read_metrics(hot.run.out / "metrics.jsonl")[-1]["loss"] > HIGH and "diverged" not in caplog.text
+    assert read_metrics(hot.run.out)[-1]["loss"] > HIGH and "diverged" not in caplog.text
 
 
 def test_the_number_of_records_is_checked(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path) 
         steps = range(1 + epoch * STEPS // EPOCHS, 1 + (epoch + 1) * STEPS // EPOCHS)
         seen = [key for row in counted if row["step"] in steps for key in row["keys"]]
         assert len(seen) == len(set(seen)) == NUM_CLIPS == per_step * len(steps)
-    records = read_metrics(tmp_path / "killed" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "killed")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 

@@ -173,8 +173,8 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     config = settings(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
     first = label_efficiency(config)
     (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
-    assert [record["step"] for record in read_metrics(log)] == [1, 2, 3]
-    assert sum(record["cpu_seconds"] for record in read_metrics(log)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
+    assert [record["step"] for record in read_metrics(log.parent)] == [1, 2, 3]
+    assert sum(record["cpu_seconds"] for record in read_metrics(log.parent)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
     with folder_lock(config.run.out, "running a study in"), pytest.raises(UserError, match="running a study in this folder"):
         label_efficiency(config)
     with monkeypatch.context() as patch:

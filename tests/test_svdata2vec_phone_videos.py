@@ -83,5 +83,5 @@ def test_a_folder_of_phone_videos_becomes_a_classifier(
         found = {each["name"]: each["probability"] for each in predict(run, video, device="cpu")["classes"]}
         right += max(found, key=lambda name: found[name]) == label
         predicted.append([found[name] for name in card["classes"]])
-    np.testing.assert_allclose(sorted(predicted), evaluated, atol=0.05)
+    np.testing.assert_allclose(sorted(predicted), evaluated, atol=0.1)  # packed colours have half the resolution
     assert right >= 12, f"{right} of {len(made)} videos are recognised, half of them would be chance"

@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_other_batches(
         for batch, accumulate in sizes
     ]
     assert run_with_stops(monkeypatch, configs, stops) == every_clip_once(EPOCHS)
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "run")
     assert [record["step"] for record in records] == [*range(1, len(records) + 1)]
     epochs = [record["epoch"] for record in records]
     assert epochs == sorted(set(epochs)) and epochs[-1] == EPOCHS
@@ -152,7 +152,7 @@ def test_a_run_is_not_cut_short_of_where_it_is(
         run_with_stops(monkeypatch, configs[:2], [5, None])
     assert not (tmp_path / "run" / "model.json").exists()
     run_with_stops(monkeypatch, configs[2:], [None])
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["epoch"] == 2
+    assert read_metrics(tmp_path / "run")[-1]["epoch"] == 2
 
 
 def test_a_classifier_goes_on_with_other_batches(
@@ -161,7 +161,7 @@ def test_a_classifier_goes_on_with_other_batches(
     """Its BatchNorm cannot take a single clip: one that is over belongs to the last step."""
     configs = [finetune_config(tiny_shard_folder, tmp_path / "run", batch_size=size, epochs=2) for size in (3, 4)]
     assert run_with_stops(monkeypatch, configs, [1, None]) == every_clip_once(2)  # 3, then 4 and 5
-    epochs = [record["epoch"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    epochs = [record["epoch"] for record in read_metrics(tmp_path / "run")]
     assert epochs == pytest.approx([3 / 12, 7 / 12, 1, 16 / 12, 20 / 12, 2])
 
 
@@ -173,7 +173,7 @@ def test_the_teachers_decay_is_one_per_clip(tiny_shard_folder: Path, tmp_path: P
         for size in (4, 2)
     ]
     run_with_stops(monkeypatch, configs, [4, None])
-    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run")]
     whole = [0.5 + 0.4 * step / 8 for step in (0, 1, 2, 3)]
     half = [(0.5 + 0.4 * min(4 + step / 2, 8) / 8) ** 0.5 for step in range(10)]
     assert decays == pytest.approx([*whole, *half])
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_p
     other.mkdir(parents=True)
     torch.save(state, other / path.name)
     pretrain(dataclasses.replace(configs[1], run=dataclasses.replace(configs[1].run, batch_size=size)))
-    records = read_metrics(tmp_path / "run1" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "run1")
     assert len(records) == (2 if size == 4 else 4) and records[-1]["epoch"] == 2
     if size == 4:
         first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run0", "run1"))
@@ -245,7 +245,7 @@ def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_sha
         rows = [row for row in notes(tmp_path, f"attempt{number}") if row["step"] < following]
         seen += [(epoch, key) for row in rows for epoch, key in row["clips"]]
     assert Counter(seen) == every_clip_once(EPOCHS)
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "run")
     epochs = [record["epoch"] for record in records]
     assert epochs[-1] == EPOCHS
     assert [record["lr"] for record in records] == pytest.approx([learning_rate(rate, e, EPOCHS) for e in [0, *epochs[:-1]]])

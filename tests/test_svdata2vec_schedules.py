@@ -194,7 +194,7 @@ def test_a_run_says_what_it_is_going_to_do(tiny_shard_folder: Path, tmp_path: Pa
     ]
     assert [line for line in lines if line in wanted] == wanted
     assert not [line for line in lines if "belongs to" in line or "warm-up takes" in line]
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "run")
     assert max(record["lr"] for record in records) > 0.0019 and records[-1]["ema_decay"] == pytest.approx(0.99999)
 
 

@@ -44,7 +44,7 @@ def finished(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -> None:
-    records = read_metrics(finished / "metrics.jsonl")
+    records = read_metrics(finished)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "target_std", "prediction_std", "lr", "grad_norm", "ema_decay", "clips_per_second"}
     wanted |= {"seconds_data", "seconds_forward", "seconds_backward", "seconds_optimizer", "seconds_total"}
@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, tiny_shard_folder: 
 def test_the_loss_falls_on_a_few_clips(tiny_shard_folder: Path, tmp_path: Path) -> None:
     optim = OptimConfig(lr=3e-3, min_lr=1e-3, warmup_epochs=1)
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=12))
-    losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run")]
     assert sum(losses[-6:]) / 6 < 0.8 * sum(losses[:3]) / 3
 
 
@@ -94,7 +94,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
     monkeypatch.setattr(Pretraining, "step", step)
     pretrain(config)
     assert_same_weights(finished, tmp_path / "run")
-    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
     monkeypatch.setattr(Pretraining, "forward", poison)
     poisoned = {2}
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "one"))
-    records = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "one")
     assert records[-1]["skipped_steps"] == 1
     assert [row["step"] for row in read_lines(tmp_path / "one" / "not_finite.jsonl", {"step": int})] == [2]
     assert all(torch.isfinite(weight).all() for weight in load_file(tmp_path / "one" / "model.safetensors").values())
@@ -171,7 +171,7 @@ def test_a_failed_save_fails_the_run(tiny_shard_folder: Path, tmp_path: Path) ->
 def test_accumulated_batches_make_one_step(tiny_shard_folder: Path, tmp_path: Path) -> None:
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=3)
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=4))
-    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
@@ -245,7 +245,7 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(
     pretrain(one)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launcher, *command_words(two)[1:]], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
+    spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name)] for name in ("one", "two")]
     assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, weight in first.items():
@@ -281,7 +281,7 @@ def test_a_continued_classifier_remembers_its_best(
         finetune(config)
         rows[name] = [
             {key: row[key] for key in ("step", "loss", "lr", "val_top1", "val_mean_class", "best_val_top1") if key in row}
-            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+            for row in read_metrics(tmp_path / name)
         ]
     assert rows["stopped"] == rows["whole"] and [row["step"] for row in rows["whole"] if "val_top1" in row] == [2, 4, 6, 8]
     assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -65,7 +65,7 @@ def test_a_record_is_of_its_whole_interval_where_a_run_was_stopped_within_it(
         stop_after(Pretraining, 3, patch)
         pretrain(config)
     pretrain(config)
-    expected, found = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
+    expected, found = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
     assert [record["step"] for record in found] == [5, 6]
     for name in ("loss", "target_std", "prediction_std", "grad_norm", "lr"):
         assert [record[name] for record in found] == [record[name] for record in expected]
@@ -88,11 +88,11 @@ def test_clips_that_could_not_be_used_are_counted_over_a_stop(
         with monkeypatch.context() as patch, pytest.raises(StopRequested):
             stop_after(kind, step, patch)
             begin(config)
-        before[step] = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["skipped_clips"]
+        before[step] = read_metrics(tmp_path / "run")[-1]["skipped_clips"]
     result = begin(config)
     assert result["skipped_clips"] == read_result(tmp_path / "run", config.kind)["skipped_clips"] == 3
     assert before[2] <= 1 <= before[5] <= 2
-    counts = [record["skipped_clips"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    counts = [record["skipped_clips"] for record in read_metrics(tmp_path / "run")]
     assert [counts[step] - (counts[step - 3] if step > 2 else 0) for step in (2, 5, 8)] == [1, 1, 1]
 
 
@@ -274,7 +274,7 @@ def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(
     monkeypatch.setattr(Pretraining, "epoch_end", lambda run, epoch, before: ended.append(epoch) or {})
     optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=2)
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, epochs=3))
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_metrics(tmp_path / "run")
     assert [record["epoch"] for record in records] == pytest.approx([1 / 3, 1, 5 / 3, 7 / 3, 3])
     rates = [learning_rate(optim, batch / 3, 3) for batch in (0, 1, 3, 5, 7)]  # by batches
     assert [record["lr"] for record in records] == pytest.approx(rates)

@@ -250,7 +250,7 @@ def test_the_network_that_validates_best_is_tested_once(
     weights = [(config.run.out / name / "model.safetensors").read_bytes() for name in (".", "best")]
     assert weights[0] == weights[1]
     assert evaluate_run(config.run.out, device="cpu")["confusion"] == result["confusion"]
-    records = read_metrics(config.run.out / "metrics.jsonl")
+    records = read_metrics(config.run.out)
     assert [row["step"] for row in records if "val_top1" in row] == [3, 6, 9]  # three steps an epoch, a record of each
     assert [row["val_mean_class"] for row in records if "val_mean_class" in row] == found["mean_class"]
     assert records[-1][f"best_val_{metric}"] == max(found[metric])
@@ -262,7 +262,7 @@ def test_the_last_epoch_is_validated_too(
     caplog.set_level("INFO")
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=2)
     result = finetune(config)
-    records = read_metrics(config.run.out / "metrics.jsonl")
+    records = read_metrics(config.run.out)
     assert [row["epoch"] for row in records if "val_top1" in row] == [2, 3]
     assert result["epoch"] in (2, 3)
     assert caplog.text.count(" val_top1 ") == 2, "and it is said"
@@ -273,7 +273,7 @@ def test_steps_of_several_epochs_miss_no_validation(protocol: ShardSet, tmp_path
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=3)
     config = replace(config, optim=replace(config.optim, accumulate=5), run=replace(config.run, epochs=7))
     finetune(config)
-    records = read_metrics(config.run.out / "metrics.jsonl")
+    records = read_metrics(config.run.out)
     assert [row["epoch"] for row in records] == pytest.approx([1 / 3, 2, 11 / 3, 16 / 3, 7])
     assert [row["epoch"] for row in records if "val_top1" in row] == pytest.approx([11 / 3, 7])
 

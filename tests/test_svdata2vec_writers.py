@@ -111,7 +111,7 @@ def test_tensorboard_reads_what_the_log_writes(tmp_path: Path) -> None:
         log = MetricsLog(tmp_path, first, enabled=True)
         for step in steps:
             log.write(step, {"epoch": step / 2, "clips_per_second": 1.0, "seconds_total": 1.0, "loss": 10.0 * step}, "")
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
     files = sorted((tmp_path / "tensorboard").iterdir())
     events = [event for file in files for event in LegacyEventFileLoader(str(file)).Load()]
     found = [(event.step, value.simple_value) for event in events for value in event.summary.value if value.tag == "loss"]

@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder.name,
         config,
-        read_metrics(folder / "metrics.jsonl"),
+        read_metrics(folder),
         read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
     )
 

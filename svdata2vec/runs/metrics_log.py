@@ -21,6 +21,7 @@ from svdata2vec.config.checked_json import NUMBER, faults
 from svdata2vec.shards.atomic import append_line, make_folder, naming, write_atomically
 from svdata2vec.shards.ranges import Range
 
+METRICS_NAME = "metrics.jsonl"  # in a run's folder
 METRICS = {"step": Range(0), "epoch": NUMBER, "clips_per_second": NUMBER, "seconds_total": NUMBER, "*": NUMBER}  # of a line
 
 _NUMBER = itertools.count()  # of the files that this process writes
@@ -37,8 +38,8 @@ class MetricsLog:
         self.enabled = enabled
         if not enabled:
             return
-        path = folder / "metrics.jsonl"
-        earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
+        path = folder / METRICS_NAME
+        earlier = [line for line in read_metrics(folder) if line["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in earlier).encode())
         self._path = path
         self._board = BoardFile(folder / "tensorboard", first_step)
@@ -75,9 +76,9 @@ class BoardFile:
             RecordWriter(file).write(event.SerializeToString())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a `metrics.jsonl`; a missing file is empty."""
-    return read_lines(path, METRICS)
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's log; none where there is no log."""
+    return read_lines(folder / METRICS_NAME, METRICS)
 
 
 def read_lines(path: Path, schema: Any) -> list[dict[str, Any]]:

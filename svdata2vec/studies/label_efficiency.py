@@ -167,7 +167,7 @@ def _kind(run: Path) -> Kind:
 
 def cost(run: Path) -> dict[str, Any]:
     """What a run cost, by its log: steps, clips, CPU seconds of its process, seconds."""
-    log_of_run = read_metrics(run / "metrics.jsonl")
+    log_of_run = read_metrics(run)
     return {
         "steps": log_of_run[-1]["step"] if log_of_run else 0,
         "clips_seen": round(sum(record["clips_per_second"] * record["seconds_total"] for record in log_of_run)),

@@ -183,7 +183,7 @@ class FinetuneRow:
     def run(self, cell: Cell, folder: Path) -> Outcome:
         config = self.config(cell, folder)
         result = finetune(config)
-        log = read_metrics(folder / "metrics.jsonl")
+        log = read_metrics(folder)
         metric = config.data.metric
         tested = result["validation"] if config.eval_every else result
         return {

@@ -117,7 +117,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     _begin(run, checkpoints, card)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
-    record: dict[str, float] = next(iter(read_metrics(folder / "metrics.jsonl")[-1:]), {})
+    record: dict[str, float] = next(iter(read_metrics(folder)[-1:]), {})
     epochs_done = stepper.epochs_done
     started = time.perf_counter()
     stepper.clock.reset(stepper.spent)

@@ -43,7 +43,7 @@ def golden_curve(shards: Path, out: Path) -> dict[str, Any]:
     assert state is not None
     pairs = [(state["student"][f"encoder.{name}"], weight) for name, weight in state["teacher"].items() if weight.ndim > 1]
     distance = sum(float((mine - theirs).abs().sum()) for mine, theirs in pairs)
-    return {"loss": [record["loss"] for record in read_metrics(out / "metrics.jsonl")], "teacher_distance": distance}
+    return {"loss": [record["loss"] for record in read_metrics(out)], "teacher_distance": distance}
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     for codec, shards in zip(CODECS, (options.shards, options.blocks), strict=True):
         config = on_shards(demo_pretrain(), shards, options, f"{codec}-{seed}", seed)
         pretrain(replace(config, run=replace(config.run, epochs=options.epochs)))
-        found["loss"][codec] = read_metrics(config.run.out / "metrics.jsonl")[-1]["loss"]
+        found["loss"][codec] = read_metrics(config.run.out)[-1]["loss"]
         found["probe_top1"][codec] = probe_all_labels(shards, config.run.out, seed)["top1"]
         tuned = on_shards(demo_finetune(), shards, options, f"rgb-{codec}-{seed}", seed)
         found["top1"][codec] = finetune(replace(tuned, pretrained=config.run.out))["top1"]

@@ -27,7 +27,7 @@ def summarise(demo: Path) -> dict[str, Any]:
     small = json.loads((demo / "small_cnn.json").read_text())
     if len({result["labels"] for result in (scratch, pretrained, small)}) != 1:
         raise SystemExit(f"{demo}: the classifiers had not the same labels; remove the folder and run tools/demo.sh again")
-    log, before = read_metrics(demo / "pretrain" / "metrics.jsonl"), cost(demo / "pretrain")
+    log, before = read_metrics(demo / "pretrain"), cost(demo / "pretrain")
     costs = {name: cost(demo / name) for name in ("scratch", "pretrained")}
     costs["pretrained"] = {name: value + before[name] for name, value in costs["pretrained"].items()}
     costs["small_cnn"] = {name: small[name] for name in ("steps", "clips_seen", "cpu_seconds")}

@@ -129,7 +129,7 @@ def check(folder: Path, epochs: int) -> dict[str, Any]:
         following = min(following, *(row["step"] for row in attempts[name]))
     expected = Counter((epoch, f"clip{i:05d}") for epoch in range(epochs) for i in range(NUM_CLIPS))
     assert seen == expected, f"lost {dict(expected - seen)}, too often {dict(seen - expected)}"
-    records = read_metrics(folder / "run" / "metrics.jsonl")
+    records = read_metrics(folder / "run")
     places = [0.0, *(record["epoch"] for record in records)]
     assert places[-1] == epochs, places[-1]
     assert [record["step"] for record in records] == [*range(1, len(records) + 1)]
