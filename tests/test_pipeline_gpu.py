@@ -15,7 +15,7 @@ from svdata2vec.shards.reading.sample import parse_array
 
 pytestmark = pytest.mark.gpu
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
-MIN_PSNR_DB = 33.0       # NVDEC and nvJPEG differ by a grey level or two, and repeat colours that CPU decoders interpolate
+MIN_PSNR_DB = 33.0       # NVDEC and nvJPEG differ from the CPU decoders by a grey level or two, of 4:2:0 perhaps by more
 
 
 def clip_of(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray) -> EncodedClip:

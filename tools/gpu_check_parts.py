@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MIN_PSNR_DB = 33.0  # GPU decoders differ from the CPU's by a grey level or two, and repeat colours that those interpolate
+MIN_PSNR_DB = 33.0  # GPU decoders differ from the CPU's by a grey level or two, of 4:2:0 perhaps by more
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
 NUM_FRAMES, WANTED = 60, (59, 0, 1, 31, 30, 2, 0, 45)  # of the clip that decoders are compared on
 SOURCES = 48

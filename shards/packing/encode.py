@@ -21,8 +21,8 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.blockencoder import BlockEncoder
 from svdata2vec.shards.reading.sample import OFFSETS
 
-# 4:4:4 keeps 2 to 3 dB more of the model's crop, for 20 to 40 % more bytes (tools/results/packing_*.json) and a third more time
-# to load (bench_data.json). What videos hold is 4:2:0, if of larger pictures.
+# 4:4:4 keeps 2 to 3 dB more of the model's crop, for 20 to 40 % more bytes (tools/results/packing_*.json) and 40 % more time to
+# load (bench_data.json). What videos hold is 4:2:0, if of larger pictures.
 JPEG_CHROMA = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 
 

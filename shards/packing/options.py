@@ -29,7 +29,7 @@ class PackOptions:
     chroma_bits: Annotated[int, Range(2, 3)] = 2
     """Codec blocks: the same of its colour, which has half the resolution."""
     chroma: str = "420"
-    """Colour resolution of JPEGs: 420, that of videos, or 444 for a fifth more bytes and a third more time to load."""
+    """Colour resolution of JPEGs: 420, that of videos, or 444 for a fifth more bytes and two fifths more time to load."""
     gop: Annotated[int, Range(0, 10**6)] = 0
     """Frames between two key frames of a video codec; 0 = one key frame per clip."""
     size: Annotated[int, Range(32, 4096, multiple=32)] = 320
