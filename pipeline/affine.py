@@ -57,9 +57,14 @@ def invert(affine: Affine) -> Affine:
 
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map points (..., 2); each by its own of as many maps, or all by one."""
-    x, y = points[..., 0], points[..., 1]
-    rows = [x * affine[..., row, 0] + y * affine[..., row, 1] + affine[..., row, 2] for row in (0, 1)]
-    return np.stack(rows, axis=-1)
+    moved = np.empty(np.broadcast_shapes(points.shape, (*affine.shape[:-2], 2)))
+    for row, other in ((0, 1), (1, 0)):
+        along = moved[..., row]
+        np.multiply(points[..., row], affine[..., row, row], out=along)
+        if affine[..., row, other].any():  # a clip's map neither turns nor shears
+            along += points[..., other] * affine[..., row, other]
+        along += affine[..., row, 2]
+    return moved
 
 
 def pixel_index_form(output_to_source: Affine) -> Affine:

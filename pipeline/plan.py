@@ -311,8 +311,10 @@ def apply_to_joints(plans: ClipPlans, layouts: Sequence[JointLayout], persons: i
             )
     source_to_output_B23 = affine.invert(plans.output_to_source_B23)
     moved_NTVC = affine.apply(source_to_output_B23[people.clip_N, None, None], people.joints_NTVC).astype(np.float32)
-    zero_NTVC = people.joints_NTVC == 0
-    moved_NTVC[zero_NTVC if plans.each_coordinate else zero_NTVC[..., 0] & zero_NTVC[..., 1]] = 0
+    missing_NTVC = people.joints_NTVC == 0
+    if not plans.each_coordinate:
+        missing_NTVC = (missing_NTVC[..., 0] & missing_NTVC[..., 1])[..., None]
+    np.copyto(moved_NTVC, 0, where=missing_NTVC)
     joints_BMTVC = np.zeros((len(layouts), persons, *moved_NTVC.shape[1:]), np.float32)
     seen_N = people.place_N < persons
     joints_BMTVC[people.clip_N[seen_N], people.place_N[seen_N]] = moved_NTVC[seen_N]

@@ -211,9 +211,9 @@ class Producer:
         batch = ClipBatch(
             video_BTHWC=video,
             joints_BMTVC=torch.from_numpy(np.stack(joints)) if joints else None,
-            label_B=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
+            label_B=_int64([clip.label for clip in clips]),
             keys=tuple(clip.key for clip in clips),
-            view_B=torch.tensor([clip.view for clip in clips]) if self.order.views > 1 else None,
+            view_B=_int64([clip.view for clip in clips]) if self.order.views > 1 else None,
         )
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
@@ -244,3 +244,8 @@ class Producer:
         failed = lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)
         self.fetcher.shards.check_used()
         return failed
+
+
+def _int64(numbers: Sequence[int]) -> torch.Tensor:
+    """As `torch.tensor`, in a tenth of the time."""
+    return torch.from_numpy(np.array(numbers, np.int64))

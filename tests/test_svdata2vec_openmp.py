@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from repository import ROOT
 from tiny import pretrain_config
 
-from svdata2vec.config.openmp import BOUNDED, OF_THE_USER, bound_waiting, waiting
+from svdata2vec.config.openmp import BOUNDED, OF_THE_USER, SPINNING, bound_waiting, waiting
 from svdata2vec.training.pretrain import pretrain
 
 CLEAN = {name: text for name, text in os.environ.items() if name not in (*OF_THE_USER, "OMP_NUM_THREADS")}
@@ -48,3 +50,14 @@ def test_the_log_of_a_run_says_it_once(tiny_shard_folder: Path, tmp_path: Path, 
     pretrain(dataclasses.replace(config, run=dataclasses.replace(config.run, log_every=50)))
     said = [record.getMessage() for record in caplog.records if "wait for each other" in record.getMessage()]
     assert said == [f"on 1 threads per process, which wait for each other by {waiting()}"]
+
+
+@pytest.mark.parametrize(("precision", "threads", "warned"), [("bf16", 2, 1), ("bf16", 1, 0), ("fp32", 2, 0)])
+def test_a_run_in_bfloat16_on_several_threads_says_that_they_spin(
+    precision: Literal["bf16", "fp32"], threads: int, warned: int, tiny_shard_folder: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    pretrain(dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision)))
+    assert [record.getMessage() for record in caplog.records].count(f"bf16: {SPINNING}") == warned

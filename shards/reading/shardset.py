@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from svdata2vec.shards.blocks import HEADER_BYTES, parse_clip
+from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
@@ -73,6 +73,7 @@ class ShardSet:
         splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
         self.manifest = replace(manifest, splits=splits)
         self.index = index.view(np.ndarray)  # of a memmap each look at a field makes another memmap
+        self._offset_NC, self._size_NC = self.index["offset"], self.index["size"]
         self._tars: dict[int, _Tar] = {}
         self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}
@@ -216,13 +217,12 @@ class ShardSet:
 
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
-        entry = self.index[row]
-        spans = self._spans(entry, components)
+        spans = self._spans(row, components)
         used = [span for span in spans if span[1]]
         if not used:
             return dict.fromkeys(components, NOTHING)
         (origin, _), last = min(used), max(used)
-        content = memoryview(self._pread(entry, origin, sum(last) - origin))
+        content = memoryview(self._pread(self.index[row], origin, sum(last) - origin))
         parts = {
             name: content[offset - origin : offset - origin + size] if size else NOTHING
             for name, (offset, size) in zip(components, spans, strict=True)
@@ -249,29 +249,27 @@ class ShardSet:
 
     def cut(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> Cut:
         """`frames` without a look at them, which `check_cut` must follow."""
-        entry = self.index[row]
-        ((start, size),) = self._spans(entry, self._by_frame)
-        video, tar = self._mapped(entry, start, size)
+        ((start, size),) = self._spans(row, self._by_frame)
+        video, tar = self._mapped(self.index[row], start, size)
         bounds, whole = offsets.tolist(), video.data  # whose slices cost less than an array's
-        sums = [] if self.sums is None or not frames else self.sums.frames(row).tolist()
         pictures = [whole[bounds[frame] : bounds[frame + 1]] for frame in frames]
-        return Cut(video, frames, pictures, [sums[frame] for frame in frames] if sums else [], tar, start)
+        sums = [] if self.sums is None or not frames else self.sums.frames(row).take(frames).tolist()
+        return Cut(video, frames, pictures, sums, tar, start)
 
     def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
         """UserError unless frames that were cut out have the sums that were packed; found: those that they have (`crc32`)."""
         if cut.tar is not None:
             cut.tar.check(cut.start, cut.start + len(cut.video))
-        entry = self.index[row]
-        if cut.frames:
-            self._check_header(entry, cut.video)
+        if cut.frames and self.manifest.blocks is not None:
+            self._check_header(self.index[row], cut.video, self.manifest.blocks)
         if found != cut.sums:
             wrong = next(frame for frame, a, b in zip(cut.frames, found, cut.sums, strict=True) if a != b)
-            raise UserError(f"{self._clip_name(entry)}, frame {wrong}: {CHANGED}")
+            raise UserError(f"{self._clip_name(self.index[row])}, frame {wrong}: {CHANGED}")
 
-    def _check_header(self, entry: np.void, video: np.ndarray) -> None:
+    def _check_header(self, entry: np.void, video: np.ndarray, form: BlockFormat) -> None:
         """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
-        form, frames = self.manifest.blocks, int(entry["frames"])
-        if form is None or video[:HEADER_BYTES].tobytes() == form.header(frames):
+        frames = int(entry["frames"])
+        if video[:HEADER_BYTES].tobytes() == form.header(frames):
             return
         try:
             found, stored = parse_clip(video)
@@ -320,9 +318,9 @@ class ShardSet:
                 entry = self.index[row]
                 raise UserError(f"{self._clip_name(entry)}, {name}: {CHANGED}")
 
-    def _spans(self, entry: np.void, components: Sequence[str]) -> list[tuple[int, int]]:
+    def _spans(self, row: int, components: Sequence[str]) -> list[tuple[int, int]]:
         """(offset in the tar, bytes) of each component."""
-        offsets, sizes = entry["offset"].tolist(), entry["size"].tolist()
+        offsets, sizes = self._offset_NC[row].tolist(), self._size_NC[row].tolist()
         try:
             columns = [self._column[name] for name in components]
         except KeyError as error:
@@ -338,7 +336,7 @@ class ShardSet:
         key, names = entry["key"].decode(), self._beside_table if table else self._beside
         parts = self.read(row, self.manifest.components if video else names)
         stored = [name for name in VIDEO_COMPONENTS if parts.get(name)] if video else []
-        lies = (self.manifest.blocks or int(entry["size"][self._column["jpegs"]])) if table else None
+        lies = (self.manifest.blocks or int(self._size_NC[row, self._column["jpegs"]])) if table else None
         try:
             if video and not stored:
                 raise UserError(f"clip {key}: no video component")

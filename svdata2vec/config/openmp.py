@@ -9,6 +9,9 @@ import os
 
 # libgomp (PyTorch's wheels) counts turns of its loop; libiomp (PyTorch of conda with MKL) milliseconds.
 BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+# Of oneDNN's gradients of weights, by a barrier of its own (bench_openmp.py).
+SPINNING = ("the threads of bfloat16 convolutions spin whatever is set; beside other programs give each process cores of its "
+            "own (taskset) or one thread (OMP_NUM_THREADS=1)")
 OF_THE_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *BOUNDED)
 
 

@@ -136,15 +136,17 @@ def draw_masks(keys: Sequence[str], num_frames: int, config: MaskConfig, seed: i
                 order = np.sort(encoded[-1])[rng.permutation(len(encoded[-1]))]
             keep.append(order[:kept])
             shown.append(rng.permutation(kept)[:paired])
-    hidden_NK = torch.ones(len(keep), kept, dtype=torch.bool)
-    hidden_NK.scatter_(1, _rows(shown, paired), False)
-    keep_NK = _rows(keep, kept).sort().values  # as the places are counted
-    return Masks.given(keep_NK, hidden_NK, num_frames, _rows(encoded, num_encoded))
+    keep_NK, encoded_BE = np.sort(_rows(keep, kept)), np.sort(_rows(encoded, num_encoded))
+    hidden_NK, scored_NT = np.ones(keep_NK.shape, np.bool_), np.ones((len(keep), num_frames), np.bool_)
+    mask_N1 = np.arange(len(keep))[:, None]
+    hidden_NK[mask_N1, _rows(shown, paired)] = False
+    scored_NT[mask_N1, keep_NK] = hidden_NK  # as `scored_frames`
+    return Masks(*map(torch.from_numpy, (keep_NK, hidden_NK, scored_NT, encoded_BE)))
 
 
-def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> Tensor:
-    """(rows, count) int64, also without rows or numbers."""
-    return torch.from_numpy(np.concatenate([*numbers, np.empty(0, np.int64)]).reshape(len(numbers), count))
+def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """(rows, count), also without rows or numbers."""
+    return np.concatenate([*numbers, np.empty(0, np.int64)]).reshape(len(numbers), count)
 
 
 def scored_frames(keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int) -> Tensor:

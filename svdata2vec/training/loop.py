@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svdata2vec import __version__
 from svdata2vec.config.files import from_dict, to_json, to_values, with_todays_names
-from svdata2vec.config.openmp import waiting
+from svdata2vec.config.openmp import SPINNING, waiting
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -89,6 +89,8 @@ class TrainingRun:
         lines = self.stepper.plan()
         if self.runtime.device.type == "cpu":
             lines.append(f"on {torch.get_num_threads()} threads per process, which wait for each other by {waiting()}")
+            if self.runtime.bf16 and torch.get_num_threads() > 1:
+                lines.append(f"bf16: {SPINNING}")
         return lines
 
     def epoch_end(self, epoch: int, before: int) -> dict[str, float]:

@@ -25,9 +25,11 @@ from svdata2vec.runs.cores import CONTROL_GROUPS
 from svdata2vec.shards.ranges import Range
 
 OWN = "libgomp's own"
+BF16 = "SVDATA2VEC_BENCH_BF16"  # of a worker's environment: train in bfloat16
 SETTINGS = {
     OWN: {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"},
     **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, 1000, 10000)},
+    "1000 turns, bf16": {"GOMP_SPINCOUNT": "1000", BF16: "1"},
 }
 SPINNER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"  # ends with its parent
 GROUP, WORKER = "svdata2vec-bench", "--worker"
@@ -80,7 +82,7 @@ def work(clips: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     config = PRETRAIN["demo"]()
-    step = Step(config, make_batch(config, clips, torch.device("cpu")))
+    step = Step(config, make_batch(config, clips, torch.device("cpu")), bf16=BF16 in os.environ)
     step.run()
     print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
