@@ -109,6 +109,23 @@ def test_poses_are_found_by_the_names_that_packing_knows(tmp_path: Path, name: s
         assert persons_of_poses(poses, path, reader.info).box is not None
 
 
+def test_of_two_annotations_the_one_with_the_video_s_own_name_counts(tmp_path: Path) -> None:
+    """As in packing, where `a` fits a_rgb.mp4 as well."""
+    names = ("a", "a_rgb")
+    own, other = annotation(names[1], 0), annotation(names[0], 0)
+    other["keypoint"][0, :, 3] = (30, 70)  # type: ignore[index]
+    poses = write_pickle(tmp_path / "poses.pkl", [other, own])
+    videos = [write_video(tmp_path / f"{name}.mp4", 8) for name in names]
+    with VideoReader(videos[0]) as reader:
+        info = reader.info
+    found = [persons_of_poses(poses, video, info).box for video in videos]
+    alone = [
+        persons_of_poses(write_pickle(tmp_path / "alone.pkl", [entry]), video, info).box
+        for entry, video in zip((other, own), videos, strict=True)
+    ]
+    assert found == alone and found[0] != found[1]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 60000.0, -60000.0])
 def test_a_joint_that_cannot_be_true_is_missing(tmp_path: Path, value: float) -> None:
     """As in packing: a NaN is no traceback, and an outlier no crop of gigabytes."""
