@@ -12,6 +12,7 @@ import pretraining_experiment as experiments
 import pytest
 import results_studies as tables
 import torch
+from ending import reported
 from pipeline_factory import clip_parts, write_shards
 from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, run_cell
 from svdata2vec.training.pretrain import pretrain
@@ -290,3 +291,35 @@ def test_ways_to_fine_tune_from_end_to_end(
     capsys.readouterr()
     assert finetuning.main([*given, "--from", str(tmp_path / "nowhere"), "--work", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("file", "status", "said"), [("file.json", 0, "done"), ("", 1, "error: ")])
+def test_a_script_looks_at_its_files_before_it_begins(
+    file: str, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    def work() -> str:
+        begun.append(True)
+        return "done\n"
+
+    assert reported(work, None, tmp_path / file) == status and len(begun) == 1 - status
+    assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (UserError("no such split"), 2), (MachineError("no GPU"), 1), (OSError("disk full"), 1), (KeyboardInterrupt(), 130),
+])
+def test_a_script_s_errors_are_one_line(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> str:
+        raise error
+
+    assert reported(work) == status
+    assert capsys.readouterr().err == (f"error: {error}\n" if str(error) else "interrupted\n")
+
+
+def test_an_experiment_whose_record_cannot_be_written_trains_nothing(tmp_path: Path, tiny_shard_folder: Path) -> None:
+    words = ["motion", "--shards", str(tiny_shard_folder), "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    with pytest.raises(OSError, match="a folder has this name"):
+        run_experiment(EXPERIMENTS["motion"], make_parser("", [*EXPERIMENTS]).parse_args(words))
+    assert not (tmp_path / "work").exists()

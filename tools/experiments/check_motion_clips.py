@@ -25,6 +25,7 @@ import av
 import cv2
 import numpy as np
 import torch
+from ending import reported
 from motion_crops import STORED, Clips, read_clips
 from numpy.typing import NDArray
 from small_cnn import ClipNet, FrameNet
@@ -32,7 +33,6 @@ from torch import Tensor, nn
 
 from svdata2vec import __version__
 from svdata2vec.runs.provenance import save
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.ranges import LARGEST_SEED, Range
 
@@ -198,14 +198,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args(arguments)
-    try:
-        result = check(given.folder, given.frames, given.epochs, given.seed, given.threads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return reported(lambda: measured(given), given.json)
+
+
+def measured(given: argparse.Namespace) -> str:
+    """The check, which says what it finds while it goes on, and its record."""
+    result = check(given.folder, given.frames, given.epochs, given.seed, given.threads)
     if given.json:
         save(result, given.json)
-    return 0
+    return ""
 
 
 if __name__ == "__main__":

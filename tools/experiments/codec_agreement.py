@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ending import reported
 
 from svdata2vec.evaluation.evaluate import Predictions, predict_split
 from svdata2vec.runs.data import build_loader, open_data, require_classes
@@ -98,21 +99,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        base = [predictions(run, options.shards, options.split) for run in options.runs]
-        found = {
-            name: compare(base, [predictions(run, folder, options.split) for run in options.runs])
-            for name, folder in options.others
-        }
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return reported(lambda: measured(options), options.out)
+
+
+def measured(options: argparse.Namespace) -> str:
+    """What all runs say of all sets, and its record; returns a line for each set."""
+    base = [predictions(run, options.shards, options.split) for run in options.runs]
+    found = {
+        name: compare(base, [predictions(run, folder, options.split) for run in options.runs])
+        for name, folder in options.others
+    }
     save({**machine(), "runs": len(options.runs), "others": found}, options.out)
-    for name, row in found.items():
-        low, high = row["interval"]
-        print(f"{name}: {row['same_class']:.1%} of {row['clips']} predictions are of one class; top-1 {row['top1'][0]:.1%} and "
-              f"{row['top1'][1]:.1%}, difference {row['difference']:+.1%} ({low:+.1%} to {high:+.1%})")
-    return 0
+    return "".join(
+        f"{name}: {row['same_class']:.1%} of {row['clips']} predictions are of one class; top-1 {row['top1'][0]:.1%} and "
+        f"{row['top1'][1]:.1%}, difference {row['difference']:+.1%} ({row['interval'][0]:+.1%} to {row['interval'][1]:+.1%})\n"
+        for name, row in found.items()
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from ending import reported
 from matplotlib.figure import Figure
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
@@ -30,7 +31,6 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import machine, save
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
@@ -105,21 +105,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    options, spawn = make_parser().parse_args(), multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(options.jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = make_parser().parse_args()
+    return reported(lambda: measured(options), options.out, options.out.with_suffix(".png"))
+
+
+def measured(options: argparse.Namespace) -> str:
+    """All seeds, their record and its plot; returns the comparison as text."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
     compared = compare(seeds)
     record = {
         **machine(), "epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds,
     }
     save(record, options.out)
     plot(record, options.out.with_suffix(".png"))
-    print(json.dumps(compared, indent=1))
-    return 0
+    return json.dumps(compared, indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ending import reported
+
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import labelled_rows, open_data
@@ -34,12 +36,7 @@ def main() -> int:
     parser.add_argument("pretraining", type=Path, help="folder of the pretraining run")
     parser.add_argument("finetuning", type=Path, help="folder of the fine-tuning run after it")
     options = parser.parse_args()
-    try:
-        print(equal_epochs(options.pretraining, options.finetuning))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return reported(lambda: f"{equal_epochs(options.pretraining, options.finetuning)}\n")
 
 
 if __name__ == "__main__":

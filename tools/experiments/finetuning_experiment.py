@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining_sides import RESULTS, read_options, reported
+from ending import reported
+from pretraining_sides import RESULTS, read_options
 
 from svdata2vec.config.files import to_values
 from svdata2vec.config.presets import COLOURS, FINETUNE
@@ -132,7 +133,7 @@ def summary(record: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    return reported(lambda: summary(run_experiment(options)))
+    return reported(lambda: summary(run_experiment(options)), options.out)
 
 
 if __name__ == "__main__":

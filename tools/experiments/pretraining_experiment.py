@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import small_cnn
-from pretraining_sides import Experiment, Side, equal_work, make_parser, reported, run_experiment
+from ending import reported
+from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts

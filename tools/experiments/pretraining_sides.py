@@ -1,9 +1,7 @@
 """Runs of the pretraining experiments: every side on given shards, and a study of what each is worth with labels."""
 
 import argparse
-import logging
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +19,11 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
-from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import published_config
-from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
-from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.atomic import require_writable
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.label_efficiency import about, require_fit, rows_of, write_study
@@ -128,6 +125,8 @@ def run_experiment(
         raise UserError(f"--sides {' '.join(unknown)}: expected some of {', '.join(experiment.sides)}")
     if options.sides:
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
+    out = options.out or RESULTS / f"{experiment.record}.json"
+    require_writable(out)
     runs, study = pretrainings(experiment, options), study_of(experiment, options)
     if not study.collect:
         require_study(study, runs)
@@ -140,7 +139,6 @@ def run_experiment(
     }
     record = {**record, "experiment": options.experiment, "sides": changes, "pretraining": to_values(
         replace(first, run=replace(first.run, out=Path(first.run.out.name))))}
-    out = options.out or RESULTS / f"{experiment.record}.json"
     save(record, out)
     save_figure(label_curve(record), out.with_suffix(".png"), dpi=110)
     return record
@@ -164,18 +162,3 @@ def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainCon
     joints = len(open_data(config.data).manifest.layout.joints)
     epochs = reference.run.epochs * step_flops(step_layers(reference, joints)) / step_flops(step_layers(config, joints))
     return replace(config, run=replace(config.run, epochs=max(round(epochs), 1)))
-
-
-def reported(work: Callable[[], str]) -> int:
-    """Print what comes of an experiment, or its error in one line; the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        said = work()
-    except (UserError, RunFailedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    sys.stdout.write(said)
-    return 0

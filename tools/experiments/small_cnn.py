@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ending import reported
 from torch import Tensor, nn
 
 from svdata2vec.config.presets import demo_finetune
@@ -38,7 +39,6 @@ from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.runs.validation import choose_clips
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
 
 DEMO = demo_finetune()
@@ -178,21 +178,21 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = vars(parser.parse_args())
     out = given.pop("json")
+    return reported(lambda: measured(given, out), out)
+
+
+def measured(given: dict[str, Any], out: Path | None) -> str:
+    """One run by options of the command line, and its record; returns a line on it."""
     data = {name: given[name] for name in ("shards", "train_split", "test_split", "layout", "threads")}
     own = {name: given[name] for name in ("seed", "batch_size")}
-    try:
-        config = replace(
-            DEMO, data=replace(DEMO.data, **data), run=replace(DEMO.run, **own), label_fraction=given["fraction"], eval_every=0
-        )
-        result = run(config, **{name: given[name] for name in ("lr", "steps", "weight_decay")})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = replace(
+        DEMO, data=replace(DEMO.data, **data), run=replace(DEMO.run, **own), label_fraction=given["fraction"], eval_every=0
+    )
+    result = run(config, **{name: given[name] for name in ("lr", "steps", "weight_decay")})
     if out is not None:
         save({**machine(), "options": given, **result}, out)
-    print(f"small CNN: {100 * result['score']:.1f} % of {given['test_split']}, {result['labels']} labelled clips, "
-          f"{result['steps']} steps, {result['clips_seen']} clips seen, {result['cpu_seconds']:.0f} CPU seconds")
-    return 0
+    return (f"small CNN: {100 * result['score']:.1f} % of {given['test_split']}, {result['labels']} labelled clips, "
+            f"{result['steps']} steps, {result['clips_seen']} clips seen, {result['cpu_seconds']:.0f} CPU seconds\n")
 
 
 if __name__ == "__main__":

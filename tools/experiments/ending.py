@@ -1,0 +1,31 @@
+"""How a script of experiments ends: with what it has to say, or with one line on why that is nothing."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.runs.stopping import INTERRUPTED_EXIT_CODE
+from svdata2vec.shards.atomic import require_writable
+from svdata2vec.shards.errors import MachineError, UserError
+
+
+def reported(work: Callable[[], str], *files: Path | None) -> int:
+    """Print what comes of `work`, or its error in one line; the exit status.
+
+    files: those that it will write when all is done, None = not asked for; where one cannot be, nothing is begun.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        for file in files:
+            require_writable(file)
+        said = work()
+    except (UserError, RunFailedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) and not isinstance(error, MachineError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    sys.stdout.write(said)
+    return 0
