@@ -59,6 +59,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "masks": (sides, ("masks",)),
     "joint_targets": (sides, ("joint_targets",)),
     "ema": (sides, ("ema",)),
+    "encoded_frames": (sides, ("encoded_frames",)),
     "choices": (sides, ("choices",)),
     "motion": (sides, ("motion",)),
     "finetuning": (finetuning, ("finetuning",)),
