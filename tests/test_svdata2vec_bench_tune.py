@@ -220,7 +220,7 @@ def test_the_command_measures_on_this_machine(
     monkeypatch.setattr(tuning, "packed", lambda *_, chroma="420": asked.append(chroma) or ShardSet.open(tiny_shard_folder))
     monkeypatch.setattr(tuning, "usable_cores", lambda: 2)
     out = tmp_path / "tuned.json"
-    words = ["--folder", str(tmp_path / "clips"), "--sources", "4", "--rounds", "1", "--out", str(out)]
+    words = ["--folder", str(tmp_path / "clips"), "--sources", "4", "--out", str(out)]
     assert main(["bench", "data", "--tune", *words]) == 0
     assert asked == [(tmp_path / "clips" / "source", 4), "420", "444"]
     record = json.loads(out.read_text())
@@ -228,6 +228,8 @@ def test_the_command_measures_on_this_machine(
     assert load_tuned(cpu_name(), "jpeg") == Tuned(**record["chosen"]) and f"stored in {stored}" in capsys.readouterr().out
     assert main(["bench", "data", "--tune", "--method", "ours, jpeg"]) == 2
     assert "exclude each other" in capsys.readouterr().err
+    assert main(["bench", "data", "--tune", "--rounds", "2"]) == 2
+    assert "rounds is 2 with tune" in capsys.readouterr().err
     assert DataBenchOptions().tune is False
 
 

@@ -9,6 +9,7 @@ from svdata2vec.config.schema import PretrainConfig, check
 from svdata2vec.shards.ranges import Count, PositiveShare, Range, check_fields
 
 Seconds = Annotated[float, Range(0.01)]
+LEAST_ROUNDS = 3  # that tell a faster setting from noise
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class DataBenchOptions:
     clips: Count = 84
     """Clips timed per method and round, after the first 48: with 12 sources, each of them seven times."""
     rounds: Count = 3
-    """Rounds, in which the methods take turns; medians are reported."""
+    """Rounds, in which the methods (with tune: the settings, three rounds at least) take turns; medians are reported."""
     method: str | None = None
     """Time this method alone, in this process, and print JSON; None = all of them."""
     tune: bool = False
@@ -117,3 +118,5 @@ class DataBenchOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check(not (self.tune and self.method), f"tune and method {self.method!r} exclude each other: leave one of them out")
+        check(not self.tune or self.rounds >= LEAST_ROUNDS, f"rounds is {self.rounds} with tune, which then cannot tell a "
+              f"faster setting from noise: expected {LEAST_ROUNDS} or more")
