@@ -136,12 +136,11 @@ def draw_masks(keys: Sequence[str], num_frames: int, config: MaskConfig, seed: i
                 order = np.sort(encoded[-1])[rng.permutation(len(encoded[-1]))]
             keep.append(order[:kept])
             shown.append(rng.permutation(kept)[:paired])
-    keep_NK, encoded_BE = np.sort(_rows(keep, kept)), np.sort(_rows(encoded, num_encoded))
-    hidden_NK, scored_NT = np.ones(keep_NK.shape, np.bool_), np.ones((len(keep), num_frames), np.bool_)
-    mask_N1 = np.arange(len(keep))[:, None]
-    hidden_NK[mask_N1, _rows(shown, paired)] = False
-    scored_NT[mask_N1, keep_NK] = hidden_NK  # as `scored_frames`
-    return Masks(*map(torch.from_numpy, (keep_NK, hidden_NK, scored_NT, encoded_BE)))
+    hidden = np.ones((len(keep), kept), np.bool_)
+    hidden[np.arange(len(keep))[:, None], _rows(shown, paired)] = False
+    hidden_NK, keep_NK = torch.from_numpy(hidden), torch.from_numpy(np.sort(_rows(keep, kept)))
+    encoded_BE = torch.from_numpy(np.sort(_rows(encoded, num_encoded)))
+    return Masks(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
 
 
 def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
