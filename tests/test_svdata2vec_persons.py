@@ -126,6 +126,19 @@ def test_of_two_annotations_the_one_with_the_video_s_own_name_counts(tmp_path: P
     assert found == alone and found[0] != found[1]
 
 
+def test_the_folder_in_front_of_a_name_counts_before_the_name(tmp_path: Path) -> None:
+    """As in packing: a/x is of a/x_rgb.mp4, which b/x_rgb is not."""
+    own, other = annotation("a/x", 0), annotation("b/x_rgb", 0)
+    other["keypoint"][0, :, 3] = (30, 70)  # type: ignore[index]
+    path = tmp_path / "a" / "x_rgb.mp4"
+    path.parent.mkdir()
+    video = write_video(path, 8)
+    with VideoReader(video) as reader:
+        info = reader.info
+    both = persons_of_poses(write_pickle(tmp_path / "poses.pkl", [other, own]), video, info)
+    assert both.box == persons_of_poses(write_pickle(tmp_path / "alone.pkl", [own]), video, info).box
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 60000.0, -60000.0])
 def test_a_joint_that_cannot_be_true_is_missing(tmp_path: Path, value: float) -> None:
     """As in packing: a NaN is no traceback, and an outlier no crop of gigabytes."""

@@ -130,7 +130,7 @@ def _part(pose: Pose, frames: Span, video: Path) -> Pose:
 
 
 def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """Those whose names packing would find this video by; of several those with its own name, or its folder in front."""
+    """Those whose names packing would find this video by; of several those with its folder in front, or its own name."""
     stem = spelled(video.name if video.is_dir() else video.stem)
     found = []
     for entry in entries:
@@ -138,9 +138,9 @@ def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, An
             name = PurePosixPath(spelled(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))))
             if stem in (name.name, f"{name.name}_rgb"):
                 found.append((name, entry))
-    found = [pair for pair in found if pair[0].name == stem] or found
     in_folder = [pair for pair in found if pair[0].parent.name == spelled(video.resolve().parent.name)]
-    return [entry for _, entry in (in_folder if len(found) > 1 and in_folder else found)]
+    found = in_folder if len(found) > 1 and in_folder else found
+    return [entry for _, entry in [pair for pair in found if pair[0].name == stem] or found]
 
 
 def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:

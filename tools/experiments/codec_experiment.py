@@ -11,15 +11,12 @@ with their intervals over seeds, and a plot beside them. Finished runs in `--wor
 
 import argparse
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from ending import reported
 from matplotlib.figure import Figure
 
@@ -32,6 +29,7 @@ from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
+from svdata2vec.studies.jobs import run_all
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
@@ -100,20 +98,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=Range(1).parser(int), default=4)
     parser.add_argument("--epochs", type=Range(1).parser(int), default=12, help="of pretraining")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")
     return parser
 
 
 def main() -> int:
     options = make_parser().parse_args()
-    return reported(lambda: measured(options), options.out, options.out.with_suffix(".png"))
+    return reported(lambda: measured(options), options.out)
 
 
 def measured(options: argparse.Namespace) -> str:
     """All seeds, their record and its plot; returns the comparison as text."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        seeds = list(pool.map(partial(run_seed, options), range(options.seeds)))
+    seeds = run_all([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
     compared = compare(seeds)
     record = {
         **machine(), "epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds,

@@ -7,8 +7,11 @@ reads what tools/demo.sh leaves: the runs demo/pretrain, demo/scratch, demo/pret
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from ending import reported
 
 from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import read_metrics
@@ -58,16 +61,21 @@ def lines(figures: dict[str, Any]) -> str:
     return "\n".join([*found, f"{labels} labelled clips for each, one seed; 95 % intervals over the test clips"])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the demo's folder")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    figures = summarise(options.demo)
-    if options.json is not None:
-        save({**machine(), **figures}, options.json)
-    print(lines(figures))
+    return reported(lambda: summary(options.demo, options.json), options.json)
+
+
+def summary(demo: Path, record: Path | None) -> str:
+    """The last lines of `demo.sh`, and their record."""
+    figures = summarise(demo)
+    if record is not None:
+        save({**machine(), **figures}, record)
+    return lines(figures) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
