@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import PixelAugment
-from svdata2vec.pipeline.frames import EncodedClip, changed, different, in_order, laid
+from svdata2vec.pipeline.frames import EncodedClip, JpegTable, changed, different, in_order, jpeg_tables, laid
 from svdata2vec.pipeline.order import taken_name
 from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, make_plans
 from svdata2vec.pipeline.seen import FramesSeen, only_seen
@@ -112,9 +112,10 @@ class ClipFetcher:
         """`mapped` and checked, in passes over all clips: pictures leave nothing else in the processor's cache."""
         outcomes, cuts = list(planned), {}
         for place, clip in enumerate(planned):
-            if isinstance(clip, FetchedClip) and clip.encoded is not None and clip.encoded.offsets is not None:
+            if isinstance(clip, FetchedClip) and clip.encoded is not None and clip.encoded.table is not None:
                 try:
-                    cuts[place] = self.shards.cut(clip.row, clip.encoded.offsets, different(clip.encoded))
+                    table = clip.encoded.table
+                    cuts[place] = self.shards.cut(clip.row, table.frames_D, table.starts, table.stops)
                 except (OSError, ValueError) as error:
                     outcomes[place] = self._bad(clip.row, error)
         found = [list(map(crc32, cut.pictures)) if cut.sums else [] for cut in cuts.values()]
@@ -143,7 +144,7 @@ class ClipFetcher:
         """A clip as it is sent to another process, which has its frames too."""
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
-        return outcome.encoded_as(outcome.encoded.with_video(NOTHING))
+        return outcome.encoded_as(changed(outcome.encoded, video=NOTHING, table=None, pictures=()))
 
     def _attempt(self, rows: Sequence[int], epoch: int, views: Sequence[int]) -> list[Outcome]:
         """Clips that are planned together; where one is damaged, each alone, so that only that one is lost."""
@@ -206,10 +207,13 @@ class ClipFetcher:
         if far_B.any():
             key = samples[far_B.argmax()].key
             raise UserError(f"clip {key}: its crop lies far outside the picture; its joints or boxes are damaged")
+        tables: Sequence[JpegTable | None] = [None] * len(samples)
+        if self.by_frame and self.shards.manifest.blocks is None:
+            tables = jpeg_tables([sample.key for sample in samples], [sample.offsets for sample in samples], list(frames_BT))
         return [
             EncodedClip(
                 sample.key, NOTHING if sample.video is None else np.frombuffer(sample.video, np.uint8), sample.offsets,
-                frames_BT[i], maps_B23[i], *packed_B2[i], sample.blocks,
+                frames_BT[i], maps_B23[i], *packed_B2[i], sample.blocks, tables[i],
             )
             for i, sample in enumerate(samples)
         ]

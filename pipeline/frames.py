@@ -6,14 +6,14 @@ T sampled frames, D different ones among them, F frames of the clip.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine
 from svdata2vec.shards.blocks import BlockFormat
-from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START
+from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START, cut_out
 
 MARKS = JPEG_START + JPEG_END
 
@@ -24,8 +24,8 @@ class EncodedClip:
 
     video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container, and for blocks that were gathered
     (`gathered`). frames_T: int64, a number may occur again. blocks: how each frame is laid out, None for JPEGs and containers.
-    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. pictures: its `different` frames in
-    `video`, if they were already cut out of it.
+    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. table: of the JPEGs that are decoded,
+    where it was already made; pictures: these, cut out of `video`.
     """
 
     key: str
@@ -36,6 +36,7 @@ class EncodedClip:
     packed_width: int
     packed_height: int
     blocks: BlockFormat | None = None
+    table: "JpegTable | None" = None
     pictures: Sequence[memoryview] = ()
 
     def with_video(self, video: NDArray[np.uint8], pictures: Sequence[memoryview] = ()) -> "EncodedClip":
@@ -53,8 +54,21 @@ def changed(record: Record, **fields: Any) -> Record:
     return copy
 
 
-@dataclass(frozen=True)
-class Jpegs:
+class JpegTable(NamedTuple):
+    """The D JPEGs of a clip that are decoded: its `different` frames.
+
+    frames_D: int64, their numbers, rising. starts, stops: where in the clip's bytes each begins and ends. ends_4D: int64, where
+    its first two and its last two bytes lie. places_T: int64, which of them each wanted frame shows.
+    """
+
+    frames_D: NDArray[np.int64]
+    starts: list[int]
+    stops: list[int]
+    ends_4D: NDArray[np.int64]
+    places_T: NDArray[np.int64]
+
+
+class Jpegs(NamedTuple):
     """The JPEGs of a clip that are decoded: `different` ones, and (T,) which of them each wanted frame shows."""
 
     pictures: Sequence[memoryview]
@@ -62,60 +76,82 @@ class Jpegs:
 
 
 def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
-    """The JPEGs of each clip, without copying. N wanted frames of all clips, P different ones among them: in arrays of all.
+    """The JPEGs of each clip, without copying.
 
     Raises ValueError when an offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
     does: a decoder would fill what is missing with grey and say nothing.
     """
-    table, row_N, first_B = _tables(clips)
-    row_P, place_N = np.unique(row_N, return_inverse=True)
-    cut_B = np.searchsorted(row_P, [*first_B, len(table)])
-    start_P, stop_P = table[row_P], table[row_P + 1]
-    size_P = np.repeat([clip.video.size for clip in clips], np.diff(cut_B))
-    wrong_P = (start_P < 0) | (stop_P - start_P < len(MARKS)) | (stop_P > size_P)
-    if wrong_P.any():
-        clip = clips[int(np.searchsorted(cut_B, wrong_P.argmax(), "right")) - 1]
-        raise ValueError(f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs")
-    ends_4P = np.stack([start_P, start_P + 1, stop_P - 2, stop_P - 1])
-    found, last = [], 0
-    for clip, low, high in zip(clips, cut_B.tolist(), cut_B[1:].tolist(), strict=False):
-        _check_marks(clip, ends_4P[:, low:high])
-        first, last = last, last + len(clip.frames_T)
-        pictures = clip.pictures or _cut(clip.video.data, start_P[low:high], stop_P[low:high])
-        found.append(Jpegs(pictures, place_N[first:last] - low))
+    tables = [clip.table for clip in clips if clip.table is not None]
+    if len(tables) < len(clips):
+        tables = jpeg_tables([clip.key for clip in clips], [clip.offsets for clip in clips], [clip.frames_T for clip in clips])
+    found = []
+    for clip, table in zip(clips, tables, strict=True):
+        _check_marks(clip, table)
+        found.append(Jpegs(clip.pictures or cut_out(clip.video, table.starts, table.stops), table.places_T))
     return found
 
 
-def _cut(content: memoryview, start_D: NDArray[np.int64], stop_D: NDArray[np.int64]) -> list[memoryview]:
-    return [content[start:stop] for start, stop in zip(start_D.tolist(), stop_D.tolist(), strict=True)]
+def jpeg_tables(
+    keys: Sequence[str], offsets: Sequence[NDArray[np.int64] | None], frames: Sequence[NDArray[np.int64]]
+) -> list[JpegTable]:
+    """Where the wanted frames of each clip lie. N wanted frames of all clips, P different ones among them: in arrays of all.
+
+    offsets, frames: (F + 1,) and (T,) of each clip. Raises ValueError for a clip whose table does not have its frames.
+    """
+    table, row_N, first_B = _tables(keys, offsets, frames)
+    row_P, place_N = np.unique(row_N, return_inverse=True)
+    cut_B = np.searchsorted(row_P, [*first_B, len(table)])
+    start_P, stop_P = table[row_P], table[row_P + 1]
+    wrong_P = (start_P < 0) | (stop_P - start_P < len(MARKS))
+    if wrong_P.any():
+        wrong = int(wrong_P.argmax())
+        raise ValueError(f"clip {keys[int(np.searchsorted(cut_B, wrong, 'right')) - 1]}: offsets.npy has a JPEG from byte "
+                         f"{start_P[wrong]} to {stop_P[wrong]}")
+    ends_4P = np.stack([start_P, start_P + 1, stop_P - 2, stop_P - 1])
+    frame_P = row_P - np.repeat(first_B, np.diff(cut_B))
+    starts, stops = start_P.tolist(), stop_P.tolist()
+    found, last, cuts = [], 0, cut_B.tolist()
+    for wanted, low, high in zip(frames, cuts, cuts[1:], strict=False):
+        first, last = last, last + len(wanted)
+        found.append(JpegTable(
+            frame_P[low:high], starts[low:high], stops[low:high], ends_4P[:, low:high], place_N[first:last] - low
+        ))
+    return found
 
 
-def _tables(clips: Sequence[EncodedClip]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _tables(
+    keys: Sequence[str], offsets: Sequence[NDArray[np.int64] | None], frames: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """The clips' offset tables as one, (N,) where in it each wanted frame stands, (B,) where each clip's own begins.
 
     Raises ValueError for a clip without a table, or with one that ends before a wanted frame.
     """
-    for clip in clips:
-        if clip.offsets is None:
-            raise ValueError(f"clip {clip.key}: no offsets.npy for its concatenated JPEGs")
-    tables = [clip.offsets for clip in clips if clip.offsets is not None]
+    tables = [table for table in offsets if table is not None]
+    if len(tables) < len(keys):
+        raise ValueError(f"clip {next(key for key, table in zip(keys, offsets, strict=True) if table is None)}: no offsets.npy "
+                         "for its concatenated JPEGs")
     length_B = [len(table) for table in tables]
     first_B = np.cumsum([0, *length_B[:-1]])
-    frame_N, wanted_B = np.concatenate([clip.frames_T for clip in clips]), [len(clip.frames_T) for clip in clips]
+    frame_N, wanted_B = np.concatenate(frames), [len(wanted) for wanted in frames]
     missing_N = (frame_N < 0) | (frame_N > np.repeat(length_B, wanted_B) - 2)
     if missing_N.any():
-        clip = clips[np.repeat(np.arange(len(clips)), wanted_B)[missing_N.argmax()]]
-        raise ValueError(f"clip {clip.key}: frame {frame_N[missing_N.argmax()]} wanted, {len(clip.offsets) - 1} stored")
+        clip = np.repeat(np.arange(len(keys)), wanted_B)[missing_N.argmax()]
+        raise ValueError(f"clip {keys[clip]}: frame {frame_N[missing_N.argmax()]} wanted, {length_B[clip] - 1} stored")
     return np.concatenate(tables), frame_N + np.repeat(first_B, wanted_B), first_B
 
 
-def _check_marks(clip: EncodedClip, ends_4D: NDArray[np.int64]) -> None:
+def _check_marks(clip: EncodedClip, table: JpegTable) -> None:
     """ValueError unless these bytes of a clip are those that each of its D JPEGs begins and ends with."""
-    count = ends_4D.shape[1]
-    marks = clip.video.take(ends_4D).tobytes()
+    try:
+        marks = clip.video.take(table.ends_4D).tobytes()
+    except IndexError:
+        raise ValueError(
+            f"clip {clip.key}: offsets.npy points outside the {clip.video.size} bytes of its JPEGs"
+        ) from None
+    count = len(table.frames_D)
     if marks != _marks(count):
         wrong = next(d for d in range(count) if marks[d::count] != MARKS)
-        raise ValueError(f"clip {clip.key}: frame {different(clip)[wrong]} is not a whole JPEG picture")
+        raise ValueError(f"clip {clip.key}: frame {table.frames_D[wrong]} is not a whole JPEG picture")
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,7 +162,7 @@ def _marks(count: int) -> bytes:
 
 def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint8]]:
     """The wanted frames in blocks, uint8 (frame_bytes,) each, without copying. Raises ValueError for one of another size."""
-    table, row_T, _ = _tables([clip])
+    table, row_T, _ = _tables([clip.key], [clip.offsets], [clip.frames_T])
     start_T, stop_T = table[row_T], table[row_T + 1]
     if start_T.min() < 0 or stop_T.max() > clip.video.size or (stop_T - start_T != blocks.frame_bytes).any():
         raise ValueError(f"clip {clip.key}: {clip.video.size} bytes do not hold its frames of {blocks.frame_bytes} bytes each")
@@ -158,7 +194,7 @@ def places(clip: EncodedClip) -> NDArray[np.int64]:
 
 def in_order(clip: EncodedClip, video: NDArray[np.uint8]) -> EncodedClip:
     """The clip over the bytes of its `different` frames alone."""
-    return changed(clip, video=video, offsets=None, frames_T=places(clip), pictures=())
+    return changed(clip, video=video, offsets=None, frames_T=places(clip))
 
 
 def laid(clip: EncodedClip, place: NDArray[np.uint8]) -> EncodedClip:

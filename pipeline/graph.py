@@ -9,8 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -45,8 +44,7 @@ FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MiB of d
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """What a clip feeds to the graph's inputs: its samples, one `data` each, and what is the same for all of them.
 
     frames: numbers of the wanted ones of a video, which is one sample. places: (T,) which decoded picture each frame is.
@@ -58,8 +56,7 @@ class Feed:
     frames: NDArray[np.int32] | None = None
 
 
-@dataclass(frozen=True)
-class RunClip:
+class RunClip(NamedTuple):
     """A clip of one DALI run: its row in the output, and what it feeds."""
 
     row: int

@@ -33,14 +33,16 @@ class KeyedDraws:
     def __init__(self) -> None:
         self._philox = np.random.Philox(_NoSeed())  # type: ignore[arg-type]
         self._generator = np.random.Generator(self._philox)
-
-    def __call__(self, purpose: str, *parts: int | str) -> np.random.Generator:
-        digest = hashlib.blake2b(b"".join([_bytes_of(part) for part in (purpose, *parts)]), digest_size=16).digest()
-        state: Any = {  # as `Philox(key=...)` leaves it
-            "bit_generator": "Philox", "state": {"counter": _ZERO, "key": _two_words(digest)},
-            "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+        self._key: dict[str, Any] = {"counter": _ZERO}
+        self._state: Any = {  # as `Philox(key=...)` leaves it
+            "bit_generator": "Philox", "state": self._key, "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
         }
-        self._philox.state = state
+
+    def __call__(self, *parts: int | str) -> np.random.Generator:
+        """A generator for its purpose, a word, and what else tells it from others."""
+        digest = hashlib.blake2b(b"".join(map(_bytes_of, parts)), digest_size=16).digest()
+        self._key["key"] = _two_words(digest)
+        self._philox.state = self._state
         return self._generator
 
 
@@ -50,6 +52,6 @@ def _bytes_of(part: int | str) -> bytes:
     return (b"i" if isinstance(part, int) else b"s") + len(text).to_bytes(4, "little") + text
 
 
-def keyed_generator(purpose: str, *parts: int | str) -> np.random.Generator:
+def keyed_generator(*parts: int | str) -> np.random.Generator:
     """A generator of its own (`KeyedDraws`)."""
-    return KeyedDraws()(purpose, *parts)
+    return KeyedDraws()(*parts)

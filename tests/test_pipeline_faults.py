@@ -250,9 +250,9 @@ def frames_taken(shards: ShardSet, monkeypatch) -> list[tuple[str, list[int]]]:
     seen: list[tuple[str, list[int]]] = []
     read = ShardSet.cut
 
-    def note(self, row, offsets, frames):
-        seen.append((self.index[row]["key"].decode(), frames))
-        return read(self, row, offsets, frames)
+    def note(self, row, frames_D, starts, stops):
+        seen.append((self.index[row]["key"].decode(), frames_D.tolist()))
+        return read(self, row, frames_D, starts, stops)
 
     with monkeypatch.context() as patched:
         patched.setattr(ShardSet, "cut", note)

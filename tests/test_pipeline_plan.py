@@ -102,6 +102,18 @@ def test_every_gap_choice_is_reached():
     assert frames == {(0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)}
 
 
+@pytest.mark.parametrize("num_frames", [1, 8, 9, 40])
+def test_segments_are_drawn_in_as_numpy_draws_integers(num_frames):
+    """And what is drawn next is as if it had."""
+    for clip_frames in (2 * num_frames, 103, 4000):
+        lengths = np.diff(np.arange(num_frames + 1) * clip_frames // num_frames)
+        for key in range(50):
+            expected, found = keyed_generator("a", key), keyed_generator("a", key)
+            frames = np.arange(num_frames) * clip_frames // num_frames + expected.integers(lengths)
+            np.testing.assert_array_equal(draw_frames(found, num_frames, clip_frames), frames)
+            assert found.integers(9, size=3).tolist() == expected.integers(9, size=3).tolist()
+
+
 @pytest.mark.parametrize("clip_frames", [0, -1])
 def test_empty_clip_is_refused(clip_frames):
     with pytest.raises(ValueError, match="both must be at least 1"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden_curve import DISTANCE_TOLERANCE, GOLDEN, STEPS, TOLERANCE, golden_curve
@@ -58,7 +59,7 @@ CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
         pretrain, "draw_masks",
         lambda real: lambda keys, frames, config, seed, epoch: real(keys, frames, config, seed + 1, epoch)),
     "the loss is taken at every frame": (
-        masking, "scored_frames", lambda real: lambda *arguments: torch.ones_like(real(*arguments))),
+        masking, "scored_frames", lambda real: lambda *arguments: np.ones_like(real(*arguments))),
     "no warm-up": (stepper, "learning_rate", lambda real: lambda config, *arguments: config.lr),
     "weights decay by a quarter more": (
         loop, "build_optimizer", lambda real: lambda names, optim: real(names, replace(optim, weight_decay=25))),

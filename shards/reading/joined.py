@@ -249,9 +249,9 @@ class JoinedShards(ShardSet):
         number, own = self._place(row)
         return self.sets[number].frames(own, offsets, frames, out)
 
-    def cut(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> Cut:
+    def cut(self, row: int, frames_D: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> Cut:
         number, own = self._place(row)
-        return self.sets[number].cut(own, offsets, frames)
+        return self.sets[number].cut(own, frames_D, starts, stops)
 
     def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
         number, own = self._place(row)

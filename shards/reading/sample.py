@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from operator import itemgetter, le
 from typing import cast, get_args
@@ -227,6 +227,12 @@ def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -
     if offsets[0] != 0 or offsets[-1] != blob_bytes or not _all(offsets[1:] > offsets[:-1]):
         raise UserError(f"clip {key}: offsets.npy does not divide the {blob_bytes} bytes of jpegs; {AGAIN}")
     return offsets
+
+
+def cut_out(video: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> list[memoryview]:
+    """Parts of 1-D bytes, without copying."""
+    whole = video.data  # whose slices cost less than an array's
+    return [whole[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
 def parse_blocks(key: str, content: Buffer, meta: ClipMeta) -> BlockFormat:

@@ -29,7 +29,14 @@ from svdata2vec.shards.reading.manifest import (
 )
 from svdata2vec.shards.reading.mapped import MappedTar
 from svdata2vec.shards.reading.parts import in_part, split_and_part
-from svdata2vec.shards.reading.sample import OFFSETS, SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
+from svdata2vec.shards.reading.sample import (
+    OFFSETS,
+    SIDE_COMPONENTS,
+    VIDEO_COMPONENTS,
+    Sample,
+    cut_out,
+    parse_sample,
+)
 from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, load_sums
 
 log = logging.getLogger(__name__)
@@ -52,10 +59,10 @@ class _Tar:
 
 
 class Cut(NamedTuple):
-    """Frames of a clip where they lie. video: uint8, all of its bytes. sums: as they were packed, none without checksums."""
+    """D frames of a clip where they lie. video: uint8, all of its bytes. sums: as they were packed, none without checksums."""
 
     video: np.ndarray
-    frames: Sequence[int]
+    frames_D: np.ndarray
     pictures: list[memoryview]
     sums: list[int]
     tar: MappedTar | None
@@ -239,7 +246,8 @@ class ShardSet:
         With `out` (uint8) these frames alone, copied there one behind the other; a copy is compared while the processor's cache
         has it. UserError names clip and shard.
         """
-        cut = self.cut(row, offsets, frames)
+        frames_D = np.array(frames, np.int64)
+        cut = self.cut(row, frames_D, offsets[frames_D].tolist(), offsets[frames_D + 1].tolist())
         if out is None:
             self.check_cut(row, cut, list(map(crc32, cut.pictures)) if cut.sums else [])
             return cut.video, cut.pictures
@@ -247,23 +255,25 @@ class ShardSet:
         self.check_cut(row, cut, found)
         return copied, cut.pictures
 
-    def cut(self, row: int, offsets: np.ndarray, frames: Sequence[int]) -> Cut:
-        """`frames` without a look at them, which `check_cut` must follow."""
+    def cut(self, row: int, frames_D: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> Cut:
+        """Frames of these numbers without a look at them, which `check_cut` must follow.
+
+        starts, stops: where in the clip's video each begins and ends.
+        """
         ((start, size),) = self._spans(row, self._by_frame)
         video, tar = self._mapped(self.index[row], start, size)
-        bounds, whole = offsets.tolist(), video.data  # whose slices cost less than an array's
-        pictures = [whole[bounds[frame] : bounds[frame + 1]] for frame in frames]
-        sums = [] if self.sums is None or not frames else self.sums.frames(row).take(frames).tolist()
-        return Cut(video, frames, pictures, sums, tar, start)
+        pictures = cut_out(video, starts, stops)
+        sums = [] if self.sums is None else self.sums.frames(row).take(frames_D).tolist()
+        return Cut(video, frames_D, pictures, sums, tar, start)
 
     def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
         """UserError unless frames that were cut out have the sums that were packed; found: those that they have (`crc32`)."""
         if cut.tar is not None:
             cut.tar.check(cut.start, cut.start + len(cut.video))
-        if cut.frames and self.manifest.blocks is not None:
+        if len(cut.frames_D) and self.manifest.blocks is not None:
             self._check_header(self.index[row], cut.video, self.manifest.blocks)
         if found != cut.sums:
-            wrong = next(frame for frame, a, b in zip(cut.frames, found, cut.sums, strict=True) if a != b)
+            wrong = next(frame for frame, a, b in zip(cut.frames_D, found, cut.sums, strict=True) if a != b)
             raise UserError(f"{self._clip_name(self.index[row])}, frame {wrong}: {CHANGED}")
 
     def _check_header(self, entry: np.void, video: np.ndarray, form: BlockFormat) -> None:

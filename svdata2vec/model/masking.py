@@ -56,7 +56,7 @@ class Masks:
     def given(
         cls, keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int, encoded_BE: Tensor | None = None
     ) -> "Masks":
-        """Masks from chosen frames in any order; what is scored follows from them.
+        """Masks from chosen frames in any order, on the CPU; what is scored follows from them.
 
         Args:
             keep_NK: (N, K) int64, frames whose video token the student sees, each once.
@@ -67,7 +67,8 @@ class Masks:
         keep_NK, order_NK = keep_NK.sort(dim=1)
         hidden_NK = skeleton_hidden_NK.gather(1, order_NK)
         encoded_BE = keep_NK if encoded_BE is None else encoded_BE.sort(dim=1).values
-        return cls(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
+        scored_NT = torch.from_numpy(scored_frames(keep_NK.numpy(), hidden_NK.numpy(), num_frames))
+        return cls(keep_NK, hidden_NK, scored_NT, encoded_BE)
 
     @property
     def repeats(self) -> int:
@@ -77,8 +78,7 @@ class Masks:
     @property
     def frames_without_video(self) -> Tensor:
         """bool, True = the student does not see the frame's video, nor its skeleton."""
-        shown_NK = torch.zeros_like(self.skeleton_hidden_NK)
-        return scored_frames(self.keep_NK, shown_NK, self.scored_NT.shape[1])
+        return torch.ones_like(self.scored_NT).scatter(1, self.keep_NK, False)
 
     def to(self, device: torch.device) -> "Masks":
         """On a device, without waiting for it (which a GPU asks of memory that the system may not move: `pin_memory`)."""
@@ -136,11 +136,12 @@ def draw_masks(keys: Sequence[str], num_frames: int, config: MaskConfig, seed: i
                 order = np.sort(encoded[-1])[rng.permutation(len(encoded[-1]))]
             keep.append(order[:kept])
             shown.append(rng.permutation(kept)[:paired])
-    hidden = np.ones((len(keep), kept), np.bool_)
-    hidden[np.arange(len(keep))[:, None], _rows(shown, paired)] = False
-    hidden_NK, keep_NK = torch.from_numpy(hidden), torch.from_numpy(np.sort(_rows(keep, kept)))
-    encoded_BE = torch.from_numpy(np.sort(_rows(encoded, num_encoded)))
-    return Masks(keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE)
+    keep_NK, encoded_BE = np.sort(_rows(keep, kept)), np.sort(_rows(encoded, num_encoded))
+    hidden_NK = np.ones(keep_NK.shape, np.bool_)
+    hidden_NK[np.arange(len(keep))[:, None], _rows(shown, paired)] = False
+    # NumPy's: PyTorch's operators, of so few numbers, take several times as long.
+    drawn = keep_NK, hidden_NK, scored_frames(keep_NK, hidden_NK, num_frames), encoded_BE
+    return Masks(*map(torch.from_numpy, drawn))
 
 
 def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
@@ -148,7 +149,10 @@ def _rows(numbers: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]
     return np.concatenate([*numbers, np.empty(0, np.int64)]).reshape(len(numbers), count)
 
 
-def scored_frames(keep_NK: Tensor, skeleton_hidden_NK: Tensor, num_frames: int) -> Tensor:
-    """(N, T) bool: every frame but those whose skeleton the student sees."""
-    scored_NT = torch.ones(keep_NK.shape[0], num_frames, dtype=torch.bool, device=keep_NK.device)
-    return scored_NT.scatter(1, keep_NK, skeleton_hidden_NK)
+def scored_frames(
+    keep_NK: NDArray[np.int64], skeleton_hidden_NK: NDArray[np.bool_], num_frames: int
+) -> NDArray[np.bool_]:
+    """(N, T): every frame but those whose skeleton the student sees."""
+    scored_NT = np.ones((len(keep_NK), num_frames), np.bool_)
+    scored_NT[np.arange(len(keep_NK))[:, None], keep_NK] = skeleton_hidden_NK
+    return scored_NT

@@ -56,7 +56,7 @@ class WholePictures(DaliDecoder):
 
     def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
         return [
-            replace(feed, same={"anchor": np.zeros(2, np.int32),
+            feed._replace(same={"anchor": np.zeros(2, np.int32),
                                 "shape": np.array([clip.packed_height, clip.packed_width], np.int32)})
             for clip, feed in zip(clips, super().inputs(clips), strict=True)
         ]
@@ -73,7 +73,7 @@ class WarpOnly(DaliDecoder):
         return super().inputs(list(map(between_pixels, clips)))
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: torch.Tensor) -> None:
-        super().place([replace(run, clip=between_pixels(run.clip)) for run in clips], output, out_BTSS3)
+        super().place([run._replace(clip=between_pixels(run.clip)) for run in clips], output, out_BTSS3)
 
 
 def between_pixels(clip: EncodedClip) -> EncodedClip:
