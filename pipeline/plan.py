@@ -108,7 +108,8 @@ class People:
         shape = sum(counts_B), frames_BT.shape[1], max(joints_B), 2
         joints_NTVC = np.zeros(shape, poses[0].dtype)
         for first, pose, frames_T in zip(first_B.tolist(), poses, frames_BT, strict=True):
-            joints_NTVC[first : first + len(pose), :, : pose.shape[2]] = pose.take(frames_T, axis=1)
+            room = joints_NTVC[first : first + len(pose), :, : pose.shape[2]]
+            pose.take(frames_T, axis=1, out=room, mode="clip")  # no frame lies outside, where "raise" would copy twice
         clip_N = np.repeat(np.arange(len(poses)), counts_B)
         return cls(joints_NTVC, clip_N, np.arange(len(clip_N)) - first_B[clip_N], first_B, joints_B)
 
@@ -311,10 +312,10 @@ def apply_to_joints(plans: ClipPlans, layouts: Sequence[JointLayout], persons: i
             )
     source_to_output_B23 = affine.invert(plans.output_to_source_B23)
     moved_NTVC = affine.apply(source_to_output_B23[people.clip_N, None, None], people.joints_NTVC).astype(np.float32)
-    missing_NTVC = people.joints_NTVC == 0
-    if not plans.each_coordinate:
-        missing_NTVC = (missing_NTVC[..., 0] & missing_NTVC[..., 1])[..., None]
-    np.copyto(moved_NTVC, 0, where=missing_NTVC)
+    if plans.each_coordinate:
+        np.copyto(moved_NTVC, 0, where=people.joints_NTVC == 0)
+    else:
+        np.copyto(_points(moved_NTVC), 0, where=_points(people.joints_NTVC) == 0)
     joints_BMTVC = np.zeros((len(layouts), persons, *moved_NTVC.shape[1:]), np.float32)
     seen_N = people.place_N < persons
     joints_BMTVC[people.clip_N[seen_N], people.place_N[seen_N]] = moved_NTVC[seen_N]
@@ -322,3 +323,8 @@ def apply_to_joints(plans: ClipPlans, layouts: Sequence[JointLayout], persons: i
         joints_MTVC.take(layout.flip_V, axis=2) if flip else joints_MTVC[:, :, : len(layout.joints)]
         for joints_MTVC, layout, flip in zip(joints_BMTVC, layouts, plans.flip_B, strict=True)
     ]
+
+
+def _points(xy: NDArray[np.floating]) -> NDArray[np.complexfloating]:
+    """(..., 2) coordinates as (...) complex numbers: zeroed as a whole, a joint costs a tenth of what two coordinates do."""
+    return xy.view(np.result_type(xy.dtype, np.complex64))[..., 0]

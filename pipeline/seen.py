@@ -41,12 +41,10 @@ class FramesSeen:
     def __call__(self, keys: Sequence[str], epoch: int) -> NDArray[np.bool_]:
         """(B, T), True = seen. keys: as batches name the clips."""
         keyed = KeyedDraws()
-        orders = [frame_order(keyed, self.seed, epoch, key, self.num_frames)[0] for key in keys]
-        encoded_BE = np.stack(orders)[:, : self.encoded]
+        encoded = [frame_order(keyed, self.seed, epoch, key, self.num_frames)[0][: self.encoded] for key in keys]
+        around_BEW = np.stack(encoded)[..., None] + np.arange(2 * self.reach + 1)  # W: a frame and its neighbours
         seen_BT = np.zeros((len(keys), self.num_frames + 2 * self.reach), np.bool_)
-        clip_B1 = np.arange(len(keys))[:, None]
-        for shift in range(2 * self.reach + 1):
-            seen_BT[clip_B1, encoded_BE + shift] = True
+        seen_BT[np.arange(len(keys))[:, None, None], around_BEW] = True
         return seen_BT[:, self.reach : self.reach + self.num_frames]
 
     @property
