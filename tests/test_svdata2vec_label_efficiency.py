@@ -37,7 +37,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import jobs, study
-from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
+from svdata2vec.studies.label_efficiency import fit, label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
 from svdata2vec.studies.study import Plan, run_study
@@ -207,7 +207,7 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         (["--from", f"a={tmp_path}"], "no model.safetensors; expected the folder of a finished run"),
         (["--ways", "finetune", "linear"], "--ways finetune linear: these start from pretraining runs; name one with --from"),
         ([*start, "--ways", "scratch", "finetune"], "has another network than the study; set --model.width 32 --model.depth 2"),
-        ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around joints, the probe asks for 8"),
+        ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around boxes, the probe asks for 8"),
         (["--ways", "scratch", "--data.val-split", "t_train"], "clips of the validation split 't_train' are in 't_train' too"),
         (["--fractions", "0.5", "0.5"], "fractions: expected one or more, each once"),
     ):
@@ -217,12 +217,23 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
 
 
 def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A study around boxes, of runs around joints."""
-    runs = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}
-    require_fit(runs, replace(LABEL_EFFICIENCY["demo"](), ways=("linear",)))
+    """Nothing is of runs and a study as their presets are: the runs' crops around joints are not for RGB alone."""
+    runs, study = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}, LABEL_EFFICIENCY["demo"]()
+    require_fit(runs, replace(study, ways=("linear",)))
+    assert not caplog.messages
+    require_fit(runs, replace(study, ways=("linear",), data=replace(study.data, size=96)))
     (said,) = caplog.messages
-    assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around joints")
-    assert said.endswith("around boxes; its own are --data.crop joints")
+    assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around boxes")
+    assert said.endswith("16 frames of 96 around boxes; its own are --data.size 64")
+
+
+def test_own_clips_are_studied_as_the_run_saw_them(shards: Path, pretrained: str) -> None:
+    """As in fine-tuning; runs that an experiment has yet to train have no say."""
+    data = replace(LABEL_EFFICIENCY["own"]().data, shards=str(shards), train_split="t_train", test_split="t_test")
+    study = replace(LABEL_EFFICIENCY["own"](), data=data)
+    for start, size in ((f"a={pretrained}", 32), ("a=nowhere", 128)):
+        assert fit(replace(study, pretrained=(start,))).data.size == size
+    assert fit(replace(study, pretrained=(f"a={pretrained}",))).model.width == MODEL.width
 
 
 def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path: Path) -> None:

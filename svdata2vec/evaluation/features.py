@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
+from svdata2vec.config.schema import DataConfig, Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import find_persons
 from svdata2vec.evaluation.span import Span
@@ -129,11 +129,19 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     check_known("modality", seen, get_args(Modality))
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
-    if isinstance(config, PretrainConfig) and seen == "rgb":
-        config = replace(config, data=replace(config.data, crop="boxes"))  # no joints to crop around, as in fine-tuning
+    config = replace(config, data=input_of(config, seen))
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
     load_encoder_weights(encoder, run)
     return TrainedEncoder(encoder.eval().to(where), config, card, seen)
+
+
+def input_of(config: PretrainConfig | FinetuneConfig, modality: Modality) -> DataConfig:
+    """How clips are prepared for the encoder of a run with these settings.
+
+    After pretraining, one that sees RGB alone has no joints to crop around: it gets boxes, as in fine-tuning.
+    """
+    boxes = isinstance(config, PretrainConfig) and modality == "rgb"
+    return replace(config.data, crop="boxes") if boxes else config.data
 
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, tokens: bool = False) -> Features:

@@ -13,6 +13,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
+from svdata2vec.evaluation.features import input_of
 from svdata2vec.evaluation.probe import check_input
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
@@ -43,8 +44,12 @@ def label_efficiency(config: LabelEfficiencyConfig) -> dict[str, Any]:
 
 
 def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
-    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards."""
-    made = own.fit(config.classifier())
+    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards.
+
+    And for the first run of `--from`, where it is there: an experiment asks before it trains them.
+    """
+    starts = [start_of(start.partition("=")[2], config.run.seed) for start in config.pretrained]
+    made = own.fit(replace(config.classifier(), pretrained=next(filter(Path.is_dir, starts), None)))
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
 
@@ -127,7 +132,7 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
     """
     doubtful: dict[str, list[Path]] = {}
     for run, made in runs.items():
-        if (text := check_input(run, made.data, config.data)) is not None:
+        if (text := check_input(run, input_of(made, "rgb"), config.data)) is not None:
             doubtful.setdefault(text, []).append(run)
         if "finetune" in config.ways:
             require_same_network(run, made.model, config.model, "the study", "rgb")
