@@ -127,8 +127,36 @@ def test_the_script_refuses_frames_that_are_not_there(
     video: Path, start: int, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
-    with pytest.raises(AssertionError, match=f"--frames {start} {stop}: expected 0 <= START < STOP <= 14"):
-        predict_exported.main("model.onnx", str(video), frames=(start, stop))
+    with pytest.raises(ValueError, match=f"--frames {start} {stop}: expected 0 <= START < STOP <= 14"):
+        predict_exported.scores_of("model.onnx", str(video), None, (start, stop))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nosuch.onnx", "VIDEO"], "nosuch.onnx: no such file; expected one that `svdata2vec export` wrote"),
+        ([str(SCRIPT), "VIDEO"], "predict_exported.py"),
+        (["MODEL", "nosuch.mp4"], "No such file or directory: 'nosuch.mp4'"),
+        (["MODEL", str(SCRIPT)], "Invalid data found"),
+    ],
+)
+def test_the_script_says_in_a_line_what_is_wrong(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], said: str
+) -> None:
+    export(run, tmp_path / "model.onnx")
+    named = {"MODEL": str(tmp_path / "model.onnx"), "VIDEO": str(video)}
+    capsys.readouterr()
+    assert predict_exported.main([named.get(word, word) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [(["--help"], 0, "X1,Y1,X2,Y2"), (["a.onnx"], 2, "required: video"),
+                                                       (["a.onnx", "b.mp4", "1,2,3"], 2, "invalid edges value: '1,2,3'")])
+def test_the_script_explains_itself(capsys: pytest.CaptureFixture, words: list[str], status: int, said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        predict_exported.main(words)
+    assert ended.value.code == status and said in "".join(capsys.readouterr())
 
 
 def test_published_weights_say_what_they_are(run: Path) -> None:

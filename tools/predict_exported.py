@@ -6,10 +6,11 @@ The file says how its clips are prepared (svdata2vec/README.md, "Exported files"
 with --box, without a box those of --whole-picture; --frames takes the frames START to STOP - 1 alone, counted from 0.
 """
 
+import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ import numpy as np
 
 def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
     """How clips are prepared, and the network: uint8 (B, T, S, S, 3) -> logits (B, classes)."""
-    if model.endswith(".onnx"):
-        import onnxruntime
+    if not Path(model).is_file():
+        raise ValueError(f"{model}: no such file; expected one that `svdata2vec export` wrote, .onnx or .pt2")
+    try:
+        if model.endswith(".onnx"):
+            import onnxruntime
 
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        card = session.get_modelmeta().custom_metadata_map["svdata2vec"]
-        return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
-    import torch
+            session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+            card = session.get_modelmeta().custom_metadata_map["svdata2vec"]
+            return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
+        import torch
 
-    texts = {"svdata2vec": ""}
-    network = torch.export.load(model, extra_files=texts).module()
-    return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()
+        texts = {"svdata2vec": ""}
+        network = torch.export.load(model, extra_files=texts).module()
+        return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()
+    except Exception as error:
+        raise ValueError(f"{model}: cannot be loaded ({error}); expected a file that `svdata2vec export` wrote") from error
 
 
 def frame_numbers(rule: dict[str, Any], name: str, n: int, view: int) -> np.ndarray:
@@ -89,14 +95,15 @@ def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) 
     return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
 
 
-def main(model: str, video: str, box: str | None = None, *, frames: tuple[int, int] | None = None) -> None:
-    """Print the classes of a video with their scores in per cent, best first."""
+def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, int] | None) -> list[tuple[float, str]]:
+    """The classes of a video with their scores, best first. part: its first frame and the one behind its last."""
     card, logits_of = load(model)
-    rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
+    rule = card["preprocessing"]
     with av.open(video) as container:
         count = sum(1 for _ in container.decode(video=0))
-    start, stop = frames or (0, count)
-    assert 0 <= start < stop <= count, f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}"
+    start, stop = part or (0, count)
+    if not 0 <= start < stop <= count:
+        raise ValueError(f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}")
     numbered = (frame_numbers(rule, Path(video).stem, stop - start, view) for view in range(rule.get("views", 1)))
     views = [(start + numbers_T).tolist() for numbers_T in numbered]
     wanted, seen = {number for numbers in views for number in numbers}, {}
@@ -104,18 +111,35 @@ def main(model: str, video: str, box: str | None = None, *, frames: tuple[int, i
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
                 aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
-                seen[number] = prepare(upright(frame, aspect), edges, rule)
+                seen[number] = prepare(upright(frame, aspect), box, rule)
     logits = logits_of(np.array([[seen[number] for number in numbers] for numbers in views])).astype(float)
     likely = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)
-    for place in np.argsort(-scores):
-        print(f"{100 * scores[place]:6.2f} %  {card['classes'][place]}")
+    return [(float(scores[place]), card["classes"][place]) for place in np.argsort(-scores)]
+
+
+def edges(text: str) -> list[float]:
+    """X1,Y1,X2,Y2."""
+    x1, y1, x2, y2 = map(float, text.split(","))
+    return [x1, y1, x2, y2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the classes with their scores in per cent; 2 where model or video is not what it should be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a file that `svdata2vec export` wrote")
+    parser.add_argument("video")
+    parser.add_argument("box", nargs="?", type=edges, metavar="X1,Y1,X2,Y2", help="around the persons, in pixels")
+    parser.add_argument("--frames", nargs=2, type=int, metavar=("START", "STOP"))
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        for score, name in scores_of(options.model, options.video, options.box, options.frames):
+            print(f"{100 * score:6.2f} %  {name}")
+    except (OSError, ValueError, LookupError, av.FFmpegError) as error:
+        sys.stderr.write(f"predict_exported: {options.video}: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    words, part = sys.argv[1:], None
-    if "--frames" in words:
-        place = words.index("--frames")
-        part = int(words[place + 1]), int(words[place + 2])
-        del words[place : place + 3]
-    main(*words, frames=part)
+    sys.exit(main())
