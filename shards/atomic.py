@@ -56,16 +56,16 @@ def make_folder(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, f"{file} is no folder") from None
 
 
-def require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None, *endings: str) -> None:
     """Raises WriteFailedError where no file could appear as `path`: before the work, not after it. Its folder is made.
 
-    None: no file is asked for.
+    None: no file is asked for. endings: of files that are written beside it, such as ".png".
     """
-    if path is not None:
-        make_folder(path.parent)
-        with naming(path):
-            _refuse_place(path)
-            tempfile.TemporaryFile(dir=path.parent).close()
+    for place in () if path is None else (path, *map(path.with_suffix, endings)):
+        make_folder(place.parent)
+        with naming(place):
+            _refuse_place(place)
+            tempfile.TemporaryFile(dir=place.parent).close()
 
 
 def _refuse_place(path: Path) -> None:

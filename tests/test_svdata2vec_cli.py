@@ -47,6 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain ntu61", "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
         ("finetune ntu61", "svdata2vec finetune: unknown preset 'ntu61'"),
         ("shard ntu6 out", "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
+        ("bench data --method fly", "unknown method 'fly'; choose one of: ours, jpeg: read only; ours, jpeg: + decode; "),
         ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, host, data"),
         ("pretrain demo --optim.lrr 1", "unknown option '--optim.lrr'; did you mean --optim.lr? `svdata2vec pretrain demo"),
         ("pretrain demo --optim.min_lrr 1", "unknown option '--optim.min_lrr'; did you mean --optim.min-lr?"),
@@ -147,6 +148,14 @@ def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_p
     assert "nope: no such file; expected the names of the classes" in refused(capsys, *words, "--classes", "nope")
     words[4] = tmp_path / "no-videos"
     assert str(tmp_path / "no-videos") in refused(capsys, *words)
+
+
+def test_libraries_tell_no_more_than_warnings() -> None:
+    """Without a test's own handlers. ONNX's packages tell of every node at the level of our messages."""
+    code = ("import logging; from svdata2vec.cli.main import main; main(['--version']); "
+            "print([logging.getLogger(name).isEnabledFor(logging.INFO) for name in ('svdata2vec.bench', 'onnx_ir', 'torch')])")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[True, False, False]"
 
 
 def test_shard_verify_and_inspect_a_small_set(

@@ -179,7 +179,7 @@ def test_splits_without_a_common_clip_are_not_reported(
     ("world_size", "used", "message"),
     [
         (1, 3, r"^split 'all': 3 of 12 clips are used \(--label-fraction 0.25\), one step takes 16; set a smaller "
-               r"--run.batch-size \(clips per process\)$"),
+               r"--run.batch-size \(clips per process\), or a larger --label-fraction$"),
         (2, None, "^split 'all': 12 of 12 clips are used, one step takes 32; set a smaller --run.batch-size"),
     ],
 )

@@ -178,6 +178,9 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
             require_writable(tmp_path / "x.json")
     require_writable(tmp_path / "new" / "x.json")
     require_writable(None)
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(WriteFailedError, match=r"x\.png.*a folder has this name"):
+        require_writable(tmp_path / "x.json", ".png")
     assert not list((tmp_path / "new").iterdir())
 
 

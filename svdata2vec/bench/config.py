@@ -110,7 +110,8 @@ class DataBenchOptions:
     rounds: Count = 3
     """Rounds, in which the methods (with tune: the settings, three rounds at least) take turns; medians are reported."""
     method: str | None = None
-    """Time this method alone, in this process, and print JSON; None = all of them."""
+    """Time this method alone, in this process, and print JSON; None = all of them. Its name is that of a row of the table, as
+    in "ours, jpeg"; of an unknown one the error lists all."""
     tune: bool = False
     """Instead, find the settings with which this machine decodes jpeg fastest (threads, engine share of a GPU, pictures at
     once), and store them for its runs; explicit options stand above them."""

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
-    require_writable(config.out)
+    require_writable(config.out, ".png", ".html")
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
         config = replace(config, data=fit_data(config.data, runtime, shards))

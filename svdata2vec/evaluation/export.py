@@ -6,6 +6,7 @@ B clips, T frames, H W picture
 import io
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
     if out.suffix == ".onnx":
         _require_onnx(out)
-    require_writable(out)
+    require_writable(out, f"{out.suffix}.json")
     model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
     description: dict[str, Any] = {
@@ -75,18 +76,24 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "input": {"name": "video_BTHWC", "dtype": "uint8", "shape": ["B", *video_BTHWC.shape[1:]]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
     }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own code
+        logits_BC = _save(model, out, video_BTHWC, description)
+    if logits_BC is not None:
+        description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
+    return description
+
+
+def _save(model: RgbClassifier, out: Path, video_BTHWC: Tensor, description: dict[str, Any]) -> Tensor | None:
+    """Write the file; the logits that it gives, or None with a warning where nothing here can read it."""
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
     if out.suffix == ".pt2":
         # Into memory first: PyTorch's own writer ends the process where a disk is full.
         torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})
         write_atomically(out, buffer.getvalue())
-        logits_BC = torch.export.load(out).module()(video_BTHWC)
-    else:
-        logits_BC = _save_onnx(program, out, video_BTHWC, description)
-    if logits_BC is not None:
-        description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
-    return description
+        return torch.export.load(out).module()(video_BTHWC)
+    return _save_onnx(program, out, video_BTHWC, description)
 
 
 def compare_logits(out: Path, found_BC: Tensor, expected_BC: Tensor) -> float:
@@ -108,6 +115,8 @@ def _save_onnx(
     program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
 ) -> Tensor | None:
     """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
+    # It warns of ops of a library that is not installed, which no network here has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
     )

@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = make_parser().parse_args()
-    return reported(lambda: measured(options), options.out)
+    return reported(lambda: measured(options), options.out, options.out.with_suffix(".png"))
 
 
 def measured(options: argparse.Namespace) -> str:

@@ -126,7 +126,7 @@ def run_experiment(
     if options.sides:
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     out = options.out or RESULTS / f"{experiment.record}.json"
-    require_writable(out)
+    require_writable(out, ".png")
     runs, study = pretrainings(experiment, options), study_of(experiment, options)
     if not study.collect:
         require_study(study, runs)
