@@ -86,7 +86,8 @@ def run_verify(options: VerifyOptions) -> None:
     faults = {name: _verified(Path(name), options) for name in names}
     if any(faults.values()):
         found = ", ".join(f"{name}: {count} fault{'s' * (count > 1)}" for name, count in faults.items() if count)
-        raise UserError(f"{found}; pack again, or leave these clips out")
+        raise UserError(f"{found}; copy what is damaged again; else pack again into another folder, if need be without these "
+                        "clips")
 
 
 def _verified(root: Path, options: VerifyOptions) -> int:
