@@ -261,7 +261,7 @@ def _rows(numbers: Any) -> tuple[int, ...] | None:
 
 
 def _view(word: Any) -> View:
-    """Sets packed by 0.2.0 do not say; their clips are seen as they were."""
+    """Sets of release 0.2.0 do not say; their clips are seen as they were."""
     if word not in get_args(View):
         raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
     return cast(View, word)
