@@ -10,6 +10,14 @@ class UserError(ValueError):
     """Wrong input. The message is one line: which file or field, what was found, what was expected, what to do."""
 
 
+class ItemError(UserError):
+    """What is wrong with one item of a data set, where it concerns another file, `source`, than the item was read from."""
+
+    def __init__(self, message: str, source: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
 class MachineError(UserError):
     """The input is right, the machine failed: memory, a driver, a process that was killed. Exit status 1."""
 

@@ -119,6 +119,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     keys = _keys([video for video in videos if video], str(table))
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
+    split_of_line = {f"line {line}": row.get("split") or "train" for line, row in rows}
     skipped: list[Skipped] = []
 
     def make(place: int) -> ClipAnnotation:
@@ -130,11 +131,14 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         first = seen.setdefault(identity(video), line)
         if first != line:
             raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
-        split_of.setdefault(video, rows[place][1].get("split") or "train")
+        split_of.setdefault(video, split_of_line[f"line {line}"])
         return ClipAnnotation(keys[video], label, video)
 
-    clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place]), skipped)
+    clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place] or str(table)), skipped)
     splits = _splits(clips, split_of, split_by)
+    for entry in skipped if split_by is None else ():
+        if entry.key in split_of_line:
+            splits.setdefault(split_of_line[entry.key], []).append(entry.key)
     return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)
 
 
