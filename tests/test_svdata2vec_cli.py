@@ -50,6 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
          "--data.shards my/shards`; choose one of: ntu60-xsub"),
         ("probe --from runs/a own", "svdata2vec probe: a preset comes first, e.g. `svdata2vec probe own --from runs/a`; "),
         ("bench run --data.shards x", "bench: a preset comes first, e.g. `svdata2vec bench run own --data.shards x`; "),
+        ("pretrain --data.shards demo", "a preset comes first, e.g. `svdata2vec pretrain own --data.shards demo`"),
         ("bench --data.shards x", "bench: a benchmark comes first, as in `svdata2vec bench BENCHMARK --data.shards x`"),
         ("shard --table a.csv", "shard: a kind of data set comes first, as in `svdata2vec shard KIND --table a.csv`; "),
         ("--run.out a", "svdata2vec: a command comes first, as in `svdata2vec COMMAND --run.out a`; choose one of: shard"),

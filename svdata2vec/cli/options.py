@@ -105,11 +105,12 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
 
 def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
     """That the words begin with an option; the same words with the one that belongs in front, if it is clear which does."""
-    late = next((word for word in words if word in group.commands), None)
-    first, example = late or GENERAL_PRESET, "e.g."
+    # One that comes late; a name behind an option may be its value.
+    late = [place for place, word in enumerate(words) if word in group.commands and not words[place - 1].startswith("-")]
+    first, example = words[late[0]] if late else GENERAL_PRESET, "e.g."
     if first not in group.commands:
         first, example = group.choice.split()[0].upper(), "as in"
-    others = words if late is None else [word for place, word in enumerate(words) if place != words.index(late)]
+    others = [word for place, word in enumerate(words) if place not in late[:1]]
     return f"a {group.choice} comes first, {example} `{shlex.join([*prog.split(), first, *others])}`; {_choices(group)}"
 
 
