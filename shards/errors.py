@@ -3,10 +3,19 @@
 from pathlib import Path
 
 AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
+LOOK = f"find all that is damaged with `svdata2vec verify`, then {AGAIN}"  # where a part alone was read
 
 
 class UserError(ValueError):
     """Wrong input. The message is one line: which file or field, what was found, what was expected, what to do."""
+
+
+class ItemError(UserError):
+    """What is wrong with one item of a data set, where it concerns another file, `source`, than the item was read from."""
+
+    def __init__(self, message: str, source: str) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class MachineError(UserError):
@@ -21,6 +30,13 @@ def require_file(path: str | Path, expected: str) -> None:
     """UserError unless there is a file, or a URL that is still to be opened; `expected`: what it should be."""
     if "://" not in str(path) and not Path(path).is_file():
         found = "is a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{path}: {found}; expected {expected}")
+
+
+def require_folder(path: str | Path, expected: str) -> None:
+    """UserError unless there is a folder; `expected`: what it should be."""
+    if not Path(path).is_dir():
+        found = "is a file" if Path(path).exists() else "no such folder"
         raise UserError(f"{path}: {found}; expected {expected}")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from svdata2vec.shards.errors import UserError
     from svdata2vec.shards.reading.remote import open_shards
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 __all__ = ["ClipLoader", "PlanConfig", "UserError", "load_encoder", "open_shards"]
 
 bound_waiting()  # before anything here imports PyTorch

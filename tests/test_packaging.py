@@ -130,10 +130,18 @@ def test_the_installed_wheel_packs_and_trains(wheel: Path, tmp_path: Path) -> No
 
 def test_the_version_is_one_fact() -> None:
     """In the package, at the top of the changelog, and in the citation."""
-    changelog = re.search(r"^## \[?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    changelog = re.search(r"^## ([^\s,]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     citation = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert changelog is not None and citation is not None
     assert changelog[1] == citation[1] == svdata2vec.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", svdata2vec.__version__)
+
+
+def test_a_release_has_its_number_alone() -> None:
+    """An entry of the changelog that is not a release's says so: its `.dev0` is what tells its shards and checkpoints apart."""
+    top, *released = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert top == svdata2vec.__version__ + (", not released yet" if ".dev" in svdata2vec.__version__ else "")
+    assert released and svdata2vec.__version__ not in released and not any(".dev" in version for version in released)
 
 
 def test_every_dependency_says_why_it_stays() -> None:

@@ -202,7 +202,7 @@ def test_open_names_what_is_missing(packed: ShardSet, tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
     for name in ("manifest.json", "shard-000000.tar", "shard-000001.tar"):
         (tmp_path / name).write_bytes((packed.root / name).read_bytes())
-    with pytest.raises(UserError, match=r"index\.npy: does not exist although the manifest does"):
+    with pytest.raises(UserError, match=r"index\.npy: does not exist although the manifest does; copy it again"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.npy").write_bytes((packed.root / "index.npy").read_bytes()[:100])
     with pytest.raises(UserError, match=r"index\.npy: not a readable array"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from shards_data import clip_of, packed, write_video
+from shards_data import clip_of, left_out, packed, write_video
 
 from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
@@ -204,7 +204,9 @@ def test_actions_of_which_a_file_is_missing_are_listed(tmp_path: Path, file: str
     dataset = open_dataset("pku-mmd", **sources)
     assert [entry.key for entry in dataset.skipped] == keys and dataset.skipped[0].reason.startswith(reason)
     assert [clip.key for clip in dataset.clips] == ["0003-M_000", "0003-M_001"]
-    assert dataset.splits["xsub_train"] == [key for key in keys if key != "0002-L"], "skipped.jsonl names the split"
+    assert dataset.splits["xsub_train"] == keys, "skipped.jsonl names the split"
+    source = {"video": "label/0002-L.txt"}.get(file.split("/")[0], "video/0002-L.avi")
+    assert left_out(packed(dataset, tmp_path).root) == dict.fromkeys(keys, (str(tmp_path / source), ["xsub_train"]))
 
 
 def test_a_label_file_without_a_line_is_listed(tmp_path: Path) -> None:

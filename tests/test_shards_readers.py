@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import pickle
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 from ntu_files import skeleton_text
-from shards_data import WIDTH, annotation, block_pose, clip_of, packed, write_pickle, write_video
+from shards_data import WIDTH, annotation, block_pose, clip_of, left_out, packed, write_pickle, write_video
 
 from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
@@ -70,6 +71,18 @@ def test_ntu_pickle_checks_names_and_labels(tmp_path: Path) -> None:
         NtuName.parse("walking")
 
 
+def test_of_a_pickle_the_missing_video_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In `skipped.jsonl`, with its splits, and in the closing table; the pickle only where it is at fault itself."""
+    options = ntu_pickle(tmp_path, NTU_NAMES)
+    (tmp_path / "nturgbd_videos" / f"{NTU_NAMES[1]}.mp4").unlink()
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps(pickle.loads((tmp_path / "ntu60_2d.pkl").read_bytes())["annotations"]))
+    for name in ("ntu60_2d.pkl", "list.pkl"):  # with splits, and with those that the names tell
+        words = ["--pickle-path", str(tmp_path / name), "--videos", str(options["videos"]), "--workers", "1", "--size", "96"]
+        assert main(["shard", "ntu60", str(tmp_path / f"of-{name}"), *words]) == 0
+        assert left_out(tmp_path / f"of-{name}") == {NTU_NAMES[1]: (NTU_NAMES[1], ["xsub_val", "xview_train"])}
+        assert f", e.g. {NTU_NAMES[1]}\n" in capsys.readouterr().out
+
+
 def test_ntu_official_numbers() -> None:
     assert len(missing_names(60)) == 302
     assert len(missing_names(120)) == 535
@@ -117,6 +130,11 @@ def test_ntu_raw_skeletons(tmp_path: Path) -> None:
         "S002C001P007R001A002": "no file S002C001P007R001A002.skeleton",
         "S003C001P007R001A002": "no video S003C001P007R001A002_rgb.avi or S003C001P007R001A002.mp4"}
     shards = packed(dataset, tmp_path)
+    videos, skeletons = tmp_path / "nturgb+d_rgb", tmp_path / "nturgb+d_skeletons"
+    assert left_out(shards.root) == {
+        "S001C002P005R002A008": (f"{skeletons}/S001C002P005R002A008.skeleton", ["xsub_train", "xview_train"]),
+        "S002C001P007R001A002": (f"{videos}/S002C001P007R001A002_rgb.avi", ["xsub_val", "xview_val"]),
+        "S003C001P007R001A002": (f"{skeletons}/S003C001P007R001A002.skeleton", ["xsub_val", "xview_val"])}
     sample = clip_of(shards, NTU_NAMES[1])
     assert shards.manifest.layout.name == "kinect25"
     assert sample.pose_MTVC.shape == (2, FRAMES, 25, 2)
@@ -219,6 +237,8 @@ def test_uav_human(tmp_path: Path) -> None:
     (videos / "more" / f"{test}.avi").unlink()
     (skeletons / f"{test}.txt").unlink()
     assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton {test}.txt"
+    assert left_out(packed(open_dataset("uav-human", videos=videos, skeletons=skeletons), tmp_path / "lacking").root) == {
+        test: (str(videos / f"{test}.avi"), ["csv1_test", "csv2_test"])}
     (videos / f"{train}.avi").rename(videos / f"{test}.avi")
     skipped = open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped
     assert (train, f"no video {train} below {videos}") in [(entry.key, entry.reason) for entry in skipped]
@@ -271,6 +291,10 @@ def test_csv_of_videos(tmp_path: Path) -> None:
     assert [shards.sample(int(shards.rows(split)[0])).meta.num_frames for split in ("train", "val")] == [4, 5]
     table.write_text("path,label\nclips/a.mp4,1\n")
     assert open_dataset("csv", table=table).classes == ("class_0", "class_1")
+    table.write_text("path,label,split\nclips/a.mp4,walk,val\nclips/b.mp4,,val\n,walk,test\n")
+    lacking = packed(open_dataset("csv", table=table), tmp_path / "lacking")
+    assert left_out(lacking.root) == {"line 3": (str(tmp_path / "clips/b.mp4"), ["val"]), "line 4": (str(table), ["test"])}
+    assert len(lacking.rows("val")) == 1
     table.write_text("path,label\nclips/a.mp4,\n")
     assert "own.csv, line 2: label '': unlabelled" in open_dataset("csv", table=table).skipped[0].reason
     table.write_text("file;label\na;b\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import WIDTH, clip_of, packed, write_video
+from shards_data import WIDTH, clip_of, left_out, packed, write_video
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.smarthome import (
@@ -14,7 +14,6 @@ from svdata2vec.shards.readers.smarthome import (
     PUBLISHED,
     VIEW_CLASSES,
     read_smarthome_json,
-    smarthome_splits,
 )
 from svdata2vec.shards.readers.sources import open_dataset
 
@@ -59,6 +58,9 @@ def test_smarthome(tmp_path: Path, version: int) -> None:
         "Pour-Fromcup_p03_r01_v00_c01": "the data set's authors leave out Pour.Fromcup",
         "Walk_p19_r00_v00_c05": "no skeleton Walk_p19_r00_v00_c05.json or Walk_p19_r00_v00_c05_pose3d.json"}
     shards = packed(dataset, tmp_path)
+    walk = "Walk_p19_r00_v00_c05"
+    [video] = tmp_path.rglob(f"{walk}.mp4")
+    assert left_out(shards.root)[walk] == (str(video), ["cs_val", "cv1_val", "cv2_val"])
     assert shards.manifest.splits["cs_test"] == ["Cook-Cleandishes_p02_r00_v02_c03"]
     assert shards.manifest.splits["cs_train"] == shards.manifest.splits["cv1_train"] == ["Usetablet_p03_r01_v00_c01"]
     assert not any("Fromcup" in key for keys in shards.manifest.splits.values() for key in keys)
@@ -83,12 +85,12 @@ def test_smarthome_official_numbers(tmp_path: Path) -> None:
     assert sum(PUBLISHED[f"cs_{part}"] for part in ("train", "val", "test")) == 16115
     assert len(CLASSES) == 31 and list(CLASSES) == sorted(CLASSES, key=str.lower) and len(VIEW_CLASSES) == 19
     stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in (2, 3, 19) for c in range(1, 8)]
-    clips = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).clips
-    cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in smarthome_splits(clips).items()}
+    splits = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).splits
+    cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in splits.items()}
     assert cameras["cv1_train"] == [1] and cameras["cv2_train"] == [1, 3, 4, 6, 7]
     assert cameras["cv1_val"] == cameras["cv2_val"] == [5] and cameras["cv1_test"] == cameras["cv2_test"] == [2]
     subjects = {name: sorted({int(re.findall(r"_p(\d+)", key)[0]) for key in keys})
-                for name, keys in smarthome_splits(clips).items() if name.startswith("cs")}
+                for name, keys in splits.items() if name.startswith("cs")}
     assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
 
 
@@ -98,6 +100,8 @@ def test_smarthome_skeletons_without_a_video_are_listed(tmp_path: Path) -> None:
     video.unlink()
     [entry] = open_dataset("smarthome", **sources).skipped
     assert (entry.key, entry.reason) == (video.stem, f"no video {video.stem} below {sources['videos']}")
+    assert left_out(packed(open_dataset("smarthome", **sources), tmp_path).root) == {
+        video.stem: (f"{sources['skeletons']}/{video.stem}_pose3d.json", ["cs_train", "cv1_train", "cv2_train"])}
 
 
 def test_smarthome_skeletons_of_both_versions_are_refused(tmp_path: Path) -> None:

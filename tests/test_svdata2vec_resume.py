@@ -144,12 +144,17 @@ def test_a_run_goes_on_with_other_batches(
 
 
 def test_a_run_is_not_cut_short_of_where_it_is(
-    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would be published as finished in the middle of its schedule."""
+    """It would be published as finished in the middle of its schedule. Nothing says before that it goes on."""
     configs = [finetune_config(tiny_shard_folder, tmp_path / "run", epochs=epochs) for epochs in (4, 1, 2)]
-    with pytest.raises(UserError, match=r"run is at epoch 1\.67 already, --run\.epochs is 1; choose more"):
+    message = r"run is at epoch 1\.67 already, --run\.epochs is 1 \(it was 4\); choose more than 1\.67 to go on"
+    with pytest.raises(UserError, match=message):
         run_with_stops(monkeypatch, configs[:2], [5, None])
+    other_batches = dataclasses.replace(configs[1], run=dataclasses.replace(configs[1].run, batch_size=2))
+    with pytest.raises(UserError, match=message):
+        run_with_stops(monkeypatch, [other_batches], [None])
+    assert "goes on" not in caplog.text
     assert not (tmp_path / "run" / "model.json").exists()
     run_with_stops(monkeypatch, configs[2:], [None])
     assert read_metrics(tmp_path / "run")[-1]["epoch"] == 2

@@ -29,6 +29,6 @@ def test_a_broken_program_is_noticed(tmp_path: Path, kind: str, outcome: str, ca
 
 
 def test_messages_must_be_one_line_that_a_terminal_may_show() -> None:
-    with pytest.raises(Exception, match=r"svdata2vec verify: nowhere/manifest\.json: does not exist"):
+    with pytest.raises(Exception, match=r"svdata2vec verify: nowhere: no such folder"):
         command("verify", "nowhere")
     assert command("--help").startswith("usage: svdata2vec COMMAND ...\n")

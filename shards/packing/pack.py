@@ -35,6 +35,7 @@ from svdata2vec.shards.reading.manifest import (
 from svdata2vec.shards.reading.overlap import doubles, overlaps
 from svdata2vec.shards.reading.sums import save_head
 from svdata2vec.shards.shown import public, shown, some_of
+from svdata2vec.shards.split_names import unusual_names
 from svdata2vec.shards.times import Times
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
     """
     options = options or PackOptions()
     dataset.check()
+    for remark in unusual_names(dataset.splits):
+        log.warning("%s", remark)
     root = Path(out)
     make_folder(root)
     try:

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
-from svdata2vec.shards.errors import reason_of
+from svdata2vec.shards.errors import ItemError, reason_of
 
 Item = TypeVar("Item")
 
 
 def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name: Callable[[Item], tuple[str, str]],
              skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """The clips that `make` makes of `items`. Whatever it raises goes to `skipped`, under `name(item)`: key and file.
+    """The clips that `make` makes of `items`. Whatever it raises goes to `skipped`, under `name(item)`: key and file. The file
+    is that of an `ItemError`, where it is one.
 
     So does the second of two clips with one key, as `KEY (again)`; the reason names both videos.
     """
@@ -21,6 +22,7 @@ def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name
             clip = make(item)
         except Exception as error:  # noqa: BLE001 - whatever it is: one item never ends the work of all
             key, source = name(item)
+            source = error.source if isinstance(error, ItemError) else source
             skipped.append(Skipped(key, reason_of(error, source), source))
             continue
         first = clips.setdefault(clip.key, clip)

@@ -5,12 +5,12 @@ Names are S001C002P003R002A013: setup, camera, performer, replication, action. T
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
@@ -106,8 +106,13 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
                        width=clip.width or COLOR_WIDTH, height=clip.height or COLOR_HEIGHT)
 
     clips = clips_of(found.clips, make, lambda clip: (clip.key, str(pickle_path)), skipped)
-    splits = found.splits or ntu_splits((clip.key for clip in clips), classes)
+    splits = found.splits or ntu_splits(_samples(clips, skipped), classes)
     return replace(found, clips=clips, skipped=skipped, splits=splits, published=PUBLISHED[classes])
+
+
+def _samples(clips: Sequence[ClipAnnotation], skipped: Sequence[Skipped]) -> set[str]:
+    """The names of all samples, also of those that were left out, which their splits lack."""
+    return set(filter(NAME.fullmatch, (*(clip.key for clip in clips), *(entry.key for entry in skipped))))
 
 
 def _is_of_another_set(name: str, classes: int) -> bool:
@@ -138,7 +143,8 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     skipped = list(folder.left_out)
     files = files_by_name(skeletons, "skeletons", ".skeleton", skipped, ".skeleton.npy")
     missing = frozenset() if keep_missing else missing_names(classes)
-    names = sorted({*files, *(stem.removesuffix("_rgb") for stem in folder.stems())})
+    of_video = {stem.removesuffix("_rgb"): path for stem, path in folder.videos()}
+    names = sorted({*files, *of_video})
     others = [name for name in names if _is_of_another_set(name, classes)]
     if others:
         log.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(others))
@@ -160,7 +166,7 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
             pose_file=pose_file)
 
     clips = clips_of((name for name in names if name not in set(others)), make,
-                     lambda text: (safe_key(text), str(files.get(text, folder.root))), skipped)
-    splits = ntu_splits((clip.key for clip in clips), classes)
+                     lambda text: (safe_key(text), str(files.get(text) or of_video[text])), skipped)
+    splits = ntu_splits(_samples(clips, skipped), classes)
     return DataSet(f"ntu{classes}", layout("kinect25"), lines("ntu_classes.txt")[:classes], splits, clips, skipped,
                    PUBLISHED_VIDEOS[classes] if keep_missing else PUBLISHED[classes])

@@ -85,8 +85,10 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
             key=item.key, label=label, video=item.video, camera=VIEWS[item.stem[-1]], start_frame=start, end_frame=end,
             pose_file=PoseFile(read_pku_skeleton, str(files[item.stem]), (start, end)))
 
-    clips = clips_of(actions, make, lambda item: (item.key, item.video or item.where), skipped)
+    clips = clips_of(actions, make, lambda item: (item.key, item.video or item.file), skipped)
     stem_of = {action.key: action.stem for action in actions}
+    unread = {stem for stem, _ in recordings if VIDEO_NAME.fullmatch(stem)} - set(stem_of.values())
+    stem_of |= {stem: stem for stem in sorted(unread)}  # in `skipped` under their names
     parts: dict[str, list[str]] = {}
     for protocol, listed in lists.items():
         listed.check(folder.stems())
@@ -138,13 +140,18 @@ def _read_lists(path: Path) -> _Lists:
 
 @dataclass(frozen=True)
 class _Action:
-    """A line of a label file, `where` it stands, and the video it belongs to (None: not there)."""
+    """A line of a label file, its number there, and the video it belongs to (None: not there)."""
 
     key: str
-    where: str
+    file: str
+    number: int
     line: str
     stem: str
     video: str | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, line {self.number}"
 
 
 def _actions(stem: str, video: str | None, label_file: Path | None, files: Mapping[str, Path],
@@ -157,7 +164,7 @@ def _actions(stem: str, video: str | None, label_file: Path | None, files: Mappi
     else:
         rows = [(number, line) for number, line in enumerate(read_text(label_file).splitlines(), start=1) if line.strip()]
         if rows:
-            return [_Action(f"{stem}_{count:03d}", f"{label_file}, line {number}", line, stem, video)
+            return [_Action(f"{stem}_{count:03d}", str(label_file), number, line, stem, video)
                     for count, (number, line) in enumerate(rows)]
         problem = f"{label_file}: no line; expected class,start,end,confidence per action"
     skipped.append(Skipped(safe_key(stem), problem, video or str(files.get(stem, label_file))))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
-from svdata2vec.shards.errors import UserError, require_file
+from svdata2vec.shards.errors import ItemError, UserError, require_file
 from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
@@ -212,7 +212,7 @@ def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str])
     name = without_extension(frame_dir)
     video = (name + "_rgb" in names and folder.find(name)) or folder.find(name, name + "_rgb")
     if video is None:
-        raise UserError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}")
+        raise ItemError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}", frame_dir)
     subject, camera, setup = (_whole(entry, name) if entry.get(name) is not None else None
                               for name in ("subject", "camera", "setup"))
     return ClipAnnotation(

@@ -7,7 +7,7 @@ A video is Cook.Cleandishes_p02_r00_v02_c03.mp4: activity, person, recording, vi
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
 
     clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
     views = dict.fromkeys(CAMERAS, VIEW_CLASSES)
-    return DataSet("smarthome", layout("smarthome15"), CLASSES, smarthome_splits(clips), clips, skipped, PUBLISHED, views)
+    splits = smarthome_splits({*folder.stems(), *files})  # with what was left out, which they lack
+    return DataSet("smarthome", layout("smarthome15"), CLASSES, splits, clips, skipped, PUBLISHED, views)
 
 
 def _require_one_version(files: Mapping[str, Path], root: str | Path) -> None:
@@ -99,11 +100,12 @@ def _require_one_version(files: Mapping[str, Path], root: str | Path) -> None:
                         f"such as {new[0]}; give the folder of one version, or move the other out of it")
 
 
-def smarthome_splits(clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]:
-    """The nine splits by subject and camera."""
-    seen = [clip for clip in clips if CLASSES[clip.label] in VIEW_CLASSES]
-    by_subject = {name: [clip.key for clip in clips if clip.subject in some] for name, some in SUBJECTS.items()}
-    by_camera = {name: [clip.key for clip in seen if clip.camera in some] for name, some in CAMERAS.items()}
+def smarthome_splits(stems: Iterable[str]) -> dict[str, list[str]]:
+    """Keys of the nine splits by subject and camera, from names of videos; those of no class or another form are in none."""
+    parsed = {safe_key(stem): match for stem in sorted(stems) if (match := NAME.fullmatch(stem)) and match[1] in CLASSES}
+    seen = {key: match for key, match in parsed.items() if match[1] in VIEW_CLASSES}
+    by_subject = {name: [key for key, match in parsed.items() if int(match[2]) in some] for name, some in SUBJECTS.items()}
+    by_camera = {name: [key for key, match in seen.items() if int(match[3]) in some] for name, some in CAMERAS.items()}
     return by_subject | by_camera
 
 

@@ -63,7 +63,8 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
             pose_file=PoseFile(read_text_skeleton, str(files[stem]), (FIRST_COLUMNS, 17, None, None)))
 
     clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
-    training = {name: {clip.key for clip in clips if clip.subject in subjects}
+    subject = {stem: int(match[1]) for stem in sorted({*folder.stems(), *files}) if (match := NAME.fullmatch(stem))}
+    training = {name: {stem for stem, number in subject.items() if number in subjects}
                 for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN))}
-    splits = train_and_rest([clip.key for clip in clips], training, "test")
+    splits = train_and_rest(subject, training, "test")  # with what was left out, which they lack
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

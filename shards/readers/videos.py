@@ -4,9 +4,10 @@ The whole picture is every clip's box, and there are no persons: for training on
 tools/pose/extract_poses.py has made a pickle.
 """
 
+import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
@@ -20,6 +21,7 @@ from svdata2vec.shards.readers.text import read_table, spelled
 from svdata2vec.shards.readers.walk import Walk
 from svdata2vec.shards.shown import some_of
 
+COLUMNS = ("path", "label", "split")  # of a table
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 log = logging.getLogger(__name__)
@@ -102,8 +104,9 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     Args:
         table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
             or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
-            number occurs); without a split a clip is in train. Rows without a label (empty, -1) are listed in skipped.jsonl.
-            Further columns are ignored.
+            number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a protocol in front
+            (xsub_train); other names are kept and said in the log, but no preset looks for them. Without a split a clip is in
+            train. Rows without a label (empty, -1) are listed in skipped.jsonl. Further columns are not read, as the log says.
         name: Name of the data set; by default that of the table.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
         classes: Class names in the order of the labels, or a file with one per line; by default those that occur, sorted.
@@ -113,12 +116,14 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         UserError: the table has another header, or no row.
     """
     rows = read_table(table, ("path", "label"))
+    _say_unread(table, dict.fromkeys(column for _, row in rows for column in row))
     labels = read_labels([row.get("label") for _, row in rows], None if classes is None else class_names(classes))
     log.info("%s: %s", table, labels.said)
     videos = [_resolved(row["path"], table) if row.get("path") else "" for _, row in rows]
     keys = _keys([video for video in videos if video], str(table))
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
+    split_of_line = {f"line {line}": row.get("split") or "train" for line, row in rows}
     skipped: list[Skipped] = []
 
     def make(place: int) -> ClipAnnotation:
@@ -130,12 +135,25 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         first = seen.setdefault(identity(video), line)
         if first != line:
             raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
-        split_of.setdefault(video, rows[place][1].get("split") or "train")
+        split_of.setdefault(video, split_of_line[f"line {line}"])
         return ClipAnnotation(keys[video], label, video)
 
-    clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place]), skipped)
+    clips = clips_of(range(len(rows)), make, lambda place: (f"line {rows[place][0]}", videos[place] or str(table)), skipped)
     splits = _splits(clips, split_of, split_by)
+    for entry in skipped if split_by is None else ():
+        if entry.key in split_of_line:
+            splits.setdefault(split_of_line[entry.key], []).append(entry.key)
     return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)
+
+
+def _say_unread(table: str | Path, columns: Iterable[str]) -> None:
+    """Name the columns of a table that are not read; loudly if one of them seems to be that of the splits."""
+    unread = [column for column in columns if column not in COLUMNS]
+    near = difflib.get_close_matches("split", unread, n=1)
+    if near and "split" not in columns:
+        log.warning("%s: no column split, all clips are in train; did you mean %r?", table, near[0])
+    if unread:
+        log.info("%s: columns that are not read: %s", table, ", ".join(unread))
 
 
 def _resolved(path: str, table: str | Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svdata2vec.shards.annotations import Skipped
-from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.errors import UserError, reason_of, require_folder
 from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.urls import filesystem_of
 
@@ -47,9 +47,8 @@ def walk(root: str | Path, holds: str) -> Walk:
     """All files below a folder or URL; UserError if there is no such folder. `holds`: what it should hold, for messages."""
     if "://" in str(root):
         found = _walk_url(str(root), holds)
-    elif not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; expected the one with {holds}")
     else:
+        require_folder(root, f"the one with {holds}")
         found = Walk(os.path.normpath(root))
         _enter(found, found.root, ())
     if found.passed:

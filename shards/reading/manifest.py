@@ -26,7 +26,7 @@ from svdata2vec.shards.annotations import KEY, MAX_KEY_BYTES
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.sample import PICTURES
 
@@ -162,6 +162,7 @@ class Manifest:
     @classmethod
     def load(cls, root: Path) -> "Manifest":
         """Read `root/manifest.json`. UserError: missing, damaged, of another format, or with a field of a wrong value."""
+        require_folder(root, "one made by `svdata2vec shard`")
         path = root / MANIFEST_NAME
         if not path.is_file():
             hint = "the packing is not finished: run it again with --resume" if (root / ".parts").is_dir() else (
@@ -260,7 +261,7 @@ def _rows(numbers: Any) -> tuple[int, ...] | None:
 
 
 def _view(word: Any) -> View:
-    """Sets packed by 0.2.0 do not say; their clips are seen as they were."""
+    """Sets of release 0.2.0 do not say; their clips are seen as they were."""
     if word not in get_args(View):
         raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
     return cast(View, word)
@@ -292,7 +293,7 @@ def load_index(root: Path, manifest: Manifest) -> np.ndarray:
     """The memory-mapped index of a folder; UserError if it is missing, damaged or of another shape."""
     path = root / INDEX_NAME
     if not path.is_file():
-        raise UserError(f"{path}: does not exist although the manifest does; pack again with --resume")
+        raise UserError(f"{path}: does not exist although the manifest does; copy it again, or pack into another folder")
     index = load_plain_array(path)
     num_components, names = len(manifest.components), index.dtype.names or ()
     if index.ndim != 1 or not names or index.dtype != index_dtype(index.dtype["key"].itemsize, num_components):

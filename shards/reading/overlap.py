@@ -1,15 +1,10 @@
 """Which clips are in training and test alike, or twice in one split: by their names, and by the bytes of their videos."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-# What a split is for, in its name: train1, xsub_val, my-test. The rest of the name is its protocol.
-_ROLE = re.compile(r"(?<![a-z])(trainval|train(?:ing)?|valid(?:ation)?|val|dev|test(?:ing)?|eval(?:uation)?)(?![a-z])")
-_SAME = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "test",
-         "evaluation": "test"}
-_EVERYTHING = {"all", "full", "everything", "complete"}
+from svdata2vec.shards.split_names import is_everything, parsed
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,9 @@ def doubles(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) -> 
 
 
 def _should_differ(first: str, second: str) -> bool:
-    if {first.lower(), second.lower()} & _EVERYTHING:
+    if is_everything(first) or is_everything(second):
         return False
-    (protocol, role), (other, other_role) = _parsed(first), _parsed(second)
+    (protocol, role), (other, other_role) = parsed(first), parsed(second)
     if role is None or other_role is None:
         return True
     return protocol == other and role != other_role and not (role in other_role or other_role in role)
-
-
-def _parsed(name: str) -> tuple[str, str | None]:
-    """(protocol, role) of a split; no role if its name does not say what it is for."""
-    match = _ROLE.search(name.lower())
-    if match is None:
-        return name, None
-    rest = name[: match.start()] + " " + name[match.end() :]
-    return " ".join(re.findall(r"[^\W_]+", rest)), _SAME.get(match[1], match[1])

@@ -16,7 +16,7 @@ from typing import cast, get_args
 import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
-from svdata2vec.shards.errors import AGAIN, UserError
+from svdata2vec.shards.errors import AGAIN, LOOK, UserError
 
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
 VIDEO_COMPONENTS = ("jpegs", "blocks", *CONTAINERS)  # a clip has one of them
@@ -84,14 +84,13 @@ class ClipMeta:
                     values[name] = None
             wrong = _of_wrong_kind(tuple(values), tuple(map(type, values.values())))
         except Exception as error:
-            raise UserError(f"{where}: the json component is damaged ({error}); run `svdata2vec verify`") from error
+            raise UserError(f"{where}: the json component is damaged ({error}); {LOOK}") from error
         meta = object.__new__(cls)  # what `__init__` does for a frozen class takes as long as parsing
         vars(meta).update(_DEFAULTS, **values)
         if not wrong and not (all(map(le, _LOWEST.values(), _bounded(vars(meta)))) and max(_bounded(vars(meta))) < 2**31):
             wrong = [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
         if wrong or matrix.shape != (2, 3) or not all(map(math.isfinite, matrix.ravel().tolist())):
-            raise UserError(f"{where}: the json component has a wrong {' and '.join(wrong) or 'packed_to_source'}; run "
-                            "`svdata2vec verify`")
+            raise UserError(f"{where}: the json component has a wrong {' and '.join(wrong) or 'packed_to_source'}; {LOOK}")
         return meta
 
 
@@ -166,7 +165,7 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
             raise ValueError(f"{len(content) - start} bytes for {shape} {dtype}")
         return np.ndarray(shape, dtype, content, start).copy()
     except Exception as error:
-        raise UserError(f"{where}: not a readable array ({error}); run `svdata2vec verify`") from error
+        raise UserError(f"{where}: not a readable array ({error}); {LOOK}") from error
 
 
 def parse_sample(

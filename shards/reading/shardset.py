@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import LOOK, UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import (
@@ -93,8 +93,6 @@ class ShardSet:
     def open(cls, root: str | Path) -> "ShardSet":
         """Open a packed folder. UserError names what is missing or damaged."""
         root = Path(root).absolute()  # to be found from another working directory
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder; expected one made by `svdata2vec shard`")
         shards = cls(root, *load_head(root, str(root)))
         for number in range(len(shards.manifest.shards)):
             shards.check_shard(number)
@@ -298,7 +296,7 @@ class ShardSet:
             missing = tar.missing()
             if missing is not None:
                 self.check_shard(shard)
-                raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; run `svdata2vec verify`")
+                raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; {LOOK}")
 
     def _mapped(self, entry: np.void, start: int, size: int) -> tuple[np.ndarray, MappedTar | None]:
         """uint8 (size,) of a clip's tar, and the map that they lie in; None: a copy. UserError if the tar ends before them."""
@@ -365,7 +363,7 @@ class ShardSet:
             part = os.pread(tar.descriptor, missing, offset + size - missing)
             if not part:
                 raise UserError(f"{self.tar_name(entry['shard'])}: ends before byte {offset + size}, where clip "
-                                f"{entry['key'].decode()} should end; run `svdata2vec verify`, or copy the shard again")
+                                f"{entry['key'].decode()} should end; {LOOK}")
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

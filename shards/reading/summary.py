@@ -13,6 +13,7 @@ from svdata2vec.shards.reading.manifest import SKIPPED_NAME, SUMMARY_NAME
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.stats import SplitStatistics, set_statistics
 from svdata2vec.shards.shown import shown, some_of
+from svdata2vec.shards.split_names import meant
 
 MOST_CLASSES = 20  # that are listed by name in the table; the file has all
 
@@ -104,7 +105,7 @@ def table(root: Path, summary: Summary) -> str:
         ("left out", f"{summary.read - summary.packed:,} clips" + (f", see {SKIPPED_NAME}" if summary.left_out else "")),
         *(("", f"{kind.clips:,} x {kind.reason}, e.g. {kind.example}") for kind in summary.left_out),
         *_persons(summary),
-        *((f"split {name}", _split(split)) for name, split in summary.splits.items()),
+        *((f"split {name}", _split(split) + _doubt(name)) for name, split in summary.splits.items()),
     ]
     lines = [f"{root}: {summary.dataset}", *(f"  {name:<15} {text}".rstrip() for name, text in rows)]
     return "\n".join(map(shown, lines)) + "\n"
@@ -117,6 +118,11 @@ def _persons(summary: Summary) -> list[tuple[str, str]]:
     more = [f"{summary.bad_joints:,} could not be true"] if summary.bad_joints else []
     more += [f"{summary.without_joints:,} clips have none"] if summary.without_joints else []
     return [("persons", persons), ("joints missing", "; ".join([f"{100 * (summary.missing_joints or 0):.2f} %", *more]))]
+
+
+def _doubt(name: str) -> str:
+    near = meant(name)
+    return "" if near is None else f"; did you mean {near}?"
 
 
 def _split(split: SplitStatistics) -> str:

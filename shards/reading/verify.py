@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import AGAIN, LOOK, UserError
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.reading.manifest import (
     INDEX_NAME,
@@ -236,7 +236,7 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, s
     try:
         sample = shards.sample(row)
     except (UserError, ValueError, OSError, OverflowError) as error:
-        yield Finding("clip", key, str(error))
+        yield Finding("clip", key, str(error).replace(LOOK, AGAIN))  # this is `verify`
         return
     if sample.meta.pictures:
         pictures[key] = sample.meta.pictures

@@ -69,7 +69,7 @@ class VerifyOptions:
     workers: Annotated[int, Range(1, 10_000)] = os.cpu_count() or 1
     """Processes that check."""
     add_sums: bool = False
-    """If no fault is found, give a folder without checksums (packed by 0.2.0 or older) those of its bytes."""
+    """If no fault is found, give a folder without checksums (of format 1, as release 0.2.0 packed them) those of its bytes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -86,7 +86,8 @@ def run_verify(options: VerifyOptions) -> None:
     faults = {name: _verified(Path(name), options) for name in names}
     if any(faults.values()):
         found = ", ".join(f"{name}: {count} fault{'s' * (count > 1)}" for name, count in faults.items() if count)
-        raise UserError(f"{found}; pack again, or leave these clips out")
+        raise UserError(f"{found}; copy what is damaged again; else pack again into another folder, if need be without these "
+                        "clips")
 
 
 def _verified(root: Path, options: VerifyOptions) -> int:

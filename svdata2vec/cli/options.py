@@ -4,6 +4,7 @@ import difflib
 import itertools
 import pkgutil
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -20,6 +21,7 @@ from svdata2vec.config.presets import describe
 from svdata2vec.shards.errors import UserError
 
 HELP = ("-h", "--help")
+GENERAL_PRESET = "own"  # that fits any shards
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,12 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
     if not words or words[0] in HELP:
         sys.stdout.write(overview(group, prog))
         raise SystemExit(0)
-    name, prog = words[0], f"{prog} {words[0]}"
+    name = words[0]
+    if name.startswith("-"):
+        raise UserError(_first_word_missing(words, group, prog))
+    prog = f"{prog} {name}"
     if name not in group.commands:
-        raise UserError(f"unknown {group.choice} {name!r}; choose one of: {', '.join(group.commands)}")
+        raise UserError(f"unknown {group.choice} {name!r}; {_choices(group)}")
     found = group.commands[name]
     if isinstance(found, Group):
         return read(words[1:], found, prog, fit=fit)
@@ -96,6 +101,21 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
     if fit and found.fit is not None:
         options = parse(partial(found.fit, options), words[1:], prog)
     return found, options
+
+
+def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
+    """That the words begin with an option; the same words with the one that belongs in front, if it is clear which does."""
+    # One that comes late; a name behind an option may be its value.
+    late = [place for place, word in enumerate(words) if word in group.commands and not words[place - 1].startswith("-")]
+    first, example = words[late[0]] if late else GENERAL_PRESET, "e.g."
+    if first not in group.commands:
+        first, example = group.choice.split()[0].upper(), "as in"
+    others = [word for place, word in enumerate(words) if place not in late[:1]]
+    return f"a {group.choice} comes first, {example} `{shlex.join([*prog.split(), first, *others])}`; {_choices(group)}"
+
+
+def _choices(group: Group) -> str:
+    return f"choose one of: {', '.join(group.commands)}"
 
 
 def overview(group: Group, prog: str) -> str:

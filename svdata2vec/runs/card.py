@@ -16,7 +16,7 @@ from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.folder import CARD, CONFIG, WEIGHTS
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -119,12 +119,13 @@ def _trained_on(source: Path, out: Path) -> dict[str, Any] | None:
 
 def read_card(run: Path) -> dict[str, Any]:
     """The card of a finished run, given its folder or its `model.safetensors`."""
-    folder = run_folder(run)
+    folder, expected = run_folder(run), "the folder of a finished run (pretrain, finetune or probe)"
+    require_folder(folder, expected)
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             if (folder / CONFIG).is_file():
                 raise UserError(f"{folder}: no {name}, its run is not finished; start that run again to go on")
-            raise UserError(f"{folder}: no {name}; expected the folder of a finished run (pretrain, finetune or probe)")
+            raise UserError(f"{folder}: no {name}; expected {expected}")
     path = folder / CARD
     return check_record(read_sealed(path), _SCHEMA, path)
 

@@ -14,7 +14,7 @@ from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.atomic import make_folder, write_atomically
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.joined import set_names
@@ -80,11 +80,12 @@ def read_config(folder: Path) -> Settings:
     """The settings of the run in a folder, as `write_config` left them.
 
     Raises:
-        UserError: no `config.json`, one of no kind, or with a setting that is unknown or not of its type.
+        UserError: no such folder, no `config.json`, one of no kind, or with a setting that is unknown or not of its type.
     """
-    path = folder / CONFIG
+    path, expected = folder / CONFIG, "the folder of a run (pretrain, finetune or probe)"
+    require_folder(folder, expected)
     if not path.is_file():
-        raise UserError(f"{folder}: no {CONFIG}; expected the folder of a run (pretrain, finetune or probe)")
+        raise UserError(f"{folder}: no {CONFIG}; expected {expected}")
     values = read_json(path)
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in [*KINDS]:

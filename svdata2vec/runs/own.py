@@ -23,6 +23,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.overlap import overlaps
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.split_names import meant
 
 TEST_SPLITS = ("test", "val", "valid", "validation")
 MADE = "{0}[:80%]", "{0}[80%:]"  # of the training split, where there is nothing to test on
@@ -60,6 +61,7 @@ def fit(config: Config) -> Config:
         data = replace(data, num_frames=frames_of(shards.index["frames"][rows]), size=224 if large else data.size)
         model = ModelConfig() if large or isinstance(config, ProbeConfig) else config.model
     if isinstance(config, ProbeConfig):
+        _say_unused(shards, data, validated=False)
         return replace(config, data=data)
     if isinstance(config, FinetuneConfig):
         rows = labelled_rows(shards, train_split, config.label_fraction, config.run.seed, say=False)
@@ -68,6 +70,7 @@ def fit(config: Config) -> Config:
     optim = replace(config.optim, lr=LARGE_LR) if model.width == ModelConfig().width else config.optim
     run = replace(config.run, batch_size=batch, epochs=epochs)
     _say(shards, data, run, clips)
+    _say_unused(shards, data, validated=isinstance(config, FinetuneConfig) and config.eval_every > 0)
     if isinstance(config, FinetuneConfig):
         return replace(config, data=data, model=model, optim=optim, run=run)
     target = replace(config.target, top_layers=model.depth)
@@ -153,3 +156,18 @@ def _say(shards: ShardSet, data: DataConfig, run: RunConfig, clips: int) -> None
         shards.where, clips, data.train_split, len(shards.rows(data.test_split)), data.test_split, data.num_frames, data.size,
         run.batch_size, run.epochs,
     )
+
+
+def _say_unused(shards: ShardSet, data: DataConfig, *, validated: bool) -> None:
+    """Name the splits with clips that the run does not use; loudly where the name seems to be a misspelt one."""
+    validation = data.val_split or shards.own_validation(data.train_split, data.test_split)
+    used = [data.train_split, data.test_split, *([validation] if validated and validation else [])]
+    used_rows = np.concatenate([shards.rows(name) for name in used])
+    unused = {name: len(np.setdiff1d(shards.rows(name), used_rows)) for name in shards.manifest.splits}
+    if any(unused.values()):
+        log.info("%s: splits with clips that are not used here: %s", shards.where,
+                 ", ".join(f"{name} ({clips} clips)" for name, clips in unused.items() if clips))
+    for name, clips in unused.items():
+        if clips and (near := meant(name)):
+            log.warning("%s: the %d clips of split %r are not used; did you mean %r? If so, correct it and pack again",
+                        shards.where, clips, name, near)

@@ -200,12 +200,14 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
-    if stepper.epochs >= run.config.run.epochs and any(change.startswith("run.epochs ") for change in adjusted):
-        place = f"is at epoch {float(stepper.epochs):.2f} already"
-        raise UserError(f"{out} {place}, --run.epochs is {run.config.run.epochs}; choose more")
+    place, epochs = f"{float(stepper.epochs):.2f}", run.config.run.epochs
+    if stepper.epochs >= epochs and any(change.startswith("run.epochs ") for change in adjusted):
+        raise UserError(f"{out} is at epoch {place} already, --run.epochs is {epochs} (it was {old['run']['epochs']}); choose "
+                        f"more than {place} to go on")
     if text := "; ".join(filter(None, [stepper.change, *adjusted])):
         _note(card, stepper.step, text)
-        log.warning("%s: continuing with other settings: %s", out, text)
+        log.warning("%s: continuing with other settings: %s; goes on at epoch %s of %d, the last step is now %d",
+                    out, text, place, epochs, stepper.total_steps)
     if (version := state.get("version")) != __version__:
         text = _note(card, stepper.step, f"svdata2vec {version} -> {__version__}")
         log.warning("%s: %s; the run goes on where it was, but clips and masks may be drawn in another way (CHANGELOG.md)",

@@ -255,8 +255,6 @@ class Stepper:
         accumulate, now = self.optim.accumulate, self.per_step
         if math.prod(before.values()) != math.prod(now.values()) or before.get("accumulate", accumulate) != accumulate:
             self.change = f"clips per optimizer step {_product(before)} -> {_product(now)}"
-            place = f"at epoch {float(self.epochs):.2f} of {self.run.epochs}, the last step is now {self.total_steps}"
-            log.warning("%s: %s; goes on %s", self.run.out, self.change, place)
 
 
 def _product(per_step: dict[str, int]) -> str:

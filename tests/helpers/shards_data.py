@@ -126,6 +126,12 @@ def folder_bytes(root: Path) -> dict[str, str]:
             for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def left_out(root: Path) -> dict[str, tuple[str, list[str]]]:
+    """What a packed folder's skipped.jsonl says of every clip: key -> its file, and the splits that lack it."""
+    entries = map(json.loads, (root / "skipped.jsonl").read_text().splitlines())
+    return {entry["key"]: (entry["source"], entry["splits"]) for entry in entries}
+
+
 def edit_manifest(root: Path, **changes: object) -> None:
     """Change fields of a manifest, as somebody would who edits it and removes its sum; None removes a field."""
     fields = json.loads((root / "manifest.json").read_text()) | changes | {"manifest_crc32": None}
