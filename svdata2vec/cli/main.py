@@ -31,7 +31,9 @@ def is_first_process() -> bool:
 
 
 def said_here(record: logging.LogRecord) -> bool:
-    """Whether this process shows a message that it has."""
+    """Whether this process shows a message that it has. Of libraries only warnings: ONNX's tell of every node."""
+    if not record.name.startswith("svdata2vec") and record.levelno < logging.WARNING:
+        return False
     return is_first_process() or not record.name.startswith(SHARED)
 
 
@@ -51,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(said_here)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # of libraries no more
-    logging.getLogger("svdata2vec").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("torch").setLevel(logging.WARNING)  # as PyTorch does, at the end of an import that may be interrupted
     # torch.distributed.launch tells the number that it puts into the environment once more.
     repeated = f"--local-rank={os.environ.get('LOCAL_RANK')}"
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word.replace("_", "-") != repeated]
