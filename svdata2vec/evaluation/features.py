@@ -59,7 +59,7 @@ class TrainedEncoder:
     Attributes:
         encoder: the network, on the device that it was loaded to.
         config: the run's settings; `config.data` and `config.model` say what it reads. After pretraining an encoder that
-            sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do.
+            sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do (`input_of`).
         card: the run's `model.json`.
         modality: what the encoder sees: "rgb", "skeleton" or "both".
     """
@@ -138,10 +138,10 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
 def input_of(config: PretrainConfig | FinetuneConfig, modality: Modality) -> DataConfig:
     """How clips are prepared for the encoder of a run with these settings.
 
-    After pretraining, one that sees RGB alone has no joints to crop around: it gets boxes, as in fine-tuning.
+    After training with skeletons, one that sees RGB alone has no joints to crop around: it gets boxes, as in fine-tuning.
     """
-    boxes = isinstance(config, PretrainConfig) and modality == "rgb"
-    return replace(config.data, crop="boxes") if boxes else config.data
+    with_skeletons = isinstance(config, PretrainConfig) or config.modality != "rgb"
+    return replace(config.data, crop="boxes") if with_skeletons and modality == "rgb" else config.data
 
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, tokens: bool = False) -> Features:
