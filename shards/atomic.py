@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from svdata2vec.shards.errors import UserError
+
 DEVICES = Path("/dev")
 
 
@@ -59,8 +61,10 @@ def make_folder(path: Path) -> None:
 def require_writable(path: Path | None, *endings: str) -> None:
     """Raises WriteFailedError where no file could appear as `path`: before the work, not after it. Its folder is made.
 
-    None: no file is asked for. endings: of files that are written beside it, such as ".png".
+    None: no file is asked for. endings: of files that are written beside it, such as ".png"; UserError if it has one itself.
     """
+    if path is not None and path.suffix in endings:
+        raise UserError(f"{path}: a file that ends in {path.suffix} is written beside it; give it the ending .json")
     for place in () if path is None else (path, *map(path.with_suffix, endings)):
         make_folder(place.parent)
         with naming(place):

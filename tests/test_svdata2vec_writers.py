@@ -32,6 +32,7 @@ from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.atomic import WriteFailedError, append_line, make_folder, require_writable, write_atomically
+from svdata2vec.shards.errors import UserError
 from svdata2vec.training.pretrain import pretrain
 
 WEIGHTS = {"a": torch.zeros(5000)}
@@ -181,6 +182,8 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
     (tmp_path / "x.png").mkdir()
     with pytest.raises(WriteFailedError, match=r"x\.png.*a folder has this name"):
         require_writable(tmp_path / "x.json", ".png")
+    with pytest.raises(UserError, match=r"y\.png: a file that ends in \.png is written beside it"):
+        require_writable(tmp_path / "y.png", ".png")
     assert not list((tmp_path / "new").iterdir())
 
 

@@ -27,6 +27,7 @@ from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
+from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
@@ -62,6 +63,7 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         raise UserError(f"{wanted}: these start from pretraining runs; name one with --from, or add scratch")
     train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
+    require_writable(out / "label_efficiency.json", ".png")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
     beginning = about(config, shards)
     found = run_study(plan)
