@@ -207,7 +207,7 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         (["--from", f"a={tmp_path}"], "no model.safetensors; expected the folder of a finished run"),
         (["--ways", "finetune", "linear"], "--ways finetune linear: these start from pretraining runs; name one with --from"),
         ([*start, "--ways", "scratch", "finetune"], "has another network than the study; set --model.width 32 --model.depth 2"),
-        ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around joints, the probe asks for 8"),
+        ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around boxes, the probe asks for 8"),
         (["--ways", "scratch", "--data.val-split", "t_train"], "clips of the validation split 't_train' are in 't_train' too"),
         (["--fractions", "0.5", "0.5"], "fractions: expected one or more, each once"),
     ):
@@ -217,12 +217,24 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
 
 
 def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A study around boxes, of runs around joints."""
     runs = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}
-    require_fit(runs, replace(LABEL_EFFICIENCY["demo"](), ways=("linear",)))
+    config = replace(LABEL_EFFICIENCY["demo"](), ways=("linear",))
+    require_fit(runs, replace(config, data=replace(config.data, size=96)))
     (said,) = caplog.messages
-    assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around joints")
-    assert said.endswith("around boxes; its own are --data.crop joints")
+    assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around boxes")
+    assert said.endswith("16 frames of 96 around boxes; its own are --data.size 64")
+
+
+@pytest.mark.parametrize("preset", sorted(PRETRAIN.keys() & LABEL_EFFICIENCY.keys()))
+def test_presets_of_pretraining_and_study_fit(preset: str, caplog: pytest.LogCaptureFixture) -> None:
+    """RGB alone is cropped around boxes, also by an encoder whose pretraining was around joints; a study around joints is
+    doubtful."""
+    runs, config = {Path("pre"): PRETRAIN[preset]()}, LABEL_EFFICIENCY[preset]()
+    assert (runs[Path("pre")].data.crop, config.data.crop) == ("joints", "boxes")
+    require_fit(runs, config)
+    assert not caplog.messages
+    require_fit(runs, replace(config, data=replace(config.data, crop="joints")))
+    assert caplog.messages[0].endswith("around joints; its own are --data.crop boxes")
 
 
 def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path: Path) -> None:

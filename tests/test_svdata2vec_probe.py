@@ -27,9 +27,11 @@ from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import Features, embed, load_encoder
 from svdata2vec.evaluation.probe import fit_linear, knn_scores, probe
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import accuracies, by_probe
-from svdata2vec.runs.published import load_published
+from svdata2vec.runs.card import model_card
+from svdata2vec.runs.published import load_published, publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -271,6 +273,18 @@ def test_embed_and_probe_see_the_same_crops(
     assert "around joints" not in caplog.text
     probe(replace(base, out=tmp_path / "joints"))
     assert "reads 6 frames of 32 pixels around boxes, the probe asks for 6 frames of 32 around joints" in caplog.text
+
+
+@pytest.mark.parametrize(("trained", "seen", "crop"), [
+    ("both", "rgb", "boxes"), ("both", "both", "joints"), ("skeleton", "skeleton", "joints"), ("rgb", "rgb", "joints"),
+])
+def test_a_classifiers_encoder_sees_crops_around_joints_where_it_sees_joints(
+    trained: Modality, seen: Modality, crop: str, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    """Or where the classifier, of RGB alone, was trained on such crops."""
+    config = replace(finetune_config(tiny_shard_folder, tmp_path / "tune"), modality=trained)
+    publish(tmp_path / "tune", Classifier(config, 17, 5).state_dict(), model_card("finetune", config, num_joints=17))
+    assert load_encoder(tmp_path / "tune", seen).plan.crop == crop
 
 
 def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Path, tmp_path: Path) -> None:

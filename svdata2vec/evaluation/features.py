@@ -25,7 +25,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
-from svdata2vec.runs.published import load_encoder_weights, published_config
+from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, require_writable, write_atomically
 from svdata2vec.shards.boxes import Box
@@ -58,8 +58,8 @@ class TrainedEncoder:
 
     Attributes:
         encoder: the network, on the device that it was loaded to.
-        config: the run's settings; `config.data` and `config.model` say what it reads. After pretraining an encoder that
-            sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do.
+        config: the run's settings; `config.data` and `config.model` say what it reads. An encoder that was trained with
+            skeletons and sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do (`input_settings`).
         card: the run's `model.json`.
         modality: what the encoder sees: "rgb", "skeleton" or "both".
     """
@@ -129,8 +129,7 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     check_known("modality", seen, get_args(Modality))
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
-    if isinstance(config, PretrainConfig) and seen == "rgb":
-        config = replace(config, data=replace(config.data, crop="boxes"))  # no joints to crop around, as in fine-tuning
+    config = replace(config, data=input_settings(config, seen))
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
     load_encoder_weights(encoder, run)
     return TrainedEncoder(encoder.eval().to(where), config, card, seen)

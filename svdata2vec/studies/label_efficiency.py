@@ -23,7 +23,7 @@ from svdata2vec.runs.data import open_data, require_classes, require_several_cla
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
-from svdata2vec.runs.published import published_config, require_same_network
+from svdata2vec.runs.published import input_settings, published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.errors import UserError
@@ -43,8 +43,17 @@ def label_efficiency(config: LabelEfficiencyConfig) -> dict[str, Any]:
 
 
 def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
-    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards."""
-    made = own.fit(config.classifier())
+    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards, from the first run
+    of `--from` if there is one."""
+    if not config.pretrained:
+        return fit_after(config, None)
+    run = start_of(config.pretrained[0].partition("=")[2], config.run.seed)
+    return fit_after(config, published_config(read_card(run), run))
+
+
+def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneConfig | None) -> LabelEfficiencyConfig:
+    """`fit` where the first run has these settings, and may be still to come."""
+    made = own.fit_after(config.classifier(), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
 
@@ -127,7 +136,7 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
     """
     doubtful: dict[str, list[Path]] = {}
     for run, made in runs.items():
-        if (text := check_input(run, made.data, config.data)) is not None:
+        if (text := check_input(run, input_settings(made, "rgb"), config.data)) is not None:
             doubtful.setdefault(text, []).append(run)
         if "finetune" in config.ways:
             require_same_network(run, made.model, config.model, "the study", "rgb")
