@@ -176,15 +176,21 @@ def test_splits_without_a_common_clip_are_not_reported(
 
 
 @pytest.mark.parametrize(
-    ("world_size", "used", "message"),
+    ("world_size", "share", "used", "message"),
     [
-        (1, 3, r"^split 'all': 3 of 12 clips are used \(--label-fraction 0.25\), one step takes 16; set a smaller "
-               r"--run.batch-size \(clips per process\)$"),
-        (2, None, "^split 'all': 12 of 12 clips are used, one step takes 32; set a smaller --run.batch-size"),
+        (1, 0.25, 3, r"^split 'all': 3 of 12 clips are used \(--label-fraction 0.25\), one step takes 16; set a smaller "
+                     r"--run.batch-size \(clips per process\), or a larger --label-fraction$"),
+        (2, 0.25, None, r"^split 'all': 12 of 12 clips are used, one step takes 32; set a smaller --run.batch-size \(clips per "
+                        r"process\)$"),
+        (1, 1.0, 11, r"^split 'all': 11 of 12 clips are used \(--label-fraction 1, --eval-every 1 may hold out others\), one "
+                     r"step takes 16; set a smaller --run.batch-size \(clips per process\)$"),
     ],
 )
-def test_fewer_clips_than_one_step(tiny_shard_folder: Path, world_size: int, used: int | None, message: str) -> None:
-    config = dataclasses.replace(finetune_config(tiny_shard_folder, Path("run"), batch_size=16), label_fraction=0.25)
+def test_fewer_clips_than_one_step(
+    tiny_shard_folder: Path, world_size: int, share: float, used: int | None, message: str
+) -> None:
+    config = finetune_config(tiny_shard_folder, Path("run"), batch_size=16)
+    config = dataclasses.replace(config, label_fraction=share, eval_every=1 if share == 1 else 0)
     shards, runtime = ShardSet.open(tiny_shard_folder), Runtime(torch.device("cpu"), 0, world_size, bf16=False)
     rows = None if used is None else shards.rows("all")[:used]
     with pytest.raises(UserError, match=message):
