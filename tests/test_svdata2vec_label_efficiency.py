@@ -168,10 +168,12 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
 
 
 def test_finished_runs_are_found_and_interrupted_ones_go_on(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     config = settings(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
     first = label_efficiency(config)
+    assert "study: 2 of 2 runs to do, 1 at a time" in caplog.text and "0 of" not in caplog.text
     (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
     assert [record["step"] for record in read_metrics(log.parent)] == [1, 2, 3]
     assert sum(record["cpu_seconds"] for record in read_metrics(log.parent)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
@@ -181,6 +183,7 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
         patch.setattr(FinetuneRow, "run", lambda *_: pytest.fail("run again"))
         again = label_efficiency(config)
         assert again["rows"] == first["rows"]
+        assert "study: all 2 runs are finished already" in caplog.text and "0 of" not in caplog.text
         with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
             label_efficiency(replace(config, run=replace(config.run, out=tmp_path / "empty"), collect=True))
         more = label_efficiency(replace(config, seeds=3, fractions=(0.5, 1.0), collect=True))
