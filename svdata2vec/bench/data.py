@@ -221,7 +221,7 @@ def bench_data(options: DataBenchOptions) -> None:
     if options.method is not None:
         table = method_table(options.folder, options.sources)
         if options.method not in table:
-            raise UserError(f"unknown method {options.method!r}; choose one of: {', '.join(table)}")
+            raise UserError(f"unknown method {options.method!r}; choose one of: {'; '.join(table)}")
         if (why := lacking(options.method)) is not None:
             raise UserError(f"{options.method}: cannot be measured here ({why})")
         sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
