@@ -1,7 +1,9 @@
 """The exported classifier: the same logits as the network, for any number of clips, without any op of ours in it."""
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Modality
-from svdata2vec.evaluation.export import compare_logits, export, load_rgb_classifier
+from svdata2vec.evaluation.export import compare_logits, export, load_rgb_classifier, without_details
 from svdata2vec.model.classifier import Classifier, LinearHead
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import load_classifier, publish
@@ -90,11 +92,32 @@ def test_a_wrong_export_is_noticed(wrong: float) -> None:
         compare_logits(Path("model.pt2"), logits + wrong, logits)
 
 
-def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
+def test_the_exporter_tells_what_is_wrong_and_no_details(caplog: pytest.LogCaptureFixture) -> None:
+    names = ("onnxscript.optimizer", "onnx_ir.passes", "torch.onnx._internal.exporter._registration")
+    caplog.set_level("INFO")
+    with without_details():
+        for name in names:
+            logging.getLogger(name).info("a detail")
+        logging.getLogger(names[0]).warning("a warning")
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
+        with pytest.warns(FutureWarning, match="something else"):
+            warnings.warn("something else", FutureWarning, stacklevel=1)
+    assert caplog.messages == ["a warning"]
+    logging.getLogger(names[0]).info("heard again")
+    assert caplog.messages[1:] == ["heard again"]
+
+
+def test_onnx_gives_the_networks_logits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     import onnxruntime
 
     run = publish_classifier(tmp_path / "run")
-    card = export(run, tmp_path / "model.onnx")
+    with caplog.at_level("INFO"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        card = export(run, tmp_path / "model.onnx")
+    assert not [record for record in caplog.records if not record.name.startswith("svdata2vec")]
+    assert capfd.readouterr() == ("", "")
     assert card["largest_logit_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     model, _, _ = load_classifier(run)

@@ -6,6 +6,9 @@ B clips, T frames, H W picture
 import io
 import json
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,11 @@ from svdata2vec.shards.errors import UserError
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
 INSIDE = "svdata2vec"  # name of the card within the file: an extra file of .pt2, a metadata property of .onnx
+# From which level on the exporter's packages are heard: below, they tell their developers of every node that they fold, and of
+# another library's ops that nothing here has.
+HEARD = {
+    "onnxscript": logging.WARNING, "onnx_ir": logging.WARNING, "torch.onnx._internal.exporter._registration": logging.ERROR,
+}
 EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported program
 
 log = logging.getLogger(__name__)
@@ -104,13 +112,29 @@ def _require_onnx(out: Path) -> None:
         raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install 'svdata2vec[export]'; or write .pt2") from None
 
 
+@contextmanager
+def without_details() -> Iterator[None]:
+    """The exporter says what is wrong, and nothing else."""
+    before = {name: logging.getLogger(name).level for name in HEARD}
+    for name, level in HEARD.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)  # of PyTorch's own pytree, by PyTorch
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _save_onnx(
     program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
 ) -> Tensor | None:
     """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
-    onnx_program = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
-    )
+    with without_details():
+        onnx_program = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=["video_BTHWC"], output_names=["logits"]
+        )
     assert onnx_program is not None
     onnx_program.model.metadata_props[INSIDE] = json.dumps(description)
     with renamed(out) as temporary:
