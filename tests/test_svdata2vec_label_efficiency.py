@@ -33,6 +33,7 @@ from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -194,6 +195,13 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     assert not cell_path(other, Cell(1.0, 0), tmp_path / "study").exists()  # other settings are other runs
     technical = replace(config.classifier(), data=replace(config.data, threads=2, prefetch=2))
     assert cell_path(replace(row, base=technical), Cell(1.0, 0), tmp_path / "study").exists()  # type: ignore[type-var]
+
+
+def test_the_chart_is_tried_before_the_runs(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "label_efficiency.png").mkdir()
+    with pytest.raises(WriteFailedError, match=r"label_efficiency\.png could not be written: a folder has this name"):
+        label_efficiency(settings(shards, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["label_efficiency.png"]
 
 
 def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -153,6 +153,15 @@ def test_wrong_input_is_one_line(
     assert not (tmp_path / "work").exists(), "before anything is trained"
 
 
+def test_the_chart_is_tried_before_anything_is_trained(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "claim.png").mkdir()
+    assert experiments.main(words(tiny_shard_folder, tmp_path)) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/claim.png could not be written: a folder has this name\n"
+    assert not (tmp_path / "work").exists()
+
+
 def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     given = ["masks", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--pretrain", "--mask.repeats 2"]
     options = make_parser(None, [*EXPERIMENTS]).parse_args(given)

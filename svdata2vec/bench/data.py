@@ -41,9 +41,8 @@ from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
-from svdata2vec.runs.provenance import machine, save, versions
+from svdata2vec.runs.provenance import machine, require_writable_record, save, versions
 from svdata2vec.shards.annotations import DataSet
-from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -227,7 +226,7 @@ def bench_data(options: DataBenchOptions) -> None:
         sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
         sys.stdout.flush()
         os._exit(0)  # workers may still prefetch; nothing is left to be saved
-    require_writable(options.out)
+    require_writable_record(options.out, ".png")
     result = run(options.folder, options.sources, options.clips, options.rounds)
     sys.stdout.write(as_table(result) + "\n")
     if options.out is not None:

@@ -21,9 +21,8 @@ from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.data import fit_data
-from svdata2vec.runs.provenance import hardware, head, save
+from svdata2vec.runs.provenance import hardware, head, require_writable_record, save
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.shown import shown_lines
 
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
-    require_writable(config.out)
+    require_writable_record(config.out, ".png", ".html")
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
         config = replace(config, data=fit_data(config.data, runtime, shards))

@@ -75,7 +75,9 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
     if out.suffix == ".onnx":
         _require_onnx(out)
-    require_writable(out)
+    card_file = out.with_name(f"{out.name}.json")
+    for file in (out, card_file):
+        require_writable(file)
     model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
     description: dict[str, Any] = {
@@ -93,7 +95,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         logits_BC = _save_onnx(program, out, video_BTHWC, description)
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
+    write_atomically(card_file, json.dumps(description, indent=2).encode())
     return description
 
 

@@ -180,6 +180,8 @@ def embed(
     if out.suffix == ".parquet":
         _require_pyarrow(out)
     require_writable(out)
+    if out.suffix == ".npy":
+        require_writable(_index_file(out))
     trained = load_encoder(run, modality, device)
     data = trained.config.data
     data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views or data.views)
@@ -208,7 +210,12 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         return
     write_atomically(out, npy_bytes(features.features_nD.astype(np.float32, copy=False)))
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
+    write_atomically(_index_file(out), json.dumps(index, indent=1).encode())
+
+
+def _index_file(out: Path) -> Path:
+    """Beside an .npy file: names and labels of its rows."""
+    return out.with_name(f"{out.name}.json")
 
 
 def _require_pyarrow(out: Path) -> tuple[Any, Any]:

@@ -16,7 +16,8 @@ import torch
 from svdata2vec import __version__
 from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.cores import cpu_name
-from svdata2vec.shards.atomic import make_folder, write_atomically
+from svdata2vec.shards.atomic import make_folder, require_writable, write_atomically
+from svdata2vec.shards.errors import UserError
 
 UNKNOWN = "unknown"  # in place of a commit that nobody wrote down
 
@@ -38,6 +39,20 @@ def save(record: dict[str, Any], out: Path) -> None:
     """Write a record as JSON; its folder is made if needed."""
     make_folder(out.parent)
     write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def require_writable_record(out: Path | None, *endings: str) -> None:
+    """`require_writable` of a record, and of what is written beside it: the same name with these endings in place of its own.
+
+    Raises UserError where the record has one of these endings itself: one would take the other's place.
+    """
+    require_writable(out)
+    if out is None:
+        return
+    if out.suffix in endings:
+        raise UserError(f"{out}: what is written beside this JSON file ends in {out.suffix}; give it the ending .json")
+    for ending in endings:
+        require_writable(out.with_suffix(ending))
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data, require_classes, require_several_classes
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
-from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
+from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, require_writable_record, save
 from svdata2vec.runs.published import input_settings, published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
@@ -33,6 +33,7 @@ from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
 from svdata2vec.studies.study import Plan, run_study
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
+RECORD = "label_efficiency.json"  # in the study's folder, with a chart beside it
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
     beginning = about(config, shards)
+    require_writable_record(out / RECORD, ".png")
     found = run_study(plan)
     if not found["rows"]:
         raise UserError(f"{out}: no run is finished; start the study without --collect")
@@ -77,8 +79,8 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         start = starts[row["name"]]
         if start is not None:
             row["pretraining"] = [_pretraining(start_of(start, seed)) for seed in seeds]
-    save(record, out / "label_efficiency.json")
-    save_figure(label_curve(record), out / "label_efficiency.png", dpi=110)
+    save(record, out / RECORD)
+    save_figure(label_curve(record), (out / RECORD).with_suffix(".png"), dpi=110)
     for line in lines(record):
         log.info("%s", line)
     return record

@@ -27,7 +27,7 @@ from svdata2vec.evaluation.probe import probe
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.runs.provenance import machine, save
+from svdata2vec.runs.provenance import machine, require_writable_record, save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.training.finetune import finetune
@@ -104,11 +104,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = make_parser().parse_args()
-    return reported(lambda: measured(options), options.out)
+    return reported(lambda: measured(options))
 
 
 def measured(options: argparse.Namespace) -> str:
     """All seeds, their record and its plot; returns the comparison as text."""
+    require_writable_record(options.out, ".png")
     seeds = run_all([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
     compared = compare(seeds)
     record = {

@@ -20,9 +20,8 @@ from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import changed_settings
-from svdata2vec.runs.provenance import save
+from svdata2vec.runs.provenance import require_writable_record, save
 from svdata2vec.runs.published import published_config
-from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
@@ -128,7 +127,7 @@ def run_experiment(
     if options.sides:
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     out = options.out or RESULTS / f"{experiment.record}.json"
-    require_writable(out)
+    require_writable_record(out, ".png")
     runs = pretrainings(experiment, options)
     first = next(iter(runs.values()))
     study = study_of(experiment, options, first)
