@@ -124,11 +124,60 @@ def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path
 
 @pytest.mark.parametrize(("start", "stop"), [(5, 5), (-1, 3), (2, 15)])
 def test_the_script_refuses_frames_that_are_not_there(
-    video: Path, start: int, stop: int, monkeypatch: pytest.MonkeyPatch
+    video: Path, start: int, stop: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
-    with pytest.raises(AssertionError, match=f"--frames {start} {stop}: expected 0 <= START < STOP <= 14"):
-        predict_exported.main("model.onnx", str(video), frames=(start, stop))
+    assert predict_exported.main(["model.onnx", str(video), "--frames", str(start), str(stop)]) == 2
+    said = f"error: --frames {start} {stop}: expected 0 <= START < STOP <= 14, the frames of {video}\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("model.onnx", None, "no such file; expected a file of `svdata2vec export`, .onnx or .pt2"),
+    ("model.pth", b"", "ends in .pth; expected a file of `svdata2vec export`"),
+    ("model.onnx", b"no model", "cannot be read (InvalidProtobuf); expected a file of"),
+    ("model.pt2", b"no model", "cannot be read (BadZipFile); expected a file of `svdata2vec export`, .onnx or .pt2"),
+])
+def test_a_file_that_is_no_model_is_one_line(
+    name: str, content: bytes | None, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert predict_exported.main([str(tmp_path / name), "video.mp4"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}: ") and said in line
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "No such file or directory; expected a video"), (b"no video", "Invalid data found when processing input; expected"),
+])
+def test_a_file_that_is_no_video_is_one_line(
+    content: bytes | None, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
+    if content is not None:
+        (tmp_path / "a.mp4").write_bytes(content)
+    assert predict_exported.main(["model.onnx", str(tmp_path / "a.mp4")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'a.mp4'}: {said}")
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [
+    (["--help"], 0, "START STOP"), ([], 2, "the following arguments are required: MODEL, VIDEO"),
+    (["a.onnx", "a.mp4", "1,2,3"], 2, "argument X1,Y1,X2,Y2: '1,2,3'; expected four numbers of pixels with X1 < X2"),
+    (["a.onnx", "a.mp4", "9,0,3,4"], 2, "'9,0,3,4'; expected four numbers"),
+    (["a.onnx", "a.mp4", "--frames", "1"], 2, "argument --frames: expected 2 arguments"),
+])
+def test_help_and_wrong_words(words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        predict_exported.main(words)
+    assert ended.value.code == status
+    assert said in "".join(capsys.readouterr())
+
+
+def test_a_draw_of_frames_that_the_script_lacks_is_named() -> None:
+    with pytest.raises(predict_exported.InputError, match="by the rule original, which this script lacks; expected centre or"):
+        predict_exported.frame_numbers({"num_frames": 4, "frame_draw": "original"}, "clip", 9, 0)
 
 
 def test_published_weights_say_what_they_are(run: Path) -> None:

@@ -6,10 +6,13 @@ The file says how its clips are prepared (svdata2vec/README.md, "Exported files"
 with --box, without a box those of --whole-picture; --frames takes the frames START to STOP - 1 alone, counted from 0.
 """
 
+import argparse
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,35 @@ import cv2
 import numpy as np
 
 
-def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
+class InputError(Exception):
+    """What is wrong with a file or an option: what was found, what was expected."""
+
+
+def load(model: Path) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
     """How clips are prepared, and the network: uint8 (B, T, S, S, 3) -> logits (B, classes)."""
-    if model.endswith(".onnx"):
+    expected = "expected a file of `svdata2vec export`, .onnx or .pt2"
+    if model.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"{model}: ends in {model.suffix or 'nothing'}; {expected}")
+    if not model.is_file():
+        raise InputError(f"{model}: no such file; {expected}")
+    try:
+        return read(model)
+    except ImportError as error:
+        raise InputError(f"{model}: {error}; install ONNX Runtime for .onnx, PyTorch for .pt2") from error
+    except Exception as error:  # each library has exceptions of its own for a damaged file
+        raise InputError(f"{model}: cannot be read ({type(error).__name__}); {expected}") from error
+
+
+def read(model: Path) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
+    """`load`, with the exceptions of the libraries."""
+    if model.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         card = session.get_modelmeta().custom_metadata_map["svdata2vec"]
         return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
+    if not zipfile.is_zipfile(model):  # PyTorch would print a traceback besides
+        raise zipfile.BadZipFile
     import torch
 
     texts = {"svdata2vec": ""}
@@ -40,7 +64,8 @@ def frame_numbers(rule: dict[str, Any], name: str, n: int, view: int) -> np.ndar
         if n < count:
             return (view * n // views + np.arange(count)) % n
         return (2 * (views * np.arange(count) + view) + 1) * n // (2 * views * count)
-    assert kind == "fixed", f"frame_draw {kind} is not in this script"
+    if kind != "fixed":
+        raise InputError(f"the model's frames are drawn by the rule {kind}, which this script lacks; expected centre or fixed")
     parts = (b"s", "evaluate"), (b"i", str(rule["frame_seed"])), (b"s", name), (b"i", str(view))
     text = b"".join(kind + len(part.encode()).to_bytes(4, "little") + part.encode() for kind, part in parts)
     key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
@@ -89,33 +114,73 @@ def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) 
     return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
 
 
-def main(model: str, video: str, box: str | None = None, *, frames: tuple[int, int] | None = None) -> None:
-    """Print the classes of a video with their scores in per cent, best first."""
-    card, logits_of = load(model)
-    rule, edges = card["preprocessing"], [float(edge) for edge in box.split(",")] if box else None
-    with av.open(video) as container:
-        count = sum(1 for _ in container.decode(video=0))
+def pictures(video: Path) -> Iterator[tuple[Any, float]]:
+    """The frames of a video as they are stored, and how wide their pixels are for their height."""
+    try:
+        with av.open(str(video)) as container:
+            if not container.streams.video:
+                raise InputError(f"{video}: no pictures in this file; expected a video")
+            for frame in container.decode(video=0):
+                yield frame, float(container.streams.video[0].sample_aspect_ratio or 1)
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{video}: {error.strerror}; expected a video") from error
+
+
+def part_of(video: Path, frames: Sequence[int] | None) -> tuple[int, int]:
+    """The first frame, and the one behind the last: those that are asked for, or all."""
+    count = sum(1 for _ in pictures(video))
+    if not count:
+        raise InputError(f"{video}: no frame can be decoded; expected a video")
     start, stop = frames or (0, count)
-    assert 0 <= start < stop <= count, f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}"
-    numbered = (frame_numbers(rule, Path(video).stem, stop - start, view) for view in range(rule.get("views", 1)))
+    if not 0 <= start < stop <= count:
+        raise InputError(f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}")
+    return start, stop
+
+
+def recognise(model: Path, video: Path, box: list[float] | None, frames: Sequence[int] | None) -> list[tuple[str, float]]:
+    """The classes of a video with their scores, best first."""
+    card, logits_of = load(model)
+    rule, (start, stop) = card["preprocessing"], part_of(video, frames)
+    numbered = (frame_numbers(rule, video.stem, stop - start, view) for view in range(rule.get("views", 1)))
     views = [(start + numbers_T).tolist() for numbers_T in numbered]
     wanted, seen = {number for numbers in views for number in numbers}, {}
-    with av.open(video) as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            if number in wanted:
-                aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
-                seen[number] = prepare(upright(frame, aspect), edges, rule)
+    for number, (frame, aspect) in enumerate(pictures(video)):
+        if number in wanted:
+            seen[number] = prepare(upright(frame, aspect), box, rule)
     logits = logits_of(np.array([[seen[number] for number in numbers] for numbers in views])).astype(float)
     likely = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)
-    for place in np.argsort(-scores):
-        print(f"{100 * scores[place]:6.2f} %  {card['classes'][place]}")
+    return [(card["classes"][place], float(scores[place])) for place in np.argsort(-scores)]
+
+
+def edges(text: str) -> list[float]:
+    """A box as the command line has it."""
+    try:
+        x1, y1, x2, y2 = box = [float(edge) for edge in text.split(",")]
+    except ValueError:
+        x1 = x2 = y1 = y2 = math.nan
+    if not (x1 < x2 and y1 < y2):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected four numbers of pixels with X1 < X2 and Y1 < Y2")
+    return box
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the classes of a video with their scores in per cent, best first; wrong input is one line and status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="file of `svdata2vec export`: .onnx or .pt2")
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="video file")
+    parser.add_argument("box", type=edges, nargs="?", metavar="X1,Y1,X2,Y2", help="around the persons, in pixels as played")
+    parser.add_argument("--frames", type=int, nargs=2, metavar=("START", "STOP"), help="a part of the video (default: all)")
+    options = parser.parse_intermixed_args(words)  # the box may stand behind --frames
+    try:
+        found = recognise(**vars(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, score in found:
+        print(f"{100 * score:6.2f} %  {name}")
+    return 0
 
 
 if __name__ == "__main__":
-    words, part = sys.argv[1:], None
-    if "--frames" in words:
-        place = words.index("--frames")
-        part = int(words[place + 1]), int(words[place + 2])
-        del words[place : place + 3]
-    main(*words, frames=part)
+    sys.exit(main())
