@@ -1,6 +1,7 @@
 """The loader benchmark measures what it says: CPU time of the whole process tree, steady state, relative table."""
 
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from shards_data import write_motion_set
 from svdata2vec.bench import data as bench_data
 from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench import data_sources
+from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.machine import tree_usage
+from svdata2vec.cli.main import main
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import frames_seen
 from svdata2vec.shards.errors import UserError
@@ -118,6 +121,23 @@ def test_ways_that_cannot_be_imported_are_left_out(
     assert "left out: broken (OSError: libnvrtc.so.13: cannot open)" in caplog.text
     assert "left out: dead (its import ended with status -6)" in caplog.text
     assert "left out: missing (ModuleNotFoundError: No module named 'no_such_way')" in caplog.text
+
+
+def test_help_and_refusal_tell_the_methods_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their names have commas in them."""
+    monkeypatch.setattr(bench_data, "clips_and_shards", lambda *_: (None, dict.fromkeys(data_sources.CODECS)))
+    monkeypatch.setattr(bench_data, "packed", lambda *_, **options: None)
+    monkeypatch.setattr(bench_data.torch.cuda, "is_available", lambda: False)
+    names = [*bench_data.method_table(tmp_path, 12)]
+    with pytest.raises(UserError, match=r"unknown method 'jpeg'; choose one of: .*") as refused:
+        bench_data.bench_data(DataBenchOptions(folder=tmp_path, method="jpeg"))
+    assert str(refused.value).partition("one of: ")[2].split("; ") == names
+    with pytest.raises(SystemExit):
+        main(["bench", "data", "--help"])
+    shown = re.sub(r"[^!-~]+", " ", capsys.readouterr().out).partition("Names: ")[2]
+    assert re.findall('"([^"]+)"', shown.partition("; where")[0]) == names
 
 
 def test_shards_that_were_packed_otherwise_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

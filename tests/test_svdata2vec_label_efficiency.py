@@ -33,11 +33,12 @@ from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import jobs, study
-from svdata2vec.studies.label_efficiency import fit, label_efficiency, require_fit, rows_of, worth_in_clips
+from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
 from svdata2vec.studies.study import Plan, run_study
@@ -168,10 +169,12 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
 
 
 def test_finished_runs_are_found_and_interrupted_ones_go_on(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     config = settings(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
     first = label_efficiency(config)
+    assert "study: 2 of 2 runs to do, 1 at a time" in caplog.text and "0 of" not in caplog.text
     (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
     assert [record["step"] for record in read_metrics(log.parent)] == [1, 2, 3]
     assert sum(record["cpu_seconds"] for record in read_metrics(log.parent)) == first["rows"][0]["cells"][0]["cpu_seconds"][1]
@@ -181,6 +184,7 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
         patch.setattr(FinetuneRow, "run", lambda *_: pytest.fail("run again"))
         again = label_efficiency(config)
         assert again["rows"] == first["rows"]
+        assert "study: all 2 runs are finished already" in caplog.text and "0 of" not in caplog.text
         with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
             label_efficiency(replace(config, run=replace(config.run, out=tmp_path / "empty"), collect=True))
         more = label_efficiency(replace(config, seeds=3, fractions=(0.5, 1.0), collect=True))
@@ -191,6 +195,13 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     assert not cell_path(other, Cell(1.0, 0), tmp_path / "study").exists()  # other settings are other runs
     technical = replace(config.classifier(), data=replace(config.data, threads=2, prefetch=2))
     assert cell_path(replace(row, base=technical), Cell(1.0, 0), tmp_path / "study").exists()  # type: ignore[type-var]
+
+
+def test_the_chart_is_tried_before_the_runs(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "label_efficiency.png").mkdir()
+    with pytest.raises(WriteFailedError, match=r"label_efficiency\.png could not be written: a folder has this name"):
+        label_efficiency(settings(shards, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["label_efficiency.png"]
 
 
 def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -217,23 +228,24 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
 
 
 def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is of runs and a study as their presets are: the runs' crops around joints are not for RGB alone."""
-    runs, study = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}, LABEL_EFFICIENCY["demo"]()
-    require_fit(runs, replace(study, ways=("linear",)))
-    assert not caplog.messages
-    require_fit(runs, replace(study, ways=("linear",), data=replace(study.data, size=96)))
+    runs = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}
+    config = replace(LABEL_EFFICIENCY["demo"](), ways=("linear",))
+    require_fit(runs, replace(config, data=replace(config.data, size=96)))
     (said,) = caplog.messages
     assert said.startswith("pre-0 and 2 more: the encoder reads 16 frames of 64 pixels around boxes")
     assert said.endswith("16 frames of 96 around boxes; its own are --data.size 64")
 
 
-def test_own_clips_are_studied_as_the_run_saw_them(shards: Path, pretrained: str) -> None:
-    """As in fine-tuning; runs that an experiment has yet to train have no say."""
-    data = replace(LABEL_EFFICIENCY["own"]().data, shards=str(shards), train_split="t_train", test_split="t_test")
-    study = replace(LABEL_EFFICIENCY["own"](), data=data)
-    for start, size in ((f"a={pretrained}", 32), ("a=nowhere", 128)):
-        assert fit(replace(study, pretrained=(start,))).data.size == size
-    assert fit(replace(study, pretrained=(f"a={pretrained}",))).model.width == MODEL.width
+@pytest.mark.parametrize("preset", sorted(PRETRAIN.keys() & LABEL_EFFICIENCY.keys()))
+def test_presets_of_pretraining_and_study_fit(preset: str, caplog: pytest.LogCaptureFixture) -> None:
+    """RGB alone is cropped around boxes, also by an encoder whose pretraining was around joints; a study around joints is
+    doubtful."""
+    runs, config = {Path("pre"): PRETRAIN[preset]()}, LABEL_EFFICIENCY[preset]()
+    assert (runs[Path("pre")].data.crop, config.data.crop) == ("joints", "boxes")
+    require_fit(runs, config)
+    assert not caplog.messages
+    require_fit(runs, replace(config, data=replace(config.data, crop="joints")))
+    assert caplog.messages[0].endswith("around joints; its own are --data.crop boxes")
 
 
 def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import read
 from svdata2vec.config.presets import PAPER_FROM_CLIPS, SMALL_MODEL, own_finetune
-from svdata2vec.config.schema import ModelConfig, PretrainConfig
+from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
 from svdata2vec.runs import own
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import open_data
@@ -62,6 +62,24 @@ def test_pretraining_and_fine_tuning_work_on_fifty_clips(fifty: Path, tmp_path: 
     assert card["config"]["data"]["size"] == 32 and card["config"]["model"]["width"] == MODEL.width, "those of --from"
     words = ["--data.shards", str(fifty), "--from", str(tmp_path / "pre"), "--out", str(tmp_path / "probe"), "--device", "cpu"]
     assert main(["probe", "own", *words]) == 0
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_study_takes_network_frames_and_size_of_its_first_run_as_fine_tuning_does(
+    fifty: Path, tmp_path: Path, size: int
+) -> None:
+    for name, frames in (("first-0", 24), ("first-1", 24), ("second-0", 16)):
+        data = dataclasses.replace(own_finetune().data, num_frames=frames, size=size, crop="joints")
+        made = PretrainConfig(data=data, model=MODEL, target=TargetConfig(top_layers=2))
+        publish(tmp_path / name, {"weight": torch.zeros(1)}, model_card("pretrain", made, num_joints=17))
+    words = ["own", "--data.shards", fifty]
+    tuned = options("finetune", *words, "--from", tmp_path / "first-0")
+    study = options("label-efficiency", *words, "--from", f"a={tmp_path}/first-{{seed}}", f"b={tmp_path}/second-0")
+    assert (study.data, study.model, study.optim) == (tuned.data, tuned.model, tuned.optim)
+    assert (study.data.num_frames, study.data.size, study.model) == (24, size, MODEL)
+    assert options("label-efficiency", *words, "--from", f"a={tmp_path}/second-0", "--data.size", 96).data.size == 96
+    scratch = options("label-efficiency", *words, "--ways", "scratch").data
+    assert (scratch.num_frames, scratch.size) == (8, own_finetune().data.size)
 
 
 def test_going_on_needs_the_first_run_no_more(fifty: Path, tmp_path: Path) -> None:

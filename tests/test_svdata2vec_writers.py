@@ -201,3 +201,24 @@ def test_an_output_is_tried_before_the_work(words: str, tmp_path: Path, capsys: 
     monkeypatch.chdir(tmp_path)
     assert main([str(out) if word == out.name else word for word in words.split()]) == 1
     assert capsys.readouterr().err.endswith(f": {out} could not be written: a folder has this name\n")
+
+
+@pytest.mark.parametrize(("words", "beside"), [
+    ("export nowhere OUT.pt2", "OUT.pt2.json"), ("embed nowhere --split all --out OUT.npy", "OUT.npy.json"),
+    ("bench run demo --data.shards nowhere --out OUT.json", "OUT.png"), ("bench data --out OUT.json", "OUT.png"),
+    ("bench run demo --data.shards nowhere --out OUT.json", "OUT.html"),
+])
+def test_what_lies_beside_an_output_is_tried_before_the_work(
+    words: str, beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / beside).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 1
+    assert capsys.readouterr().err.endswith(f": {beside} could not be written: a folder has this name\n")
+    assert [path.name for path in tmp_path.iterdir()] == [beside]
+
+
+@pytest.mark.parametrize("words", ["bench run demo --data.shards nowhere --out x.html", "bench data --out x.png"])
+def test_a_record_does_not_take_the_place_of_its_chart(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert "give it the ending .json" in capsys.readouterr().err

@@ -153,6 +153,15 @@ def test_wrong_input_is_one_line(
     assert not (tmp_path / "work").exists(), "before anything is trained"
 
 
+def test_the_chart_is_tried_before_anything_is_trained(
+    tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "claim.png").mkdir()
+    assert experiments.main(words(tiny_shard_folder, tmp_path)) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/claim.png could not be written: a folder has this name\n"
+    assert not (tmp_path / "work").exists()
+
+
 def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     given = ["masks", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--pretrain", "--mask.repeats 2"]
     options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
@@ -161,16 +170,17 @@ def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Pat
 
 
 def test_preset_own_takes_what_it_needs_from_the_shards(tmp_path: Path) -> None:
-    """Splits, frames and batch; pretraining and study agree."""
+    """Splits, frames and batch; the study agrees with pretraining, which is still to come."""
     names = [f"clip{i:05d}" for i in range(8)]
     clips = [(name, 80, clip_parts(name, 80, size=64, label=i % 5, seed=i)) for i, name in enumerate(names)]
     write_shards(tmp_path / "shards", clips, splits={"train": names[:6], "test": names[6:]}, size=64)
     given = ["claim", "--preset", "own", "--shards", str(tmp_path / "shards"), "--work", str(tmp_path / "work")]
-    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
-    runs, study = pretrainings(EXPERIMENTS["claim"], options), study_of(EXPERIMENTS["claim"], options)
-    for data in (runs["pretrained", 0].data, study.data):
-        assert (data.train_split, data.test_split, data.num_frames) == ("train", "test", 24)
-    assert runs["pretrained", 0].model == study.model
+    options = make_parser(None, [*EXPERIMENTS]).parse_args([*given, "--pretrain", "--data.size 64 --model.width 64"])
+    first = pretrainings(EXPERIMENTS["claim"], options)["pretrained", 0]
+    study = study_of(EXPERIMENTS["claim"], options, first)
+    for data in (first.data, study.data):
+        assert (data.train_split, data.test_split, data.num_frames, data.size) == ("train", "test", 24, 64)
+    assert first.model == study.model and study.model.width == 64
 
 
 def test_a_run_that_fails_ends_an_experiment_in_one_line(
@@ -183,7 +193,7 @@ def test_a_run_that_fails_ends_an_experiment_in_one_line(
 
 def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
-    row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options))
+    row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options, demo_pretrain()))
     found = run_cell(row, Cell(1.0, 0, (("lr", 0.002), ("steps", 3))), tmp_path)
     assert (found["labels"], found["steps"], found["clips_seen"]) == (12, 3, 12) and 0 <= found["score"] <= 1
     assert row.run(Cell(0.5, 0), tmp_path)["steps"] == 2
@@ -195,7 +205,8 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
 
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
-    runs, study = pretrainings(EXPERIMENTS["claim"], options), study_of(EXPERIMENTS["claim"], options)
+    runs = pretrainings(EXPERIMENTS["claim"], options)
+    study = study_of(EXPERIMENTS["claim"], options, runs["pretrained", 0])
     assert len(runs) == 2 * len(experiments.CLAIM) and study.seeds == 2 and study.steps == 2
     for start in study.pretrained:
         name, _, folder = start.partition("=")
@@ -213,7 +224,7 @@ def test_the_command_of_the_page_is_one_that_runs() -> None:
         options = make_parser(None, [*EXPERIMENTS]).parse_args(shlex.split(line)[2:])
         experiment = EXPERIMENTS[options.experiment]
         named.add(options.experiment)
-        fractions = study_of(experiment, options).fractions
+        fractions = study_of(experiment, options, demo_pretrain()).fractions
         fewer = "--fractions" in options.study
         assert {*fractions} < {*experiment.fractions} if fewer else fractions == experiment.fractions
         assert options.out is None or options.out.is_relative_to("tools/results")

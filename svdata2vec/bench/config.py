@@ -110,8 +110,10 @@ class DataBenchOptions:
     rounds: Count = 3
     """Rounds, in which the methods (with tune: the settings, three rounds at least) take turns; medians are reported."""
     method: str | None = None
-    """Time this method alone, in this process, and print JSON; None = all of them. Its name is that of a row of the table, as
-    in "ours, jpeg"; of an unknown one the error lists all."""
+    """Time this method alone, in this process, and print JSON; None = all of them. Names: "ours, jpeg: read only"; "ours, jpeg:
+    + decode"; "ours, jpeg"; "ours, jpeg, pretraining"; "ours, jpeg 4:4:4"; "ours, blocks"; "ours, vp9: + decode"; "ours, vp9";
+    "ours, h264"; "original style, pyav"; "original style, pyav, uint8"; "plain webdataset + pyav"; "original style, decord";
+    "original style, torchcodec"; where there is a GPU also "ours, jpeg, GPU" and so on with each codec."""
     tune: bool = False
     """Instead, find the settings with which this machine decodes jpeg fastest (threads, engine share of a GPU, pictures at
     once), and store them for its runs; explicit options stand above them."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdata2vec.config.schema import DataConfig, Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
+from svdata2vec.config.schema import Device, FinetuneConfig, Modality, PretrainConfig, RunConfig
 from svdata2vec.evaluation.evaluate import over_split
 from svdata2vec.evaluation.persons import find_persons
 from svdata2vec.evaluation.span import Span
@@ -25,7 +25,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
-from svdata2vec.runs.published import load_encoder_weights, published_config
+from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, require_writable, write_atomically
 from svdata2vec.shards.boxes import Box
@@ -58,8 +58,8 @@ class TrainedEncoder:
 
     Attributes:
         encoder: the network, on the device that it was loaded to.
-        config: the run's settings; `config.data` and `config.model` say what it reads. After pretraining an encoder that
-            sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do (`input_of`).
+        config: the run's settings; `config.data` and `config.model` say what it reads. An encoder that was trained with
+            skeletons and sees RGB alone gets crops around the stored boxes, as fine-tuning and probes do (`input_settings`).
         card: the run's `model.json`.
         modality: what the encoder sees: "rgb", "skeleton" or "both".
     """
@@ -129,19 +129,10 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
     check_known("modality", seen, get_args(Modality))
     if seen != "rgb" and not card["num_joints"]:
         raise UserError(f"{run} has no skeleton embedding; take modality rgb")
-    config = replace(config, data=input_of(config, seen))
+    config = replace(config, data=input_settings(config, seen))
     encoder = Encoder(config.model, config.data.num_frames, card["num_joints"], modality=seen)
     load_encoder_weights(encoder, run)
     return TrainedEncoder(encoder.eval().to(where), config, card, seen)
-
-
-def input_of(config: PretrainConfig | FinetuneConfig, modality: Modality) -> DataConfig:
-    """How clips are prepared for the encoder of a run with these settings.
-
-    After training with skeletons, one that sees RGB alone has no joints to crop around: it gets boxes, as in fine-tuning.
-    """
-    with_skeletons = isinstance(config, PretrainConfig) or config.modality != "rgb"
-    return replace(config.data, crop="boxes") if with_skeletons and modality == "rgb" else config.data
 
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, tokens: bool = False) -> Features:

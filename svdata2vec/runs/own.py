@@ -46,15 +46,18 @@ def fit(config: Config) -> Config:
 
     Raises UserError where the shards have no training split, or cannot be read.
     """
+    return fit_after(config, _made(config))
+
+
+def fit_after(config: Config, made: PretrainConfig | FinetuneConfig | None) -> Config:
+    """`fit` where the run that it begins with has the settings `made`, and may be still to come; None: it begins with none."""
     shards = open_data(config.data)
     train_split, test_split = choose_splits(shards, config.data)
     rows = shards.rows(train_split)
     data = replace(config.data, train_split=train_split, test_split=test_split)
     if "[" in train_split:
         _compare_parts(shards, train_split, test_split)
-    parent = None if isinstance(config, PretrainConfig) or config.pretrained is None else config.pretrained
-    if parent is not None:
-        made = _begun(config) or published_config(read_card(parent), parent)
+    if made is not None:
         data, model = replace(data, num_frames=made.data.num_frames, size=made.data.size), replace(made.model, init=None)
     else:
         large = len(rows) >= PAPER_FROM_CLIPS
@@ -75,6 +78,13 @@ def fit(config: Config) -> Config:
         return replace(config, data=data, model=model, optim=optim, run=run)
     target = replace(config.target, top_layers=model.depth)
     return replace(config, data=data, model=model, optim=optim, run=run, target=target)
+
+
+def _made(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> PretrainConfig | FinetuneConfig | None:
+    """The settings of the run that another begins with, or goes on with; None where it begins with none."""
+    if isinstance(config, PretrainConfig) or config.pretrained is None:
+        return None
+    return _begun(config) or published_config(read_card(config.pretrained), config.pretrained)
 
 
 def _begun(config: FinetuneConfig | ProbeConfig) -> FinetuneConfig | None:

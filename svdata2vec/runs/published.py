@@ -13,7 +13,7 @@ from torch import Tensor
 from svdata2vec import __version__
 from svdata2vec.config.checked_json import sealed
 from svdata2vec.config.files import from_dict, with_todays_names
-from svdata2vec.config.schema import FinetuneConfig, Modality, ModelConfig, PretrainConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, ModelConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
 from svdata2vec.runs.card import read_card, run_folder
@@ -90,6 +90,16 @@ def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | Finetu
     config = from_dict(kind, with_todays_names(card["config"]), f"{run}/{CARD}: config")
     model = config.model
     return config if model.impl != "triton" else replace(config, model=replace(model, impl="auto"))  # it may run on a CPU now
+
+
+def input_settings(config: PretrainConfig | FinetuneConfig, modality: Modality) -> DataConfig:
+    """How clips are prepared for the encoder of a run with these settings where it sees `modality`.
+
+    They are the run's own, but RGB alone after training with skeletons is cropped around the stored boxes, as fine-tuning does:
+    a crop around joints would tell it where they are.
+    """
+    with_skeletons = isinstance(config, PretrainConfig) or config.modality != "rgb"
+    return replace(config.data, crop="boxes") if with_skeletons and modality == "rgb" else config.data
 
 
 def require_same_network(run: Path, made: ModelConfig, wanted: ModelConfig, whose: str, modality: Modality) -> None:

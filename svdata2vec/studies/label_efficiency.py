@@ -13,7 +13,6 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
-from svdata2vec.evaluation.features import input_of
 from svdata2vec.evaluation.probe import check_input
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
@@ -24,7 +23,7 @@ from svdata2vec.runs.data import open_data, require_classes, require_several_cla
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.people import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
-from svdata2vec.runs.published import published_config, require_same_network
+from svdata2vec.runs.published import input_settings, published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.validation import validation_split
 from svdata2vec.shards.atomic import require_writable
@@ -35,6 +34,7 @@ from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
 from svdata2vec.studies.study import Plan, run_study
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
+RECORD = "label_efficiency.json"  # in the study's folder, with a chart beside it
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,17 @@ def label_efficiency(config: LabelEfficiencyConfig) -> dict[str, Any]:
 
 
 def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
-    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards.
+    """The preset `own`: splits, frames, batch, epochs and network as fine-tuning has them for these shards, from the first run
+    of `--from` if there is one."""
+    if not config.pretrained:
+        return fit_after(config, None)
+    run = start_of(config.pretrained[0].partition("=")[2], config.run.seed)
+    return fit_after(config, published_config(read_card(run), run))
 
-    And for the first run of `--from`, where it is there: an experiment asks before it trains them.
-    """
-    starts = [start_of(start.partition("=")[2], config.run.seed) for start in config.pretrained]
-    made = own.fit(replace(config.classifier(), pretrained=next(filter(Path.is_dir, starts), None)))
+
+def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneConfig | None) -> LabelEfficiencyConfig:
+    """`fit` where the first run has these settings, and may be still to come."""
+    made = own.fit_after(config.classifier(), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
 
@@ -63,9 +68,9 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         raise UserError(f"{wanted}: these start from pretraining runs; name one with --from, or add scratch")
     train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
-    require_writable(out / "label_efficiency.json", ".png")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
     beginning = about(config, shards)
+    require_writable(out / RECORD, ".png")
     found = run_study(plan)
     if not found["rows"]:
         raise UserError(f"{out}: no run is finished; start the study without --collect")
@@ -75,8 +80,8 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         start = starts[row["name"]]
         if start is not None:
             row["pretraining"] = [_pretraining(start_of(start, seed)) for seed in seeds]
-    save(record, out / "label_efficiency.json")
-    save_figure(label_curve(record), out / "label_efficiency.png", dpi=110)
+    save(record, out / RECORD)
+    save_figure(label_curve(record), (out / RECORD).with_suffix(".png"), dpi=110)
     for line in lines(record):
         log.info("%s", line)
     return record
@@ -134,7 +139,7 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
     """
     doubtful: dict[str, list[Path]] = {}
     for run, made in runs.items():
-        if (text := check_input(run, input_of(made, "rgb"), config.data)) is not None:
+        if (text := check_input(run, input_settings(made, "rgb"), config.data)) is not None:
             doubtful.setdefault(text, []).append(run)
         if "finetune" in config.ways:
             require_same_network(run, made.model, config.model, "the study", "rgb")

@@ -87,7 +87,7 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
     if left:
         log.info("%s: %d of %d runs to do, %d at a time", plan.out, left, len(cells), plan.jobs)
     elif cells:
-        log.info("%s: all %d runs are finished", plan.out, len(cells))
+        log.info("%s: all %d runs are finished already", plan.out, len(cells))
     before: dict[str, Callable[[], Any]] = {repr(job): job for row, each in waiting.values() for job in row.before(each)}
     run_all([*before.values()], plan.jobs)
     # The longest first, so that no process idles at the end: those with most labels and steps.

@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from bench_files import file_to_write, video_file
 
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
@@ -74,9 +75,9 @@ def rows_of(name: str, pictures: list[Bytes], rounds: int) -> list[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=Path, nargs="+", default=[], help="videos whose pictures are packed, too")
+    parser.add_argument("--files", type=video_file, nargs="+", default=[], help="videos whose pictures are packed, too")
     parser.add_argument("--rounds", type=Range(1).parser(int), default=30, help="how often each picture is packed (default 30)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, help="JSON file to write")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     rows: list[dict[str, Any]] = []

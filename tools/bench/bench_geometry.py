@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from bench_files import file_to_write
 
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage
@@ -172,7 +173,7 @@ def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=file_to_write)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "svdata2vec-bench-data")
     parser.add_argument("--rounds", type=Range(1).parser(int), default=5)
     parser.add_argument("--repeats", type=Range(1).parser(int), default=3)

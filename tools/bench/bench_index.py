@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench_files import file_to_write
 
 from svdata2vec.runs.provenance import save
 from svdata2vec.shards.layouts import COCO17
@@ -79,7 +80,7 @@ def probe(root: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=file_to_write)
     parser.add_argument("--clips", type=Range(1).parser(int), default=1_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

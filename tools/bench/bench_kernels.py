@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 import triton
+from bench_files import file_to_write
 from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
 
@@ -255,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, write the file; 1 if a candidate gave a wrong result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--out", type=Path, help="JSON file (default: tools/results/kernels_<device>.json)")
+    parser.add_argument("--out", type=file_to_write, help="JSON file (default: tools/results/kernels_<device>.json)")
     parser.add_argument("--ops", nargs="*", default=[], help="only these ops; the file's other rows stay")
     parser.add_argument("--quick", action="store_true", help="one batch size, no sweep, short timings")
     options = parser.parse_args(arguments)

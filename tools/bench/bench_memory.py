@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_files import file_to_write
 
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import make_sources, packed
@@ -58,7 +59,7 @@ def growth(looks: list[list[float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, help="JSON file to write")
     parser.add_argument("--clips", type=Range(1000).parser(int), default=10_000, help="clips per row")
     parser.add_argument("--folder", type=Path, default=DataBenchOptions.folder, help="where clips are made, and found again")
     parser.add_argument("--sources", type=Range(4).parser(int), default=12, help="clips to make, taken in turns")

@@ -10,9 +10,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+from bench_files import file_to_write
 from kernel_inputs import CALLS, Call, Draw, Sizes
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=Range(1).parser(int), default=5, help="rounds in which the two ways take turns")
     parser.add_argument("--calls", type=Range(1).parser(int), default=50, help="calls timed per round")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, required=True, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = {op: measure(op, options.rounds, options.calls) for op in CALLS}

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_files import file_to_write
+
 from svdata2vec.config.openmp import OF_THE_USER
 from svdata2vec.runs.cores import CONTROL_GROUPS
 from svdata2vec.shards.ranges import Range
@@ -170,7 +172,7 @@ def main() -> None:
     from svdata2vec.runs.provenance import machine, save
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=file_to_write)
     parser.add_argument("--rounds", type=Range(1).parser(int), default=5)
     parser.add_argument("--seconds", type=Range(0.1).parser(float), default=4.0, help="per setting and situation")
     parser.add_argument("--clips", type=Range(2).parser(int), default=8, help="per step")

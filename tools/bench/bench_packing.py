@@ -23,6 +23,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from bench_files import file_to_write, motion_folder, video_file
 
 from svdata2vec.bench.data_methods import padded_crop
 from svdata2vec.pipeline import affine
@@ -164,10 +165,10 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, required=True, help="JSON file to write")
     parser.add_argument("--clips", type=Range(36).parser(int), default=36, help="synthetic clips (default 36)")
-    parser.add_argument("--motion", type=Path, help="folder made by make_motion_clips.py, instead of making one")
-    parser.add_argument("--files", type=Path, nargs="+", help="real video files instead of synthetic clips")
+    parser.add_argument("--motion", type=motion_folder, help="folder of make_motion_clips.py, instead of making one")
+    parser.add_argument("--files", type=video_file, nargs="+", help="real video files instead of synthetic clips")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     rows = []

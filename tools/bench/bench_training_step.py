@@ -17,9 +17,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from bench_files import file_to_write
 from pretraining_step import Step, make_batch
 
 from svdata2vec.bench.machine import synchronise
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--batch", type=Range(1).parser(int), default=2, help="clips per step")
     parser.add_argument("--rounds", type=Range(1).parser(int), default=5, help="timed steps of each side, in turn")
     parser.add_argument("--size", type=Range(32, 4096, multiple=32).parser(int), default=224, help="side of the crop, pixels")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, required=True, help="JSON file to write")
     options = parser.parse_args()
     device = pick_device("auto")
     base = PretrainConfig()

@@ -11,11 +11,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from bench_files import file_to_write
 from torch.profiler import ProfilerActivity, profile
 
 from svdata2vec.bench.config import BenchConfig
@@ -105,7 +105,7 @@ def _events(step: Iterator[Any], steps: int) -> tuple[list[Any], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=sorted(PRETRAIN), help="pretraining preset; options as of `svdata2vec bench run`")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=file_to_write, required=True, help="JSON file to write")
     parser.add_argument("--steps", type=Range(1).parser(int), default=10, help="training steps profiled, after twice as many")
     options, words = parser.parse_known_args()
     if not torch.cuda.is_available():

@@ -258,6 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the JSON files are and the page goes")
     folder = parser.parse_args(arguments).folder
+    if not folder.is_dir():
+        parser.error(f"argument --folder: {folder}: no such folder; expected one with files of bench_kernels.py")
     pages = "\n".join(section(kind, folder) for kind in ("cuda", "cpu"))
     paper = f"{stored_blocks()}\n{fusions()}\n{pages}"
     page = f"# Benchmark of the kernels\n\nMade by `{COMMAND}` from the JSON files beside it.\n\n{paper}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svdata2vec.cli.commands import COMMANDS
-from svdata2vec.cli.options import Group, read
+from svdata2vec.cli.options import parse, read
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
@@ -26,7 +26,7 @@ from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
-from svdata2vec.studies.label_efficiency import about, require_fit, rows_of, write_study
+from svdata2vec.studies.label_efficiency import about, fit_after, require_fit, rows_of, write_study
 from svdata2vec.studies.rows import Row, start_of
 from svdata2vec.training.pretrain import pretrain
 
@@ -69,9 +69,7 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
 
 def read_options(command: str, preset: str, words: list[str]) -> Any:
     """As the command line reads them, settings that preset `own` takes from the shards among them."""
-    group = COMMANDS.commands[command]
-    assert isinstance(group, Group)
-    return read([preset, *words], group, f"svdata2vec {command}", fit=True)[1]
+    return read([command, preset, *words], COMMANDS, "svdata2vec", fit=True)[1]
 
 
 def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tuple[str, int], PretrainConfig]:
@@ -105,15 +103,19 @@ def require_sides(sides: dict[str, PretrainConfig], base: PretrainConfig, plain:
                                 "change --pretrain")
 
 
-def study_of(experiment: Experiment, options: argparse.Namespace) -> LabelEfficiencyConfig:
-    """The study of all sides."""
+def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig) -> LabelEfficiencyConfig:
+    """The study of all sides, whose runs may be still to come: the preset `own` fits the settings of the `first`."""
     starts = [f"{name}={options.work}/{name}-{{seed}}" for name in experiment.sides]
     words = [
         "--data.shards", options.shards, "--data.threads", "1", "--run.out", str(options.work / "study"), "--from", *starts,
         "--ways", *experiment.ways, "--fractions", *map(str, experiment.fractions), "--jobs", str(options.jobs),
         "--seeds", str(options.seeds or experiment.seeds), *shlex.split(options.study),
     ]
-    config: LabelEfficiencyConfig = read_options("label-efficiency", options.preset, words)
+    name = f"label-efficiency {options.preset}"
+    command, config = read([*name.split(), *words], COMMANDS, "svdata2vec")
+    if command.fit is not None:
+        config = parse(partial(fit_after, config, first), words, f"svdata2vec {name}")
+    assert isinstance(config, LabelEfficiencyConfig)
     return config
 
 
@@ -127,12 +129,13 @@ def run_experiment(
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     out = options.out or RESULTS / f"{experiment.record}.json"
     require_writable(out, ".png")
-    runs, study = pretrainings(experiment, options), study_of(experiment, options)
+    runs = pretrainings(experiment, options)
+    first = next(iter(runs.values()))
+    study = study_of(experiment, options, first)
     if not study.collect:
         require_study(study, runs)
         run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
     record = write_study(study, [*more_rows(study), *rows_of(study)])
-    first = next(iter(runs.values()))
     changes = {
         name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
         for (name, _), config in runs.items()

@@ -21,6 +21,7 @@ from typing import Any
 from fuzz_case import GOOD
 
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.shards.atomic import WriteFailedError, require_writable
 from svdata2vec.shards.ranges import Range
 
 HERE = Path(__file__).parent
@@ -118,6 +119,10 @@ def main() -> int:
     parser.add_argument("--limit", type=Range(1).parser(float), default=120, help="seconds for one case")
     parser.add_argument("--out", type=Path, help="write the record, a JSON file")
     options = parser.parse_args()
+    try:
+        require_writable(options.out)
+    except WriteFailedError as error:
+        parser.error(str(error))
     seeds = shares(options.cases, options.areas)
     if options.seeds:
         seeds = dict.fromkeys(options.areas, options.seeds)

@@ -3,6 +3,7 @@
     python tools/fuzz/fuzz_child.py MODULE.CLASS WORK_FOLDER RESULTS SEED ...
 """
 
+import argparse
 import faulthandler
 import importlib
 import json
@@ -43,12 +44,17 @@ def run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Prepare the good input if need be, then run the cases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("area", metavar="MODULE.CLASS", help="one of those in fuzz.py")
+    parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="of the good input and the case")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="file that gets a line per case")
+    parser.add_argument("seeds", type=int, nargs="*", metavar="SEED", help="of the cases")
+    given = parser.parse_args()
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    name, work, results, *seeds = sys.argv[1:]
-    module, _, kind = name.rpartition(".")
+    module, _, kind = given.area.rpartition(".")
     area = getattr(importlib.import_module(module), kind)()
-    good, case = Path(work) / "good", Path(work) / "case"
+    good, case = given.work / "good", given.work / "case"
     shutil.rmtree(case, ignore_errors=True)
     if good.is_dir():
         shutil.copytree(good, case, symlinks=True)
@@ -58,12 +64,12 @@ def main() -> None:
         shutil.copytree(case, good.with_name("making"), symlinks=True, dirs_exist_ok=True)
         good.with_name("making").rename(good)
     clean = area.run(case)
-    with Path(results).open("a") as file:
-        for seed in map(int, seeds):
+    with given.results.open("a") as file:
+        for seed in given.seeds:
             file.write(json.dumps({"begun": seed}) + "\n")
             file.flush()
             started = time.monotonic()
-            outcome = run_case(area, Path(work), clean, seed)
+            outcome = run_case(area, given.work, clean, seed)
             file.write(json.dumps(outcome | {"seconds": round(time.monotonic() - started, 3)}) + "\n")
             file.flush()
 

@@ -1,6 +1,6 @@
 """Kill a pretraining run at random moments, go on with another batch size, accumulation or number of processes each time.
 
-    PYTHONPATH=.:tests/helpers python tools/fuzz/kill_changes.py --kills 30
+    python tools/fuzz/kill_changes.py --kills 30
 
 In the end the run must have done the epochs that it was asked for, with every clip seen once per epoch, at the learning rates
 of its place. Moments and settings come from the seed; the moments are seconds, so that no two runs of this are equal.
@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tiny import NUM_CLIPS, pretrain_config, tiny_shards
-from tiny_command import command_words
-
-from svdata2vec.config.schema import OptimConfig, PretrainConfig
-from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.shards.ranges import LARGEST_SEED, Range
-from svdata2vec.training.optim import learning_rate
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+from tiny import NUM_CLIPS, pretrain_config, tiny_shards  # noqa: E402 - found through the line above
+from tiny_command import command_words  # noqa: E402
+
+from svdata2vec.config.schema import OptimConfig, PretrainConfig  # noqa: E402
+from svdata2vec.runs.metrics_log import read_metrics  # noqa: E402
+from svdata2vec.shards.ranges import LARGEST_SEED, Range  # noqa: E402
+from svdata2vec.training.optim import learning_rate  # noqa: E402
+
 RATE = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=2)
 # Processes, batch size, accumulation.
 SETTINGS = [(1, 4, 1), (1, 2, 1), (1, 2, 2), (1, 3, 1), (1, 6, 1), (1, 4, 3), (2, 2, 1), (2, 3, 1), (2, 1, 2), (2, 6, 1)]

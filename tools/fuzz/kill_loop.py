@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from svdata2vec.shards.atomic import WriteFailedError, require_writable
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -127,6 +129,10 @@ def main() -> int:
     parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="write the record, a JSON file")
     options = parser.parse_args()
+    try:
+        require_writable(options.out)
+    except WriteFailedError as error:
+        parser.error(str(error))
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as root:
         for name, work in works(Path(root)).items():

@@ -7,6 +7,7 @@ makes the environment, runs this file in it and packs what it has made. The phot
 Collins, which scikit-image contains; where her face and shoulder are was measured on the picture by eye.
 """
 
+import argparse
 import pickle
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import av
 import numpy as np
 from extract_poses import main as extract
-from skimage import data
 
 from svdata2vec.shards.layouts import COCO17
 
@@ -45,6 +45,8 @@ def main(folder: Path) -> int:
 
 def write(path: Path) -> None:
     """The video: a window that moves to the right over the photograph."""
+    from skimage import data  # in .venv-mediapipe alone
+
     photograph = data.astronaut()
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "16"})
@@ -58,4 +60,6 @@ def write(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the video and the poses found in it")
+    sys.exit(main(parser.parse_args().folder))

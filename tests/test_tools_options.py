@@ -1,0 +1,66 @@
+"""Options of the scripts in tools/: each has a help; files that are named are looked at before anything is measured."""
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+BENCHMARKS = {path.stem: path.read_text() for path in sorted((ROOT / "tools" / "bench").glob("*.py"))}
+
+SCRIPTS = [path for path in sorted((ROOT / "tools").rglob("*.py")) if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_has_a_help_and_refuses_unknown_options(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, status in ((["--help"], 0), (["--no-such-option", "x"], 2)):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", [script.name, *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        assert ended.value.code == status
+        shown = capsys.readouterr()
+        assert (shown.err if status else shown.out).startswith(f"usage: {script.name} ")
+
+
+def refused(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line of what a benchmark says that ends with status 2."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", [name for name, text in BENCHMARKS.items() if 'argument("--out"' in text])
+def test_an_output_is_tried_before_anything_is_measured(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(name, ["--out", str(tmp_path)], monkeypatch, capsys)
+    assert said == f"{name}.py: error: argument --out: {tmp_path} could not be written: a folder has this name"
+
+
+@pytest.mark.parametrize("name", [name for name, text in BENCHMARKS.items() if 'argument("--files"' in text])
+def test_a_video_that_is_not_there_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(name, ["--files", str(tmp_path / "a.mp4")], monkeypatch, capsys)
+    assert said == f"{name}.py: error: argument --files: {tmp_path}/a.mp4: no such file; expected a video"
+
+
+def test_a_set_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused("bench_packing", ["--motion", str(tmp_path)], monkeypatch, capsys)
+    assert said.endswith(f"--motion: {tmp_path}/motion.pkl: no such file; expected the annotations of make_motion_clips.py")
+
+
+def test_a_folder_of_records_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused("render_kernels", ["--folder", str(tmp_path / "none")], monkeypatch, capsys)
+    assert said.endswith(f"--folder: {tmp_path}/none: no such folder; expected one with files of bench_kernels.py")
