@@ -112,7 +112,7 @@ def test_the_older_launcher_of_pytorch_may_say_the_local_rank(
     assert main([option, "--version"]) == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main([option, "--version"]) == 2
-    assert f"unknown command '{option}'" in capsys.readouterr().err
+    assert f"a command comes first, as in `svdata2vec COMMAND {option} --version`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shards_data import write_video
 from tiny import pretrain_config
 
 import svdata2vec
+from svdata2vec.cli.runs import PredictOptions
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
@@ -125,9 +127,10 @@ def test_every_cited_section_exists() -> None:
 
 
 def test_the_options_that_the_readme_names_exist() -> None:
-    """As settings of a preset, a section of them (`--data.augment.*`), or options of packing."""
+    """As settings of a preset, a section of them (`--data.augment.*`), or options of packing or `predict`."""
     values = [to_values(table["demo"]()) for table in (PRETRAIN, FINETUNE, PROBE, LABEL_EFFICIENCY)]
     known = {f"{prefix}{name}" for table in values for prefix, name in dotted(table)} | vars(PackOptions()).keys()
+    known |= {field.name for field in fields(PredictOptions)}
     known.add("from")  # the option's own name for `pretrained`
     named = set(re.findall(r"--([a-z][\w.-]*)", README.read_text()))
     assert len(named) > 12

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from svdata2vec.shards.ranges import Range
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent / "tests" / "helpers")]
 MOST_MEMORY = 48 << 30  # of addresses; what asks for more fails here and not in the machine
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("area", metavar="MODULE.CLASS", help="one of those in fuzz.py")
     parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="of the good input and the case")
     parser.add_argument("results", type=Path, metavar="RESULTS", help="file that gets a line per case")
-    parser.add_argument("seeds", type=int, nargs="*", metavar="SEED", help="of the cases")
+    parser.add_argument("seeds", type=Range(0).parser(int), nargs="*", metavar="SEED", help="of the cases")
     given = parser.parse_args()
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))

@@ -36,7 +36,7 @@ from results_speed import (
     profiles,
     training_step,
 )
-from results_studies import at_one_share, finetuning, label_costs, label_differences, label_efficiency, sides
+from results_studies import at_one_share, finetuning, label_costs, label_differences, label_efficiency, sides, skeletons
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -68,6 +68,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "recognition": (at_one_share, ("longer",)),
     "longer_differences": (label_differences, ("longer",)),
     "longer_costs": (label_costs, ("longer",)),
+    "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
     "training_step": (training_step, ("training_step_cpu", "training_step_gpu")),

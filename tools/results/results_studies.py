@@ -5,6 +5,8 @@ from statistics import mean
 
 from result_cells import Record, measured, percent, table
 
+from svdata2vec.studies.study import differences
+
 
 def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str:
     """Accuracy of every row over the share of labels, with the half width of its interval over seeds."""
@@ -113,6 +115,28 @@ def label_costs(record: Record) -> str:
 
 def _average(costs: Sequence[Record], name: str) -> str:
     return f"{mean(each[name] for each in costs):,.0f}" if costs else ""
+
+
+def skeletons(record: Record, positions: Record, rgb: Record) -> str:
+    """Classifiers of skeletons alone, whose tokens tell motion or positions alone, against one of RGB after pretraining."""
+    shares, seeds = record["settings"]["fractions"], record["seeds"]
+    assert seeds == positions["seeds"] == rgb["seeds"], "seeds that do not pair"
+    (moving,), (still,) = record["rows"], positions["rows"]
+    ours = next(row for row in rgb["rows"] if row["name"] == "pretrained")
+    better = {each["fraction"]: _points(each) for each in differences([ours, moving])}
+    labels = {cell["fraction"]: cell["labels"] for cell in moving["cells"]}
+    rows = [
+        ["skeletons, positions and motion", *(_cell_at(moving, share) for share in shares)],
+        ["skeletons, positions alone", *(_cell_at(still, share) for share in shares)],
+        ["RGB after 80 epochs, fine-tuned", *(_cell_at(ours, share) for share in shares)],
+        ["... is better than the first line by", *(better.get(share, "") for share in shares)],
+    ]
+    data = record["data"]
+    return table(["", *(f"{100 * share:g} % ({labels[share]})" for share in shares)], rows) + (
+        f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {len(seeds)} seeds with its 95 % interval; points "
+        f"are paired by seed, bold where the interval leaves out 0, not corrected for their number, {len(better)}. The third "
+        f"line is of [the table above](#longer-with-motion-and-colours). {commits(record)} {measured(record)}\n"
+    )
 
 
 WAYS = {"": "fine-tuned", "_linear": "linear probe", "_attentive": "attentive probe"}
