@@ -57,6 +57,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "claim_costs": (label_costs, ("label_efficiency",)),
     "controls": (sides, ("controls",)),
     "masks": (sides, ("masks",)),
+    "masks_work": (sides, ("masks_work",)),
     "joint_targets": (sides, ("joint_targets",)),
     "ema": (sides, ("ema",)),
     "encoded_frames": (sides, ("encoded_frames",)),
