@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from svdata2vec.pipeline.affine import Affine
 from svdata2vec.shards.blocks import BlockFormat
+from svdata2vec.shards.errors import AGAIN
 from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START, cut_out
 
 MARKS = JPEG_START + JPEG_END
@@ -106,7 +107,7 @@ def jpeg_tables(
     if wrong_P.any():
         wrong = int(wrong_P.argmax())
         raise ValueError(f"clip {keys[int(np.searchsorted(cut_B, wrong, 'right')) - 1]}: offsets.npy has a JPEG from byte "
-                         f"{start_P[wrong]} to {stop_P[wrong]}")
+                         f"{start_P[wrong]} to {stop_P[wrong]}; {AGAIN}")
     ends_4P = np.stack([start_P, start_P + 1, stop_P - 2, stop_P - 1])
     frame_P = row_P - np.repeat(first_B, np.diff(cut_B))
     starts, stops = start_P.tolist(), stop_P.tolist()

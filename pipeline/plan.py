@@ -188,7 +188,8 @@ def _draw(
     if train:
         generator = keyed("train", seed, epoch, meta.key, view)
         first, length = draw_temporal_window(generator, meta.num_frames, config.augment.temporal_crop)
-        frames_T = first + draw_frames(generator, config.num_frames, length)
+        fresh = length == meta.num_frames  # else the window's place was drawn
+        frames_T = first + draw_frames(generator, config.num_frames, length, fresh=fresh)
         share_N = generator.random(_window_draws(config) + 1)
         return frames_T, share_N, draw_pixel_augment(generator, config.augment, config.size)
     if config.frame_draw == "original":
@@ -197,7 +198,7 @@ def _draw(
         frames_T = spread_frames(config.num_frames, meta.num_frames, view, config.views)
     else:
         generator = keyed("evaluate", config.frame_seed, meta.key, view)
-        frames_T = draw_frames(generator, config.num_frames, meta.num_frames)
+        frames_T = draw_frames(generator, config.num_frames, meta.num_frames, fresh=True)
     return frames_T, np.empty(0), None
 
 

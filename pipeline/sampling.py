@@ -39,22 +39,25 @@ def _segments(num_frames: int, clip_frames: int) -> tuple[NDArray[np.int64], NDA
     return bounds[:-1], np.diff(bounds)
 
 
-def draw_frames(generator: np.random.Generator, num_frames: int, clip_frames: int) -> NDArray[np.int64]:
+def draw_frames(
+    generator: np.random.Generator, num_frames: int, clip_frames: int, *, fresh: bool = False
+) -> NDArray[np.int64]:
     """T frame numbers (int64) of an n-frame clip, as the authors' code draws them.
 
-    See pipeline/README.md, "What a clip looks like".
+    See pipeline/README.md, "What a clip looks like". fresh: no whole number was drawn from the generator yet, which makes the
+    same draws cheaper.
 
     n >= 2T: one uniform frame per segment, the i-th from i n // T on. T <= n < 2T: all in order, skipping n-T of T+1 gaps.
     n < T: T consecutive frames from a random start, modulo n.
     """
     return _draw(
         num_frames, clip_frames, lambda n: int(generator.integers(n)), lambda n, k: generator.permutation(n)[:k],
-        functools.partial(_below, generator),
+        functools.partial(_below, generator) if fresh else generator.integers,
     )
 
 
 def _below(generator: np.random.Generator, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number below each of these: those of `generator.integers(lengths)`, in a third of its time.
+    """A number below each of these: those of `generator.integers(lengths)`, in a third of its time, if no half of a word waits.
 
     (Which throws away a word that would favour some numbers, one in a hundred million, and takes the next.)
     """

@@ -1,6 +1,5 @@
 """What the name of a split says: what it is for, of which protocol it is, and whether it is a misspelt one."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,6 @@ _SAME = {"training": "train", "validation": "val", "valid": "val", "dev": "val",
          "evaluation": "test"}
 _EVERYTHING = {"all", "full", "everything", "complete"}
 _ROLES = ("train", "val", "test", "trainval", *_SAME)
-_NEAR = 0.66  # of `difflib`: two of three letters, as in vla for val
 
 
 def parsed(name: str) -> tuple[str, str | None]:
@@ -33,9 +31,16 @@ def meant(name: str) -> str | None:
     if parsed(name)[1] is not None or is_everything(name):
         return None
     for word in re.findall(r"[a-z]+", name.lower()):
-        if near := difflib.get_close_matches(word, _ROLES, n=1, cutoff=_NEAR):
+        if near := [role for role in _ROLES if _misspelt(word, role)]:
             return name.lower().replace(word, near[0], 1)
     return None
+
+
+def _misspelt(word: str, role: str) -> bool:
+    """Letters in another order, one too few or one too many: not `rest` for test, nor `trainset` for train."""
+    short, long = sorted((word, role), key=len)
+    one_off = len(long) - len(short) == 1 and any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
+    return len(short) > 2 and (one_off or sorted(word) == sorted(role))
 
 
 def unusual_names(splits: Mapping[str, Sequence[str]]) -> list[str]:

@@ -138,6 +138,7 @@ def test_the_script_refuses_frames_that_are_not_there(
         ([str(SCRIPT), "VIDEO"], "predict_exported.py"),
         (["MODEL", "nosuch.mp4"], "No such file or directory: 'nosuch.mp4'"),
         (["MODEL", str(SCRIPT)], "Invalid data found"),
+        (["MODEL", "VIDEO", "-5,0,50,60", "--frames", "-1", "3"], "--frames -1 3: expected 0 <= START < STOP <= 14"),
     ],
 )
 def test_the_script_says_in_a_line_what_is_wrong(
@@ -152,7 +153,8 @@ def test_the_script_says_in_a_line_what_is_wrong(
 
 
 @pytest.mark.parametrize(("words", "status", "said"), [(["--help"], 0, "X1,Y1,X2,Y2"), (["a.onnx"], 2, "required: video"),
-                                                       (["a.onnx", "b.mp4", "1,2,3"], 2, "invalid edges value: '1,2,3'")])
+                                                       (["a.onnx", "b.mp4", "1,2,3"], 2, "1,2,3: expected X1,Y1,X2,Y2"),
+                                                       (["a.onnx", "b.mp4", "nan,0,5,5"], 2, "nan,0,5,5: expected X1,Y1")])
 def test_the_script_explains_itself(capsys: pytest.CaptureFixture, words: list[str], status: int, said: str) -> None:
     with pytest.raises(SystemExit) as ended:
         predict_exported.main(words)

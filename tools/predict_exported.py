@@ -9,6 +9,7 @@ with --box, without a box those of --whole-picture; --frames takes the frames ST
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
     card, logits_of = load(model)
     rule = card["preprocessing"]
     with av.open(video) as container:
+        if not container.streams.video:
+            raise ValueError(f"{video}: no video in it")
         count = sum(1 for _ in container.decode(video=0))
     start, stop = part or (0, count)
     if not 0 <= start < stop <= count:
@@ -120,8 +123,13 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
 
 def edges(text: str) -> list[float]:
     """X1,Y1,X2,Y2."""
-    x1, y1, x2, y2 = map(float, text.split(","))
-    return [x1, y1, x2, y2]
+    try:
+        x1, y1, x2, y2 = map(float, text.split(","))
+        if -1e6 < x1 < x2 < 1e6 and -1e6 < y1 < y2 < 1e6:
+            return [x1, y1, x2, y2]
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: expected X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2, in pixels")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,12 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("video")
     parser.add_argument("box", nargs="?", type=edges, metavar="X1,Y1,X2,Y2", help="around the persons, in pixels")
     parser.add_argument("--frames", nargs=2, type=int, metavar=("START", "STOP"))
-    options = parser.parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_intermixed_args([f" {word}" if re.match(r"-[\d.]", word) else word for word in words])  # no option
     try:
         for score, name in scores_of(options.model, options.video, options.box, options.frames):
             print(f"{100 * score:6.2f} %  {name}")
     except (OSError, ValueError, LookupError, av.FFmpegError) as error:
-        sys.stderr.write(f"predict_exported: {options.video}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"predict_exported: {' '.join(str(error).split())}\n")
         return 2
     return 0
 

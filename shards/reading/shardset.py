@@ -98,8 +98,8 @@ class ShardSet:
             shards.check_shard(number)
         if shards.sums is None and str(root) not in _WITHOUT_SUMS:
             _WITHOUT_SUMS.add(str(root))
-            log.warning("%s: packed without checksums, so that damage is found only where it cannot be decoded; "
-                        "`svdata2vec verify %s --add-sums` adds them", root, root)
+            log.warning("%s: packed without checksums, so that damage is found only where it cannot be decoded, and may end "
+                        "the run; `svdata2vec verify %s --add-sums` adds them", root, root)
         return shards
 
     def __len__(self) -> int:

@@ -106,12 +106,17 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
 def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
     """That the words begin with an option; the same words with the one that belongs in front, if it is clear which does."""
     # One that comes late; a name behind an option may be its value.
-    late = [place for place, word in enumerate(words) if word in group.commands and not words[place - 1].startswith("-")]
+    late = [place for place, word in enumerate(words) if word in group.commands and _is_no_value(words[place - 1])]
     first, example = words[late[0]] if late else GENERAL_PRESET, "e.g."
     if first not in group.commands:
         first, example = group.choice.split()[0].upper(), "as in"
     others = [word for place, word in enumerate(words) if place not in late[:1]]
     return f"a {group.choice} comes first, {example} `{shlex.join([*prog.split(), first, *others])}`; {_choices(group)}"
+
+
+def _is_no_value(before: str) -> bool:
+    """Whether the word behind this one cannot be the value of an option."""
+    return not before.startswith("-") or "=" in before
 
 
 def _choices(group: Group) -> str:
