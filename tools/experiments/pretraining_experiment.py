@@ -146,7 +146,7 @@ PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
 EXPERIMENTS = {
     "claim": Experiment(CLAIM, ("scratch", "scratch_total", *PROBED, "skeleton"), FRACTIONS, 5, "label_efficiency"),
     "controls": Experiment(CONTROLS, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "controls"),
-    "masks": Experiment(MASKS, PROBED, (0.1,), 5, "masks"),
+    "masks": Experiment(MASKS, PROBED, (0.1, 1.0), 5, "masks"),
     "choices": Experiment(CHOICES, PROBED, (0.1, 1.0), 6, "choices"),
     "motion": Experiment(MOTION, ("linear", "attentive"), (0.01, 0.1, 1.0), 3, "motion"),
 }
