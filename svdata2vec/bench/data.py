@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,39 +64,61 @@ OPTIONAL = {  # way -> module that it needs, and how it decodes
 Method = Callable[[], Iterator[int]]
 
 
-def clips_and_shards(folder: Path, num_sources: int) -> tuple[DataSet, dict[str, ShardSet]]:
-    """The source clips, and packed by each codec."""
-    dataset = make_sources(folder / "source", num_sources)
-    return dataset, {codec: packed(folder, dataset, codec) for codec in CODECS}
+@dataclass(frozen=True)
+class Sources:
+    """The benchmark's clips in its folder; made, and packed, when they are first asked for."""
+
+    folder: Path
+    count: int
+
+    @cached_property
+    def dataset(self) -> DataSet:
+        return make_sources(self.folder / "source", self.count)
+
+    def shards(self, codec: str, **options: str) -> ShardSet:
+        return packed(self.folder, self.dataset, codec, **options)
 
 
-def method_table(folder: Path, num_sources: int) -> dict[str, Method]:
+def method_table() -> dict[str, Callable[[Sources], Method]]:
     """The loaders, by the names of the report."""
-    dataset, shards = clips_and_shards(folder, num_sources)
-    full_colour = packed(folder, dataset, "jpeg", chroma="444")
-    original = partial(methods.source_clips, dataset)
-    table: dict[str, Method] = {
-        "ours, jpeg: read only": partial(methods.ours_read_only, shards["jpeg"]),
-        "ours, jpeg: + decode": partial(methods.ours_decode, shards["jpeg"]),
-        "ours, jpeg": partial(methods.ours, shards["jpeg"]),
-        "ours, jpeg, pretraining": partial(methods.ours, shards["jpeg"], seen=methods.SEEN),
-        FULL_COLOUR: partial(methods.ours, full_colour),
-        "ours, blocks": partial(methods.ours, shards["blocks"]),
-        "ours, vp9: + decode": partial(methods.ours_decode, shards["vp9"]),
-        "ours, vp9": partial(methods.ours, shards["vp9"]),
-        "ours, h264": partial(methods.ours, shards["h264"]),
-        "original style, pyav": partial(original, methods.decode_pyav),
-        "original style, pyav, uint8": partial(original, methods.decode_pyav, normalise=False),
-        "plain webdataset + pyav": lambda: methods.plain_webdataset(write_source_tars_once(dataset, folder)),
+    table = {
+        "ours, jpeg: read only": _over_shards(methods.ours_read_only, "jpeg"),
+        "ours, jpeg: + decode": _over_shards(methods.ours_decode, "jpeg"),
+        "ours, jpeg": _over_shards(methods.ours, "jpeg"),
+        "ours, jpeg, pretraining": _over_shards(partial(methods.ours, seen=methods.SEEN), "jpeg"),
+        FULL_COLOUR: _over_shards(methods.ours, "jpeg", chroma="444"),
+        "ours, blocks": _over_shards(methods.ours, "blocks"),
+        "ours, vp9: + decode": _over_shards(methods.ours_decode, "vp9"),
+        "ours, vp9": _over_shards(methods.ours, "vp9"),
+        "ours, h264": _over_shards(methods.ours, "h264"),
+        "original style, pyav": _over_sources(methods.decode_pyav),
+        "original style, pyav, uint8": _over_sources(methods.decode_pyav, normalise=False),
+        "plain webdataset + pyav": _over_tars,
     }
     if torch.cuda.is_available():  # nvJPEG and NVDEC; goal: 1000 clips/s on an H200
-        on_gpu = partial(methods.ours, device="cuda", batch_size=min(32, num_sources), threads=min(os.cpu_count() or 1, 16))
-        table |= {f"ours, {codec}, GPU": partial(on_gpu, shards[codec]) for codec in CODECS}
-    table |= {name: partial(original, decode) for name, (_, decode) in OPTIONAL.items()}
+        table |= {f"ours, {codec}, GPU": partial(_on_gpu, codec=codec) for codec in CODECS}
+    table |= {name: _over_sources(decode) for name, (_, decode) in OPTIONAL.items()}
     return table
 
 
-def leave_out_lacking(table: dict[str, Method]) -> None:
+def _over_shards(loader: Callable[[ShardSet], Iterator[int]], codec: str, **options: str) -> Callable[[Sources], Method]:
+    return lambda sources: partial(loader, sources.shards(codec, **options))
+
+
+def _over_sources(decode: methods.DecodeFrames, normalise: bool = True) -> Callable[[Sources], Method]:
+    return lambda sources: partial(methods.source_clips, sources.dataset, decode, normalise=normalise)
+
+
+def _over_tars(sources: Sources) -> Method:
+    return partial(methods.plain_webdataset, write_source_tars_once(sources.dataset, sources.folder))
+
+
+def _on_gpu(sources: Sources, codec: str) -> Method:
+    threads = min(os.cpu_count() or 1, 16)
+    return partial(methods.ours, sources.shards(codec), device="cuda", batch_size=min(32, sources.count), threads=threads)
+
+
+def leave_out_lacking(table: dict[str, Any]) -> None:
     """Drop the ways whose module cannot be imported, and say why."""
     for name in OPTIONAL:
         why = lacking(name)
@@ -136,18 +159,18 @@ def measure(method: Method, num_clips: int) -> dict[str, float]:
     }
 
 
-def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
+def check_outputs(sources: Sources) -> dict[str, float]:
     """PSNR of our evaluation frames against the original chain; RunFailedError if one is below 33 dB."""
-    dataset, shards = clips_and_shards(folder, num_sources)
-    clip = dataset.clips[0]
+    clip = sources.dataset.clips[0]
     assert clip.pose_MTVC is not None
     frames_T = draw_frames_original(40, clip.pose_MTVC.shape[1])
     pictures = methods.decode_pyav(str(clip.video), frames_T)
     wanted = methods.original_chain(pictures, clip.pose_MTVC[:, frames_T], np.random.default_rng(0), train=False)
     found = {}
     for codec in CODECS:
-        options = {"batch_size": 1, "train": False, "limit": shards[codec].find([clip.key])}
-        with ClipLoader(shards[codec], "all", PlanConfig(frame_draw="original"), **options) as loader:  # type: ignore[arg-type]
+        shards = sources.shards(codec)
+        rows = shards.find([clip.key])
+        with ClipLoader(shards, "all", PlanConfig(frame_draw="original"), batch_size=1, train=False, limit=rows) as loader:
             video = next(iter(loader)).video_BTHWC
         assert video is not None
         found[codec] = psnr(frames_of(video)[0], wanted)
@@ -157,24 +180,25 @@ def check_outputs(folder: Path, num_sources: int) -> dict[str, float]:
     return found
 
 
-def clip_bytes(folder: Path, num_sources: int) -> dict[str, int]:
+def clip_bytes(sources: Sources) -> dict[str, int]:
     """Mean bytes of a clip: the source file, and packed with everything that belongs to it."""
-    dataset, shards = clips_and_shards(folder, num_sources)
-    source = round(statistics.mean(Path(clip.video).stat().st_size for clip in dataset.clips))
-    sizes = {codec: round(float(shards[codec].index["size"].sum(axis=1).mean())) for codec in CODECS}
+    source = round(statistics.mean(Path(clip.video).stat().st_size for clip in sources.dataset.clips))
+    sizes = {codec: round(float(sources.shards(codec).index["size"].sum(axis=1).mean())) for codec in CODECS}
     return {"source 960x540 H.264": source, **sizes}
 
 
-def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict[str, Any]:
+def run(sources: Sources, num_clips: int, rounds: int) -> dict[str, Any]:
     """The whole benchmark; returns what goes into the JSON."""
-    table = method_table(folder, num_sources)
+    table = method_table()
     leave_out_lacking(table)
-    likeness = check_outputs(folder, num_sources)
+    for way in table.values():
+        way(sources)  # its shards are made here, so that no measuring process packs
+    likeness = check_outputs(sources)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in table}
     for _ in range(rounds):
         for name in table:
-            command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(folder), "--clips", str(num_clips),
-                       "--sources", str(num_sources), "--method", name]
+            command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(sources.folder), "--clips",
+                       str(num_clips), "--sources", str(sources.count), "--method", name]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             runs[name].append(json.loads(result.stdout.splitlines()[-1]))
@@ -191,7 +215,7 @@ def run(folder: Path, num_sources: int, num_clips: int, rounds: int) -> dict[str
         "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "commit": where["commit"],
         "rounds": rounds, "first_clips": WARM_UP_CLIPS, "clips_per_round": num_clips,
         "frames_sampled": 40, "frames_seen_in_pretraining": methods.SEEN.mean,
-        "bytes_per_clip": clip_bytes(folder, num_sources), "psnr_db_against_original_chain": likeness, "methods": rows,
+        "bytes_per_clip": clip_bytes(sources), "psnr_db_against_original_chain": likeness, "methods": rows,
     }
 
 
@@ -218,17 +242,18 @@ def bench_data(options: DataBenchOptions) -> None:
     if options.tune:
         tune(options)
         return
+    sources = Sources(options.folder, options.sources)
     if options.method is not None:
-        table = method_table(options.folder, options.sources)
+        table = method_table()
         if options.method not in table:
             raise UserError(f"unknown method {options.method!r}; choose one of: {'; '.join(table)}")
         if (why := lacking(options.method)) is not None:
             raise UserError(f"{options.method}: cannot be measured here ({why})")
-        sys.stdout.write(json.dumps(measure(table[options.method], options.clips)) + "\n")
+        sys.stdout.write(json.dumps(measure(table[options.method](sources), options.clips)) + "\n")
         sys.stdout.flush()
         os._exit(0)  # workers may still prefetch; nothing is left to be saved
     require_writable(options.out, ".png")
-    result = run(options.folder, options.sources, options.clips, options.rounds)
+    result = run(sources, options.clips, options.rounds)
     sys.stdout.write(as_table(result) + "\n")
     if options.out is not None:
         from svdata2vec.bench.page import data_chart  # brings matplotlib, which is not to count as the loaders' memory
