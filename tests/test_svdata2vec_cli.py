@@ -64,6 +64,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
         ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),
         ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
+        ("shard pyskl a b --out c", "unknown option '--out': OUT is given by its place alone, without '--out' before it"),
+        ("verify --shards=a", "unknown option '--shards': SHARDS is given by its place alone"),
         # a word too many, or too few
         ("verify shards more", "svdata2vec verify: unexpected 'more' after 'shards'; `svdata2vec verify --help`"),
         ("pretrain demo --run.sync-batchnorm yes", "unexpected 'yes' after '--run.sync-batchnorm'"),

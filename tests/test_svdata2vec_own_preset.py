@@ -112,6 +112,15 @@ def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
     assert options("finetune", "own", "--data.shards", fifty).data.crop == "boxes"
 
 
+@pytest.mark.parametrize("benchmark", ["run", "scale", "batch", "host"])
+def test_a_benchmark_measures_the_run_that_would_be_trained(fifty: Path, benchmark: str) -> None:
+    trained = options("pretrain", "own", "--data.shards", fifty)
+    measured = options("bench", benchmark, "own", "--data.shards", fifty)
+    for part in ("data", "model", "target", "run"):
+        assert getattr(measured, part) == getattr(trained, part)
+    assert options("bench", benchmark, "own", "--data.shards", fifty, "--data.num-frames", 24).data.num_frames == 24
+
+
 def test_batches_fit_the_clips_that_an_epoch_takes(fifty: Path, tmp_path: Path) -> None:
     """Of 40 by their weight, or by the share that is labelled; runs of whole epochs keep their steps."""
     for command, words, expected in (

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, HostConfig, ScaleConfig
-from svdata2vec.cli.options import Command, Group, Later, preset_commands
+from svdata2vec.cli.options import FITS, Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.ranges import check_fields
@@ -45,18 +45,20 @@ BENCH = Group(
     "how fast a run's stages are, and what bounds it", "benchmark",
     {
         "run": preset_commands(
-            "every stage of a pretraining run, and what bounds it", Later("bench.run:bench_run"), PRETRAIN, BenchConfig.of
+            "every stage of a pretraining run, and what bounds it",
+            Later("bench.run:bench_run"), PRETRAIN, BenchConfig.of, fits=FITS,
         ),
         "compare": Command("two records of `bench run --out`", _compare, CompareOptions),
         "scale": preset_commands(
             "more and more processes on this machine, one batch each",
-            Later("bench.scale:bench_scale"), PRETRAIN, ScaleConfig.of,
+            Later("bench.scale:bench_scale"), PRETRAIN, ScaleConfig.of, fits=FITS,
         ),
         "batch": preset_commands(
-            "which batch size is fast enough, and which still fits", Later("bench.batch:bench_batch"), PRETRAIN, BatchConfig.of
+            "which batch size is fast enough, and which still fits",
+            Later("bench.batch:bench_batch"), PRETRAIN, BatchConfig.of, fits=FITS,
         ),
         "host": preset_commands(
-            "what a clip costs the host that feeds a GPU", Later("bench.host:bench_host"), PRETRAIN, HostConfig.of
+            "what a clip costs the host that feeds a GPU", Later("bench.host:bench_host"), PRETRAIN, HostConfig.of, fits=FITS,
         ),
         "data": Command("the loader against other ways of loading", Later("bench.data:bench_data"), DataBenchOptions),
     },

@@ -3,12 +3,10 @@
 from svdata2vec.cli import runs
 from svdata2vec.cli.benchmarks import BENCH
 from svdata2vec.cli.datasets import SHARD, InspectOptions, VerifyOptions, run_inspect, run_verify
-from svdata2vec.cli.options import Command, Group, Later, preset_commands
+from svdata2vec.cli.options import FITS, GENERAL_PRESET, Command, Group, Later, preset_commands
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import PROBE
-
-FITS = {"own": Later("runs.own:fit")}  # presets whose values depend on the shards
 
 COMMANDS = Group(
     "self-supervised pretraining on video + skeletons", "command",
@@ -31,7 +29,7 @@ COMMANDS = Group(
         ),
         "label-efficiency": preset_commands(
             "accuracy over the share of labels, over seeds", Later("studies.label_efficiency:label_efficiency"),
-            LABEL_EFFICIENCY, fits={"own": Later("studies.label_efficiency:fit")},
+            LABEL_EFFICIENCY, fits={GENERAL_PRESET: Later("studies.label_efficiency:fit")},
         ),
         "embed": Command("features of a split, to a file", runs.run_embed, runs.EmbedOptions),
         "predict": Command("top classes of a video file", runs.run_predict, runs.PredictOptions),

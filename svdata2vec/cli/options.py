@@ -49,6 +49,9 @@ class Later:
         return pkgutil.resolve_name(f"svdata2vec.{self.name}")(options)
 
 
+FITS = {GENERAL_PRESET: Later("runs.own:fit")}  # presets of a run whose values depend on its shards
+
+
 @dataclass(frozen=True)
 class Group:
     """Commands of which the next word names one; `choice` is what that word is, e.g. "preset"."""
@@ -203,19 +206,26 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
     if not token.startswith("-"):
         place = words.index(token) if token in words else 0
         return f"unexpected {token!r}" + (f" after {words[place - 1]!r}" if place else "")
-    near = difflib.get_close_matches(token.lstrip("-").replace("_", "-"), option_names(kind), n=1, cutoff=0.5)
+    wanted = token.partition("=")[0].lstrip("-").replace("_", "-")
+    if wanted in option_names(kind, placed=True):
+        return f"unknown option {token!r}: {wanted.upper()} is given by its place alone, without {token!r} before it"
+    near = difflib.get_close_matches(wanted, option_names(kind), n=1, cutoff=0.5)
     return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
-def option_names(kind: type, prefix: str = "") -> list[str]:
-    """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots."""
+def option_names(kind: type, prefix: str = "", *, placed: bool = False) -> list[str]:
+    """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots.
+
+    placed: instead of what is given by its place alone.
+    """
     names: list[str] = []
     hints = get_type_hints(kind, include_extras=True)
     for name, hint in ((field.name, hints[field.name]) for field in fields(kind)):
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner):
-            names += option_names(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
+            inside = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
+            names += option_names(inner, inside, placed=placed)  # type: ignore[arg-type]
+        elif (tyro.conf.Positional in marks) is placed:
             given = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
             names.append(f"{prefix}{given}".replace("_", "-"))
     return names
