@@ -46,5 +46,8 @@ def test_the_demo_ends_with_all_of_the_comparison(tmp_path: Path) -> None:
     assert "50.0 %   43 to 57; 7 steps, 12 CPU seconds" in small
     assert "as many multiply-adds  10.0 %" in scratch and "30 steps" in scratch
     assert "20.0 %" in pretrained and "30 steps, 6 CPU seconds" in pretrained and "96 labelled clips for each" in note
-    with pytest.raises(SystemExit, match="had not the same labels"):
+    with pytest.raises(UserError, match="had not the same labels"):
         demo_summary.summarise(demo_folder(tmp_path / "other", labels=48))
+    (tmp_path / "demo" / "scratch" / "result.json").unlink()
+    with pytest.raises(UserError, match=r"demo: scratch/result.json not found; `bash tools/demo.sh` leaves them"):
+        demo_summary.summarise(tmp_path / "demo")

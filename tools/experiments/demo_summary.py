@@ -16,20 +16,25 @@ from ending import reported
 from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.shards.errors import UserError
 from svdata2vec.studies.label_efficiency import cost
 
 ROWS = {
     "small_cnn": "small CNN from scratch", "scratch": "RGB from scratch, as many multiply-adds",
     "pretrained": "RGB after pretraining",
 }
+LEFT = ("pretrain", "scratch/result.json", "pretrained/result.json", "small_cnn.json")
 
 
 def summarise(demo: Path) -> dict[str, Any]:
-    """Figures of the demo's runs; all classifiers must have seen the same labels."""
+    """Figures of the demo's runs; UserError where one is missing, or the classifiers have not seen the same labels."""
+    lacking = [name for name in LEFT if not (demo / name).exists()]
+    if lacking:
+        raise UserError(f"{demo}: {', '.join(lacking)} not found; `bash tools/demo.sh` leaves them in its folder, at its end")
     scratch, pretrained = (json.loads((demo / name / "result.json").read_text()) for name in ("scratch", "pretrained"))
     small = json.loads((demo / "small_cnn.json").read_text())
     if len({result["labels"] for result in (scratch, pretrained, small)}) != 1:
-        raise SystemExit(f"{demo}: the classifiers had not the same labels; remove the folder and run tools/demo.sh again")
+        raise UserError(f"{demo}: the classifiers had not the same labels; remove the folder and run tools/demo.sh again")
     log, before = read_metrics(demo / "pretrain"), cost(demo / "pretrain")
     costs = {name: cost(demo / name) for name in ("scratch", "pretrained")}
     costs["pretrained"] = {name: value + before[name] for name, value in costs["pretrained"].items()}
