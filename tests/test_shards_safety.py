@@ -453,25 +453,6 @@ def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Pa
     assert verify(tmp_path / "out") == []
 
 
-def test_dead_worker_process_is_named() -> None:
-    with pytest.raises(UserError, match=r"a worker process died .*; finished shards are kept: run again"):
-        list(run_tasks(os._exit, [1], workers=2))
-
-
-@pytest.mark.parametrize("from_file", [True, False])
-def test_a_script_that_its_workers_cannot_import_is_told_what_to_do(tmp_path: Path, from_file: bool) -> None:
-    """Without a guard, or read from standard input: no worker begins, and neither memory nor a clip is to blame."""
-    script = tmp_path / "script.py"
-    guard = "" if from_file else "if __name__ == '__main__': "
-    script.write_text("from svdata2vec.shards.executors import run_tasks\n"
-                      f"{guard}print(list(run_tasks(abs, [-1], workers=2)))\n")
-    with script.open() as text:
-        done = subprocess.run([sys.executable, script if from_file else "-"], stdin=text, capture_output=True, text=True)
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("svdata2vec.shards.errors.UserError: worker processes ended as they began") and not done.stdout
-    assert "a file, not standard input" in said and 'under `if __name__ == "__main__":`' in said
-
-
 def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("svdata2vec.shards.executors.CONNECT_TIMEOUT", "1s")
     with pytest.raises(UserError, match=r"--cluster tcp://127\.0\.0\.1:9: no dask scheduler answers there"):

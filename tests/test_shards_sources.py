@@ -1,185 +1,23 @@
-"""What lies in people's folders and tables: links, endings, hidden files, labels, encodings, odd items. Every reader alike."""
+"""What lies in people's tables and annotations: labels, class names, encodings, odd items, splits. Every reader alike."""
 
 import json
-import os
 import pickle
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shards_data import HEIGHT, annotation, block_pose, packed, write_pickle, write_video
+from shards_data import annotation, block_pose, packed, reasons, write_pickle, write_tree
 
-from svdata2vec.cli.main import main
-from svdata2vec.shards.annotations import DataSet, safe_key
+from svdata2vec.shards.annotations import safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
 from svdata2vec.shards.readers.sources import open_dataset
-from svdata2vec.shards.readers.walk import walk
 from svdata2vec.shards.reading.shardset import ShardSet
 
 FRAMES = 4
-
-
-def tree(root: Path, *names: str, height: int = HEIGHT) -> Path:
-    """Copies of one small video under these names."""
-    root.parent.mkdir(exist_ok=True)
-    first = write_video(root.parent / "one.mp4", FRAMES, height=height)
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(first.read_bytes())
-    return root
-
-
-def reasons(dataset: DataSet) -> dict[str, str]:
-    """Key -> reason, without the paths of this test."""
-    return {entry.key: entry.reason for entry in dataset.skipped}
-
-
-# ---------------------------------------------------------------------------------------------------- folders
-
-def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
-    elsewhere = tree(tmp_path / "elsewhere", "a.mp4", "b.mp4")
-    root = tree(tmp_path / "own", "run/c.mp4")
-    (root / "walk").symlink_to(elsewhere, target_is_directory=True)
-    (root / "run" / "d.mp4").symlink_to(elsewhere / "a.mp4")
-    (root / "run" / "above").symlink_to(root, target_is_directory=True)
-    (root / "run" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    os.mkfifo(root / "run" / "pipe.mp4")
-    dataset = open_dataset("folder", root=root)
-    assert dataset.classes == ("run", "walk")
-    assert [clip.key for clip in dataset.clips] == ["run%2Fc", "run%2Fd", "walk%2Fa", "walk%2Fb"]
-    found = reasons(dataset)
-    assert set(found) == {"run/above", "run/gone.mp4", "run/pipe.mp4"}
-    assert "a link to a folder above it" in found["run/above"]
-    assert "nowhere.mp4, which cannot be reached" in found["run/gone.mp4"]
-    assert "neither a file nor a folder" in found["run/pipe.mp4"]
-    shards = packed(dataset, tmp_path)
-    assert shards.manifest.num_clips == 4
-    listed = [json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()]
-    assert {entry["key"] for entry in listed} == set(found)
-
-
-def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
-    real = os.scandir
-
-    def scandir(path: str) -> Any:
-        if str(path).endswith("walk"):
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    assert reasons(open_dataset("folder", root=root)) == {"walk": f"{root / 'walk'}: cannot be read (Permission denied)"}
-
-
-@pytest.mark.parametrize("ending", [".wmv", ".flv", ".mts", ".3gp", ".MP4", ".clip"])
-def test_a_video_is_what_can_be_decoded_whatever_its_name_ends_with(tmp_path: Path, ending: str) -> None:
-    root = tree(tmp_path / "own", f"run/a{ending}", "walk/b.mp4")
-    assert open_dataset("folder", root=root).classes == ("run", "walk")
-    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
-    assert packed(open_dataset("pyskl", pickle_path=path, videos=root), tmp_path).manifest.num_clips == 1
-
-
-def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4", "run/._a.mp4", ".cache/x.mp4", "__MACOSX/run/a.mp4", "run/@eaDir/a.mp4")
-    (root / "notes.txt").write_text("hello")
-    (root / "run" / "picture.jpg").write_bytes(b"\xff\xd8\xff\xd9")
-    write_video(root / "run" / "photo.mp4", 1).rename(root / "run" / "photo.HEIC")  # decoders take one for a video
-    (root / "run" / "blob").write_bytes(np.random.default_rng(0).bytes(5000))
-    with caplog.at_level("INFO"):
-        dataset = open_dataset("folder", root=root)
-    assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
-    assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
-    assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
-
-
-def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4", "train/walk/b.mp4", "run/thumbnails/c.mp4.part", "jump/d.mp4.part",
-                "train/sit/more/e.zip")
-    (root / "stand").mkdir()
-    dataset = open_dataset("folder", root=root)
-    assert dataset.classes == ("run", "walk")
-    assert caplog.messages == [f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found "
-                               "nothing), train/sit (found e.zip)"]
-    caplog.clear()
-    open_dataset("folder", root=f"file://{root}")  # where folders are but parts of names
-    assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
-
-
-def test_urls_are_walked_alike(tmp_path: Path) -> None:
-    import fsspec
-    memory = fsspec.filesystem("memory")
-    content = write_video(tmp_path / "a.mp4", FRAMES).read_bytes()
-    for name in ("train/run/a.mp4", "train/run/._a.mp4", "val/walk/b.wmv"):
-        memory.pipe(f"/walked/{name}", content)
-    dataset = open_dataset("folder", root="memory://walked")
-    assert [clip.key for clip in dataset.clips] == ["train%2Frun%2Fa", "val%2Fwalk%2Fb"]
-    assert packed(dataset, tmp_path).manifest.num_clips == 2
-    with pytest.raises(UserError, match="memory://none: no such folder; expected the one with the videos"):
-        walk("memory://none", "the videos")
-
-
-def test_one_name_twice(tmp_path: Path) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4", "run/a.mkv", "walk/a.mp4")
-    dataset = open_dataset("folder", root=root)
-    assert [clip.key for clip in dataset.clips] == ["run%2Fa", "walk%2Fa"], "one name in two classes is no trouble"
-    assert reasons(dataset) == {
-        "run%2Fa (again)": f"{root / 'run/a.mp4'} has the name of another video, '{root / 'run/a.mkv'}'; rename one"}
-    path = write_pickle(tmp_path / "set.pkl", [annotation("walk/a", 0, FRAMES), annotation("a", 0, FRAMES)])
-    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
-    assert [clip.key for clip in dataset.clips] == ["walk%2Fa"]
-    assert "both fit a or a_rgb; rename or remove one" in reasons(dataset)["a"]
-
-
-def test_two_videos_that_one_name_finds(tmp_path: Path) -> None:
-    """NAME and NAME_rgb: which of the two is meant is not guessed, unless each has an annotation or the folders tell."""
-    root = tree(tmp_path / "own", "a.mp4", "a_rgb.avi", "b.mp4", "b_rgb.avi", "walk/c.mp4", "run/c_rgb.avi")
-    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in ("a", "b", "b_rgb", "walk/c", "run/c")])
-    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
-    assert {clip.key: str(clip.video).removeprefix(f"{root}/") for clip in dataset.clips} == {
-        "b": "b.mp4", "b_rgb": "b_rgb.avi", "walk%2Fc": "walk/c.mp4", "run%2Fc": "run/c_rgb.avi"}
-    assert reasons(dataset) == {"a": f"{root}/a.mp4 and {root}/a_rgb.avi both fit a or a_rgb; rename or remove one"}
-
-
-def test_a_file_and_links_to_it_are_one_video(tmp_path: Path) -> None:
-    root = tree(tmp_path / "own", "all/a.mp4")
-    (root / "by" / "walk").mkdir(parents=True)
-    (root / "by" / "walk" / "a.mp4").symlink_to(root / "all" / "a.mp4")
-    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
-    assert [clip.video for clip in open_dataset("pyskl", pickle_path=path, videos=root).clips] == [str(root / "all" / "a.mp4")]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4")
-    os.rename(os.fsencode(root / "run" / "a.mp4"), os.fsencode(root / "run") + b"/gr\xfc\xdf.mp4")  # noqa: PTH104 - bytes
-    broken = os.fsencode(root / "run") + b"/br\xf6ken.mp4"
-    with open(broken, "wb") as file:  # noqa: PTH123 - bytes
-        file.write(b"broken")
-    shards = packed(open_dataset("folder", root=root), tmp_path)
-    assert shards.manifest.splits == {"train": ["run%2Fgr%FC%DF"]}
-    assert shards.sample(0).meta.source == "gr\ufffd\ufffd.mp4"
-    (listed,) = (json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text(encoding="utf-8").splitlines())
-    assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
-
-
-def test_classes_whose_names_are_not_utf8(tmp_path: Path) -> None:
-    """They stay apart, and whatever is written of them is UTF-8."""
-    root = tree(tmp_path / "own", *(os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)), "run/a.mp4")
-    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", str(root), "--size", "96", "--workers", "1"]) == 0
-    shards = ShardSet.open(tmp_path / "packed")
-    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run") and shards.manifest.num_clips == 3
-    assert json.loads((tmp_path / "packed" / "summary.json").read_text(encoding="utf-8"))["packed"] == 3
-
-
-def test_an_accent_written_in_two_ways(tmp_path: Path) -> None:
-    root = tree(tmp_path / "own", "u\u0308bung.mp4")
-    path = write_pickle(tmp_path / "set.pkl", [annotation("\u00fcbung", 0, FRAMES)])
-    assert len(open_dataset("pyskl", pickle_path=path, videos=root).clips) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- labels
@@ -222,7 +60,7 @@ def test_labels_of_given_classes(values: list[Any], classes: tuple[str, ...], of
 
 
 def test_how_labels_were_read_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tree(tmp_path / "clips", "a.mp4", "b.mp4", "c.mp4")
+    write_tree(tmp_path / "clips", "a.mp4", "b.mp4", "c.mp4")
     (tmp_path / "t.csv").write_text("path,label\nclips/a.mp4,0\nclips/b.mp4,2\nclips/c.mp4,-1\n")
     with caplog.at_level("INFO"):
         dataset = open_dataset("csv", table=tmp_path / "t.csv")
@@ -235,7 +73,7 @@ def test_how_labels_were_read_is_said_in_one_line(tmp_path: Path, caplog: pytest
 def own_pickle(root: Path, *labels: Any, **more: Any) -> dict[str, Any]:
     """A pickle and videos of clips with these labels."""
     names = [f"v{number}" for number in range(len(labels))]
-    videos = tree(root / "videos", *(f"{name}.mp4" for name in names))
+    videos = write_tree(root / "videos", *(f"{name}.mp4" for name in names))
     entries = [annotation(name, label, FRAMES) for name, label in zip(names, labels, strict=True)]
     content = {"annotations": entries, "split": {"train": names}, **more}
     (root / "set.pkl").write_bytes(pickle.dumps(content))
@@ -294,7 +132,7 @@ def test_class_names_in_the_pickle(tmp_path: Path) -> None:
     b'"path","label","split"\n"clips/gr\xc3\xbc\xc3\x9f.mp4","walk","val"\n',
 ])
 def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
-    tree(tmp_path / "clips", "grüß.mp4")
+    write_tree(tmp_path / "clips", "grüß.mp4")
     (tmp_path / "t.csv").write_bytes(content)
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
     assert dataset.classes == ("walk",) and dataset.splits == {"val": ["clips%2Fgr%C3%BC%C3%9F"]}
@@ -318,7 +156,7 @@ def test_a_quotation_mark_that_is_left_open_swallows_no_clips(tmp_path: Path, co
 
 
 def test_a_row_that_is_too_short_is_one_skipped_clip(tmp_path: Path) -> None:
-    tree(tmp_path, "a.mp4")
+    write_tree(tmp_path, "a.mp4")
     (tmp_path / "t.csv").write_text("label,path\nrun\nwalk,a.mp4\n")
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
     assert [clip.key for clip in dataset.clips] == ["a"]
@@ -327,7 +165,7 @@ def test_a_row_that_is_too_short_is_one_skipped_clip(tmp_path: Path) -> None:
 
 def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:
     """A Mac writes an accent after its letter, other systems as a part of it: both look alike."""
-    root = tree(tmp_path / "own", "train/u\u0308bung/a.mp4", "val/\u00fcbung/b.mp4")
+    root = write_tree(tmp_path / "own", "train/u\u0308bung/a.mp4", "val/\u00fcbung/b.mp4")
     assert open_dataset("folder", root=root).classes == ("\u00fcbung",)
     (tmp_path / "t.csv").write_text("path,label\na.mp4,u\u0308bung\nb.mp4,\u00fcbung\n", encoding="utf-8")
     assert open_dataset("csv", table=tmp_path / "t.csv").classes == ("\u00fcbung",)
@@ -335,7 +173,7 @@ def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:
 
 
 def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
-    tree(tmp_path / "clips", "a.mp4", "b.mp4")
+    write_tree(tmp_path / "clips", "a.mp4", "b.mp4")
     (tmp_path / "link").symlink_to(tmp_path / "clips", target_is_directory=True)
     rows = ["clips/a.mp4,walk,train", "./clips/a.mp4,walk,test", f"{tmp_path}/clips/../clips/a.mp4,walk,test",
             "link/a.mp4,walk,test", "clips/b.mp4,walk,test"]
@@ -349,7 +187,7 @@ def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
 
 def test_a_clip_has_the_split_of_its_own_row(tmp_path: Path) -> None:
     """Not that of an earlier row of the same file, which is left out."""
-    tree(tmp_path, "a.mp4", "b.mp4")
+    write_tree(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "t.csv").write_text("path,label,split\na.mp4,,train\na.mp4,walk,test\na.mp4,walk,val\nb.mp4,run,train\n")
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
     assert dataset.splits == {"test": ["a"], "train": ["b", "line 2"], "val": ["line 4"]}
@@ -358,7 +196,7 @@ def test_a_clip_has_the_split_of_its_own_row(tmp_path: Path) -> None:
 
 def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
     """Under one name, and under names with and without folder or ending; the name that fits with its folders is taken."""
-    root = tree(tmp_path / "own", "walk/a.mp4", "run/b_rgb.mp4", "c.mp4")
+    root = write_tree(tmp_path / "own", "walk/a.mp4", "run/b_rgb.mp4", "c.mp4")
     names = ["sit/a", "walk/a", "a", "walk/a", "b", "b_rgb", "c.mp4", "c.avi"]
     path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
     dataset = open_dataset("pyskl", pickle_path=path, videos=root)
@@ -372,8 +210,8 @@ def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
 
 
 def test_absolute_paths_never_become_keys(tmp_path: Path) -> None:
-    tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
-    tree(tmp_path / "tables" / "clips", "c.mp4")
+    write_tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
+    write_tree(tmp_path / "tables" / "clips", "c.mp4")
     rows = [f"{tmp_path}/disk/x/walk/a.mp4,walk", f"file://{tmp_path}/disk/x/run/a.mp4,run", "clips/c.mp4,run",
             "memory://bucket/d.mp4,run"]
     (tmp_path / "tables" / "t.csv").write_text("path,label\n" + "\n".join(rows[:3]) + "\n")
@@ -412,7 +250,7 @@ ODD: dict[str, tuple[Any, str]] = {
 
 def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     """Each is left out with its name and reason; all others are packed."""
-    videos = tree(tmp_path / "videos", "good.mp4", "better.mp4", *(f"{name}.mp4" for name in ODD))
+    videos = write_tree(tmp_path / "videos", "good.mp4", "better.mp4", *(f"{name}.mp4" for name in ODD))
     better = annotation("better", "1", FRAMES, names=np.array(["a"]))
     entries: list[Any] = [annotation("good", 0, FRAMES), better, 7, None,
                           annotation("nameless", 0, FRAMES, frame_dir=["x"])]
@@ -431,7 +269,7 @@ def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
 
 
 def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:
-    videos = tree(tmp_path / "videos", "a.mp4", "b.mp4")
+    videos = write_tree(tmp_path / "videos", "a.mp4", "b.mp4")
     entries = {name: {key: value for key, value in annotation(name, 0, FRAMES).items() if key != "frame_dir"} for name in "ab"}
     (tmp_path / "set.pkl").write_bytes(pickle.dumps({"annotations": entries, "split": {"train": ["a", "b"]}}))
     assert [clip.key for clip in open_dataset("pyskl", pickle_path=tmp_path / "set.pkl", videos=videos).clips] == ["a", "b"]
@@ -444,7 +282,7 @@ ODD_JSON = ['{"frames": [[3]]}', '{"frames": {"a": 1}}', '{"frames": [{"pose2d":
 def test_an_odd_smarthome_file_is_one_skipped_clip(tmp_path: Path) -> None:
     stems = [f"Walk_p{number + 2:02d}_r00_v00_c01" for number in range(len(ODD_JSON) + 1)]
     names = (*(f"{stem}.mp4" for stem in stems), "._Cook.Cleandishes_p02_r00_v02_c03.mp4", "holiday.mp4")
-    videos = tree(tmp_path / "mp4", *names, height=144)  # of the shape of 640x480
+    videos = write_tree(tmp_path / "mp4", *names, height=144)  # of the shape of 640x480
     (tmp_path / "json").mkdir()
     good = json.dumps({"frames": [[{"pose2d": list(range(20, 46))}]] * FRAMES})
     for stem, text in zip(stems, [good, *ODD_JSON], strict=True):
@@ -463,7 +301,7 @@ def test_an_odd_smarthome_file_is_one_skipped_clip(tmp_path: Path) -> None:
 
 def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
     names = [f"S001C00{camera}P{person:03d}R001A001" for camera in (1, 2) for person in range(1, 11)]
-    videos = tree(tmp_path / "videos", *(f"{name}.mp4" for name in names))
+    videos = write_tree(tmp_path / "videos", *(f"{name}.mp4" for name in names))
     (tmp_path / "set.pkl").write_bytes(pickle.dumps([annotation(name, 0, FRAMES) for name in names]))
     sources: dict[str, Any] = {"pickle_path": tmp_path / "set.pkl", "videos": videos}
     for rule, part, size in (("subject", slice(8, 12), 4), ("camera", slice(4, 8), 10), ("random:0.5", slice(0, 20), 10)):
@@ -476,7 +314,7 @@ def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             open_dataset("pyskl", **sources, split_by=rule)
     assert sorted(open_dataset("ntu60", **sources).splits) == ["xsub_train", "xsub_val", "xview_train", "xview_val"]
-    folder = tree(tmp_path / "own", *(f"run/{number}.mp4" for number in range(10)))
+    folder = write_tree(tmp_path / "own", *(f"run/{number}.mp4" for number in range(10)))
     assert len(open_dataset("folder", root=folder, split_by="random").splits["val"]) == 2
     with pytest.raises(UserError, match=r"--split-by subject: 10 clips have no subject, e\.g\. run%2F0; add its number"):
         open_dataset("folder", root=folder, split_by="subject")
@@ -490,7 +328,7 @@ def test_keys_of_names_in_utf8_are_as_before() -> None:
 # ---------------------------------------------------------------------------------------------------- packed again
 
 def test_resume_after_a_video_was_repaired_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4", "walk/c.mp4")
+    root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4", "walk/c.mp4")
     whole = (root / "walk" / "c.mp4").read_bytes()
     (root / "walk" / "c.mp4").write_bytes(b"broken")
     options = PackOptions(workers=1, size=96, resume=True)

@@ -185,3 +185,18 @@ def damaged(source: Path, root: Path, *rows: int) -> Path:
                 tar.seek(offset)
                 tar.write(bytes(size))
     return root
+
+
+def write_tree(root: Path, *names: str, num_frames: int = 4, height: int = HEIGHT) -> Path:
+    """Copies of one small video under these names."""
+    root.parent.mkdir(exist_ok=True)
+    first = write_video(root.parent / "one.mp4", num_frames, height=height)
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(first.read_bytes())
+    return root
+
+
+def reasons(dataset: DataSet) -> dict[str, str]:
+    """Key -> reason, of the clips that were left out."""
+    return {entry.key: entry.reason for entry in dataset.skipped}

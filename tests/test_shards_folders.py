@@ -1,0 +1,160 @@
+"""What lies in people's folders: links, endings, hidden files, two videos of one name, encodings. Every reader alike."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shards_data import annotation, packed, reasons, write_pickle, write_tree, write_video
+
+from svdata2vec.cli.main import main
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.sources import open_dataset
+from svdata2vec.shards.readers.walk import walk
+from svdata2vec.shards.reading.shardset import ShardSet
+
+FRAMES = 4
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    elsewhere = write_tree(tmp_path / "elsewhere", "a.mp4", "b.mp4")
+    root = write_tree(tmp_path / "own", "run/c.mp4")
+    (root / "walk").symlink_to(elsewhere, target_is_directory=True)
+    (root / "run" / "d.mp4").symlink_to(elsewhere / "a.mp4")
+    (root / "run" / "above").symlink_to(root, target_is_directory=True)
+    (root / "run" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(root / "run" / "pipe.mp4")
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("run", "walk")
+    assert [clip.key for clip in dataset.clips] == ["run%2Fc", "run%2Fd", "walk%2Fa", "walk%2Fb"]
+    found = reasons(dataset)
+    assert set(found) == {"run/above", "run/gone.mp4", "run/pipe.mp4"}
+    assert "a link to a folder above it" in found["run/above"]
+    assert "nowhere.mp4, which cannot be reached" in found["run/gone.mp4"]
+    assert "neither a file nor a folder" in found["run/pipe.mp4"]
+    shards = packed(dataset, tmp_path)
+    assert shards.manifest.num_clips == 4
+    listed = [json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()]
+    assert {entry["key"] for entry in listed} == set(found)
+
+
+def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("walk"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert reasons(open_dataset("folder", root=root)) == {"walk": f"{root / 'walk'}: cannot be read (Permission denied)"}
+
+
+@pytest.mark.parametrize("ending", [".wmv", ".flv", ".mts", ".3gp", ".MP4", ".clip"])
+def test_a_video_is_what_can_be_decoded_whatever_its_name_ends_with(tmp_path: Path, ending: str) -> None:
+    root = write_tree(tmp_path / "own", f"run/a{ending}", "walk/b.mp4")
+    assert open_dataset("folder", root=root).classes == ("run", "walk")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
+    assert packed(open_dataset("pyskl", pickle_path=path, videos=root), tmp_path).manifest.num_clips == 1
+
+
+def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4", "run/._a.mp4", ".cache/x.mp4", "__MACOSX/run/a.mp4", "run/@eaDir/a.mp4")
+    (root / "notes.txt").write_text("hello")
+    (root / "run" / "picture.jpg").write_bytes(b"\xff\xd8\xff\xd9")
+    write_video(root / "run" / "photo.mp4", 1).rename(root / "run" / "photo.HEIC")  # decoders take one for a video
+    (root / "run" / "blob").write_bytes(np.random.default_rng(0).bytes(5000))
+    with caplog.at_level("INFO"):
+        dataset = open_dataset("folder", root=root)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
+    assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
+    assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
+
+
+def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4", "train/walk/b.mp4", "run/thumbnails/c.mp4.part", "jump/d.mp4.part",
+                "train/sit/more/e.zip")
+    (root / "stand").mkdir()
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("run", "walk")
+    assert caplog.messages == [f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found "
+                               "nothing), train/sit (found e.zip)"]
+    caplog.clear()
+    open_dataset("folder", root=f"file://{root}")  # where folders are but parts of names
+    assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+
+
+def test_urls_are_walked_alike(tmp_path: Path) -> None:
+    import fsspec
+    memory = fsspec.filesystem("memory")
+    content = write_video(tmp_path / "a.mp4", FRAMES).read_bytes()
+    for name in ("train/run/a.mp4", "train/run/._a.mp4", "val/walk/b.wmv"):
+        memory.pipe(f"/walked/{name}", content)
+    dataset = open_dataset("folder", root="memory://walked")
+    assert [clip.key for clip in dataset.clips] == ["train%2Frun%2Fa", "val%2Fwalk%2Fb"]
+    assert packed(dataset, tmp_path).manifest.num_clips == 2
+    with pytest.raises(UserError, match="memory://none: no such folder; expected the one with the videos"):
+        walk("memory://none", "the videos")
+
+
+def test_one_name_twice(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4", "run/a.mkv", "walk/a.mp4")
+    dataset = open_dataset("folder", root=root)
+    assert [clip.key for clip in dataset.clips] == ["run%2Fa", "walk%2Fa"], "one name in two classes is no trouble"
+    assert reasons(dataset) == {
+        "run%2Fa (again)": f"{root / 'run/a.mp4'} has the name of another video, '{root / 'run/a.mkv'}'; rename one"}
+    path = write_pickle(tmp_path / "set.pkl", [annotation("walk/a", 0, FRAMES), annotation("a", 0, FRAMES)])
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert [clip.key for clip in dataset.clips] == ["walk%2Fa"]
+    assert "both fit a or a_rgb; rename or remove one" in reasons(dataset)["a"]
+
+
+def test_two_videos_that_one_name_finds(tmp_path: Path) -> None:
+    """NAME and NAME_rgb: which of the two is meant is not guessed, unless each has an annotation or the folders tell."""
+    root = write_tree(tmp_path / "own", "a.mp4", "a_rgb.avi", "b.mp4", "b_rgb.avi", "walk/c.mp4", "run/c_rgb.avi")
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in ("a", "b", "b_rgb", "walk/c", "run/c")])
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert {clip.key: str(clip.video).removeprefix(f"{root}/") for clip in dataset.clips} == {
+        "b": "b.mp4", "b_rgb": "b_rgb.avi", "walk%2Fc": "walk/c.mp4", "run%2Fc": "run/c_rgb.avi"}
+    assert reasons(dataset) == {"a": f"{root}/a.mp4 and {root}/a_rgb.avi both fit a or a_rgb; rename or remove one"}
+
+
+def test_a_file_and_links_to_it_are_one_video(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "own", "all/a.mp4")
+    (root / "by" / "walk").mkdir(parents=True)
+    (root / "by" / "walk" / "a.mp4").symlink_to(root / "all" / "a.mp4")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)])
+    assert [clip.video for clip in open_dataset("pyskl", pickle_path=path, videos=root).clips] == [str(root / "all" / "a.mp4")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4")
+    os.rename(os.fsencode(root / "run" / "a.mp4"), os.fsencode(root / "run") + b"/gr\xfc\xdf.mp4")  # noqa: PTH104 - bytes
+    broken = os.fsencode(root / "run") + b"/br\xf6ken.mp4"
+    with open(broken, "wb") as file:  # noqa: PTH123 - bytes
+        file.write(b"broken")
+    shards = packed(open_dataset("folder", root=root), tmp_path)
+    assert shards.manifest.splits == {"train": ["run%2Fgr%FC%DF"]}
+    assert shards.sample(0).meta.source == "gr\ufffd\ufffd.mp4"
+    (listed,) = (json.loads(line) for line in (tmp_path / "packed" / "skipped.jsonl").read_text(encoding="utf-8").splitlines())
+    assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
+
+
+def test_classes_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    """They stay apart, and whatever is written of them is UTF-8."""
+    root = write_tree(tmp_path / "own", *(os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)), "run/a.mp4")
+    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", str(root), "--size", "96", "--workers", "1"]) == 0
+    shards = ShardSet.open(tmp_path / "packed")
+    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run") and shards.manifest.num_clips == 3
+    assert json.loads((tmp_path / "packed" / "summary.json").read_text(encoding="utf-8"))["packed"] == 3
+
+
+def test_an_accent_written_in_two_ways(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "own", "u\u0308bung.mp4")
+    path = write_pickle(tmp_path / "set.pkl", [annotation("\u00fcbung", 0, FRAMES)])
+    assert len(open_dataset("pyskl", pickle_path=path, videos=root).clips) == 1
