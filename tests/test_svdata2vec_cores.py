@@ -105,3 +105,18 @@ def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts(
     with running(RunConfig(device="cpu")):
         assert gc.get_freeze_count() > 50_000 > len(gc.get_objects())
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(("features", "lacking"), [
+    ("flags\t\t: fpu avx2 f16c\nbugs\t\t: spectre_v1 bf16\n", True), ("flags\t\t: avx2 avx512f avx512_bf16\n", False),
+    ("flags\t\t: avx2 amx_bf16 amx_tile\n", False), ("Features\t: fp asimd bf16 i8mm\n", False),
+    ("Features\t: fp asimd\n", True), ("model name\t: of a kernel that lists none\n", False), (None, False),
+])
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "auto"])
+def test_a_processor_that_emulates_bfloat16_is_named(tmp_path, monkeypatch, caplog, features, lacking, precision):
+    monkeypatch.setattr(cores, "CPU_INFO", tmp_path / "cpuinfo")
+    if features is not None:
+        write(tmp_path / "cpuinfo", f"processor\t: 0\n{features}\n")
+    with running(RunConfig(device="cpu", precision=precision)):
+        pass
+    assert [record.getMessage() for record in caplog.records].count(runtime.EMULATED) == (lacking and precision == "bf16")

@@ -11,6 +11,8 @@ from svdata2vec.runs.tuned import Tuned
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them, the last one on ARM
 MOST_THREADS = 16  # of one loader: more have not been measured
 MOST_READERS = 4  # at 0.3 ms per clip (tools/results/bench_host.json) ahead of any decoder
 
@@ -24,9 +26,19 @@ def usable_cores() -> int:
 
 def cpu_name() -> str:
     """The processor as its maker calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return _cpu_info("model name") or platform.processor()
+
+
+def cpu_lacks_bfloat16() -> bool:
+    """Whether this processor is known to have no instructions for bfloat16 (AVX-512 BF16, AMX, ARM's BF16)."""
+    features = _cpu_info("flags") or _cpu_info("Features")
+    return bool(features) and not BFLOAT16 & {*features.split()}
+
+
+def _cpu_info(name: str) -> str:
+    """What the kernel says of the first processor; empty where it says nothing."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), "")
 
 
 def announced(name: str, default: int) -> int:

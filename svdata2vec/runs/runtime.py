@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -19,10 +20,13 @@ from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.runs.cores import announced, usable_cores
+from svdata2vec.runs.cores import announced, cpu_lacks_bfloat16, usable_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
+log = logging.getLogger(__name__)
+
+EMULATED = "bf16: this processor has no instructions for it and emulates it; --run.precision fp32 is faster, often by far"
 DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -117,6 +121,8 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     if "OMP_NUM_THREADS" not in os.environ:  # PyTorch looks at the machine, not at the quota of a container
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    if bf16 and device.type == "cpu" and rank == 0 and cpu_lacks_bfloat16():
+        log.warning(EMULATED)
     gc.freeze()  # else all that PyTorch has imported is walked through now and then, and every thread waits for 0.1 s
     try:
         yield Runtime(device, rank, world_size, bf16)
