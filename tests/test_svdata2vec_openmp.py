@@ -13,6 +13,7 @@ import torch
 from repository import ROOT
 from tiny import pretrain_config
 
+from svdata2vec.config import openmp
 from svdata2vec.config.openmp import BOUNDED, OF_THE_USER, SPINNING, bound_waiting, waiting
 from svdata2vec.training.pretrain import pretrain
 
@@ -29,6 +30,7 @@ def test_a_user_who_has_set_one_variable_has_set_them_all(given: dict[str, str],
     bound_waiting()
     assert environment == (given | BOUNDED if "A" in given else given)
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "passive", "X": "y"})
+    monkeypatch.setattr(openmp, "LATE", False)
     assert waiting() == "OMP_WAIT_POLICY passive"
 
 
@@ -42,6 +44,16 @@ def test_the_library_that_pytorch_loads_has_it(given: dict[str, str], seen: str)
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this PyTorch has another OpenMP library than libgomp")
     assert f"GOMP_SPINCOUNT = '{seen}'" in done.stderr
+
+
+@pytest.mark.parametrize(("first", "given", "late"), [("torch", {}, True), ("svdata2vec", {}, False),
+                                                      ("torch", {"GOMP_SPINCOUNT": "77"}, False)])
+def test_what_is_set_too_late_is_said_to_be(first: str, given: dict[str, str], late: bool) -> None:
+    program = f"import {first}, svdata2vec, torch; from svdata2vec.config.openmp import waiting; print(waiting())"
+    done = subprocess.run([sys.executable, "-c", program], env=CLEAN | {"PYTHONPATH": str(ROOT)} | given, capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.endswith("(of no effect: import svdata2vec before torch)\n") == late
+    assert done.stdout.startswith("GOMP_SPINCOUNT ")
 
 
 def test_the_log_of_a_run_says_it_once(tiny_shard_folder: Path, tmp_path: Path, caplog) -> None:

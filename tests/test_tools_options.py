@@ -1,8 +1,10 @@
 """Options of the scripts in tools/: each has a help; files that are named are looked at before anything is measured."""
 
+import ast
 import importlib
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from repository import ROOT
 BENCHMARKS = {path.stem: path.read_text() for path in sorted((ROOT / "tools" / "bench").glob("*.py"))}
 
 SCRIPTS = [path for path in sorted((ROOT / "tools").rglob("*.py")) if "__main__" in path.read_text()]
+MODULES = {path.stem: path for path in (ROOT / "tools").rglob("*.py")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -25,6 +28,23 @@ def test_every_script_has_a_help_and_refuses_unknown_options(
         assert ended.value.code == status
         shown = capsys.readouterr()
         assert (shown.err if status else shown.out).startswith(f"usage: {script.name} ")
+
+
+def imported(script: Path) -> Iterator[str]:
+    """Names of the packages that a script imports at its top, in order, with those of the modules of tools/ that it imports."""
+    for node in ast.parse(script.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            for module in modules:
+                sibling = MODULES.get(module)
+                yield from [module.split(".")[0]] if sibling is None else imported(sibling)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_imports_this_package_before_pytorch(script: Path) -> None:
+    """Else PyTorch has loaded OpenMP's library before svdata2vec/config/openmp.py bounds how long its threads spin."""
+    names = [*imported(script)]
+    assert "svdata2vec" not in names or "torch" not in names[: names.index("svdata2vec")]
 
 
 def refused(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

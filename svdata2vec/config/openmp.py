@@ -6,6 +6,7 @@ as fast. A short spin keeps most of what spinning is good for on free cores (too
 """
 
 import os
+import sys
 
 # libgomp (PyTorch's wheels) counts turns of its loop; libiomp (PyTorch of conda with MKL) milliseconds.
 BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
@@ -13,6 +14,7 @@ BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 SPINNING = ("the threads of bfloat16 convolutions spin whatever is set; beside other programs give each process cores of its "
             "own (taskset) or one thread (OMP_NUM_THREADS=1)")
 OF_THE_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *BOUNDED)
+LATE = "torch" in sys.modules and not any(name in os.environ for name in OF_THE_USER)  # the library has read its settings
 
 
 def bound_waiting() -> None:
@@ -23,4 +25,5 @@ def bound_waiting() -> None:
 
 def waiting() -> str:
     """What is set, for a log."""
-    return ", ".join(f"{name} {os.environ[name]}" for name in OF_THE_USER if name in os.environ)
+    text = ", ".join(f"{name} {os.environ[name]}" for name in OF_THE_USER if name in os.environ)
+    return f"{text} (of no effect: import svdata2vec before torch)" if LATE else text

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import numpy as np
 import torch
 from bench_files import file_to_write

@@ -11,6 +11,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import torch
 from bench_files import file_to_write
 from kernel_inputs import CALLS, Call, Draw, Sizes

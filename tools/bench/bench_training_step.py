@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import torch
 from bench_files import file_to_write
 from pretraining_step import Step, make_batch

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import torch
 import tyro
 from bench_files import file_to_write

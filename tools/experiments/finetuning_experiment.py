@@ -17,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import torch
 from ending import reported
 from pretraining_sides import RESULTS, read_options

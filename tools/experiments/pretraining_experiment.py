@@ -21,6 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import small_cnn
 from ending import reported
 from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment

@@ -25,6 +25,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
+
+# isort: split
 import torch
 from ending import reported
 from torch import Tensor, nn
