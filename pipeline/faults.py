@@ -20,6 +20,7 @@ _WORDS: tuple[tuple[Kind, str], ...] = (
     ("format", r"Decoder hardware does not support|is not supported by NVDEC|Unsupported Codec"),
     ("cuda", r"CUDA (runtime|driver) API error|CUDA error|cudaError|CUDA_ERROR|nvImageCodec failure: '#21'"),
 )
+_CLOSING = "Current pipeline object is no longer valid"
 _ADVICE: dict[Kind, str] = {
     "memory": "no memory is left for decoding: take a smaller --run.batch-size or --data.prefetch, or end what else uses it",
     "driver": "the driver, or its video decoder, is not there: look at nvidia-smi and `bash tools/gpu_check.sh`; "
@@ -51,7 +52,7 @@ class MachineFault:
 
 def reason(error: BaseException) -> str:
     """The line of DALI's report that tells what is wrong: the one after "encountered:", and what its colon announces."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(_CLOSING)]
     start = next((number + 1 for number, line in enumerate(lines) if line.endswith("encountered:")), 0)
     told = lines[start : start + 2] or lines[:1] or ["DALI failed without a message"]
     return " ".join(told if told[0].endswith(":") else told[:1])

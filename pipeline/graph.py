@@ -41,6 +41,7 @@ Geometry = Literal["opencv", "warp", "resize"]
 # how, picture, which pixel of the packed picture is its first (x, y), where to write
 Job = tuple[Resampler, NDArray[np.uint8], int, int, list[NDArray[np.uint8]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MiB of decoded 320-px pictures per run
+MORE_TRIES = 2  # of a clip that alone found too little memory, where others found enough: it may have been short for a moment
 MANY = 6  # clips of one run that fail in the same words: no coincidence
 
 
@@ -197,9 +198,17 @@ class DaliDecoder:
         failed = {clips[0].row: why}
         if len(clips) > 1:
             log.warning("a run of %d clips failed in DALI (%s); trying them one by one", len(clips), why)
-            alone = ((clip.row, self._attempt([clip], out_BTSS3)) for clip in clips)
-            failed = {row: reason for row, reason in alone if reason is not None}
+            failed = self._one_by_one(clips, out_BTSS3)
+            for _ in range(MORE_TRIES if len(failed) < len(clips) else 0):
+                short = [clip for clip in clips if _lacked_memory(failed.get(clip.row))]
+                failed = {row: reason for row, reason in failed.items() if not _lacked_memory(reason)}
+                failed |= self._one_by_one(short, out_BTSS3)
         return self._only_damage(clips, why, failed)
+
+    def _one_by_one(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
+        """A run per clip; why some could not be decoded, by row."""
+        alone = ((clip.row, self._attempt([clip], out_BTSS3)) for clip in clips)
+        return {row: reason for row, reason in alone if reason is not None}
 
     def _only_damage(self, clips: list[RunClip], why: str, failed: dict[int, str]) -> dict[int, str]:
         """The clips that `failed` alone, after all of them together for a reason; MachineError if the machine is at fault."""
@@ -339,6 +348,11 @@ def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
         out_BTSS3[[clip.row for clip in clips]] = frames
     if out_BTSS3.is_cuda:
         torch.cuda.current_stream(out_BTSS3.device).synchronize()
+
+
+def _lacked_memory(why: str | None) -> bool:
+    fault = machine_fault(why) if why is not None else None
+    return fault is not None and fault.kind == "memory"
 
 
 def _resample_jobs(jobs: list[Job]) -> None:

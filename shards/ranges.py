@@ -177,7 +177,8 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, w
     """Raise UserError unless `value` is a finite number, or a `whole` one, with low <= value <= high."""
     if not _is_number(value, whole=whole) or not low <= value <= high or value == math.inf:
         kind = "a whole number" if whole else "a number"
-        expected = f"{low} or more, {kind}" if high == math.inf else f"{kind} from {low} to {high}"
+        bounds = f"above 0, {high} at most" if low == ABOVE_0 else f"from {low} to {high}"
+        expected = f"{low} or more, {kind}" if high == math.inf else f"{kind} {bounds}"
         raise UserError(f"{name} is {value!r}: expected {expected}")
 
 

@@ -1,5 +1,6 @@
 """Faults of the machine, planted in DALI's own words, are not taken for damaged clips; a damaged clip is not taken for one."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=4, size=32)
+CLOSING = "Current pipeline object is no longer valid."
 
 
 def report(words: str, operator: str = "MIXED operator `nvidia.dali.fn.decoders.image`") -> str:
@@ -25,7 +27,7 @@ def report(words: str, operator: str = "MIXED operator `nvidia.dali.fn.decoders.
     return (
         f"Critical error in pipeline:\nError in {operator},\nwhich was used in the pipeline definition with the following "
         'traceback:\n\n  File "graph.py", line 78, in jpeg_graph\n    return fn.decoders.image(data)\n\nencountered:\n\n'
-        f"{words}\nCurrent pipeline object is no longer valid."
+        f"{words}\n{CLOSING}"
     )
 
 
@@ -54,10 +56,11 @@ DAMAGED = "nvImageCodec failure: '#3'"
         ("nvImageCodec failure: '#21'", "cuda", "nvImageCodec failure: '#21'"),
         (DAMAGED, None, DAMAGED), ("nvImageCodec failure: '#6'", None, "nvImageCodec failure: '#6'"),
         ("Could not decode jpeg code stream", None, "Could not decode jpeg code stream"),
+        ("Failed to decode sample #12 :", None, "Failed to decode sample #12 :"),
     ],
 )
 def test_whose_fault_it_is(words: str, kind: str | None, told: str) -> None:
-    older = f"Critical error in pipeline:\nError when executing Mixed operator ImageDecoder encountered:\n{words}\nCurrent"
+    older = f"Critical error in pipeline:\nError when executing Mixed operator ImageDecoder encountered:\n{words}\n{CLOSING}"
     for text in (report(words), older, words):
         assert reason(RuntimeError(text)) == told
         fault = machine_fault(reason(RuntimeError(text)))
@@ -117,6 +120,24 @@ def test_a_fault_of_the_machine_ends_the_run_and_no_clip_is_lost(
         load(shards, train=train)
     assert "\n" not in str(caught.value)
     assert "skipping clip" not in caplog.text and len(fault.runs) <= most_runs
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize("train", [True, False])
+def test_memory_that_is_short_now_and_then_makes_no_clip_a_damaged_one(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, train: bool, every: int
+) -> None:
+    real, alone = DaliDecoder._run, itertools.count(1)
+
+    def run(decoder: DaliDecoder, clips: list[Any]) -> Any:
+        if len(clips) > 1 or next(alone) % every == 0:
+            raise RuntimeError(report(NO_MEMORY))
+        return real(decoder, clips)
+
+    monkeypatch.setattr(DaliDecoder, "_run", run)
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"^4 clips .*\(Can't allocate.*--run\.batch-size"):
+        load(shards, train=train)
+    assert "skipping clip" not in caplog.text
 
 
 @pytest.mark.parametrize("words", [DAMAGED, NO_MEMORY])

@@ -71,7 +71,7 @@ def settings(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def test_all_wrong_values_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "demo", "--neighbours", "0", "--label-fraction", "2", "--iterations", "5"]) == 2
     said = capsys.readouterr().err
-    assert "probe: --label-fraction is 2.0: expected a number from 1e-15 to 1; --neighbours is 0: expected a whole" in said
+    assert "probe: --label-fraction is 2.0: expected a number above 0, 1 at most; --neighbours is 0: expected a whole" in said
     assert "iterations" not in said
 
 

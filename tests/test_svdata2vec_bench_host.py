@@ -75,3 +75,18 @@ def test_other_codecs_are_refused(tmp_path: Path) -> None:
     config = HostConfig.of(pretrain_config(tmp_path / "vp9", tmp_path))
     with pytest.raises(UserError, match="codec vp9"):
         bench_host(config)
+
+
+def test_sets_with_small_weights_fill_a_batch(tmp_path: Path) -> None:
+    folders = ",".join(str(tmp_path / name) for name in "ab")
+    for first, name in enumerate("ab"):
+        shard_set(tmp_path / name, 3, first_seed=10 * first)
+    config = replace(HostConfig.of(pretrain_config(tmp_path / "a", tmp_path)), batches=(5,), rounds=1)
+    record = bench_host(replace(config, data=replace(config.data, shards=folders, weights=(0.1, 0.1), train_split="all")))
+    assert record["rows"][0]["batch_size"] == 5
+
+
+def test_a_device_that_would_not_be_used_is_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config = HostConfig.of(pretrain_config(tiny_shard_folder, tmp_path))
+    with pytest.raises(UserError, match=r"^--run\.device cuda: bench host measures the host alone"):
+        bench_host(replace(config, run=replace(config.run, device="cuda")))

@@ -180,7 +180,7 @@ def test_a_torn_configuration_is_named(tmp_path: Path) -> None:
 def test_settings_check_themselves() -> None:
     for config, name, value, message in (
         (PRETRAIN["demo"](), "run.epochs", 0, "run.epochs is 0: expected a whole number from 1 to 1000000000"),
-        (FINETUNE["demo"](), "label_fraction", 1.5, "label_fraction is 1.5: expected a number from 1e-15 to 1"),
+        (FINETUNE["demo"](), "label_fraction", 1.5, "label_fraction is 1.5: expected a number above 0, 1 at most"),
         (PROBE["demo"](), "neighbours", 0, "neighbours is 0: expected a whole number from 1 to 1000000000"),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,6 +9,7 @@ reader processes read, and what they take. Clips in blocks are laid and their up
 to start a copy, one a clip, is not in it.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -47,6 +48,8 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
     shards = open_preset_shards(config, "bench host measures one process")
     if shards.manifest.codec not in ("jpeg", "blocks"):
         raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the roads of jpeg and blocks")
+    if config.run.device not in ("auto", "cpu"):
+        raise UserError(f"--run.device {config.run.device}: bench host measures the host alone, without a GPU; leave it out")
     with running(replace(config.run, device="cpu")) as runtime:
         rows = [measure(config, shards, batch, readers) for batch in config.batches for readers in config.readers]
         setup = setting(config, runtime, shards) | {"batches": list(config.batches), "rounds": config.rounds}
@@ -69,7 +72,7 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
     with FeedingLoader(
         shards, config.data.train_split, config.data.plan(config.model.persons), batch_size=batch, train=True,
         seed=config.run.seed, num_readers=readers, prefetch=config.data.prefetch, decoder="reference",
-        limit=np.resize(split, max(len(split), batch)),  # a small set's clips several times
+        limit=np.resize(split, math.ceil(max(len(split), batch) / min((1, *config.data.weights)))),  # a few several times
         seen=frames_seen(config),
     ) as loader:
         producer = loader.make_producer()
