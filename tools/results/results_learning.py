@@ -18,10 +18,12 @@ def demo(cpu: Record, gpu: Record | None) -> str:
     rows = [[name, *(cell(run) if run else "" for run in columns.values())] for name, cell in cells.items()]
     rows = [row for row in rows if any(row[1:])]
     loss, spread = cpu["pretrain_loss_first_last"], cpu["target_std_first_last"]
+    cost = {name: each["cpu_seconds"] for name, each in cpu["costs"].items()}
     return table(["`bash tools/demo.sh`, top-1", *columns], rows) + (
         f"\n{cpu['classes']} classes of motion, {cpu['test_clips']} test clips of unseen subjects, "
         f"{cpu['labelled_clips']} labelled clips, one seed; pretraining loss {loss[0]:.2f} -> {loss[1]:.2f}, target spread "
-        f"{spread[0]:.2f} -> {spread[1]:.2f}. {measured(cpu)}\n"
+        f"{spread[0]:.2f} -> {spread[1]:.2f}. CPU seconds of training: {cost['small_cnn']:.0f} of the small CNN, "
+        f"{cost['scratch']:.0f} from scratch, {cost['pretrained']:.0f} of pretraining and fine-tuning. {measured(cpu)}\n"
     ) + not_measured(columns)
 
 
