@@ -13,6 +13,7 @@ import torch
 from pipeline_factory import shard_set
 from shards_data import without_sums
 
+from svdata2vec.pipeline.decoders import DecoderName
 from svdata2vec.pipeline.fetch import BadClipError
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -286,6 +287,23 @@ def test_a_tar_truncated_while_it_is_read_ends_in_one_clear_error(shards):
                 list(loader)
     with pytest.raises(UserError, match=r"shard-000000.tar: ends before byte \d+, where clip clip00002 should end"):
         shards.sample(2)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("decoder", ["dali", "reference"])
+def test_a_tar_truncated_between_reading_and_decoding_is_no_damaged_clip(
+    summed: ShardSet, decoder: DecoderName, train: bool
+) -> None:
+    """Pictures are mapped and were compared when they were read: what is gone since reads as zeros, in every clip."""
+    with ClipLoader(summed, "all", PLAN, batch_size=4, train=train, decoder=decoder, max_bad_rate=1.0) as loader:
+        producer = loader.make_producer()
+        read = next(producer.read(0, 0))
+        for shard in summed.manifest.shards:
+            os.truncate(Path(summed.root) / shard.name, 3000)
+        with pytest.raises(UserError, match=r"shard-00000\d\.tar: 3000 bytes, expected \d+ bytes; copy it again"):
+            list(producer.decode(iter([read])))
+        producer.close()
+    assert read.skipped == loader.stats.clips_skipped == 0
 
 
 def test_only_the_frames_of_the_plan_are_read(shards, monkeypatch):

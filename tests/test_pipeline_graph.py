@@ -1,5 +1,8 @@
 """Every encoding and geometry of the graph against the reference decoder: PSNR, exact frame numbers, planted damage."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import psutil
 import pytest
@@ -9,9 +12,10 @@ from hypothesis import strategies as st
 from pipeline_factory import clip_parts, picture
 
 from svdata2vec.pipeline import affine
+from svdata2vec.pipeline import graph as graph_module
 from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
-from svdata2vec.pipeline.graph import DaliDecoder, jpeg_graph, video_graph
+from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_graph
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.sample import parse_array
@@ -300,3 +304,59 @@ def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) 
     decoder = b"decoders__Image" if codec == "jpeg" else b"decoders__Video"
     assert decoder in written and (b"WarpAffine" if geometry == "warp" else b"Resize") in written
     assert b"mixed" in written and b"gpu" in written
+
+
+def test_the_gpus_decoder_is_told_its_share_and_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its engines take what they should, and no buffer grows while a run lasts."""
+    decode_image, given = graph_module.fn.decoders.image, {}
+
+    def note(data, **options):
+        given.update(options)
+        return decode_image(data, **options)
+
+    monkeypatch.setattr(graph_module.fn.decoders, "image", note)
+    decoder = DaliDecoder("jpeg", SIZE, device="cuda", engine_share=0.75)
+    clips = [encoded("jpeg", 4, [0, 1], affine.scale_and_shift(2, 2, 0, 0), packed) for packed in (96, 130, 32)]
+    clips[0] = replace(clips[0], packed_height=140)
+    runs = [RunClip(row, clip, feed) for row, (clip, feed) in enumerate(zip(clips, decoder.inputs(clips), strict=True))]
+    decoder.graph()(*decoder.graph_arguments(runs), batch_size=2, num_threads=1, device_id=None).serialize()
+    assert given == {
+        "device": "mixed", "hw_decoder_load": 0.75, "preallocate_width_hint": 130, "preallocate_height_hint": 140
+    }
+
+
+class Rows:
+    """Rows of frames that say they are on a GPU, and write down when they are filled."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def __init__(self, frames: torch.Tensor, events: list[str]) -> None:
+        self.frames, self.shape, self.events = frames, frames.shape, events
+
+    def __setitem__(self, rows: slice | list[int], frames: torch.Tensor) -> None:
+        self.events.append("copy")
+        self.frames[rows] = frames
+
+
+@pytest.mark.parametrize("places", [[0, 1], [1, 0], [0, 0]])
+@pytest.mark.parametrize("rows", [[0, 1], [0, 2]])
+def test_what_a_gpu_decoded_has_been_copied_before_dali_goes_on(
+    rows: list[int], places: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DALI's next run may write to the same memory, on a stream of its own: the copy's is waited for, no other."""
+    events: list[str] = []
+
+    def current(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: events.append(f"wait for {device}"))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current)
+    decoder = DaliDecoder("jpeg", 2, geometry="warp")
+    clip = encoded("jpeg", 4, places, affine.scale_and_shift(2, 2, 0, 0))
+    runs = [RunClip(row, clip, feed) for row, feed in zip(rows, decoder.inputs([clip, clip]), strict=True)]
+    pictures = torch.arange(2 * len({*places}), dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3).contiguous()
+    out = Rows(torch.full((3, 2, 2, 2, 3), 99, dtype=torch.uint8), events)
+    decoder.place(runs, SimpleNamespace(as_tensor=lambda: pictures), out)
+    decoder.close()
+    assert events == ["copy", "wait for cuda:0"]
+    for number, row in enumerate(rows):
+        assert out.frames[row, :, 0, 0, 0].tolist() == [number * len({*places}) + place for place in runs[0].feed.places]

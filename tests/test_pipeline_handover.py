@@ -117,8 +117,10 @@ def events(monkeypatch):
     @contextlib.contextmanager
     def current(stream):
         written.append(f"on {stream.name}")
-        yield
-        written.append(f"off {stream.name}")
+        try:
+            yield
+        finally:
+            written.append(f"off {stream.name}")
 
     def forbidden(*_):
         raise AssertionError("the hand-over waits for everything on the device")
@@ -140,6 +142,35 @@ def test_a_lane_works_on_a_stream_of_its_own_and_waits_for_that_alone(events):
         "on stream 0", "decode", "wait for stream 0", "off stream 0",
         "on stream 1", "decode", "wait for stream 1", "off stream 1",
     ]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_lane_that_fails_waits_for_its_stream_too(events, monkeypatch, broken):
+    """Its memory is free then. The first error is told, also where the stream itself is broken."""
+    lane = Lane(None, torch.device("cuda"))
+    if broken:
+        def fail(stream):
+            events.append(f"wait for {stream.name}")
+            raise RuntimeError("an illegal memory access")
+
+        monkeypatch.setattr(torch.cuda.Stream, "synchronize", fail)
+    with pytest.raises(ValueError, match="damaged"), lane.work():
+        raise ValueError("damaged")
+    assert events == ["new stream 0", "on stream 0", "wait for stream 0", "off stream 0"]
+
+
+def test_a_loader_on_a_gpu_has_two_lanes(events, tmp_path, monkeypatch):
+    """Each with a decoder and a stream of its own: the GPU decodes for one while the host feeds the other."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(ClipLoader, "new_decoder", lambda loader: Closed())
+    shards = shard_set(tmp_path, 4, num_frames=lambda i: 10, size=64)
+    with ClipLoader(shards, "all", PlanConfig(num_frames=6, size=32), batch_size=2, device="cuda") as loader:
+        producer = loader.make_producer()
+        producer.close()
+    decoders = [lane.decoder for lane in producer.turns.lanes]
+    assert len({*decoders}) == len(decoders) == 2 and [decoder.times for decoder in decoders] == [1, 1]
+    assert events == ["new stream 0", "new stream 1"]
 
 
 def test_the_consumer_waits_for_nothing_and_keeps_the_memory_until_it_is_done(events):

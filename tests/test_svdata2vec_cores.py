@@ -101,6 +101,31 @@ def test_a_gpu_that_only_the_driver_sees_is_an_error(tmp_path, monkeypatch):
     assert pick_device("auto").type == "cpu"
 
 
+@pytest.mark.parametrize(("given", "cores", "chosen"), [(None, 1, [1]), (None, 16, [4]), ("3", 1, [])])
+def test_a_run_computes_on_no_more_threads_than_it_may_use(monkeypatch, given, cores, chosen) -> None:
+    """PyTorch would start one for every core of the machine; what a user has set in the environment stays."""
+    asked: list[int] = []
+    monkeypatch.setattr(runtime, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with running(RunConfig(device="cpu")):
+        assert asked == chosen
+
+
+def test_a_run_on_a_gpu_measures_convolutions_once(monkeypatch) -> None:
+    chosen: list[torch.device] = []
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(runtime, "pick_device", lambda name: gpu)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    with running(RunConfig(device="cuda")) as here:
+        assert here.device == gpu and here.bf16 and chosen == [gpu]
+        assert torch.backends.cudnn.benchmark
+
+
 def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts() -> None:
     with running(RunConfig(device="cpu")):
         assert gc.get_freeze_count() > 50_000 > len(gc.get_objects())

@@ -1,10 +1,12 @@
 """What a training step must not do: wait for a value, or let processes drift apart; and masks that users give."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,9 +32,11 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training import finetune as finetune_module
+from svdata2vec.training import loop as loop_module
 from svdata2vec.training import pretrain as pretrain_module
 from svdata2vec.training import stepper as stepper_module
 from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.loop import TrainingRun
 from svdata2vec.training.mixup import Mixture
 from svdata2vec.training.pretrain import Pretraining
@@ -44,8 +48,7 @@ AWAY = Runtime(DEVICE, 0, 1, bf16=False)
 CLIPS, FRAMES, JOINTS, CLASSES = 4, 6, 17, 5
 TARGETS = {"joints": {"kind": "joints"}, "rgb": {"teacher": "encoder", "teacher_input": "rgb", "scored": "video"}}
 WAITS = (
-    "blocking copy|meta tensor|item\\(\\) cannot be called|with Meta tensors|raises unimplemented|not compiled with CUDA|"
-    "no NVIDIA driver"
+    "blocking copy|meta tensor|item\\(\\) cannot be called|with Meta tensors|raises unimplemented|the step waits"
 )
 
 
@@ -60,6 +63,10 @@ class NoBlockingCopies(TorchDispatchMode):
             if source.device != target.device and not asynchronous:
                 raise RuntimeError(f"a blocking copy of {tuple(source.shape)} to the device")
         return out
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("the step waits for the device, a stream or other processes")
 
 
 @pytest.fixture
@@ -82,7 +89,39 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_, **__: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "synchronize", forbidden)
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda tensor: tensor.device.type == DEVICE.type))
     return DEVICE
+
+
+class FakeStream:
+    """The host waits for none. One stream waits for another around a capture, which comes before the first replay."""
+
+    synchronize = forbidden
+    wait_stream: Any = None
+
+
+@pytest.fixture
+def graphs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that are made, each with the number of its replays; behind a replay no stream waits for another."""
+    made: list[Any] = []
+
+    def graph() -> Any:
+        made.append(SimpleNamespace(replays=0, replay=replay))
+        return made[-1]
+
+    def replay() -> None:
+        made[-1].replays += 1
+        monkeypatch.setattr(FakeStream, "wait_stream", forbidden)
+
+    monkeypatch.setattr(FakeStream, "wait_stream", lambda stream, other: None)
+    monkeypatch.setattr(loop_module, "require_launch", lambda config, runtime: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: contextlib.nullcontext())
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return made
 
 
 def batches(count: int, first: int = 0, modality: Modality = "both") -> list[tuple[int, ClipBatch]]:
@@ -106,10 +145,12 @@ def train_between_two_records(run: TrainingRun, modality: Modality = "both") -> 
 
 
 def a_pretraining_run(
-    shards: Path, out: Path, *, way: str = "kept_frames", repeats: int = 1, here: Runtime = AWAY, **model: Any
+    shards: Path, out: Path, *, way: str = "kept_frames", repeats: int = 1, here: Runtime = AWAY, launch: str = "eager",
+    **model: Any
 ) -> Pretraining:
-    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, clip_grad=1.0, accumulate=2)
-    config = pretrain_config(shards, out, optim=optim)
+    accumulate = 1 if launch == "graph" else 2
+    optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, clip_grad=1.0, accumulate=accumulate)
+    config = pretrain_config(shards, out, optim=optim, launch=launch)
     encode: Any = "all_frames" if way == "all_frames" else "kept_frames"
     target = replace(config.target, **TARGETS.get(way, {}))
     config = replace(config, encode=encode, model=replace(config.model, **model), target=target)
@@ -143,6 +184,12 @@ def test_nor_does_one_with_other_blocks(switch: str, tiny_shard_folder: Path, tm
     train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, **{switch: True}))
 
 
+def test_nor_does_one_that_replays_a_graph(tiny_shard_folder: Path, tmp_path: Path, graphs: list[Any]) -> None:
+    """Nor has it a stream wait for another, once the graph is captured."""
+    train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, launch="graph"))
+    assert [graph.replays for graph in graphs] == [3]
+
+
 @pytest.mark.parametrize(("modality", "mixup"), [("rgb", 0.0), ("rgb", 0.4), ("both", 0.4), ("skeleton", 0.4)])
 def test_a_fine_tuning_step_reads_no_value(
     modality: Modality, mixup: float, tiny_shard_folder: Path, tmp_path: Path, device: torch.device
@@ -170,12 +217,14 @@ PLANTED: dict[str, tuple[object, str, Callable[[Any, tuple[Any, ...]], object]]]
     "masks": (Masks, "to", lambda _, given: given[0].keep_NK.to(given[1])),
     "a label": (ClipBatch, "to", lambda result, given: result.label_B.copy_(given[0].label_B)),
     "the whole device": (stepper_module.Stepper, "end", lambda *_: torch.cuda.synchronize()),
+    "a figure of a graph": (CapturedPass, "__call__", lambda result, _: result["loss"].item()),
+    "the stream of a graph": (CapturedPass, "__call__", lambda *_: torch.cuda.current_stream().synchronize()),
 }
 
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_wait_that_is_put_back_is_found(
-    what: str, tiny_shard_folder: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    what: str, tiny_shard_folder: Path, tmp_path: Path, graphs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, wait = PLANTED[what]
     work = getattr(owner, name)
@@ -185,16 +234,29 @@ def test_a_wait_that_is_put_back_is_found(
         wait(result, arguments)
         return result
 
-    finetuning = owner in (Mixture, finetune_module)
-    run = (a_finetuning_run if finetuning else a_pretraining_run)(tiny_shard_folder, tmp_path)
+    run: TrainingRun
+    if owner in (Mixture, finetune_module):
+        run = a_finetuning_run(tiny_shard_folder, tmp_path)
+    else:
+        launch = "graph" if owner is CapturedPass else "eager"
+        run = a_pretraining_run(tiny_shard_folder, tmp_path, launch=launch)
     monkeypatch.setattr(owner, name, waiting)
     with NoBlockingCopies(), pytest.raises((RuntimeError, NotImplementedError, AssertionError), match=WAITS):
-        run.step(batches(2))
+        run.step(batches(run.stepper.batches))
+
+
+EXCHANGES = (
+    *((Runtime, name) for name in ("sum", "gather", "share_buffers", "share_weights", "barrier")),
+    *((dist, name) for name in ("all_gather", "all_gather_object", "broadcast", "barrier")),
+)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "fine-tuning"])
-def test_processes_exchange_gradients_once_a_step(kind: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
-    """However many batches it accumulates; what they leave are the gradients of one process alone."""
+def test_processes_exchange_gradients_once_a_step(
+    kind: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else, however many batches it accumulates; what they leave are the gradients of one process alone."""
+    exchange = dist.all_reduce
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     exchanged: list[int] = []
     weights = []
@@ -205,7 +267,13 @@ def test_processes_exchange_gradients_once_a_step(kind: str, tiny_shard_folder: 
             if isinstance(run.network, DistributedDataParallel):
                 run.network.register_comm_hook(exchanged, counted_allreduce)
             torch.manual_seed(0)
-            run.step(batches(2))
+            with monkeypatch.context() as patched:
+                for owner, name in EXCHANGES:
+                    patched.setattr(owner, name, forbidden)
+                patched.setattr(dist, "all_reduce", lambda *given, async_op=False, **options: (
+                    exchange(*given, async_op=True, **options) if async_op else forbidden()  # the gradients' is not waited for
+                ))
+                run.step(batches(2))
             weights.append(run.model.state_dict())
             assert sum(exchanged) == sum(p.numel() * p.element_size() for p in run.model.parameters())
     finally:
