@@ -52,8 +52,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """The same in short, for records of experiments."""
     return {
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()})", "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "load_average": os.getloadavg()[0],
         "versions": versions(), "commit": commit(), "date": datetime.date.today().isoformat(),
     }
 

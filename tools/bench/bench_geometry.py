@@ -7,7 +7,6 @@ Two threads. Alternatives take turns; medians over rounds. Every output is compa
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -34,7 +33,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.runs.provenance import save
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -187,8 +186,7 @@ def main() -> None:
         quality = f"{row['psnr_db_to_reference']:.0f} dB" if "psnr_db_to_reference" in row else "-"
         print(f"| {name} | {row['cpu_ms_per_clip']:.1f} | {row['wall_ms_per_clip']:.1f} | {quality} |")
     if options.out:
-        machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": THREADS}
-        save({**machine, "date": time.strftime("%Y-%m-%d"), "forms": rows}, options.out)
+        save({**machine(), "threads": THREADS, "forms": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 from bench_files import file_to_write
 
-from svdata2vec.runs.provenance import save
+from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.manifest import INDEX_NAME, Manifest, ShardEntry, index_dtype
@@ -86,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), options.clips)
         result = {"clips": options.clips, **probe(Path(folder))}
-    result |= {"load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    result = {**machine(), **result}
     print(json.dumps(result, indent=1))
     if options.out:
         save(result, options.out)

@@ -11,9 +11,7 @@ Letters: N clips, T sampled frames, C channels, H and W pixels, F features, M pe
 """
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +32,7 @@ from numpy.typing import NDArray
 from small_cnn import ClipNet, FrameNet
 from torch import Tensor, nn
 
-from svdata2vec import __version__
-from svdata2vec.runs.provenance import save
+from svdata2vec.runs.provenance import machine, save, versions
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.ranges import LARGEST_SEED, Range
 
@@ -181,9 +178,7 @@ def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -
         print(f"{100 * trials[-1]['accuracy']:5.1f} %  {trial.name} ({last}; {trials[-1]['seconds']:.0f} s)", flush=True)
     made_with = json.loads((folder / "motion.json").read_text()) if (folder / "motion.json").exists() else {}
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "versions": {"svdata2vec": __version__, "python": platform.python_version(), "torch": torch.__version__,
-                     "numpy": np.__version__, "opencv": cv2.__version__, "av": av.__version__},
+        **machine(), "versions": {**versions(), "numpy": np.__version__, "opencv": cv2.__version__, "av": av.__version__},
         "data": {"version": made_with.get("version"), "options": made_with.get("options")},
         "options": {"frames": num_frames, "epochs": epochs, "seed": seed, "threads": threads, "crop": SHOWN},
         "split": "xsub", "training_clips": int(clips.train_N.sum()), "evaluation_clips": int((~clips.train_N).sum()),
