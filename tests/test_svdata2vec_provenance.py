@@ -24,9 +24,9 @@ from svdata2vec.config.checked_json import read_sealed
 from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
-from svdata2vec.runs import folder
+from svdata2vec.runs import folder, provenance
 from svdata2vec.runs.folder import claimed, is_finished
-from svdata2vec.runs.provenance import UNKNOWN
+from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -237,3 +237,24 @@ def test_a_lock_that_is_a_link_is_not_followed(tiny_shard_folder: Path, tmp_path
     with pytest.raises(UserError, match=r"run/\.lock is a link"):
         pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run"))
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("changed", "ending"), [
+    (None, ""), ("tools/results/a.json", ""), ("tools/results/a.png", ""), ("tools/results/page.py", "-dirty"),
+    ("tools/a.json", "-dirty"), ("svdata2vec/code.py", "-dirty"),
+])
+def test_a_commit_is_changed_by_code_and_not_by_records(
+    changed: str | None, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["tools/results/a.json", "tools/results/a.png", "tools/results/page.py", "tools/a.json", "svdata2vec/code.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout[:12]
+    if changed:
+        (tmp_path / changed).write_text("two")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "svdata2vec" / "code.py"))
+    assert commit() == head + ending

@@ -18,6 +18,8 @@ from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.atomic import make_folder, write_atomically
 
+# What a measurement writes and the next one does not read, as git names it.
+RECORDS = [f":(top,exclude,glob)tools/results/*.{ending}" for ending in ("json", "png")]
 UNKNOWN = "unknown"  # in place of a commit that nobody wrote down
 
 # What `head` and `hardware` write, as a schema (config/checked_json.py).
@@ -82,7 +84,7 @@ def _driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit that this package's files are of, with -dirty if files were changed; None outside a checkout."""
+    """The commit that this package's files are of, with -dirty if files were changed, records apart; None outside a checkout."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -93,6 +95,7 @@ def commit() -> str | None:
     try:
         if not git("ls-files", here.name):  # installed somewhere inside another checkout
             return None
-        return git("rev-parse", "HEAD")[:12] + ("-dirty" if git("status", "-s", "-uno") else "")
+        changed = git("status", "-s", "-uno", "--", ":/", *RECORDS)
+        return git("rev-parse", "HEAD")[:12] + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
