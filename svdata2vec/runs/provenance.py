@@ -84,7 +84,7 @@ def _driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit that this package's files are of, with -dirty if files were changed, records apart; None outside a checkout."""
+    """The commit that this package's files are of, with -dirty if any but records were changed; None outside a checkout."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
