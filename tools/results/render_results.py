@@ -88,6 +88,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "encodings_synthetic": (encodings, ("packing_synthetic_540p",)),
     "index": (index, ("bench_index", "bench_index_10m")),
     "openmp": (openmp, ("bench_openmp",)),
+    "openmp_avx2": (openmp, ("bench_openmp_avx2",)),
     "op_calls": (op_calls, ("op_calls",)),
     "scaling": (scaling, ("scaling",)),
     "scaling_storage": (scaling_storage, ("scaling",)),
