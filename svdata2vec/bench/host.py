@@ -69,10 +69,11 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
 def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> dict[str, Any]:
     """One row: milliseconds per clip of this thread, by part, and of the reader processes."""
     split = shards.rows(config.data.train_split)
+    entries = math.ceil(max(len(split), batch) / min((1, *config.data.weights)))  # a small set's clips several times
     with FeedingLoader(
         shards, config.data.train_split, config.data.plan(config.model.persons), batch_size=batch, train=True,
         seed=config.run.seed, num_readers=readers, prefetch=config.data.prefetch, decoder="reference",
-        limit=np.resize(split, math.ceil(max(len(split), batch) / min((1, *config.data.weights)))),  # a few several times
+        limit=np.resize(split, entries),
         seen=frames_seen(config),
     ) as loader:
         producer = loader.make_producer()
