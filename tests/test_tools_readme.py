@@ -1,4 +1,4 @@
-"""The result pages say what their records say, and the commands of both pages have the options they name."""
+"""The result pages say what their records say, and the commands on them have the options they name."""
 
 import re
 import shlex
@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import render_results as render
 from repository import ROOT
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
 
-README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tools/results/README.md"))
+README = (ROOT / "README.md").read_text()
+RESULTS = "".join((ROOT / page).read_text() for page in render.PAGES[1:])
 
 
 def shell_lines(page: str) -> list[str]:

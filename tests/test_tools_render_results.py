@@ -80,7 +80,8 @@ def test_committed_records_of_the_hosts_cost_are_sound(name: str, codec: str) ->
 @pytest.mark.parametrize("name", render.SECTIONS)
 def test_the_page_has_every_table_and_the_readme_the_headlines(name: str) -> None:
     written = f"<!-- results:{name} -->\n{render.section(name)}<!-- /results -->"
-    assert [PAGES[page].count(written) for page in render.PAGES] == [name in HEADLINES | README_ALONE, name not in README_ALONE]
+    in_readme, *in_results = (PAGES[page].count(written) for page in render.PAGES)
+    assert (in_readme, sum(in_results)) == (name in HEADLINES | README_ALONE, name not in README_ALONE)
     assert render.section(name).startswith(render.NOT_MEASURED) == (name in NOT_MEASURED_YET)
 
 

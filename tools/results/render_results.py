@@ -1,6 +1,6 @@
-"""Write the result tables of README.md and tools/results/README.md from the records, the JSON files in tools/results/.
+"""Write the result tables of README.md and of the pages in tools/results/ from the records, the JSON files there.
 
-    python tools/results/render_results.py           # rewrites both pages between their markers
+    python tools/results/render_results.py           # rewrites the pages between their markers
     python tools/results/render_results.py --check   # exit status 1 if a page does not say what the records say
 
 Sections are marked `<!-- results:NAME -->` ... `<!-- /results -->`; SECTIONS lists them with their records. What was not
@@ -43,7 +43,7 @@ from svdata2vec.shards.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent
-PAGES = ("README.md", "tools/results/README.md")
+PAGES = ("README.md", *(f"tools/results/{name}.md" for name in ("README", "studies", "speed", "gpu", "robustness")))
 COMMAND = "python tools/results/render_results.py"
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 NOT_MEASURED = "Not measured yet.\n"
