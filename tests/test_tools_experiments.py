@@ -22,7 +22,7 @@ from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies.rows import Cell, run_cell
+from svdata2vec.studies.rows import Cell, cell_path, run_cell
 from svdata2vec.training.pretrain import pretrain
 
 EXPERIMENTS = experiments.EXPERIMENTS
@@ -203,6 +203,24 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
     assert dataclasses.replace(row, study=others).settings() != row.settings()
 
 
+def test_rows_with_more_steps_differ_in_nothing_else(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
+    config = pretrainings(EXPERIMENTS["claim"], options)["pretrained", 0]
+    study = study_of(EXPERIMENTS["claim"], options, config)
+    pretrain(config)
+    plain, *longer = experiments.further_rows(study, times=2)
+    assert [plain] == experiments.further_rows(study)
+    assert [(row.name, row.kind) for row in longer] == [
+        ("small_cnn_longer", "rival"), ("scratch_longer", "rival"), ("pretrained_longer", "ours")]
+    cell = Cell(1.0, 0, (("lr", 0.002), ("steps", 3)))
+    assert {row.run(cell, tmp_path / row.name)["clips_seen"] for row in longer} == {2 * 3 * 4}
+    assert longer[2].title == "pretrained, fine-tuned, 2 times the steps"
+    assert getattr(longer[2], "start", None) == study.pretrained[0].partition("=")[2]
+    assert cell_path(longer[0], cell, tmp_path).name != cell_path(plain, cell, tmp_path).name
+    with pytest.raises(UserError, match="--times counts from the study's steps"):
+        experiments.further_rows(dataclasses.replace(study, steps=0), times=2)
+
+
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
     runs = pretrainings(EXPERIMENTS["claim"], options)
@@ -217,8 +235,9 @@ def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path
 
 def test_the_command_of_the_page_is_one_that_runs() -> None:
     """Its texts of options are those of the two commands."""
-    page = Path(experiments.__file__).parents[1] / "results" / "README.md"
-    lines = [line for line in page.read_text().replace("\\\n", " ").splitlines() if "pretraining_experiment.py" in line]
+    pages = (Path(experiments.__file__).parents[1] / "results").glob("*.md")
+    text = "".join(page.read_text() for page in pages).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "pretraining_experiment.py" in line]
     named = set()
     for line in lines:
         options = make_parser(None, [*EXPERIMENTS]).parse_args(shlex.split(line)[2:])

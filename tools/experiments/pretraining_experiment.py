@@ -31,8 +31,10 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
 from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.label_efficiency import lines
-from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
+from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, Row, data_settings
 
 
 def as_it_is(config: PretrainConfig) -> PretrainConfig:
@@ -140,9 +142,60 @@ class SmallCnnRow:
         )
 
 
-def rivals(study: LabelEfficiencyConfig) -> list[Row]:
-    """Rows of the claim that are no network of this project."""
-    return [SmallCnnRow(study)]
+@dataclass(frozen=True)
+class Longer:
+    """Another row with `times` the steps on labels: those of its choice, or `steps`."""
+
+    row: Row
+    times: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}_longer"
+
+    @property
+    def title(self) -> str:
+        return f"{self.row.title}, {self.times} times the steps"
+
+    @property
+    def kind(self) -> Kind:
+        return self.row.kind
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        return self.row.grid
+
+    @property
+    def start(self) -> str | None:
+        return getattr(self.row, "start", None)
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.row.settings(), "times": self.times}
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        return self.row.before(cells)
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        chosen = dict(cell.choice)
+        chosen["steps"] = self.times * int(chosen.get("steps", self.steps))
+        return self.row.run(replace(cell, choice=tuple(chosen.items())), folder)
+
+
+def further_rows(study: LabelEfficiencyConfig, times: int = 1) -> list[Row]:
+    """Rows of the claim besides those of the study: the small CNN; where `times` is more than 1, it, scratch and the first side
+    fine-tuned with so many times the steps, too. UserError unless the study counts in steps."""
+    if times == 1:
+        return [SmallCnnRow(study)]
+    if not (study.steps or study.search.steps):
+        raise UserError("--times counts from the study's steps; give --study --steps or --search.steps")
+    (first, _, start), base = study.pretrained[0].partition("="), study.classifier()
+    trained: dict[Way, Row] = {
+        "scratch": FinetuneRow("scratch", "from scratch", "rival", base, study.steps),
+        "finetune": FinetuneRow(first, f"{first}, fine-tuned", "ours", base, study.steps, start),
+    }
+    rows = [SmallCnnRow(study), *(row for way, row in trained.items() if way in study.ways)]
+    return [SmallCnnRow(study), *(Longer(row, times, study.steps) for row in rows)]
 
 
 PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
@@ -156,8 +209,14 @@ EXPERIMENTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
-    more_rows = rivals if options.experiment == "claim" else lambda _: []
+    parser = make_parser(__doc__, [*EXPERIMENTS])
+    parser.add_argument("--times", type=Range(1, 1000).parser(int), default=1,
+                        help="claim: what is trained end to end with so many times the steps, too")
+    options = parser.parse_args(arguments)
+
+    def more_rows(study: LabelEfficiencyConfig) -> list[Row]:
+        return further_rows(study, options.times) if options.experiment == "claim" else []
+
     return reported(lambda: "\n".join([*lines(run_experiment(EXPERIMENTS[options.experiment], options, more_rows)), ""]))
 
 

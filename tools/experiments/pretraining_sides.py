@@ -132,10 +132,11 @@ def run_experiment(
     runs = pretrainings(experiment, options)
     first = next(iter(runs.values()))
     study = study_of(experiment, options, first)
+    further = more_rows(study)
     if not study.collect:
         require_study(study, runs)
         run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
-    record = write_study(study, [*more_rows(study), *rows_of(study)])
+    record = write_study(study, [*further, *rows_of(study)])
     changes = {
         name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
         for (name, _), config in runs.items()

@@ -36,20 +36,21 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
 def at_one_share(record: Record, share: float = 0.1, ours: str = "pretrained") -> str:
     """Every row at one share of the labels, and by how much one of ours is better, paired by seed."""
     found = {each["against"]: each for each in record["differences"] if (each["row"], each["fraction"]) == (ours, share)}
-    rows, labels, steps = [], 0, 0
-    for row in record["rows"]:
-        for cell in (cell for cell in row["cells"] if cell["fraction"] == share):
-            labels, steps = cell["labels"], max(steps, cell["steps"] or 0)
-            better = _points(found[row["name"]]) if row["name"] in found else ""
-            rows.append([row["title"], with_half(cell), better])
+    rows = []
+    cells = [(row, cell) for row in record["rows"] for cell in row["cells"] if cell["fraction"] == share]
+    labels, steps = cells[0][1]["labels"], min(cell["steps"] for _, cell in cells if cell["steps"])
+    for row, cell in cells:
+        better = _points(found[row["name"]]) if row["name"] in found else ""
+        rows.append([row["title"], with_half(cell), better])
     title = next(row["title"] for row in record["rows"] if row["name"] == ours)
     data, clips = record["data"], record["data"]["clips"]
     return table(["", f"top-1 with {labels} labels", f"{title}, is better by"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
-        f"{percent(1 / data['classes'])}. Whatever is trained end to end has {steps} steps on labels; pretraining comes on "
-        f"top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds, points paired by seed, bold where the "
-        f"interval leaves out 0, not corrected for their number, {len(found)}. {measured(record)}\n"
+        f"{percent(1 / data['classes'])}. Whatever is trained end to end has {steps} steps on labels where its line says no "
+        f"other; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds, points "
+        "paired by seed, bold where the interval leaves out 0, not corrected for their number, "
+        f"{len(found)}. {measured(record)}\n"
     )
 
 
