@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import claim_rows
 import codec_experiment as codec
 import finetuning_experiment as finetuning
 import pretraining_experiment as experiments
@@ -193,7 +194,7 @@ def test_a_run_that_fails_ends_an_experiment_in_one_line(
 
 def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
-    row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options, demo_pretrain()))
+    row = claim_rows.SmallCnnRow(study_of(EXPERIMENTS["claim"], options, demo_pretrain()))
     found = run_cell(row, Cell(1.0, 0, (("lr", 0.002), ("steps", 3))), tmp_path)
     assert (found["labels"], found["steps"], found["clips_seen"]) == (12, 3, 12) and 0 <= found["score"] <= 1
     assert row.run(Cell(0.5, 0), tmp_path)["steps"] == 2
@@ -208,8 +209,8 @@ def test_rows_with_more_steps_differ_in_nothing_else(tiny_shard_folder: Path, tm
     config = pretrainings(EXPERIMENTS["claim"], options)["pretrained", 0]
     study = study_of(EXPERIMENTS["claim"], options, config)
     pretrain(config)
-    plain, *longer = experiments.further_rows(study, times=2)
-    assert [plain] == experiments.further_rows(study)
+    plain, *longer = claim_rows.further_rows(study, times=2)
+    assert [plain] == claim_rows.further_rows(study)
     assert [(row.name, row.kind) for row in longer] == [
         ("small_cnn_longer", "rival"), ("scratch_longer", "rival"), ("pretrained_longer", "ours")]
     cell = Cell(1.0, 0, (("lr", 0.002), ("steps", 3)))
@@ -218,7 +219,7 @@ def test_rows_with_more_steps_differ_in_nothing_else(tiny_shard_folder: Path, tm
     assert getattr(longer[2], "start", None) == study.pretrained[0].partition("=")[2]
     assert cell_path(longer[0], cell, tmp_path).name != cell_path(plain, cell, tmp_path).name
     with pytest.raises(UserError, match="--times counts from the study's steps"):
-        experiments.further_rows(dataclasses.replace(study, steps=0), times=2)
+        claim_rows.further_rows(dataclasses.replace(study, steps=0), times=2)
 
 
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:
