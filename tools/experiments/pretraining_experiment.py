@@ -28,7 +28,6 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
-from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Row
 
@@ -119,10 +118,7 @@ EXPERIMENTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser(__doc__, [*EXPERIMENTS])
-    parser.add_argument("--times", type=Range(1, 1000).parser(int), default=1,
-                        help="claim: what is trained end to end with so many times the steps, too")
-    options = parser.parse_args(arguments)
+    options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
 
     def more_rows(study: LabelEfficiencyConfig) -> list[Row]:
         return further_rows(study, options.times) if options.experiment == "claim" else []

@@ -62,6 +62,10 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
     parser.add_argument("--seeds", type=Range(1).parser(int), help="instead of the experiment's own number")
     parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")
     parser.add_argument("--sides", nargs="+", help="these alone")
+    parser.add_argument(
+        "--times", type=Range(1, 1000).parser(int), default=1,
+        help="claim: what is trained end to end with so many times the steps on labels, too",
+    )
     parser.add_argument("--pretrain", default="", metavar="OPTIONS", help="further options of `svdata2vec pretrain`, one text")
     parser.add_argument("--study", default="", metavar="OPTIONS", help="further options of `svdata2vec label-efficiency`")
     return parser
