@@ -91,9 +91,11 @@ def further_rows(study: LabelEfficiencyConfig, times: int = 1) -> list[Row]:
     if not (study.steps or study.search.steps):
         raise UserError("--times counts from the study's steps; give --study --steps or --search.steps")
     (first, _, start), base = study.pretrained[0].partition("="), study.classifier()
+    title = f"{first.replace('_', ' ')}, fine-tuned"
+    kind: Kind = "ours" if first == "pretrained" else "rival"
     trained: dict[Way, Row] = {
         "scratch": FinetuneRow("scratch", "from scratch", "rival", base, study.steps),
-        "finetune": FinetuneRow(first, f"{first}, fine-tuned", "ours", base, study.steps, start),
+        "finetune": FinetuneRow(first, title, kind, base, study.steps, start),
     }
     rows = [SmallCnnRow(study), *(row for way, row in trained.items() if way in study.ways)]
     return [SmallCnnRow(study), *(Longer(row, times, study.steps) for row in rows)]

@@ -64,7 +64,7 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
     parser.add_argument("--sides", nargs="+", help="these alone")
     parser.add_argument(
         "--times", type=Range(1, 1000).parser(int), default=1,
-        help="claim: what is trained end to end with so many times the steps on labels, too",
+        help="claim alone: small CNN, scratch and the first side fine-tuned with so many times the steps on labels, too",
     )
     parser.add_argument("--pretrain", default="", metavar="OPTIONS", help="further options of `svdata2vec pretrain`, one text")
     parser.add_argument("--study", default="", metavar="OPTIONS", help="further options of `svdata2vec label-efficiency`")
@@ -140,7 +140,7 @@ def run_experiment(
     if not study.collect:
         require_study(study, runs)
         run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
-    record = write_study(study, [*further, *rows_of(study)])
+    record = write_study(study, [*rows_of(study), *further])
     changes = {
         name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
         for (name, _), config in runs.items()
