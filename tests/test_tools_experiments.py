@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import claim_rows
 import codec_experiment as codec
 import finetuning_experiment as finetuning
 import pretraining_experiment as experiments
@@ -23,7 +22,7 @@ from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies.rows import Cell, cell_path, run_cell
+from svdata2vec.studies.rows import Cell, run_cell
 from svdata2vec.training.pretrain import pretrain
 
 EXPERIMENTS = experiments.EXPERIMENTS
@@ -194,7 +193,7 @@ def test_a_run_that_fails_ends_an_experiment_in_one_line(
 
 def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_folder: Path, tmp_path: Path) -> None:
     options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
-    row = claim_rows.SmallCnnRow(study_of(EXPERIMENTS["claim"], options, demo_pretrain()))
+    row = experiments.SmallCnnRow(study_of(EXPERIMENTS["claim"], options, demo_pretrain()))
     found = run_cell(row, Cell(1.0, 0, (("lr", 0.002), ("steps", 3))), tmp_path)
     assert (found["labels"], found["steps"], found["clips_seen"]) == (12, 3, 12) and 0 <= found["score"] <= 1
     assert row.run(Cell(0.5, 0), tmp_path)["steps"] == 2
@@ -204,22 +203,17 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
     assert dataclasses.replace(row, study=others).settings() != row.settings()
 
 
-def test_rows_with_more_steps_differ_in_nothing_else(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    options = make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path))
-    config = pretrainings(EXPERIMENTS["claim"], options)["pretrained", 0]
-    study = study_of(EXPERIMENTS["claim"], options, config)
-    pretrain(config)
-    plain, *longer = claim_rows.further_rows(study, times=2)
-    assert [plain] == claim_rows.further_rows(study)
-    assert [(row.name, row.kind) for row in longer] == [
-        ("small_cnn_longer", "rival"), ("scratch_longer", "rival"), ("pretrained_longer", "ours")]
-    cell = Cell(1.0, 0, (("lr", 0.002), ("steps", 3)))
-    assert {row.run(cell, tmp_path / row.name)["clips_seen"] for row in longer} == {2 * 3 * 4}
-    assert longer[2].title == "pretrained, fine-tuned, 2 times the steps"
-    assert getattr(longer[2], "start", None) == study.pretrained[0].partition("=")[2]
-    assert cell_path(longer[0], cell, tmp_path).name != cell_path(plain, cell, tmp_path).name
-    with pytest.raises(UserError, match="--times counts from the study's steps"):
-        claim_rows.further_rows(dataclasses.replace(study, steps=0), times=2)
+def test_without_sides_rivals_alone_are_trained(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    given = words(tiny_shard_folder, tmp_path)
+    first, last = given.index("--sides"), given.index("--study")
+    given[first + 1 : last] = []
+    study = given[-1].replace("scratch finetune linear", "scratch")
+    given[-1] = study.replace("--search.weight-decay 0.001 0.1", "--search.steps 3")
+    assert experiments.main(given) == 0
+    record = json.loads((tmp_path / "claim.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["small_cnn", "scratch"]
+    assert all(cell["steps"] == 3 for row in record["rows"] for cell in row["cells"])
+    assert "sides" not in record and not list((tmp_path / "work").glob("pretrained*"))
 
 
 def test_the_study_and_pretraining_have_the_same_folders(tiny_shard_folder: Path, tmp_path: Path) -> None:

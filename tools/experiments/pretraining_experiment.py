@@ -15,21 +15,24 @@ A run is interrupted and started again at will. CPU seconds of every run stand i
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
 
 # isort: split
-from claim_rows import further_rows
+import small_cnn
 from ending import reported
 from pretraining_sides import Experiment, Side, equal_work, make_parser, run_experiment
 
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
+from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.studies.label_efficiency import lines
-from svdata2vec.studies.rows import Row
+from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
 
 
 def as_it_is(config: PretrainConfig) -> PretrainConfig:
@@ -107,6 +110,41 @@ MOTION: dict[str, Side] = {
 }
 
 
+@dataclass(frozen=True)
+class SmallCnnRow:
+    """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid.
+
+    Its colours change as its recipe has it, whatever those of the other rows do.
+    """
+
+    study: LabelEfficiencyConfig
+    name: str = "small_cnn"
+    title: str = "small CNN, from scratch"
+    kind: Kind = "rival"
+    grid: tuple[str, ...] = ("lr", "steps")
+
+    def settings(self) -> dict[str, Any]:
+        study = self.study
+        about = {"steps": study.steps, "batch_size": study.run.batch_size, "persons": study.model.persons}
+        return {"data": data_settings(replace(study.data, augment=AugmentConfig())), **about}
+
+    def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
+        return []
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        base, chosen = self.study.classifier(), dict(cell.choice)
+        return small_cnn.run(
+            replace(base, run=replace(base.run, seed=cell.seed), label_fraction=cell.fraction),
+            lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
+            validate=cell.validate,
+        )
+
+
+def rivals(study: LabelEfficiencyConfig) -> list[Row]:
+    """Rows of the claim that are no network of this project."""
+    return [SmallCnnRow(study)]
+
+
 PROBED: tuple[Way, ...] = ("finetune", "linear", "attentive")
 EXPERIMENTS = {
     "claim": Experiment(CLAIM, ("scratch", "scratch_total", *PROBED, "skeleton"), FRACTIONS, 5, "label_efficiency"),
@@ -119,10 +157,7 @@ EXPERIMENTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser(__doc__, [*EXPERIMENTS]).parse_args(arguments)
-
-    def more_rows(study: LabelEfficiencyConfig) -> list[Row]:
-        return further_rows(study, options.times) if options.experiment == "claim" else []
-
+    more_rows = rivals if options.experiment == "claim" else lambda _: []
     return reported(lambda: "\n".join([*lines(run_experiment(EXPERIMENTS[options.experiment], options, more_rows)), ""]))
 
 

@@ -61,11 +61,7 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
     parser.add_argument("--preset", choices=[*PRETRAIN], default="demo")
     parser.add_argument("--seeds", type=Range(1).parser(int), help="instead of the experiment's own number")
     parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")
-    parser.add_argument("--sides", nargs="+", help="these alone")
-    parser.add_argument(
-        "--times", type=Range(1, 1000).parser(int), default=1,
-        help="claim alone: small CNN, scratch and the first side fine-tuned with so many times the steps on labels, too",
-    )
+    parser.add_argument("--sides", nargs="*", help="these alone; none named: nothing is pretrained, only rivals are trained")
     parser.add_argument("--pretrain", default="", metavar="OPTIONS", help="further options of `svdata2vec pretrain`, one text")
     parser.add_argument("--study", default="", metavar="OPTIONS", help="further options of `svdata2vec label-efficiency`")
     return parser
@@ -107,7 +103,7 @@ def require_sides(sides: dict[str, PretrainConfig], base: PretrainConfig, plain:
                                 "change --pretrain")
 
 
-def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig) -> LabelEfficiencyConfig:
+def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig | None) -> LabelEfficiencyConfig:
     """The study of all sides, whose runs may be still to come: the preset `own` fits the settings of the `first`."""
     starts = [f"{name}={options.work}/{name}-{{seed}}" for name in experiment.sides]
     words = [
@@ -129,24 +125,24 @@ def run_experiment(
     """Pretrain all sides, study them beside further rows, write the record; what is finished is not done again."""
     if unknown := sorted({*(options.sides or ())} - {*experiment.sides}):
         raise UserError(f"--sides {' '.join(unknown)}: expected some of {', '.join(experiment.sides)}")
-    if options.sides:
+    if options.sides is not None:
         experiment = replace(experiment, sides={name: experiment.sides[name] for name in options.sides})
     out = options.out or RESULTS / f"{experiment.record}.json"
     require_writable(out, ".png")
     runs = pretrainings(experiment, options)
-    first = next(iter(runs.values()))
+    first = next(iter(runs.values()), None)
     study = study_of(experiment, options, first)
-    further = more_rows(study)
-    if not study.collect:
+    if runs and not study.collect:
         require_study(study, runs)
         run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
-    record = write_study(study, [*rows_of(study), *further])
-    changes = {
-        name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
-        for (name, _), config in runs.items()
-    }
-    record = {**record, "experiment": options.experiment, "sides": changes, "pretraining": to_values(
-        replace(first, run=replace(first.run, out=Path(first.run.out.name))))}
+    record = write_study(study, [*more_rows(study), *rows_of(study)])
+    record["experiment"] = options.experiment
+    if first is not None:
+        record["sides"] = {
+            name: changed_settings(to_values(first), to_values(config), ("run.out", "run.seed"))
+            for (name, _), config in runs.items()
+        }
+        record["pretraining"] = to_values(replace(first, run=replace(first.run, out=Path(first.run.out.name))))
     save(record, out)
     save_figure(label_curve(record), out.with_suffix(".png"), dpi=110)
     return record

@@ -36,7 +36,16 @@ from results_speed import (
     profiles,
     training_step,
 )
-from results_studies import at_one_share, finetuning, label_costs, label_differences, label_efficiency, sides, skeletons
+from results_studies import (
+    at_one_share,
+    finetuning,
+    label_costs,
+    label_differences,
+    label_efficiency,
+    more_steps,
+    sides,
+    skeletons,
+)
 from results_trust import fuzz, kill_loop
 
 from svdata2vec.shards.atomic import write_atomically
@@ -66,7 +75,8 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "finetuning": (finetuning, ("finetuning",)),
     "finetuning_longer": (finetuning, ("finetuning_longer",)),
     "longer": (partial(label_efficiency, chart="longer.png"), ("longer",)),
-    "recognition": (at_one_share, ("longer",)),
+    "recognition": (at_one_share, ("longer", "more_steps", "more_steps_scratch")),
+    "more_steps": (more_steps, ("more_steps", "same_steps", "more_steps_scratch", "longer")),
     "longer_differences": (label_differences, ("longer",)),
     "longer_costs": (label_costs, ("longer",)),
     "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),

@@ -33,25 +33,55 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
     )
 
 
-def at_one_share(record: Record, share: float = 0.1, ours: str = "pretrained") -> str:
-    """Every row at one share of the labels, and by how much one of ours is better, paired by seed."""
-    found = {each["against"]: each for each in record["differences"] if (each["row"], each["fraction"]) == (ours, share)}
-    rows = []
+def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, ours: str = "pretrained") -> str:
+    """Every row at one share of the labels, rivals that took more steps (`longer`) among them, and by how much one of ours is
+    better, paired by seed."""
+    rows, mine = [], next(row for row in record["rows"] if row["name"] == ours)
     cells = [(row, cell) for row in record["rows"] for cell in row["cells"] if cell["fraction"] == share]
     labels, steps = cells[0][1]["labels"], min(cell["steps"] for _, cell in cells if cell["steps"])
-    for row, cell in cells:
-        better = _points(found[row["name"]]) if row["name"] in found else ""
-        rows.append([row["title"], with_half(cell), better])
-    title = next(row["title"] for row in record["rows"] if row["name"] == ours)
+    more = [row for other in longer if other is not None for row in other["rows"]]
+    compared = 0
+    for row in [*record["rows"], *more]:
+        if cell := next((cell for cell in row["cells"] if cell["fraction"] == share), None):
+            better = _better(mine, row).get(share, "") if row is not mine else ""
+            compared += better != ""
+            rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
-    return table(["", f"top-1 with {labels} labels", f"{title}, is better by"], rows) + (
+    others = "".join(f" Of those with more: {measured(other)}" for other in longer if other is not None)
+    return table(["", f"top-1 with {labels} labels", f"{mine['title']}, is better by"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
         f"{percent(1 / data['classes'])}. Whatever is trained end to end has {steps} steps on labels where its line says no "
         f"other; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds, points "
         "paired by seed, bold where the interval leaves out 0, not corrected for their number, "
-        f"{len(found)}. {measured(record)}\n"
+        f"{compared}. {measured(record)}{others}\n"
     )
+
+
+def more_steps(record: Record, *more: Record | None) -> str:
+    """What is trained without pretraining, for few and for many steps on labels (`more`: further records), against the network
+    after pretraining; the last record has that."""
+    *others, longest = [each for each in more if each is not None]
+    ours = next(row for row in longest["rows"] if row["name"] == "pretrained")
+    shares, records, rows, compared = record["settings"]["fractions"], [record, *others], [], 0
+    labels = {cell["fraction"]: cell["labels"] for cell in ours["cells"]}
+    for row in (row for each in records for row in each["rows"]):
+        better = _better(ours, row)
+        compared += len(better)
+        cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
+        spent = mean(second for cell in row["cells"] for second in cell["cpu_seconds"])
+        rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
+    header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"{ours['title']}, is better by")]
+    return table(["", "steps", "CPU s", *header], rows) + (
+        f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
+        f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: the record of the "
+        f"table above, of another machine and packing. {' '.join(f'{commits(each)} {measured(each)}' for each in records)}\n"
+    )
+
+
+def _better(ours: Record, other: Record) -> dict[float, str]:
+    """By how much one of ours is better than a row of any record, by share of the labels."""
+    return {each["fraction"]: _points(each) for each in differences([ours, {**other, "kind": "rival"}])}
 
 
 def commits(record: Record) -> str:
@@ -125,7 +155,7 @@ def skeletons(record: Record, positions: Record, rgb: Record) -> str:
     assert seeds == positions["seeds"] == rgb["seeds"], "seeds that do not pair"
     (moving,), (still,) = record["rows"], positions["rows"]
     ours = next(row for row in rgb["rows"] if row["name"] == "pretrained")
-    better = {each["fraction"]: _points(each) for each in differences([ours, moving])}
+    better = _better(ours, moving)
     labels = {cell["fraction"]: cell["labels"] for cell in moving["cells"]}
     rows = [
         ["skeletons, positions and motion", *(_cell_at(moving, share) for share in shares)],
