@@ -381,6 +381,16 @@ def test_every_row_chooses_by_the_same_grid_on_validation_clips(tmp_path: Path) 
         assert each["mean"] == pytest.approx(-0.125) and each["interval"] == pytest.approx([-0.125, -0.125])
 
 
+def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
+    """By the row that has no other; one that may choose is searched as ever."""
+    search = SearchConfig(lr=(0.1,), weight_decay=(1.0, 2.0), fractions=(0.1,))
+    rows = [Planted(), Planted("other", "rival", grid=("lr", "weight_decay"))]
+    found = run_study(Plan(rows, (0.1, 1.0), [0], search, tmp_path))
+    assert [cell["choice"] for cell in found["rows"][0]["cells"]] == 2 * [{"lr": 0.1}]
+    assert [tried["row"] for tried in found["search"]] == ["other"]
+    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("cells/*-val-*")) == ["other", "other"]
+
+
 @pytest.mark.parametrize(
     ("ways", "search", "message"),
     [

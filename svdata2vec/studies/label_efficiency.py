@@ -56,7 +56,7 @@ def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
 def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneConfig | None) -> LabelEfficiencyConfig:
     """`fit` where the first run has these settings, and may be still to come."""
     search = config.search
-    validates = any((search.lr, search.steps, search.drop_path, search.weight_decay))
+    validates = any(len(values) > 1 for values in (search.lr, search.steps, search.drop_path, search.weight_decay))
     made = own.fit_after(replace(config.classifier(), eval_every=int(validates)), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 

@@ -110,21 +110,29 @@ def combinations(row: Row, search: SearchConfig) -> list[Choice]:
 
 def _search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
     for row in plan.rows:
-        for fraction in plan.search.fractions or plan.fractions:
-            for choice in combinations(row, plan.search):
+        choices = combinations(row, plan.search)
+        if len(choices) > 1:  # of one there is nothing to choose
+            for fraction, choice in itertools.product(plan.search.fractions or plan.fractions, choices):
                 for seed in plan.seeds[: plan.search.seeds]:
                     yield row, Cell(fraction, seed, tuple(choice.items()), validate=True)
 
 
 def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
-    """Of every row and share the combination whose mean over the seeds is best on validation clips, the first of equals."""
+    """Of every row and share the combination whose mean over the seeds is best on validation clips, the first of equals.
+
+    A row that has one combination takes it, untried.
+    """
     best: Chosen = {}
     tried = []
     searched = plan.search.fractions or plan.fractions
     for row in plan.rows:
+        choices = combinations(row, plan.search)
+        if len(choices) == 1:
+            best.update(((row.name, fraction), choices[0]) for fraction in searched)
+            continue
         for fraction in searched:
             results = []
-            for choice in combinations(row, plan.search):
+            for choice in choices:
                 cells = [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
                 outcomes = [found[row.name, cell] for cell in cells]
                 if all(outcome is not None for outcome in outcomes):
