@@ -13,10 +13,10 @@ from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, block_slices
 from svdata2vec.pipeline.resampling import Resampler
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 
 
-class BlocksDecoder:
+class BlockClipDecoder:
     """`FrameDecoder` for codec blocks, over `num_threads` threads, started at first use."""
 
     def __init__(self, num_threads: int) -> None:
@@ -44,7 +44,7 @@ def _decode_clip(clip: EncodedClip, out_TSS3: NDArray[np.uint8]) -> str | None:
     except ValueError as error:
         return str(error)
     resample = Resampler(clip.output_to_packed, out_TSS3.shape[1])
-    decode = BlockDecoder(clip.blocks, resample.touched(clip.packed_width, clip.packed_height))
+    decode = BlockFrameDecoder(clip.blocks, resample.touched(clip.packed_width, clip.packed_height))
     # The window at its place in a whole picture: the same numbers, and so the same pixels, as from one that is decoded whole.
     picture_HW3 = np.zeros((clip.packed_height, clip.packed_width, 3), np.uint8)
     window_HW3 = picture_HW3[decode.top : decode.top + decode.height, decode.left : decode.left + decode.width]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
+from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
@@ -79,7 +79,7 @@ def make_decoder(
         return ReferenceDecoder()
     if codec == "blocks":
         if on_cpu:
-            return BlocksDecoder(num_threads)
+            return BlockClipDecoder(num_threads)
         assert blocks is not None
         return BlockUploader(blocks, device)
     if on_cpu and codec not in DALI_CPU_CODECS:

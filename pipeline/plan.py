@@ -1,4 +1,4 @@
-"""Clip plans: which frames of a clip are seen and through which one affine map. All randomness of the pipeline is here.
+"""Clip plans: which frames of a clip are seen, through which one affine map. What is random in how a clip looks is drawn here.
 
 Frames, square crop around the sampled joints, and in training resize to 256, random-resized crop, resize to 224, mirror
 (pipeline/README.md, "What a clip looks like"): all of it composed into one map output -> source, applied to pixels once

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip, block_slices, different, jpeg_slices
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.decode import decode_jpeg, decode_video
 
 
@@ -41,7 +41,7 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
         frames = decode_video(clip.video, clip.frames_T)
         return [frames[number] for number in clip.frames_T.tolist()]
     if clip.blocks is not None:
-        return [BlockDecoder(clip.blocks)(data) for data in block_slices(clip, clip.blocks)]
+        return [BlockFrameDecoder(clip.blocks)(data) for data in block_slices(clip, clip.blocks)]
     (jpegs,) = jpeg_slices([clip])
     slices = zip(jpegs.pictures, different(clip), strict=True)
     pictures = [decode_jpeg(np.frombuffer(data, np.uint8), frame) for data, frame in slices]

@@ -73,7 +73,7 @@ class Persons:
     box_T5: np.ndarray
 
 
-def find_persons(frames: Sequence[Detections], options: TrackingOptions = TrackingOptions()) -> Persons:
+def track_persons(frames: Sequence[Detections], options: TrackingOptions = TrackingOptions()) -> Persons:
     """The main persons of a clip from its frames' detections: at least one entry, one per decoded frame, also without any."""
     cleaned = [without_duplicates(usable(detections, options)) for detections in frames]
     tracks = join_pieces(link_boxes(cleaned, options), cleaned, options)

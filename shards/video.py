@@ -18,11 +18,11 @@ from typing import IO, Any
 import av
 import numpy as np
 
+from svdata2vec.shards.completeness import Completeness
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.orientation import Orientation
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import filesystem_of
-from svdata2vec.shards.whole import Completeness
 
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
 # odd side are converted by another way of the library, which interpolates colours: those are converted whole.)

@@ -20,7 +20,7 @@ from svdata2vec.kernels import functional as K
 from svdata2vec.kernels.dispatch import Impl
 from svdata2vec.kernels.gather_blocks import decode
 from svdata2vec.shards.blocks import BlockFormat
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 
 IMPLS: tuple[Impl, ...] = ("auto", "torch")
 both = pytest.mark.parametrize("impl", IMPLS)
@@ -127,7 +127,7 @@ def test_gather_blocks_is_gather_frames_of_the_decoded_pictures(impl: Impl, fold
 def test_gather_blocks_decodes_as_the_shards_do(bits: tuple[int, int]) -> None:
     form = BlockFormat(64, *bits)
     frames = torch.randint(0, 256, (3, form.frame_bytes), dtype=torch.uint8)
-    whole = BlockDecoder(form)
+    whole = BlockFrameDecoder(form)
     assert (decode(frames, 64, *bits).numpy() == np.stack([whole(frame) for frame in frames.numpy()])).all()
 
 

@@ -17,7 +17,7 @@ from svdata2vec.model.video_encoder import VideoEncoder
 from svdata2vec.pipeline import loader
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
+from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -61,7 +61,7 @@ def test_frames_are_those_that_a_cpu_decodes(
 ) -> None:
     """To one grey level: OpenCV's weights have the same digits, but are rounded twice."""
     found = batches(shards, train=train)
-    monkeypatch.setattr(loader, "make_decoder", lambda *_: BlocksDecoder(1))
+    monkeypatch.setattr(loader, "make_decoder", lambda *_: BlockClipDecoder(1))
     expected = batches(shards, train=train)
     assert len(found) == len(expected) == 3
     for one, two in zip(found, expected, strict=True):

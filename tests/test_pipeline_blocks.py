@@ -20,7 +20,7 @@ from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 from svdata2vec.pipeline.resampling import Resampler
 from svdata2vec.shards.blocks import parse_clip
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.sample import block_offsets
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -56,7 +56,7 @@ def test_windows_equal_decode_then_resample(seed: int, num_frames: int, packed: 
     layout, frames = parse_clip(clip.video)
     for t, number in enumerate(clip.frames_T.tolist()):
         expected = np.empty((SIZE, SIZE, 3), np.uint8)
-        Resampler(window, SIZE)(BlockDecoder(layout)(frames[number]), 0, 0, expected)
+        Resampler(window, SIZE)(BlockFrameDecoder(layout)(frames[number]), 0, 0, expected)
         np.testing.assert_array_equal(out[0, t].numpy(), expected)
     assert torch.equal(out[0], out[1])
     ReferenceDecoder().decode([clip, clip], slow)

@@ -10,8 +10,8 @@ from repository import ROOT
 
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.shards.blocks import BlockFormat, parse_clip
-from svdata2vec.shards.packing.blockencoder import BlockEncoder
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.packing.blockencoder import BlockFrameEncoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 
 BITS = [(2, 2), (2, 3), (3, 2), (3, 3)]
 README = ROOT / "shards" / "README.md"
@@ -72,7 +72,7 @@ def test_decoder_equals_thirty_lines_of_plain_python(side: int, bits: tuple[int,
     clip = random_clip(BlockFormat(side, *bits), 2)
     layout, frames = parse_clip(np.frombuffer(clip, np.uint8))
     assert layout == BlockFormat(side, *bits)
-    np.testing.assert_array_equal(BlockDecoder(layout)(frames[1]), np.array(plain_decode(clip, 1), np.uint8))
+    np.testing.assert_array_equal(BlockFrameDecoder(layout)(frames[1]), np.array(plain_decode(clip, 1), np.uint8))
 
 
 @pytest.mark.parametrize("bits", [(3, 2), (2, 3)])
@@ -99,9 +99,9 @@ def test_opencv_converts_every_colour_as_the_format_says() -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_a_window_is_that_part_of_the_whole(bits: tuple[int, int]) -> None:
     layout, frames = parse_clip(np.frombuffer(random_clip(BlockFormat(96, *bits), 2), np.uint8))
-    whole = BlockDecoder(layout)(frames[0])
+    whole = BlockFrameDecoder(layout)(frames[0])
     for window in ((0, 0, 1, 1), (7, 8, 9, 17), (13, 20, 75, 90), (95, 95, 96, 96), (8, 4, 12, 96)):
-        decode = BlockDecoder(layout, window)
+        decode = BlockFrameDecoder(layout, window)
         part = decode(frames[0])
         assert decode.left <= window[0] < window[2] <= decode.left + part.shape[1]
         assert decode.top <= window[1] < window[3] <= decode.top + part.shape[0]
@@ -109,14 +109,14 @@ def test_a_window_is_that_part_of_the_whole(bits: tuple[int, int]) -> None:
         expected = whole[decode.top : decode.top + part.shape[0], decode.left : decode.left + part.shape[1]]
         np.testing.assert_array_equal(part, expected)
     with pytest.raises(ValueError, match=r"window \(90, 0, 97, 8\) of a picture of side 96: expected one inside it"):
-        BlockDecoder(layout, (90, 0, 97, 8))
+        BlockFrameDecoder(layout, (90, 0, 97, 8))
 
 
 def test_more_bits_are_nearer_to_the_picture() -> None:
     found = {}
     for bits in BITS:
         layout = BlockFormat(320, *bits)
-        encode, decode = BlockEncoder(layout), BlockDecoder(layout)
+        encode, decode = BlockFrameEncoder(layout), BlockFrameDecoder(layout)
         found[bits] = np.mean([psnr(decode(encode(picture(320, seed))), picture(320, seed)) for seed in range(3)])
     jpeg = [cv2.imencode(".jpg", picture(320, seed), [cv2.IMWRITE_JPEG_QUALITY, 90])[1] for seed in range(3)]
     assert found[2, 2] > 40 and found[3, 3] > found[3, 2] + 0.4 > found[2, 2] + 0.8 and found[3, 3] > found[2, 3] > found[2, 2]
@@ -131,7 +131,7 @@ def test_pictures_of_two_levels_come_back(bits: tuple[int, int]) -> None:
     grey[:32, :32] = np.repeat(np.repeat(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4, 4, axis=0), 4, axis=1)
     frame = np.repeat(grey[..., None], 3, axis=2)
     layout = BlockFormat(64, *bits)
-    np.testing.assert_array_equal(BlockDecoder(layout)(BlockEncoder(layout)(frame)), frame)
+    np.testing.assert_array_equal(BlockFrameDecoder(layout)(BlockFrameEncoder(layout)(frame)), frame)
 
 
 def test_ends_by_least_squares_beat_the_extremes() -> None:
@@ -140,7 +140,7 @@ def test_ends_by_least_squares_beat_the_extremes() -> None:
     block.flat[:] = [100, 103, 100, 103, 101, 104, 100, 103, 100, 103, 101, 104, 100, 103, 100, 140]
     frame = np.repeat(np.tile(block, (8, 8))[..., None], 3, axis=2)
     layout = BlockFormat(32, 2, 2)
-    decoded = BlockDecoder(layout)(BlockEncoder(layout)(frame))[:4, :4, 0].astype(int)
+    decoded = BlockFrameDecoder(layout)(BlockFrameEncoder(layout)(frame))[:4, :4, 0].astype(int)
     levels = [[((3 - i) * 100 + i * 140 + 1) // 3 for i in range(4)][k] for k in (0,) * 15 + (3,)]
     assert np.square(decoded - block).sum() < np.square(np.array(levels).reshape(4, 4) - block.astype(int)).sum()
 
@@ -149,7 +149,7 @@ def test_ends_by_least_squares_beat_the_extremes() -> None:
 def test_blocks_are_coded_by_themselves(bits: tuple[int, int]) -> None:
     """All blocks go through the encoder side by side: what lies beside one, in the picture or in memory, must not reach it."""
     frame, noise = picture(64), np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    encode, decode = BlockEncoder(BlockFormat(64, *bits)), BlockDecoder(BlockFormat(64, *bits))
+    encode, decode = BlockFrameEncoder(BlockFormat(64, *bits)), BlockFrameDecoder(BlockFormat(64, *bits))
     whole = decode(encode(frame)).copy()
     for y, x in ((0, 0), (0, 56), (24, 40), (56, 0), (56, 56)):
         alone = noise.copy()
@@ -159,9 +159,9 @@ def test_blocks_are_coded_by_themselves(bits: tuple[int, int]) -> None:
 
 def test_equal_frames_give_equal_bytes_whatever_came_before() -> None:
     layout = BlockFormat(64)
-    used = BlockEncoder(layout)
+    used = BlockFrameEncoder(layout)
     used(picture(64, 1))
-    np.testing.assert_array_equal(used(picture(64)), BlockEncoder(layout)(picture(64)))
+    np.testing.assert_array_equal(used(picture(64)), BlockFrameEncoder(layout)(picture(64)))
 
 
 @pytest.mark.parametrize("side", [32, 320, 480])

@@ -29,7 +29,7 @@ from svdata2vec.reports.report import write_report
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import changed_settings, read_result
-from svdata2vec.runs.own import fit
+from svdata2vec.runs.own_preset import fit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import finetune

@@ -18,7 +18,7 @@ from svdata2vec.cli.main import main
 from svdata2vec.cli.options import read
 from svdata2vec.config.presets import PAPER_FROM_CLIPS, SMALL_MODEL, own_finetune
 from svdata2vec.config.schema import ModelConfig, PretrainConfig, TargetConfig
-from svdata2vec.runs import own
+from svdata2vec.runs import own_preset
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.data import open_data
 from svdata2vec.runs.published import publish
@@ -98,7 +98,7 @@ def test_the_rate_is_that_of_the_network_however_it_is_computed(fifty: Path, tmp
         made = PretrainConfig(model=ModelConfig(fused_blocks=fused))
         publish(tmp_path / "pre", {"weight": torch.zeros(1)}, model_card("pretrain", made, num_joints=17))
         fitted = options("finetune", "own", "--data.shards", fifty, "--from", tmp_path / "pre")
-        assert fitted.optim.lr == own.LARGE_LR and fitted.model.fused_blocks is fused
+        assert fitted.optim.lr == own_preset.LARGE_LR and fitted.model.fused_blocks is fused
 
 
 def test_values_fit_the_set_and_the_words_stand_above_them(fifty: Path) -> None:
@@ -136,10 +136,10 @@ def test_batches_fit_the_clips_that_an_epoch_takes(fifty: Path, tmp_path: Path) 
 
 def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert PAPER_FROM_CLIPS > 1000
-    monkeypatch.setattr(own, "PAPER_FROM_CLIPS", 30)
+    monkeypatch.setattr(own_preset, "PAPER_FROM_CLIPS", 30)
     config = options("pretrain", "own", "--data.shards", fifty)
     assert config.model == ModelConfig() and config.data.size == 224 and config.target.top_layers == 8
-    assert config.optim.lr == own.LARGE_LR
+    assert config.optim.lr == own_preset.LARGE_LR
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytes
 def test_splits_are_found_or_made(tmp_path: Path, names: tuple[str, ...], expected: tuple[str, str]) -> None:
     keys = [f"clip{i:03d}" for i in range(12)]
     made = ShardSet.open(shards(tmp_path / "set", 12, 8, {name: keys[i :: len(names)] for i, name in enumerate(names)}))
-    assert own.choose_splits(made, own_finetune().data) == expected
+    assert own_preset.choose_splits(made, own_finetune().data) == expected
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
     ("frames", "expected"), [([10], 8), ([24, 24, 500], 8), ([48], 16), ([90], 24), ([150], 40), ([9000], 40), ([], 8)]
 )
 def test_number_of_frames(frames: list[int], expected: int) -> None:
-    assert own.frames_of(np.array(frames, np.int32)) == expected
+    assert own_preset.frames_of(np.array(frames, np.int32)) == expected
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_number_of_frames(frames: list[int], expected: int) -> None:
      (50_000, "finetune", (16, 20)), (50_000, "pretrain", (16, 50))],
 )
 def test_batch_and_epochs(clips: int, kind: str, expected: tuple[int, int]) -> None:
-    assert own.batch_and_epochs(clips, kind, 16) == expected
+    assert own_preset.batch_and_epochs(clips, kind, 16) == expected
 
 
 def test_parts_of_a_split_are_disjoint_whole_and_fair() -> None:

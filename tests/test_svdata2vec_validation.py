@@ -21,7 +21,7 @@ from svdata2vec.evaluation.probe import probe
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.runs.people import performers, warn_of_shared_people
+from svdata2vec.runs.performers import performers, warn_of_shared_people
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips, hold_out
 from svdata2vec.shards.errors import UserError

@@ -27,7 +27,7 @@ from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.shards.tracking import Detections, TrackingOptions, box_iou, find_persons, inside, without_duplicates
+from svdata2vec.shards.tracking import Detections, TrackingOptions, box_iou, inside, track_persons, without_duplicates
 
 
 def seen(joints_TV2: np.ndarray) -> list[int]:
@@ -47,7 +47,7 @@ def test_two_persons_keep_their_places_whatever_the_order_of_detections() -> Non
         duplicate = person(11 + 4 * t, 21, 60, 150, score=0.5)
         entries = [big, small, duplicate]
         frames.append(together([entries[i] for i in rng.permutation(3)]))
-    found = find_persons(frames)
+    found = track_persons(frames)
     assert found.joints_MTV2.shape == (2, 40, V, 2)
     for t in range(40):
         assert np.array_equal(found.joints_MTV2[0, t], person(10 + 4 * t, 20, 60, 150).joints_NV2[0])
@@ -59,7 +59,7 @@ def test_two_persons_keep_their_places_whatever_the_order_of_detections() -> Non
 def test_gaps_stay_empty_and_the_person_stays_the_same() -> None:
     missing = {5, 6, 7, 20}
     frames = [together([] if t in missing else [person(50 + t, 30)]) for t in range(30)]
-    found = find_persons(frames)
+    found = track_persons(frames)
     assert found.joints_MTV2.shape[:2] == (1, 30)
     assert seen(found.joints_MTV2[0]) == [t for t in range(30) if t not in missing]
     assert not found.box_T5[sorted(missing)].any() and not found.joint_score_MTV[0, sorted(missing)].any()
@@ -69,14 +69,14 @@ def test_gaps_stay_empty_and_the_person_stays_the_same() -> None:
 def test_a_person_who_comes_back_near_by_is_the_same_one(shift: float, gap: int, joined: bool) -> None:
     """After a gap the boxes no longer overlap: place and size decide, and not for ever."""
     before, after = [together([person(50, 30)])] * 20, [together([person(50 + shift, 30)])] * 20
-    found = find_persons(before + [together([])] * gap + after)
+    found = track_persons(before + [together([])] * gap + after)
     assert found.joints_MTV2.shape[0] == (1 if joined else 2)
     assert len(seen(found.joints_MTV2[0])) == (40 if joined else 20)
 
 
 def test_a_child_does_not_continue_an_adult() -> None:
     frames = [together([person(50, 30, 60, 150)])] * 10 + [together([])] * 20 + [together([person(55, 100, 20, 50)])] * 10
-    assert seen(find_persons(frames).joints_MTV2[0]) == list(range(10))
+    assert seen(track_persons(frames).joints_MTV2[0]) == list(range(10))
 
 
 def test_main_persons_are_large_for_long() -> None:
@@ -87,11 +87,11 @@ def test_main_persons_are_large_for_long() -> None:
         if 30 <= t < 33:
             people.append(person(250, 0, 80, 200))
         frames.append(together(people))
-    found = find_persons(frames)
+    found = track_persons(frames)
     assert found.joints_MTV2[:, 0, 0, 0] == pytest.approx([52.5, 152.25])
-    assert find_persons(frames, options=TrackingOptions(persons=1)).joints_MTV2.shape[0] == 1
+    assert track_persons(frames, options=TrackingOptions(persons=1)).joints_MTV2.shape[0] == 1
     alone = [together([person(50, 30, 50, 120), person(400, 10, 8, 20)])] * 20
-    assert find_persons(alone).joints_MTV2.shape[0] == 1, "a figure of a sixth of the size is not a second actor"
+    assert track_persons(alone).joints_MTV2.shape[0] == 1, "a figure of a sixth of the size is not a second actor"
 
 
 def test_people_who_hug_are_two_and_a_pose_found_twice_is_one() -> None:
@@ -113,12 +113,12 @@ def test_unusable_detections_are_ignored() -> None:
     broken[1].box_N4[0, 2] = np.inf
     broken[2].score_N[0] = 0.1
     broken[3].box_N4[0, 2] = broken[3].box_N4[0, 0] + 1
-    found = find_persons([together([*broken, good])] * 5)
+    found = track_persons([together([*broken, good])] * 5)
     assert found.joints_MTV2.shape[0] == 1 and np.array_equal(found.joints_MTV2[0, 2], good.joints_NV2[0])
 
 
 def test_a_clip_without_anybody_keeps_its_frames() -> None:
-    found = find_persons([together([])] * 7)
+    found = track_persons([together([])] * 7)
     assert found.joints_MTV2.shape == (1, 7, V, 2)
     assert not found.joints_MTV2.any() and not found.box_T5.any()
 
@@ -151,7 +151,7 @@ def test_the_result_does_not_depend_on_the_order_in_a_frame(seed: int) -> None:
                   for _ in range(rng.integers(0, 6))]
         frames.append(together(people))
         shuffled.append(together([people[i] for i in rng.permutation(len(people))]))
-    first, second = find_persons(frames), find_persons(shuffled)
+    first, second = track_persons(frames), track_persons(shuffled)
     assert np.array_equal(first.joints_MTV2, second.joints_MTV2) and np.array_equal(first.box_T5, second.box_T5)
 
 

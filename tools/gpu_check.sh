@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does everything work on this machine's NVIDIA GPU? Writes gpu_check.json and gpu_check.txt; see tools/gpu_check.py.
-# Installs nothing: takes .venv if it is there, else $PYTHON, else python3, with the versions that it finds.
+# Installs nothing: takes $PYTHON if it is set, else .venv, else python3, with the versions that it finds.
 #
 #     bash tools/gpu_check.sh [--out FOLDER] [--only PART ...]
 set -euo pipefail

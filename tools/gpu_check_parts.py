@@ -89,14 +89,14 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
 
 def check_blocks(device: str = "cuda") -> Figures:
     """Clips in blocks, one in page-locked memory, are uploaded and decoded as a CPU decodes them, to one grey level."""
-    from svdata2vec.pipeline.blocksdecoder import BlocksDecoder
+    from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
     from svdata2vec.pipeline.blockupload import BlockUploader
     from svdata2vec.pipeline.frames import gathered, laid
     from svdata2vec.pipeline.video import frames_of
 
     clip = encoded_clip("blocks")
     assert clip.blocks is not None
-    uploader, decoder = BlockUploader(clip.blocks, device), BlocksDecoder(1)
+    uploader, decoder = BlockUploader(clip.blocks, device), BlockClipDecoder(1)
     clips, expected = uploader.room(2, len(WANTED), SIZE), torch.zeros((2, len(WANTED), SIZE, SIZE, 3), dtype=torch.uint8)
     slabs = uploader.slabs(1, len(WANTED))
     _, places = slabs.take()
@@ -124,7 +124,7 @@ def encoded_clip(codec: str) -> Any:
     from svdata2vec.pipeline import affine
     from svdata2vec.pipeline.frames import EncodedClip
     from svdata2vec.shards.blocks import BlockFormat
-    from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
+    from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
     from svdata2vec.shards.reading.sample import block_offsets
 
     blocks = BlockFormat(PACKED) if codec == "blocks" else None
@@ -132,9 +132,9 @@ def encoded_clip(codec: str) -> Any:
     scene = cv2.resize(coarse, (PACKED, PACKED), interpolation=cv2.INTER_CUBIC)
     encoder: Encoder = JpegEncoder(90, "420")
     if blocks is not None:
-        encoder = BlocksEncoder(blocks)
+        encoder = BlockClipEncoder(blocks)
     elif codec != "jpeg":
-        encoder = VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, PACKED, 30.0)
+        encoder = VideoClipEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, PACKED, 30.0)
     for number in range(NUM_FRAMES):
         picture = scene.copy()
         picture[:, 3 * number : 3 * number + 8] = 255

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment if needed, then runs linters, the type checker and all tests on two processes.
-# Arguments go to pytest instead: bash tools/test.sh tests/test_layout.py -k imports
+# Arguments replace pytest's `-n 2 --dist loadfile`: bash tools/test.sh tests/test_layout.py -k imports
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh

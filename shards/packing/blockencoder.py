@@ -23,7 +23,7 @@ _SCALE_BITS = 13  # an index times a share of the span fits into 16 bits: 7 * 2*
 _INSET = {2: 20, 3: 8}
 
 
-class BlockEncoder:
+class BlockFrameEncoder:
     """Frames (S, S, 3) uint8 RGB to (frame_bytes,) bytes each, in the same memory each time."""
 
     def __init__(self, layout: BlockFormat) -> None:

@@ -16,7 +16,7 @@ from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.boxes import Box, joint_box, packed_square, packed_to_source, union_box
 from svdata2vec.shards.errors import UserError, readable
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
-from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
+from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.shown import public
@@ -139,10 +139,10 @@ class ClipPacker:
         if self._options.codec == "jpeg":
             encoder = JpegEncoder(self._options.coded_quality, self._options.chroma)
         elif self._options.blocks is not None:
-            encoder = BlocksEncoder(self._options.blocks)
+            encoder = BlockClipEncoder(self._options.blocks)
         else:
-            codec = VIDEO_CODECS[self._options.codec]
-            encoder = VideoEncoder(codec, self._options.coded_quality, self._options.gop, self._options.size, reader.info.fps)
+            options, codec = self._options, VIDEO_CODECS[self._options.codec]
+            encoder = VideoClipEncoder(codec, options.coded_quality, options.gop, options.size, reader.info.fps)
         crops = reader.crops(*square, start=clip.start_frame, times=self.times)
         length = None if clip.end_frame is None else clip.end_frame - clip.start_frame
         num_frames = 0

@@ -18,7 +18,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.blockencoder import BlockEncoder
+from svdata2vec.shards.packing.blockencoder import BlockFrameEncoder
 from svdata2vec.shards.reading.sample import OFFSETS
 
 # 4:4:4 keeps 2 to 3 dB more of the model's crop, for 20 to 40 % more bytes (tools/results/packing_*.json) and 40 % more time to
@@ -44,11 +44,11 @@ class JpegEncoder:
         return {"jpegs": b"".join(self._parts), OFFSETS: npy_bytes(offsets)}
 
 
-class BlocksEncoder:
+class BlockClipEncoder:
     """Frames of one size behind a header (`shards/blocks.py`)."""
 
     def __init__(self, layout: BlockFormat) -> None:
-        self._layout, self._encode = layout, BlockEncoder(layout)
+        self._layout, self._encode = layout, BlockFrameEncoder(layout)
         self._parts: list[bytes] = []
 
     def add(self, frame_HWC: np.ndarray) -> None:
@@ -89,7 +89,7 @@ VIDEO_CODECS = {
 CODEC_QUALITY = {"jpeg": 90, "blocks": 0, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
 
 
-class VideoEncoder:
+class VideoClipEncoder:
     """An MP4 with constant frame rate; `gop` frames between key frames, 0 = one key frame per clip."""
 
     def __init__(self, codec: VideoCodec, quality: int, gop: int, size: int, fps: float) -> None:
@@ -132,4 +132,4 @@ class VideoEncoder:
         return {"mp4": self._buffer.getvalue()}
 
 
-Encoder = JpegEncoder | BlocksEncoder | VideoEncoder
+Encoder = JpegEncoder | BlockClipEncoder | VideoClipEncoder

@@ -21,7 +21,7 @@ from svdata2vec.shards.readers.media import without_extension
 from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
 from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
 from svdata2vec.shards.readers.walk import walk
-from svdata2vec.shards.tracking import TrackingOptions, find_persons
+from svdata2vec.shards.tracking import TrackingOptions, track_persons
 
 FORMATS = (*PARSERS, "npz")
 # The joints that a program's own models find; others are told by their number, or named.
@@ -155,7 +155,7 @@ def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: st
         frames = found.detections(next(iter(counts), num_joints), path)
         if not frames:
             raise UserError(f"{path}: no frame of {item or 'the video'}")
-        main = find_persons(frames, TrackingOptions(min_score=min_score, persons=persons))
+        main = track_persons(frames, TrackingOptions(min_score=min_score, persons=persons))
         scale = RELATIVE_SCALE if found.relative else 1.0
         width, height = (1, 1) if found.relative else found.size or (None, None)
         box_T4 = main.box_T5[:, :4] / scale if found.has_boxes else None

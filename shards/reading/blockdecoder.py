@@ -13,7 +13,7 @@ Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 _UNPACKED = (np.arange(256, dtype=np.uint8)[:, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)).view(np.int32)
 
 
-class BlockDecoder:
+class BlockFrameDecoder:
     """Decodes one window of frames, in memory of its own: whoever decodes many frames makes one and keeps it.
 
     `window`: the pixels that are wanted, None = all; decoded are `width` x `height` at `left`, `top`: whole tiles around it.

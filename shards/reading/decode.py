@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -57,7 +57,7 @@ def decode_jpeg(content: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     return frame.astype(np.uint8, copy=False)
 
 
-def decode_still(content: NDArray[np.uint8], number: int, blocks: BlockDecoder | None) -> NDArray[np.uint8]:
+def decode_still(content: NDArray[np.uint8], number: int, blocks: BlockFrameDecoder | None) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of frame `number`: in blocks, or, without a decoder of them, a JPEG. ValueError for a damaged one."""
     return decode_jpeg(content, number) if blocks is None else blocks(content)
 

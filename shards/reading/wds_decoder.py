@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.decode import decode_still, decode_video
 from svdata2vec.shards.reading.sample import SIDE_COMPONENTS, VIDEO_COMPONENTS, Sample, parse_sample
 
@@ -69,7 +69,7 @@ def _pictures(clip: Sample, frames_K: np.ndarray) -> np.ndarray:
     assert clip.video is not None
     if clip.offsets is not None:
         blob, offsets = np.frombuffer(clip.video, np.uint8), clip.offsets
-        blocks = None if clip.blocks is None else BlockDecoder(clip.blocks)
+        blocks = None if clip.blocks is None else BlockFrameDecoder(clip.blocks)
         pictures = [decode_still(blob[offsets[number] : offsets[number + 1]], number, blocks) for number in frames_K.tolist()]
     else:
         found = decode_video(np.frombuffer(clip.video, np.uint8), frames_K) if frames_K.size else {}

@@ -49,7 +49,7 @@ class Later:
         return pkgutil.resolve_name(f"svdata2vec.{self.name}")(options)
 
 
-FITS = {GENERAL_PRESET: Later("runs.own:fit")}  # presets of a run whose values depend on its shards
+FITS = {GENERAL_PRESET: Later("runs.own_preset:fit")}  # presets of a run whose values depend on its shards
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ SEARCHED = {
 class SearchConfig:
     """Hyper-parameters that every row chooses for itself, on clips of performers that are neither trained nor tested on.
 
-    The same grid for every row that is trained, all combinations; what is left empty is as the other options say.
+    The same grid for every row that is trained, all combinations; what is left empty is as the other options say. Of a single
+    combination there is nothing to choose: it is taken without a trial.
     """
 
     lr: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
@@ -64,7 +65,7 @@ class LabelEfficiencyConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(out=Path("runs/label-efficiency"), epochs=100))
     pretrained: Annotated[tuple[str, ...], tyro.conf.arg(name="from", metavar="NAME=RUN [NAME=RUN ...]")] = ()
     """Pretraining runs to start from, each with a name for its rows; {seed} in a folder stands for the seed."""
-    ways: tuple[Way, ...] = ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton")
+    ways: tuple[Way, ...] = ("scratch", "finetune", "linear", "attentive")
     """What to do: RGB from scratch, and with the compute of the first run of `--from` besides; fine-tune and probe every run
     of `--from`; skeletons from scratch, for reference."""
     fractions: tuple[PositiveShare, ...] = FRACTIONS
@@ -116,10 +117,9 @@ def _preset(name: str) -> LabelEfficiencyConfig:
     classifier = FINETUNE[name]()
     run = classifier.run
     out = run.out.with_name(run.out.name.replace("finetune", "label-efficiency"))
-    ways: tuple[Way, ...] = ("scratch", "finetune", "linear", "attentive")
     return LabelEfficiencyConfig(
         data=classifier.data, model=classifier.model, head=classifier.head, optim=classifier.optim,
-        run=RunConfig(**{**vars(run), "out": out}), ways=ways,
+        run=RunConfig(**{**vars(run), "out": out}),
     )
 
 

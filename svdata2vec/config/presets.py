@@ -110,7 +110,7 @@ PAPER_FROM_CLIPS = 2000  # training clips from which on the preset `own` takes t
 
 
 def own_pretrain() -> PretrainConfig:
-    """Own videos with skeletons; `runs/own.py` fits it to the shards."""
+    """Own videos with skeletons; `runs/own_preset.py` fits it to the shards."""
     base = demo_pretrain()
     run = replace(base.run, out=Path("runs/pretrain-own"), log_every=10)
     ema, optim = replace(base.ema, anneal_share=0.5), _in_shares(base.optim)
@@ -118,7 +118,7 @@ def own_pretrain() -> PretrainConfig:
 
 
 def own_finetune() -> FinetuneConfig:
-    """Own videos, RGB alone; `runs/own.py` fits it to the shards."""
+    """Own videos, RGB alone; `runs/own_preset.py` fits it to the shards."""
     base = demo_finetune()
     run = replace(base.run, out=Path("runs/finetune-own"))
     data, head = replace(OWN_DATA, crop="boxes"), replace(base.head, drop_path=0.1)

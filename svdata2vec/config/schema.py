@@ -31,7 +31,7 @@ Modality = Literal["rgb", "both", "skeleton"]
 
 SMALLEST_SIZE, LARGEST_SIZE = 32, 2880  # of a crop's side, in pixels; of larger ones a GPU's grid does not hold the programs
 
-Blocks = Annotated[int, Range(1, 1000)]
+NumBlocks = Annotated[int, Range(1, 1000)]
 Epochs = Annotated[float, Range(0, LARGEST)]
 Frames = Annotated[int, Range(1, 10_000)]
 Heads = Annotated[int, Range(1, 16_384)]
@@ -78,8 +78,8 @@ class DataConfig:
     crop_scores: tuple[Share, Share] = CROP_SCORES
     """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
     frame_draw: FrameDraw = "fixed"
-    """Frames of an evaluation: drawn once and for all by the clip's name, number for number as the authors' code does, or
-    without a draw the middle of each segment, whatever the file is called."""
+    """Frames of an evaluation. fixed: drawn once and for all by the clip's name; original: number for number as the authors'
+    code does; centre: no draw, the middle of each segment, whatever the file is called."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: Annotated[int | None, Range(1, 256)] = None
@@ -91,8 +91,8 @@ class DataConfig:
     run_pictures: Annotated[int | None, Range(1, 100_000)] = None
     """Pictures that DALI decodes at once; None = as tuned, or else 256 on a CPU and 1,280 on a GPU."""
     readers: Annotated[int | None, Range(0, 100)] = None
-    """Processes per process that read and plan clips, 0 = a thread does it; None = 0 on a CPU, beside a GPU a quarter of the
-    cores, up to 4 (shards in a folder)."""
+    """Reader processes per training process, which read and plan clips; 0 = a thread does it; None = 0 on a CPU, beside a GPU a
+    quarter of the cores, up to 4 (shards in a folder)."""
     prefetch: Annotated[int, Range(1, 100)] = 2
     """Batches prepared ahead of the training step."""
     views: Views = 1
@@ -132,7 +132,7 @@ class ModelConfig:
 
     width: Annotated[int, Range(1, 16_384)] = 256
     """Token width (D)."""
-    depth: Blocks = 8
+    depth: NumBlocks = 8
     """Encoder blocks (L)."""
     decoder_depth: Annotated[int, Range(0, 1000)] = 3
     """Decoder blocks."""
@@ -156,7 +156,8 @@ class ModelConfig:
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"
-    """Implementation of the custom ops: Triton kernels, plain PyTorch, or Triton where the tensors are on a GPU."""
+    """Implementation of the custom ops. auto: Triton where the tensors are on a GPU; triton: Triton kernels; torch: plain
+    PyTorch."""
     fused_blocks: bool = False
     """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with run.launch graph, where it
     makes a step faster; launched one by one it is slower."""
@@ -209,7 +210,7 @@ def mask_counts(num_frames: int, video_ratio: float, skeleton_ratio: float) -> t
 class TargetConfig:
     """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
 
-    top_layers: Blocks = 8
+    top_layers: NumBlocks = 8
     """Number of top blocks whose outputs are averaged."""
     normalise_layer: Literal["instance", "layer", "batch", "none"] = "instance"
     """Normalisation of each layer's output: per clip and channel over time, per token, per channel over the batch, none."""

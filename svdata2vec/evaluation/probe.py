@@ -34,7 +34,7 @@ from svdata2vec.runs.data import (
 )
 from svdata2vec.runs.finished import run_once
 from svdata2vec.runs.folder import PROBES, finish_run, write_config
-from svdata2vec.runs.people import warn_of_shared_people
+from svdata2vec.runs.performers import warn_of_shared_people
 from svdata2vec.runs.published import publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.runs.data import labelled_rows, require_classes, require_several_classes
-from svdata2vec.runs.people import performers, warn_of_shared_people
+from svdata2vec.runs.performers import performers, warn_of_shared_people
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 

@@ -17,11 +17,11 @@ from svdata2vec.evaluation.probe import check_input
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
-from svdata2vec.runs import own
+from svdata2vec.runs import own_preset
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import open_data, require_classes, require_several_classes
 from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.runs.people import warn_of_shared_people
+from svdata2vec.runs.performers import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import input_settings, published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
@@ -57,7 +57,7 @@ def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneCon
     """`fit` where the first run has these settings, and may be still to come."""
     search = config.search
     validates = any(len(values) > 1 for values in (search.lr, search.steps, search.drop_path, search.weight_decay))
-    made = own.fit_after(replace(config.classifier(), eval_every=int(validates)), first)
+    made = own_preset.fit_after(replace(config.classifier(), eval_every=int(validates)), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
 

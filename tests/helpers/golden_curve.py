@@ -1,6 +1,6 @@
 """Losses of the first 20 steps of a tiny pretraining run. Written anew after a change of the method that is meant:
 
-    PYTHONPATH=. python tests/helpers/golden_curve.py
+    PYTHONPATH=. python tests/helpers/golden_curve.py --write
 
 Everything goes the normal way (shards, plans, masks, student, teacher, loss, optimizer), on a CPU in float32 on one thread.
 Pictures are decoded by the reference decoder; others are held against it elsewhere.
@@ -12,6 +12,7 @@ settings within 1e-4. That is the tolerance. What a teacher does to a loss is sm
 student is compared too. The weight decay is 400 times the paper's: at this rate the paper's own moves no loss by a tolerance.
 """
 
+import argparse
 import json
 import tempfile
 from dataclasses import replace
@@ -47,6 +48,9 @@ def golden_curve(shards: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", required=True, help=f"overwrite {GOLDEN.name}")
+    parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         curve = golden_curve(tiny_shards(Path(folder) / "shards"), Path(folder) / "run")

@@ -12,7 +12,7 @@ from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
 from svdata2vec.shards.layouts import COCO17, KINECT25
-from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlocksEncoder, Encoder, JpegEncoder, VideoEncoder
+from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
 from svdata2vec.shards.reading.sample import ClipMeta
@@ -42,8 +42,8 @@ def _encoder(codec: str, size: int) -> Encoder:
     if codec == "jpeg":
         return JpegEncoder(90, "420")
     if codec == "blocks":
-        return BlocksEncoder(BlockFormat(size, **BLOCK_BITS))
-    return VideoEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, size, 30.0)
+        return BlockClipEncoder(BlockFormat(size, **BLOCK_BITS))
+    return VideoClipEncoder(VIDEO_CODECS[codec], VIDEO_CODECS[codec].quality, 0, size, 30.0)
 
 
 def clip_parts(

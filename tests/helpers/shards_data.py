@@ -20,7 +20,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import DataSet, Pose
 from svdata2vec.shards.packing.pack import PackOptions, pack
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -165,7 +165,7 @@ def decoded_frames(sample: Sample) -> list[np.ndarray]:
             return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     parts = [np.frombuffer(sample.video[a:b], np.uint8) for a, b in itertools.pairwise(sample.offsets)]
     if sample.blocks is not None:
-        return [BlockDecoder(sample.blocks)(part) for part in parts]
+        return [BlockFrameDecoder(sample.blocks)(part) for part in parts]
     return [np.asarray(cv2.imdecode(part, cv2.IMREAD_COLOR_RGB)) for part in parts]
 
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from bench_files import file_to_write, video_file
+from file_options import file_to_write, video_file
 
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
 from svdata2vec.shards.blocks import BlockFormat, Bytes
-from svdata2vec.shards.packing.encode import BlocksEncoder, Encoder, JpegEncoder
+from svdata2vec.shards.packing.encode import BlockClipEncoder, Encoder, JpegEncoder
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.video import VideoReader
 
@@ -58,7 +58,7 @@ def measure(pictures: list[Bytes], rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"jpeg": [], **{name: [] for name in forms}}
     for _ in range(rounds):
         encoders: dict[str, Encoder] = {"jpeg": JpegEncoder(90, "420")}
-        encoders |= {name: BlocksEncoder(form) for name, form in forms.items()}
+        encoders |= {name: BlockClipEncoder(form) for name, form in forms.items()}
         for picture in pictures:
             for name, encoder in encoders.items():
                 started = time.thread_time()

@@ -22,7 +22,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 import cv2
 import numpy as np
 import torch
-from bench_files import file_to_write
+from file_options import file_to_write
 
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage

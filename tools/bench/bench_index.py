@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from bench_files import file_to_write
+from file_options import file_to_write
 
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.layouts import COCO17

@@ -26,7 +26,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 import torch
 import torch._functorch.config
 import triton
-from bench_files import file_to_write
+from file_options import file_to_write
 from kernel_candidates import Candidate, Case, Scale, all_cases
 from torch import Tensor
 

@@ -17,7 +17,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 # isort: split
 import numpy as np
 import torch
-from bench_files import file_to_write
+from file_options import file_to_write
 
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import make_sources, packed

@@ -15,7 +15,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 
 # isort: split
 import torch
-from bench_files import file_to_write
+from file_options import file_to_write
 from kernel_inputs import CALLS, Call, Draw, Sizes
 from torch import Tensor
 

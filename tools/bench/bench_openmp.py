@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_files import file_to_write
+from file_options import file_to_write
 
 from svdata2vec.config.openmp import OF_THE_USER
 from svdata2vec.runs.cores import CONTROL_GROUPS

@@ -23,7 +23,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from bench_files import file_to_write, motion_folder, video_file
+from file_options import file_to_write, motion_folder, video_file
 
 from svdata2vec.bench.data_methods import padded_crop
 from svdata2vec.pipeline import affine
@@ -37,7 +37,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.readers.pyskl import read_pyskl
-from svdata2vec.shards.reading.blockdecoder import BlockDecoder
+from svdata2vec.shards.reading.blockdecoder import BlockFrameDecoder
 from svdata2vec.shards.reading.decode import decode_still
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -134,7 +134,7 @@ def packed_frames(sample: Sample) -> Iterator[np.ndarray]:
     if sample.offsets is None:
         yield from video_frames(BytesIO(sample.video))
         return
-    video, blocks = np.frombuffer(sample.video, np.uint8), None if sample.blocks is None else BlockDecoder(sample.blocks)
+    video, blocks = np.frombuffer(sample.video, np.uint8), None if sample.blocks is None else BlockFrameDecoder(sample.blocks)
     for number, (start, end) in enumerate(itertools.pairwise(sample.offsets)):
         yield decode_still(video[start:end], number, blocks)
 

@@ -22,7 +22,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 
 # isort: split
 import torch
-from bench_files import file_to_write
+from file_options import file_to_write
 from pretraining_step import Step, make_batch
 
 from svdata2vec.bench.machine import synchronise

@@ -18,7 +18,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 # isort: split
 import torch
 import tyro
-from bench_files import file_to_write
+from file_options import file_to_write
 from torch.profiler import ProfilerActivity, profile
 
 from svdata2vec.bench.config import BenchConfig

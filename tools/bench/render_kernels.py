@@ -137,7 +137,8 @@ shortcut and PReLU of the video encoder, with its running statistics) and `batch
 the maximum over 3x3 pixels). `model.fused_blocks` puts all of them into the network; parameters and checkpoints stay.
 **They are off by default**: at batch 32 on an H100 a step whose kernels are
 launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--run.launch graph`) it
-gets faster ("One training step" and "What decisions about the GPU rest on" in README.md beside this page). Few ops
+gets faster ([a training step](speed.md#one-training-step),
+[decisions about the GPU](gpu.md#what-decisions-about-the-gpu-rest-on)). Few ops
 have been timed alone on a GPU. A synchronised BatchNorm keeps the plain way.
 
 Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
@@ -188,7 +189,7 @@ def stored_blocks() -> str:
 Megabytes per clip of {FRAMES} frames ({PACKED} px, {FUSED_FRAMES} kept, windows of five frames of {FUSED_SIDE} px in
 bfloat16), each byte once; a window of the mean training size. Nothing but the stored bytes that the windows touch and the
 result crosses the memory (a test overwrites all others). Nothing has timed the op alone on a GPU, `bench run` the step
-that begins with it ("Every stage on a GPU" in README.md beside this page).
+that begins with it ([every stage on a GPU](gpu.md#every-stage-on-a-gpu)).
 
 {table}
 """

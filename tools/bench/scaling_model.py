@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from bench_files import file_to_write
+from file_options import file_to_write
 
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.step_cost import step_flops, step_layers

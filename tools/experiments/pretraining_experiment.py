@@ -1,7 +1,7 @@
 """Ways to pretrain, compared over paired seeds: what each is worth to a classifier that sees RGB alone and has few labels.
 
-    python tools/motion/make_motion_clips.py demo/claim/clips --clips 3000
-    svdata2vec shard pyskl demo/claim/shards --size 96 \\
+    python tools/motion/make_motion_clips.py demo/claim/clips --clips 6400
+    svdata2vec shard pyskl demo/claim/shards --size 96 --chroma 444 \\
         --pickle-path demo/claim/clips/motion.pkl --videos demo/claim/clips/videos
     python tools/experiments/pretraining_experiment.py claim --shards demo/claim/shards --work demo/claim/runs
 

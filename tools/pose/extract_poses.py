@@ -30,7 +30,7 @@ from pose_zoo import MEDIAPIPE, MODELS, OPENMMLAB
 
 from svdata2vec.pipeline.background import Prefetch
 from svdata2vec.shards.errors import UserError, reason_of
-from svdata2vec.shards.tracking import Detections, TrackingOptions, find_persons, inside
+from svdata2vec.shards.tracking import Detections, TrackingOptions, inside, track_persons
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
 LEAST_SCORE = 0.1  # detections are stored down to this score, so that --min-score can change without another pass
@@ -241,7 +241,7 @@ def finish(given: argparse.Namespace, videos: VideoList, work: WorkFolder, skipp
         if video.path in skipped:
             continue
         poses = work.load(video)
-        persons = find_persons(poses.frames, options=options)
+        persons = track_persons(poses.frames, options=options)
         annotations.append(annotation(video, poses, persons))
         if not persons.box_T5.any():
             empty.append(video.name)

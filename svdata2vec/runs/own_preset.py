@@ -17,7 +17,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import read_config
-from svdata2vec.runs.people import performers
+from svdata2vec.runs.performers import performers
 from svdata2vec.runs.published import published_config
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.overlap import overlaps
