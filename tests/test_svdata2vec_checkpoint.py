@@ -98,6 +98,25 @@ def test_no_damaged_byte_is_taken_for_good(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_saved_after_a_damaged_one_stays(keep: int, tmp_path: Path) -> None:
+    """The run is behind the step of the damaged file, which is no newer than what the run saves then."""
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in (5, 10):
+        Checkpoints(tmp_path, 2).save(step, state(step))
+    checkpoints.paths()[-1].write_bytes(b"torn")
+    for step in (6, 7, 8):
+        assert checkpoints.save(step, state(step)).is_file()
+        assert read_step(checkpoints) == step
+    assert [path.stem for path in checkpoints.paths()] == [f"step-{step:09d}" for step in (7, 8, 10)[2 - keep :]]
+
+
+def read_step(checkpoints: Checkpoints) -> int:
+    found = checkpoints.load_newest()
+    assert found is not None
+    return found["step"]
+
+
 def test_a_checkpoint_under_another_name_is_not_taken(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path, 2).save(5, state(5))
     with pytest.raises(UserError, match="does not say that it is of this step"):

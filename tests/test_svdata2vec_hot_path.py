@@ -1,6 +1,7 @@
 """What a training step must not do: wait for a value, or let processes drift apart; and masks that users give."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -20,16 +21,20 @@ from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdata2vec.bench.scale_worker import counted_allreduce
+from svdata2vec.config.checked_json import sealed
 from svdata2vec.config.schema import MaskConfig, Modality, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
+from svdata2vec.evaluation.features import embed
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, require_joints
 from svdata2vec.runs.metrics_log import Averages
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import H36M17
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training import finetune as finetune_module
 from svdata2vec.training import loop as loop_module
@@ -327,6 +332,26 @@ def test_skeletons_of_another_layout_are_refused(tiny_shard_folder: Path, tmp_pa
     edit_manifest(tmp_path / "other", layout=manifest["layout"] | {
         "name": "of15", "joints": [f"joint{i}" for i in range(15)], "edges": [[0, 1]], "left": [1], "right": [2]
     })
-    with pytest.raises(UserError, match=r"other has 15 joints \(of15\), .*run was trained on 17; give shards of the"):
+    with pytest.raises(UserError, match=r"other has 15 joints \(of15\), .*run was trained on 17 \(coco17\); give shards of"):
         evaluate_run(tmp_path / "run", shards=str(tmp_path / "other"), device="cpu")
-    require_joints(ShardSet.open(tmp_path / "other"), tmp_path, 17, "rgb", "all")
+    require_joints(ShardSet.open(tmp_path / "other"), tmp_path, read_card(tmp_path / "run"), "rgb", "all")
+
+
+@pytest.mark.parametrize("known_by", ["joints", "layout", "number"])
+def test_as_many_joints_in_another_order_are_refused(known_by: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """By their names in the card, or by the layout's that an earlier version wrote down; one of neither has their number."""
+    pretrain_module.pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1))
+    card = read_card(tmp_path / "run")
+    for name in {"joints": [], "layout": ["joints"], "number": ["joints", "trained_on"]}[known_by]:
+        del card[name]
+    (tmp_path / "run" / "model.json").write_bytes(sealed(card))
+    shutil.copytree(tiny_shard_folder, tmp_path / "other")
+    edit_manifest(tmp_path / "other", layout=dataclasses.asdict(H36M17))
+    refused = pytest.raises(UserError, match=r"other has 17 joints \(h36m17\), .*run was trained on 17 \(coco17\)")
+    with contextlib.nullcontext() if known_by == "number" else refused:
+        embed(tmp_path / "run", "all", tmp_path / "f.npy", shards=str(tmp_path / "other"), modality="both", device="cpu")
+    if known_by == "joints":
+        config = finetune_config(tmp_path / "other", tmp_path / "tuned", pretrained=tmp_path / "run", epochs=1)
+        with refused:
+            finetune(replace(config, modality="both"))
+        assert finetune(config)["count"] == 12  # RGB alone has nothing to do with it

@@ -398,13 +398,15 @@ def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
         (("scratch",), SearchConfig(weight_decay=(0.1,)), r"^search\.weight_decay .*\(scratch\) has it; .* one of linear$"),
         (("linear",), SearchConfig(steps=(3,)), r"^search\.steps is given, but nothing in ways \(linear\) has it"),
         (("attentive", "linear"), SearchConfig(drop_path=(0.1,)), r"^search\.drop_path is given, but nothing in ways"),
+        (("scratch",), SearchConfig(lr=(0.1,)), r"^search\.lr has .* optim\.base_lr would take their place; leave one"),
     ],
 )
 def test_a_search_that_nobody_would_make_is_refused(
     ways: tuple, search: SearchConfig, message: str, shards: Path, tmp_path: Path
 ) -> None:
+    optim = OptimConfig(base_lr=0.1 if "base_lr" in message else 0.0)
     with pytest.raises(UserError, match=message):
-        settings(shards, tmp_path, ways=ways, search=search)
+        settings(shards, tmp_path, ways=ways, search=search, optim=optim)
 
 
 def test_every_way_has_what_can_be_searched_for_it(shards: Path, pretrained: str, tmp_path: Path) -> None:

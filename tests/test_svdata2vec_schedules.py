@@ -148,6 +148,13 @@ def test_rates_follow_the_clips_per_step_and_shares_the_run() -> None:
     assert resolve(plain, 4096, 400) == plain
 
 
+@pytest.mark.parametrize("batch", [1, 32, 64, 128, 1024])
+def test_the_last_rate_follows_the_clips_per_step_as_the_peak_does(batch: int) -> None:
+    """As the log advises where `lr` belongs to another number of clips: the paper's rates at 128."""
+    found = resolve(OptimConfig(base_lr=2e-3), batch, 400)
+    assert (found.lr, found.min_lr) == pytest.approx((1e-3 * batch / 128, 5e-4 * batch / 128))
+
+
 @pytest.mark.parametrize(("batch", "batches"), [(16, 4), (32, 2), (64, 1), (96, 1), (256, 1), (25, 3)])
 def test_accumulation_makes_up_for_missing_gpus(batch: int, batches: int) -> None:
     assert resolve(OptimConfig(accumulate=0, lr_batch=64), batch, 100).accumulate == batches

@@ -101,6 +101,10 @@ class LabelEfficiencyConfig:
             "ways has scratch_total, which has the compute of the first run of --from; name one, or leave it out",
         )
         check(self.search.seeds <= self.seeds, f"search.seeds is {self.search.seeds}: expected 1 to {self.seeds} (seeds)")
+        check(
+            not (self.search.lr and self.optim.base_lr),
+            "search.lr has the peak rates to try, and optim.base_lr would take their place; leave one of them out",
+        )
         for name, ways in SEARCHED.items():
             check(
                 not getattr(self.search, name) or not ways.isdisjoint(self.ways),

@@ -285,11 +285,11 @@ class OptimConfig:
     """Peak learning rate."""
     base_lr: Annotated[float, Range(0, 1000)] = 0.0
     """In place of `lr`: peak learning rate for 256 clips per optimizer step, of all processes together, scaled to those of
-    the run; 0 = take `lr`."""
+    the run, and `min_lr` with it; 0 = take `lr`."""
     lr_batch: Annotated[int, Range(0)] = 128
     """Clips per optimizer step that `lr` belongs to; a run of another number warns. 0 = any."""
     min_lr: Annotated[float, Range(0, 1000)] = 5e-4
-    """Learning rate at the end of the run."""
+    """Learning rate at the end of a run whose peak is `lr`; with `base_lr` it is as many times smaller than the peak."""
     min_lr_share: Share = 0.0
     """In place of `min_lr`: share of the peak; 0 = take `min_lr`."""
     warmup_epochs: Epochs = 20.0

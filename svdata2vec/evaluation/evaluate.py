@@ -113,7 +113,7 @@ def evaluate_run(
     data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views)
     config = replace(config, data=data, run=replace(config.run, device=device))
     packed = open_data(data)
-    require_joints(packed, run, card["num_joints"], config.modality, data.test_split)
+    require_joints(packed, run, card, config.modality, data.test_split)
     warn_of_view(packed, data.test_split, card)
     require_classes(packed, data.test_split, card["classes"], f"{run} was trained on")
     with (

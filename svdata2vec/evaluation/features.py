@@ -185,7 +185,7 @@ def embed(
     data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views or data.views)
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)
-    require_joints(packed, run, trained.card["num_joints"], trained.modality, split)
+    require_joints(packed, run, trained.card, trained.modality, split)
     warn_of_view(packed, split, trained.card)
     with running(config.run) as runtime:
         with build_loader(packed, config, runtime, train=False, modality=trained.modality, views=data.views) as loader:

@@ -63,7 +63,7 @@ def _probe(config: ProbeConfig, source: Path, runtime: Runtime) -> dict[str, Any
         log.warning("%s: %s", source, doubtful)
     shards = open_data(config.data)
     train_split, test_split = config.data.train_split, config.data.test_split
-    require_joints(shards, source, trained.card["num_joints"], trained.modality, train_split)
+    require_joints(shards, source, trained.card, trained.modality, train_split)
     require_classes(shards, test_split, shards.one_class_list(train_split), f"split {train_split!r}")
     require_several_classes(shards, train_split, test_split)
     rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)

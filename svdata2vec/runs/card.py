@@ -17,6 +17,7 @@ from svdata2vec.runs.folder import CARD, CONFIG, WEIGHTS
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
 from svdata2vec.shards.errors import UserError, require_folder
+from svdata2vec.shards.layouts import LAYOUTS
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -28,8 +29,8 @@ SUMMARIES = {
 
 # What a card has to say, for those who read it; those of earlier versions say less.
 _SCHEMA: dict[str, Any] = {
-    "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "classes": [str], "preprocessing?": {"view?": str},
-    "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
+    "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "joints?": [str], "classes": [str],
+    "preprocessing?": {"view?": str}, "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
 }
 ABOUT = ("dataset", "fingerprint", "split", "seed", "metric", "date")  # what a result is about
 
@@ -63,6 +64,7 @@ def model_card(
         "config": to_values(config),
     }
     if shards is not None:
+        card["joints"] = list(shards.manifest.layout.joints)
         card["trained_on"] = _data_of(shards, config.data, train_clips)
     if isinstance(config, FinetuneConfig) and config.pretrained is not None:
         card["pretrained_on"] = _trained_on(config.pretrained, config.run.out)
@@ -128,6 +130,14 @@ def read_card(run: Path) -> dict[str, Any]:
             raise UserError(f"{folder}: no {name}; expected {expected}")
     path = folder / CARD
     return check_record(read_sealed(path), _SCHEMA, path)
+
+
+def joints_of(card: dict[str, Any]) -> list[str] | None:
+    """Names of the joints that a network was trained with, in order; None where they are not known."""
+    if "joints" in card:
+        return list(card["joints"])
+    layout = LAYOUTS.get((card.get("trained_on") or {}).get("layout", ""))  # a card of an earlier version names no more
+    return None if layout is None else list(layout.joints)
 
 
 def weights_hash(run: Path) -> str | None:

@@ -53,7 +53,8 @@ class Checkpoints:
                 f"{path} could not be written ({reason}); the run stops, older ones are kept"
             ) from error
         left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
-        for old in [*self.paths()[: -self.keep], *left_by_killed_runs]:
+        up_to_here = [each for each in self.paths() if each.name <= path.name]  # later ones could not be read
+        for old in [*up_to_here[: -self.keep], *left_by_killed_runs]:
             old.unlink()
         return path
 

@@ -12,7 +12,7 @@ from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, Pretr
 from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import entries_per_epoch
-from svdata2vec.runs.card import shown_whole
+from svdata2vec.runs.card import joints_of, shown_whole
 from svdata2vec.runs.cores import cpu_name, fit_loader, usable_cores
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.tuned import Tuned, load_tuned
@@ -231,16 +231,18 @@ def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) ->
         log.warning(text, shared, len(test_rows), test_split)
 
 
-def require_joints(shards: ShardSet, run: Path | None, num_joints: int, modality: Modality, split: str) -> None:
-    """Refuse shards whose skeletons are not those that a finished run reads (`num_joints`, from its card), or have none."""
-    layout = shards.manifest.layout
-    if modality != "rgb" and len(layout.joints) != num_joints:
+def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], modality: Modality, split: str) -> None:
+    """Refuse shards whose skeletons are not those that a finished run (with this card) reads, or have none."""
+    if modality == "rgb":
+        return
+    layout, count, joints = shards.manifest.layout, card["num_joints"], joints_of(card)
+    if len(layout.joints) != count or (joints is not None and list(layout.joints) != joints):
+        trained = (card.get("trained_on") or {}).get("layout", "of a layout that is not known")
         raise UserError(
-            f"{shards.where} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {num_joints}; "
+            f"{shards.where} has {len(layout.joints)} joints ({layout.name}), {run} was trained on {count} ({trained}); "
             "give shards of the run's joint layout, or bring a run's to one with --data.layout"
         )
-    if modality != "rgb":
-        require_skeletons(shards, split)
+    require_skeletons(shards, split)
 
 
 def refuse_val_split(data: DataConfig, work: str) -> None:

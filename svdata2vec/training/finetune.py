@@ -20,7 +20,14 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.reports.results import NAMES, accuracies, scored
 from svdata2vec.runs.card import complete_card, evaluated_on, evaluation_entry, model_card, read_card
 from svdata2vec.runs.checkpoint import has_checkpoints
-from svdata2vec.runs.data import build_loader, open_data, require_skeletons, warn_of_shared_clips, warn_of_view
+from svdata2vec.runs.data import (
+    build_loader,
+    open_data,
+    require_joints,
+    require_skeletons,
+    warn_of_shared_clips,
+    warn_of_view,
+)
 from svdata2vec.runs.finished import run_once
 from svdata2vec.runs.folder import finish_run
 from svdata2vec.runs.image_init import start_from_images
@@ -32,6 +39,8 @@ from svdata2vec.training.loop import TrainingRun, train
 from svdata2vec.training.mixup import draw_mixture
 
 log = logging.getLogger(__name__)
+
+BEST_STEP = "best_val_step"  # of the values that checkpoints hold: the step of the network in `best`
 
 
 class Finetuning(TrainingRun):
@@ -76,14 +85,27 @@ class Finetuning(TrainingRun):
             return {}
         metrics = self.evaluate(self.val_loader)
         name = f"best_val_{config.data.metric}"
-        found, best = getattr(metrics, config.data.metric), self.stepper.values.get(name, -1.0)
-        if found > best:
-            self.stepper.values[name] = found
+        found = getattr(metrics, config.data.metric)
+        if found > self._best_so_far(name):
+            self.stepper.values.update({name: found, BEST_STEP: self.stepper.step})
+            self.save_due = True  # else a run that is killed would go on from before it, with this network in `best`
             if self.runtime.is_main:
                 about = evaluated_on(self.val_loader.shards, self.val_loader.split, config.data.metric, config.run.seed)
-                card = {**self.card, "epoch": epoch, "validation": evaluation_entry({**about, **metrics.to_dict()})}
+                card = {**self.card, "epoch": epoch, "step": self.stepper.step,
+                        "validation": evaluation_entry({**about, **metrics.to_dict()})}
                 publish(config.run.out / "best", self.model.state_dict(), card)
         return {"val_top1": metrics.top1, "val_mean_class": metrics.mean_class}
+
+    def _best_so_far(self, name: str) -> float:
+        """The figure of the network in `best`; -1 if there is none, or one of steps that the run has lost."""
+        values, best = self.stepper.values, self.config.run.out / "best"
+        if name not in values:
+            return -1.0
+        lies_there = read_card(best).get("step") if self.runtime.is_main and BEST_STEP in values else None
+        if self.runtime.gather(lies_there)[0] == values.get(BEST_STEP):
+            return values[name]
+        log.warning("%s is of steps that were lost, the one before it is no more there: the best from here on counts", best)
+        return -1.0
 
     def take_best(self) -> dict[str, Any]:
         """Make the network that validated best the run's own, on all processes; what it is, for the result."""
@@ -114,7 +136,9 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
     clips = choose_clips(shards, config)
     warn_of_shared_clips(shards, data.test_split, clips.train_rows)
     warn_of_view(shards, data.train_split)
-    if config.modality != "rgb":
+    if config.pretrained is not None and not has_checkpoints(config.run.out):  # a run that goes on does not need it
+        require_joints(shards, config.pretrained, read_card(config.pretrained), config.modality, data.train_split)
+    elif config.modality != "rgb":
         require_skeletons(shards, data.train_split)
     num_joints, labels = len(shards.manifest.layout.joints), len(clips.train_rows)
     classes = list(shards.split_classes(data.train_split))

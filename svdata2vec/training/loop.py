@@ -57,6 +57,7 @@ class TrainingRun:
         self.network = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)
         self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader)
+        self.save_due = False  # whether a checkpoint belongs to this step, whatever `run.checkpoint_every` says
 
     def step(self, batches: list[EpochBatch]) -> None:
         """One optimizer step over `stepper.batches` batches."""
@@ -135,9 +136,10 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
                 record = stepper.take_record()
                 metrics.write(stepper.step, record, describe(stepper, record, started))
                 run.watch(record)
-            due = done or stepper.step % stepper.run.checkpoint_every == 0
+            due = done or run.save_due or stepper.step % stepper.run.checkpoint_every == 0
             if due:
                 _save(checkpoints, run, card)
+                run.save_due = False
             if stop.agreed(runtime) and not done:
                 if not due:
                     _save(checkpoints, run, card)

@@ -77,7 +77,8 @@ def resolve(config: OptimConfig, batch: int, epochs: int) -> OptimConfig:
     """
     accumulate = config.accumulate or max(round(config.lr_batch / batch), 1)
     lr = config.base_lr * batch * accumulate / 256 or config.lr
-    min_lr = config.min_lr_share * lr or config.min_lr
+    scale = lr / config.lr if config.base_lr else 1.0
+    min_lr = config.min_lr_share * lr or config.min_lr * scale
     if min_lr > lr:
         raise UserError(
             f"the learning rate would rise from its peak {lr:g} to {min_lr:g}; set --optim.min-lr to at most the peak, or "
