@@ -39,6 +39,7 @@ ALLOWED = {
     "training/loop.py _begin": "barrier",
     "training/loop.py train": "barrier",
     "training/finetune.py Finetuning.take_best": "runtime.gather",
+    "training/finetune.py Finetuning._best_so_far": "runtime.gather",  # beside a validation
     "training/graph.py CapturedPass._warm_up": "wait_stream wait_stream",
     # In a thread of the loader, for its own stream; where it fails, too.
     "pipeline/handover.py Lane.work": "synchronize synchronize",
