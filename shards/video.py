@@ -190,6 +190,11 @@ class VideoReader:
         return len(self._pictures) or self._completeness.stated_frames
 
     @property
+    def is_first_stream(self) -> bool:
+        """Whether the frames are those of the file's first video stream, which programs take that do not choose (DALI)."""
+        return bool(self._stream.index == self._container.streams.video[0].index)
+
+    @property
     def hides_frames(self) -> bool:
         """Whether frames read so far are stored but not shown (an edit list)."""
         return self._completeness.hidden_frames > 0

@@ -200,6 +200,11 @@ def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
     with VideoReader(tmp_path / "cover.mkv") as reader:
         assert (reader.info.width, reader.info.height) == (WIDTH, HEIGHT)
         assert reader.count() == 5
+    clips = [ClipAnnotation(path.stem, 0, path) for path in (video, tmp_path / "cover.mkv")]
+    pack(DataSet("set", layout("coco17"), ("x",), {"train": ["v", "cover"]}, clips), tmp_path / "set", COPY)
+    assert ShardSet.open(tmp_path / "set").manifest.splits == {"train": ["v"]} and verify(tmp_path / "set") == []
+    said = (tmp_path / "set" / "skipped.jsonl").read_text()
+    assert "cover.mkv: a cover picture or another video lies before the video; codec copy keeps the file" in said
 
 
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
