@@ -133,3 +133,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The JSON values in a file, one a line; ValueError where a line holds none.
+
+    Lines end as bytes do: a text may hold U+2028, U+0085 and others at which `str.splitlines` divides.
+    """
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

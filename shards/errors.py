@@ -50,5 +50,5 @@ def reason_of(error: Exception, where: object) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{where}: cannot be read ({error.strerror or error})"
+        return f"{error.filename or where}: cannot be read ({error.strerror or error})"
     return f"{where}: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"

@@ -66,14 +66,30 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
     """The pictures of a folder that is a video in frames (img_00001.jpg, ...), by number; empty if it is none.
 
     Of several kinds in one folder (img_, flow_x_) those whose names do not begin with "flow" count, and of these the most.
+    UserError if as many are of another kind: which one is the video is not guessed.
     """
+    kinds = _most_pictures(folder)
+    if len(kinds) > 1:
+        first, second, *_ = (pictures[0].name for pictures in kinds)
+        raise UserError(f"{folder}: as many numbered pictures like {first} as like {second}; expected more of one kind than of "
+                        "any other: move what is not the video to another folder")
+    return kinds[0] if kinds else []
+
+
+def holds_pictures(folder: str | Path) -> bool:
+    """Whether a folder is a video in frames, though two kinds of pictures may keep it from being read."""
+    return bool(_most_pictures(folder))
+
+
+def _most_pictures(folder: str | Path) -> list[list[Path]]:
+    """The pictures of the kind with the most, by number, at least two; where as many are of another kind, these as well."""
     kinds: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
     for path in Path(folder).iterdir():
         match = _NUMBERED.fullmatch(path.name)
         if match is not None and not path.name.lower().startswith("flow"):
             kinds[match[1], match[3].lower()].append((int(match[2]), path))
-    most = max(kinds.values(), key=len, default=[])
-    return [path for _, path in sorted(most)] if len(most) > 1 else []
+    most = max(map(len, kinds.values()), default=0)
+    return [[path for _, path in sorted(kinds[kind])] for kind in sorted(kinds) if len(kinds[kind]) == most > 1]
 
 
 def holds_video(path: str | Path) -> bool:
@@ -172,6 +188,11 @@ class VideoReader:
     def stated_frames(self) -> int:
         """Number of frames as the file states it, before any is read; of a folder of pictures theirs; 0 if it is not stated."""
         return len(self._pictures) or self._completeness.stated_frames
+
+    @property
+    def is_first_stream(self) -> bool:
+        """Whether the frames are those of the file's first video stream, which programs take that do not choose (DALI)."""
+        return bool(self._stream.index == self._container.streams.video[0].index)
 
     @property
     def hides_frames(self) -> bool:

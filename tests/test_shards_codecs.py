@@ -17,6 +17,7 @@ from shards_data import (
     edit_manifest,
     folder_bytes,
     frame_picture,
+    with_cover,
     write_pickle,
     write_video,
 )
@@ -186,20 +187,15 @@ def test_cutting_equals_converting_everything(tmp_path: Path, codec: str, pixel_
 
 def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mp4", 5)
-    with av.open(str(video), mode="r") as source, av.open(str(tmp_path / "cover.mkv"), "w") as target:
-        cover = target.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
-        film = target.add_stream_from_template(source.streams.video[0])
-        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        target.mux(cover.encode(picture.reformat(format="yuvj420p")))
-        target.mux(cover.encode())
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = film
-                target.mux(packet)
+    with_cover(video, tmp_path / "cover.mkv")
     with VideoReader(tmp_path / "cover.mkv") as reader:
         assert (reader.info.width, reader.info.height) == (WIDTH, HEIGHT)
         assert reader.count() == 5
+    clips = [ClipAnnotation(path.stem, 0, path) for path in (video, tmp_path / "cover.mkv")]
+    pack(DataSet("set", layout("coco17"), ("x",), {"train": ["v", "cover"]}, clips), tmp_path / "set", COPY)
+    assert ShardSet.open(tmp_path / "set").manifest.splits == {"train": ["v"]} and verify(tmp_path / "set") == []
+    said = (tmp_path / "set" / "skipped.jsonl").read_text()
+    assert "cover.mkv: a cover picture or another video lies before the video; codec copy keeps the file" in said
 
 
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, wri
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.videos import read_video_csv
@@ -275,12 +276,25 @@ def test_inconsistent_data_sets_are_refused(folder: Path, tmp_path: Path, keys: 
         pack(data_set(folder, *clips, **changes), tmp_path / "out", OPTIONS)
 
 
-def test_nothing_packed_is_an_error(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("skipped", [[], [Skipped("q", "left out by the reader")]])
+def test_nothing_packed_is_an_error(folder: Path, tmp_path: Path, skipped: list[Skipped]) -> None:
+    """The reason is that of a clip which was to be packed."""
     clip = ClipAnnotation("a", 0, tmp_path / "gone.mp4")
     with pytest.raises(UserError, match=r"none of 1 clips could be packed, see skipped\.jsonl; the first: .*gone\.mp4: "
                                         r"cannot be read \(No such file"):
-        pack(data_set(folder, clip), tmp_path / "out", OPTIONS)
+        pack(data_set(folder, clip, skipped=skipped), tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_component_above_the_limit_leaves_out_its_clip_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                               ) -> None:
+    size = write_video(folder / "large.mp4", 60).stat().st_size
+    monkeypatch.setattr(tarwriter, "MAX_COMPONENT_BYTES", size - 1)
+    clips = [ClipAnnotation(name, 0, folder / f"{name}.mp4") for name in ("good", "large")]
+    pack(data_set(folder, *clips), tmp_path / "out", PackOptions(workers=1, codec="copy"))
+    assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"].startswith(
+        f"clip large: component mp4 has {size} bytes, expected at most {size - 1}; divide the video, or take a codec")
+    assert verify(tmp_path / "out") == [] and ShardSet.open(tmp_path / "out").manifest.num_clips == 1
 
 
 def test_cut_video_without_poses_is_found_by_its_own_count(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,51 @@ def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert reasons(open_dataset("folder", root=root)) == {"walk": f"{root / 'walk'}: cannot be read (Permission denied)"}
+
+
+def test_a_folder_in_one_that_may_not_be_entered_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are read (mode 644), but nothing else of what they call; no link is among them."""
+    root = write_tree(tmp_path / "own", "run/a.mp4", "train/walk/b.mp4")
+    real = os.scandir
+
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def scandir(path: str) -> Any:
+        if not str(path).endswith("train"):
+            return real(path)
+        return [SimpleNamespace(name=entry.name, path=entry.path, is_file=lambda: False, stat=refuse) for entry in real(path)]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert reasons(open_dataset("folder", root=root)) == {
+        "train/walk": f"{root / 'train/walk'}: cannot be read (Permission denied)"}
+
+
+def test_what_may_not_be_read_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "b.mp4":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert packed(open_dataset("folder", root=root), tmp_path).manifest.num_clips == 1
+    (listed,) = (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(listed)["reason"] == f"{root / 'walk/b.mp4'}: cannot be read (Permission denied)"
+
+
+def test_a_dead_link_among_pictures_leaves_out_their_video_alone(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "own", "run/a.mp4")
+    (root / "walk" / "b").mkdir(parents=True)
+    for number in range(3):
+        (root / "walk" / "b" / f"{number}.jpg").symlink_to(tmp_path / "nowhere")
+    (root / "walk" / "b" / "3.jpg").write_bytes(b"picture")
+    assert packed(open_dataset("folder", root=root), tmp_path).manifest.num_clips == 1
+    listed = map(json.loads, (tmp_path / "packed" / "skipped.jsonl").read_text().splitlines())
+    assert {entry["key"]: entry["reason"] for entry in listed}["walk%2Fb"] == (
+        f"{root / 'walk/b/0.jpg'}: cannot be read (No such file or directory)")
 
 
 @pytest.mark.parametrize("ending", [".wmv", ".flv", ".mts", ".3gp", ".MP4", ".clip"])

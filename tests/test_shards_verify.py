@@ -63,6 +63,13 @@ def test_a_worker_that_dies_is_answered_with_options_that_verify_has(folder: Pat
         verify(folder, workers=2)
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
+def test_names_of_what_was_left_out_may_hold_any_character(folder: Path, character: str) -> None:
+    entry = {"key": "a", "reason": f"a{character}.mp4: the file is empty", "source": f"a{character}.mp4", "splits": []}
+    (folder / "skipped.jsonl").write_text(json.dumps(entry, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert verify(folder, decode=False) == []
+
+
 def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "skipped.jsonl").unlink()
     assert main(["verify", str(folder)]) == 2

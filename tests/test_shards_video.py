@@ -192,6 +192,19 @@ def test_a_folder_without_numbered_pictures_is_no_video(tmp_path: Path) -> None:
         VideoReader(tmp_path)
 
 
+@pytest.mark.parametrize("kinds", [("rgb_{}.png", "depth_{}.png"), ("v{}.jpg", "v{}.png"), ("b{}.png", "a{}.png", "c{}.png")])
+def test_as_many_pictures_of_two_kinds_are_left_out(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    folder = tmp_path / "films" / "walk" / "clip"
+    folder.mkdir(parents=True)
+    for number, kind in [(number, kind) for number in range(3) for kind in kinds]:
+        cv2.imwrite(str(folder / kind.format(number)), frame_picture(0, number))
+    assert [clip.key for clip in open_dataset("folder", root=tmp_path / "films").clips] == ["walk%2Fclip"]
+    first, second, *_ = sorted(kind.format(0) for kind in kinds)
+    assert f"as many numbered pictures like {first} as like {second}; " in str(packed_or_reason(folder, tmp_path / "tie"))
+    cv2.imwrite(str(folder / kinds[0].format(3)), frame_picture(0, 3))
+    assert packed_or_reason(folder, tmp_path / "more") == 4
+
+
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_a_folder_of_numbered_pictures_is_a_video(tmp_path: Path, ending: str) -> None:
     """As mmaction extracts them: img_00001.jpg beside flow_x_00001.jpg; numbers decide on the order, not names."""

@@ -13,7 +13,7 @@ import predict_exported
 import pytest
 import safetensors
 from repository import ROOT
-from shards_data import frame_picture, rotate_flag, write_video
+from shards_data import frame_picture, rotate_flag, with_cover, write_video
 from tiny import MODEL
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
@@ -129,6 +129,12 @@ def test_the_script_refuses_frames_that_are_not_there(
     monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
     with pytest.raises(ValueError, match=f"--frames {start} {stop}: expected 0 <= START < STOP <= 14"):
         predict_exported.scores_of("model.onnx", str(video), None, (start, stop))
+
+
+def test_the_script_takes_no_cover_picture_for_the_video(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_exported, "load", lambda model: ({"preprocessing": {}}, None))
+    with pytest.raises(ValueError, match="expected 0 <= START < STOP <= 14"):
+        predict_exported.scores_of("model.onnx", str(with_cover(video, tmp_path / "cover.mkv")), None, (0, 15))
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,10 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
     card, logits_of = load(model)
     rule = card["preprocessing"]
     with av.open(video) as container:
-        if not container.streams.video:
+        stream: Any = container.streams.best("video")  # no cover picture
+        if stream is None:
             raise ValueError(f"{video}: no video in it")
-        count = sum(1 for _ in container.decode(video=0))
+        count = sum(1 for _ in container.decode(stream))
     start, stop = part or (0, count)
     if not 0 <= start < stop <= count:
         raise ValueError(f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}")
@@ -111,9 +112,10 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
     views = [(start + numbers_T).tolist() for numbers_T in numbered]
     wanted, seen = {number for numbers in views for number in numbers}, {}
     with av.open(video) as container:
-        for number, frame in enumerate(container.decode(video=0)):
+        stream = container.streams.best("video")
+        for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
+                aspect = float(stream.sample_aspect_ratio or 1)
                 seen[number] = prepare(upright(frame, aspect), box, rule)
     logits = logits_of(np.array([[seen[number] for number in numbers] for numbers in views])).astype(float)
     likely = np.exp(logits - logits.max(axis=1, keepdims=True))

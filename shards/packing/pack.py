@@ -189,12 +189,13 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
 def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, object],
             records: list[ShardRecord]) -> Manifest:
     """Write skipped.jsonl, the index and at last the manifest; then remove what only resuming needs."""
-    skipped = [*dataset.skipped, *(entry for record in records for entry in record.skipped)]
+    refused = [entry for record in records for entry in record.skipped]
+    skipped = [*dataset.skipped, *refused]
     _write_skipped(root, dataset, skipped)
     full = [record for record in records if record.rows]
     if not full:
         raise UserError(f"{root}: none of {len(dataset.clips)} clips could be packed, see {SKIPPED_NAME}; the first: "
-                        f"{skipped[0].reason}")
+                        f"{refused[0].reason}")
     components = components_of(dataset, options.codec)
     rows = [(key, shard, *facts) for shard, record in enumerate(full) for key, *facts in record.rows]
     sums = [row[-1] for record in full for row in record.rows]

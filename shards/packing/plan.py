@@ -49,13 +49,17 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
 
 
 def _video_bytes(clip: ClipAnnotation) -> int | None:
-    """Size of a clip's video, of all its pictures if it is a folder of them; None if there is none, or behind a URL."""
+    """Size of a clip's video, of all its pictures if it is a folder of them.
+
+    None behind a URL, if there is none, and if it cannot be read: the clip will be listed as skipped.
+    """
     if "://" in str(clip.video):
         return None
     video = Path(clip.video)
-    if video.is_dir():
-        return sum(picture.stat().st_size for picture in numbered_pictures(video))
-    return file_bytes(video)
+    try:
+        return sum(picture.stat().st_size for picture in numbered_pictures(video)) if video.is_dir() else file_bytes(video)
+    except (OSError, UserError):
+        return None
 
 
 def _annotation(clip: ClipAnnotation) -> bytes:

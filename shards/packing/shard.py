@@ -120,12 +120,12 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
         for clip in task.clips:
             try:
                 parts, num_frames = _pack_or_refuse(clip, task, packer)
+                with packer.times.step("write"):
+                    offsets, sizes = tar.add(clip.key, parts, task.components)
+                    sums = clip_sums(parts, task.components)
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
-            with packer.times.step("write"):
-                offsets, sizes = tar.add(clip.key, parts, task.components)
-                sums = clip_sums(parts, task.components)
             if packer.joined:
                 joined[clip.key] = packer.joined
             pictures[clip.key] = ClipMeta.from_bytes(parts["json"], clip.key).pictures

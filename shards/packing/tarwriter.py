@@ -45,12 +45,17 @@ class TarWriter:
         self._tar = tarfile.TarFile(fileobj=self._hashing, mode="w", format=tarfile.GNU_FORMAT)  # type: ignore[arg-type]
 
     def add(self, key: str, parts: Mapping[str, bytes], order: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Append one clip's components in this order; returns their offsets and sizes (0, 0 for an absent one)."""
+        """Append one clip's components in this order; returns their offsets and sizes (0, 0 for an absent one).
+
+        UserError, before anything is written, if one is larger than the index can say.
+        """
+        for name in order:
+            if (size := len(parts.get(name, b""))) > MAX_COMPONENT_BYTES:
+                raise UserError(f"clip {key}: component {name} has {size} bytes, expected at most {MAX_COMPONENT_BYTES}; "
+                                "divide the video, or take a codec or a quality that needs fewer bytes")
         offsets, sizes = [], []
         for name in order:
             content = parts.get(name, b"")
-            if len(content) > MAX_COMPONENT_BYTES:
-                raise UserError(f"clip {key}: component {name} has {len(content)} bytes, at most {MAX_COMPONENT_BYTES}")
             offsets.append(self._hashing.tell() + tarfile.BLOCKSIZE if content else 0)
             sizes.append(len(content))
             if content:

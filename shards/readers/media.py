@@ -10,7 +10,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.walk import Walk, walk
 from svdata2vec.shards.shown import some_of
-from svdata2vec.shards.video import holds_video, numbered_pictures
+from svdata2vec.shards.video import holds_pictures, holds_video
 
 # What a video's name usually ends with: taken for one unseen. What else PyAV can decode is one, too, but must be opened.
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".asf", ".ts", ".mts",
@@ -52,7 +52,7 @@ def _add_frame_folders(found: Walk) -> None:
     """Folders of numbered pictures, without a video beside them, are videos; their pictures leave `others`."""
     with_video = {str(Path(path).parent) for path in found.files}
     places = {str(Path(path).parent) for path in found.others if Path(path).suffix.lower() in PICTURE_EXTENSIONS}
-    found.frame_folders |= {folder for folder in places - with_video - {found.root} if numbered_pictures(folder)}
+    found.frame_folders |= {folder for folder in places - with_video - {found.root} if holds_pictures(folder)}
     found.files += sorted(found.frame_folders)
     found.others = [path for path in found.others if str(Path(path).parent) not in found.frame_folders]
 

@@ -8,6 +8,7 @@ Links are followed, a link to a folder above itself is not. Hidden files, the dr
 import logging
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def _add(found: Walk, entry: os.DirEntry[str], chain: tuple[tuple[int, int], ...
             return None
         facts = entry.stat()
     except OSError as error:
-        return f"a link to {Path(entry.path).readlink()}, which cannot be reached ({error.strerror})"
+        with suppress(OSError):  # no link, or one that cannot be read either
+            return f"a link to {Path(entry.path).readlink()}, which cannot be reached ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     if not stat.S_ISDIR(facts.st_mode):
         return "neither a file nor a folder"
     if (facts.st_dev, facts.st_ino) in chain:

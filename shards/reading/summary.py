@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.atomic import read_json_lines, write_atomically
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import SKIPPED_NAME, SUMMARY_NAME
@@ -73,7 +73,7 @@ def write_summary(root: Path) -> Summary:
 def _skipped(root: Path) -> list[dict[str, str]]:
     path = root / SKIPPED_NAME
     try:
-        entries = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        entries = read_json_lines(path) if path.is_file() else []
         return [{name: str(entry[name]) for name in ("key", "reason", "source")} for entry in entries]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); expected a JSON object with key, reason, source per line") from error

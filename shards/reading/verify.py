@@ -3,7 +3,6 @@
 Nothing is changed and nothing raised for a fault: every fault is a `Finding`.
 """
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from svdata2vec.shards.atomic import read_json_lines
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
 from svdata2vec.shards.errors import AGAIN, LOOK, UserError
 from svdata2vec.shards.executors import run_tasks
@@ -116,7 +116,7 @@ def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding("missing", SKIPPED_NAME, problem)
         return
     try:
-        skipped = {str(json.loads(line)["key"]) for line in (root / SKIPPED_NAME).read_text(encoding="utf-8").splitlines()}
+        skipped = {str(entry["key"]) for entry in read_json_lines(root / SKIPPED_NAME)}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         yield Finding("missing", SKIPPED_NAME, f"not readable ({error})")
         return

@@ -72,6 +72,22 @@ def write_video(path: Path, num_frames: int = 8, seed: int = 0, *, codec: str = 
     return path
 
 
+def with_cover(video: Path, path: Path) -> Path:
+    """The video in another file, behind a stream that is a picture of 64x64."""
+    with av.open(str(video), mode="r") as source, av.open(str(path), "w") as target:
+        cover = target.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        film = target.add_stream_from_template(source.streams.video[0])
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        target.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        target.mux(cover.encode())
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = film
+                target.mux(packet)
+    return path
+
+
 def rotate_flag(content: bytes) -> bytes:
     """The MP4 with a display matrix of 90 degrees instead of the identity, in its track header."""
     identity = b"".join(v.to_bytes(4, "big") for v in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
