@@ -117,7 +117,7 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     assert [pair for pair in pairs if pair[1] in others] == [(mine, other) for mine in ours for other in others]
     means = {row["title"]: row["cells"][0]["mean"] for row in record["rows"]}
     header, _, *beside = [line.split(" | ") for line in tables.at_one_share(record, share=1).splitlines()[:7]]
-    assert header[1:] == ["top-1 with 12 labels", "pretrained, fine-tuned, is better by |"] and len(beside) == len(names)
+    assert header[1:] == ["top-1 with 12 labels", "lead of pretrained, fine-tuned, points |"] and len(beside) == len(names)
     for title, top_1, better in beside:
         expected = means[title.strip("| ")]
         assert top_1.startswith(f"{100 * expected:.1f} ± ")

@@ -48,7 +48,7 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
             rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
     others = "".join(f" Of those with more: {measured(other)}" for other in longer if other is not None)
-    return table(["", f"top-1 with {labels} labels", f"{mine['title']}, is better by"], rows) + (
+    return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
         f"{percent(1 / data['classes'])}. Whatever is trained end to end has {steps} steps on labels where its line says no "
@@ -71,7 +71,7 @@ def more_steps(record: Record, *more: Record | None) -> str:
         cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
         spent = mean(second for cell in row["cells"] for second in cell["cpu_seconds"])
         rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
-    header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"{ours['title']}, is better by")]
+    header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
         f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
         f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: the record of the "
