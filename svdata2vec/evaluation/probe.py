@@ -104,11 +104,11 @@ def measure_probes(
     return linear, found
 
 
-def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> str | None:
+def check_input(run: Path, made: DataConfig, wanted: DataConfig, whose: str = "the probe") -> str | None:
     """What to warn of: other sizes and crops than the run's are possible, but rarely meant. UserError for other numbers of
-    frames."""
+    frames. `whose` settings `wanted` are, as the message has it."""
     text = (
-        f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
+        f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, {whose} asks for "
         f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
     )
     names = {"num_frames": "--data.num-frames", "size": "--data.size", "crop": "--data.crop"}
