@@ -102,6 +102,11 @@ class Finetuning(TrainingRun):
         card = self.runtime.gather(card)[0]
         return {"network": "best", "epoch": card["epoch"], "validation": card["validation"]}
 
+    @property
+    def takes_last(self) -> bool:
+        """Without validation; else `take_best` publishes what it chooses, and until then the run is not finished."""
+        return self.val_loader is None
+
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, **super().parts()}
 
