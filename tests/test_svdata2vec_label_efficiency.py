@@ -221,10 +221,13 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         ([*start, "--data.num-frames", "8"], "the encoder reads 6 frames of 32 pixels around boxes, the probe asks for 8"),
         (["--ways", "scratch", "--data.val-split", "t_train"], "clips of the validation split 't_train' are in 't_train' too"),
         (["--fractions", "0.5", "0.5"], "fractions: expected one or more, each once"),
+        (["--ways", "scratch", "--data.test-split", "t_val", "--fractions", "0.01", "1", "--search.lr", "0.1", "0.2"],
+         "or search no share of the labels as small as 0.01 (--search.fractions)"),
+        (["--ways", "scratch", "--data.weights", "0.2", "--fractions", "0.01", "1"], "of the labels an epoch takes 1 of 5"),
     ):
         capsys.readouterr()
         assert main([*words, *wrong]) == 2
-        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert said in capsys.readouterr().err.splitlines()[-1] and len(list(tmp_path.glob("out/cells/*"))) == 6
 
 
 def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,9 @@ from shards_data import annotation, edit_manifest, write_pickle, write_video
 from tiny import NUM_CLIPS, finetune_config, pretrain_config
 
 from svdata2vec.cli.main import main
+from svdata2vec.config.label_efficiency import LabelEfficiencyConfig
 from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import RunConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import embed
 from svdata2vec.evaluation.probe import probe
@@ -23,6 +25,7 @@ from svdata2vec.runs.data import build_loader, open_data, require_skeletons
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.label_efficiency import label_efficiency
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
@@ -133,6 +136,10 @@ def test_only_what_reads_skeletons_needs_them(rgb: Path, tiny_shard_folder: Path
     for modality in ("both", "skeleton"):
         with pytest.raises(UserError, match=NO_SKELETONS):
             finetune(own(finetune_config(rgb, tmp_path / modality), modality=modality))
+    data = own(finetune_config(rgb, tmp_path)).data
+    with pytest.raises(UserError, match=NO_SKELETONS):
+        label_efficiency(LabelEfficiencyConfig(data=data, run=RunConfig(tmp_path / "study"), ways=("scratch", "skeleton")))
+    assert not (tmp_path / "study" / "runs").exists()
     out = tmp_path / "classifier"
     result = finetune(own(finetune_config(rgb, out, epochs=1)))
     assert result["count"] == 4

@@ -94,6 +94,20 @@ def test_nearest_neighbours_vote_with_the_weight_of_their_cosine() -> None:
     np.testing.assert_allclose(only_nearest, [1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (3, 0.07), (3, 0.01)])
+def test_classes_without_a_vote_follow_by_their_nearest_clip(neighbours: int, temperature: float) -> None:
+    """Whatever their numbers; one without a clip comes last. Votes that underflow are as good as none."""
+    rng = np.random.default_rng(0)
+    train, test = (Features([], rng.normal(size=(n, 6)).astype(np.float32), np.arange(n) % 8) for n in (40, 30))
+    unit, units = (each.features_nD / np.linalg.norm(each.features_nD, axis=1, keepdims=True) for each in (train, test))
+    for scores_c, cosine_N in zip(knn_scores(train, test, 9, neighbours, temperature), units @ unit.T, strict=True):
+        closest = [cosine_N[train.labels_n == label].max(initial=-2) for label in range(9)]
+        voted = set(train.labels_n[np.argsort(-cosine_N)[:neighbours]])
+        ranked = np.argsort(-scores_c, kind="stable").tolist()
+        assert set(ranked[: len(voted)]) == voted and ranked[-1] == 8
+        assert ranked[len(voted) :] == sorted(set(range(9)) - voted, key=lambda label: -closest[label])
+
+
 def test_more_neighbours_than_clips_and_equal_cosines_are_no_trouble() -> None:
     train = Features(list("ab"), np.ones((2, 4), np.float32), np.array([0, 1]))
     scores = knn_scores(train, train, 2, 20, 0.07)

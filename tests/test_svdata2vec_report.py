@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 from tiny import finetune_config, pretrain_config
 
+from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
 from svdata2vec.reports.label_curve import Point, label_curve, read_record
 from svdata2vec.reports.report import Run, curves, write_report
 from svdata2vec.reports.results import accuracies
+from svdata2vec.runs.folder import write_config
+from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -127,6 +131,27 @@ def test_one_pretraining_run_alone_makes_a_report(tiny_shard_folder: Path, tmp_p
     assert "No pictures: " in (tmp_path / "r.html").read_text() and "no split" in (tmp_path / "r.html").read_text()
     with pytest.raises(UserError, match="no run given"):
         write_report([], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(("share", "every"), [(0.34, 0), (1.0, 1)])
+def test_pictures_are_of_clips_that_were_trained_on(
+    share: float, every: int, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of those whose labels are not used, nor of those that are validated on."""
+    base = finetune_config(tiny_shard_folder, tmp_path / "run", batch_size=5)
+    config = replace(base, data=replace(base.data, val_fraction=0.5), label_fraction=share, eval_every=every)
+    write_config(tmp_path / "run", config)
+    pictured: list[str] = []
+
+    def noted(batch: ClipBatch, *about: Any) -> np.ndarray:
+        pictured.extend(batch.keys)
+        return contact_sheet(batch, *about)
+
+    monkeypatch.setattr(reporting, "contact_sheet", noted)
+    write_report([tmp_path / "run"], tmp_path / "r.html")
+    shards = ShardSet.open(tiny_shard_folder)
+    trained_on = shards.names(choose_clips(shards, config).train_rows)
+    assert len(pictured) == 5 and set(pictured) <= set(trained_on) and len(trained_on) < 7
 
 
 def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.training.finetune import Finetuning, finetune
@@ -141,6 +142,27 @@ def test_a_run_goes_on_with_other_batches(
     if stops[0] == 4:
         assert "clips per optimizer step 4 (batch_size 4 x processes 1 x accumulate 1) -> 2 (batch_size 2" in caplog.text
         assert "goes on at epoch 1.33 of 3, the last step is now 14" in caplog.text
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_clips_of_an_interval_are_those_of_all_processes(
+    former: bool, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of processes counts on, also from a checkpoint that has those of the first process alone."""
+    many, one = (pretrain_config(tiny_shard_folder, tmp_path / "run", batch_size=size, log_every=5) for size in (2, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "sum", lambda _, values: 2 * values)  # as with a second process that has as many
+        run_with_stops(monkeypatch, [many], [2])
+    if former:
+        path = tmp_path / "run" / "checkpoints" / "step-000000002.pt"
+        state = torch.load(path, weights_only=True)
+        del state["stepper"]["interval"]["all_clips"]
+        state["stepper"]["interval"]["clips"], state["stepper"]["per_step"]["processes"] = 4, 2
+        torch.save(state, path)
+    pretrain(one)
+    record = read_metrics(tmp_path / "run")[0]
+    assert record["step"] == 5
+    assert record["clips_per_second"] * record["seconds_total"] == pytest.approx(2 * 2 * 2 + 3 * 4)
 
 
 def test_a_run_is_not_cut_short_of_where_it_is(

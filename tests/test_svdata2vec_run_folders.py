@@ -19,7 +19,7 @@ from svdata2vec.config.checked_json import faults, read_sealed, sealed
 from svdata2vec.reports.report import read_run, write_report
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.folder import read_config, read_result
+from svdata2vec.runs.folder import is_finished, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.published import load_classifier, published_config
 from svdata2vec.shards.errors import UserError
@@ -45,6 +45,16 @@ def run(finished: Path, tmp_path: Path) -> Path:
     for name in ("config.json", "result.json", "model.json", "model.safetensors", "metrics.jsonl"):
         (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "model.safetensors", "checkpoints/step-000000003.pt"])
+def test_a_folder_with_a_part_of_a_run_is_not_taken_for_a_new_one(name: str, tmp_path: Path) -> None:
+    """Where it is not to be continued; elsewhere there is something left to do."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"holds a run already \({name.split('/')[0]}\); choose another folder, or"):
+        is_finished(finetune_config(tmp_path, tmp_path, resume="never"))
+    assert name == "config.json" or not is_finished(finetune_config(tmp_path, tmp_path))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from tiny import assert_same_weights, finetune_config, pretrain_config
 from tiny_command import command_words
 from waiting import wait_for
 
-from svdata2vec.config.schema import MaskConfig, OptimConfig
+from svdata2vec.config.schema import MaskConfig, Modality, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import labelled_rows
@@ -204,6 +204,18 @@ def test_finetuning_another_network_is_refused(
     with pytest.raises(UserError, match=f"another network than the classifier; set {wanted}$"):
         finetune(other)
     assert not (tmp_path / "x" / "result.json").exists()
+
+
+@pytest.mark.parametrize("modality", ["both", "skeleton", "rgb"])
+def test_joints_of_another_crop_are_warned_of(
+    modality: Modality, finished: Path, tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are pixels of it: another size is another scale."""
+    config = finetune_config(tiny_shard_folder, tmp_path / "x", pretrained=finished, epochs=1)
+    finetune(dataclasses.replace(config, modality=modality, data=dataclasses.replace(config.data, size=64)))
+    said = [text for text in caplog.messages if text.endswith("around joints; its own are --data.size 32")]
+    assert len(said) == (modality != "rgb")
+    assert not said or "reads 6 frames of 32 pixels around joints, the classifier asks for 6 frames of 64" in said[0]
 
 
 def test_finetuning_from_runs_that_do_not_fit_is_refused(finished: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -96,6 +96,19 @@ def test_elsewhere_a_share_is_held_out_and_not_trained_on(protocol: ShardSet, tm
         choose_clips(protocol, replace(config, label_fraction=0.5))
 
 
+def test_a_run_is_not_finished_before_its_network_is_chosen(
+    protocol: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the last step and the choice it leaves no weights that others would take; started again it chooses."""
+    config = settings(protocol, tmp_path / "run", "cs_train", "cs_test")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(finetuning.Finetuning, "take_best", lambda _: 1 / 0)
+        finetune(config)
+    with pytest.raises(UserError, match="its run is not finished; start that run again to go on"):
+        read_card(config.run.out)
+    assert finetune(config)["network"] == read_card(config.run.out)["network"] == "best"
+
+
 def test_clips_are_held_out_per_class_by_seed_and_name() -> None:
     labels = [0] * 60 + [1] * 31 + [2]
     keys = [f"clip_{number}" for number in range(len(labels))]

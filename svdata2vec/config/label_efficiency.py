@@ -44,7 +44,8 @@ class SearchConfig:
     seeds: Count = 1
     """Seeds whose mean on the validation clips decides."""
     fractions: tuple[PositiveShare, ...] = ()
-    """Shares of the labels to search at; others take what was found at the nearest one; none = all."""
+    """Shares of the labels to search at, none so small that no clip can be held out; others take what was found at the nearest
+    one; none = all."""
 
     def __post_init__(self) -> None:
         check_fields(self, "search.")

@@ -51,7 +51,8 @@ class ProbeConfig:
     iterations: Count = 200
     """Most L-BFGS iterations of the linear probe; it is convex and stops when it is at its minimum."""
     neighbours: Count = 20
-    """Neighbours that vote on a clip; the nearest one alone is reported besides."""
+    """Neighbours that vote on a clip; the nearest one alone is reported besides. Classes without a vote rank below those with
+    one, by the cosine of their nearest clip."""
     temperature: Annotated[float, Range(0.01, 1000)] = 0.07
     """A neighbour's vote is exp(cosine / temperature)."""
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)

@@ -342,7 +342,8 @@ class RunConfig:
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run."""
+    """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run,
+    or a part of one (settings, checkpoints, weights, closing figures)."""
     max_bad_steps: Count = 10
     """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
 

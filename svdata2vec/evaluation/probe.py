@@ -1,6 +1,6 @@
 """Probes: what a linear map, nearest neighbours and attention make of frozen features (paper section 5: linear evaluation).
 
-n clips, D token width, c classes, k neighbours
+n clips, N training clips, D token width, c classes, k neighbours
 """
 
 import json
@@ -41,6 +41,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 CHUNK_CLIPS = 4096  # rows of a similarity matrix at a time: 4096 x 40,000 training clips are 0.6 GiB
+UNVOTED = 1e-9  # how far below 0 the scores of classes without a vote lie, by size
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +104,11 @@ def measure_probes(
     return linear, found
 
 
-def check_input(run: Path, made: DataConfig, wanted: DataConfig) -> str | None:
+def check_input(run: Path, made: DataConfig, wanted: DataConfig, whose: str = "the probe") -> str | None:
     """What to warn of: other sizes and crops than the run's are possible, but rarely meant. UserError for other numbers of
-    frames."""
+    frames. `whose` settings `wanted` are, as the message has it."""
     text = (
-        f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, the probe asks for "
+        f"the encoder reads {made.num_frames} frames of {made.size} pixels around {made.crop}, {whose} asks for "
         f"{wanted.num_frames} frames of {wanted.size} around {wanted.crop}"
     )
     names = {"num_frames": "--data.num-frames", "size": "--data.size", "crop": "--data.crop"}
@@ -165,18 +166,24 @@ def linear_scores(linear: nn.Linear, test: Features) -> np.ndarray:
 
 
 def knn_scores(train: Features, test: Features, num_classes: int, neighbours: int, temperature: float) -> np.ndarray:
-    """(n, c) votes of the k nearest training clips by cosine, each with weight exp(cosine / temperature)."""
+    """(n, c) shares of the votes of the k nearest training clips by cosine, each with weight exp(cosine / temperature).
+
+    A class without a vote has a score below 0 that rises with the cosine of its nearest clip, so that ranks beyond the voted
+    classes, which top-5 of few neighbours looks at, mean something. A class without a clip is last.
+    """
     bank_nD = F.normalize(torch.from_numpy(train.features_nD), dim=1)
     labels_n = torch.from_numpy(train.labels_n)
     k = min(neighbours, len(bank_nD))
     chunks = []
     for queries_nD in F.normalize(torch.from_numpy(test.features_nD), dim=1).split(CHUNK_CLIPS):
-        cosine_nk, nearest_nk = (queries_nD @ bank_nD.T).topk(k, dim=1)
+        cosine_nN = queries_nD @ bank_nD.T
+        cosine_nk, nearest_nk = cosine_nN.topk(k, dim=1)
         votes_nk = ((cosine_nk - 1) / temperature).exp()  # minus 1: the same ranking without overflow
-        scores_nc = torch.zeros(len(queries_nD), num_classes)
-        chunks.append(scores_nc.scatter_add_(1, labels_n[nearest_nk], votes_nk))
-    scores_nc = torch.cat(chunks)
-    return (scores_nc / scores_nc.sum(1, keepdim=True).clamp_min(1e-30)).numpy()
+        votes_nc = torch.zeros(len(queries_nD), num_classes).scatter_add_(1, labels_n[nearest_nk], votes_nk)
+        closest_nc = torch.full_like(votes_nc, -2).scatter_reduce_(1, labels_n.expand_as(cosine_nN), cosine_nN, "amax")
+        shares_nc = votes_nc / votes_nc.sum(1, keepdim=True).clamp_min(1e-30)
+        chunks.append(torch.where(shares_nc > 0, shares_nc, UNVOTED * (closest_nc - 2)))
+    return torch.cat(chunks).numpy()
 
 
 def _publish(

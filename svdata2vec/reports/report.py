@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from svdata2vec import __version__
 from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
+from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, note, page, preformatted, section, text
 from svdata2vec.reports.label_curve import Point, caption, label_curve, read_record
@@ -25,6 +26,7 @@ from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import FINISHED, Settings, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown
@@ -180,7 +182,8 @@ def _inputs(runs: Sequence[Run]) -> str:
     try:
         shards = open_data(data)
         runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-        with build_loader(shards, run.config, runtime, train=True, every_frame=True) as loader:
+        rows = choose_clips(shards, run.config).train_rows if isinstance(run.config, FinetuneConfig) else None
+        with build_loader(shards, run.config, runtime, train=True, rows=rows, every_frame=True) as loader:
             batch = next(iter(loader))
     except UserError as error:
         return section("Inputs", note(f"No pictures: {error}"))

@@ -85,7 +85,7 @@ def build_loader(
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
-    _require_clips(shards, config, split, rows, step if train else 0)
+    require_clips(shards, config, split, rows, step if train else 0)
     return made(
         shards,
         split,
@@ -113,7 +113,7 @@ def build_loader(
     )
 
 
-def _require_clips(
+def require_clips(
     shards: ShardSet, config: PretrainConfig | FinetuneConfig, split: str, rows: np.ndarray | None, step: int
 ) -> None:
     """UserError unless the clips that are used of a split, all or `rows`, are one at least, and as many as a step takes."""

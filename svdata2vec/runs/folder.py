@@ -11,6 +11,7 @@ from svdata2vec.config.checked_json import NUMBER, check_record, read_sealed, se
 from svdata2vec.config.files import from_dict, read_json, to_values, with_todays_names
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig, RunConfig
+from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.atomic import make_folder, write_atomically
@@ -96,13 +97,17 @@ def read_config(folder: Path) -> Settings:
 def is_finished(config: Settings) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
-    Raises UserError if it holds a finished run with other settings, or any run where `run.resume` is "never".
+    Raises UserError if it holds a finished run with other settings, or where `run.resume` is "never" any part of a run.
     """
     run = config.run
-    if not (run.out / CONFIG).is_file():
+    left = [name for name in (CONFIG, FINISHED, WEIGHTS, CARD) if (run.out / name).is_file()]
+    left += ["checkpoints"] if has_checkpoints(run.out) else []
+    if left and run.resume == "never":
+        raise UserError(
+            f"{run.out} holds a run already ({', '.join(left)}); choose another folder, or continue it with --run.resume auto"
+        )
+    if CONFIG not in left:
         return False
-    if run.resume == "never":
-        raise UserError(f"{run.out} holds a run already; choose another folder, or continue it with --run.resume auto")
     old = read_config(run.out)
     if old.kind != config.kind:
         raise UserError(f"{run.out} holds a {old.kind} run, this is a {config.kind} run; choose another folder")

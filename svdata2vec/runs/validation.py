@@ -75,10 +75,16 @@ def validation_split(shards: ShardSet, data: DataConfig, train_rows: np.ndarray)
     return split
 
 
-def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def hold_out(
+    shards: ShardSet, rows: np.ndarray, fraction: float, seed: int, *, otherwise: str = "set --eval-every 0", say: bool = True
+) -> np.ndarray:
     """bool per row, True = held out for validation: whole groups of performers where they are known, else a share per class.
 
     A function of seed and names alone. Every class keeps a clip to train on.
+
+    Args:
+        otherwise: what to do where none can be held out, other than to name a split.
+        say: how many, in the log.
     """
     labels = shards.index["label"][rows]
     keys = shards.names(rows)
@@ -90,9 +96,10 @@ def hold_out(shards: ShardSet, rows: np.ndarray, fraction: float, seed: int) -> 
     if not held.any():
         raise UserError(
             f"{shards.where}: none of {len(rows)} training clips can be held out for validation (--data.val-fraction "
-            f"{fraction:g}); name a split with --data.val-split, or set --eval-every 0"
+            f"{fraction:g}); name a split with --data.val-split, or {otherwise}"
         )
-    log.info("validating on %d of %d training clips, %s", held.sum(), len(rows), how)
+    if say:
+        log.info("validating on %d of %d training clips, %s", held.sum(), len(rows), how)
     return held
 
 

@@ -3,6 +3,7 @@
 A row is a way to get a classifier (`rows.py`, `probe_rows.py`). What it is for: svdata2vec/README.md, "Label efficiency".
 """
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,19 +20,27 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
 from svdata2vec.runs import own_preset
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.data import open_data, require_classes, require_several_classes
+from svdata2vec.runs.data import (
+    labelled_rows,
+    open_data,
+    require_classes,
+    require_clips,
+    require_several_classes,
+    require_skeletons,
+    taken_per_epoch,
+)
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.performers import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import input_settings, published_config, require_same_network
 from svdata2vec.runs.runtime import pick_device
-from svdata2vec.runs.validation import validation_split
+from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
 from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
-from svdata2vec.studies.study import Plan, run_study
+from svdata2vec.studies.study import Plan, run_study, search_cells
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
 RECORD = "label_efficiency.json"  # in the study's folder, with a chart beside it
@@ -72,6 +81,8 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
     beginning = about(config, shards)
+    if not config.collect:
+        require_labels(plan, config, shards)
     require_writable(out / RECORD, ".png")
     found = run_study(plan)
     if not found["rows"]:
@@ -87,6 +98,30 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     for line in lines(record):
         log.info("%s", line)
     return record
+
+
+def require_labels(plan: Plan, config: LabelEfficiencyConfig, shards: ShardSet) -> None:
+    """UserError unless every share of the labels has clips for its runs to train on, and to hold out where the search asks for
+    it: before any run has taken its time."""
+    data, base = config.data, config.classifier()
+    for split in (data.train_split, data.test_split):
+        require_clips(shards, base, split, None, 0)
+    trained = [row for row in plan.rows if isinstance(row, FinetuneRow)]
+    if any(row.base.modality != "rgb" for row in trained):
+        require_skeletons(shards, data.train_split)
+    holds_out = validation_split(shards, data, shards.rows(data.train_split)) is None
+    searched = {(cell.fraction, cell.seed, holds_out) for _, cell in search_cells(plan)}
+    for fraction, seed, holding in sorted(searched | set(itertools.product(plan.fractions, plan.seeds, [False]))):
+        rows, option = labelled_rows(shards, data.train_split, fraction, seed, say=False), "fractions"
+        if holding:
+            option = "search.fractions"
+            otherwise = f"search no share of the labels as small as {fraction:g} (--{option})"
+            rows = rows[~hold_out(shards, rows, data.val_fraction, seed, otherwise=otherwise, say=False)]
+        if trained and (taken := taken_per_epoch(shards, rows)) < 2:
+            raise UserError(
+                f"{shards.where}: with {fraction:g} of the labels an epoch takes {taken} of {len(rows)} clips by --data.weights"
+                f", one step takes 2 or more; give larger shares with --{option}, or larger weights"
+            )
 
 
 def _pretraining(run: Path) -> dict[str, Any]:

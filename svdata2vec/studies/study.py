@@ -65,7 +65,7 @@ def run_study(plan: Plan) -> dict[str, Any]:
 
 
 def _search_and_run(plan: Plan) -> dict[str, Any]:
-    tried = list(_search_cells(plan))
+    tried = list(search_cells(plan))
     chosen, search = _choose(plan, _run(plan, tried))
     cells = [
         (row, Cell(fraction, seed, tuple(chosen.get((row.name, fraction), {}).items())))
@@ -108,7 +108,8 @@ def combinations(row: Row, search: SearchConfig) -> list[Choice]:
     ]
 
 
-def _search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
+def search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
+    """What the search tries, of the rows that have something to choose."""
     for row in plan.rows:
         choices = combinations(row, plan.search)
         if len(choices) > 1:  # of one there is nothing to choose

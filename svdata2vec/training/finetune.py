@@ -14,6 +14,7 @@ from torch import Tensor
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import score
 from svdata2vec.evaluation.metrics import Metrics
+from svdata2vec.evaluation.probe import check_input
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -57,9 +58,12 @@ class Finetuning(TrainingRun):
         layer_decay = 1.0
         if config.pretrained is not None:
             if not has_checkpoints(config.run.out):
-                made = published_config(read_card(config.pretrained), config.pretrained).model
-                require_same_network(config.pretrained, made, config.model, "the classifier", config.modality)
+                made = published_config(read_card(config.pretrained), config.pretrained)
+                require_same_network(config.pretrained, made.model, config.model, "the classifier", config.modality)
                 load_encoder_weights(model.encoder, config.pretrained)
+                doubtful = check_input(config.pretrained, made.data, config.data, "the classifier")
+                if doubtful is not None and config.modality != "rgb":  # joints are pixels of the crop
+                    log.warning("%s: %s", config.pretrained, doubtful)
             layer_decay = config.head.layer_decay
         self.val_loader, self.card = val_loader, card
         super().__init__(config, runtime, loader, model, depth=config.model.depth, layer_decay=layer_decay)
@@ -119,6 +123,11 @@ class Finetuning(TrainingRun):
         self.runtime.share_weights(self.model)
         card = self.runtime.gather(card)[0]
         return {"network": "best", "epoch": card["epoch"], "validation": card["validation"]}
+
+    @property
+    def takes_last(self) -> bool:
+        """Without validation; else `take_best` publishes what it chooses, and until then the run is not finished."""
+        return self.val_loader is None
 
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, **super().parts()}

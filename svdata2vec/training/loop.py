@@ -104,13 +104,18 @@ class TrainingRun:
     def watch(self, record: dict[str, float]) -> None:
         """Look at a record of the log; raises RunFailedError where it makes no sense to go on."""
 
+    @property
+    def takes_last(self) -> bool:
+        """Whether the network of the last step is the run's; else the run publishes another one."""
+        return True
+
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
         return {"optimizer": self.optimizer, "loader": self.loader, "stepper": self.stepper}
 
 
 def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
-    """Run to the end from the newest checkpoint, then publish the weights with their model card.
+    """Run to the end from the newest checkpoint, then publish the weights with their model card if they are the run's.
 
     Returns:
         The last record of the log. SIGTERM or SIGINT saves a checkpoint and raises StopRequested.
@@ -145,7 +150,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
                     _save(checkpoints, run, card)
                 log.warning("asked to stop: saved step %d in %s; start again to go on", stepper.step, checkpoints.folder)
                 raise stop.request()
-    if runtime.is_main:
+    if runtime.is_main and run.takes_last:
         publish(folder, run.model.state_dict(), {**card, "step": stepper.step, "metrics": record})
     runtime.barrier()
     return record

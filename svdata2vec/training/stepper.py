@@ -116,8 +116,9 @@ class Stepper:
         self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
         self.reference_clips = math.prod(self.per_step.values())
         self.change = ""
-        self.clips_in_interval = 0
-        self.skipped_clips_before = 0  # by earlier processes of the run
+        self.clips_in_interval = 0  # of the log, by this process
+        self.clips_before = 0  # in the same interval, by earlier processes of the run
+        self.skipped_clips_before = 0  # by them, in all of the run
         self.spent: dict[str, float] = {}  # in the interval of the log at hand, by an earlier process
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
@@ -190,42 +191,47 @@ class Stepper:
         self.batches = self.optim.accumulate
         self.clock.mark("optimizer")
 
-    def skipped_clips(self) -> int:
-        """Clips of the run so far that could not be used and were replaced, of all processes, which call this together."""
-        here = torch.tensor(self.loader.stats.skipped_in_batches)
-        return self.skipped_clips_before + int(self.runtime.sum(here))
+    def counts(self) -> tuple[int, int]:
+        """Clips of the interval, and those of the run so far that could not be used and were replaced.
+
+        Of all processes, which call this together.
+        """
+        here = torch.tensor([self.clips_in_interval, self.loader.stats.skipped_in_batches])
+        clips, skipped = self.runtime.sum(here).tolist()
+        return self.clips_before + clips, self.skipped_clips_before + skipped
 
     def take_record(self) -> dict[str, float]:
         """Averages, rates and shares of time since the last record; waits for the device once."""
         self.guard.read()
         seconds = self.clock.seconds()
         total = seconds.pop("total")
-        rate = self.clips_in_interval * self.runtime.world_size / total
+        clips, skipped = self.counts()
         record = {
             "epoch": float(self.epochs),
             **self.averages.take(),
             **self.values,
             **self.news,
-            "clips_per_second": rate,
+            "clips_per_second": clips / total,
             "skipped_steps": float(self.guard.skipped),
-            "skipped_clips": float(self.skipped_clips()),
+            "skipped_clips": float(skipped),
             **{f"seconds_{part}": spent for part, spent in seconds.items()},
             "seconds_total": total,
             "cpu_seconds": self.clock.cpu_seconds(),
         }
         if self.runtime.device.type == "cuda":
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.clips_in_interval, self.news = 0, {}
+        self.clips_in_interval, self.clips_before, self.news = 0, 0, {}
         self.clock.reset()
         return record
 
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
-        interval = {"clips": self.clips_in_interval, "spent": self.clock.spent(), "averages": self.averages.state_dict()}
+        clips, skipped = self.counts()
+        interval = {"all_clips": clips, "spent": self.clock.spent(), "averages": self.averages.state_dict()}
         return {
             "step": self.step, "skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row, "values": self.values,
             "news": self.news, "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
-            "skipped_clips": self.skipped_clips(),
+            "skipped_clips": skipped,
         }
 
     def _find_place(self) -> None:
@@ -243,7 +249,9 @@ class Stepper:
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state.get("in_a_row", 0)
         self.skipped_clips_before = state.get("skipped_clips", 0)
         if interval := state.get("interval"):
-            self.clips_in_interval, self.spent = interval["clips"], interval["spent"]
+            if (clips := interval.get("all_clips")) is None:  # the first 0.3.0.dev0 kept those of one process
+                clips = interval["clips"] * state["per_step"]["processes"]
+            self.clips_before, self.spent = clips, interval["spent"]
             self.averages.load_state_dict(interval["averages"], self.runtime.device)
         values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
