@@ -85,7 +85,8 @@ class BatchConfig(MeasuredConfig):
 
 @dataclass(frozen=True)
 class HostConfig(MeasuredConfig):
-    """Measure what a clip costs the host beside a GPU: reading, checks, plans, feeding. Nothing is decoded or trained."""
+    """Measure what a clip costs the host beside a GPU: reading, checks, plans, feeding. Nothing is decoded or trained,
+    and no pixel is changed."""
 
     batches: Annotated[tuple[int, ...], Range(1, 10_000)] = (32, 128)
     """Batch sizes to measure."""
