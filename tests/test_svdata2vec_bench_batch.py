@@ -144,10 +144,10 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     membership = tmp_path / "cgroup"
     monkeypatch.setattr(cores, "MEMBERSHIP", membership)
     assert available_bytes() == 64 * 1024
-    for line, folder, limit, usage in (
-        ("0::/", "", "memory.max", "memory.current"),
-        ("0::/slurm/job_7", "slurm", "memory.max", "memory.current"),
-        ("4:memory:/docker/a", "memory/docker/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for line, folder, limit, usage, cached in (
+        ("0::/", "", "memory.max", "memory.current", "inactive_file"),
+        ("0::/slurm/job_7", "slurm", "memory.max", "memory.current", "inactive_file"),
+        ("4:memory:/docker/a", "memory/docker/a", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         groups = tmp_path / line.replace("/", "-")
         group = groups / folder
@@ -159,6 +159,8 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert available_bytes() == 64 * 1024
         (group / limit).write_text("31000\n")
         assert available_bytes() == 30000
+        (group / "memory.stat").write_text(f"anon 300\nactive_file 50\n{cached} 600\nslab 7\n")
+        assert available_bytes() == 30600, "what is cached of files may be taken"
     monkeypatch.undo()
     assert 0 < available_bytes() < 2**50
 
