@@ -196,6 +196,20 @@ def test_a_gpu_measures_clips_in_blocks_as_its_step_takes_them(tmp_path: Path) -
     assert (frames_of(undecoded).int() - decoded.int()).abs().max() <= 1
 
 
+def test_the_few_clips_of_weighted_sets_are_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a share of its clips an epoch takes of a set."""
+    for first, name in enumerate("ab"):
+        shard_set(tmp_path / name, 3, first_seed=10 * first, size=64)
+    config = small_batch(tmp_path / "a", tmp_path)
+    data = dataclasses.replace(config.data, shards=f"{tmp_path / 'a'},{tmp_path / 'b'}", weights=(0.5, 1.0))
+    saved, save = [], batch.save_clips
+    monkeypatch.setattr(batch, "save_clips", lambda *given, **more: saved.append(save(*given, **more)) or saved[0])
+    monkeypatch.setattr(batch, "search", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        batch.bench_batch(dataclasses.replace(config, data=data))
+    assert saved == [6 * 32 * 32 * 3]
+
+
 # ---- a real search --------------------------------------------------------------------------------------------------
 
 
