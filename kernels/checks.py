@@ -48,7 +48,9 @@ def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:
     """Demand int64 frame numbers in [0, num_frames), strictly increasing in each row.
 
     A tensor on a GPU isn't read, since that would stop the host until the GPU has caught up. There the kernels treat a
-    frame outside the clip as missing and touch no memory outside their tensors.
+    frame outside the clip as missing and touch no memory outside their tensors. The gradient of its token is undefined: each
+    frame writes that of its own token, of several the last one's, and nothing clears the others first, which would cost every
+    step. All other gradients are as they would be without that token.
     """
     require_dtypes((torch.int64,), keep_BK=keep_BK)
     if keep_BK.device.type != "cpu" or torch.compiler.is_compiling() or keep_BK.numel() == 0:

@@ -5,6 +5,7 @@ So a clip's draws do not depend on batch, thread, rank or number of ranks (pipel
 
 import functools
 import hashlib
+import operator
 import struct
 from typing import Any
 
@@ -25,9 +26,11 @@ class _NoSeed(np.random.bit_generator.ISeedSequence):
 class KeyedDraws:
     """Makes generators, each for one purpose; equal arguments give equal draws on every machine.
 
-    The 128-bit Philox key is the BLAKE2b hash of the parts; their types and lengths are hashed too, so that
-    ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys. A generator lasts until the next one is asked for, which
-    takes its place: making one anew takes longer than most draws.
+    The 128-bit Philox key is the BLAKE2b hash of the parts; what they are and their lengths are hashed too, so that
+    ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys; a whole number is the same key in every type, NumPy's too.
+    A generator lasts until the next one is asked for, which takes its place: making one anew takes longer than most draws.
+
+    Raises TypeError for a part that is neither a whole number nor text.
     """
 
     def __init__(self) -> None:
@@ -38,7 +41,7 @@ class KeyedDraws:
             "bit_generator": "Philox", "state": self._key, "buffer": _ZERO, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
         }
 
-    def __call__(self, *parts: int | str) -> np.random.Generator:
+    def __call__(self, *parts: int | np.integer | str) -> np.random.Generator:
         """A generator for its purpose, a word, and what else tells it from others."""
         digest = hashlib.blake2b(b"".join(map(_bytes_of, parts)), digest_size=16).digest()
         self._key["key"] = _two_words(digest)
@@ -47,11 +50,12 @@ class KeyedDraws:
 
 
 @functools.lru_cache(maxsize=256, typed=True)  # all but the clip's name is the same for a batch
-def _bytes_of(part: int | str) -> bytes:
-    text = str(part).encode()
-    return (b"i" if isinstance(part, int) else b"s") + len(text).to_bytes(4, "little") + text
+def _bytes_of(part: int | np.integer | str) -> bytes:
+    kind, word = (b"s", part) if isinstance(part, str) else (b"i", str(operator.index(part)))
+    text = word.encode()
+    return kind + len(text).to_bytes(4, "little") + text
 
 
-def keyed_generator(*parts: int | str) -> np.random.Generator:
+def keyed_generator(*parts: int | np.integer | str) -> np.random.Generator:
     """A generator of its own (`KeyedDraws`)."""
     return KeyedDraws()(*parts)

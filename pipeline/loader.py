@@ -198,7 +198,7 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[ClipBatch]:
         if self._epoch_is_over():
-            self._epoch, self._position = self._epoch + 1, 0
+            self._begin_next_epoch()
         for step in self.order.steps(self._position):
             start, stop = self.order.part(step)
             if start == stop:
@@ -215,9 +215,7 @@ class ClipLoader:
             if ready.batch is not None:
                 self.stats.batches += 1
                 yield take(ready.batch)
-        if not self.order.train:
-            self._stop_stream()  # its source has ended; in training the threads are at the next epoch already
-        self._epoch, self._position = self._epoch + 1, 0
+        self._begin_next_epoch()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch."""
@@ -266,6 +264,11 @@ class ClipLoader:
 
     def _batches_from(self, position: int) -> int:
         return sum(start < stop for start, stop in map(self.order.part, self.order.steps(position)))
+
+    def _begin_next_epoch(self) -> None:
+        if not self.order.train:
+            self._stop_stream()  # its source has ended; in training the threads are at the next epoch already
+        self._epoch, self._position = self._epoch + 1, 0
 
     def _epoch_is_over(self) -> bool:
         return self._position > 0 and self.order.end(self._position) == self._position

@@ -80,8 +80,8 @@ class Decoded:
 
 
 def most_unusable(order: OrderConfig, read: int, rate: float) -> float:
-    """How many clips may be unusable: in training a share of those read, early on of `GRACE_CLIPS`; in an evaluation of all
-    its clips (over all ranks), and one clip of any number, unless the rate is 0."""
+    """How many clips may be unusable: in training a share of those read, early on of `GRACE_CLIPS`; in each pass of an
+    evaluation of all its clips (over all ranks), and one clip of any number, unless the rate is 0."""
     if order.train:
         return rate * max(read, GRACE_CLIPS)
     return max(rate * order.num_entries, order.views if rate else 0)
@@ -99,9 +99,12 @@ class Producer:
     ) -> None:
         self.order, self.fetcher, self.stats, self.readers = order, fetcher, stats, readers
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
+        self._skipped_before = 0  # of an evaluation: in its earlier passes, each of which may lose as many clips
 
     def read(self, epoch: int, position: int) -> Generator[Read]:
         """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
+        if not self.order.train:
+            self._skipped_before = self.stats.clips_skipped
         fetched_steps = self.readers.over(self._steps(epoch, position))
         with contextlib.closing(fetched_steps):
             for fetched in fetched_steps:
@@ -186,7 +189,7 @@ class Producer:
     def _record_bad(self, row: int, reason: str) -> None:
         """Count one clip, and log it when it is met for the first time. Raises UserError above the rate."""
         self.stats.clips_skipped += 1
-        skipped = self.stats.clips_skipped
+        skipped = self.stats.clips_skipped - self._skipped_before
         read = self.stats.clips_read if self.order.train else self.order.num_entries
         shards = self.fetcher.shards
         key, shard = shards.names(np.array([row]))[0], shards.tar_name(int(shards.index[row]["shard"]))

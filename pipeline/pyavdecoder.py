@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from queue import SimpleQueue
 
 import numpy as np
@@ -18,23 +19,27 @@ from torch import Tensor
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavworker import Request
 from svdata2vec.pipeline.workers import GONE, WorkerProcess
+from svdata2vec.shards.errors import MachineError
 
 log = logging.getLogger(__name__)
 
 
 class PyavDecoder:
-    """`FrameDecoder` over `num_workers` processes, started at first use."""
+    """`FrameDecoder` over `num_workers` processes, each started at first use, and again where it has died.
+
+    `decode` raises MachineError if one cannot be started.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._pool: ThreadPoolExecutor | None = None
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._idle: SimpleQueue[_Worker | None] = SimpleQueue()  # None: one that is to be started
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="svdata2vec-pyav")
             for _ in range(self.num_workers):
-                self._idle.put(_Worker())
+                self._idle.put(None)
         reasons = self._pool.map(self._decode_one, clips, out_BTSS3)
         return {i: reason for i, reason in enumerate(reasons) if reason is not None}
 
@@ -44,37 +49,53 @@ class PyavDecoder:
         self._pool.shutdown()
         self._pool = None
         while not self._idle.empty():
-            self._idle.get().close()
+            if (worker := self._idle.get()) is not None:
+                worker.close()
 
     def _decode_one(self, clip: EncodedClip, out_TSS3: Tensor) -> str | None:
         worker = self._idle.get()
         try:
-            return worker.decode(clip, out_TSS3)
-        except GONE as error:
-            log.warning("a decoder process died while it decoded clip %s; starting another", clip.key)
-            worker.close()
-            worker = _Worker()
-            return f"the decoder process died on it ({type(error).__name__})"
+            if worker is None:
+                worker = _Worker()
+            try:
+                return worker.decode(clip, out_TSS3)
+            except GONE as error:
+                dead, worker = worker, None
+                log.warning("a decoder process died while it decoded clip %s; another takes its place", clip.key)
+                dead.close()
+                return f"the decoder process died on it ({type(error).__name__})"
         finally:
             self._idle.put(worker)
 
 
 class _Worker:
-    """One process and the shared memory it writes to (an unnamed file, so a crash leaves nothing behind)."""
+    """One process and the shared memory it writes to (an unnamed file, so a crash leaves nothing behind).
+
+    Raises MachineError if it cannot be started.
+    """
 
     def __init__(self) -> None:
-        self._descriptor = os.memfd_create("svdata2vec-frames")
-        self._process = WorkerProcess("svdata2vec.pipeline.pyavworker", [self._descriptor])
+        try:
+            with ExitStack() as undo:
+                self._memory = os.fdopen(os.memfd_create("svdata2vec-frames"), "r+b", buffering=0)
+                undo.callback(self._memory.close)
+                self._process = WorkerProcess("svdata2vec.pipeline.pyavworker", [self._memory.fileno()])
+                undo.pop_all()
+        except OSError as error:
+            raise MachineError(
+                f"a process that decodes clips cannot be started ({error.strerror or error}): take fewer of them "
+                "(--data.threads), or end what else uses memory, processes or open files (`ulimit -a` lists the limits)"
+            ) from error
 
     def decode(self, clip: EncodedClip, out_TSS3: Tensor) -> str | None:
         """Raises one of `GONE` when the process is gone."""
         num_bytes = out_TSS3.numel()
-        if os.fstat(self._descriptor).st_size < num_bytes:
-            os.truncate(self._descriptor, num_bytes)
+        if os.fstat(self._memory.fileno()).st_size < num_bytes:
+            self._memory.truncate(num_bytes)
         self._process.send(Request(clip.video.tobytes(), clip.frames_T, clip.output_to_packed, out_TSS3.shape[1]))
         reason = self._process.receive()
         if reason is None:
-            with mmap.mmap(self._descriptor, num_bytes) as memory:
+            with mmap.mmap(self._memory.fileno(), num_bytes) as memory:
                 frames = np.frombuffer(memory, np.uint8).reshape(out_TSS3.shape)
                 out_TSS3.copy_(torch.from_numpy(frames))
                 del frames
@@ -82,4 +103,4 @@ class _Worker:
 
     def close(self) -> None:
         self._process.close()
-        os.close(self._descriptor)
+        self._memory.close()

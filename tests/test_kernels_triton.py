@@ -21,7 +21,9 @@ from torch import Tensor
 from svdata2vec.kernels import functional as K
 from svdata2vec.kernels import launch
 from svdata2vec.kernels.dispatch import Impl
+from svdata2vec.kernels.fuse_tokens import fuse_tokens_backward_reference, launch_fuse_tokens_backward
 from svdata2vec.kernels.gather_blocks import launch_gather_blocks
+from svdata2vec.kernels.restore_tokens import launch_restore_tokens_backward, restore_tokens_backward_reference
 
 pytestmark = triton_marks()
 
@@ -165,6 +167,21 @@ def test_fuse_tokens_with_float32_parameters_under_bfloat16_tokens(hidden: bool)
 @pytest.mark.parametrize("shape", TOKEN_SHAPES)
 def test_restore_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
     assert_call(drawn("restore_tokens", dtype, token_sizes(shape)), layout)
+
+
+@pytest.mark.parametrize("op", ["fuse_tokens", "restore_tokens"])
+def test_a_token_of_a_frame_outside_the_clip_changes_no_other_gradient(op: str) -> None:
+    """Nothing refuses it on a GPU; its own gradient is undefined."""
+    keep, frames, dtypes = torch.tensor([[1, 4], [0, 9]], device=DEVICE), 4, (torch.float32, torch.float32)
+    hidden, grad_BKD = torch.tensor([[False, True], [True, False]], device=DEVICE), torch.randn(2, 2, 5, device=DEVICE)
+    if op == "fuse_tokens":
+        got = launch_fuse_tokens_backward(grad_BKD, keep, hidden, frames, *dtypes)
+        want = fuse_tokens_backward_reference(grad_BKD[:, :1], keep[:, :1], hidden[:, :1], frames, *dtypes)
+    else:
+        grad_BTD = torch.randn(2, frames, 5, device=DEVICE)
+        got = launch_restore_tokens_backward(grad_BTD, keep, *dtypes)
+        want = restore_tokens_backward_reference(grad_BTD, keep[:, :1], *dtypes)
+    torch.testing.assert_close((got[0][:, :1], *got[1:]), want)
 
 
 @all_dtypes

@@ -152,12 +152,15 @@ def test_evaluation_leaves_damaged_clips_out(shards):
 
 
 @pytest.mark.parametrize(("rate", "views", "passes"), [(0.01, 1, True), (0.01, 3, True), (0.0, 1, False)])
-def test_one_clip_of_few_may_be_lost(shards, rate, views, passes):
-    damage(shards, 3, "jpegs")
+@pytest.mark.parametrize("component", ["jpegs", "json"])
+def test_one_clip_of_few_may_be_lost_in_each_pass(shards, rate, views, passes, component):
+    """Whether the decoder's thread finds it or the reader's."""
+    damage(shards, 3, component)
     plan = PlanConfig(num_frames=4, size=32, views=views)
     with ClipLoader(shards, "all", plan, batch_size=4, max_bad_rate=rate) as loader:
         if passes:
-            assert len(keys_of(list(loader))) == 11 * views
+            assert [len(keys_of(list(loader))) for _ in range(3)] == 3 * [11 * views]
+            assert loader.stats.clips_skipped == 3 * views and len(loader.stats.unusable) == 1
         else:
             with pytest.raises(UserError, match=r"1 of 12 clips are unusable, more than the allowed 0.00%"):
                 list(loader)

@@ -1,7 +1,9 @@
 """Every encoding and geometry of the graph against the reference decoder: PSNR, exact frame numbers, planted damage."""
 
+import errno
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -11,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_factory import clip_parts, picture
 
-from svdata2vec.pipeline import affine
+from svdata2vec.pipeline import affine, pyavdecoder
 from svdata2vec.pipeline import graph as graph_module
 from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_graph
+from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
@@ -286,6 +289,29 @@ def test_a_killed_decoder_process_is_replaced():
     np.testing.assert_array_equal(again, clean)
     decoder.close()
     assert not decoder_processes()
+
+
+@pytest.mark.parametrize("died_before", [False, True])
+def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
+    monkeypatch: pytest.MonkeyPatch, died_before: bool
+) -> None:
+    """Nothing waits for it for ever, and nothing stays open."""
+    decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    if died_before:
+        assert not decode(decoder, clips)[1]
+        (process,) = decoder_processes()
+        process.kill()
+        psutil.wait_procs([process])
+        assert "process died" in decode(decoder, clips)[1][0]
+    files = psutil.Process().num_fds()
+    with monkeypatch.context() as patched:
+        patched.setattr(pyavdecoder, "WorkerProcess", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+        for _ in range(2):
+            with pytest.raises(MachineError, match=r"cannot be started \(Too many open files\): take fewer .*--data\.threads"):
+                decode(decoder, clips)
+    assert psutil.Process().num_fds() == files
+    assert not decode(decoder, clips)[1]
+    decoder.close()
 
 
 def test_geometry_is_checked():

@@ -186,6 +186,16 @@ def test_early_break_goes_on_and_set_epoch_goes_back(shards):
         assert_same(list(loader), whole)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_an_epoch_that_is_left_at_its_last_batch_is_over(shards, train):
+    with make(shards, train=train) as loader:
+        whole = [[batch.keys for batch in loader] for _ in range(3)]
+    with make(shards, train=train) as loader:
+        for expected in whole:
+            found = [batch.keys for _, batch in zip(range(loader.batches_per_epoch), loader, strict=False)]
+            assert found == expected
+
+
 def test_skeleton_only_decodes_nothing_and_rgb_only_has_no_joints(shards):
     with make(shards, video=False) as loader, make(shards) as both:
         skeletons, full = list(loader), list(both)

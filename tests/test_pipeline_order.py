@@ -34,6 +34,19 @@ def test_generator_keys_do_not_run_together():
     assert len(draws) == 7
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_a_whole_number_is_one_key_whatever_its_type(kind):
+    assert epoch_order(8, kind(0), kind(0), True).tolist() == epoch_order(8, 0, 0, True).tolist()
+    first, second = (keyed_generator("train", *numbers, "key") for numbers in ((7, 3), (kind(7), kind(3))))
+    assert first.integers(1000, size=4).tolist() == second.integers(1000, size=4).tolist()
+
+
+@pytest.mark.parametrize("part", [1.0, None, b"key"])
+def test_what_is_neither_number_nor_text_is_no_key(part):
+    with pytest.raises(TypeError):
+        keyed_generator("train", part)
+
+
 def order_of(num_clips, batch, drop, rank, world_size):
     return OrderConfig(np.arange(num_clips), 1, batch, 0, False, drop, rank, world_size)
 

@@ -144,10 +144,10 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     membership = tmp_path / "cgroup"
     monkeypatch.setattr(cores, "MEMBERSHIP", membership)
     assert available_bytes() == 64 * 1024
-    for line, folder, limit, usage in (
-        ("0::/", "", "memory.max", "memory.current"),
-        ("0::/slurm/job_7", "slurm", "memory.max", "memory.current"),
-        ("4:memory:/docker/a", "memory/docker/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for line, folder, limit, usage, cached in (
+        ("0::/", "", "memory.max", "memory.current", "inactive_file"),
+        ("0::/slurm/job_7", "slurm", "memory.max", "memory.current", "inactive_file"),
+        ("4:memory:/docker/a", "memory/docker/a", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         groups = tmp_path / line.replace("/", "-")
         group = groups / folder
@@ -159,6 +159,8 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert available_bytes() == 64 * 1024
         (group / limit).write_text("31000\n")
         assert available_bytes() == 30000
+        (group / "memory.stat").write_text(f"anon 300\nactive_file 50\n{cached} 600\nslab 7\n")
+        assert available_bytes() == 30600, "what is cached of files may be taken"
     monkeypatch.undo()
     assert 0 < available_bytes() < 2**50
 
@@ -192,6 +194,20 @@ def test_a_gpu_measures_clips_in_blocks_as_its_step_takes_them(tmp_path: Path) -
     undecoded, decoded = (each.video_BTHWC for each in found)
     assert isinstance(undecoded, BlockClips) and isinstance(decoded, torch.Tensor) and found[0].keys == found[1].keys
     assert (frames_of(undecoded).int() - decoded.int()).abs().max() <= 1
+
+
+def test_the_few_clips_of_weighted_sets_are_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a share of its clips an epoch takes of a set."""
+    for first, name in enumerate("ab"):
+        shard_set(tmp_path / name, 3, first_seed=10 * first, size=64)
+    config = small_batch(tmp_path / "a", tmp_path)
+    data = dataclasses.replace(config.data, shards=f"{tmp_path / 'a'},{tmp_path / 'b'}", weights=(0.5, 1.0))
+    saved, save = [], batch.save_clips
+    monkeypatch.setattr(batch, "save_clips", lambda *given, **more: saved.append(save(*given, **more)) or saved[0])
+    monkeypatch.setattr(batch, "search", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        batch.bench_batch(dataclasses.replace(config, data=data))
+    assert saved == [6 * 32 * 32 * 3]
 
 
 # ---- a real search --------------------------------------------------------------------------------------------------

@@ -139,6 +139,11 @@ def test_help_and_refusal_tell_the_methods_apart(
     assert re.findall('"([^"]+)"', shown.partition("; where")[0]) == names
 
 
+def test_one_method_writes_no_file() -> None:
+    with pytest.raises(UserError, match=r"^out is rates\.json with method 'ours, jpeg', which prints its JSON and writes no"):
+        DataBenchOptions(method="ours, jpeg", out=Path("rates.json"))
+
+
 def test_shards_that_were_packed_otherwise_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by an earlier version, whose default was another."""
     dataset = read_pyskl(*write_motion_set(tmp_path / "source"))

@@ -12,7 +12,8 @@ from tiny import data_config, pretrain_config
 
 from svdata2vec.bench.config import HostConfig
 from svdata2vec.bench.host import FORMAT, PARTS, bench_host
-from svdata2vec.pipeline import graph
+from svdata2vec.pipeline import graph, plan, producer
+from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment
 from svdata2vec.pipeline.graph import DaliDecoder, InputOnlyDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.shards.errors import UserError
@@ -68,6 +69,22 @@ def test_blocks_are_laid_and_uploaded(tmp_path: Path) -> None:
     record = bench_host(config)
     assert [row["readers"] for row in record["rows"]] == [0, 1] and record["setting"]["codec"] == "blocks"
     assert all(row["parts"]["feed"] > 0 for row in record["rows"])
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "blocks"])
+def test_pixels_are_left_to_the_gpu(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is changed in them is drawn, as for training, and not carried out, and the table says so."""
+    shard_set(tmp_path / codec, 4, codec=codec, size=64)
+    drawn: list[PixelAugment | None] = []
+    draw = plan.draw_pixel_augment
+    monkeypatch.setattr(plan, "draw_pixel_augment", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    monkeypatch.setattr(producer, "apply_pixel_augment", lambda *_: pytest.fail("pixels were changed"))
+    config = replace(HostConfig.of(pretrain_config(tmp_path / codec, tmp_path)), batches=(4,), readers=(0,), rounds=1)
+    config = replace(config, data=replace(config.data, train_split="all", augment=AugmentConfig(brightness=0.3)))
+    assert bench_host(config)["setting"]["pixels_left_out"] and drawn and None not in drawn
+    assert "Changes of pixels are drawn and not carried out: a GPU does that" in capsys.readouterr().out
 
 
 def test_other_codecs_are_refused(tmp_path: Path) -> None:

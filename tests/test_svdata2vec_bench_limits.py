@@ -36,12 +36,13 @@ def test_readers_read_every_byte_of_the_tars_once(
 
 
 def test_of_pictures_alone_those_are_read_that_are_seen() -> None:
-    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other; of videos all."""
+    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other, each once; of videos all."""
     config = PretrainConfig(encode="all_frames", data=DataConfig(num_frames=5))
     index = np.array([([600, 400], 10), ([90, 0], 3)], dtype=[("size", "i8", 2), ("frames", "i8")])
-    for codec, expected in (("jpeg", (500 + 90) / 2), ("blocks", (500 + 90) / 2), ("vp9", (1000 + 90) / 2)):
+    pictures_alone, video = ((500 + 90) / 2, (5 + 3) / 2), ((1000 + 90) / 2, (10 + 3) / 2)
+    for codec, expected in (("jpeg", pictures_alone), ("blocks", pictures_alone), ("vp9", video)):
         shards: Any = types.SimpleNamespace(index=index, manifest=types.SimpleNamespace(codec=codec))
-        assert limits.read_bytes(shards, np.arange(2), config) == expected
+        assert tuple(work(shards, np.arange(2), config) for work in (limits.read_bytes, limits.coded_pictures)) == expected
 
 
 def test_limits_come_from_counts_and_ceilings() -> None:

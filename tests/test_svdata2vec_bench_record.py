@@ -76,12 +76,22 @@ def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any],
     assert said == ([] if launch == "eager" else [f"different settings: launch eager | {launch}"])
 
 
-def test_compare_tells_other_encodings_where_both_records_name_them(record: dict[str, Any]) -> None:
-    other, earlier = copy.deepcopy(record), copy.deepcopy(record)
-    other["setting"]["codec_options"] = {"quality": 50}
-    del earlier["setting"]["codec_options"]
-    assert "different settings: codec_options {" in compare(record, other)
-    assert "different" not in compare(earlier, record) + compare(record, earlier)
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("dataset", "ntu60", "pku"), ("split", "xsub_train", "xview_train"), ("readers", 0, 4), ("prefetch", 2, 8),
+        ("engine_share", 1.0, 0.5), ("run_pictures", None, 2560), ("codec_options", {"quality": 85}, {"quality": 50}),
+    ],
+)
+def test_compare_tells_what_decides_rates_where_both_records_name_it(
+    name: str, first: Any, second: Any, record: dict[str, Any]
+) -> None:
+    one, other, earlier = (copy.deepcopy(record) for _ in range(3))
+    one["setting"][name], other["setting"][name] = first, second
+    assert f"different settings: {name} {first} | {second}" in compare(one, other).splitlines()
+    earlier["setting"].pop(name, None)
+    if name != "dataset":  # which every record names
+        assert "different" not in compare(earlier, other) + compare(other, earlier) + compare(one, one)
 
 
 def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:

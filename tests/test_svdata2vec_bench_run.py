@@ -12,6 +12,7 @@ from pipeline_factory import shard_set
 from pretraining_step import Step, make_batch
 from tiny import pretrain_config, student_config
 
+from svdata2vec.bench import stages as stages_module
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.record import as_table, load_record
 from svdata2vec.bench.run import bench_run
@@ -161,6 +162,25 @@ def test_the_authors_way_takes_a_conv3d_on_a_gpu_too(
         settings = dataclasses.replace(settings, encode=encoded)
         Step(settings, make_batch(settings, 2, cpu)).loss()
         assert seen == [way]
+
+
+def test_every_loader_is_fitted_to_its_own_device(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original's decodes on the CPU: it gets what the user chose, and nothing that was fitted to a GPU before."""
+    made, build = [], stages_module.build_loader
+
+    def noted(shards: ShardSet, config: BenchConfig, place: Runtime, *, train: bool) -> ClipLoader:
+        made.append((config.encode, config.data))
+        return build(shards, config, place, train=train)
+
+    monkeypatch.setattr(stages_module, "build_loader", noted)
+    monkeypatch.setattr(Stage, "time_round", lambda *_: 1 // 0)
+    config = small_bench(tiny_shard_folder, tmp_path, baseline="original-style")
+    data = dataclasses.replace(config.data, threads=None, prefetch=2)
+    with pytest.raises(ZeroDivisionError):
+        bench_run(dataclasses.replace(config, data=data))
+    assert made == [("kept_frames", data)] * 4 + [("all_frames", data)]
 
 
 def test_the_authors_way_reads_frames_where_ours_reads_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.tune import axes, search
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import DataConfig
+from svdata2vec.pipeline.graph import FRAMES_PER_RUN
+from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.cores import cpu_name, fit_loader
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime
@@ -91,6 +93,13 @@ def test_no_more_threads_than_cores_are_tried(device: str, cores: int) -> None:
     ways = {axis.name: axis for axis in axes(device, cores)}
     assert all(count < cores for count in ways["threads"].values)
     assert ("engine_share" in ways) == (device == "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_two_settings_decode_a_batch_in_the_same_runs(device: str) -> None:
+    at_once = [FRAMES_PER_RUN[device], *tuning.RUNS[device]]
+    clips = [min(pictures // PlanConfig().num_frames, tuning.BATCH[device]) for pictures in at_once]
+    assert len(set(clips)) == len(clips)
 
 
 # ---- the file ---------------------------------------------------------------------------------------------------------
@@ -216,6 +225,7 @@ def test_the_command_measures_on_this_machine(
     """On small clips in place of its own, which take a minute to make."""
     asked = []
     monkeypatch.setattr(tuning, "SECONDS", 0.05)
+    monkeypatch.setitem(tuning.BATCH, "cpu", 4)
     monkeypatch.setattr(tuning, "make_sources", lambda folder, count: asked.append((folder, count)))
     monkeypatch.setattr(tuning, "packed", lambda *_, chroma="420": asked.append(chroma) or ShardSet.open(tiny_shard_folder))
     monkeypatch.setattr(tuning, "usable_cores", lambda: 2)

@@ -85,7 +85,8 @@ class BatchConfig(MeasuredConfig):
 
 @dataclass(frozen=True)
 class HostConfig(MeasuredConfig):
-    """Measure what a clip costs the host beside a GPU: reading, checks, plans, feeding. Nothing is decoded or trained."""
+    """Measure what a clip costs the host beside a GPU: reading, checks, plans, feeding. Nothing is decoded or trained,
+    and no pixel is changed."""
 
     batches: Annotated[tuple[int, ...], Range(1, 10_000)] = (32, 128)
     """Batch sizes to measure."""
@@ -110,10 +111,10 @@ class DataBenchOptions:
     rounds: Count = 3
     """Rounds, in which the methods (with tune: the settings, three rounds at least) take turns; medians are reported."""
     method: str | None = None
-    """Time this method alone, in this process, and print JSON; None = all of them. Names: "ours, jpeg: read only"; "ours, jpeg:
-    + decode"; "ours, jpeg"; "ours, jpeg, pretraining"; "ours, jpeg 4:4:4"; "ours, blocks"; "ours, vp9: + decode"; "ours, vp9";
-    "ours, h264"; "original style, pyav"; "original style, pyav, uint8"; "plain webdataset + pyav"; "original style, decord";
-    "original style, torchcodec"; where there is a GPU also "ours, jpeg, GPU" and so on with each codec."""
+    """Time this method alone, in this process, and print JSON, without out; None = all of them. Names: "ours, jpeg: read only";
+    "ours, jpeg: + decode"; "ours, jpeg"; "ours, jpeg, pretraining"; "ours, jpeg 4:4:4"; "ours, blocks"; "ours, vp9: + decode";
+    "ours, vp9"; "ours, h264"; "original style, pyav"; "original style, pyav, uint8"; "plain webdataset + pyav"; "original
+    style, decord"; "original style, torchcodec"; where there is a GPU also "ours, jpeg, GPU" and so on with each codec."""
     tune: bool = False
     """Instead, find the settings with which this machine decodes jpeg fastest (threads, engine share of a GPU, pictures at
     once), and store them for its runs; explicit options stand above them."""
@@ -121,5 +122,7 @@ class DataBenchOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check(not (self.tune and self.method), f"tune and method {self.method!r} exclude each other: leave one of them out")
+        check(not (self.out and self.method), f"out is {self.out} with method {self.method!r}, which prints its JSON and "
+              "writes no file: leave one of them out")
         check(not self.tune or self.rounds >= LEAST_ROUNDS, f"rounds is {self.rounds} with tune, which then cannot tell a "
               f"faster setting from noise: expected {LEAST_ROUNDS} or more")

@@ -6,7 +6,7 @@ The loader's own reader, planner, checks and feeding, one thread after the other
 what waits or sleeps does not count. Masks are a training step's. Epoch after epoch, page cache warm. The figure is the whole
 cost on one thread, whose inverse is the most that it can feed; beside it stands what is left to the training process where
 reader processes read, and what they take. Clips in blocks are laid and their uploads started as for a GPU; what a driver takes
-to start a copy, one a clip, is not in it.
+to start a copy, one a clip, is not in it; nor are changes of pixels (`--data.augment`), which are drawn but left to the GPU.
 """
 
 import math
@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,10 @@ from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.decoders import FrameDecoder
+from svdata2vec.pipeline.frames import changed
 from svdata2vec.pipeline.graph import InputOnlyDecoder
 from svdata2vec.pipeline.loader import ClipLoader
-from svdata2vec.pipeline.producer import Producer
+from svdata2vec.pipeline.producer import Producer, Read
 from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.shards.atomic import require_writable
@@ -53,6 +54,7 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
     with running(replace(config.run, device="cpu")) as runtime:
         rows = [measure(config, shards, batch, readers) for batch in config.batches for readers in config.readers]
         setup = setting(config, runtime, shards) | {"batches": list(config.batches), "rounds": config.rounds}
+        setup["pixels_left_out"] = config.data.augment.changes_pixels
     shown = min(rows, key=lambda row: (row["readers"], row["batch_size"]))
     beside = min((row for row in rows if row["readers"]), key=lambda row: (row["batch_size"], row["readers"]), default=None)
     record = {
@@ -108,9 +110,17 @@ class FeedingLoader(ClipLoader):
         return BlockUploader(form, "meta")  # starts the copies that a GPU would make out of page-locked memory
 
 
+def pixels_left_alone(reads: Iterable[Read]) -> Generator[Read]:
+    """Clips whose changes of pixels were drawn and will not be carried out: beside a GPU that is its work, and no CPU's."""
+    for read in reads:
+        yield replace(read, clips=[changed(clip, augment=None) for clip in read.clips])
+
+
 def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:
     """Processor seconds of this thread per part, batch after batch, for ever."""
     lane, reads = producer.turns.lanes[0], producer.read(0, 0)
+    if config.data.augment.changes_pixels:
+        reads = pixels_left_alone(reads)
     while True:
         marks = [time.thread_time()]
         read = next(reads)
@@ -132,7 +142,10 @@ def _children_seconds() -> float:
 
 def as_table(record: dict[str, Any]) -> str:
     """The record for a terminal; its last line is the host's whole cost, on one thread where that was measured."""
-    lines = ["Nothing is decoded: the decoder takes its input and gives none. Processor ms per clip.", ""]
+    lines = ["Nothing is decoded: the decoder takes its input and gives none. Processor ms per clip."]
+    if record["setting"]["pixels_left_out"]:
+        lines.append("Changes of pixels are drawn and not carried out: a GPU does that; what starting it takes is not in here.")
+    lines.append("")
     lines.append(f"{'batch':>6s}{'readers':>9s}{'host':>8s}{'20-80 %':>18s}" + "".join(f"{part:>8s}" for part in PARTS)
                  + f"{'in readers':>12s}")
     for row in record["rows"]:

@@ -140,12 +140,19 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
 
 
 def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
-    """Pictures that a clip's decoder takes in: of the sampled ones those that are seen, or of a video, whose pictures need
-    those before, all."""
-    if shards.manifest.codec in PICTURES_ALONE:
-        seen = frames_seen(config)
-        return float(config.data.num_frames) if seen is None else seen.mean
-    return float(shards.index["frames"][rows].mean())
+    """Pictures that a clip's decoder takes in: of the sampled ones those that are seen, each of a short clip once; or of a
+    video, whose pictures need those before, all."""
+    frames_N = shards.index["frames"][rows]
+    if shards.manifest.codec not in PICTURES_ALONE:
+        return float(frames_N.mean())
+    most = most_pictures(config)
+    return most - float(np.maximum(most - frames_N, 0).mean())
+
+
+def most_pictures(config: PretrainConfig) -> float:
+    """Sampled pictures that are seen of a clip that has so many."""
+    seen = frames_seen(config)
+    return float(config.data.num_frames) if seen is None else seen.mean
 
 
 def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
@@ -153,7 +160,7 @@ def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig
     stored = shards.index["size"][rows].sum(axis=1, dtype="int64")
     if shards.manifest.codec not in PICTURES_ALONE:
         return float(stored.mean())
-    return float((stored * np.minimum(coded_pictures(shards, rows, config) / shards.index["frames"][rows], 1)).mean())
+    return float((stored * np.minimum(most_pictures(config) / shards.index["frames"][rows], 1)).mean())
 
 
 def decoding_need(rates: Rates, codec: str, pictures: float, num_frames: int) -> dict[str, Any]:

@@ -11,8 +11,12 @@ import torch
 
 from svdata2vec.runs.cores import control_groups
 
-# Files of a control group's memory limit and use, version 2 and version 1.
-GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+# Files of a control group's memory limit and use, and the line of memory.stat with what Linux gives back of that use, pages
+# of files that were not read lately; version 2 and version 1.
+GROUP_MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
@@ -21,12 +25,20 @@ GROUP_MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "mem
 def available_bytes() -> int:
     """Memory that may be taken without swapping: the machine's, or what a control group of this process leaves if less."""
     available = psutil.virtual_memory().available
-    for group, (limit, usage) in itertools.product(control_groups(), GROUP_MEMORY):
+    for group, (limit, usage, cached) in itertools.product(control_groups(), GROUP_MEMORY):
         if (group / limit).is_file() and (group / usage).is_file():
             text = (group / limit).read_text().strip()
             if text != "max":
-                available = min(available, max(int(text) - int((group / usage).read_text()), 0))
+                used = max(int((group / usage).read_text()) - _group_statistic(group, cached), 0)
+                available = min(available, max(int(text) - used, 0))
     return available
+
+
+def _group_statistic(group: Path, name: str) -> int:
+    """A number of a control group's memory.stat; 0 where it has none."""
+    path = group / "memory.stat"
+    words = path.read_text().split() if path.is_file() else []
+    return int(dict(zip(words[::2], words[1::2], strict=True)).get(name, 0))
 
 
 def resident_bytes(pid: int) -> int:

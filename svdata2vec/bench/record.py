@@ -13,8 +13,9 @@ VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = (
     "codec", "codec_options", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder",
-    "launch", "model", "masks",
+    "launch", "model", "masks", "dataset", "split", "readers", "prefetch", "engine_share", "run_pictures",
 )
+LATER = ("split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options")  # earlier records do not tell them
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
 SETTING: dict[str, Any] = {
@@ -157,7 +158,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     settings = [{**record["setting"], "launch": _launch(record["setting"])} for record in (first, second)]
     for name in COMPARED:
         a, b = (setting.get(name) for setting in settings)
-        if a != b and (name != "codec_options" or None not in (a, b)):  # earlier records do not tell them
+        if a != b and (name not in LATER or all(name in setting for setting in settings)):
             lines.append(f"different settings: {name} {a} | {b}")
     lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
     for name, a in first["stages"].items():

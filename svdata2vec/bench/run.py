@@ -35,7 +35,6 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     require_writable(config.out, ".png", ".html")
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
-        config = replace(config, data=fit_data(config.data, runtime, shards))
         record = measure(config, runtime, shards)
     sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
@@ -58,6 +57,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
             for stage in stages.values():
                 stage.time_round(device, config.seconds, max(stage.ahead, 2))
         readers = stages["read"].ahead
+    config = replace(config, data=fit_data(config.data, runtime, shards))  # as the loaders above were made, but the baseline's
     ceilings = measure_ceilings(device, shards, runtime.bf16, readers)  # with nothing else at work: loaders make batches ahead
     counts = count(config, shards, runtime.bf16)
     rows = {name: stage.as_dict() for name, stage in stages.items()}

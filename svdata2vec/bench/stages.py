@@ -125,6 +125,8 @@ def open_stages(
 ) -> Generator[tuple[dict[str, Stage], float | None]]:
     """All stages, ready to run, and the relative difference of the two ways' losses (None without `baseline`).
 
+    config: with the loader's settings as the user gave them; each loader is fitted to the device that it decodes on.
+
     Raises UserError if the same weights give another loss when all frames are encoded.
     """
     config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))

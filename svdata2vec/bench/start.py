@@ -43,6 +43,7 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "precision": "bf16" if runtime.bf16 else "fp32", "encode": config.encode,
         "num_frames": config.data.num_frames, "size": config.data.size,
         "threads": config.data.threads, "readers": config.data.readers, "prefetch": config.data.prefetch,
+        "engine_share": config.data.engine_share, "run_pictures": config.data.run_pictures,
         "decoder": config.data.decoder, "launch": config.run.launch,
         "model": {name: value for name, value in to_values(config.model).items() if name != "init"},  # shapes and ops alone
         **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
