@@ -247,6 +247,25 @@ def test_poses_belong_to_one_video(tmp_path: Path) -> None:
     assert [(entry.key, entry.reason) for entry in dataset.skipped] == [("run%2Fa", reason), ("walk%2Fa", reason)]
 
 
+@pytest.mark.parametrize(("videos", "poses", "taken"), [
+    (["run/a", "run/b"], ["walk/a", "run/b"], ["run/b"]),  # run is a folder of poses, too
+    (["run/a", "walk/b"], ["walk/a", "walk/b"], ["walk/b"]),  # walk is one of videos, too
+    (["train/run/a", "val/run/b"], ["val/run/a", "val/run/b"], ["val/run/b"]),
+    (["run/a", "walk/b"], ["predictions/a", "predictions/b"], ["run/a", "walk/b"]),
+    (["run/a", "walk/b"], ["a", "walk/b"], ["run/a", "walk/b"]),
+    (["train/run/a", "val/walk/b"], ["train/a", "val/b"], ["train/run/a", "val/walk/b"]),  # folders of splits alone
+])
+@pytest.mark.parametrize("form", ["npz", "openpose"])
+def test_poses_of_another_folder_are_of_another_clip(
+    tmp_path: Path, form: str, videos: list[str], poses: list[str], taken: list[str]
+) -> None:
+    for name in poses:
+        WRITERS[form][1]((tmp_path / "poses" / name).parent, Path(name).name)
+    dataset = open_dataset("poses-json", videos=videos_of(tmp_path / "videos", *videos), poses=tmp_path / "poses", format=form)
+    assert sorted(clip.key for clip in dataset.clips) == [name.replace("/", "%2F") for name in taken]
+    assert all("poses of this name, but of folder" in entry.reason for entry in dataset.skipped)
+
+
 def test_joints_that_may_be_several_layouts_are_asked_for(tmp_path: Path) -> None:
     """25 joints in a COCO file are of no program's own; OpenPose's are its own."""
     videos = videos_of(tmp_path / "videos", "walk/a")

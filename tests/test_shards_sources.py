@@ -209,6 +209,24 @@ def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
     assert packed(dataset, tmp_path).manifest.splits == {"train": ["walk%2Fa", "b_rgb", "c"]}
 
 
+@pytest.mark.parametrize(("names", "videos", "taken"), [
+    (["walk/a", "walk/b"], ["run/a.mp4", "walk/b.mp4"], ["walk%2Fb"]),  # walk is a folder of videos, too
+    (["walk/a", "run/b"], ["run/a.mp4", "run/b.mp4"], ["run%2Fb"]),  # run is one of names, too
+    (["val/walk/a", "train/walk/b"], ["train/walk/a.mp4", "train/walk/b.mp4"], ["train%2Fwalk%2Fb"]),
+    (["walk/a", "walk/b"], ["part1/a.mp4", "b_rgb.mp4"], ["walk%2Fa", "walk%2Fb"]),
+    (["train/a", "train/b"], ["train/walk/a.mp4", "train/run/b.mp4"], ["train%2Fa", "train%2Fb"]),
+])
+def test_a_video_of_another_folder_is_of_another_clip(
+    tmp_path: Path, names: list[str], videos: list[str], taken: list[str]
+) -> None:
+    root = write_tree(tmp_path / "own", *videos)
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert [clip.key for clip in dataset.clips] == taken
+    assert all(f"no video {names[0]} below {root}: {root}/{videos[0]}, which has the same name, is of folder" in entry.reason
+               for entry in dataset.skipped)
+
+
 def test_absolute_paths_never_become_keys(tmp_path: Path) -> None:
     write_tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
     write_tree(tmp_path / "tables" / "clips", "c.mp4")

@@ -16,7 +16,7 @@ from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.labels import classes_beside, read_labels
-from svdata2vec.shards.readers.media import VideoFolder, without_extension
+from svdata2vec.shards.readers.media import VideoFolder, folders_of, strange_folder, without_extension
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
@@ -70,7 +70,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
 
     A clip of M persons, T frames and V joints has the keys:
       - frame_dir: file name of its video without extension (or filename, with one); where names repeat in sub-folders,
-        with the folder in front: walk/001
+        with the folder in front: walk/001, which never finds run/001.mp4 where names and videos are in folders alike
       - label: number of its class, from 0 (or its name)
       - total_frames: T, as many as its video has
       - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
@@ -147,6 +147,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     clips = clips_of(zip(annotations, labels.of, strict=True), make,
                      lambda item: (_key_of(item[0], field), str(pickle_path)), skipped)
     clips = _one_per_video(clips, skipped)
+    clips = _in_their_folders(clips, {safe_key(name): spelled(name) for name in names}, folder, skipped)
     poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
     listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
@@ -165,6 +166,22 @@ def _one_per_video(clips: Sequence[ClipAnnotation], skipped: list[Skipped]) -> l
     skipped += [Skipped(clip.key, f"{video} is the video of '{taken[video].key}', which is taken", video)
                 for video, alike in of_video.items() for clip in alike if clip is not taken[video]]
     return [clip for clip in clips if clip is taken[str(clip.video)]]
+
+
+def _in_their_folders(clips: Sequence[ClipAnnotation], name_of: Mapping[str, str], folder: VideoFolder,
+                      skipped: list[Skipped]) -> list[ClipAnnotation]:
+    """The clips whose videos are not those of other clips of the same name; these go to `skipped`. `name_of`: by key."""
+    shared = folder.folders() & folders_of(name_of.values())
+    kept = []
+    for clip in clips:
+        video, name = str(clip.video), name_of[clip.key]
+        other = strange_folder(name, [spelled(folder.relative(video))], shared)
+        if other is None:
+            kept.append(clip)
+        else:
+            reason = f"{video}, which has the same name, is of folder {other!r}; put videos into folders as the annotations are"
+            skipped.append(Skipped(clip.key, f"no video {name} below {folder.root}: {reason}", video))
+    return kept
 
 
 def _fits_with_folders(clip: ClipAnnotation) -> bool:
