@@ -46,7 +46,9 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
 
     Formats:
       - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
-        per video (001/000012.jpg) or name it by video_id
+        per video (001/000012.jpg) or name it by video_id; frames are in the order of frame_id, else of the last number in
+        file_name. Numbers that begin above 1 leave out frames without anybody, or are those of a longer video: whichever
+        fits with the video's number of frames
       - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
       - alphapose: alphapose-results.json, as VIDEO.json or in a folder VIDEO
       - mmpose: predictions/VIDEO.json of the inferencer, or of a demo script
@@ -171,7 +173,8 @@ def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: st
         scale = RELATIVE_SCALE if found.relative else 1.0
         width, height = (1, 1) if found.relative else found.size or (None, None)
         box_T4 = main.box_T5[:, :4] / scale if found.has_boxes else None
-        pose = Pose(main.joints_MTV2 / scale, main.joint_score_MTV, box_T4, width, height, open_end=not found.complete)
+        pose = Pose(main.joints_MTV2 / scale, main.joint_score_MTV, box_T4, width, height, open_end=not found.complete,
+                    first_number=found.first_number)
     if coco17_of is None:
         return pose
     source = layout(coco17_of)

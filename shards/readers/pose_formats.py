@@ -23,6 +23,8 @@ from svdata2vec.shards.tracking import Detections
 SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
 LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the picture, in formats that have both
 RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
+# A frame's number beyond both this and so many times the frames with persons is none, but a time stamp, a date, a hash.
+MOST_FRAMES, MOST_ABSENT = 100_000, 100
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class FoundPoses:
     """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not with the last person.
 
     `relative`: coordinates are parts of the picture. `size`: (width, height) of the picture, None = the video's own.
+    `first_number`: as of a `Pose`.
     """
 
     frames: list[list[Person]]
     complete: bool
     relative: bool = False
     size: tuple[int, int] | None = None
+    first_number: int = 0
 
     def detections(self, num_joints: int, where: object) -> list[Detections]:
         """Per frame; UserError if a person has another number of joints."""
@@ -139,14 +143,23 @@ def _field(entry: Any, name: str, where: str) -> Any:
 
 
 def _last_number(name: str) -> int | None:
-    """The number that a frame's file name ends with: img_00012.jpg."""
-    found = re.search(r"(\d+)\D*$", PurePosixPath(name).stem)
-    return None if found is None else int(found[1])
+    """The number that a frame's file name ends with: img_00012.jpg, or img-0012_jpg.rf.HASH.jpg as Roboflow writes it."""
+    found = _numbered(name)
+    return None if found is None else int(found[2])
 
 
-def _by_number(people: Mapping[int, list[Person]]) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody."""
-    return [people.get(number, []) for number in range(max(people, default=-1) + 1)]
+def _numbered(name: str) -> re.Match[str] | None:
+    """A frame's file name in three parts: what stands in front of its number, the number, and what stands behind it."""
+    return re.search(r"^(.*?)(\d+)(\D*)$", re.sub(r"\.rf\.\w+$", "", PurePosixPath(name).stem), re.DOTALL)
+
+
+def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
+    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame."""
+    last = max(people, default=-1)
+    if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
+        raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
+                        "0 or 1, no time stamps: number them so")
+    return [people.get(number, []) for number in range(last + 1)]
 
 
 def _is_relative(frames: Iterable[list[Person]], path: str) -> bool:
@@ -182,29 +195,61 @@ def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
         videos.setdefault(name, []).append(image)
 
     def place(image: Mapping[str, Any]) -> tuple[int, int]:
-        number = image.get("id")
-        return _frame_number(image), number if isinstance(number, int) else 0
+        return _frame_number(image) or 0, _id_of(image)
 
     return {name: sorted(found, key=place) for name, found in videos.items()}
 
 
-def _frame_number(image: Mapping[str, Any]) -> int:
+def _id_of(image: Mapping[str, Any]) -> int:
+    number = image.get("id")
+    return number if isinstance(number, int) else 0
+
+
+def _frame_number(image: Mapping[str, Any]) -> int | None:
     frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
-    return frame if isinstance(frame, int) else 0
+    return frame if isinstance(frame, int) else None
 
 
-def _numbers_of(images: Sequence[Mapping[str, Any]]) -> tuple[list[int], bool]:
-    """The frame that each image of a video is, and whether these are all its frames.
+def _numbers_of(images: Sequence[Mapping[str, Any]], where: str) -> tuple[list[int], bool, int]:
+    """The frame that each image of a video is, whether these are all its frames, and `Pose.first_number`.
 
     Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
     from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+
+    UserError if the numbers cannot be those of frames.
     """
-    numbers = [_frame_number(image) for image in images]
+    numbers = _checked_numbers(images, where)
     steps = [after - before for before, after in pairwise(numbers)]
     if not steps or min(steps) != 1 or max(steps) == 1:
-        return list(range(len(images))), True
+        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
+        return list(range(len(images))), True, numbers[0] if follow_each_other else 0
     first = min(numbers[0], 1)
-    return [number - first for number in numbers], False
+    return [number - first for number in numbers], False, 0
+
+
+def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[int]:
+    """The numbers of a video's images, which are in their order; their places where they have none, or the same in all names.
+
+    UserError if an image has none, two have the same, or they are taken from names of several kinds, against the order of ids.
+    """
+    names = [str(image["file_name"]) for image in images]
+    found = [_frame_number(image) for image in images]
+    numbers = [number for number in found if number is not None]
+    if not numbers or (len(set(found)) == 1 and len(set(names)) == len(names)):
+        return list(range(len(images)))
+    expected = "expected every frame once, by its number in file_name or frame_id"
+    if len(numbers) < len(found):
+        raise UserError(f"{where}: image {names[found.index(None)]!r} has no frame number, others have; {expected}")
+    if (twice := next((place for place, (a, b) in enumerate(pairwise(numbers)) if a == b), None)) is not None:
+        both = f"images {names[twice]!r} and {names[twice + 1]!r} both are frame {numbers[twice]}"
+        raise UserError(f"{where}: {both}; {expected}")
+    parts = [found for name in names if (found := _numbered(name)) is not None]
+    kinds = {(re.sub(r"^[0-9a-f]{8}-", "", part[1]), part[3]) for part in parts}  # Label Studio puts HASH- in front
+    by_name = not any("frame_id" in image or "frame_index" in image for image in images)
+    if by_name and len(kinds) > 1 and any(_id_of(after) < _id_of(before) for before, after in pairwise(images)):
+        raise UserError(f"{where}: which number in {names[0]!r} and {names[-1]!r} is the frame's? By the last one these are in "
+                        "another order than by id; add frame_id to the images")
+    return numbers
 
 
 @lru_cache(maxsize=2)
@@ -221,7 +266,7 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     images = coco_videos(path).get(item, [])
     annotations = _coco_annotations(path, _stamp(path))
     found: dict[int, list[Person]] = {}
-    numbers, complete = _numbers_of(images)
+    numbers, complete, first_number = _numbers_of(images, f"{path}, {item}")
     for number, image in zip(numbers, images, strict=True):
         people = []
         for entry in annotations.get(image.get("id"), []):
@@ -234,7 +279,8 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
             people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else float(score[0])))
         found[number] = people
     size = _numbers([images[0].get("width"), images[0].get("height")], 2) if images else None
-    return FoundPoses(_by_number(found), complete, size=None if size is None else (int(size[0]), int(size[1])))
+    return FoundPoses(_by_number(found, path), complete, size=None if size is None else (int(size[0]), int(size[1])),
+                      first_number=first_number)
 
 
 # ---------------------------------------------------------------------------------------------------- OpenPose
@@ -258,7 +304,8 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
         ]
     first = 0 if 0 in people else 1
     people = {number - first: found for number, found in people.items()}
-    return FoundPoses(_by_number(people), complete=True, relative=_is_relative(people.values(), path))  # --keypoint_scale 3
+    relative = _is_relative(people.values(), path)  # --keypoint_scale 3
+    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=True, relative=relative)
 
 
 # ---------------------------------------------------------------------------------------------------- AlphaPose
@@ -280,7 +327,7 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
         people.setdefault(number, []).append(
             Person(joints_V3, _box(entry.get("box")), float(score) if isinstance(score, int | float) else None))
     first = 0 if plain or 0 in people else 1
-    return FoundPoses(_by_number({number - first: found for number, found in people.items()}), complete=False)
+    return FoundPoses(_by_number({number - first: found for number, found in people.items()}, path), complete=False)
 
 
 # ---------------------------------------------------------------------------------------------------- MMPose
@@ -330,7 +377,7 @@ def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
                                         for number, line in enumerate(lines, 1) if line.strip()]
     if min(people, default=0) < 0:
         raise UserError(f"{path}: a frame 0 of {item}; Ultralytics counts frames from 1")
-    return FoundPoses(_by_number(people), complete=False, relative=True)
+    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=False, relative=True)
 
 
 def _yolo_person(line: str, num_joints: int, where: str) -> Person:
