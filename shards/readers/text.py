@@ -84,5 +84,7 @@ def _rows(reader: Any, columns: Sequence[str], before: int) -> tuple[list[tuple[
         line = before + reader.line_num
         if any("\n" in word for word in row):
             wrong.append(f"lines {first} to {line}: a field runs on over them")
+        if beyond := [word for word in row[len(columns) :] if word]:
+            wrong.append(f"line {line}: {beyond[0]!r} is in a column that the header does not name")
         if any(row):
             rows.append((line, dict(zip(columns, row, strict=False))))

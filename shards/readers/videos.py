@@ -105,8 +105,10 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
             or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
             number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a protocol in front
-            (xsub_train); other names are kept and said in the log, but no preset looks for them. Without a split a clip is in
-            train. Rows without a label (empty, -1) are listed in skipped.jsonl. Further columns are not read, as the log says.
+            (xsub_train); other names are kept and said in the log, but no preset looks for them (Train and train are two
+            splits, which it says as well). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
+            skipped.jsonl. Further columns are not read, as the log says; text in one that the header does not name is an
+            error.
         name: Name of the data set; by default that of the table.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
         classes: Class names in the order of the labels, or a file with one per line; by default those that occur, sorted.
