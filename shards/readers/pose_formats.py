@@ -106,7 +106,9 @@ def _parsed(path: str, _changed: int) -> Any:
 
 
 def _triples(values: Any, where: str) -> np.ndarray:
-    """float64 (V, 3) from a flat list x, y, score, x, y, score, ..."""
+    """float64 (V, 3) from a flat list x, y, score, x, y, score, ..., where a score may be null."""
+    if isinstance(values, list) and None in values:
+        values = [1.0 if value is None and place % 3 == 2 else value for place, value in enumerate(values)]
     try:
         flat = np.asarray(values, np.float64)
     except (TypeError, ValueError):
@@ -128,6 +130,17 @@ def _numbers(values: Any, count: int) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     return found if found.size == count and np.isfinite(found).all() else None
+
+
+def _score(value: Any) -> float | None:
+    """A person's score; None if it is no number."""
+    found = _numbers(value, 1)
+    return None if found is None else float(found[0])
+
+
+def _joint_scores(values: Any) -> Any:
+    """Scores of a person's joints; a program that writes null for one gives it none, which is 1."""
+    return [1.0 if value is None else value for value in values] if isinstance(values, list) else values
 
 
 def _listed(values: Any, where: str, what: str) -> list[Any]:
@@ -164,10 +177,11 @@ def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Pers
 
 def _is_relative(frames: Iterable[list[Person]], path: str) -> bool:
     """Whether coordinates are parts of the picture, by their size; UserError for those of -1..1."""
-    found = [one.joints_V3[:, :2] for people in frames for one in people]
-    if not found or np.abs(np.concatenate(found)).max() > LARGEST_RELATIVE:
+    found_N = np.concatenate([np.zeros(0), *(one.joints_V3[:, :2].ravel() for people in frames for one in people)])
+    found_N = found_N[np.isfinite(found_N)]
+    if not len(found_N) or np.abs(found_N).max() > LARGEST_RELATIVE:
         return False
-    if np.concatenate(found).min() < 1 - LARGEST_RELATIVE:
+    if found_N.min() < 1 - LARGEST_RELATIVE:
         raise UserError(f"{path}: coordinates of -1..1; expected pixels, or parts of the picture from 0 to 1")
     return True
 
@@ -275,8 +289,8 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
             if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
                 joints_V3 = np.where(joints_V3[:, 2:] > 0, joints_V3, 0)
                 joints_V3[:, 2] = np.minimum(joints_V3[:, 2], 1)
-            score = _numbers(entry.get("score"), 1)
-            people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else float(score[0])))
+            score = _score(entry.get("score"))
+            people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else score))
         found[number] = people
     size = _numbers([images[0].get("width"), images[0].get("height")], 2) if images else None
     return FoundPoses(_by_number(found, path), complete, size=None if size is None else (int(size[0]), int(size[1])),
@@ -323,9 +337,7 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
             raise UserError(f"{path}: image_id {image!r} has no frame number")
         plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("0" * 2)
         joints_V3 = _triples(_field(entry, "keypoints", path), f"{path}, {image}")
-        score = entry.get("score")
-        people.setdefault(number, []).append(
-            Person(joints_V3, _box(entry.get("box")), float(score) if isinstance(score, int | float) else None))
+        people.setdefault(number, []).append(Person(joints_V3, _box(entry.get("box")), _score(entry.get("score"))))
     first = 0 if plain or 0 in people else 1
     return FoundPoses(_by_number({number - first: found for number, found in people.items()}, path), complete=False)
 
@@ -347,12 +359,11 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
         for entry in _listed(_field(frame, "instances", where), where, "a list of instances"):
             try:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
-                scores_V1 = np.asarray(_field(entry, "keypoint_scores", where), np.float64)[:, None]
+                scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
                 joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
-            score = _numbers(entry.get("bbox_score"), 1)
-            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), None if score is None else float(score[0])))
+            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), _score(entry.get("bbox_score"))))
         frames.append(people)
     return FoundPoses(frames, complete=True)
 
@@ -405,14 +416,13 @@ def _parse_yolo_json(path: str) -> FoundPoses:
             columns = [_field(joints, name, where) for name in ("x", "y")]
             visible = joints.get("visible")
             try:
-                columns.append([1.0] * len(columns[0]) if visible is None else visible)
+                columns.append([1.0] * len(columns[0]) if visible is None else _joint_scores(visible))
                 joints_V3 = np.array(columns, np.float64).T
             except (TypeError, ValueError) as error:
                 raise UserError(f"{where}: expected keypoints x, y and visible as lists of numbers ({error})") from error
             box = entry.get("box") or {}
-            score = entry.get("confidence")
             people.append(Person(joints_V3, _numbers([box.get(name) for name in ("x1", "y1", "x2", "y2")], 4),
-                                 float(score) if isinstance(score, int | float) else None))
+                                 _score(entry.get("confidence"))))
         frames.append(people)
     return FoundPoses(frames, complete=True, relative=_is_relative(frames, path))  # to_json(normalize=True)
 
