@@ -14,6 +14,7 @@ from svdata2vec.shards.annotations import safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
+from svdata2vec.shards.readers.pyskl import pose_of
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -264,6 +265,8 @@ ODD: dict[str, tuple[Any, str]] = {
     "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
     "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
     "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
+    "boxes_long": ({"bboxes": np.ones((FRAMES, 10))}, "bboxes has a row of 10 numbers, expected x1, y1, x2, y2 and"),
+    "boxes_deep": ({"bboxes": np.ones((FRAMES, 2, 3))}, "bboxes has a row of 2 x 3 numbers"),
     "subject_list": ({"subject": [1]}, "subject is '[1]', expected a whole number"),
 }
 
@@ -286,6 +289,23 @@ def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     assert listed == [f"the annotation is of type {kind}, expected a dictionary" for kind in ("int", "NoneType")]
     shards = packed(dataset, tmp_path)
     assert shards.manifest.splits == {"train": ["good", "better"]}
+
+
+BOXES = np.array([[[20, 30, 40, 60], [50, 20, 90, 70]], [[25, 30, 45, 60], [0, 0, 0, 0]]], np.float32)  # of two frames
+AROUND = [[20, 20, 90, 70], [25, 30, 45, 60]]
+
+
+@pytest.mark.parametrize(("boxes", "around"), [
+    (BOXES, AROUND),
+    (np.concatenate([BOXES, np.full((2, 2, 1), 0.9)], axis=2), AROUND),
+    ([BOXES[0], BOXES[1, :1]], AROUND),
+    ([BOXES[0], []], [AROUND[0], [0, 0, 0, 0]]),
+    (BOXES[:, :1], BOXES[:, 0]),
+    (BOXES[:, 1], BOXES[:, 1]),
+])
+def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: Any) -> None:
+    pose = pose_of(annotation("a", 0, 2, bboxes=boxes))
+    assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
 
 
 def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
+from svdata2vec.shards.boxes import Box, union_box
 from svdata2vec.shards.errors import ItemError, UserError, require_file
 from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
@@ -21,6 +22,8 @@ from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import open_bytes
+
+NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # of a frame where nobody was found
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +80,8 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
       - img_shape, or original_shape: (height, width) of the picture in whose pixels the joints are; without it, the
         video's own size. The video may be a scaled copy; one of another shape, or turned, is left out
       - keypoint_score: array (M, T, V), confidence of every joint; may be absent
-      - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score;
-        without it, the box around the joints
+      - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score; or
+        (T, M, 4), (T, M, 5) with a box for each; without it, the box around the joints
       - subject, camera, setup: numbers; may be absent
 
     Clips that cannot be used, have no video, or have the video of another clip are listed in skipped.jsonl with the reason.
@@ -293,15 +296,26 @@ def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
 
 
 def _boxes(boxes: Any) -> np.ndarray:
-    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found."""
+    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found.
+
+    A frame may have a row of its own for each person, as detectors write them: (T, M, 4), (T, M, 5). Then it is the box around
+    these, as the format's one box is.
+    """
     try:
-        rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
+        frames = [np.asarray(frame, np.float32) for frame in boxes]
     except (TypeError, ValueError) as error:
         raise UserError(f"bboxes is of type {type(boxes).__name__}, expected an array of numbers ({error})") from error
-    odd = next((row.size for row in rows if row.size not in (0, 4)), None)
+    odd = next((frame for frame in frames if frame.size and (frame.ndim not in (1, 2) or frame.shape[-1] not in (4, 5))), None)
     if odd is not None:
-        raise UserError(f"bboxes has a row of {odd} numbers, expected x1, y1, x2, y2")
-    return np.array([row if row.size == 4 else np.zeros(4) for row in rows], np.float32).reshape(-1, 4)
+        size = odd.size if odd.ndim < 2 else " x ".join(map(str, odd.shape))
+        raise UserError(f"bboxes has a row of {size} numbers, expected x1, y1, x2, y2 and perhaps a score, for all or each")
+    return np.array([_around(frame.reshape(-1, frame.shape[-1])[:, :4]) if frame.size else NO_BOX for frame in frames],
+                    np.float32).reshape(-1, 4)
+
+
+def _around(box_M4: np.ndarray) -> np.ndarray | Box:
+    """One box as it is, the box around several."""
+    return box_M4[0] if len(box_M4) == 1 else union_box(box_M4) or NO_BOX
 
 
 def _key_of(entry: Any, field: str) -> str:
