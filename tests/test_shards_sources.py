@@ -308,6 +308,16 @@ def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: A
     assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
 
 
+def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
+    """In however many splits it is."""
+    splits = {"xsub_train": ["a", "z"], "xview_train": ["z", "a"], "xset_train": ["a", "y"]}
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)], splits)
+    dataset = open_dataset("pyskl", pickle_path=path, videos=write_tree(tmp_path / "videos", "a.mp4"))
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [
+        ("z", "in splits xsub_train, xview_train, but without annotation"),
+        ("y", "in split xset_train, but without annotation")]
+
+
 def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:
     videos = write_tree(tmp_path / "videos", "a.mp4", "b.mp4")
     entries = {name: {key: value for key, value in annotation(name, 0, FRAMES).items() if key != "frame_dir"} for name in "ab"}

@@ -206,15 +206,19 @@ def _below(name: Any, base: str) -> Any:
 
 def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Path,
             skipped: list[Skipped]) -> dict[str, list[str]]:
-    """Split -> keys, each once. Names without annotation are added to `skipped`."""
+    """Split -> keys, each once. Names without annotation are added to `skipped`, each once."""
     keys: dict[str, list[str]] = {}
+    absent: dict[str, list[str]] = {}
     for split, names in splits.items():
         listed = list(dict.fromkeys(_split_key(name) for name in names))
         if len(listed) < len(names):
             log.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
-        absent = [key for key in listed if key not in known]
-        skipped += [Skipped(key, f"in split {split}, but without annotation", str(path)) for key in absent]
+        for key in listed:
+            if key not in known:
+                absent.setdefault(key, []).append(split)
         keys[split] = listed
+    skipped += [Skipped(key, f"in split{'s' * (len(names) > 1)} {', '.join(names)}, but without annotation", str(path))
+                for key, names in absent.items()]
     return keys
 
 
