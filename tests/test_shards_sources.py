@@ -175,6 +175,24 @@ def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:
     assert open_dataset("csv", table=tmp_path / "t.csv", classes=["u\u0308bung"]).clips[1].label == 0
 
 
+@pytest.mark.parametrize(("file", "row"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301"), ("a", "a")])
+def test_a_row_finds_its_file_in_either_spelling(tmp_path: Path, file: str, row: str) -> None:
+    write_tree(tmp_path, f"{file}/{file}.mp4")
+    (tmp_path / "t.csv").write_text(f"path,label\n{row}/{row}.mp4,walk\n", encoding="utf-8")
+    assert [Path(clip.video).is_file() for clip in open_dataset("csv", table=tmp_path / "t.csv").clips] == [True]
+
+
+@pytest.mark.parametrize(("video", "name"), [
+    ("cafe\u0301.mp4", "caf\u00e9"), ("caf\u00e9.mp4", "cafe\u0301"), ("a.m2v", "a"), ("a.m2v", "a.m2v"), ("a.b.m2v", "a.b")])
+def test_poses_have_the_name_of_their_video_in_any_spelling(tmp_path: Path, video: str, name: str) -> None:
+    """An accent within its letter or behind it; a video's extension, also an unusual one, left out or not."""
+    write_tree(tmp_path / "own", f"walk/{video}")
+    (tmp_path / "poses").mkdir()
+    np.savez(tmp_path / "poses" / f"{name}.npz", keypoint=block_pose(FRAMES))
+    dataset = open_dataset("poses-json", videos=tmp_path / "own", poses=tmp_path / "poses", format="npz")
+    assert [Path(clip.video).name for clip in dataset.clips] == [video]
+
+
 def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
     write_tree(tmp_path / "clips", "a.mp4", "b.mp4")
     (tmp_path / "link").symlink_to(tmp_path / "clips", target_is_directory=True)

@@ -232,14 +232,16 @@ class _Places:
 
     def of(self, video: str) -> tuple[str, str, int]:
         """(path, item) of a video's poses, and by how many parts of its path. UserError if there are none, or several."""
-        parts = PurePosixPath(spelled(without_extension(video))).parts
-        for count in (3, 2, 1):
-            found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
-            if len(found) > 1:
-                raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as the "
-                                "videos are, or remove one")
-            if found:
-                return *found[0], count
+        path = PurePosixPath(spelled(video))
+        for name in dict.fromkeys((without_extension(str(path)), str(path if Path(video).is_dir() else path.with_suffix("")))):
+            parts = PurePosixPath(name).parts
+            for count in (3, 2, 1):
+                found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
+                if len(found) > 1:
+                    raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as "
+                                    "the videos are, or remove one")
+                if found:
+                    return *found[0], count
         raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
 
 

@@ -17,7 +17,7 @@ from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import class_names, read_labels
 from svdata2vec.shards.readers.media import identity, video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
-from svdata2vec.shards.readers.text import read_table, spelled
+from svdata2vec.shards.readers.text import existing_spelling, read_table, spelled
 from svdata2vec.shards.readers.walk import Walk
 from svdata2vec.shards.shown import some_of
 
@@ -166,7 +166,8 @@ def _resolved(path: str, table: str | Path) -> str:
         return path
     if "://" in str(table):
         return f"{str(table).rpartition('/')[0]}/{path}"
-    return os.path.normpath(Path(str(table)).parent / path)
+    folder = Path(str(table)).parent
+    return os.path.normpath(folder / existing_spelling(path, folder))
 
 
 def _keys(videos: Sequence[str], table: str) -> dict[str, str]:
