@@ -46,9 +46,8 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
 
     Formats:
       - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
-        per video (001/000012.jpg) or name it by video_id; frames are in the order of frame_id, else of the last number in
-        file_name. Numbers that begin above 1 leave out frames without anybody, or are those of a longer video: whichever
-        fits with the video's number of frames
+        per video (001/000012.jpg) or name it by video_id. frame_id, else file_name's last number, is the frame; above 1 the
+        first may be that of a longer video, or frames before it show nobody, whichever fits with the number of frames
       - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
       - alphapose: alphapose-results.json, as VIDEO.json or in a folder VIDEO
       - mmpose: predictions/VIDEO.json of the inferencer, or of a demo script
