@@ -39,10 +39,9 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
     """Own videos, and the poses that another program found in them, one file per video.
 
     A pose file has its video's name: walk/001.json, or 001.json if that name occurs once; walk/001.json is never taken for
-    run/001.mp4 where videos and poses are in folders alike. Where the format has a file per
-    frame, these lie in one folder, under the video's name and a frame number. Persons are tracked from frame to frame as
-    tools/pose/extract_poses.py does it, whatever track numbers the file has. Videos without poses of their own are listed in
-    skipped.jsonl.
+    run/001.mp4 where videos and poses are in folders alike. Where the format has a file per frame, these lie in one folder,
+    under the video's name and a frame number. Persons are tracked from frame to frame as tools/pose/extract_poses.py does it,
+    whatever track numbers the file has. Videos without poses of their own are listed in skipped.jsonl.
 
     Formats:
       - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder

@@ -257,7 +257,7 @@ def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[in
     if (twice := next((place for place, (a, b) in enumerate(pairwise(numbers)) if a == b), None)) is not None:
         both = f"images {names[twice]!r} and {names[twice + 1]!r} both are frame {numbers[twice]}"
         raise UserError(f"{where}: {both}; {expected}")
-    parts = [found for name in names if (found := _numbered(name)) is not None]
+    parts = [part for name in names if (part := _numbered(name)) is not None]
     kinds = {(re.sub(r"^[0-9a-f]{8}-", "", part[1]), part[3]) for part in parts}  # Label Studio puts HASH- in front
     by_name = not any("frame_id" in image or "frame_index" in image for image in images)
     if by_name and len(kinds) > 1 and any(_id_of(after) < _id_of(before) for before, after in pairwise(images)):
