@@ -30,7 +30,8 @@ class Pose:
     `width`, `height`: picture in whose pixels the joints are; None = the video's own; both 1 = coordinates are parts of it.
     `video_box`: the boxes are in the video's pixels although the joints are not. `joined`: slots that were joined to
     others (`tracks.join_slots`). `open_end`: in frames after the last there is nobody; else they lack a pose. `video_frames`:
-    of a part of a video, how many frames of the whole one the annotation has.
+    of a part of a video, how many frames of the whole one the annotation has. `first_number`: of the first frame, where a file
+    numbers its frames; if it is above 1 it may be the first with anybody, or the first of a longer video.
     """
 
     pose_MTVC: np.ndarray
@@ -42,17 +43,24 @@ class Pose:
     joined: int = 0
     open_end: bool = False
     video_frames: int | None = None
+    first_number: int = 0
 
     def until(self, num_frames: int) -> "Pose":
-        """With nobody in the frames up to `num_frames`, if the end is open; else as it is."""
+        """With nobody in the frames that a file leaves out, so that there are `num_frames`; else as it is.
+
+        These are the last ones if the end is open, and those before `first_number`, counted from 0 or from 1, if the video has
+        just so many more.
+        """
         missing = num_frames - self.pose_MTVC.shape[1]
-        if not self.open_end or missing <= 0:
+        at_start = self.first_number > 1 and missing in (self.first_number, self.first_number - 1)
+        if missing <= 0 or not (at_start or self.open_end):
             return self
+        padding = (missing, 0) if at_start else (0, missing)
         score_MTV, box_T4 = self.score_MTV, self.box_T4
         return replace(
-            self, pose_MTVC=np.pad(self.pose_MTVC, ((0, 0), (0, missing), (0, 0), (0, 0))),
-            score_MTV=None if score_MTV is None else np.pad(score_MTV, ((0, 0), (0, missing), (0, 0))),
-            box_T4=None if box_T4 is None else np.pad(box_T4, ((0, missing), (0, 0))))
+            self, pose_MTVC=np.pad(self.pose_MTVC, ((0, 0), padding, (0, 0), (0, 0))),
+            score_MTV=None if score_MTV is None else np.pad(score_MTV, ((0, 0), padding, (0, 0))),
+            box_T4=None if box_T4 is None else np.pad(box_T4, (padding, (0, 0))))
 
     def between(self, start: int, stop: int) -> "Pose":
         """Of the frames from `start` to `stop`, which is excluded."""

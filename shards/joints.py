@@ -44,7 +44,8 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
     box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
-    people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end)
+    people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end,
+                  first_number=pose.first_number)
     return people, int(bad_MTV.sum())
 
 

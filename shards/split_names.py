@@ -44,8 +44,16 @@ def _misspelt(word: str, role: str) -> bool:
 
 
 def unusual_names(splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence about every split whose name does not say what it is for."""
+    """A sentence about every split whose name does not say what it is for, and about names that differ in case alone."""
     found = []
+    alike: dict[str, list[str]] = {}
+    for name in splits:
+        alike.setdefault(name.casefold(), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            clips = " and ".join(f"{name!r} of {len(splits[name])} clips" for name in names)
+            found.append(f"splits {clips} differ in case alone, and are {len(names)} splits: spell them alike if they are "
+                         "one, and pack again")
     for name, keys in splits.items():
         if parsed(name)[1] is None and not is_everything(name):
             near = meant(name)

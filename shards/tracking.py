@@ -12,6 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from svdata2vec.shards.boxes import present_joints
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -56,6 +58,7 @@ class TrackingOptions:
 
 SAME_BOX = 0.9  # boxes of one person, if their IoU is at least so large
 SAME_POSE = 0.1  # poses of one person, if joints lie apart by less than this share of a person's size
+FEWEST_JOINTS = 4  # that two poses must have in common to be compared: hands that touch share up to three
 
 # One person: frame and row of the detection of each sighting, frames ascending.
 Track = list[tuple[int, int]]
@@ -100,15 +103,19 @@ def without_duplicates(detections: Detections) -> Detections:
     """Leaves out detections that repeat a better one. `detections` are sorted, best first.
 
     Two are the same person if their boxes coincide (IoU >= SAME_BOX), or if their joints lie on top of each other: mean
-    distance below SAME_POSE times the square root of the larger box's area. Boxes that merely overlap much are not
-    enough: people hug.
+    distance, over the joints that neither lacks, below SAME_POSE times the square root of the larger box's area. Boxes that
+    merely overlap much are not enough: people hug. With fewer than FEWEST_JOINTS in common the boxes alone decide.
     """
     iou_NN = box_iou(detections.box_N4, detections.box_N4)
     size_N = np.sqrt(box_area(detections.box_N4))
+    present_NV = present_joints(detections.joints_NV2)
     kept: list[int] = []
     for row in range(len(detections)):
-        distance_K = np.linalg.norm(detections.joints_NV2[kept] - detections.joints_NV2[row], axis=-1).mean(axis=-1)
-        near_K = distance_K < SAME_POSE * np.maximum(size_N[kept], size_N[row])
+        both_KV = present_NV[kept] & present_NV[row]
+        enough_K = both_KV.sum(axis=-1) >= FEWEST_JOINTS
+        apart_KV = np.linalg.norm(detections.joints_NV2[kept] - detections.joints_NV2[row], axis=-1)
+        distance_K = apart_KV.mean(axis=-1, where=both_KV | ~enough_K[:, None])
+        near_K = enough_K & (distance_K < SAME_POSE * np.maximum(size_N[kept], size_N[row]))
         if not (near_K | (iou_NN[row, kept] >= SAME_BOX)).any():
             kept.append(row)
     return detections.take(kept)

@@ -247,6 +247,25 @@ def test_poses_belong_to_one_video(tmp_path: Path) -> None:
     assert [(entry.key, entry.reason) for entry in dataset.skipped] == [("run%2Fa", reason), ("walk%2Fa", reason)]
 
 
+@pytest.mark.parametrize(("videos", "poses", "taken"), [
+    (["run/a", "run/b"], ["walk/a", "run/b"], ["run/b"]),  # run is a folder of poses, too
+    (["run/a", "walk/b"], ["walk/a", "walk/b"], ["walk/b"]),  # walk is one of videos, too
+    (["train/run/a", "val/run/b"], ["val/run/a", "val/run/b"], ["val/run/b"]),
+    (["run/a", "walk/b"], ["predictions/a", "predictions/b"], ["run/a", "walk/b"]),
+    (["run/a", "walk/b"], ["a", "walk/b"], ["run/a", "walk/b"]),
+    (["train/run/a", "val/walk/b"], ["train/a", "val/b"], ["train/run/a", "val/walk/b"]),  # folders of splits alone
+])
+@pytest.mark.parametrize("form", ["npz", "openpose"])
+def test_poses_of_another_folder_are_of_another_clip(
+    tmp_path: Path, form: str, videos: list[str], poses: list[str], taken: list[str]
+) -> None:
+    for name in poses:
+        WRITERS[form][1]((tmp_path / "poses" / name).parent, Path(name).name)
+    dataset = open_dataset("poses-json", videos=videos_of(tmp_path / "videos", *videos), poses=tmp_path / "poses", format=form)
+    assert sorted(clip.key for clip in dataset.clips) == [name.replace("/", "%2F") for name in taken]
+    assert all("poses of this name, but of folder" in entry.reason for entry in dataset.skipped)
+
+
 def test_joints_that_may_be_several_layouts_are_asked_for(tmp_path: Path) -> None:
     """25 joints in a COCO file are of no program's own; OpenPose's are its own."""
     videos = videos_of(tmp_path / "videos", "walk/a")
@@ -329,6 +348,35 @@ def test_mediapipe_landmarks_of_the_older_interface(tmp_path: Path) -> None:
     dump(tmp_path / "a.json", {"frames": [marks, None, {"landmark": marks}, {"pose_landmarks": {"landmark": marks}}, []]})
     found = PARSERS["mediapipe"](str(tmp_path / "a.json"), "", 33)
     assert [len(frame) for frame in found.frames] == [1, 0, 1, 1, 0] and found.relative and found.complete
+
+
+NAN_JOINT = {"x": [10.0, float("nan")], "y": [20.0, float("nan")], "visible": [0.9, 0.0]}
+
+
+@pytest.mark.parametrize(("form", "file", "content"), [
+    ("openpose", "a_000000000000_keypoints.json", {"people": [{"pose_keypoints_2d": [10, 20, 0.9, *[float("nan")] * 3]}]}),
+    ("yolo", "a.json", [[{"keypoints": NAN_JOINT}]]),
+])
+def test_a_joint_that_is_no_number_does_not_make_pixels_parts_of_the_picture(
+    tmp_path: Path, form: str, file: str, content: Any
+) -> None:
+    dump(tmp_path / file, content)
+    assert not PARSERS[form](str(tmp_path if form == "openpose" else tmp_path / file), "a", 2).relative
+
+
+@pytest.mark.parametrize(("form", "content"), [
+    ("mediapipe", [[{"x": 0.2, "y": 0.3, "visibility": None}, {"x": 0.4, "y": 0.5, "visibility": 0.9}]]),
+    ("mmpose", [{"frame_id": 0, "instances": [{"keypoints": [[20, 30], [40, 50]], "keypoint_scores": [None, 0.9]}]}]),
+    ("yolo", [[{"keypoints": {"x": [20, 40], "y": [30, 50], "visible": [None, 0.9]}, "confidence": float("nan")}]]),
+    ("coco", {"images": [{"id": 1, "file_name": "1.jpg"}],
+              "annotations": [{"image_id": 1, "keypoints": [20, 30, None, 40, 50, 0.9]}]}),
+    ("alphapose", [{"image_id": "0.jpg", "keypoints": [20, 30, None, 40, 50, 0.9], "score": float("nan")}]),
+])
+def test_a_score_that_is_null_is_none(tmp_path: Path, form: str, content: Any) -> None:
+    """As a program without scores writes none, which counts as 1."""
+    dump(tmp_path / "a.json", content)
+    pose = read_poses(str(tmp_path / "a.json"), form, "a", 2, None, 1, 0.3)
+    assert pose.pose_MTVC.all() and pose.score_MTV is not None and np.allclose(pose.score_MTV, [[[1, 0.9]]])
 
 
 def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:

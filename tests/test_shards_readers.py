@@ -18,6 +18,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.plan import PackOptions
 from svdata2vec.shards.readers.ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
 from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
+from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
 from svdata2vec.shards.readers.tables import lines, numbers
 from svdata2vec.shards.readers.uav_human import CSV1_TRAIN, CSV2_TRAIN
@@ -81,6 +82,14 @@ def test_of_a_pickle_the_missing_video_is_named(tmp_path: Path, capsys: pytest.C
         assert main(["shard", "ntu60", str(tmp_path / f"of-{name}"), *words]) == 0
         assert left_out(tmp_path / f"of-{name}") == {NTU_NAMES[1]: (NTU_NAMES[1], ["xsub_val", "xview_train"])}
         assert f", e.g. {NTU_NAMES[1]}\n" in capsys.readouterr().out
+
+
+def test_bodies_that_share_an_id_are_two_persons(tmp_path: Path) -> None:
+    one, other = block_pose(FRAMES)[0], block_pose(FRAMES)[0] + 40
+    text = skeleton_text({"7": one, "8": other}, FRAMES, 2, 0)
+    (tmp_path / "a.skeleton").write_text(text.replace("\n8 0 1", "\n7 0 1"))
+    pose_MTVC = read_text_skeleton(str(tmp_path / "a.skeleton"), FIRST_COLUMNS, 17, None, None).pose_MTVC
+    assert np.allclose(pose_MTVC, [one, other], atol=1e-3)
 
 
 def test_ntu_official_numbers() -> None:

@@ -14,6 +14,7 @@ from svdata2vec.shards.annotations import safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
+from svdata2vec.shards.readers.pyskl import pose_of
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -147,8 +148,10 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
     ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
     ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
     ('x' * 200_000, "t.csv: expected a header with path and label"),
+    ("H\na.mp4,walk,train\nb.mp4,walk,,\nc.mp4,run,test\n",
+     "cannot be read: line 2: 'train' is in a column that the header does not name; line 4: 'test' is in a column that the"),
 ])
-def test_a_quotation_mark_that_is_left_open_swallows_no_clips(tmp_path: Path, content: str, message: str) -> None:
+def test_lines_that_cannot_be_read_swallow_no_clips(tmp_path: Path, content: str, message: str) -> None:
     """All lines that must be mended are named at once."""
     (tmp_path / "t.csv").write_text(content.replace("H", "path,label", 1))
     with pytest.raises(UserError, match=re.escape(message)):
@@ -170,6 +173,24 @@ def test_a_class_spelled_in_two_ways_is_one_class(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,label\na.mp4,u\u0308bung\nb.mp4,\u00fcbung\n", encoding="utf-8")
     assert open_dataset("csv", table=tmp_path / "t.csv").classes == ("\u00fcbung",)
     assert open_dataset("csv", table=tmp_path / "t.csv", classes=["u\u0308bung"]).clips[1].label == 0
+
+
+@pytest.mark.parametrize(("file", "row"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301"), ("a", "a")])
+def test_a_row_finds_its_file_in_either_spelling(tmp_path: Path, file: str, row: str) -> None:
+    write_tree(tmp_path, f"{file}/{file}.mp4")
+    (tmp_path / "t.csv").write_text(f"path,label\n{row}/{row}.mp4,walk\n", encoding="utf-8")
+    assert [Path(clip.video).is_file() for clip in open_dataset("csv", table=tmp_path / "t.csv").clips] == [True]
+
+
+@pytest.mark.parametrize(("video", "name"), [
+    ("cafe\u0301.mp4", "caf\u00e9"), ("caf\u00e9.mp4", "cafe\u0301"), ("a.m2v", "a"), ("a.m2v", "a.m2v"), ("a.b.m2v", "a.b")])
+def test_poses_have_the_name_of_their_video_in_any_spelling(tmp_path: Path, video: str, name: str) -> None:
+    """An accent within its letter or behind it; a video's extension, also an unusual one, left out or not."""
+    write_tree(tmp_path / "own", f"walk/{video}")
+    (tmp_path / "poses").mkdir()
+    np.savez(tmp_path / "poses" / f"{name}.npz", keypoint=block_pose(FRAMES))
+    dataset = open_dataset("poses-json", videos=tmp_path / "own", poses=tmp_path / "poses", format="npz")
+    assert [Path(clip.video).name for clip in dataset.clips] == [video]
 
 
 def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
@@ -209,6 +230,24 @@ def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
     assert packed(dataset, tmp_path).manifest.splits == {"train": ["walk%2Fa", "b_rgb", "c"]}
 
 
+@pytest.mark.parametrize(("names", "videos", "taken"), [
+    (["walk/a", "walk/b"], ["run/a.mp4", "walk/b.mp4"], ["walk%2Fb"]),  # walk is a folder of videos, too
+    (["walk/a", "run/b"], ["run/a.mp4", "run/b.mp4"], ["run%2Fb"]),  # run is one of names, too
+    (["val/walk/a", "train/walk/b"], ["train/walk/a.mp4", "train/walk/b.mp4"], ["train%2Fwalk%2Fb"]),
+    (["walk/a", "walk/b"], ["part1/a.mp4", "b_rgb.mp4"], ["walk%2Fa", "walk%2Fb"]),
+    (["train/a", "train/b"], ["train/walk/a.mp4", "train/run/b.mp4"], ["train%2Fa", "train%2Fb"]),
+])
+def test_a_video_of_another_folder_is_of_another_clip(
+    tmp_path: Path, names: list[str], videos: list[str], taken: list[str]
+) -> None:
+    root = write_tree(tmp_path / "own", *videos)
+    path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
+    dataset = open_dataset("pyskl", pickle_path=path, videos=root)
+    assert [clip.key for clip in dataset.clips] == taken
+    assert all(f"no video {names[0]} below {root}: {root}/{videos[0]}, which has the same name, is of folder" in entry.reason
+               for entry in dataset.skipped)
+
+
 def test_absolute_paths_never_become_keys(tmp_path: Path) -> None:
     write_tree(tmp_path / "disk", "x/walk/a.mp4", "x/run/a.mp4")
     write_tree(tmp_path / "tables" / "clips", "c.mp4")
@@ -244,6 +283,8 @@ ODD: dict[str, tuple[Any, str]] = {
     "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
     "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
     "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
+    "boxes_long": ({"bboxes": np.ones((FRAMES, 10))}, "bboxes has a row of 10 numbers, expected x1, y1, x2, y2 and"),
+    "boxes_deep": ({"bboxes": np.ones((FRAMES, 2, 3))}, "bboxes has a row of 2 x 3 numbers"),
     "subject_list": ({"subject": [1]}, "subject is '[1]', expected a whole number"),
 }
 
@@ -266,6 +307,33 @@ def test_an_odd_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     assert listed == [f"the annotation is of type {kind}, expected a dictionary" for kind in ("int", "NoneType")]
     shards = packed(dataset, tmp_path)
     assert shards.manifest.splits == {"train": ["good", "better"]}
+
+
+BOXES = np.array([[[20, 30, 40, 60], [50, 20, 90, 70]], [[25, 30, 45, 60], [0, 0, 0, 0]]], np.float32)  # of two frames
+AROUND = [[20, 20, 90, 70], [25, 30, 45, 60]]
+
+
+@pytest.mark.parametrize(("boxes", "around"), [
+    (BOXES, AROUND),
+    (np.concatenate([BOXES, np.full((2, 2, 1), 0.9)], axis=2), AROUND),
+    ([BOXES[0], BOXES[1, :1]], AROUND),
+    ([BOXES[0], []], [AROUND[0], [0, 0, 0, 0]]),
+    (BOXES[:, :1], BOXES[:, 0]),
+    (BOXES[:, 1], BOXES[:, 1]),
+])
+def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: Any) -> None:
+    pose = pose_of(annotation("a", 0, 2, bboxes=boxes))
+    assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
+
+
+def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
+    """In however many splits it is."""
+    splits = {"xsub_train": ["a", "z"], "xview_train": ["z", "a"], "xset_train": ["a", "y"]}
+    path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)], splits)
+    dataset = open_dataset("pyskl", pickle_path=path, videos=write_tree(tmp_path / "videos", "a.mp4"))
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [
+        ("z", "in splits xsub_train, xview_train, but without annotation"),
+        ("y", "in split xset_train, but without annotation")]
 
 
 def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:

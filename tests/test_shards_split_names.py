@@ -28,6 +28,13 @@ def test_usual_names_are_not_asked_about(name: str) -> None:
     assert meant(name) is None and unusual_names({name: ["a"]}) == []
 
 
+def test_splits_that_differ_in_case_alone_are_said() -> None:
+    """A table of several hands: three splits, each with a part of the clips."""
+    said = unusual_names({"Train": ["a"], "val": ["b"], "train": ["c", "d"], "TRAIN": ["e"]})
+    assert said == ["splits 'Train' of 1 clips and 'train' of 2 clips and 'TRAIN' of 1 clips differ in case alone, and are 3 "
+                    "splits: spell them alike if they are one, and pack again"]
+
+
 def table(root: Path, header: str, *rows: str) -> Path:
     for name in ("a", "b", "c"):
         write_video(root / f"{name}.mp4", 4, seed=ord(name))

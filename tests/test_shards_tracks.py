@@ -168,6 +168,14 @@ def test_people_who_are_much_alike_keep_their_order() -> None:
     assert join_slots(three)[0] is three
     four = np.stack([*three, body(100, height=20, seen=range(15))])
     assert join_slots(four)[0] is four
+    blink_first = np.stack([body(20, seen=range(6)), body(130)])
+    assert join_slots(blink_first)[0] is blink_first, "of two, both keep their places"
+
+
+def test_where_slots_are_joined_the_longest_seen_come_first() -> None:
+    brief, pieces = body(20, seen=range(12)), in_pieces(range(9), range(10, 20))
+    found = join_slots(np.stack([brief, *pieces]))[0]
+    assert np.array_equal(found, np.stack([pieces.sum(axis=0), brief]))
 
 
 def test_joints_that_are_not_finite_are_left_to_the_packer() -> None:

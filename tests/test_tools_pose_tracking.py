@@ -106,6 +106,19 @@ def test_people_who_hug_are_two_and_a_pose_found_twice_is_one() -> None:
     assert len(without_duplicates(together([left, upper_body]))) == 1
 
 
+@pytest.mark.parametrize(("shift", "missing", "other_missing", "persons"), [
+    (30, range(5, V), range(5, V), 2), (30, range(2, V), range(2, V), 2), (30, range(8), range(8, V), 2),  # few joints seen
+    (5, [], [3], 1), (5, range(6), range(V - 6, V), 1), (5, range(2, V), range(2, V), 2)])
+def test_joints_that_are_missing_are_not_compared(
+    shift: float, missing: list[int], other_missing: list[int], persons: int
+) -> None:
+    """(0, 0) is no place: neither as far as a joint of the other's, nor on top of its (0, 0)."""
+    one, other = person(50, 30, 60, 150), person(50 + shift, 30, 60, 150, score=0.5)
+    one.joints_NV2[0, list(missing)] = other.joints_NV2[0, list(other_missing)] = 0
+    assert box_iou(one.box_N4, other.box_N4)[0, 0] < 0.9
+    assert len(without_duplicates(together([one, other]))) == persons
+
+
 def test_unusable_detections_are_ignored() -> None:
     good = person(50, 30)
     broken = [person(200, 30) for _ in range(4)]

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from svdata2vec.shards.annotations import Skipped, safe_key
@@ -101,6 +102,26 @@ def identity(video: str) -> str:
     return f"{facts.st_dev} {facts.st_ino}"
 
 
+def folders_of(names: Iterable[str]) -> set[tuple[int, str]]:
+    """The folders in front of names, each with its place, 0 for the one that holds the file."""
+    return {place for name in names for place in enumerate(PurePosixPath(name).parent.parts[::-1])}
+
+
+def strange_folder(asked: str, found: Iterable[str], shared: Collection[tuple[int, str]]) -> str | None:
+    """The folder that makes a file another clip's, although it has the name that is asked for; None if it may be this one's.
+
+    `found`: the path of the file, or all that it may go by; `shared`: the `folders_of` both sides. A name alone is enough where
+    one side has no folders, or folders of its own (poses/001.json of run/001.mp4). But walk/001 and run/001 are two clips
+    where walk or run is a folder of both sides.
+    """
+    wanted = PurePosixPath(asked).parent.parts[::-1]
+    paths = [PurePosixPath(name).parent.parts[::-1] for name in found]
+    agreed = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path, wanted, strict=False))) for path in paths]
+    depth = max(agreed)
+    deepest = [path for path, count in zip(paths, agreed, strict=True) if count == depth < min(len(path), len(wanted))]
+    return next((path[depth] for path in deepest if (depth, path[depth]) in shared or (depth, wanted[depth]) in shared), None)
+
+
 def _different(paths: Sequence[str]) -> list[str]:
     """The paths, sorted; of those that lead to one file the first."""
     return sorted({identity(path): path for path in sorted(paths, reverse=True)}.values()) if len(paths) > 1 else [*paths]
@@ -109,7 +130,7 @@ def _different(paths: Sequence[str]) -> list[str]:
 class VideoFolder:
     """The videos below a folder, sub-folders included, by file name or by relative path, both without extension.
 
-    `left_out`: what could not be entered or reached below the folder.
+    `left_out`: what could not be entered or reached below the folder. `relative`: a video's path below the folder.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -118,12 +139,17 @@ class VideoFolder:
         self._by_path: dict[str, list[str]] = {}
         found = video_files(root)
         self.left_out = found.left_out
+        self.relative = found.relative
         for path in found.files:
             name = PurePosixPath(spelled(path))
             stem = name.name if path in found.frame_folders else name.stem
             self._by_stem.setdefault(stem, []).append(path)
             for parent in (name.parent.name, "/".join(name.parent.parts[-2:])):
                 self._by_path.setdefault(f"{parent}/{stem}", []).append(path)
+
+    def folders(self) -> set[tuple[int, str]]:
+        """`folders_of` the videos, below the folder."""
+        return folders_of(spelled(self.relative(path)) for paths in self._by_stem.values() for path in paths)
 
     def stems(self) -> Iterable[str]:
         """All names without extension, sorted."""

@@ -17,10 +17,11 @@ from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
-from svdata2vec.shards.readers.media import without_extension
+from svdata2vec.shards.readers.media import folders_of, strange_folder, without_extension
 from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
+from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
-from svdata2vec.shards.readers.walk import walk
+from svdata2vec.shards.readers.walk import Walk, walk
 from svdata2vec.shards.tracking import TrackingOptions, track_persons
 
 FORMATS = (*PARSERS, "npz")
@@ -37,14 +38,15 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
                     min_score: Share = 0.3, split_by: str | None = None) -> DataSet:
     """Own videos, and the poses that another program found in them, one file per video.
 
-    A pose file has its video's name: walk/001.json, or 001.json if that name occurs once. Where the format has a file per
-    frame, these lie in one folder, under the video's name and a frame number. Persons are tracked from frame to frame as
-    tools/pose/extract_poses.py does it, whatever track numbers the file has. Videos without poses of their own are listed in
-    skipped.jsonl.
+    A pose file has its video's name: walk/001.json, or 001.json if that name occurs once; walk/001.json is never taken for
+    run/001.mp4 where videos and poses are in folders alike. Where the format has a file per frame, these lie in one folder,
+    under the video's name and a frame number. Persons are tracked from frame to frame as tools/pose/extract_poses.py does it,
+    whatever track numbers the file has. Videos without poses of their own are listed in skipped.jsonl.
 
     Formats:
       - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
-        per video (001/000012.jpg) or name it by video_id
+        per video (001/000012.jpg) or name it by video_id. frame_id, else file_name's last number, is the frame; above 1 the
+        first may be that of a longer video, or frames before it show nobody, whichever fits with the number of frames
       - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
       - alphapose: alphapose-results.json, as VIDEO.json or in a folder VIDEO
       - mmpose: predictions/VIDEO.json of the inferencer, or of a demo script
@@ -97,8 +99,10 @@ def _placed(
 ) -> list[tuple[ClipAnnotation, str, str]]:
     """The clips of whose videos there are poses, with path and item of these; the others go to `skipped`.
 
-    Poses that several videos find by their names are those of the one that shares most folders with them.
+    Poses that several videos find by their names are those of the one that shares most folders with them, and of none of those
+    that lie in other folders (`strange_folder`).
     """
+    shared = places.folders() & folders_of(spelled(str(clip.video)) for clip in clips)
     fits_of: dict[tuple[str, str], list[tuple[int, ClipAnnotation]]] = {}
     for clip in clips:
         try:
@@ -108,15 +112,23 @@ def _placed(
         else:
             fits_of.setdefault((path, item), []).append((fit, clip))
     found = []
+    as_videos = "put them into folders as the videos are"
     for (path, item), fits in fits_of.items():
-        most = max(fit for fit, _ in fits)
-        owner, *rivals = [clip for fit, clip in fits if fit == most]
-        reason = f"{path}: the poses are of '{owner.video}', which has the same name"
-        if rivals:
-            reason = f"{path}: poses of '{owner.video}' or of '{rivals[0].video}'; put them into folders as the videos are"
-        else:
-            found.append((owner, path, item))
-        skipped += [Skipped(clip.key, reason, str(clip.video)) for _, clip in fits if rivals or clip is not owner]
+        other_of = {clip.key: strange_folder(spelled(str(clip.video)), places.names_of(path, item), shared) for _, clip in fits}
+        own = [(fit, clip) for fit, clip in fits if other_of[clip.key] is None]
+        most = max((fit for fit, _ in own), default=0)
+        owners = [clip for fit, clip in own if fit == most]
+        if len(owners) == 1:
+            found.append((owners[0], path, item))
+        for _, clip in fits:
+            if len(owners) == 1:
+                reason = f"{path}: the poses are of '{owners[0].video}', which has the same name"
+            elif other_of[clip.key] is not None:
+                reason = f"{path}: poses of this name, but of folder {other_of[clip.key]!r}; {as_videos}"
+            else:
+                reason = f"{path}: poses of '{owners[0].video}' or of '{owners[1].video}'; {as_videos}"
+            if owners != [clip]:
+                skipped.append(Skipped(clip.key, reason, str(clip.video)))
     return found
 
 
@@ -159,7 +171,8 @@ def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: st
         scale = RELATIVE_SCALE if found.relative else 1.0
         width, height = (1, 1) if found.relative else found.size or (None, None)
         box_T4 = main.box_T5[:, :4] / scale if found.has_boxes else None
-        pose = Pose(main.joints_MTV2 / scale, main.joint_score_MTV, box_T4, width, height, open_end=not found.complete)
+        pose = Pose(main.joints_MTV2 / scale, main.joint_score_MTV, box_T4, width, height, open_end=not found.complete,
+                    first_number=found.first_number)
     if coco17_of is None:
         return pose
     source = layout(coco17_of)
@@ -196,24 +209,37 @@ class _Places:
     def __init__(self, poses: str | Path, format: str) -> None:
         self.poses, self.format = poses, format
         self._by_tail: dict[str, set[tuple[str, str]]] = {}
-        files = [str(poses)] if Path(poses).is_file() else walk(poses, f"the {format} poses").files
-        for video, path, item in _named(files, format):
-            parts = PurePosixPath(video).parts
+        self._names: dict[tuple[str, str], list[str]] = {}
+        found = Walk(str(Path(poses).parent), [str(poses)]) if Path(poses).is_file() else walk(poses, f"the {format} poses")
+        above = len(PurePosixPath(found.root).parts)
+        for video, path, item in _named(found.files, format):
+            parts = PurePosixPath(spelled(video)).parts
+            self._names.setdefault((path, item), []).append("/".join(parts[above:]))
             for count in range(1, min(len(parts), 3) + 1):
                 self._by_tail.setdefault("/".join(parts[-count:]), set()).add((path, item))
         if not self._by_tail:
             raise UserError(f"{poses}: no {format} poses in it; `svdata2vec shard poses-json --help` says how they are named")
 
+    def names_of(self, path: str, item: str) -> list[str]:
+        """What a video of these poses may be called, with the folders below that of the poses."""
+        return self._names[path, item]
+
+    def folders(self) -> set[tuple[int, str]]:
+        """`folders_of` all poses."""
+        return folders_of(name for names in self._names.values() for name in names)
+
     def of(self, video: str) -> tuple[str, str, int]:
         """(path, item) of a video's poses, and by how many parts of its path. UserError if there are none, or several."""
-        parts = PurePosixPath(without_extension(video)).parts
-        for count in (3, 2, 1):
-            found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
-            if len(found) > 1:
-                raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as the "
-                                "videos are, or remove one")
-            if found:
-                return *found[0], count
+        path = PurePosixPath(spelled(video))
+        for name in dict.fromkeys((without_extension(str(path)), str(path if Path(video).is_dir() else path.with_suffix("")))):
+            parts = PurePosixPath(name).parts
+            for count in (3, 2, 1):
+                found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
+                if len(found) > 1:
+                    raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as "
+                                    "the videos are, or remove one")
+                if found:
+                    return *found[0], count
         raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
 
 

@@ -23,6 +23,8 @@ from svdata2vec.shards.tracking import Detections
 SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
 LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the picture, in formats that have both
 RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
+# A frame's number beyond both this and so many times the frames with persons is none, but a time stamp, a date, a hash.
+MOST_FRAMES, MOST_ABSENT = 100_000, 100
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class FoundPoses:
     """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not with the last person.
 
     `relative`: coordinates are parts of the picture. `size`: (width, height) of the picture, None = the video's own.
+    `first_number`: as of a `Pose`.
     """
 
     frames: list[list[Person]]
     complete: bool
     relative: bool = False
     size: tuple[int, int] | None = None
+    first_number: int = 0
 
     def detections(self, num_joints: int, where: object) -> list[Detections]:
         """Per frame; UserError if a person has another number of joints."""
@@ -102,7 +106,9 @@ def _parsed(path: str, _changed: int) -> Any:
 
 
 def _triples(values: Any, where: str) -> np.ndarray:
-    """float64 (V, 3) from a flat list x, y, score, x, y, score, ..."""
+    """float64 (V, 3) from a flat list x, y, score, x, y, score, ..., where a score may be null."""
+    if isinstance(values, list) and None in values:
+        values = [1.0 if value is None and place % 3 == 2 else value for place, value in enumerate(values)]
     try:
         flat = np.asarray(values, np.float64)
     except (TypeError, ValueError):
@@ -126,6 +132,17 @@ def _numbers(values: Any, count: int) -> np.ndarray | None:
     return found if found.size == count and np.isfinite(found).all() else None
 
 
+def _score(value: Any) -> float | None:
+    """A person's score; None if it is no number."""
+    found = _numbers(value, 1)
+    return None if found is None else float(found[0])
+
+
+def _joint_scores(values: Any) -> Any:
+    """Scores of a person's joints; a program that writes null for one gives it none, which is 1."""
+    return [1.0 if value is None else value for value in values] if isinstance(values, list) else values
+
+
 def _listed(values: Any, where: str, what: str) -> list[Any]:
     if not isinstance(values, list):
         raise UserError(f"{where}: expected {what}, found {type(values).__name__}")
@@ -139,22 +156,32 @@ def _field(entry: Any, name: str, where: str) -> Any:
 
 
 def _last_number(name: str) -> int | None:
-    """The number that a frame's file name ends with: img_00012.jpg."""
-    found = re.search(r"(\d+)\D*$", PurePosixPath(name).stem)
-    return None if found is None else int(found[1])
+    """The number that a frame's file name ends with: img_00012.jpg, or img-0012_jpg.rf.HASH.jpg as Roboflow writes it."""
+    found = _numbered(name)
+    return None if found is None else int(found[2])
 
 
-def _by_number(people: Mapping[int, list[Person]]) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody."""
-    return [people.get(number, []) for number in range(max(people, default=-1) + 1)]
+def _numbered(name: str) -> re.Match[str] | None:
+    """A frame's file name in three parts: what stands in front of its number, the number, and what stands behind it."""
+    return re.search(r"^(.*?)(\d+)(\D*)$", re.sub(r"\.rf\.\w+$", "", PurePosixPath(name).stem), re.DOTALL)
+
+
+def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
+    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame."""
+    last = max(people, default=-1)
+    if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
+        raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
+                        "0 or 1, no time stamps: number them so")
+    return [people.get(number, []) for number in range(last + 1)]
 
 
 def _is_relative(frames: Iterable[list[Person]], path: str) -> bool:
     """Whether coordinates are parts of the picture, by their size; UserError for those of -1..1."""
-    found = [one.joints_V3[:, :2] for people in frames for one in people]
-    if not found or np.abs(np.concatenate(found)).max() > LARGEST_RELATIVE:
+    found_N = np.concatenate([np.zeros(0), *(one.joints_V3[:, :2].ravel() for people in frames for one in people)])
+    found_N = found_N[np.isfinite(found_N)]
+    if not len(found_N) or np.abs(found_N).max() > LARGEST_RELATIVE:
         return False
-    if np.concatenate(found).min() < 1 - LARGEST_RELATIVE:
+    if found_N.min() < 1 - LARGEST_RELATIVE:
         raise UserError(f"{path}: coordinates of -1..1; expected pixels, or parts of the picture from 0 to 1")
     return True
 
@@ -182,29 +209,61 @@ def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
         videos.setdefault(name, []).append(image)
 
     def place(image: Mapping[str, Any]) -> tuple[int, int]:
-        number = image.get("id")
-        return _frame_number(image), number if isinstance(number, int) else 0
+        return _frame_number(image) or 0, _id_of(image)
 
     return {name: sorted(found, key=place) for name, found in videos.items()}
 
 
-def _frame_number(image: Mapping[str, Any]) -> int:
+def _id_of(image: Mapping[str, Any]) -> int:
+    number = image.get("id")
+    return number if isinstance(number, int) else 0
+
+
+def _frame_number(image: Mapping[str, Any]) -> int | None:
     frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
-    return frame if isinstance(frame, int) else 0
+    return frame if isinstance(frame, int) else None
 
 
-def _numbers_of(images: Sequence[Mapping[str, Any]]) -> tuple[list[int], bool]:
-    """The frame that each image of a video is, and whether these are all its frames.
+def _numbers_of(images: Sequence[Mapping[str, Any]], where: str) -> tuple[list[int], bool, int]:
+    """The frame that each image of a video is, whether these are all its frames, and `Pose.first_number`.
 
     Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
     from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+
+    UserError if the numbers cannot be those of frames.
     """
-    numbers = [_frame_number(image) for image in images]
+    numbers = _checked_numbers(images, where)
     steps = [after - before for before, after in pairwise(numbers)]
     if not steps or min(steps) != 1 or max(steps) == 1:
-        return list(range(len(images))), True
+        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
+        return list(range(len(images))), True, numbers[0] if follow_each_other else 0
     first = min(numbers[0], 1)
-    return [number - first for number in numbers], False
+    return [number - first for number in numbers], False, 0
+
+
+def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[int]:
+    """The numbers of a video's images, which are in their order; their places where they have none, or the same in all names.
+
+    UserError if an image has none, two have the same, or they are taken from names of several kinds, against the order of ids.
+    """
+    names = [str(image["file_name"]) for image in images]
+    found = [_frame_number(image) for image in images]
+    numbers = [number for number in found if number is not None]
+    if not numbers or (len(set(found)) == 1 and len(set(names)) == len(names)):
+        return list(range(len(images)))
+    expected = "expected every frame once, by its number in file_name or frame_id"
+    if len(numbers) < len(found):
+        raise UserError(f"{where}: image {names[found.index(None)]!r} has no frame number, others have; {expected}")
+    if (twice := next((place for place, (a, b) in enumerate(pairwise(numbers)) if a == b), None)) is not None:
+        both = f"images {names[twice]!r} and {names[twice + 1]!r} both are frame {numbers[twice]}"
+        raise UserError(f"{where}: {both}; {expected}")
+    parts = [part for name in names if (part := _numbered(name)) is not None]
+    kinds = {(re.sub(r"^[0-9a-f]{8}-", "", part[1]), part[3]) for part in parts}  # Label Studio puts HASH- in front
+    by_name = not any("frame_id" in image or "frame_index" in image for image in images)
+    if by_name and len(kinds) > 1 and any(_id_of(after) < _id_of(before) for before, after in pairwise(images)):
+        raise UserError(f"{where}: which number in {names[0]!r} and {names[-1]!r} is the frame's? By the last one these are in "
+                        "another order than by id; add frame_id to the images")
+    return numbers
 
 
 @lru_cache(maxsize=2)
@@ -221,7 +280,7 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     images = coco_videos(path).get(item, [])
     annotations = _coco_annotations(path, _stamp(path))
     found: dict[int, list[Person]] = {}
-    numbers, complete = _numbers_of(images)
+    numbers, complete, first_number = _numbers_of(images, f"{path}, {item}")
     for number, image in zip(numbers, images, strict=True):
         people = []
         for entry in annotations.get(image.get("id"), []):
@@ -230,11 +289,12 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
             if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
                 joints_V3 = np.where(joints_V3[:, 2:] > 0, joints_V3, 0)
                 joints_V3[:, 2] = np.minimum(joints_V3[:, 2], 1)
-            score = _numbers(entry.get("score"), 1)
-            people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else float(score[0])))
+            score = _score(entry.get("score"))
+            people.append(Person(joints_V3, _box(entry.get("bbox")), 1.0 if score is None else score))
         found[number] = people
     size = _numbers([images[0].get("width"), images[0].get("height")], 2) if images else None
-    return FoundPoses(_by_number(found), complete, size=None if size is None else (int(size[0]), int(size[1])))
+    return FoundPoses(_by_number(found, path), complete, size=None if size is None else (int(size[0]), int(size[1])),
+                      first_number=first_number)
 
 
 # ---------------------------------------------------------------------------------------------------- OpenPose
@@ -258,7 +318,8 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
         ]
     first = 0 if 0 in people else 1
     people = {number - first: found for number, found in people.items()}
-    return FoundPoses(_by_number(people), complete=True, relative=_is_relative(people.values(), path))  # --keypoint_scale 3
+    relative = _is_relative(people.values(), path)  # --keypoint_scale 3
+    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=True, relative=relative)
 
 
 # ---------------------------------------------------------------------------------------------------- AlphaPose
@@ -276,11 +337,9 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
             raise UserError(f"{path}: image_id {image!r} has no frame number")
         plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("0" * 2)
         joints_V3 = _triples(_field(entry, "keypoints", path), f"{path}, {image}")
-        score = entry.get("score")
-        people.setdefault(number, []).append(
-            Person(joints_V3, _box(entry.get("box")), float(score) if isinstance(score, int | float) else None))
+        people.setdefault(number, []).append(Person(joints_V3, _box(entry.get("box")), _score(entry.get("score"))))
     first = 0 if plain or 0 in people else 1
-    return FoundPoses(_by_number({number - first: found for number, found in people.items()}), complete=False)
+    return FoundPoses(_by_number({number - first: found for number, found in people.items()}, path), complete=False)
 
 
 # ---------------------------------------------------------------------------------------------------- MMPose
@@ -300,12 +359,11 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
         for entry in _listed(_field(frame, "instances", where), where, "a list of instances"):
             try:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
-                scores_V1 = np.asarray(_field(entry, "keypoint_scores", where), np.float64)[:, None]
+                scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
                 joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
-            score = _numbers(entry.get("bbox_score"), 1)
-            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), None if score is None else float(score[0])))
+            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), _score(entry.get("bbox_score"))))
         frames.append(people)
     return FoundPoses(frames, complete=True)
 
@@ -330,7 +388,7 @@ def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
                                         for number, line in enumerate(lines, 1) if line.strip()]
     if min(people, default=0) < 0:
         raise UserError(f"{path}: a frame 0 of {item}; Ultralytics counts frames from 1")
-    return FoundPoses(_by_number(people), complete=False, relative=True)
+    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=False, relative=True)
 
 
 def _yolo_person(line: str, num_joints: int, where: str) -> Person:
@@ -358,14 +416,13 @@ def _parse_yolo_json(path: str) -> FoundPoses:
             columns = [_field(joints, name, where) for name in ("x", "y")]
             visible = joints.get("visible")
             try:
-                columns.append([1.0] * len(columns[0]) if visible is None else visible)
+                columns.append([1.0] * len(columns[0]) if visible is None else _joint_scores(visible))
                 joints_V3 = np.array(columns, np.float64).T
             except (TypeError, ValueError) as error:
                 raise UserError(f"{where}: expected keypoints x, y and visible as lists of numbers ({error})") from error
             box = entry.get("box") or {}
-            score = entry.get("confidence")
             people.append(Person(joints_V3, _numbers([box.get(name) for name in ("x1", "y1", "x2", "y2")], 4),
-                                 float(score) if isinstance(score, int | float) else None))
+                                 _score(entry.get("confidence"))))
         frames.append(people)
     return FoundPoses(frames, complete=True, relative=_is_relative(frames, path))  # to_json(normalize=True)
 

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, Skipped, safe_key
+from svdata2vec.shards.boxes import Box, union_box
 from svdata2vec.shards.errors import ItemError, UserError, require_file
 from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.labels import classes_beside, read_labels
-from svdata2vec.shards.readers.media import VideoFolder, without_extension
+from svdata2vec.shards.readers.media import VideoFolder, folders_of, strange_folder, without_extension
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import open_bytes
+
+NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # of a frame where nobody was found
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +73,15 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
 
     A clip of M persons, T frames and V joints has the keys:
       - frame_dir: file name of its video without extension (or filename, with one); where names repeat in sub-folders,
-        with the folder in front: walk/001
+        with the folder in front: walk/001, which never finds run/001.mp4 where names and videos are in folders alike
       - label: number of its class, from 0 (or its name)
       - total_frames: T, as many as its video has
       - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
       - img_shape, or original_shape: (height, width) of the picture in whose pixels the joints are; without it, the
         video's own size. The video may be a scaled copy; one of another shape, or turned, is left out
       - keypoint_score: array (M, T, V), confidence of every joint; may be absent
-      - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score;
-        without it, the box around the joints
+      - bboxes: array (T, 4), x1, y1, x2, y2 of a box around all persons in pixels of the video, or (T, 5) with a score; or
+        (T, M, 4), (T, M, 5) with a box for each; without it, the box around the joints
       - subject, camera, setup: numbers; may be absent
 
     Clips that cannot be used, have no video, or have the video of another clip are listed in skipped.jsonl with the reason.
@@ -147,6 +150,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     clips = clips_of(zip(annotations, labels.of, strict=True), make,
                      lambda item: (_key_of(item[0], field), str(pickle_path)), skipped)
     clips = _one_per_video(clips, skipped)
+    clips = _in_their_folders(clips, {safe_key(name): spelled(name) for name in names}, folder, skipped)
     poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
     listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
@@ -165,6 +169,22 @@ def _one_per_video(clips: Sequence[ClipAnnotation], skipped: list[Skipped]) -> l
     skipped += [Skipped(clip.key, f"{video} is the video of '{taken[video].key}', which is taken", video)
                 for video, alike in of_video.items() for clip in alike if clip is not taken[video]]
     return [clip for clip in clips if clip is taken[str(clip.video)]]
+
+
+def _in_their_folders(clips: Sequence[ClipAnnotation], name_of: Mapping[str, str], folder: VideoFolder,
+                      skipped: list[Skipped]) -> list[ClipAnnotation]:
+    """The clips whose videos are not those of other clips of the same name; these go to `skipped`. `name_of`: by key."""
+    shared = folder.folders() & folders_of(name_of.values())
+    kept = []
+    for clip in clips:
+        video, name = str(clip.video), name_of[clip.key]
+        other = strange_folder(name, [spelled(folder.relative(video))], shared)
+        if other is None:
+            kept.append(clip)
+        else:
+            reason = f"{video}, which has the same name, is of folder {other!r}; put videos into folders as the annotations are"
+            skipped.append(Skipped(clip.key, f"no video {name} below {folder.root}: {reason}", video))
+    return kept
 
 
 def _fits_with_folders(clip: ClipAnnotation) -> bool:
@@ -186,15 +206,19 @@ def _below(name: Any, base: str) -> Any:
 
 def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Path,
             skipped: list[Skipped]) -> dict[str, list[str]]:
-    """Split -> keys, each once. Names without annotation are added to `skipped`."""
+    """Split -> keys, each once. Names without annotation are added to `skipped`, each once."""
     keys: dict[str, list[str]] = {}
+    absent: dict[str, list[str]] = {}
     for split, names in splits.items():
         listed = list(dict.fromkeys(_split_key(name) for name in names))
         if len(listed) < len(names):
             log.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
-        absent = [key for key in listed if key not in known]
-        skipped += [Skipped(key, f"in split {split}, but without annotation", str(path)) for key in absent]
+        for key in listed:
+            if key not in known:
+                absent.setdefault(key, []).append(split)
         keys[split] = listed
+    skipped += [Skipped(key, f"in split{'s' * (len(names) > 1)} {', '.join(names)}, but without annotation", str(path))
+                for key, names in absent.items()]
     return keys
 
 
@@ -276,15 +300,26 @@ def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
 
 
 def _boxes(boxes: Any) -> np.ndarray:
-    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found."""
+    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found.
+
+    A frame may have a row of its own for each person, as detectors write them: (T, M, 4), (T, M, 5). Then it is the box around
+    these, as the format's one box is.
+    """
     try:
-        rows = [np.asarray(row, np.float32).reshape(-1)[:4] for row in boxes]
+        frames = [np.asarray(frame, np.float32) for frame in boxes]
     except (TypeError, ValueError) as error:
         raise UserError(f"bboxes is of type {type(boxes).__name__}, expected an array of numbers ({error})") from error
-    odd = next((row.size for row in rows if row.size not in (0, 4)), None)
+    odd = next((frame for frame in frames if frame.size and (frame.ndim not in (1, 2) or frame.shape[-1] not in (4, 5))), None)
     if odd is not None:
-        raise UserError(f"bboxes has a row of {odd} numbers, expected x1, y1, x2, y2")
-    return np.array([row if row.size == 4 else np.zeros(4) for row in rows], np.float32).reshape(-1, 4)
+        size = odd.size if odd.ndim < 2 else " x ".join(map(str, odd.shape))
+        raise UserError(f"bboxes has a row of {size} numbers, expected x1, y1, x2, y2 and perhaps a score, for all or each")
+    return np.array([_around(frame.reshape(-1, frame.shape[-1])[:, :4]) if frame.size else NO_BOX for frame in frames],
+                    np.float32).reshape(-1, 4)
+
+
+def _around(box_M4: np.ndarray) -> np.ndarray | Box:
+    """One box as it is, the box around several."""
+    return box_M4[0] if len(box_M4) == 1 else union_box(box_M4) or NO_BOX
 
 
 def _key_of(entry: Any, field: str) -> str:

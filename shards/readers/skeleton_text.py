@@ -4,6 +4,8 @@ Lines: number of frames; per frame the number of bodies; per body one line that 
 number of joints, then one line per joint. M persons, T frames, V joints.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
@@ -17,19 +19,22 @@ FIRST_COLUMNS = (0, 1)
 
 def read_text_skeleton(path: str, columns: tuple[int, int], num_joints: int, width: int | None,
                        height: int | None) -> Pose:
-    """Pose (M,T,V,2) with one slot per body id, in order of time on screen; a body that is not seen is zero.
+    """Pose (M,T,V,2) with one slot per body id, in order of time on screen; a body that is not seen is zero. Bodies that share
+    an id in one frame have a slot each.
 
     `columns`: which numbers of a joint line are x and y. Raises UserError naming the file and the line.
     """
     lines = _Lines(path)
     num_frames = lines.integer()
-    found: dict[str, dict[int, np.ndarray]] = {}
+    found: dict[tuple[str, int], dict[int, np.ndarray]] = {}
     for frame in range(num_frames):
+        bodies_of_id: Counter[str] = Counter()
         for _ in range(lines.integer()):
             body = lines.words()[0]
             if lines.integer() != num_joints:
                 raise lines.error(f"expected {num_joints} joints")
-            found.setdefault(body, {})[frame] = lines.joints(num_joints, columns)
+            found.setdefault((body, bodies_of_id[body]), {})[frame] = lines.joints(num_joints, columns)
+            bodies_of_id[body] += 1
     bodies = sorted(found.values(), key=len, reverse=True)
     pose_MTVC = np.zeros((max(len(bodies), 1), num_frames, num_joints, 2), np.float32)
     for m, track in enumerate(bodies):

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -36,6 +37,12 @@ def spelled(name: str) -> str:
     """One spelling of a name: systems write an accent as a part of its letter or after it. Bytes that are not UTF-8 become
     `\\udcfc`, so that names that differ do so still."""
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
+
+
+def existing_spelling(path: str, folder: Path) -> str:
+    """The path below `folder` as its file is called, if that has the accents written in the other way; else as it is."""
+    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if os.path.exists(folder / spelling)), path)  # noqa: PTH110 - never raises
 
 
 def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -84,5 +91,7 @@ def _rows(reader: Any, columns: Sequence[str], before: int) -> tuple[list[tuple[
         line = before + reader.line_num
         if any("\n" in word for word in row):
             wrong.append(f"lines {first} to {line}: a field runs on over them")
+        if beyond := [word for word in row[len(columns) :] if word]:
+            wrong.append(f"line {line}: {beyond[0]!r} is in a column that the header does not name")
         if any(row):
             rows.append((line, dict(zip(columns, row, strict=False))))

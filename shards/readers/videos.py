@@ -17,7 +17,7 @@ from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.labels import class_names, read_labels
 from svdata2vec.shards.readers.media import identity, video_files, without_extension
 from svdata2vec.shards.readers.splits import split_by as made_splits
-from svdata2vec.shards.readers.text import read_table, spelled
+from svdata2vec.shards.readers.text import existing_spelling, read_table, spelled
 from svdata2vec.shards.readers.walk import Walk
 from svdata2vec.shards.shown import some_of
 
@@ -105,8 +105,10 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
             or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
             number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a protocol in front
-            (xsub_train); other names are kept and said in the log, but no preset looks for them. Without a split a clip is in
-            train. Rows without a label (empty, -1) are listed in skipped.jsonl. Further columns are not read, as the log says.
+            (xsub_train); other names are kept and said in the log, but no preset looks for them (Train and train are two
+            splits, which it says as well). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
+            skipped.jsonl. Further columns are not read, as the log says; text in one that the header does not name is an
+            error.
         name: Name of the data set; by default that of the table.
         joints: Joint layout for the manifest (there are no joints), as of `shard pyskl`.
         classes: Class names in the order of the labels, or a file with one per line; by default those that occur, sorted.
@@ -164,7 +166,8 @@ def _resolved(path: str, table: str | Path) -> str:
         return path
     if "://" in str(table):
         return f"{str(table).rpartition('/')[0]}/{path}"
-    return os.path.normpath(Path(str(table)).parent / path)
+    folder = Path(str(table)).parent
+    return os.path.normpath(folder / existing_spelling(path, folder))
 
 
 def _keys(videos: Sequence[str], table: str) -> dict[str, str]:

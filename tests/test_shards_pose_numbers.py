@@ -1,0 +1,88 @@
+"""Which frame a pose is of: the numbers in the names of images and pose files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shards_data import packed, write_tree
+
+from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.pose_files import read_poses
+from svdata2vec.shards.readers.pose_formats import PARSERS
+from svdata2vec.shards.readers.sources import open_dataset
+
+FRAMES = 8
+
+
+def body(t: int) -> np.ndarray:
+    """(17, 2): joints of a person who walks to the right."""
+    return np.stack([60 + t + 1.5 * np.arange(17), 30 + 4.0 * np.arange(17)], 1)
+
+
+def flat(joints_V2: np.ndarray) -> list[float]:
+    return [float(value) for x, y in joints_V2 for value in (x, y, 0.75)]
+
+
+def coco_of(path: Path, *names: str, **of_image: Sequence[Any]) -> None:
+    """A file whose image i has this name and the body of frame i."""
+    fields = [dict(zip(of_image, values, strict=True)) for values in zip(*of_image.values(), strict=True)] or [{}] * len(names)
+    images = [{"id": t, "file_name": name, **more} for t, (name, more) in enumerate(zip(names, fields, strict=True))]
+    path.write_text(json.dumps({"images": images, "annotations": [{"image_id": image["id"], "keypoints": flat(body(t))}
+                                                             for t, image in enumerate(images)]}))
+
+
+@pytest.mark.parametrize(("name", "ids"), [
+    ("frame-{0:04d}_jpg.rf.{1:032x}.jpg", [3, 1, 0, 2, 4, 7, 6, 5]),  # Roboflow: a hash behind the number, ids in no order
+    ("{1:08x}-frame_{0}.jpg", [3, 1, 0, 2, 4, 7, 6, 5]),  # Label Studio: a hash in front of it
+    ("frame_{0}.jpg", [3, 1, 0, 2, 4, 7, 6, 5]),
+    ("{0:04d}_1080p.jpg", range(FRAMES)),  # one number for all: ids order them
+    ("{1:x}_{0}.jpg", range(FRAMES)),
+])
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, name: str, ids: Sequence[int]) -> None:
+    hashes = [0x1D8E4E27C47D124F9B1 * (t + 3) % 0xFFFFFFFB for t in range(FRAMES)]
+    coco_of(tmp_path / "a.json", *(name.format(t, hashes[t]) for t in range(FRAMES)), id=list(ids))
+    found = read_poses(str(tmp_path / "a.json"), "coco", "a", 17, None, 1, 0.3)
+    assert np.allclose(found.pose_MTVC[0], [body(t) for t in range(FRAMES)], atol=0.01)
+
+
+@pytest.mark.parametrize(("names", "ids", "message"), [
+    (["0.jpg", "1.jpg", "1.jpg", "2.jpg"], [0, 1, 2, 3], "a.json, a: images '1.jpg' and '1.jpg' both are frame 1; expected"),
+    (["a1.jpg", "b1.jpg", "a2.jpg"], [0, 1, 2], "images 'a1.jpg' and 'b1.jpg' both are frame 1"),
+    (["a1.jpg", "cover.jpg"], [0, 1], "image 'cover.jpg' has no frame number, others have"),
+    (["7-c81.jpg", "8-5b7.jpg"], [0, 1], "which number in '8-5b7.jpg' and '7-c81.jpg' is the frame's"),
+])
+def test_numbers_of_frames_that_contradict_are_refused(tmp_path: Path, names: list[str], ids: list[int], message: str) -> None:
+    coco_of(tmp_path / "a.json", *names, id=ids)
+    with pytest.raises(UserError, match=message):
+        read_poses(str(tmp_path / "a.json"), "coco", "a", 17, None, 1, 0.3)
+
+
+@pytest.mark.parametrize("form", ["alphapose", "coco", "openpose", "yolo"])
+def test_time_stamps_are_no_numbers_of_frames(tmp_path: Path, form: str) -> None:
+    """As numbers of frames they are a list of 1,700,000,000 frames."""
+    stamps = [1_700_000_000 + t for t in (0, 1, 3)]
+    if form == "coco":
+        coco_of(tmp_path / "a.json", *(f"{stamp}.jpg" for stamp in stamps))
+    people = [{"image_id": f"{stamp}.jpg", "keypoints": flat(body(0))} for stamp in stamps]
+    (tmp_path / "b.json").write_text(json.dumps(people))
+    for stamp in stamps:
+        (tmp_path / f"a_{stamp}_keypoints.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": flat(body(0))}]}))
+        (tmp_path / f"a_{stamp}.txt").write_text("0 0.5 0.5 0.1 0.1" + " 0.5 0.5 1" * 17)
+    path = {"coco": tmp_path / "a.json", "alphapose": tmp_path / "b.json"}.get(form, tmp_path)
+    with pytest.raises(UserError, match=r"frame number 170000000\d, but persons in 3 frames only; expected frames counted"):
+        PARSERS[form](str(path), "a", 17)
+
+
+@pytest.mark.parametrize(("first", "poses", "frame_of_first"), [
+    (2, FRAMES - 2, 2), (3, FRAMES - 2, 2), (30, FRAMES, 0), (30, FRAMES - 1, 0), (1, FRAMES - 1, 0)])
+def test_the_video_decides_where_numbers_begin(tmp_path: Path, first: int, poses: int, frame_of_first: int) -> None:
+    """Frames of a whole video, from 0 or from 1, whose first ones show nobody and are left out; or of a part cut out of one."""
+    coco_of(tmp_path / "a.json", *(f"{first + t:06d}.jpg" for t in range(poses)))
+    videos = write_tree(tmp_path / "videos", "walk/a.mp4", num_frames=FRAMES)
+    dataset = open_dataset("poses-json", videos=videos, poses=tmp_path / "a.json", format="coco")
+    sample = packed(dataset, tmp_path).sample(0)
+    assert not sample.pose_MTVC[:, :frame_of_first].any()
+    assert np.allclose(sample.pose_MTVC[0, frame_of_first :][:poses], [body(t) for t in range(poses)], atol=0.01)
