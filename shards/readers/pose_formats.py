@@ -100,7 +100,7 @@ def _parsed(path: str, _changed: int) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]  # texts may hold U+2028
         except (ValueError, RecursionError):
             raise UserError(f"{path}: not JSON ({error})") from error
 
