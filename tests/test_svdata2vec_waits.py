@@ -30,7 +30,7 @@ ALLOWED = {
     "runs/metrics_log.py Averages.take": "tolist",
     "runs/metrics_log.py Averages.state_dict": "tolist",
     "training/stepper.py FiniteGuard.read": "tolist",
-    "training/stepper.py Stepper.skipped_clips": "runtime.sum",
+    "training/stepper.py Stepper.counts": "runtime.sum tolist",
     "training/pretrain.py Pretraining.watch": "runtime.sum tolist",
     "training/loop.py _save": "barrier",
     # After so many steps that it costs nothing.

@@ -6,7 +6,7 @@ The loader's own reader, planner, checks and feeding, one thread after the other
 what waits or sleeps does not count. Masks are a training step's. Epoch after epoch, page cache warm. The figure is the whole
 cost on one thread, whose inverse is the most that it can feed; beside it stands what is left to the training process where
 reader processes read, and what they take. Clips in blocks are laid and their uploads started as for a GPU; what a driver takes
-to start a copy, one a clip, is not in it; nor are changes of pixels (`--data.augment`), which are drawn but left to the GPU.
+to start a copy, one a clip, is not in it; nor are changes of pixels (`data.augment`), which are drawn but left to the GPU.
 """
 
 import math

@@ -289,7 +289,7 @@ class OptimConfig:
     lr_batch: Annotated[int, Range(0)] = 128
     """Clips per optimizer step that `lr` belongs to; a run of another number warns. 0 = any."""
     min_lr: Annotated[float, Range(0, 1000)] = 5e-4
-    """Learning rate at the end of a run whose peak is `lr`; with `base_lr` it is as many times smaller than the peak."""
+    """Learning rate at the end of the run."""
     min_lr_share: Share = 0.0
     """In place of `min_lr`: share of the peak; 0 = take `min_lr`."""
     warmup_epochs: Epochs = 20.0
