@@ -50,6 +50,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(run, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """14 frames, held upright: the file says that it is turned."""
     path = write_video(tmp_path_factory.mktemp("video") / "Übung 1.mp4", 14, seed=3)
@@ -148,11 +155,9 @@ def test_the_script_takes_no_cover_picture_for_the_video(video: Path, tmp_path: 
     ],
 )
 def test_the_script_says_in_a_line_what_is_wrong(
-    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], said: str
+    exported: Path, video: Path, capsys: pytest.CaptureFixture, words: list[str], said: str
 ) -> None:
-    export(run, tmp_path / "model.onnx")
-    named = {"MODEL": str(tmp_path / "model.onnx"), "VIDEO": str(video)}
-    capsys.readouterr()
+    named = {"MODEL": str(exported), "VIDEO": str(video)}
     assert predict_exported.main([named.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
