@@ -40,6 +40,7 @@ def coco_of(path: Path, *names: str, **of_image: Sequence[Any]) -> None:
     ("frame_{0}.jpg", [3, 1, 0, 2, 4, 7, 6, 5]),
     ("{0:04d}_1080p.jpg", range(FRAMES)),  # one number for all: ids order them
     ("{1:x}_{0}.jpg", range(FRAMES)),
+    ("001.mp4", range(FRAMES)),  # the video's own name
 ])
 def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, name: str, ids: Sequence[int]) -> None:
     hashes = [0x1D8E4E27C47D124F9B1 * (t + 3) % 0xFFFFFFFB for t in range(FRAMES)]

@@ -288,13 +288,17 @@ def test_best_is_of_this_run(
     shutil.copytree(tmp_path / "run", tmp_path / "torn")
     checkpoints = sorted((tmp_path / "torn" / "checkpoints").iterdir())
     assert [path.stem for path in checkpoints] == ["step-000000003", "step-000000006"]
+    shutil.copytree(tmp_path / "run", tmp_path / "moved", ignore=shutil.ignore_patterns("best"))
     checkpoints[1].write_bytes(b"torn")
     found.append(0.1)
     assert finetune(config)["epoch"] == 2 and "lost" not in caplog.text
     found.extend([0.3, 0.1])
     result = finetune(replace(config, run=replace(config.run, out=tmp_path / "torn")))
     assert (result["epoch"], result["validation"]["top1"]) == (2, 0.3)
-    assert "best is of steps that were lost" in caplog.text
+    assert "best is gone, or of steps that were lost" in caplog.text
+    found.append(0.1)
+    result = finetune(replace(config, run=replace(config.run, out=tmp_path / "moved")))
+    assert (result["epoch"], result["validation"]["top1"]) == (3, 0.1)
 
 
 def test_the_last_epoch_is_validated_too(

@@ -209,12 +209,12 @@ class _Places:
     def __init__(self, poses: str | Path, format: str) -> None:
         self.poses, self.format = poses, format
         self._by_tail: dict[str, set[tuple[str, str]]] = {}
-        self._names: dict[tuple[str, str], list[str]] = {}
+        self._names: dict[tuple[str, str], set[str]] = {}
         found = Walk(str(Path(poses).parent), [str(poses)]) if Path(poses).is_file() else walk(poses, f"the {format} poses")
         above = len(PurePosixPath(found.root).parts)
         for video, path, item in _named(found.files, format):
             parts = PurePosixPath(spelled(video)).parts
-            self._names.setdefault((path, item), []).append("/".join(parts[above:]))
+            self._names.setdefault((path, item), set()).add("/".join(parts[above:]))
             for count in range(1, min(len(parts), 3) + 1):
                 self._by_tail.setdefault("/".join(parts[-count:]), set()).add((path, item))
         if not self._by_tail:
@@ -222,7 +222,7 @@ class _Places:
 
     def names_of(self, path: str, item: str) -> list[str]:
         """What a video of these poses may be called, with the folders below that of the poses."""
-        return self._names[path, item]
+        return sorted(self._names[path, item])
 
     def folders(self) -> set[tuple[int, str]]:
         """`folders_of` all poses."""

@@ -249,7 +249,9 @@ def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[in
     names = [str(image["file_name"]) for image in images]
     found = [_frame_number(image) for image in images]
     numbers = [number for number in found if number is not None]
-    if not numbers or (len(set(found)) == 1 and len(set(names)) == len(names)):
+    by_name = not any("frame_id" in image or "frame_index" in image for image in images)
+    one_video = by_name and len(set(names)) == 1 and len({_id_of(image) for image in images}) == len(images)  # its own name
+    if not numbers or one_video or (len(set(found)) == 1 and len(set(names)) == len(names)):
         return list(range(len(images)))
     expected = "expected every frame once, by its number in file_name or frame_id"
     if len(numbers) < len(found):
@@ -259,7 +261,6 @@ def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[in
         raise UserError(f"{where}: {both}; {expected}")
     parts = [part for name in names if (part := _numbered(name)) is not None]
     kinds = {(re.sub(r"^[0-9a-f]{8}-", "", part[1]), part[3]) for part in parts}  # Label Studio puts HASH- in front
-    by_name = not any("frame_id" in image or "frame_index" in image for image in images)
     if by_name and len(kinds) > 1 and any(_id_of(after) < _id_of(before) for before, after in pairwise(images)):
         raise UserError(f"{where}: which number in {names[0]!r} and {names[-1]!r} is the frame's? By the last one these are in "
                         "another order than by id; add frame_id to the images")

@@ -105,10 +105,13 @@ class Finetuning(TrainingRun):
         values, best = self.stepper.values, self.config.run.out / "best"
         if name not in values:
             return -1.0
-        lies_there = read_card(best).get("step") if self.runtime.is_main and BEST_STEP in values else None
+        lies_there = None
+        if self.runtime.is_main and BEST_STEP in values:
+            with contextlib.suppress(UserError):  # it is not there, or no more whole
+                lies_there = read_card(best).get("step")
         if self.runtime.gather(lies_there)[0] == values.get(BEST_STEP):
             return values[name]
-        log.warning("%s is of steps that were lost, the one before it is no more there: the best from here on counts", best)
+        log.warning("%s is gone, or of steps that were lost: of the networks from here on the best counts", best)
         return -1.0
 
     def take_best(self) -> dict[str, Any]:
