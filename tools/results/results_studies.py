@@ -47,7 +47,8 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
             compared += better != ""
             rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
-    others = "".join(f" Of those with more: {measured(other)}" for other in longer if other is not None)
+    machines = dict.fromkeys(measured(other) for other in longer if other is not None)
+    others = "".join(f" Of those with more: {machine}" for machine in machines)
     return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
