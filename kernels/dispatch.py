@@ -12,7 +12,6 @@ TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interp
 import logging
 from typing import Literal
 
-import torch
 import triton
 from torch import Tensor
 
@@ -48,9 +47,12 @@ def use_op(op: str, impl: Impl, tensor: Tensor) -> bool:
     return runs_op
 
 
-@torch.compiler.assume_constant_result
 def announce(op: str, what: str) -> None:
     """Log what serves the op, the first time only (at trace time where the call is compiled)."""
     if (op, what) not in _announced:
         _announced.add((op, what))
         _log.info("%s: %s", op, what)
+
+
+# What `torch.compiler.assume_constant_result` does once it has imported the compiler, for a second that few processes need.
+announce._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -37,6 +37,13 @@ def test_importing_the_package_costs_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
+def test_what_does_not_train_does_not_wait_for_the_compiler() -> None:
+    """PyTorch's takes a third of the time in which a prediction is there."""
+    modules = ("evaluation.predict", "evaluation.evaluate", "studies.jobs", "model.execution")
+    code = f"import sys, svdata2vec.{', svdata2vec.'.join(modules)}; print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
 def test_public_names_are_these_and_documented() -> None:
     assert svdata2vec.__all__ == ["ClipLoader", "PlanConfig", "UserError", "load_encoder", "open_shards"]
     for name in svdata2vec.__all__:
