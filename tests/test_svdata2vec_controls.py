@@ -106,7 +106,10 @@ def test_joints_are_regressed_where_they_are() -> None:
     assert student.decoder.pred.weight.grad is not None and student.decoder.pred.weight.grad.abs().max() > 0
     nobody = forward(student, teacher, video, torch.zeros_like(joints), masks, config)
     assert nobody.loss.item() == 0
-    assert joint_targets(joints, config)[1].sum() == 2 * joints.any(-1).sum()
+    target_BTO, present_BTO = joint_targets(joints, config)
+    assert present_BTO.sum() == 2 * joints.any(-1).sum()
+    torch.testing.assert_close(output.target_std, target_BTO.std(0, correction=0)[present_BTO.any(0)].mean())
+    assert nobody.target_std == 0
 
 
 def test_standardised_joints_tell_what_moves_in_a_clip() -> None:

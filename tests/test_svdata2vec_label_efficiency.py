@@ -40,7 +40,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import jobs, study
 from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
-from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, run_cell
+from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, cell_path, made_of, run_cell
 from svdata2vec.studies.study import Plan, run_study
 from svdata2vec.training.finetune import Finetuning
 from svdata2vec.training.pretrain import pretrain
@@ -402,6 +402,9 @@ def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
         (("linear",), SearchConfig(steps=(3,)), r"^search\.steps is given, but nothing in ways \(linear\) has it"),
         (("attentive", "linear"), SearchConfig(drop_path=(0.1,)), r"^search\.drop_path is given, but nothing in ways"),
         (("scratch",), SearchConfig(lr=(0.1,)), r"^search\.lr has .* optim\.base_lr would take their place; leave one"),
+        (("scratch",), SearchConfig(lr=(0.1, 1e-6)), r"^search\.lr has 1e-06: the rate would rise from there to optim\.min_lr"),
+        (("scratch",), SearchConfig(lr=(0.1,), fractions=(0.1,)), r"^search\.fractions, .* there is nothing to choose; give"),
+        (("scratch",), SearchConfig(seeds=2), r"there is nothing to choose; give several values to one of search\.lr, "),
     ],
 )
 def test_a_search_that_nobody_would_make_is_refused(
@@ -410,6 +413,38 @@ def test_a_search_that_nobody_would_make_is_refused(
     optim = OptimConfig(base_lr=0.1 if "base_lr" in message else 0.0)
     with pytest.raises(UserError, match=message):
         settings(shards, tmp_path, ways=ways, search=search, optim=optim)
+
+
+def test_what_is_not_searched_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path)
+    with pytest.raises(UserError, match=r"data\.val_split say where to choose, but there is nothing to choose"):
+        replace(config, data=replace(config.data, val_split="t_val"))
+    for twice in ({"lr": (0.1, 0.2, 0.1)}, {"steps": (3, 3)}, {"fractions": (0.1, 0.1)}):
+        with pytest.raises(UserError, match=r"^search\.\w+ is .*: expected every value once"):
+            SearchConfig(**twice)
+
+
+def test_rows_of_one_name_are_refused(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    """The figures of one would stand for both."""
+    for ways, names in ((("scratch", "finetune"), ("scratch",)), (("linear", "finetune"), ("a", "a_linear"))):
+        starts = tuple(f"{name}={pretrained}" for name in names)
+        with pytest.raises(UserError, match=rf"two rows of the study are named {names[-1]}; give the runs of --from other"):
+            label_efficiency(settings(shards, tmp_path, ways=ways, pretrained=starts))
+    assert not (tmp_path / "cells").exists()
+
+
+def test_images_are_the_start_of_what_has_no_other(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    """Another file of the same name is another start."""
+    file = tmp_path / "resnet.pt"
+    model = replace(MODEL, init=file)
+    ways = ("scratch", "finetune", "skeleton")
+    rows = rows_of(settings(shards, tmp_path, ways=ways, model=model, pretrained=(f"pre={pretrained}",)))
+    assert [row.base.model.init for row in rows if isinstance(row, FinetuneRow)] == [file, None, None]
+    made = []
+    for content in (b"one", b"another"):
+        file.write_bytes(content)
+        made.append([made_of(row, 0, "") for row in rows])
+    assert [old == new for old, new in zip(*made, strict=True)] == [False, True, True]
 
 
 def test_every_way_has_what_can_be_searched_for_it(shards: Path, pretrained: str, tmp_path: Path) -> None:

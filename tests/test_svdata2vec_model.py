@@ -178,6 +178,8 @@ def test_motion_is_from_the_frame_before_to_the_frame_after() -> None:
     assert motion_of(joints_BMTVC).flatten().tolist() == [1.0, 3.0, 0.0, 3.0, 0.0, 1.0], "0 where it is missing in either"
     one = joints_BMTVC[:, :, :1]
     assert motion_of(one).tolist() == [[[[[0.0]]]]], "a clip of one frame has none"
+    edge = torch.tensor([[0.0, 5.0], [2.0, 5.0], [3.0, 7.0]])[None, None, :, None]
+    assert motion_of(edge).squeeze().tolist() == [[2.0, 0.0], [3.0, 2.0], [1.0, 2.0]], "at the crop's edge, and there"
 
 
 def test_skeleton_tokens_tell_motion_if_asked_to() -> None:

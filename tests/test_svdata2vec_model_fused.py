@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm, merged_statistics, own_statistics
 from svdata2vec.model.teacher import Teacher
+from svdata2vec.model.transformer import Block
 from svdata2vec.model.video_encoder import BasicBlock
 from svdata2vec.runs.card import model_card
 from svdata2vec.runs.published import publish
@@ -63,6 +65,22 @@ def assert_same_step(got: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]], w
         expected = want[1][name]
         scale = expected.abs().max().item()
         torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4 * scale + 1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_every_block_is_checkpointed(checkpointed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run again for the gradient: the decoder's, too, which takes most memory where clips have several masks."""
+    runs: dict[nn.Module, int] = {}
+    work = Block.forward
+
+    def counted(block: Block, x: Tensor) -> Any:
+        runs[block] = runs.get(block, 0) + 1
+        return work(block, x)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    step(False, checkpointed=checkpointed)
+    assert set(runs.values()) == {1 + checkpointed}, "the teacher's blocks are not called"
+    assert len(runs) == MODEL.depth + MODEL.decoder_depth
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -207,6 +207,14 @@ def test_weights_that_take_fewer_clips_than_one_step(tiny_shard_folder: Path) ->
         build_loader(open_data(config.data), config, runtime, train=True, modality="rgb")
 
 
+def test_weights_may_take_a_clip_several_times_in_a_step(tiny_shard_folder: Path) -> None:
+    config = finetune_config(tiny_shard_folder, Path("run"), batch_size=16)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, weights=(2.0,)))
+    runtime = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    with build_loader(open_data(config.data), config, runtime, train=True, modality="rgb") as loader:
+        assert len(next(iter(loader)).keys) == 16
+
+
 def test_the_loader_speaks_of_its_own_arguments(tiny_shard_folder: Path) -> None:
     shards = ShardSet.open(tiny_shard_folder)
     with pytest.raises(UserError, match=rf"^split 'all': {NUM_CLIPS} clips, fewer than one step with batch_size=8 and "

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 
 from svdata2vec.pipeline.batch import ClipBatch
@@ -180,6 +181,21 @@ def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_fold
         assert "".join(f"<td>{cell}</td>" for cell in row) in group
     write_report([folders[0]], tmp_path / "one.html")
     assert "Over seeds" not in (tmp_path / "one.html").read_text()
+
+
+def test_runs_after_other_clips_are_no_seeds_of_each_other(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Nor copies, if their seeds are equal: the data set of their pretraining is another."""
+    other = tmp_path / "other clips"
+    shutil.copytree(tiny_shard_folder, other)
+    edit_manifest(other, fingerprint="other")
+    folders = []
+    for name, shards, seed in (("a", tiny_shard_folder, 0), ("b", other, 1)):
+        pretrain(pretrain_config(shards, tmp_path / f"pre-{name}", epochs=1, seed=seed))
+        config = finetune_config(tiny_shard_folder, tmp_path / name, epochs=1, seed=seed, pretrained=tmp_path / f"pre-{name}")
+        finetune(replace(config, modality="skeleton"))
+        folders.append(tmp_path / name)
+    write_report(folders, tmp_path / "r.html")
+    assert "Over seeds" not in (tmp_path / "r.html").read_text()
 
 
 def test_the_report_says_what_figures_are_of(report: str, tiny_shard_folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig
+from svdata2vec.config.schema import DataConfig, ModelConfig, PretrainConfig, TargetConfig
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.step_cost import forward_macs, step_bytes, step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
@@ -64,6 +64,17 @@ def test_counts_agree_with_what_pytorch_executes(encode: Any, joint_motion: floa
     assert teaching.get_total_flops() == 2 * forward_macs(layers, ["teacher"])
     whole = sum(counter.get_total_flops() for counter in (forward, backward, teaching))
     assert whole == pytest.approx(step_flops(layers), rel=0.01)
+
+
+def test_the_teacher_is_the_one_that_makes_the_targets() -> None:
+    """One that is an encoder and reads the video encodes every frame; joints as the target need none."""
+    blocks = forward_macs(step_layers(DEFAULT, 17), ["teacher"])
+    frames = forward_macs(step_layers(ALL_FRAMES, 17), ["video"])
+    for target, counted in (
+        (TargetConfig(teacher="encoder", teacher_input="rgb", scored="video"), blocks + frames),
+        (TargetConfig(teacher="encoder"), blocks), (TargetConfig(kind="joints"), 0),
+    ):
+        assert forward_macs(step_layers(dataclasses.replace(DEFAULT, target=target), 17), ["teacher"]) == counted
 
 
 def test_bytes_of_a_step() -> None:

@@ -18,11 +18,12 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels: the usual shares of s
 Way = Literal["scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"]
 
 TRAINED = frozenset({"scratch", "scratch_total", "finetune", "skeleton"})  # ways that train a network
-# Which ways have a hyper-parameter of the search.
+# Hyper-parameters of the search, and which ways have them.
 SEARCHED = {
     "lr": TRAINED | {"attentive"}, "steps": TRAINED | {"attentive"}, "drop_path": TRAINED,
     "weight_decay": frozenset({"linear"}),
 }
+GRID = tuple(SEARCHED)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "search.")
+        for name in (*GRID, "fractions"):
+            values = getattr(self, name)
+            check(len(set(values)) == len(values), f"search.{name} is {' '.join(map(str, values))}: expected every value once")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is something to choose."""
+        return any(len(getattr(self, name)) > 1 for name in GRID)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,17 @@ class LabelEfficiencyConfig:
             "ways has scratch_total, which has the compute of the first run of --from; name one, or leave it out",
         )
         check(self.search.seeds <= self.seeds, f"search.seeds is {self.search.seeds}: expected 1 to {self.seeds} (seeds)")
+        check(
+            self.search.chooses or not (self.search.fractions or self.search.seeds > 1 or self.data.val_split),
+            "search.fractions, search.seeds and data.val_split say where to choose, but there is nothing to choose; give "
+            f"several values to one of {', '.join(f'search.{name}' for name in GRID)}, or leave them out",
+        )
+        lowest = min(self.search.lr, default=self.optim.min_lr)
+        check(
+            self.optim.min_lr_share > 0 or lowest >= self.optim.min_lr or TRAINED.isdisjoint(self.ways),
+            f"search.lr has {lowest:g}: the rate would rise from there to optim.min_lr {self.optim.min_lr:g}; set another "
+            "of the two, or optim.min_lr_share",
+        )
         check(
             not (self.search.lr and self.optim.base_lr),
             "search.lr has the peak rates to try, and optim.base_lr would take their place; leave one of them out",

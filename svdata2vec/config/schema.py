@@ -196,14 +196,18 @@ class MaskConfig:
         check_fields(self, "mask.")
 
 
+ROUNDING = 1e-9  # of ratios in binary: 40 * (1 - 0.8) is a little less than 8
+
+
 def mask_counts(num_frames: int, video_ratio: float, skeleton_ratio: float) -> tuple[int, int]:
-    """Frames that a mask keeps (K), and those of them that show their skeleton too (paper: 13 and 3 of 40).
+    """Frames that a mask keeps (K), and those of them that show their skeleton too (paper: 13 and 3 of 40): whole ones, rounded
+    down, of the ratios as they are written.
 
     Raises UserError if it keeps none.
     """
-    kept = int(num_frames * (1 - video_ratio))
+    kept = int(num_frames * (1 - video_ratio) + ROUNDING)
     check(kept >= 1, f"mask.video_ratio {video_ratio} keeps none of data.num_frames {num_frames} frames")
-    return kept, int(kept * (1 - skeleton_ratio))
+    return kept, int(kept * (1 - skeleton_ratio) + ROUNDING)
 
 
 @dataclass(frozen=True)

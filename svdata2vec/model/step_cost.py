@@ -51,8 +51,17 @@ def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
         *_video(model, encoded, config.data.size),
         Layer("skeleton", frames * read * width, frames * width, read * width, input_gradient=False),
         *_repeated(config.mask.repeats, mask_layers(config)),
-        *_blocks("teacher", model, model.depth, frames),
+        *_teacher(config),
     ]
+
+
+def _teacher(config: PretrainConfig) -> Iterator[Layer]:
+    """The forward pass that makes the targets; none where the joints are the target."""
+    model, frames = config.model, config.data.num_frames
+    if config.target.teacher_reads_video:
+        yield from (replace(layer, part="teacher") for layer in _video(model, frames, config.data.size))
+    if not config.target.predicts_joints:
+        yield from _blocks("teacher", model, model.depth, frames)
 
 
 def mask_layers(config: PretrainConfig) -> list[Layer]:

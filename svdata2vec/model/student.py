@@ -53,10 +53,11 @@ def of_frames(joints_BMTVC: Tensor) -> Tensor:
 def motion_of(joints_BMTVC: Tensor) -> Tensor:
     """How far each joint goes from the frame before to the frame after, at the ends of a clip from or to the frame itself.
 
-    0 where it is missing (0) in either. Same shape.
+    0 where it is missing (0, 0) in either. Same shape.
     """
     before, after = neighbours(joints_BMTVC)
-    return torch.where((before == 0) | (after == 0), 0.0, after - before)
+    there = (before != 0).any(-1, keepdim=True) & (after != 0).any(-1, keepdim=True)
+    return torch.where(there, after - before, 0.0)
 
 
 def neighbours(x_BMTVC: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, num_frames: int, outputs: int | None = None) -> None:
         super().__init__()
-        self.impl = config.impl
+        self.impl, self.checkpoint = config.impl, config.checkpoint_activations
         self.embed = nn.Linear(config.width, config.width)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.width), std=0.02))
         self.temporal_embed = _temporal_embedding(num_frames, config.width)
@@ -135,7 +136,7 @@ class Decoder(nn.Module):
         embedded_NKD = self.embed(encoded_NKD)
         tokens_NTD = restore_tokens(embedded_NKD, self.mask_token[0, 0], keep_NK, self.temporal_embed[0], impl=self.impl)
         for block in self.blocks:
-            tokens_NTD = block(tokens_NTD)
+            tokens_NTD = run_part(block, tokens_NTD, checkpoint=self.checkpoint)
         return self.pred(self.norm(tokens_NTD))
 
 

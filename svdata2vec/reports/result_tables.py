@@ -21,6 +21,7 @@ from svdata2vec.reports.results import (
     scored,
     with_interval,
 )
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.folder import Settings, read_config
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.shards.errors import UserError
@@ -113,7 +114,8 @@ def _seeds(config: Settings, ancestors: int = MOST_ANCESTORS) -> tuple[int, ...]
 
 
 def _without_seed(config: Settings, ancestors: int = MOST_ANCESTORS) -> dict[str, Any]:
-    """Settings without seeds and folders; a run that it started from counts by its own settings, where they can be read."""
+    """Settings without seeds and folders; a run that it started from counts by its own settings and clips, where they can be
+    read."""
     values = to_values(config)
     for part in (values, values["data"], values.get("run", {})):
         for name in SEED:
@@ -121,10 +123,19 @@ def _without_seed(config: Settings, ancestors: int = MOST_ANCESTORS) -> dict[str
     source: Path | None = getattr(config, "pretrained", None)
     if source is not None and ancestors:
         try:
-            values["pretrained"] = _without_seed(read_config(source), ancestors - 1)
+            before = read_config(source)
+            values["pretrained"] = {**_without_seed(before, ancestors - 1), "trained_on": _trained_on(source, before)}
         except (UserError, OSError):
             values["pretrained"] = str(source)
     return values
+
+
+def _trained_on(run: Path, config: Settings) -> str:
+    """The fingerprint of a run's shards; where its card does not say, their place."""
+    with suppress(UserError, OSError):
+        if found := (read_card(run).get("trained_on") or {}).get("fingerprint"):
+            return str(found)
+    return config.data.shards
 
 
 def class_tables(result: Mapping[str, Any]) -> str:

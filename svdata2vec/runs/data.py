@@ -122,7 +122,8 @@ def require_clips(
     if not used:
         names = ", ".join(f"{name!r}" for name, keys in shards.manifest.splits.items() if len(keys)) or "none"
         raise UserError(f"{shards.where}: split {split!r} has no clips; splits that have some: {names}")
-    if used < step:
+    taken = taken_per_epoch(shards, shards.rows(split) if rows is None else rows)
+    if taken < step and taken == used:
         share = more = ""
         if isinstance(config, FinetuneConfig) and used < total:
             validated = f", --eval-every {config.eval_every} may hold out others" if config.eval_every else ""
@@ -130,7 +131,6 @@ def require_clips(
             more = ", or a larger --label-fraction" if config.label_fraction < 1 else ""
         raise UserError(f"split {split!r}: {used} of {total} clips are used{share}, one step takes {step}; set a smaller "
                         f"--run.batch-size (clips per process){more}")
-    taken = taken_per_epoch(shards, shards.rows(split) if rows is None else rows)
     if taken < step:
         raise UserError(f"split {split!r}: an epoch takes {taken} of {used} clips by --data.weights, one step takes {step}; "
                         "set a smaller --run.batch-size (clips per process), or larger weights")

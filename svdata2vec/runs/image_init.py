@@ -59,6 +59,11 @@ def start_from_images(encoder: Encoder, config: PretrainConfig | FinetuneConfig)
     return {"initialised_from": entry}
 
 
+def images_hash(path: Path) -> str:
+    """Of the file, in hexadecimal; UserError if it cannot be read."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()

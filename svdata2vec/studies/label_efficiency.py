@@ -39,7 +39,7 @@ from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
-from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
+from svdata2vec.studies.rows import FinetuneRow, Kind, Row, clips_seen, start_of
 from svdata2vec.studies.study import Plan, run_study, search_cells
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
@@ -64,9 +64,7 @@ def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
 
 def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneConfig | None) -> LabelEfficiencyConfig:
     """`fit` where the first run has these settings, and may be still to come."""
-    search = config.search
-    validates = any(len(values) > 1 for values in (search.lr, search.steps, search.drop_path, search.weight_decay))
-    made = own_preset.fit_after(replace(config.classifier(), eval_every=int(validates)), first)
+    made = own_preset.fit_after(replace(config.classifier(), eval_every=int(config.search.chooses)), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
 
@@ -77,6 +75,9 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
     if not rows:
         wanted = f"--ways {' '.join(config.ways)}"
         raise UserError(f"{wanted}: these start from pretraining runs; name one with --from, or add scratch")
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two rows of the study are named {', '.join(twice)}; give the runs of --from other names")
     train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
     plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
@@ -164,7 +165,7 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     for name, start in starts:
         rows += _rows_after(config, name, start, _kind(start_of(start, seeds[0])))
     if "skeleton" in config.ways:
-        seeing = replace(base, modality="skeleton")
+        seeing = replace(base, modality="skeleton", model=replace(base.model, init=None))
         rows.append(FinetuneRow("skeleton_supervised", "skeletons, from scratch", "reference", seeing, config.steps))
     return rows
 
@@ -186,9 +187,10 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
 
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:
     """Fine-tuning and probes of a pretraining run."""
-    title, rows = name.replace("_", " "), list[Row]()
-    if "finetune" in config.ways:
-        rows.append(FinetuneRow(name, f"{title}, fine-tuned", kind, config.classifier(), config.steps, start))
+    title, rows, base = name.replace("_", " "), list[Row](), config.classifier()
+    if "finetune" in config.ways:  # it has its start: `model.init` is that of scratch
+        base = replace(base, model=replace(base.model, init=None))
+        rows.append(FinetuneRow(name, f"{title}, fine-tuned", kind, base, config.steps, start))
     probes = ProbeConfig(
         data=config.data, attentive=config.attentive, batch_size=config.run.batch_size, device=config.run.device
     )
@@ -219,7 +221,7 @@ def cost(run: Path) -> dict[str, Any]:
     log_of_run = read_metrics(run)
     return {
         "steps": log_of_run[-1]["step"] if log_of_run else 0,
-        "clips_seen": round(sum(record["clips_per_second"] * record["seconds_total"] for record in log_of_run)),
+        "clips_seen": clips_seen(log_of_run),
         "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log_of_run),
         "seconds": sum(record["seconds_total"] for record in log_of_run),
     }

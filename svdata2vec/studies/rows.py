@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +14,7 @@ from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.runs.card import weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
+from svdata2vec.runs.image_init import images_hash
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import commit
 from svdata2vec.runs.validation import hold_out, validation_split
@@ -100,9 +101,13 @@ def found_outcome(row: Row, cell: Cell, out: Path, fingerprint: str) -> Outcome 
 
 
 def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
-    """Hashes of what a cell reads, which folders' names do not tell: shards, and the weights it starts from."""
+    """Hashes of what a cell reads, which names do not tell: shards, and the weights it starts from, of a run or of images."""
     start = getattr(row, "start", None)
-    return {"shards": fingerprint, "weights": None if start is None else weights_hash(start_of(start, seed))}
+    made: dict[str, str | None] = {
+        "shards": fingerprint, "weights": None if start is None else weights_hash(start_of(start, seed))
+    }
+    images = row.base.model.init if isinstance(row, FinetuneRow) else None
+    return made if images is None else {**made, "images": images_hash(images)}
 
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
@@ -117,6 +122,11 @@ def _digest(values: dict[str, Any]) -> str:
 def data_settings(data: DataConfig) -> dict[str, Any]:
     """Settings of data that decide a row's figures."""
     return {name: value for name, value in to_values(data).items() if not f"data.{name}".startswith(TECHNICAL)}
+
+
+def clips_seen(log_of_run: Sequence[Mapping[str, float]]) -> int:
+    """Clips that a run has trained on, by its log."""
+    return round(sum(record["clips_per_second"] * record["seconds_total"] for record in log_of_run))
 
 
 def start_of(run: str, seed: int) -> Path:
@@ -188,7 +198,7 @@ class FinetuneRow:
         tested = result["validation"] if config.eval_every else result
         return {
             "score": tested[metric], "labels": result["labels"], "steps": log[-1]["step"],
-            "clips_seen": log[-1]["step"] * config.run.batch_size * config.optim.accumulate,
+            "clips_seen": clips_seen(log),
             "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log),
             "seconds": sum(record["seconds_total"] for record in log), "loss": log[-1]["loss"],
         }

@@ -53,6 +53,7 @@ def forward(
     output = student(video_BTHWC, joints_BMTVC, masks)
     prediction_NTD = output.prediction_NTD.float()
     scored_NT = masks.scored_NT if config.target.scored == "skeleton" else masks.frames_without_video
+    present_BTD = None
     if config.target.predicts_joints:
         target_BTD, present_BTD = joint_targets(joints_BMTVC, config)
         loss = joint_loss(prediction_NTD, target_BTD, present_BTD, scored_NT, masks)
@@ -60,7 +61,7 @@ def forward(
         tokens_BTD = teacher.tokens(output.teacher_tokens_BTD, video_BTHWC, joints_BMTVC)
         target_BTD = teacher(tokens_BTD, config.target, config.model.impl)
         loss = masked_mse(prediction_NTD, masks.of_clips(target_BTD), scored_NT, impl=config.model.impl)
-    return StepOutput(loss, spread(target_BTD), spread(prediction_NTD.unflatten(0, (-1, masks.repeats))))
+    return StepOutput(loss, spread(target_BTD, present_BTD), spread(prediction_NTD.unflatten(0, (-1, masks.repeats))))
 
 
 def make_teacher(encoder: Encoder, target: TargetConfig) -> Teacher:
@@ -68,9 +69,14 @@ def make_teacher(encoder: Encoder, target: TargetConfig) -> Teacher:
     return EncoderTeacher(encoder, target.teacher_input) if target.teacher == "encoder" else Teacher(encoder.blocks)
 
 
-def spread(x_B: Tensor) -> Tensor:
-    """Standard deviation over the batch, averaged over all else; 0 when every clip looks the same."""
-    return x_B.detach().std(dim=0, correction=0).mean()
+def spread(x_B: Tensor, present_B: Tensor | None = None) -> Tensor:
+    """Standard deviation over the batch, averaged over all else that any clip has (`present_B`); 0 when every clip looks the
+    same."""
+    std = x_B.detach().std(dim=0, correction=0)
+    if present_B is None:
+        return std.mean()
+    counted = present_B.any(0)
+    return (std * counted).sum() / counted.sum().clamp_min(1)
 
 
 class Pretraining(TrainingRun):

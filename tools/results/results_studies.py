@@ -59,24 +59,25 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
     )
 
 
-def more_steps(record: Record, *more: Record | None) -> str:
+def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
     """What is trained without pretraining, for few and for many steps on labels (`more`: further records), against the network
-    after pretraining; the last record has that."""
+    after pretraining, which the last record has; `of_ours` says of which pretraining."""
     *others, longest = [each for each in more if each is not None]
     ours = next(row for row in longest["rows"] if row["name"] == "pretrained")
-    shares, records, rows, compared = record["settings"]["fractions"], [record, *others], [], 0
     labels = {cell["fraction"]: cell["labels"] for cell in ours["cells"]}
-    for row in (row for each in records for row in each["rows"]):
-        better = _better(ours, row)
-        compared += len(better)
+    shares = [share for share in record["settings"]["fractions"] if share in labels]
+    records, rows, compared = [record, *others], [], 0
+    for row in (*(row for each in records for row in each["rows"]), ours):
+        better = _better(ours, row) if row is not ours else {}
+        compared += sum(share in better for share in shares)
         cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
-        spent = mean(second for cell in row["cells"] for second in cell["cpu_seconds"])
+        spent = mean(second for cell in row["cells"] if cell["fraction"] in shares for second in cell["cpu_seconds"])
         rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
     header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
         f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
-        f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: the record of the "
-        f"table above, of another machine and packing. {' '.join(f'{commits(each)} {measured(each)}' for each in records)}\n"
+        f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: {of_ours}; its CPU "
+        f"seconds are without pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in records)}\n"
     )
 
 
