@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,13 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
     load_encoder_weights(classifier.encoder, tmp_path / "run")
     torch.testing.assert_close(classifier.encoder.norm.weight, model.encoder.norm.weight)
     torch.testing.assert_close(weights["decoder.mask_token"], theirs.mask_token.detach())
-    with pytest.raises(UserError, match="run holds a model already"):
-        convert_file(tmp_path / "original.pth", tmp_path / "run", heads=4)
+    (tmp_path / "begun").mkdir()
+    shutil.copy(tmp_path / "run" / "config.json", tmp_path / "begun")
+    for there in ("run", "begun"):
+        with pytest.raises(UserError, match=rf"{there} holds a run already \(config\.json"):
+            convert_file(tmp_path / "original.pth", tmp_path / there, heads=4)
+    with pytest.raises(UserError, match="it is of pretraining, which has no head; leave out --modality"):
+        convert_file(tmp_path / "original.pth", tmp_path / "other", heads=4, modality="rgb")
 
 
 def test_the_batchnorm_of_the_authors_linear_probe_becomes_part_of_its_linear() -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig, Modality
+from svdata2vec.evaluation import export as export_module
 from svdata2vec.evaluation.export import compare_logits, export, load_rgb_classifier
 from svdata2vec.model.classifier import Classifier, LinearHead
 from svdata2vec.runs.card import model_card
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.published import load_classifier, publish
 from svdata2vec.shards.errors import UserError
 
@@ -86,8 +88,17 @@ def test_export_is_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
 def test_a_wrong_export_is_noticed(wrong: float) -> None:
     logits = torch.randn(2, 3)
     assert compare_logits(Path("model.pt2"), logits + 1e-6, logits) < 1e-5
-    with pytest.raises(RuntimeError, match=r"model\.pt2: logits differ from the network's by"):
+    with pytest.raises(RunFailedError, match=r"model\.pt2: logits differ from the network's by"):
         compare_logits(Path("model.pt2"), logits + wrong, logits)
+
+
+def test_a_wrong_export_leaves_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = publish_classifier(tmp_path / "run"), tmp_path / "model.pt2"
+    out.write_bytes(b"older")
+    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    with pytest.raises(RunFailedError, match="nothing was written"):
+        export(run, out)
+    assert out.read_bytes() == b"older" and {path.name for path in tmp_path.iterdir()} == {"run", out.name}
 
 
 def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from svdata2vec.cli.runs import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
 from svdata2vec.evaluation.features import embed, load_encoder
 from svdata2vec.evaluation.predict import predict
-from svdata2vec.evaluation.video_clip import read_clip
+from svdata2vec.evaluation.video_clip import _name_of, read_clip
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -267,10 +267,14 @@ def test_a_part_with_fewer_frames_than_are_sampled_repeats(run: Path, video: Pat
 
 
 @pytest.mark.parametrize(("poses", "message"), [(14, "it has 14 frames; expected frames 5 to 15"),
-                                                (30, "it has 30 frames, the video 15: the numbers of its frames are others")])
+                                                (30, "it has 30 frames, the video 15: it belongs to another one, or .* rate")])
 def test_poses_of_other_frames_are_refused(run: Path, video: Path, tmp_path: Path, poses: int, message: str) -> None:
     path = write_pickle(tmp_path / "poses.pkl", [annotation("clip", 0, poses)])
-    assert predict(run, video, poses=path, device="cpu")["classes"]
+    if poses == 14:
+        assert predict(run, video, poses=path, device="cpu")["classes"]
+    else:
+        with pytest.raises(UserError, match=message):
+            predict(run, video, poses=path, device="cpu")
     with pytest.raises(UserError, match=rf"poses\.pkl: the annotation of clip cannot be used \({message}\)"):
         predict(run, video, poses=path, frames=(5, 15), device="cpu")
 
@@ -303,6 +307,56 @@ def test_a_folder_of_pictures_is_a_video(run: Path, tmp_path: Path) -> None:
     for number in range(8):
         cv2.imwrite(str(tmp_path / f"img_{number:05d}.jpg"), frame_picture(0, number))
     assert predict(run, tmp_path, device="cpu")["did"][0] == f"decoded 8 frames of {WIDTH}x{HEIGHT}"
+
+
+def test_frames_are_drawn_by_the_name_however_a_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's whole name, and a link's own."""
+    (folder := tmp_path / "walk.1" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert {_name_of(Path(text)) for text in (".", "../inside", str(folder))} == {"inside"}
+    assert _name_of(Path("..")) == "walk.1"
+    (tmp_path / "other.mp4").symlink_to(tmp_path / "clip.mp4")
+    assert _name_of(tmp_path / "other.mp4") == "other"
+
+
+def test_persons_that_are_too_small_to_crop_around(run: Path, video: Path, tmp_path: Path) -> None:
+    """Clips with such boxes show the whole picture squeezed, which nobody wants who names one."""
+    for box in ((40, 10, 46, 80), np.float32([40, 10, 90, 19.5])):
+        with pytest.raises(UserError, match=r"^box 40,10,.* has a side below 10 pixels; expected one around a person"):
+            predict(run, video, box=box, device="cpu")
+    tiny = annotation("clip", 0, 15) | {"keypoint": np.full((1, 15, 17, 2), 50.0)}
+    tiny["keypoint"][..., :2, 0] += 6
+    poses = write_pickle(tmp_path / "poses.pkl", [tiny])
+    said = predict(run, video, poses=poses, device="cpu")["did"][2]
+    assert f": the whole picture, squeezed into a square, as the persons in {poses} are below 10 pixels, " in said
+    (small := tmp_path / "small").mkdir()
+    for number in range(12):
+        picture = np.full((90, 120, 3), 90, np.uint8)
+        picture[40:46, 30:36] = 250 if number < 3 else 90
+        cv2.imwrite(str(small / f"{number:04d}.png"), picture)
+    assert "(what moves is below 10 pixels)" in predict(run, small, device="cpu")["did"][2]
+
+
+def test_a_box_or_a_part_of_another_kind_is_one_line(run: Path, video: Path) -> None:
+    encoder = load_encoder(run, device="cpu")
+    same = [encoder.video_features(video, box=box) for box in ((50, 30, 110, 90), np.array([50, 30, 110, 90]))]
+    assert torch.equal(*same)
+    for box in ((1, 2, 3), "1,2,3,4", 5):
+        with pytest.raises(UserError, match=r"expected four numbers, x1, y1, x2, y2 in pixels"):
+            encoder.video_features(video, box=box)
+    for frames in ((2.0, 7.0), (1, 2, 3), 4):
+        with pytest.raises(UserError, match="expected two whole numbers, START and STOP"):
+            encoder.video_features(video, frames=frames)
+
+
+def test_features_are_of_pictures_as_a_loader_gives_them(run: Path) -> None:
+    encoder = load_encoder(run, device="cpu")
+    shape = (2, DATA.num_frames, DATA.size, DATA.size, 3)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert encoder.features(video).shape == (2, MODEL.width)
+    for wrong in (video / 255, video[:, 1:], video.movedim(-1, 2), video.numpy(), video[0]):
+        with pytest.raises(ValueError, match=rf"expected a tensor of uint8 RGB, 0 to 255, \(B, {DATA.num_frames}, H, W, 3\)"):
+            encoder.features(wrong)
 
 
 def test_the_command_prints_classes(run: Path, video: Path, capsys: pytest.CaptureFixture) -> None:

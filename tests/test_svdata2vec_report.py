@@ -23,6 +23,7 @@ from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
 from svdata2vec.reports.label_curve import Point, label_curve, read_record
 from svdata2vec.reports.report import Run, curves, write_report
+from svdata2vec.reports.result_tables import outcomes, results
 from svdata2vec.reports.results import accuracies
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.validation import choose_clips
@@ -242,6 +243,21 @@ def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Pa
         batch = next(iter(loader))
     sheet = contact_sheet(batch, COCO17, shards.manifest.classes, clips=2)
     assert sheet.shape == (2 * (96 + 18), 8 * 96, 3)
+    twice = replace(batch, keys=[batch.keys[0], batch.keys[2], batch.keys[2]])
+    assert contact_sheet(twice, COCO17, shards.manifest.classes, clips=3).shape == sheet.shape, "which stood in for another"
+
+
+def test_chance_is_that_of_each_number_of_classes(tmp_path: Path) -> None:
+    """Of runs on different sets."""
+    found = []
+    for name, classes in (("few", 2), ("many", 8), ("too", 8)):
+        result = {"classes": [*map(str, range(classes))], "confusion": np.eye(classes, dtype=int).tolist(), "count": classes,
+                  "top1": 1.0, "top5": 1.0, "mean_class": 1.0, "labels": 9}
+        found += outcomes(name, finetune_config(tmp_path, tmp_path / name), result)
+    page = results(found)
+    assert "<td>chance, 2 classes</td><td></td><td></td><td></td><td>50.0 %</td><td>100.0 %</td><td>50.0 %</td>" in page
+    assert "<td>chance, 8 classes</td><td></td><td></td><td></td><td>12.5 %</td><td>62.5 %</td><td>12.5 %</td>" in page
+    assert results(found[1:]).count("<td>chance</td>") == 1
 
 
 def test_missing_joints_are_not_drawn() -> None:

@@ -71,15 +71,16 @@ def test_the_script_imports_nothing_of_this_package() -> None:
     assert modules - sys.stdlib_module_names - {"collections.abc"} == {"av", "cv2", "numpy", "onnxruntime", "torch"}
 
 
-@pytest.mark.parametrize("stored", [96, 320, 0])
+@pytest.mark.parametrize(("stored", "frame_draw"), [(96, "centre"), (320, "centre"), (0, "centre"), (96, "original")])
 @pytest.mark.parametrize("box", [None, (50.0, 30.0, 110.0, 90.0), (0.0, 0.0, 100.5, 40.0)])
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_script_sees_the_same_pixels(tmp_path: Path, stored: int, box: Any, turned: bool) -> None:
+def test_the_script_sees_the_same_pixels(tmp_path: Path, stored: int, frame_draw: str, box: Any, turned: bool) -> None:
     path = write_video(tmp_path / "clip.mp4", 9, seed=2)
     if turned:
         path.write_bytes(rotate_flag(path.read_bytes()))
-    card = card_of(settings(), stored)
-    clip = read_clip(path, settings().data, box, card)
+    config = settings(frame_draw)
+    card = card_of(config, stored)
+    clip = read_clip(path, config.data, box, card)
     with predict_exported.av.open(str(path)) as container:
         frames = [predict_exported.upright(frame, 1.0) for frame in container.decode(video=0)]
     rule = card["preprocessing"]
@@ -97,9 +98,8 @@ def test_the_script_turns_videos_as_players_do(tmp_path: Path, matrix: tuple[int
             assert predict_exported.upright(frame, 2.0).shape != expected.shape, "pixels that are not square are made so"
 
 
-@pytest.mark.parametrize("frame_draw", ["centre", "fixed"])
+@pytest.mark.parametrize(("frame_draw", "views"), [("centre", 1), ("centre", 3), ("fixed", 1), ("fixed", 3), ("original", 1)])
 @pytest.mark.parametrize("count", [1, 4, 6, 9, 12, 31])
-@pytest.mark.parametrize("views", [1, 3])
 def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: int) -> None:
     config = settings(frame_draw, views)
     rule, plan = card_of(config, 0)["preprocessing"], config.data.plan(views=views)
@@ -127,6 +127,19 @@ def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path
         scores = {line.split("%  ")[1]: float(line.split(" %")[0]) for line in found.stdout.splitlines()}
         expected = {each["name"]: 100 * each["probability"] for each in predict(run, video, device="cpu", **options)["classes"]}
         assert scores == pytest.approx(expected, abs=0.02) and set(scores) == set(CLASSES)
+
+
+def test_the_script_refuses_what_predict_refuses(exported: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+                                                 ) -> None:
+    """A box outside the picture, or too small to crop around; a video whose pictures change their size."""
+    assert predict_exported.main([str(exported), str(video), "700,400,900,500"]) == 2
+    assert "outside the picture of " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict_exported.main([str(exported), str(video), "10,10,19,90"])
+    assert "at least 10 from edge to edge" in capsys.readouterr().err
+    with predict_exported.av.open(str(video)) as container:
+        frame = next(container.decode(video=0))
+    assert predict_exported.upright(frame, 9.0).shape == predict_exported.upright(frame, 1.0).shape, "pixels of nonsense"
 
 
 @pytest.mark.parametrize(("start", "stop"), [(5, 5), (-1, 3), (2, 15)])

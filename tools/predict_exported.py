@@ -47,23 +47,36 @@ def frame_numbers(rule: dict[str, Any], name: str, n: int, view: int) -> np.ndar
         if n < count:
             return (view * n // views + np.arange(count)) % n
         return (2 * (views * np.arange(count) + view) + 1) * n // (2 * views * count)
-    assert kind == "fixed", f"frame_draw {kind} is not in this script"
+    if kind == "original":
+        old = np.random.RandomState(255)
+        old.rand()
+        old.randint(1)
+        if n < count:
+            return np.arange(count) % n
+        return spread(count, n, lambda slots: old.choice(slots, n - count, replace=False), old.randint)
+    if kind != "fixed":
+        raise ValueError(f"frame_draw {kind} is not known to this script; take the one of the package that exported the file")
     parts = (b"s", "evaluate"), (b"i", str(rule["frame_seed"])), (b"s", name), (b"i", str(view))
     text = b"".join(kind + len(part.encode()).to_bytes(4, "little") + part.encode() for kind, part in parts)
     key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
     draw = np.random.Generator(np.random.Philox(key=key))
     if n < count:
         return (draw.integers(n) + np.arange(count)) % n
+    return spread(count, n, lambda slots: draw.permutation(slots)[: n - count], draw.integers)
+
+
+def spread(count: int, n: int, gaps: Callable[[int], np.ndarray], below: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """One frame of each segment; of fewer than two per segment all in order but those at some gaps."""
     if n < 2 * count:
-        skipped = np.isin(np.arange(count + 1), draw.permutation(count + 1)[: n - count])
-        return np.arange(count) + np.cumsum(skipped)[:-1]
+        return np.arange(count) + np.cumsum(np.isin(np.arange(count + 1), gaps(count + 1)))[:-1]
     bounds = np.arange(count + 1) * n // count
-    return bounds[:-1] + draw.integers(np.diff(bounds))
+    return bounds[:-1] + below(np.diff(bounds))
 
 
 def upright(frame: Any, aspect: float) -> np.ndarray:
     """The picture as a player shows it: square pixels, mirrored and turned as the display matrix says."""
-    picture = frame.reformat(width=round(frame.width * aspect), format="rgb24", threads=1).to_ndarray()
+    wide = frame.width * (aspect if 1 / 4 <= aspect <= 4 else 1)  # files that state others state nonsense
+    picture = frame.reformat(width=round(wide), format="rgb24", threads=1).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
@@ -76,6 +89,8 @@ def upright(frame: Any, aspect: float) -> np.ndarray:
 def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) -> np.ndarray:
     """uint8 (S, S, 3): a square reduced to the size at which clips are stored (cubic), of it the crop (bilinear)."""
     height, width = picture.shape[:2]
+    if box and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+        raise ValueError(f"box {box}: outside the picture of {width}x{height} pixels")
     x1, y1, x2, y2 = np.array(box or (0, 0, width, height), np.float32)
     half, x, y = max(x2 - x1, y2 - y1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
     if box:
@@ -104,7 +119,10 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
         stream: Any = container.streams.best("video")  # no cover picture
         if stream is None:
             raise ValueError(f"{video}: no video in it")
-        count = sum(1 for _ in container.decode(stream))
+        decoded = [(frame.width, frame.height, frame.is_corrupt) for frame in container.decode(stream)]
+    if len({(width, height) for width, height, _ in decoded}) > 1 or any(corrupt for *_, corrupt in decoded):
+        raise ValueError(f"{video}: frames are damaged, or change their size")
+    count = len(decoded)
     start, stop = part or (0, count)
     if not 0 <= start < stop <= count:
         raise ValueError(f"--frames {start} {stop}: expected 0 <= START < STOP <= {count}, the frames of {video}")
@@ -127,11 +145,11 @@ def edges(text: str) -> list[float]:
     """X1,Y1,X2,Y2."""
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
-        if -1e6 < x1 < x2 < 1e6 and -1e6 < y1 < y2 < 1e6:
+        if -1e6 < x1 <= x2 - 10 < 1e6 and -1e6 < y1 <= y2 - 10 < 1e6:
             return [x1, y1, x2, y2]
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text}: expected X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2, in pixels")
+    raise argparse.ArgumentTypeError(f"{text}: expected X1,Y1,X2,Y2 in pixels, at least 10 from edge to edge")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

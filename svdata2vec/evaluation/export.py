@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.shards.atomic import renamed, require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
@@ -76,31 +77,33 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "input": {"name": "video_BTHWC", "dtype": "uint8", "shape": ["B", *video_BTHWC.shape[1:]]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
     }
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), renamed(out) as temporary:
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own code
-        logits_BC = _save(model, out, video_BTHWC, description)
-    if logits_BC is not None:
-        description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+        logits_BC = _save(model, temporary, out, video_BTHWC, description)
+        if logits_BC is not None:
+            description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
     return description
 
 
-def _save(model: RgbClassifier, out: Path, video_BTHWC: Tensor, description: dict[str, Any]) -> Tensor | None:
-    """Write the file; the logits that it gives, or None with a warning where nothing here can read it."""
+def _save(
+    model: RgbClassifier, temporary: Path, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
+) -> Tensor | None:
+    """Write the file, which will be `out`; the logits that it gives, or None with a warning where nothing here can read it."""
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
     if out.suffix == ".pt2":
         # Into memory first: PyTorch's own writer ends the process where a disk is full.
         torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})
-        write_atomically(out, buffer.getvalue())
-        return torch.export.load(out).module()(video_BTHWC)
-    return _save_onnx(program, out, video_BTHWC, description)
+        temporary.write_bytes(buffer.getvalue())
+        return torch.export.load(io.BytesIO(temporary.read_bytes())).module()(video_BTHWC)
+    return _save_onnx(program, temporary, out, video_BTHWC, description)
 
 
 def compare_logits(out: Path, found_BC: Tensor, expected_BC: Tensor) -> float:
-    """The largest difference; RuntimeError if it is above TOLERANCE (or not a number)."""
+    """The largest difference; RunFailedError if it is above TOLERANCE (or not a number)."""
     difference = (found_BC - expected_BC).abs().max().item()
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"{out}: logits differ from the network's by {difference:.2g}; the export is not usable")
+        raise RunFailedError(f"{out}: logits differ from the network's by {difference:.2g}; nothing was written")
     return difference
 
 
@@ -112,7 +115,7 @@ def _require_onnx(out: Path) -> None:
 
 
 def _save_onnx(
-    program: torch.export.ExportedProgram, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
+    program: torch.export.ExportedProgram, temporary: Path, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
 ) -> Tensor | None:
     """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
     # It warns of ops of a library that is not installed, which no network here has.
@@ -122,12 +125,11 @@ def _save_onnx(
     )
     assert onnx_program is not None
     onnx_program.model.metadata_props[INSIDE] = json.dumps(description)
-    with renamed(out) as temporary:
-        onnx_program.save(temporary)
+    onnx_program.save(temporary)
     try:
         import onnxruntime
     except ImportError:
         log.warning("%s: not run, because onnxruntime is not installed; its logits were not compared", out)
         return None
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"video_BTHWC": video_BTHWC.numpy()})[0])

@@ -22,7 +22,7 @@ from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.video import Video
+from svdata2vec.pipeline.video import BlockClips, Video
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
@@ -88,10 +88,20 @@ class TrainedEncoder:
     def tokens(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
         """What the encoder gives (B, T, D), in float32 on its device; arguments as of `features`."""
         device = self.encoder.temporal_embed.device
+        if video_BTHWC is not None and self.modality != "skeleton" and not isinstance(video_BTHWC, BlockClips):
+            self._check(video_BTHWC)
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
+
+    def _check(self, video_BTHWC: Tensor) -> None:
+        """ValueError unless these are pictures as a loader gives them: the network normalises colours itself."""
+        frames = self.config.data.num_frames
+        shape = tuple(getattr(video_BTHWC, "shape", ()))
+        if getattr(video_BTHWC, "dtype", None) != torch.uint8 or len(shape) != 5 or (shape[1], shape[4]) != (frames, 3):
+            found = f"{getattr(video_BTHWC, 'dtype', type(video_BTHWC).__name__)} {shape}"
+            raise ValueError(f"video_BTHWC is {found}; expected a tensor of uint8 RGB, 0 to 255, (B, {frames}, H, W, 3)")
 
     def video_features(self, video: str | Path, box: Box | None = None, frames: Span | None = None) -> Tensor:
         """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB): the
@@ -206,9 +216,11 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         with atomic_file(out) as file:
             parquet.write_table(pyarrow.table(columns), file)
         return
+    names_of_rows = out.with_name(f"{out.name}.json")
+    names_of_rows.unlink(missing_ok=True)  # those of an older file would be taken for this one's
     write_atomically(out, npy_bytes(features.features_nD.astype(np.float32, copy=False)))
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(index, indent=1).encode())
+    write_atomically(names_of_rows, json.dumps(index, indent=1).encode())
 
 
 def _require_pyarrow(out: Path) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from svdata2vec.evaluation.span import Span, check_span
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.boxes import Box, union_box
+from svdata2vec.shards.boxes import MIN_BOX_PX, Box, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.clip import OTHER_RATE
@@ -59,6 +59,7 @@ def find_persons(
     A network that was trained on whole pictures sees them whole, unless a box or poses are given. `frames`: the part of the
     video that counts; UserError unless the video has it.
     """
+    box = None if box is None else _four_numbers(box)
     if sum((box is not None, poses is not None, whole_picture)) > 1:
         raise UserError("--box, --poses and --whole-picture exclude each other; give one of them, or none")
     if not video.is_file() and not (video.is_dir() and numbered_pictures(video)):
@@ -79,6 +80,20 @@ def find_persons(
     return moving_region(video, info, frames) if looks else Persons(None, "as the network was trained")
 
 
+def _four_numbers(box: Box) -> Box:
+    """A box as floats, of whatever holds four numbers."""
+    try:
+        x1, y1, x2, y2 = (float(edge) for edge in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"box {box!r}: expected four numbers, x1, y1, x2, y2 in pixels") from error
+    return x1, y1, x2, y2
+
+
+def too_small(box: Box) -> bool:
+    """Whether a box is so narrow or low that clips with it show the whole picture, squeezed into a square."""
+    return min(box[2] - box[0], box[3] - box[1]) < MIN_BOX_PX
+
+
 def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
     x1, y1, x2, y2 = box
     reach = max(info.width, info.height)  # of a box beyond the picture
@@ -88,6 +103,9 @@ def _check_box(box: Box, info: VideoInfo, video: Path) -> None:
             f"box {','.join(f'{v:g}' for v in box)} is empty, outside the {info.width}x{info.height} picture of {video}, "
             "or far larger; expected x1,y1,x2,y2 in pixels with x1 < x2 and y1 < y2"
         )
+    if too_small(box):
+        raise UserError(f"box {','.join(f'{v:g}' for v in box)} has a side below {MIN_BOX_PX:g} pixels; expected one around a "
+                        "person that can be recognised")
 
 
 def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:
@@ -96,8 +114,8 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
     `frames`: the part of the video that counts, None = all of it.
 
     Raises:
-        UserError: no such file, or it has no or several annotations of a video of that name, or one without joints, or that
-            ends before `frames` do.
+        UserError: no such file, or it has no or several annotations of a video of that name, or one without joints, or of
+            another number of frames than the video has.
     """
     entries = _annotations_of(video, load_pickle(poses)["annotations"])
     if len(entries) != 1:
@@ -106,8 +124,7 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
         )
     try:
         pose = pose_of(entries[0])
-        if frames is not None:
-            pose = _part(pose, frames, video)
+        pose = _part(pose, frames, video)
         people, _ = to_video_pixels(video.stem, pose, info, pose.pose_MTVC.shape[2])
     except (UserError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{poses}: the annotation of {video.stem} cannot be used ({error})") from error
@@ -117,13 +134,15 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
     return Persons(box, f"the persons in {poses}")
 
 
-def _part(pose: Pose, frames: Span, video: Path) -> Pose:
-    """The poses of these frames; UserError if there are none, or if they are of a video of another frame rate."""
+def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:
+    """The poses of these frames, None = all; UserError if there are none, or if they are of another video or frame rate."""
     poses = pose.pose_MTVC.shape[1]
     with VideoReader(video) as reader:
-        stated = reader.stated_frames
-    if stated and abs(stated - poses) > max(PackOptions.pose_slack, OTHER_RATE * poses):
-        raise UserError(f"it has {poses} frames, the video {stated}: the numbers of its frames are others")
+        found = reader.stated_frames or (reader.count() if frames is None else 0)
+    if found and abs(found - poses) > max(PackOptions.pose_slack, OTHER_RATE * poses):
+        raise UserError(f"it has {poses} frames, the video {found}: it belongs to another one, or to one of another frame rate")
+    if frames is None:
+        return pose
     if poses < frames[1]:
         raise UserError(f"it has {poses} frames; expected frames {frames[0]} to {frames[1]}")
     return pose.between(*frames)
@@ -165,8 +184,8 @@ def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> P
     left, top, width, height = np.array(regions)[:, :4].T
     scale_x, scale_y = info.width / region_hw.shape[1], info.height / region_hw.shape[0]
     box = (left.min() * scale_x, top.min() * scale_y, (left + width).max() * scale_x, (top + height).max() * scale_y)
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return Persons((x1, y1, x2, y2), "what moves")
+    moving = _four_numbers(box)
+    return Persons(None, f"what moves is below {MIN_BOX_PX:g} pixels") if too_small(moving) else Persons(moving, "what moves")
 
 
 def _small_pictures(video: Path, info: VideoInfo, start: int, stop: int | None) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import require_finite
-from svdata2vec.evaluation.persons import Persons, find_persons
+from svdata2vec.evaluation.persons import Persons, find_persons, too_small
 from svdata2vec.evaluation.span import Span
 from svdata2vec.evaluation.video_clip import Clip, read_clip
 from svdata2vec.pipeline import affine
@@ -22,7 +22,7 @@ from svdata2vec.runs.card import shown_whole
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import require_writable, write_atomically
-from svdata2vec.shards.boxes import Box
+from svdata2vec.shards.boxes import MIN_BOX_PX, Box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import LARGEST, check_number
 
@@ -83,6 +83,8 @@ def _describe(clip: Clip, persons: Persons, frames: Span | None, device: str) ->
     (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
     turned = f", {info.orientation}" if str(info.orientation) else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
+    if persons.box is not None and too_small(persons.box):
+        region = f"nothing: the whole picture, squeezed into a square, as {persons.how} are below {MIN_BOX_PX:g} pixels"
     if persons.box is None:
         region = f"nothing: the whole picture, black beside it ({persons.how})"
     whole, numbers = ("video", "") if frames is None else ("part", f", {frames[0]} to {frames[1] - 1}")

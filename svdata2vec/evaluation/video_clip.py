@@ -3,6 +3,7 @@
 M persons, N views, T sampled frames, F frames of the video or of a part of it, V joints, C coordinates, S side of the crop
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_clip(
     config = replace(data, crop="boxes").plan(persons=1, views=data.views)
     nobody_MFVC = np.zeros((1, num_frames, 1, 2), np.float32)
     meta = ClipMeta(
-        key=readable(video.stem), label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
+        key=_name_of(video), label=0, num_frames=num_frames, fps=info.fps, width=info.width, height=info.height,
         packed_width=info.width, packed_height=info.height, packed_to_source=np.eye(2, 3),
     )
     sample = Sample(meta.key, meta.label, None, None, nobody_MFVC, None, box_F4, meta)
@@ -87,6 +88,12 @@ def read_clip(
     square = packed_square(box, info.width, info.height, stored) if stored else _square(plans[0])
     frames_NTSS3 = _read_frames(video, first, plans, square, stored or square[2])
     return Clip(frames_NTSS3, plans[0], num_frames, info, cut_short)
+
+
+def _name_of(video: Path) -> str:
+    """What the draw of frames depends on, however the path is spelled: a file's name without its ending, a folder's name."""
+    path = Path(os.path.abspath(video))  # noqa: PTH100 - a link keeps its own name
+    return readable(path.name if path.is_dir() else path.stem)
 
 
 def _square(plan: ClipPlan) -> tuple[int, int, int]:

@@ -31,7 +31,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.folder import WEIGHTS, write_config
+from svdata2vec.runs.folder import parts_of_run, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -107,6 +107,8 @@ def convert_state_dict(
         UserError: names that are unknown or missing (all are listed), or shapes that do not go together.
     """
     original = _fold_probe_norm({name.removeprefix("module."): tensor for name, tensor in original.items()})
+    if modality is not None and not any(name.startswith("head.") for name in original):
+        raise UserError("it is of pretraining, which has no head; leave out --modality, which is for classifiers")
     if modality == "rgb":
         original = {name: tensor for name, tensor in original.items() if not name.startswith("joints_embed.")}
     if modality == "skeleton":
@@ -248,8 +250,8 @@ def convert_file(
 
     Arguments as the options of `svdata2vec convert`; the default split is the one that `DataConfig` names.
     """
-    if (out / WEIGHTS).exists():
-        raise UserError(f"{out} holds a model already; choose another folder")
+    if left := parts_of_run(out):
+        raise UserError(f"{out} holds a run already ({', '.join(left)}); choose another folder")
     try:
         file = read_original(checkpoint)
         weights, network = convert_state_dict(

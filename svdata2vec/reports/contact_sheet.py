@@ -14,7 +14,7 @@ FRAMES = 8
 
 
 def contact_sheet(batch: ClipBatch, layout: JointLayout, classes: tuple[str, ...], clips: int = 8) -> np.ndarray:
-    """One row per clip, evenly spaced frames of the clip from left to right.
+    """One row per clip, evenly spaced frames of the clip from left to right; of a clip that occurs twice one.
 
     Args:
         batch: clips with video and joints.
@@ -32,7 +32,7 @@ def contact_sheet(batch: ClipBatch, layout: JointLayout, classes: tuple[str, ...
     columns = np.linspace(0, video.shape[1] - 1, min(FRAMES, video.shape[1])).round().astype(int)
     scale = max(1, -(-MIN_TILE // video.shape[2]))
     rows = []
-    for clip in range(min(clips, video.shape[0])):
+    for clip in sorted({key: place for place, key in reversed([*enumerate(batch.keys)])}.values())[:clips]:
         tiles = [draw_frame(video[clip, t], joints[clip, :, t], layout, scale) for t in columns]
         strip = np.concatenate(tiles, axis=1)
         persons = int(joints[clip].any(axis=(1, 2, 3)).sum())

@@ -60,15 +60,19 @@ def results(found: Sequence[Outcome]) -> str:
     """All results with their intervals, what they are of, and the means over seeds; nothing without results."""
     if not found:
         return ""
-    classes = len(found[0].result["classes"])
-    by_luck = [percent(min(guesses, classes) / classes) for guesses in (1, 5, 1)]
+    numbers = sorted({len(each.result["classes"]) for each in found})
+    by_luck = [
+        ["chance" if len(numbers) == 1 else f"chance, {classes} classes", "", "", "",
+         *(percent(min(guesses, classes) / classes) for guesses in (1, 5, 1)), ""]
+        for classes in numbers
+    ]
     header = ["run", "input", "start", "labelled clips", *NAMES.values(), "test clips"]
     rows = [
         [each.name, each.config.modality, each.how, str(each.result["labels"]), *accuracies(each.figures).values(),
          scored(each.figures)]
         for each in found
     ]
-    return section("Results", table(header, [*rows, ["chance", "", "", "", *by_luck, ""]]) + note(INTERVALS) + _about(found)
+    return section("Results", table(header, [*rows, *by_luck]) + note(INTERVALS) + _about(found)
                    ) + section("Over seeds", _over_seeds(found))
 
 

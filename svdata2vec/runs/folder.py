@@ -94,14 +94,18 @@ def read_config(folder: Path) -> Settings:
     return from_dict(KINDS[kind], with_todays_names(values), str(path))
 
 
+def parts_of_run(folder: Path) -> list[str]:
+    """What a folder holds of a run, by name."""
+    left = [name for name in (CONFIG, FINISHED, WEIGHTS, CARD) if (folder / name).is_file()]
+    return [*left, "checkpoints"] if has_checkpoints(folder) else left
+
+
 def is_finished(config: Settings) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
     Raises UserError if it holds a finished run with other settings, or where `run.resume` is "never" any part of a run.
     """
-    run = config.run
-    left = [name for name in (CONFIG, FINISHED, WEIGHTS, CARD) if (run.out / name).is_file()]
-    left += ["checkpoints"] if has_checkpoints(run.out) else []
+    run, left = config.run, parts_of_run(config.run.out)
     if left and run.resume == "never":
         raise UserError(
             f"{run.out} holds a run already ({', '.join(left)}); choose another folder, or continue it with --run.resume auto"
