@@ -80,6 +80,10 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
         partial(more_steps, of_ours="the record of the table above, of another machine and packing"),
         ("more_steps", "same_steps", "more_steps_scratch", "longer"),
     ),
+    "more_steps_pretrained": (
+        partial(more_steps, of_ours="after 12 epochs in float32, on the machine and clips of the others"),
+        ("more_steps", "more_steps_scratch", "more_steps_pretrained"),
+    ),
     "longer_differences": (label_differences, ("longer",)),
     "longer_costs": (label_costs, ("longer",)),
     "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),

@@ -77,7 +77,7 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
     return table(["", "steps", "CPU s", *header], rows) + (
         f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
         f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: {of_ours}; its CPU "
-        f"seconds are without pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in records)}\n"
+        f"seconds are without pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in [*records, longest])}\n"
     )
 
 
