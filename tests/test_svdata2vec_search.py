@@ -1,0 +1,80 @@
+"""The search of a study: every row chooses from the same grid by its validation clips, on rows whose scores are known."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from svdata2vec.config.label_efficiency import SearchConfig
+from svdata2vec.studies import study
+from svdata2vec.studies.rows import Cell, Kind, Outcome
+from svdata2vec.studies.study import Plan, run_study
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A row whose scores are known: best at lr 0.01 with few labels, at 0.1 with many; seeds move all alike."""
+
+    name: str = "planted"
+    kind: Kind = "ours"
+    gain: float = 0.0
+    grid: tuple[str, ...] = ("lr", "steps")
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def settings(self) -> dict[str, Any]:
+        return {"gain": self.gain}
+
+    def before(self, cells: Any) -> list[Any]:
+        return []
+
+    def run(self, cell: Cell, folder: Path) -> Outcome:
+        chosen = dict(cell.choice)
+        best = 0.01 if cell.fraction < 0.2 else 0.1
+        right = 0.2 * (chosen.get("lr") == best) + (0.1 if chosen.get("steps") == 9 else 0.0)
+        trap = -1.0 if not cell.validate and "lr" not in chosen else 0.0
+        return {"score": 0.3 + right + trap + self.gain + 0.01 * cell.seed, "labels": int(100 * cell.fraction), "steps": 9,
+                "clips_seen": 9, "cpu_seconds": 1.0}
+
+
+def test_every_row_chooses_by_the_same_grid_on_validation_clips(tmp_path: Path) -> None:
+    search = SearchConfig(lr=(0.1, 0.01), steps=(3, 9), drop_path=(0.5,), seeds=2, fractions=(0.1, 1.0))
+    rows = [Planted(), Planted("other", "rival", 0.125)]
+    found = run_study(Plan(rows, (0.05, 0.1, 0.25, 1.0), [0, 1, 2], search, tmp_path))
+    for row, gain in zip(found["rows"], (0.0, 0.125), strict=True):
+        assert [cell["choice"] for cell in row["cells"]] == [
+            {"lr": lr, "steps": 9} for lr in (0.01, 0.01, 0.01, 0.1)  # a quarter is nearer to a tenth than to all
+        ]
+        assert row["cells"][3]["scores"] == pytest.approx([0.6 + gain + 0.01 * seed for seed in range(3)])
+    assert len(found["search"]) == 4 and all(len(tried["grid"]) == 4 for tried in found["search"])
+    assert all(len(each["scores"]) == 2 for tried in found["search"] for each in tried["grid"])
+    for each in found["differences"]:
+        assert (each["row"], each["against"], each["seeds"]) == ("planted", "other", 3)
+        assert each["mean"] == pytest.approx(-0.125) and each["interval"] == pytest.approx([-0.125, -0.125])
+
+
+def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
+    """By the row that has no other; one that may choose is searched as ever."""
+    search = SearchConfig(lr=(0.1,), weight_decay=(1.0, 2.0), fractions=(0.1,))
+    rows = [Planted(), Planted("other", "rival", grid=("lr", "weight_decay"))]
+    found = run_study(Plan(rows, (0.1, 1.0), [0], search, tmp_path))
+    assert [cell["choice"] for cell in found["rows"][0]["cells"]] == 2 * [{"lr": 0.1}]
+    assert [tried["row"] for tried in found["search"]] == ["other"]
+    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("cells/*-val-*")) == ["other", "other"]
+
+
+def test_intervals_are_students_and_paired() -> None:
+    rows = [
+        {"name": name, "kind": kind, "cells": [{"fraction": 0.1, "scores": scores}]}
+        for name, kind, scores in (("a", "ours", [0.5, 0.6, 0.7, None]), ("b", "rival", [0.4, 0.55, 0.55, 0.9]))
+    ]
+    (found,) = study.differences(rows)
+    values = np.array([0.1, 0.05, 0.15])
+    half = 4.3027 * values.std(ddof=1) / math.sqrt(3)
+    assert found["mean"] == pytest.approx(0.1) and found["seeds"] == 3
+    assert found["interval"] == pytest.approx([0.1 - half, 0.1 + half])
