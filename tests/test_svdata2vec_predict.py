@@ -30,7 +30,7 @@ from svdata2vec.cli.runs import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
 from svdata2vec.evaluation.features import embed, load_encoder
 from svdata2vec.evaluation.predict import predict
-from svdata2vec.evaluation.video_clip import _name_of, read_clip
+from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -311,12 +311,16 @@ def test_a_folder_of_pictures_is_a_video(run: Path, tmp_path: Path) -> None:
 
 def test_frames_are_drawn_by_the_name_however_a_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's whole name, and a link's own."""
-    (folder := tmp_path / "walk.1" / "inside").mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    assert {_name_of(Path(text)) for text in (".", "../inside", str(folder))} == {"inside"}
-    assert _name_of(Path("..")) == "walk.1"
-    (tmp_path / "other.mp4").symlink_to(tmp_path / "clip.mp4")
-    assert _name_of(tmp_path / "other.mp4") == "other"
+    for folder in ("walk.1", "walk.2"):
+        (tmp_path / folder).mkdir()
+        for number in range(40):
+            cv2.imwrite(str(tmp_path / folder / f"{number:05d}.png"), frame_picture(0, number))
+    (tmp_path / "link").symlink_to("walk.1")
+    monkeypatch.chdir(tmp_path / "walk.1")
+    drawn = {text: tuple(read_clip(Path(text), DATA).plan.frames_T)
+             for text in (".", "../walk.1", str(tmp_path / "walk.1"), "../walk.2", "../link")}
+    assert len(set(drawn.values())) == 3
+    assert drawn["."] == drawn["../walk.1"] == drawn[str(tmp_path / "walk.1")]
 
 
 def test_persons_that_are_too_small_to_crop_around(run: Path, video: Path, tmp_path: Path) -> None:

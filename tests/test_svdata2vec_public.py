@@ -38,7 +38,6 @@ def test_importing_the_package_costs_nothing() -> None:
 
 
 def test_what_does_not_train_does_not_wait_for_the_compiler() -> None:
-    """PyTorch's takes a third of the time in which a prediction is there."""
     modules = ("evaluation.predict", "evaluation.evaluate", "studies.jobs", "model.execution")
     code = f"import sys, svdata2vec.{', svdata2vec.'.join(modules)}; print('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

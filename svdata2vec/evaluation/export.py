@@ -17,7 +17,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.published import load_classifier
-from svdata2vec.shards.atomic import renamed, require_writable, write_atomically
+from svdata2vec.shards.atomic import require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 
 TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
@@ -77,26 +77,27 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "input": {"name": "video_BTHWC", "dtype": "uint8", "shape": ["B", *video_BTHWC.shape[1:]]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(card["classes"])]},
     }
-    with warnings.catch_warnings(), renamed(out) as temporary:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own code
-        logits_BC = _save(model, temporary, out, video_BTHWC, description)
-        if logits_BC is not None:
-            description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+        content, logits_BC = _exported(model, out, video_BTHWC, description)
+    if logits_BC is not None:
+        description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+    write_atomically(out, content)
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
     return description
 
 
-def _save(
-    model: RgbClassifier, temporary: Path, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
-) -> Tensor | None:
-    """Write the file, which will be `out`; the logits that it gives, or None with a warning where nothing here can read it."""
+def _exported(
+    model: RgbClassifier, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
+) -> tuple[bytes, Tensor | None]:
+    """The file's bytes and the logits that they give, or None with a warning where nothing here can read them."""
     program = torch.export.export(model, (video_BTHWC,), dynamic_shapes={"video_BTHWC": {0: torch.export.Dim("B", min=1)}})
-    if out.suffix == ".pt2":
-        # Into memory first: PyTorch's own writer ends the process where a disk is full.
-        torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})
-        temporary.write_bytes(buffer.getvalue())
-        return torch.export.load(io.BytesIO(temporary.read_bytes())).module()(video_BTHWC)
-    return _save_onnx(program, temporary, out, video_BTHWC, description)
+    if out.suffix == ".onnx":
+        content = _onnx(program, description)
+        return content, _onnx_logits(content, out, video_BTHWC)
+    torch.export.save(program, buffer := io.BytesIO(), extra_files={INSIDE: json.dumps(description)})
+    buffer.seek(0)
+    return buffer.getvalue(), torch.export.load(buffer).module()(video_BTHWC)
 
 
 def compare_logits(out: Path, found_BC: Tensor, expected_BC: Tensor) -> float:
@@ -114,10 +115,7 @@ def _require_onnx(out: Path) -> None:
         raise UserError(f"{out}: ONNX needs onnx and onnxscript: pip install 'svdata2vec[export]'; or write .pt2") from None
 
 
-def _save_onnx(
-    program: torch.export.ExportedProgram, temporary: Path, out: Path, video_BTHWC: Tensor, description: dict[str, Any]
-) -> Tensor | None:
-    """Write ONNX; its logits by ONNX Runtime, or None with a warning where that is not installed."""
+def _onnx(program: torch.export.ExportedProgram, description: dict[str, Any]) -> bytes:
     # It warns of ops of a library that is not installed, which no network here has.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
@@ -125,11 +123,15 @@ def _save_onnx(
     )
     assert onnx_program is not None
     onnx_program.model.metadata_props[INSIDE] = json.dumps(description)
-    onnx_program.save(temporary)
+    return onnx_program.model_proto.SerializeToString()
+
+
+def _onnx_logits(content: bytes, out: Path, video_BTHWC: Tensor) -> Tensor | None:
+    """By ONNX Runtime; None with a warning where that is not installed."""
     try:
         import onnxruntime
     except ImportError:
         log.warning("%s: not run, because onnxruntime is not installed; its logits were not compared", out)
         return None
-    session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"video_BTHWC": video_BTHWC.numpy()})[0])

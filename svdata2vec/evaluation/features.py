@@ -88,11 +88,11 @@ class TrainedEncoder:
     def tokens(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
         """What the encoder gives (B, T, D), in float32 on its device; arguments as of `features`."""
         device = self.encoder.temporal_embed.device
-        if video_BTHWC is not None and self.modality != "skeleton" and not isinstance(video_BTHWC, BlockClips):
-            self._check(video_BTHWC)
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
+        if seen[0] is not None and not isinstance(seen[0], BlockClips):
+            self._check(seen[0])
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
     def _check(self, video_BTHWC: Tensor) -> None:

@@ -32,7 +32,7 @@ def contact_sheet(batch: ClipBatch, layout: JointLayout, classes: tuple[str, ...
     columns = np.linspace(0, video.shape[1] - 1, min(FRAMES, video.shape[1])).round().astype(int)
     scale = max(1, -(-MIN_TILE // video.shape[2]))
     rows = []
-    for clip in sorted({key: place for place, key in reversed([*enumerate(batch.keys)])}.values())[:clips]:
+    for clip in [place for place, key in enumerate(batch.keys) if key not in batch.keys[:place]][:clips]:
         tiles = [draw_frame(video[clip, t], joints[clip, :, t], layout, scale) for t in columns]
         strip = np.concatenate(tiles, axis=1)
         persons = int(joints[clip].any(axis=(1, 2, 3)).sum())

@@ -182,3 +182,14 @@ class Averages:
         named = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
         self._sums = {}
         return named
+
+
+def cost(run: Path) -> dict[str, Any]:
+    """What a run cost, by its log: steps, clips, CPU seconds of its process, seconds."""
+    records = read_metrics(run)
+    return {
+        "steps": records[-1]["step"] if records else 0,
+        "clips_seen": round(sum(record["clips_per_second"] * record["seconds_total"] for record in records)),
+        "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in records),
+        "seconds": sum(record["seconds_total"] for record in records),
+    }

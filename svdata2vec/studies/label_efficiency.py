@@ -29,7 +29,7 @@ from svdata2vec.runs.data import (
     require_skeletons,
     taken_per_epoch,
 )
-from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.metrics_log import cost
 from svdata2vec.runs.performers import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import input_settings, published_config, require_same_network
@@ -39,7 +39,7 @@ from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
-from svdata2vec.studies.rows import FinetuneRow, Kind, Row, clips_seen, start_of
+from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
 from svdata2vec.studies.study import Plan, run_study, search_cells
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
@@ -214,17 +214,6 @@ def _kind(run: Path) -> Kind:
 
 
 # ---- costs ------------------------------------------------------------------------------------------------------------
-
-
-def cost(run: Path) -> dict[str, Any]:
-    """What a run cost, by its log: steps, clips, CPU seconds of its process, seconds."""
-    log_of_run = read_metrics(run)
-    return {
-        "steps": log_of_run[-1]["step"] if log_of_run else 0,
-        "clips_seen": clips_seen(log_of_run),
-        "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log_of_run),
-        "seconds": sum(record["seconds_total"] for record in log_of_run),
-    }
 
 
 def worth_in_clips(run: Path, classifier: FinetuneConfig, shards: ShardSet) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,7 @@ from svdata2vec.runs.card import weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.image_init import images_hash
-from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.metrics_log import cost, read_metrics
 from svdata2vec.runs.provenance import commit
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import make_folder, write_atomically
@@ -124,11 +124,6 @@ def data_settings(data: DataConfig) -> dict[str, Any]:
     return {name: value for name, value in to_values(data).items() if not f"data.{name}".startswith(TECHNICAL)}
 
 
-def clips_seen(log_of_run: Sequence[Mapping[str, float]]) -> int:
-    """Clips that a run has trained on, by its log."""
-    return round(sum(record["clips_per_second"] * record["seconds_total"] for record in log_of_run))
-
-
 def start_of(run: str, seed: int) -> Path:
     """The folder of a pretraining run, in which {seed} stands for the seed."""
     return Path(run.replace("{seed}", str(seed)))
@@ -193,12 +188,8 @@ class FinetuneRow:
     def run(self, cell: Cell, folder: Path) -> Outcome:
         config = self.config(cell, folder)
         result = finetune(config)
-        log = read_metrics(folder)
         metric = config.data.metric
         tested = result["validation"] if config.eval_every else result
         return {
-            "score": tested[metric], "labels": result["labels"], "steps": log[-1]["step"],
-            "clips_seen": clips_seen(log),
-            "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in log),
-            "seconds": sum(record["seconds_total"] for record in log), "loss": log[-1]["loss"],
+            "score": tested[metric], "labels": result["labels"], **cost(folder), "loss": read_metrics(folder)[-1]["loss"],
         }

@@ -14,10 +14,9 @@ from typing import Any
 from ending import reported
 
 from svdata2vec.runs.intervals import wilson
-from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.metrics_log import cost, read_metrics
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.errors import UserError
-from svdata2vec.studies.label_efficiency import cost
 
 ROWS = {
     "small_cnn": "small CNN from scratch", "scratch": "RGB from scratch, as many multiply-adds",

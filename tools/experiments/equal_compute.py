@@ -14,9 +14,10 @@ from ending import reported
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.metrics_log import cost
 from svdata2vec.runs.published import published_config
 from svdata2vec.shards.errors import UserError
-from svdata2vec.studies.label_efficiency import cost, worth_in_clips
+from svdata2vec.studies.label_efficiency import worth_in_clips
 
 
 def equal_epochs(pretraining: Path, finetuning: Path) -> int:

@@ -30,10 +30,10 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.pipeline.augment import AugmentConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.folder import changed_settings
+from svdata2vec.runs.metrics_log import cost
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
-from svdata2vec.studies.label_efficiency import cost
 from svdata2vec.studies.rows import start_of
 from svdata2vec.studies.study import over_seeds
 from svdata2vec.training.finetune import finetune
