@@ -69,10 +69,10 @@ def test_gather_frames(
 @pytest.mark.parametrize(
     ("shape", "window", "channels", "bits", "dtype"),
     [
-        pytest.param((3, 6, 11, 2), 5, None, (3, 2), torch.bfloat16, id="odd"),
+        pytest.param((2, 6, 11, 2), 5, None, (3, 2), torch.bfloat16, id="odd"),
         pytest.param((2, 4, 11, 1), 3, None, (2, 2), torch.float32, id="two bits"),
         pytest.param((2, 4, 11, 1), 3, None, (3, 3), torch.float16, id="three bits"),
-        pytest.param((2, 4, 26, 1), 3, 16, (3, 2), torch.float32, id="padded channels, larger than a program"),
+        pytest.param((1, 4, 26, 1), 3, 16, (3, 2), torch.float32, id="padded channels, larger than a program"),
         pytest.param((1, 1, 1, 1), 5, None, (3, 2), torch.bfloat16, id="one"),
         pytest.param((2, 3, 16, 3), 1, 4, (3, 2), torch.bfloat16, id="window of one, all kept"),
         pytest.param((2, 4, 5, 0), 3, None, (3, 2), torch.bfloat16, id="nothing kept"),

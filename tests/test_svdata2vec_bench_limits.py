@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from svdata2vec.bench import limits
 from svdata2vec.bench.limits import Rates, roofline
@@ -61,3 +62,19 @@ def test_limits_come_from_counts_and_ceilings() -> None:
     slow_memory = roofline(Rates(50, 25, 20, 5, 4), counts, {**ceilings, "copy_bytes_per_s": 80.0, "storage_bytes_per_s": None})
     assert slow_memory["model"]["limited_by"] == "memory traffic" and slow_memory["model"]["limit_clips_per_s"] == 8
     assert slow_memory["read"]["limit_clips_per_s"] is None and slow_memory["read"]["efficiency"] is None
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(1e9, [128, 256]), (6e10, [128, 256, 512, 1024]), (1e15, [128, 256, 512, 1024])])
+def test_a_product_is_as_large_as_the_device_is_fast(rate: float, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bfloat16 that a CPU emulates is a hundred times slower than what it has instructions for."""
+    sides = []
+
+    def timed(product: Any, device: torch.device) -> float:
+        rows, columns = product().shape
+        assert rows == columns
+        sides.append(rows)
+        return float(2 * rows**3 / rate)
+
+    monkeypatch.setattr(limits, "median_seconds", timed)
+    assert limits.matmul_flops_per_second(torch.device("cpu"), torch.float32) == pytest.approx(rate)
+    assert sides == taken

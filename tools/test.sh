@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# Makes the environment if needed, then runs linters, the type checker and all tests, on two to four processes by the cores.
+# Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores; beside them the
+# type checker, whose single process takes a minute: its findings come last.
 # Arguments replace pytest's `-n PROCESSES --dist loadfile`: bash tools/test.sh tests/test_layout.py -k imports
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 make_environment
 "$python" -m ruff check .
-"$python" -m mypy
+checked=$(mktemp)
+trap 'rm -f "$checked"' EXIT
+"$python" -m mypy > "$checked" 2>&1 &
+checker=$!
 if [ $# -eq 0 ]; then
     processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(max(usable_cores(), 2), 4))')
     set -- -n "$processes" --dist loadfile
 fi
-exec "$python" -m pytest "$@"
+status=0
+"$python" -m pytest "$@" || status=$?
+wait "$checker" || { cat "$checked"; exit 1; }
+exit "$status"

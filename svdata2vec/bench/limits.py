@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 
 PICTURES_ALONE = ("jpeg", "blocks")  # codecs that decode a picture without those before it
 REPETITIONS = 5  # of a copy or a product, after one that warms up
+LONG_PRODUCT = 0.02  # seconds: what comes before and after the product itself no longer counts
 READ_AT_MOST = 2**28  # bytes of shards
 READ_CHUNK = 2**20
 
@@ -46,10 +48,14 @@ def copy_bytes_per_second(device: torch.device) -> float:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP of a large square matrix product."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / median_seconds(lambda: a @ b, device)
+    """FLOP of a square matrix product: the largest of four, or the first that takes long (a CPU may emulate bfloat16)."""
+    largest = 8192 if device.type == "cuda" else 1024
+    for side in (largest // 8, largest // 4, largest // 2, largest):
+        factors = [torch.randn(side, side, device=device).to(dtype) for _ in range(2)]
+        seconds = median_seconds(partial(torch.matmul, *factors), device)
+        if seconds > LONG_PRODUCT:
+            break
+    return 2 * side**3 / seconds
 
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -93,7 +93,7 @@ def search(measure: Measure, start: Tuned, ways: Sequence[Axis]) -> tuple[Tuned,
 
 
 def in_turns(
-    jobs: Mapping[Key, tuple[ShardSet, Tuned]], device: torch.device, rounds: int, seconds: float = SECONDS
+    jobs: Mapping[Key, tuple[ShardSet, Tuned]], device: torch.device, rounds: int, seconds: float
 ) -> dict[Key, list[float]]:
     """Pictures per second of clips that are in memory, through the loader's own decoders: one rate a round of every job."""
     plan, batch = PlanConfig(), BATCH[device.type]
@@ -124,11 +124,11 @@ def tune(options: DataBenchOptions) -> dict[str, Any]:
     shards = packed(options.folder, dataset, CODEC)
 
     def measure(settings: Sequence[Tuned]) -> Rates:
-        return in_turns({one: (shards, one) for one in settings}, device, options.rounds)
+        return in_turns({one: (shards, one) for one in settings}, device, options.rounds, SECONDS)
 
     best, rows = search(measure, Tuned(min(usable_cores(), MOST_THREADS)), axes(device.type, usable_cores()))
     full = packed(options.folder, dataset, CODEC, chroma="444")
-    chroma = in_turns({"420": (shards, best), "444": (full, best)}, device, options.rounds)
+    chroma = in_turns({"420": (shards, best), "444": (full, best)}, device, options.rounds, SECONDS)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     path = store_tuned(name, CODEC, best)
     record = {
