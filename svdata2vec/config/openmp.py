@@ -9,7 +9,7 @@ import os
 import sys
 
 # libgomp (PyTorch's wheels) counts turns of its loop; libiomp (PyTorch of conda with MKL) milliseconds.
-BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+BOUNDED = {"GOMP_SPINCOUNT": "500", "KMP_BLOCKTIME": "0"}
 # Of oneDNN's gradients of weights, by a barrier of its own (bench_openmp.py).
 SPINNING = ("the threads of bfloat16 convolutions spin whatever is set; beside other programs give each process cores of its "
             "own (taskset) or one thread (OMP_NUM_THREADS=1)")

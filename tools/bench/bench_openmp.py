@@ -30,8 +30,8 @@ OWN = "libgomp's own"
 BF16 = "SVDATA2VEC_BENCH_BF16"  # of a worker's environment: train in bfloat16
 SETTINGS = {
     OWN: {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"},
-    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, 1000, 10000)},
-    "1000 turns, bf16": {"GOMP_SPINCOUNT": "1000", BF16: "1"},
+    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, 500, 1000, 10000)},
+    "500 turns, bf16": {"GOMP_SPINCOUNT": "500", BF16: "1"},
 }
 SPINNER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"  # ends with its parent
 GROUP, WORKER = "svdata2vec-bench", "--worker"
