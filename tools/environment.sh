@@ -2,7 +2,7 @@
 # state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 the builds of PyTorch and DALI for
 # CUDA 12 (default: cuda13). PyPI's PyTorch is for CUDA 13, so that for CUDA 12 comes from PyTorch's own index
 # (SVDATA2VEC_TORCH_INDEX names another). Leaves the path of the environment's interpreter in $python. Once installed, no network
-# is used.
+# is used. Bytecode is left to the first import: most modules of PyTorch and its like never are imported.
 
 find_python() {
     local candidate
@@ -33,8 +33,8 @@ make_environment() {
     echo "== installing into .venv (once)"
     "$interpreter" -m venv --clear .venv || return
     if [ "${SVDATA2VEC_CUDA:-}" = cuda12 ]; then
-        "$python" -m pip install --quiet --disable-pip-version-check --index-url "$index" "$torch" || return
+        "$python" -m pip install --quiet --disable-pip-version-check --no-compile --index-url "$index" "$torch" || return
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" || return
+    "$python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]" || return
     echo "$wanted" > "$stamp"
 }
