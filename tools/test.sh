@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment if needed, then runs the linter and all tests, on a process more than there are cores (tests wait, too),
-# four at most. The type checker runs beside them, its single process takes a minute; its findings come last.
+# Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores (a third on two cores
+# took longer). The type checker runs beside them, its single process takes a minute; its findings come last.
 # Arguments replace pytest's `-n PROCESSES --dist loadfile`: bash tools/test.sh tests/test_layout.py -k imports
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ trap 'rm -f "$checked"' EXIT
 "$python" -m mypy > "$checked" 2>&1 &
 checker=$!
 if [ $# -eq 0 ]; then
-    processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(usable_cores() + 1, 4))')
+    processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(max(usable_cores(), 2), 4))')
     set -- -n "$processes" --dist loadfile
 fi
 status=0
