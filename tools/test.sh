@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores (a third on two cores
-# took longer). The type checker runs beside them, its single process takes a minute; its findings come last.
+# was no faster). The type checker runs beside them, its single process takes a minute; its findings come last.
 # Arguments replace pytest's `-n PROCESSES --dist loadfile`: bash tools/test.sh tests/test_layout.py -k imports
 set -euo pipefail
 cd "$(dirname "$0")/.."

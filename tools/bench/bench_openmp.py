@@ -22,16 +22,17 @@ from typing import Any
 
 from file_options import file_to_write
 
-from svdata2vec.config.openmp import OF_THE_USER
+from svdata2vec.config.openmp import BOUNDED, OF_THE_USER
 from svdata2vec.runs.cores import CONTROL_GROUPS
 from svdata2vec.shards.ranges import Range
 
 OWN = "libgomp's own"
 BF16 = "SVDATA2VEC_BENCH_BF16"  # of a worker's environment: train in bfloat16
+TURNS = int(BOUNDED["GOMP_SPINCOUNT"])  # what the product sets
 SETTINGS = {
     OWN: {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"},
-    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, 500, 1000, 10000)},
-    "500 turns, bf16": {"GOMP_SPINCOUNT": "500", BF16: "1"},
+    **{f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in (100, TURNS, 1000, 10000)},
+    f"{TURNS} turns, bf16": {"GOMP_SPINCOUNT": str(TURNS), BF16: "1"},
 }
 SPINNER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"  # ends with its parent
 GROUP, WORKER = "svdata2vec-bench", "--worker"
