@@ -28,7 +28,12 @@ FLOAT32_STACK = {13: 64, 40: 64, 128: 1024}
 
 MODEL = Sizes(B=128)
 architectures = pytest.mark.parametrize("capability", sorted(SHARED_LIMIT))
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+# Training's dtype on all of them, float32 on one.
+dtypes = pytest.mark.parametrize(
+    ("dtype", "capability"),
+    [*(pytest.param(torch.bfloat16, each, id=f"bfloat16-{each}") for each in sorted(SHARED_LIMIT)),
+     pytest.param(torch.float32, 90, id="float32-90")],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +67,6 @@ def check_calls(
     check(launches, capability, num_kernels, stack_bytes, wide)
 
 
-@architectures
 @dtypes
 @pytest.mark.parametrize("channels", [15, 16])
 def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> None:
@@ -73,7 +77,6 @@ def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> No
 GATHER_BLOCKS = [name for name in CALLS if name.startswith("gather_blocks")]
 
 
-@architectures
 @dtypes
 @pytest.mark.parametrize("name", GATHER_BLOCKS)
 def test_gather_blocks(name: str, capability: int, dtype: torch.dtype) -> None:
@@ -93,19 +96,16 @@ def test_gather_blocks_for_an_amd_gpu(monkeypatch: pytest.MonkeyPatch, name: str
     assert usage.shared_bytes <= 64 * 1024
 
 
-@architectures
 @dtypes
 def test_fuse_and_restore(capability: int, dtype: torch.dtype) -> None:
     check_calls(["fuse_tokens", "restore_tokens"], capability, 4, dtype=dtype)
 
 
-@architectures
 @dtypes
 def test_targets_and_loss(capability: int, dtype: torch.dtype) -> None:
     check_calls(["layer_targets", "masked_mse"], capability, 4, dtype=dtype)
 
 
-@architectures
 @dtypes
 def test_fused_block_ops(capability: int, dtype: torch.dtype) -> None:
     maps = ["batch_norm_prelu", "batch_norm_prelu without a shortcut"] if dtype == torch.bfloat16 else ["batch_norm_prelu"]
@@ -126,9 +126,14 @@ def test_add_layer_norm_of_wide_tokens(width: int) -> None:
     check_calls(["add_layer_norm", "add_layer_norm without a branch"], 90, 4, Sizes(B=2, T=3, D=width))
 
 
-@architectures
-@pytest.mark.parametrize("num_tokens", [13, 40, 128])
-@pytest.mark.parametrize("head_dim", [16, 32, 64])
+# All sizes on one, on the others a row and a column with the largest.
+ATTENTION = [
+    (capability, num_tokens, head_dim) for capability in sorted(SHARED_LIMIT) for num_tokens in (13, 40, 128)
+    for head_dim in (16, 32, 64) if capability == 90 or num_tokens == 128 or head_dim == 64
+]
+
+
+@pytest.mark.parametrize(("capability", "num_tokens", "head_dim"), ATTENTION)
 def test_attention_in_bfloat16(capability: int, num_tokens: int, head_dim: int) -> None:
     check_calls(["attention"], capability, 2, replace(MODEL, T=num_tokens, H=MODEL.D // head_dim))
 

@@ -1,67 +1,28 @@
 """A worker that dies under torchrun: all start again from the newest checkpoint, and no clip is lost or seen twice."""
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from noted_command import launch, notes
 from repository import ROOT
-from tiny import assert_same_weights
+from tiny import assert_same_weights, pretrain_config
+from tiny_command import command_words
 
 from svdata2vec.runs.metrics_log import read_metrics
 
 CLUSTER = ROOT / "tools" / "cluster"
 NUM_CLIPS, EPOCHS, STEPS = 12, 2, 6  # two processes of two clips: three steps per epoch
 
-# What each process runs. It notes the clips of every finished step; in the first attempt process 1 is killed in
-# step 4, one step after the newest checkpoint's successor.
-WORKER = """
-import json, os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from tiny import pretrain_config
-from svdata2vec.training.pretrain import Pretraining, pretrain
-
-shards, out, rank, attempt = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
-step = Pretraining.step
-
-def noted(run, batches):
-    if os.environ.get("KILL") and (rank, attempt, run.stepper.step) == ("1", "0", 3):
-        os.kill(os.getpid(), signal.SIGKILL)
-    step(run, batches)
-    row = {"attempt": int(attempt), "step": run.stepper.step, "keys": [key for _, batch in batches for key in batch.keys]}
-    with (out.parent / f"{out.name}-rank{rank}.jsonl").open("a") as file:
-        file.write(json.dumps(row) + chr(10))
-
-Pretraining.step = noted
-pretrain(pretrain_config(shards, out, batch_size=2))
-"""
-
-
-def launch(folder: Path, shards: Path, name: str, *, kill: bool) -> subprocess.CompletedProcess[str]:
-    worker = folder / "worker.py"
-    worker.write_text(WORKER)
-    words = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "--monitor-interval", "0.2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KILL": "1" if kill else "",
-                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    program = [str(worker), str(shards), str(folder / name), str(ROOT / "tests" / "helpers")]
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, *program], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=150,
-    )
-
-
-def notes(folder: Path, name: str) -> list[dict]:
-    return [json.loads(line) for rank in (0, 1) for line in (folder / f"{name}-rank{rank}.jsonl").read_text().splitlines()]
-
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    for name, kill in (("whole", False), ("killed", True)):
-        done = launch(tmp_path, tiny_shard_folder, name, kill=kill)
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 is killed in step 4, one step after the newest checkpoint's successor."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # as tools/cluster sets it
+    for name, kill_step, max_restarts in (("whole", -1, 0), ("killed", 3, 2)):
+        words = command_words(pretrain_config(tiny_shard_folder, tmp_path / name, batch_size=2))
+        launch(tmp_path, name, words, 2, kill_step, max_restarts=max_restarts)
     rows = notes(tmp_path, "killed")
     assert {row["attempt"] for row in rows} == {0, 1}
     assert min(row["step"] for row in rows if row["attempt"] == 1) == 3  # from the checkpoint of step 2, not from the start
@@ -70,7 +31,7 @@ def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path) 
     per_step = NUM_CLIPS * EPOCHS // STEPS
     for epoch in range(EPOCHS):
         steps = range(1 + epoch * STEPS // EPOCHS, 1 + (epoch + 1) * STEPS // EPOCHS)
-        seen = [key for row in counted if row["step"] in steps for key in row["keys"]]
+        seen = [key for row in counted if row["step"] in steps for _, key in row["clips"]]
         assert len(seen) == len(set(seen)) == NUM_CLIPS == per_step * len(steps)
     records = read_metrics(tmp_path / "killed")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]

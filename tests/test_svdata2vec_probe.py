@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from repository import ROOT
+from preloaded import command, elastic
 from shards_data import edit_manifest
 from tiny import MODEL, NUM_CLIPS, finetune_config, pretrain_config, tiny_shards
 from torch.nn import functional as F
@@ -302,12 +300,9 @@ def test_a_classifiers_encoder_sees_crops_around_joints_where_it_sees_joints(
 
 
 def test_two_processes_write_the_same_features_in_the_same_order(pretrained: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["embed", str(pretrained), "--split", "all", "--out", str(tmp_path / "two.npy"), "--batch-size", "5"]
-    command = [*launcher, "-m", "svdata2vec", *words, "--modality", "skeleton", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, cwd=ROOT, check=True, env=environment, stderr=subprocess.PIPE, text=True)
-    assert ran.stderr.count("attention: PyTorch reference on cpu") == 1, "what holds for both is said once"
+    succeeded, said = elastic(tmp_path, 2, command, [*words, "--modality", "skeleton", "--device", "cpu"])
+    assert succeeded and said.count("attention: PyTorch reference on cpu") == 1, "what holds for both is said once"
     one = embed(pretrained, "all", tmp_path / "one.npy", modality="skeleton", device="cpu")
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.features_nD, rtol=1e-4, atol=1e-5)
     assert (tmp_path / "two.npy.json").read_text() == (tmp_path / "one.npy.json").read_text()

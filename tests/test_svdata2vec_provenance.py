@@ -6,17 +6,17 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from repository import ROOT
+from preloaded import start
 from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
+from waiting import wait_for
 
 from svdata2vec.cli.main import main
 from svdata2vec.cli.options import option_names
@@ -174,23 +174,19 @@ def test_every_setting_that_may_change_exists() -> None:
 
 
 @pytest.fixture
-def busy(tiny_shard_folder: Path, tmp_path: Path) -> Iterator[tuple[PretrainConfig, subprocess.Popen]]:
-    """A run of the real command that has begun and goes on until it is stopped."""
+def busy(tiny_shard_folder: Path, tmp_path: Path) -> Iterator[tuple[PretrainConfig, Any]]:
+    """A run of the command that has begun and goes on until it is stopped, in a process of its own."""
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=10_000, checkpoint_every=1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command_words(config), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    for _ in range(3000):
-        if list((tmp_path / "run").glob("checkpoints/*.pt")):
-            break
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = start(command_words(config)[3:])
+    wait_for(lambda: list((tmp_path / "run").glob("checkpoints/*.pt")) or not process.is_alive())
+    assert process.is_alive()
     yield config, process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_a_second_process_in_the_folder_ends_in_one_line_until_the_first_is_dead(
-    busy: tuple[PretrainConfig, subprocess.Popen], capsys: pytest.CaptureFixture[str]
+    busy: tuple[PretrainConfig, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, process = busy
     assert main(command_words(config)[3:]) == 2
@@ -198,7 +194,7 @@ def test_a_second_process_in_the_folder_ends_in_one_line_until_the_first_is_dead
     assert f"run: process {process.pid} on " in said
     assert said.endswith("is training in this folder; wait for it or choose another folder")
     process.kill()
-    process.wait()
+    process.join()
     with claimed(config.run, Runtime(torch.device("cpu"), 0, 1, False)):
         pass
     assert not list(config.run.out.glob(".lock"))

@@ -6,15 +6,13 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from repository import ROOT
+from preloaded import command, elastic, start
 from safetensors.torch import load_file
 from tiny import assert_same_weights, finetune_config, pretrain_config
 from tiny_command import command_words
@@ -100,17 +98,19 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
 @pytest.mark.slow
 def test_kill_at_a_random_moment_loses_nothing(tiny_shard_folder: Path, tmp_path: Path) -> None:
     """Against an undisturbed run that is a process of its own too."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, out = tmp_path / "whole", tmp_path / "run"
-    words = {path: command_words(pretrain_config(tiny_shard_folder, path, checkpoint_every=1)) for path in (whole, out)}
-    subprocess.run(words[whole], cwd=ROOT, check=True, env=environment)
+    words = {path: command_words(pretrain_config(tiny_shard_folder, path, checkpoint_every=1))[3:] for path in (whole, out)}
+    undisturbed = start(words[whole])
+    undisturbed.join()
     for _ in range(3):
-        process = subprocess.Popen(words[out], cwd=ROOT, stderr=subprocess.DEVNULL, env=environment)
-        wait_for(lambda process=process: (out / "config.json").exists() or process.poll() is not None)
-        time.sleep(random.SystemRandom().uniform(0.0, 3.0))
+        process = start(words[out])
+        wait_for(lambda process=process: (out / "config.json").exists() or not process.is_alive())
+        time.sleep(random.SystemRandom().uniform(0.0, 2.0))
         process.kill()
-        process.wait()
-    subprocess.run(words[out], cwd=ROOT, check=True, env=environment)
+        process.join()
+    last = start(words[out])
+    last.join()
+    assert (undisturbed.exitcode, last.exitcode) == (0, 0)
     assert_same_weights(whole, out)
 
 
@@ -255,8 +255,8 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(
         ]
     )
     pretrain(one)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launcher, *command_words(two)[1:]], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    succeeded, said = elastic(tmp_path, 2, command, command_words(two)[3:])
+    assert succeeded, said[-2000:]
     spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name)] for name in ("one", "two")]
     assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

@@ -9,22 +9,27 @@ it is judged. The exit status is 1 if any case fails.
 
 import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from fuzz_case import GOOD
+from fuzz_child import run_cases
 
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.shards.atomic import WriteFailedError, require_writable
 from svdata2vec.shards.ranges import Range
 
-HERE = Path(__file__).parent
+# Children are forked from a process that has PyTorch imported, which takes longer than most cases.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch._dynamo", "svdata2vec.cli.main", "svdata2vec.training.pretrain"])
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))  # makes the good input
 # Area -> its class, and its share of the cases.
 AREAS: dict[str, tuple[str, int]] = {
     "loader": ("fuzz_shards.LoaderArea", 6),
@@ -56,9 +61,8 @@ def run_area(kind: str, seeds: Sequence[int], work: Path, limit_seconds: float) 
     while left:
         results = work / f"results-{len(left)}"
         results.touch()
-        words = [sys.executable, str(HERE / "fuzz_child.py"), kind, str(work), str(results), *map(str, left)]
-        with (work / "log").open("w") as log:
-            child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = SERVER.Process(target=run_cases, args=(kind, work, results, left, work / "log"))
+        child.start()
         hung = _watch(child, results, limit_seconds)
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         done = [line for line in lines if "outcome" in line]
@@ -70,21 +74,22 @@ def run_area(kind: str, seeds: Sequence[int], work: Path, limit_seconds: float) 
         end = (work / "log").read_text(errors="replace")[-3000:]
         if not begun:
             raise SystemExit(f"{kind}: the good input could not be made or read:\n{end}")
-        status = "hang" if hung else f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
+        assert child.exitcode is not None
+        status = "hang" if hung else f"signal {-child.exitcode}" if child.exitcode < 0 else f"status {child.exitcode}"
         yield {"seed": begun[0], "outcome": status, "what": "", "message": end}
         left = [seed for seed in left if seed not in finished and seed != begun[0]]
 
 
-def _watch(child: subprocess.Popen[bytes], results: Path, limit_seconds: float) -> bool:
+def _watch(child: BaseProcess, results: Path, limit_seconds: float) -> bool:
     """Wait for a child; whether it was killed because a case took too long. Making the good input may take four times that."""
     size, since, allowed = 0, time.monotonic(), 4 * limit_seconds
-    while child.poll() is None:
-        time.sleep(0.05)
+    while child.is_alive():
+        child.join(0.05)
         if results.stat().st_size != size:
             size, since, allowed = results.stat().st_size, time.monotonic(), limit_seconds
         if time.monotonic() - since > allowed:
             child.kill()
-            child.wait()
+            child.join()
             return True
     return False
 

@@ -1,35 +1,28 @@
-"""One process of the fuzzer: runs cases of one area and writes a line for each to a file. `fuzz.py` starts it and watches it.
+"""One process of the fuzzer: runs cases of an area and writes a line for each to a file. `fuzz.py` starts and watches it."""
 
-    python tools/fuzz/fuzz_child.py MODULE.CLASS WORK_FOLDER RESULTS SEED ...
-"""
-
-import argparse
 import faulthandler
 import importlib
 import json
+import os
 import random
 import resource
 import shutil
-import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svdata2vec.shards.ranges import Range
+from fuzz_case import CleanError, judge
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent / "tests" / "helpers")]
+from svdata2vec.runs.failures import RunFailedError
+from svdata2vec.shards.errors import UserError
+
 MOST_MEMORY = 48 << 30  # of addresses; what asks for more fails here and not in the machine
 
 
-def run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
+def _run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
     """The outcome of one case."""
-    from fuzz_case import CleanError, judge
-
-    from svdata2vec.runs.failures import RunFailedError
-    from svdata2vec.shards.errors import UserError
-
     folder = work / "case"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "good", folder, symlinks=True)
@@ -44,19 +37,19 @@ def run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
     return {**case, "outcome": outcome}
 
 
-def main() -> None:
-    """Prepare the good input if need be, then run the cases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("area", metavar="MODULE.CLASS", help="one of those in fuzz.py")
-    parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="of the good input and the case")
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="file that gets a line per case")
-    parser.add_argument("seeds", type=Range(0).parser(int), nargs="*", metavar="SEED", help="of the cases")
-    given = parser.parse_args()
+def run_cases(kind: str, work: Path, results: Path, seeds: Sequence[int], log: Path) -> None:
+    """What such a process does: prepare the good input of the area MODULE.CLASS if need be, then run the cases.
+
+    What it prints goes to `log`, an outcome per line to `results`.
+    """
+    with log.open("w") as file, Path(os.devnull).open() as nothing:
+        for number, target in enumerate((nothing, file, file)):
+            os.dup2(target.fileno(), number)
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    module, _, kind = given.area.rpartition(".")
-    area = getattr(importlib.import_module(module), kind)()
-    good, case = given.work / "good", given.work / "case"
+    module, _, name = kind.rpartition(".")
+    area = getattr(importlib.import_module(module), name)()
+    good, case = work / "good", work / "case"
     shutil.rmtree(case, ignore_errors=True)
     if good.is_dir():
         shutil.copytree(good, case, symlinks=True)
@@ -66,15 +59,11 @@ def main() -> None:
         shutil.copytree(case, good.with_name("making"), symlinks=True, dirs_exist_ok=True)
         good.with_name("making").rename(good)
     clean = area.run(case)
-    with given.results.open("a") as file:
-        for seed in given.seeds:
+    with results.open("a") as file:
+        for seed in seeds:
             file.write(json.dumps({"begun": seed}) + "\n")
             file.flush()
             started = time.monotonic()
-            outcome = run_case(area, given.work, clean, seed)
+            outcome = _run_case(area, work, clean, seed)
             file.write(json.dumps(outcome | {"seconds": round(time.monotonic() - started, 3)}) + "\n")
             file.flush()
-
-
-if __name__ == "__main__":
-    main()
