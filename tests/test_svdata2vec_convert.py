@@ -26,6 +26,7 @@ from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.runs.published import load_classifier, load_encoder_weights, load_published
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import forward
 
@@ -204,6 +205,10 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
             convert_file(tmp_path / "original.pth", tmp_path / there, heads=4)
     with pytest.raises(UserError, match="it is of pretraining, which has no head; leave out --modality"):
         convert_file(tmp_path / "original.pth", tmp_path / "other", heads=4, modality="rgb")
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "busy").mkdir()
+    with folder_lock(tmp_path / "busy", "training in"), pytest.raises(UserError, match="is training in this"):
+        convert_file(tmp_path / "original.pth", tmp_path / "busy", heads=4)
 
 
 def test_the_batchnorm_of_the_authors_linear_probe_becomes_part_of_its_linear() -> None:

@@ -423,6 +423,17 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
         assert run_cell(probe, cell, tmp_path)["labels"] == count
 
 
+def test_a_probe_sees_every_view_of_a_clip(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
+    (row,) = rows_of(replace(config, data=replace(config.data, views=2)))
+    assert isinstance(row, ProbeRow)
+    cell = Cell(1.0, 0)
+    for job in row.before([cell]):
+        job()
+    outcome = run_cell(row, cell, tmp_path)
+    assert outcome["labels"] == 6 and outcome["clips_seen"] == outcome["steps"] * 12 > 0
+
+
 def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: Path) -> None:
     config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
     (row,) = rows_of(config)

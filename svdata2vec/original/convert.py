@@ -31,7 +31,7 @@ from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.original.checkpoint_file import read_original
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.folder import parts_of_run, write_config
+from svdata2vec.runs.folder import claimed_folder, parts_of_run, write_config
 from svdata2vec.runs.published import publish
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
@@ -250,8 +250,7 @@ def convert_file(
 
     Arguments as the options of `svdata2vec convert`; the default split is the one that `DataConfig` names.
     """
-    if left := parts_of_run(out):
-        raise UserError(f"{out} holds a run already ({', '.join(left)}); choose another folder")
+    _require_no_run(out)
     try:
         file = read_original(checkpoint)
         weights, network = convert_state_dict(
@@ -269,14 +268,21 @@ def convert_file(
     data = replace(data, size=size, shards=data.shards if shards is None else shards, test_split=split or data.test_split)
     config = replace(network.config, data=data, run=RunConfig(out=out))
     classes = _class_names(network, packed, data.test_split)
-    if isinstance(config, FinetuneConfig) and network.kind == "probe":
-        write_config(out, ProbeConfig(data=data, out=out, modality=config.modality))
-    else:
-        write_config(out, config)
     card = model_card(network.kind, config, num_joints=network.num_joints, classes=classes)
-    publish(out, weights, {**card, "converted_from": checkpoint.name})
+    with claimed_folder(out, "converting into"):
+        _require_no_run(out)
+        if isinstance(config, FinetuneConfig) and network.kind == "probe":
+            write_config(out, ProbeConfig(data=data, out=out, modality=config.modality))
+        else:
+            write_config(out, config)
+        publish(out, weights, {**card, "converted_from": checkpoint.name})
     log.info("%s: %s", out, json.dumps(summary(network)))
     return replace(network, config=config)
+
+
+def _require_no_run(out: Path) -> None:
+    if left := parts_of_run(out):
+        raise UserError(f"{out} holds a run already ({', '.join(left)}); choose another folder")
 
 
 def _class_names(network: Network, shards: ShardSet | None, split: str) -> list[str]:

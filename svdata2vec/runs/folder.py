@@ -62,13 +62,20 @@ def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
     if not runtime.is_main:
         yield
         return
-    make_folder(run.out)
+    with claimed_folder(run.out, "training in"), stoppable() if runtime.world_size == 1 else nullcontext():
+        yield
+
+
+@contextmanager
+def claimed_folder(folder: Path, work: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is not there, for work that is called "training in" or the like."""
+    make_folder(folder)
     try:
-        with folder_lock(run.out, "training in"), stoppable() if runtime.world_size == 1 else nullcontext():
+        with folder_lock(folder, work):
             yield
     finally:
         with suppress(OSError):  # it holds something, as a rule
-            run.out.rmdir()
+            folder.rmdir()
 
 
 def write_config(folder: Path, config: Settings) -> None:

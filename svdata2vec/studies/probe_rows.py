@@ -83,16 +83,16 @@ class ProbeRow:
         scores_nc = self._scores(train, test, classes, chosen, seed, start)
         figures = measure(scores_nc, test.labels_n, len(test.keys) + len(test.lost))
         return {
-            "score": getattr(figures, base.data.metric), "labels": len(train.keys), **self._budget(chosen, len(train.keys)),
+            "score": getattr(figures, base.data.metric), "labels": len(train.keys), **self._budget(chosen, train),
             "cpu_seconds": time.process_time() - begun + len(train.keys) * _seconds_per_clip(base, start, split, self.features),
         }
 
-    def _budget(self, chosen: dict[str, float], labels: int) -> dict[str, int]:
-        """Steps, and clips in them; a linear map is fitted on all clips at once."""
+    def _budget(self, chosen: dict[str, float], train: Features) -> dict[str, int]:
+        """Steps, and clips in them, each of a clip's views one; a linear map is fitted on all at once."""
         if self.probe == "linear":
             return {"steps": 0, "clips_seen": 0}
         own = self._attentive(chosen)
-        return {"steps": own.steps, "clips_seen": own.steps * min(own.batch_size, labels)}
+        return {"steps": own.steps, "clips_seen": own.steps * min(own.batch_size, len(train.keys) * self.base.data.views)}
 
     def _attentive(self, chosen: dict[str, float]) -> AttentiveConfig:
         own = self.base.attentive

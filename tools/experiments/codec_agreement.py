@@ -4,9 +4,9 @@
     python tools/experiments/codec_agreement.py demo/pretrained --others blocks=demo/blocks \\
         --out tools/results/codec_agreement.json
 
-Runs are finished ones of `svdata2vec finetune`, evaluated on their own shards and on others of the same clips, in float32: no
+The run is a finished one of `svdata2vec finetune`, evaluated on its own shards and on others of the same clips, in float32: no
 training, no chance in it. Of each other set: the share of clips that get the same class, how far the scores move, and how many
-are right on one side alone, over all runs; of the accuracies' difference a 95 % interval for paired clips (A. Agresti and
+are right on one side alone; of the accuracies' difference a 95 % interval for paired clips (A. Agresti and
 Y. Min, Statistics in Medicine 24, 2005), and McNemar's exact test. A minute or two.
 """
 
@@ -49,20 +49,18 @@ def predictions(run: Path, shards: str | None, split: str | None) -> Predictions
     return Predictions([found.keys[i] for i in order], found.scores_nc[order], found.labels_n[order])
 
 
-def compare(base: list[Predictions], other: list[Predictions]) -> dict[str, Any]:
-    """What changes from one way of packing to another, over all runs. UserError if these are not the same clips."""
-    for one, two in zip(base, other, strict=True):
-        if one.keys != two.keys or not np.array_equal(one.labels_n, two.labels_n):
-            raise UserError("the sets do not hold the same clips under the same names and classes; pack both from one source")
-    labels_n = np.concatenate([one.labels_n for one in base])
-    scores = [np.concatenate([each.scores_nc for each in side]) for side in (base, other)]
-    classes = [scores_nc.argmax(1) for scores_nc in scores]
+def compare(base: Predictions, other: Predictions) -> dict[str, Any]:
+    """What changes from one way of packing to another. UserError if these are not the same clips."""
+    if base.keys != other.keys or not np.array_equal(base.labels_n, other.labels_n):
+        raise UserError("the sets do not hold the same clips under the same names and classes; pack both from one source")
+    labels_n = base.labels_n
+    classes = [side.scores_nc.argmax(1) for side in (base, other)]
     right = [class_n == labels_n for class_n in classes]
     same = int((classes[0] == classes[1]).sum())
     gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
     return {
         "clips": len(labels_n), "same_class": same / len(labels_n), "same_class_interval": list(wilson(same, len(labels_n))),
-        "score_change": float(np.abs(scores[1] - scores[0]).sum(1).mean() / 2),
+        "score_change": float(np.abs(other.scores_nc - base.scores_nc).sum(1).mean() / 2),
         "top1": [float(right_n.mean()) for right_n in right], "right_on_other_alone": gained, "right_on_base_alone": lost,
         "difference": (gained - lost) / len(labels_n), "interval": list(paired_interval(gained, lost, len(labels_n))),
         "mcnemar_p": mcnemar(gained, lost),
@@ -94,11 +92,11 @@ def named_set(word: str) -> tuple[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished fine-tuning runs")
-    parser.add_argument("--shards", help="the clips as the runs were trained on them (left out: the runs' own)")
+    parser.add_argument("run", type=Path, help="folder of a finished fine-tuning run")
+    parser.add_argument("--shards", help="the clips as the run was trained on them (left out: the run's own)")
     parser.add_argument("--others", type=named_set, nargs="+", required=True, metavar="NAME=FOLDER",
                         help="the same clips, packed otherwise")
-    parser.add_argument("--split", help="the runs' test split if left out")
+    parser.add_argument("--split", help="the run's test split if left out")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,13 +104,10 @@ def main() -> int:
 
 
 def measured(options: argparse.Namespace) -> str:
-    """What all runs say of all sets, and its record; returns a line for each set."""
-    base = [predictions(run, options.shards, options.split) for run in options.runs]
-    found = {
-        name: compare(base, [predictions(run, folder, options.split) for run in options.runs])
-        for name, folder in options.others
-    }
-    save({**machine(), "runs": len(options.runs), "others": found}, options.out)
+    """What the run says of all sets, and its record; returns a line for each set."""
+    base = predictions(options.run, options.shards, options.split)
+    found = {name: compare(base, predictions(options.run, folder, options.split)) for name, folder in options.others}
+    save({**machine(), "others": found}, options.out)
     return "".join(
         f"{name}: {row['same_class']:.1%} of {row['clips']} predictions are of one class; top-1 {row['top1'][0]:.1%} and "
         f"{row['top1'][1]:.1%}, difference {row['difference']:+.1%} ({row['interval'][0]:+.1%} to {row['interval'][1]:+.1%})\n"

@@ -37,7 +37,7 @@ def motion_check(record: Record) -> str:
 
 
 def codec_agreement(record: Record) -> str:
-    """What the same networks see in the same clips, packed otherwise."""
+    """What one network sees in the same clips, packed otherwise."""
     rows = []
     for name, found in record["others"].items():
         low, high = found["same_class_interval"]
@@ -51,8 +51,8 @@ def codec_agreement(record: Record) -> str:
               "difference (95 % interval)", "right on it, on `jpeg` alone", "McNemar's p"]
     clips = next(iter(record["others"].values()))["clips"]
     return table(header, rows) + (
-        f"\n{record['runs']} network{'s' if record['runs'] > 1 else ''}, {clips:,} predictions on each. Scores moved: half the "
-        f"sum of a clip's changes, 0 to 1. {measured(record)}\n"
+        f"\nOne network, {clips:,} predictions on each. Scores moved: half the sum of a clip's changes, 0 to 1. "
+        f"{measured(record)}\n"
     )
 
 
