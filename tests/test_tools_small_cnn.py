@@ -41,8 +41,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "shards"
 
 
-def test_it_is_a_function_of_its_arguments_and_says_what_it_cost(shards: Path) -> None:
+def test_it_is_a_function_of_its_arguments_and_says_what_it_cost(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     first, again, other = (small_cnn.run(config(shards, seed), steps=3) for seed in (1, 1, 2))
+    said = [text.split(",")[0] for text in caplog.messages if "step" in text]
+    assert said == [f"small CNN: step {number}/3" for number in (1, 2, 3)] * 3
     costs = ("cpu_seconds", "cpu_seconds_test")
     assert {**first, **dict.fromkeys(costs)} == {**again, **dict.fromkeys(costs)}
     assert (first["labels"], first["steps"], first["clips_seen"]) == (24, 3, 72) and first["cpu_seconds"] > 0

@@ -17,6 +17,7 @@ Letters: N clips, T frames, C channels, H and W pixels, F features.
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
 DEMO = demo_finetune()
 FEATURES = 96
 LR, WEIGHT_DECAY, STEPS, BATCH = 3e-3, 0.05, 400, 24
+
+log = logging.getLogger(__name__)
 
 
 class FrameNet(nn.Sequential):
@@ -152,16 +155,18 @@ def run(
 
 
 def fit(net: ClipNet, loader: ClipLoader, lr: float, steps: int, weight_decay: float) -> None:
-    """Train for so many steps."""
+    """Train for so many steps; every tenth of them is a line in the log."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    for batch in islice(batches(loader), steps):
+    for step, batch in enumerate(islice(batches(loader), steps), 1):
         assert isinstance(batch.video_BTHWC, Tensor)  # on a CPU clips arrive decoded
         loss = nn.functional.cross_entropy(net(show(batch.video_BTHWC, train=True)), batch.label_B, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
+        if step * 10 // steps > (step - 1) * 10 // steps:
+            log.info("small CNN: step %d/%d, loss %.3f", step, steps, loss.item())
 
 
 def main() -> int:
