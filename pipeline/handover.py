@@ -34,7 +34,7 @@ class Lane:
 
     def __init__(self, decoder: FrameDecoder | None, device: torch.device) -> None:
         self.decoder = decoder
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._device, self._stream = device, torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -42,7 +42,8 @@ class Lane:
         if self._stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        # The device first: at its end `stream` returns to the device that it found, and would make a context on GPU 0 for it.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             try:
                 yield
             except BaseException:

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot do; REQUIRE_GPU=1 forbids the skip of `gpu` tests. Slow tests get a longer limit."""
+    """Skip what this machine cannot do (REQUIRE_GPU=1: not `gpu` tests); slow tests get a longer limit and come first."""
     reasons = {}
     if not torch.cuda.is_available() and os.environ.get("REQUIRE_GPU") != "1":
         reasons["gpu"] = "needs an NVIDIA GPU (REQUIRE_GPU=1 makes this a failure)"
@@ -30,12 +31,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reasons["inductor"] = "PyTorch's compiler needs g++, and its own libraries in a path without a space"
     if os.environ.get("PACKAGE_INDEX") != "1":
         reasons["index"] = "installs foreign programs from a package index (PACKAGE_INDEX=1 runs it)"
+    files, long = Counter(item.path for item in items), set()
     for item in items:
         for name, reason in reasons.items():
             if item.get_closest_marker(name):  # keywords hold the ids of parameters, too
                 item.add_marker(pytest.mark.skip(reason=reason))
         if any(map(item.get_closest_marker, ("slow", "installs", "index"))):
             item.add_marker(pytest.mark.timeout(LONG_LIMIT_FACTOR * float(config.getini("timeout"))))
+            long.add(item.path)
+    # Files with slow tests first, then those with many, so that no process is left alone with a long one at the end.
+    items.sort(key=lambda item: (item.path not in long, -files[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

@@ -108,32 +108,46 @@ def events(monkeypatch):
 
     class Stream:
         def __init__(self, device):
+            self.device = device
             self.name = f"stream {sum(event.startswith('new') for event in written)}"
             written.append(f"new {self.name}")
 
         def synchronize(self):
             written.append(f"wait for {self.name}")
 
+    here = [torch.device("cuda:0")]
+
     @contextlib.contextmanager
     def current(stream):
+        assert here[-1] == stream.device, "it would make a context on the GPU that this thread has by itself"
         written.append(f"on {stream.name}")
         try:
             yield
         finally:
             written.append(f"off {stream.name}")
 
+    @contextlib.contextmanager
+    def at_home(device):
+        """What `torch.cuda.stream` puts back at its end is the stream of the device that it found."""
+        here.append(device)
+        try:
+            yield
+        finally:
+            here.pop()
+
     def forbidden(*_):
         raise AssertionError("the hand-over waits for everything on the device")
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(torch.cuda, "device", at_home)
     monkeypatch.setattr(torch.cuda, "synchronize", forbidden)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(name="training"))
     return written
 
 
 def test_a_lane_works_on_a_stream_of_its_own_and_waits_for_that_alone(events):
-    one, two = (Lane(None, torch.device("cuda")) for _ in range(2))
+    one, two = (Lane(None, torch.device("cuda:1")) for _ in range(2))
     for lane in (one, two):
         with lane.work():
             events.append("decode")

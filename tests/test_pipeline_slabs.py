@@ -194,6 +194,7 @@ def batches(shards: ShardSet, readers: int, uploader: type[BlockUploader] | None
         patch.setattr(loader, "make_decoder", lambda *_: (uploader or BlockUploader)(form, "cpu"))
         patch.setattr(torch.cuda, "Stream", FakeStream)
         patch.setattr(torch.cuda, "stream", current)
+        patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         with ClipLoader(shards, "all", PlanConfig(num_frames=T, size=SIZE), batch_size=BATCH, num_readers=readers) as clips:
             producer = clips.make_producer()
             if uploader is not None:
@@ -248,7 +249,8 @@ def test_a_lane_that_fails_has_no_upload_under_way_and_tells_the_first_error(mon
             raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Broken())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda given: contextlib.nullcontext())
     lane = Lane(None, CUDA)
     with pytest.raises(ValueError, match="first"), lane.work():
         raise ValueError("first")

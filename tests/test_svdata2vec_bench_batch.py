@@ -38,6 +38,8 @@ from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.runs import cores
 from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training.pretrain import Pretraining
 
 # ---- the search -----------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,23 @@ def record(tiny_shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         batch.bench_batch(config)
     assert not (folder / "run").exists()
     return json.loads((folder / "results" / "batch.json").read_text())
+
+
+def test_a_size_is_trained_as_a_run_of_that_size(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph is captured for batches of the run's size alone; the data set may have fewer clips."""
+    config = small_batch(tiny_shard_folder, tmp_path)
+    batch.save_clips(config, ShardSet.open(tiny_shard_folder), clips := tmp_path / "clips.pt", gpu=False)
+    trained, step = [], Pretraining.step
+
+    def noted(run: Pretraining, batches: Any) -> None:
+        trained.append((run.config.run.batch_size, [len(one) for _, one in batches]))
+        step(run, batches)
+
+    monkeypatch.setattr(Pretraining, "step", noted)
+    assert worker.measure_size(config, "20", str(clips))["fits"]
+    assert {(size, *counts) for size, counts in trained} == {(20, 20)}
 
 
 def test_the_record_is_consistent(record: dict[str, Any]) -> None:

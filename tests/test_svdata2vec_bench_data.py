@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from shards_data import write_motion_set
 
 from svdata2vec.bench import data as bench_data
@@ -74,6 +75,14 @@ def test_measure_tells_the_start_from_the_steady_state():
     row = bench_data.measure(method, 400)
     assert 0.9 <= row["cpu_ms_per_clip"] <= 2 and row["clips_per_s"] <= 1100
     assert row["first_cpu_ms_per_clip"] >= 3 + 500 / bench_data.WARM_UP_CLIPS
+
+
+def test_a_gpu_is_waited_for_where_the_clock_is_read(monkeypatch):
+    seen, waits = [0], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(seen[-1]))
+    bench_data.measure(lambda: (seen.append(seen[-1] + 4) or 4 for _ in itertools.count()), 8)
+    assert waits == [bench_data.WARM_UP_CLIPS, bench_data.WARM_UP_CLIPS + 8]
 
 
 def test_the_row_of_reading_has_reading_alone(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 
 from svdata2vec.bench import limits
 from svdata2vec.bench.limits import Rates, roofline
+from svdata2vec.bench.machine import peak_gpu_bytes
 from svdata2vec.config.schema import DataConfig, PretrainConfig
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -78,3 +79,31 @@ def test_a_product_is_as_large_as_the_device_is_fast(rate: float, taken: list[in
     monkeypatch.setattr(limits, "median_seconds", timed)
     assert limits.matmul_flops_per_second(torch.device("cpu"), torch.float32) == pytest.approx(rate)
     assert sides == taken
+
+
+@pytest.mark.parametrize(("place", "precision"), [("cpu", "highest"), ("cuda", "high")])
+def test_float32_has_the_precision_of_convolutions(place: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have TF32 on a GPU unless somebody forbids it, products of matrices have not."""
+    found = []
+
+    def timed(product: Any, device: torch.device) -> float:
+        found.append(torch.get_float32_matmul_precision())
+        return 1.0
+
+    monkeypatch.setattr(limits, "median_seconds", timed)
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: randn(*shape))
+    limits.matmul_flops_per_second(torch.device(place), torch.float32)
+    assert found == [precision] and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_graph_s_memory_counts_though_the_allocator_calls_it_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [
+        {"segment_pool_id": (0, 1), "total_size": 100, "allocated_size": 30},
+        {"segment_pool_id": (0, 0), "total_size": 900, "allocated_size": 1},
+        {"segment_pool_id": (0, 1), "total_size": 50, "allocated_size": 0},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 31)
+    graph: Any = types.SimpleNamespace(pool=lambda: (0, 1))
+    assert [peak_gpu_bytes(torch.device("cuda"), one) for one in (None, graph)] == [31, 31 + 70 + 50]

@@ -72,9 +72,9 @@ SLURM = {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_NODE
 def test_the_slurm_file_starts_one_torchrun_per_node(tmp_path: Path) -> None:
     status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM)
     assert status == 0 and calls[0].startswith("scontrol show hostnames node[7-8] ") and len(calls) == 2
-    assert calls[1].startswith("srun --kill-on-bad-exit=1 ")
+    assert calls[1].startswith("srun --cpus-per-task=64 --kill-on-bad-exit=1 ")
     for words in ("--nnodes 2 --nproc-per-node 8 --max-restarts 3", "--rdzv-endpoint node7:29500", "--rdzv-id 123",
-                  "-m svdata2vec pretrain ntu60-xsub ", "--data.threads 8", "[own store: 1]"):
+                  "-m svdata2vec pretrain ntu60-xsub ", "[own store: 1]"):
         assert words in calls[1]
 
 
@@ -106,5 +106,5 @@ def test_the_command_of_the_launch_files_parses() -> None:
         (line,) = (line for line in (CLUSTER / script).read_text().splitlines() if line.startswith("command=("))
         words = line[len("command=(") : -1].split()
         assert words[0] == "pretrain"
-        _, config = read([*words, "--data.threads", "8"], COMMANDS, "svdata2vec")
-        assert config.data.threads == 8
+        _, config = read(words, COMMANDS, "svdata2vec")
+        assert config.data.threads is None, "found from the cores that each process has"

@@ -3,6 +3,7 @@
 B clips, T frames
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -118,6 +119,7 @@ def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int
     CUDA graph; all frames in float32. `verdict`: where fused blocks pay."""
     from pretraining_step import Step, make_batch
 
+    from svdata2vec.bench.machine import peak_gpu_bytes
     from svdata2vec.config.schema import PretrainConfig
 
     base, on_gpu = config or PretrainConfig(), device != "cpu"
@@ -144,8 +146,12 @@ def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int
             times.append(time.perf_counter() - started)
         figures[f"{name}_clips_per_s"] = clips / sorted(times)[len(times) // 2]
         if on_gpu:
-            figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            taken = peak_gpu_bytes(torch.device(device), None if step.captured is None else step.captured.graph)
+            figures[f"{name}_peak_gib"] = taken / 2**30
         del step
+        gc.collect()  # a graph and its step hold each other
+        if on_gpu:
+            torch.cuda.empty_cache()
     gains = {launch: figures[f"{launch}_fused_clips_per_s"] / figures[f"{launch}_clips_per_s"] for launch in ("eager", "graph")}
     figures |= {f"{launch}_fused_gain": gain for launch, gain in gains.items()}
     figures["speedup"] = max(figures[f"{name}_clips_per_s"] for name in list(ways)[:4]) / figures["original_style_clips_per_s"]

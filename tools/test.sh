@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores (a third on two cores
-# was no faster). The type checker runs beside them, its single process takes a minute; its findings come last.
-# Arguments replace pytest's `-n PROCESSES --dist loadfile`: bash tools/test.sh tests/test_layout.py -k imports
+# was no faster), files with slow tests first. The type checker runs beside them, its single process takes a minute; its findings
+# come last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
@@ -13,7 +13,7 @@ trap 'rm -f "$checked"' EXIT
 checker=$!
 if [ $# -eq 0 ]; then
     processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(max(usable_cores(), 2), 4))')
-    set -- -n "$processes" --dist loadfile
+    set -- -n "$processes" --dist loadfile --no-loadscope-reorder
 fi
 status=0
 "$python" -m pytest "$@" || status=$?

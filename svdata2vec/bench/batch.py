@@ -26,6 +26,7 @@ from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.pipeline.blockupload import BlockUploader
 from svdata2vec.pipeline.decoders import FrameDecoder
+from svdata2vec.pipeline.handover import LANES_ON_GPU
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.provenance import head, save
@@ -165,11 +166,12 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds,
                "memory_share": config.share(gpu=sizes.limit_bytes is None)}
     del setting["batch_size"]  # what is looked for
+    lanes = LANES_ON_GPU if sizes.limit_bytes is None else 1  # each may have a batch ready beside those that wait
     return {
         **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
         "bytes_per_clip": bytes_per_clip(trials), **asdict(found), "preset_batch_size": config.run.batch_size,
-        "loader_bytes_per_clip": (config.data.prefetch + 1) * sizes.clip_bytes,
+        "loader_bytes_per_clip": (config.data.prefetch + lanes) * sizes.clip_bytes,
     }
 
 

@@ -50,13 +50,14 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
 
 def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
     """Rate and peak memory of the training step at one batch size; says so where memory ends."""
-    # The trainer as it is; its loader only tells it how long an epoch is, which does not matter here.
-    alone = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=1))
+    # The trainer as it is; its loader only tells it how long an epoch is, which does not matter here: any clip fills a batch.
+    trained = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=int(size)))
+    loaded = replace(trained, run=replace(trained.run, batch_size=1))
     with running(config.run) as runtime:
         limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
         shards, timing, base = open_data(config.data), None, 0
         try:
-            training = Pretraining(alone, runtime, build_loader(shards, alone, runtime, train=True))
+            training = Pretraining(trained, runtime, build_loader(shards, loaded, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)
             batch = repeated(torch.load(clips, weights_only=False), int(size), runtime.device)
             stage = training_stage(training, itertools.repeat((0, batch)))

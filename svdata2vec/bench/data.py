@@ -144,6 +144,7 @@ def measure(method: Method, num_clips: int) -> dict[str, float]:
     warm = 0
     while warm < WARM_UP_CLIPS:
         warm += next(batches)
+    _await_gpu()
     clips, peak, started, (cpu_before, _) = 0, 0, time.perf_counter(), tree_usage()
     next_look = started + LOOK_SECONDS
     for count in batches:
@@ -152,11 +153,18 @@ def measure(method: Method, num_clips: int) -> dict[str, float]:
             break
         if time.perf_counter() > next_look:
             peak, next_look = max(peak, tree_usage()[1]), time.perf_counter() + LOOK_SECONDS
+    _await_gpu()
     seconds, (cpu_after, last) = time.perf_counter() - started, tree_usage()
     return {
         "clips_per_s": clips / seconds, "cpu_ms_per_clip": 1e3 * (cpu_after - cpu_before) / clips,
         "first_cpu_ms_per_clip": 1e3 * (cpu_before - began) / warm, "rss_mb": max(peak, last) / 2**20,
     }
+
+
+def _await_gpu() -> None:
+    """Wait until the GPU has made what was asked of it, where this process has one at work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def check_outputs(sources: Sources) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,14 +49,28 @@ def copy_bytes_per_second(device: torch.device) -> float:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP of a square matrix product: the largest of four, or the first that takes long (a CPU may emulate bfloat16)."""
+    """FLOP of a square matrix product: the largest of four, or the first that takes long (a CPU may emulate bfloat16).
+
+    float32 on a GPU: by TF32, as PyTorch's convolutions have it there, which are nearly all of a step.
+    """
     largest = 8192 if device.type == "cuda" else 1024
     for side in (largest // 8, largest // 4, largest // 2, largest):
         factors = [torch.randn(side, side, device=device).to(dtype) for _ in range(2)]
-        seconds = median_seconds(partial(torch.matmul, *factors), device)
+        with _tf32(device):
+            seconds = median_seconds(partial(torch.matmul, *factors), device)
         if seconds > LONG_PRODUCT:
             break
     return 2 * side**3 / seconds
+
+
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:

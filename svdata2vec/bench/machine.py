@@ -77,6 +77,20 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid has it
 
 
+def peak_gpu_bytes(device: torch.device, graph: torch.cuda.CUDAGraph | None) -> int:
+    """Most memory that tensors held since `torch.cuda.reset_peak_memory_stats`; of a graph that was replayed all that it keeps.
+
+    What a graph's tensors take while it runs lies in a pool of its own, which the allocator counts as free after the capture.
+    """
+    spare = 0
+    if graph is not None:
+        pool = tuple(graph.pool())
+        segments = [one for one in torch.cuda.memory_snapshot() if tuple(one["segment_pool_id"]) == pool]
+        assert segments, "a captured graph has memory"
+        spare = sum(one["total_size"] - one["allocated_size"] for one in segments)
+    return torch.cuda.max_memory_allocated(device) + spare
+
+
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from svdata2vec.bench.machine import quantiles, synchronise
+from svdata2vec.bench.machine import peak_gpu_bytes, quantiles, synchronise
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.producer import Producer
@@ -38,7 +38,7 @@ class Stage:
     batches: to take the next item is to do one batch; the item is its number of clips. training: what takes the steps, if
     the stage trains. ahead: batches that may lie ready when its turn comes, made while others were timed. clips_per_s: one
     rate per round. parts: seconds per part of the training step and `total`, summed over rounds. peak_bytes: largest memory
-    of the GPU that tensors held, 0 on a CPU.
+    of the GPU that tensors held, those of a graph included, 0 on a CPU.
     """
 
     batches: Iterator[int]
@@ -78,7 +78,8 @@ class Stage:
                 if part.startswith("seconds_"):
                     self.parts[part[8:]] = self.parts.get(part[8:], 0.0) + value
         if device.type == "cuda":
-            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(device))
+            captured = self.training.captured if self.training is not None else None
+            self.peak_bytes = max(self.peak_bytes, peak_gpu_bytes(device, None if captured is None else captured.graph))
 
 
 def reading(producer: Producer) -> Iterator[int]:

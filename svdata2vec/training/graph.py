@@ -31,18 +31,18 @@ class CapturedPass:
         self._inputs: list[Tensor] = []
         self._figures: dict[str, Tensor] = {}
         self._gradients: list[Tensor | None] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The scalars of this batch, valid until the next call; gradients lie in the parameters' `grad`, not added to it."""
-        if self._graph is None:
-            self._graph = self._capture(inputs)
+        if self.graph is None:
+            self.graph = self._capture(inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
             if (mine.shape, mine.dtype) != (given.shape, given.dtype):
                 shapes = f"{mine.dtype} {tuple(mine.shape)}, called with {given.dtype} {tuple(given.shape)}"
                 raise ValueError(f"the pass was captured for {shapes}")
             mine.copy_(given)
-        self._graph.replay()
+        self.graph.replay()
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self._figures

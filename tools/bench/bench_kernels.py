@@ -98,12 +98,23 @@ def ceilings(device: torch.device, dtype: torch.dtype, budget: Budget) -> dict[s
 
 def evaluate(candidate: Candidate, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Values and the gradient of every leaf, in float32."""
-    leaves = [tensor for tensor in (*inputs, *candidate.parameters) if tensor.requires_grad]
     values = results_of(candidate, inputs)
-    generator = torch.Generator(values[0].device).manual_seed(0)
-    weights = [torch.randn(v.shape, generator=generator, device=v.device).to(v.dtype) for v in values]
-    grads = torch.autograd.grad(values, leaves, weights) if leaves else ()
+    grads = gradients(candidate, inputs, values, drawn_like(values))
     return [tensor.detach().float() for tensor in (*values, *grads)]
+
+
+def drawn_like(values: tuple[Tensor, ...]) -> list[Tensor]:
+    """Gradients of the values: random numbers, the same in every call."""
+    generator = torch.Generator(values[0].device).manual_seed(0)
+    return [torch.randn(value.shape, generator=generator, device=value.device).to(value.dtype) for value in values]
+
+
+def gradients(
+    candidate: Candidate, inputs: tuple[Tensor, ...], values: tuple[Tensor, ...], weights: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Of every leaf."""
+    leaves = [tensor for tensor in (*inputs, *candidate.parameters) if tensor.requires_grad]
+    return torch.autograd.grad(values, leaves, weights) if leaves else ()
 
 
 def results_of(candidate: Candidate, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -135,10 +146,11 @@ def peak_mb(candidate: Candidate, case: Case, device: torch.device) -> float | N
     """Memory above what is held already, during one forward and backward pass; None on a CPU."""
     if device.type != "cuda":
         return None
+    weights = drawn_like(results_of(candidate, case.inputs))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    evaluate(candidate, case.inputs)
+    gradients(candidate, case.inputs, results_of(candidate, case.inputs), weights)
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 

@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=file_to_write, required=True, help="JSON file to write")
     options = parser.parse_args()
     device = pick_device("auto")
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as a run sets it
     base = PretrainConfig()
     config = replace(base, data=replace(base.data, size=options.size))
     batch = make_batch(config, options.batch, device)

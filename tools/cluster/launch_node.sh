@@ -16,10 +16,9 @@ python="${PYTHON:-.venv/bin/python}"
 command=(pretrain ntu60-xsub --data.shards data/ntu60 --run.out runs/pretrain-ntu60-xsub)
 # -----------------------------------------------------------------------------------------------------------------------
 
-threads=$(($(nproc) / gpus))
 # Otherwise restarted processes may find the addresses of the dead ones in torchrun's store instead of each other's.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$python" -m torch.distributed.run \
     --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${MAX_RESTARTS:-3}" --shutdown-timeout 100 \
     --rdzv-backend c10d --rdzv-id svdata2vec --rdzv-endpoint "$head" \
-    -m svdata2vec "${command[@]}" --data.threads $((threads > 0 ? threads : 1))
+    -m svdata2vec "${command[@]}"
