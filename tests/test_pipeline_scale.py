@@ -17,6 +17,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 
 
+@pytest.mark.slow
 def test_a_million_clips_start_in_seconds_and_stay_small(tmp_path):
     bench_index.write_folder(tmp_path, 1_000_000)
     figures = bench_index.probe(tmp_path)

@@ -101,6 +101,7 @@ def test_a_wrong_export_leaves_an_older_one(tmp_path: Path, monkeypatch: pytest.
     assert out.read_bytes() == b"older" and {path.name for path in tmp_path.iterdir()} == {"run", out.name}
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
     import onnxruntime
 

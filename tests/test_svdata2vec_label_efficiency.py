@@ -463,6 +463,7 @@ def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
 
 
+@pytest.mark.slow
 def test_jobs_run_in_processes_of_their_own_with_results_in_order(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         *found, process = jobs.run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)

@@ -132,6 +132,7 @@ def counting(calls: list[str]) -> Callable[..., None]:
     return partial(execution.compile_parts, backend=backend)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_eager_run(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, student and teacher; the teacher is compiled as one graph."""
     calls: list[str] = []
@@ -145,6 +146,7 @@ def test_a_compiled_run_is_the_eager_run(tiny_shard_folder: Path, tmp_path: Path
     assert calls.count("teacher") == 1 and calls.count("student") >= 2
 
 
+@pytest.mark.slow
 def test_no_variant_of_a_compiled_part_falls_back_to_eager() -> None:
     """Stages in training and in evaluation are more than the eight variants after which PyTorch compiles no further one."""
     calls: list[str] = []

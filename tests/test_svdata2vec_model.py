@@ -269,6 +269,7 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     assert rounded == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_compiled_parts_give_the_same_gradients() -> None:
     gradients = []
     for compiled in (False, True):

@@ -93,6 +93,7 @@ def test_loss_gradients_and_running_statistics_stay(training: bool, all_frames: 
     assert counted == int(training)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_stay_the_same() -> None:
     assert_same_step(step(True, compiled=True), step(False))
 

@@ -283,6 +283,7 @@ def test_a_way_to_fine_tune_changes_what_it_says_and_nothing_else(side: str, exp
     assert differences(base, finetuning.SIDES[side](demo_finetune())) == expected
 
 
+@pytest.mark.slow
 def test_ways_to_fine_tune_from_end_to_end(
     tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: in
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path: Path, ending: str) -> None:
     model = tmp_path / f"model{ending}"
