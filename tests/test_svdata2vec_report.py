@@ -21,7 +21,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
-from svdata2vec.reports.label_curve import Point, label_curve, read_record
+from svdata2vec.reports.label_curve import Point, caption, label_curve, points_on, read_record
 from svdata2vec.reports.report import Run, curves, write_report
 from svdata2vec.reports.result_tables import outcomes, results
 from svdata2vec.reports.results import accuracies
@@ -76,7 +76,8 @@ def label_record(**changes: Any) -> dict[str, Any]:
     cells = [{"labels": 12, "mean": 0.2, "interval": [0.1, 0.3]}, {"labels": 24, "mean": 0.6, "interval": None}]
     waiting = [{"labels": 24, "mean": None, "interval": None}]
     return {
-        "kind": "label-efficiency", "metric": "top1", "data": {"classes": 5, "name": "motion-4"}, "seeds": [0, 1],
+        "kind": "label-efficiency", "metric": "top1", "seeds": [0, 1],
+        "data": {"name": "factory", "fingerprint": "f", "classes": 5, "test_split": "all", "clips": {"all": 1200}},
         "rows": [{"title": "ours", "kind": "ours", "cells": cells}, {"title": "$rival", "kind": "rival", "cells": waiting}],
     } | changes
 
@@ -86,7 +87,16 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     (tmp_path / "record.json").write_text(json.dumps(label_record()))
     write_report([tmp_path / "mine"], tmp_path / "r.html", tmp_path / "record.json")
     text = (tmp_path / "r.html").read_text()
-    assert text.index("Accuracy over labels") < text.index("Results") and "means over 2 seeds on motion-4" in text
+    assert text.index("Accuracy over labels") < text.index("Results") and "means over 2 seeds on factory" in text
+    assert "Of other clips of this name, whose test clips are counted here: mine (12); lines: 1,200" in text
+    (tmp_path / "record.json").write_text(json.dumps(label_record(data={**label_record()["data"], "name": "motion-4"})))
+    write_report([tmp_path / "mine"], tmp_path / "r.html", tmp_path / "record.json")
+    text = (tmp_path / "r.html").read_text()
+    assert "Not drawn, as they are of something else: mine (data set factory, lines: motion-4)" in text
+    assert "Black marks" not in text and "Of other clips" not in text
+
+
+def test_lines_and_points_are_drawn_with_chance() -> None:
     axes = label_curve(label_record(), [Point("mine", 24, 0.4)]).axes[0]
     drawn = {line.get_label(): [line.get_xdata(), line.get_ydata()] for line in axes.lines}
     np.testing.assert_allclose(drawn["ours"], [[12, 24], [20, 60]])
@@ -101,6 +111,29 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     many = [{"title": str(number), "kind": "ours", "cells": [{"labels": 12, "mean": 0.5}]} for number in range(18)]
     *lines, chance = label_curve(label_record(rows=many)).axes[0].lines
     assert len({line.get_color() for line in lines}) == len(lines) == 18 and chance.get_label() == "chance"
+
+
+def test_points_on_label_curves_are_of_the_same_set_and_test_split() -> None:
+    same = {"dataset": "factory", "fingerprint": "f", "split": "all", "classes": [*"abcde"], "count": 1200, "labels": 24, "top1": 0.5}
+    results = [
+        ("run", same),
+        ("run", {**same, "top1": 0.25}),  # of another folder with this name
+        ("fewer", {**same, "count": 700, "clips": 720}),
+        ("made anew", {**same, "fingerprint": "g"}),
+        ("other split", {**same, "split": "xset"}),
+        ("other classes", {**same, "classes": [*"abc"], "dataset": "ntu"}),
+        ("0.2.0", {name: same[name] for name in ("split", "classes", "count", "labels", "top1")}),
+    ]
+    points, left_out = points_on(label_record(), results)
+    assert points == [
+        Point("run", 24, 0.5), Point("run", 24, 0.25), Point("fewer", 24, 0.5, 720), Point("made anew", 24, 0.5, 1200)
+    ]
+    assert left_out == [
+        "other split (test split xset, lines: all)", "other classes (data set ntu, lines: factory, classes 3, lines: 5)",
+        "0.2.0 (data set unknown, lines: factory)",
+    ]
+    assert "Of other clips" not in caption(label_record(), points[:2])
+    assert caption(label_record(), points).endswith("counted here: fewer (720), made anew (1,200); lines: 1,200")
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -19,7 +19,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, note, page, preformatted, section, text
-from svdata2vec.reports.label_curve import Point, caption, label_curve, read_record
+from svdata2vec.reports.label_curve import caption, label_curve, points_on, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader, open_data
@@ -92,9 +92,9 @@ def read_run(folder: Path) -> Run:
 
 def _label_curve(runs: Sequence[Run], path: Path) -> str:
     record = read_record(path)
-    tuned = [run for run in runs if run.config.kind == "finetune" and run.result and "labels" in run.result]
-    points = [Point(run.name, run.result["labels"], run.result[record["metric"]]) for run in tuned if run.result]
-    return section("Accuracy over labels", figure_image(label_curve(record, points), caption(record, points)))
+    points, left_out = points_on(record, [(run.name, run.result) for run in runs if run.config.kind == "finetune" and run.result])
+    remark = note(f"Not drawn, as they are of something else: {'; '.join(left_out)}") if left_out else ""
+    return section("Accuracy over labels", figure_image(label_curve(record, points), caption(record, points)) + remark)
 
 
 def curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
