@@ -22,11 +22,12 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
 from svdata2vec.reports.label_curve import Point, caption, label_curve, points_on, read_record
-from svdata2vec.reports.report import Run, curves, write_report
+from svdata2vec.reports.report import Run, curves, times, write_report
 from svdata2vec.reports.result_tables import outcomes, results
 from svdata2vec.reports.results import accuracies
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.validation import choose_clips
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -114,7 +115,8 @@ def test_lines_and_points_are_drawn_with_chance() -> None:
 
 
 def test_points_on_label_curves_are_of_the_same_set_and_test_split() -> None:
-    same = {"dataset": "factory", "fingerprint": "f", "split": "all", "classes": [*"abcde"], "count": 1200, "labels": 24, "top1": 0.5}
+    about = {"dataset": "factory", "fingerprint": "f", "split": "all", "classes": [*"abcde"]}
+    same = {**about, "count": 1200, "labels": 24, "top1": 0.5}
     results = [
         ("run", same),
         ("run", {**same, "top1": 0.25}),  # of another folder with this name
@@ -268,6 +270,31 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
             assert [text.get_text() for text in axes.texts] == [f"{value:.3g}"]
             assert axes.get_xlim() == pytest.approx((0, 1.05 * last)) and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
         assert [text.get_text() for text in loss.get_legend().get_texts()] == [run.name for run in chosen]
+
+
+def test_where_the_report_goes_is_looked_at_first(tmp_path: Path) -> None:
+    """And no file of a run is one."""
+    for name in ("metrics.jsonl", "config.json", "model.safetensors", "report"):
+        with pytest.raises(UserError, match=rf"{name}: expected a file name that ends in \.html"):
+            write_report([tmp_path / "run"], tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteFailedError, match=r"file could not be written: .*file is no folder"):
+        write_report([tmp_path / "run"], tmp_path / "file" / "r.html")
+
+
+def test_times_are_those_of_the_whole_run() -> None:
+    """Of 100 clips in 4 seconds, one of which was spent beside the steps; of a run whose parts are timed by a GPU's clock."""
+    config = finetune_config(Path("shards"), Path("run"))
+    parts = {"seconds_data": 0.5, "seconds_forward": 0.75, "seconds_backward": 0.25}
+    slow = {"clips_per_second": 25.0, "seconds_total": 2.0, **parts}
+    fast = {"clips_per_second": 50.0, "seconds_total": 1.0, "seconds_graph": 1.01}
+    figure = times([Run("slow", config, [slow, slow], None), Run("fast", config, [fast], None)])
+    assert figure is not None
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["data", "forward", "backward", "graph", "optimizer", "other"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([10, 15, 5, 0, 0, 10, 0, 0, 0, 20.2, 0, -0.2])
+    assert [text.get_text() for text in axes.texts] == [" 25.0 clips/s", " 50.0 clips/s"]
 
 
 def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Path) -> None:
