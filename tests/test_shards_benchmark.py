@@ -38,13 +38,17 @@ def test_crops_of_both_kinds_agree() -> None:
 
 
 def test_the_encoders_record_has_a_row_for_each_of_every_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    film = write_video(tmp_path / "film.mp4", 4, width=384, height=288)
+    """Videos of one name, too."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    films = [str(write_video(folder / "film.mp4", 4, width=384, height=288)) for folder in folders]
     out = tmp_path / "encoder.json"
-    monkeypatch.setattr("sys.argv", ["bench", "--files", str(film), "--rounds", "1", "--out", str(out)])
+    monkeypatch.setattr("sys.argv", ["bench", "--files", *films, "--rounds", "1", "--out", str(out)])
     bench_block_encoder.main()
     record = json.loads(out.read_text())
     assert [(row["pictures"], row["encoder"]) for row in record["rows"]] == [
-        (name, encoder) for name in ("noisy", "smooth", "film.mp4") for encoder in ("jpeg", "blocks 3-2", "blocks 2-2")]
+        (name, encoder) for name in ("noisy", "smooth", *films) for encoder in ("jpeg", "blocks 3-2", "blocks 2-2")]
     assert all(0 < row["least_ms"] <= row["median_ms"] for row in record["rows"]) and record["machine"]["cores"]
 
 

@@ -180,6 +180,9 @@ def test_where_the_picture_goes_is_looked_at_first(run: Path, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(WriteFailedError, match=r"file could not be written: .*file is no folder"):
         predict(run, tmp_path / "none.mp4", picture=tmp_path / "file" / "seen.png")
+    for video, picture in ((tmp_path, tmp_path / "0001.png"), (tmp_path / "x.png", tmp_path / "x.png")):
+        with pytest.raises(UserError, match=r"--picture .*\.png: it would lie among the pictures of the video; choose another"):
+            predict(run, video, picture=picture)
 
 
 def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> None:

@@ -248,6 +248,14 @@ def test_probe_command(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("name", ["index.npy", "sums.npy"])
+def test_embed_does_not_replace_files_of_packed_shards(name: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{name}: packed shards have a file of this name, which it would replace"):
+        embed(tmp_path / "run", "all", tiny_shard_folder / name)
+    with pytest.raises(UserError, match="run: no such folder"):
+        embed(tmp_path / "run", "all", tmp_path / name)
+
+
 @pytest.mark.parametrize("modality", [None, "both"])
 def test_embed_writes_features_in_the_order_of_the_split(
     pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, modality: Modality | None

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from shards_data import edit_manifest
 from tiny import finetune_config, pretrain_config
 
@@ -21,12 +22,13 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
-from svdata2vec.reports.label_curve import Point, label_curve, read_record
-from svdata2vec.reports.report import Run, curves, write_report
+from svdata2vec.reports.label_curve import Point, caption, label_curve, points_on, read_record
+from svdata2vec.reports.report import Run, curves, times, write_report
 from svdata2vec.reports.result_tables import outcomes, results
 from svdata2vec.reports.results import accuracies
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.validation import choose_clips
+from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -76,7 +78,8 @@ def label_record(**changes: Any) -> dict[str, Any]:
     cells = [{"labels": 12, "mean": 0.2, "interval": [0.1, 0.3]}, {"labels": 24, "mean": 0.6, "interval": None}]
     waiting = [{"labels": 24, "mean": None, "interval": None}]
     return {
-        "kind": "label-efficiency", "metric": "top1", "data": {"classes": 5, "name": "motion-4"}, "seeds": [0, 1],
+        "kind": "label-efficiency", "metric": "top1", "seeds": [0, 1],
+        "data": {"name": "factory", "fingerprint": "f", "classes": 5, "test_split": "all", "clips": {"all": 1200}},
         "rows": [{"title": "ours", "kind": "ours", "cells": cells}, {"title": "$rival", "kind": "rival", "cells": waiting}],
     } | changes
 
@@ -86,7 +89,16 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     (tmp_path / "record.json").write_text(json.dumps(label_record()))
     write_report([tmp_path / "mine"], tmp_path / "r.html", tmp_path / "record.json")
     text = (tmp_path / "r.html").read_text()
-    assert text.index("Accuracy over labels") < text.index("Results") and "means over 2 seeds on motion-4" in text
+    assert text.index("Accuracy over labels") < text.index("Results") and "means over 2 seeds on factory" in text
+    assert "Of other clips of this name, whose test clips are counted here: mine (12); lines: 1,200" in text
+    (tmp_path / "record.json").write_text(json.dumps(label_record(data={**label_record()["data"], "name": "motion-4"})))
+    write_report([tmp_path / "mine"], tmp_path / "r.html", tmp_path / "record.json")
+    text = (tmp_path / "r.html").read_text()
+    assert "Not drawn, as they are of something else: mine (data set factory, lines: motion-4)" in text
+    assert "Black marks" not in text and "Of other clips" not in text
+
+
+def test_lines_and_points_are_drawn_with_chance() -> None:
     axes = label_curve(label_record(), [Point("mine", 24, 0.4)]).axes[0]
     drawn = {line.get_label(): [line.get_xdata(), line.get_ydata()] for line in axes.lines}
     np.testing.assert_allclose(drawn["ours"], [[12, 24], [20, 60]])
@@ -101,6 +113,30 @@ def test_label_curves_come_first_with_the_runs_as_points(tiny_shard_folder: Path
     many = [{"title": str(number), "kind": "ours", "cells": [{"labels": 12, "mean": 0.5}]} for number in range(18)]
     *lines, chance = label_curve(label_record(rows=many)).axes[0].lines
     assert len({line.get_color() for line in lines}) == len(lines) == 18 and chance.get_label() == "chance"
+
+
+def test_points_on_label_curves_are_of_the_same_set_and_test_split() -> None:
+    about = {"dataset": "factory", "fingerprint": "f", "split": "all", "classes": [*"abcde"]}
+    same = {**about, "count": 1200, "labels": 24, "top1": 0.5}
+    results = [
+        ("run", same),
+        ("run", {**same, "top1": 0.25}),  # of another folder with this name
+        ("fewer", {**same, "count": 700, "clips": 720}),
+        ("made anew", {**same, "fingerprint": "g"}),
+        ("other split", {**same, "split": "xset"}),
+        ("other classes", {**same, "classes": [*"abc"], "dataset": "ntu"}),
+        ("0.2.0", {name: same[name] for name in ("split", "classes", "count", "labels", "top1")}),
+    ]
+    points, left_out = points_on(label_record(), results)
+    assert points == [
+        Point("run", 24, 0.5), Point("run", 24, 0.25), Point("fewer", 24, 0.5, 720), Point("made anew", 24, 0.5, 1200)
+    ]
+    assert left_out == [
+        "other split (test split xset, lines: all)", "other classes (data set ntu, lines: factory, classes 3, lines: 5)",
+        "0.2.0 (data set unknown, lines: factory)",
+    ]
+    assert "Of other clips" not in caption(label_record(), points[:2])
+    assert caption(label_record(), points).endswith("counted here: fewer (720), made anew (1,200); lines: 1,200")
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -235,6 +271,31 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
             assert [text.get_text() for text in axes.texts] == [f"{value:.3g}"]
             assert axes.get_xlim() == pytest.approx((0, 1.05 * last)) and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
         assert [text.get_text() for text in loss.get_legend().get_texts()] == [run.name for run in chosen]
+
+
+def test_where_the_report_goes_is_looked_at_first(tmp_path: Path) -> None:
+    """And no file of a run is one."""
+    for name in ("metrics.jsonl", "config.json", "model.safetensors", "report"):
+        with pytest.raises(UserError, match=rf"{name}: expected a file name that ends in \.html"):
+            write_report([tmp_path / "run"], tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteFailedError, match=r"file could not be written: .*file is no folder"):
+        write_report([tmp_path / "run"], tmp_path / "file" / "r.html")
+
+
+def test_times_are_those_of_the_whole_run() -> None:
+    """Of 100 clips in 4 seconds, one of which was spent beside the steps; of a run whose parts are timed by a GPU's clock."""
+    config = finetune_config(Path("shards"), Path("run"))
+    parts = {"seconds_data": 0.5, "seconds_forward": 0.75, "seconds_backward": 0.25}
+    slow = {"clips_per_second": 25.0, "seconds_total": 2.0, **parts}
+    fast = {"clips_per_second": 50.0, "seconds_total": 1.0, "seconds_graph": 1.01}
+    figure = times([Run("slow", config, [slow, slow], None), Run("fast", config, [fast], None)])
+    assert figure is not None
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["data", "forward", "backward", "graph", "optimizer", "other"]
+    assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == pytest.approx([10, 15, 5, 0, 0, 10, 0, 0, 0, 20.2, 0, -0.2])
+    assert [text.get_text() for text in axes.texts] == [" 25.0 clips/s", " 50.0 clips/s"]
 
 
 def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Path) -> None:

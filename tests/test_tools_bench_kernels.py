@@ -115,8 +115,18 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
     out.write_text(json.dumps(record))
     assert bench.earlier_record(out, ["attention"], about) == record
     assert bench.earlier_record(out, [], about) == {}, "all are measured again"
-    with pytest.raises(SystemExit, match="was made with another torch; measure all ops, or take another --out"):
+    with pytest.raises(SystemExit, match="was made with torch 2, not 3; measure all ops, or take another --out"):
         bench.earlier_record(out, ["attention"], {**about, "torch": "3"})
+
+
+def test_rows_of_short_and_long_timings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of a few shapes with those of all."""
+    monkeypatch.setattr(bench, "ceilings", lambda *_: {"copy_gb_per_s": 1.0, "matmul_tflop_per_s": 1.0})
+    monkeypatch.setattr(bench, "bench", lambda *_: [])
+    words = ["--device", "cpu", "--out", str(tmp_path / "kernels_cpu.json")]
+    assert bench.main([*words, "--quick"]) == bench.main([*words, "--quick", "--ops", "attention"]) == 0
+    with pytest.raises(SystemExit, match="was made with warmup_ms 5, not 25, measure_ms 20, not 100; measure all ops"):
+        bench.main([*words, "--ops", "attention"])
 
 
 def test_the_page_says_what_is_counted_on_paper() -> None:

@@ -9,6 +9,7 @@ import scaling_model as scaling
 from repository import ROOT
 
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.shards.errors import UserError
 
 GIVEN = scaling.Assumptions()
 
@@ -41,6 +42,13 @@ def test_one_gpu_waits_for_nobody_and_a_slow_network_for_long() -> None:
     assert slow.efficiency == pytest.approx(compute / (compute + slow.waiting_seconds))
     hidden = scaling.expect(16, 8e7, 0, replace(GIVEN, straggler=0.0, latency_us=0.0))
     assert hidden.efficiency == 1 and hidden.communication_seconds > 0  # all of it beside the backward pass
+
+
+def test_nodes_are_full() -> None:
+    """One that is larger than the run is not."""
+    with pytest.raises(UserError, match="gpus_per_node is 12: 64 GPUs do not fill such nodes; expected a number that divides"):
+        scaling.expect(64, 8e7, 4e4, replace(GIVEN, gpus_per_node=12))
+    assert scaling.expect(8, 8e7, 4e4, replace(GIVEN, gpus_per_node=12)) == scaling.expect(8, 8e7, 4e4, GIVEN)
 
 
 def test_storage_by_hand() -> None:

@@ -1,6 +1,7 @@
 """The small CNN from shards: fine-tuning's own clips and labels, a function of its arguments, what it learns and costs."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import small_cnn
 import torch
 from pipeline_factory import kinect_set, shard_set
+from shards_data import edit_manifest
 from small_cnn import DEMO
 
 from svdata2vec.config.schema import FinetuneConfig
@@ -145,6 +147,7 @@ def test_command_writes_its_figures_and_names_a_split_that_is_not_there(
     monkeypatch.setattr(sys, "argv", words)
     assert small_cnn.main() == 0
     record = json.loads((tmp_path / "cnn.json").read_text())
+    assert record["fingerprint"] == ShardSet.open(shards).manifest.fingerprint
     assert record["options"]["fraction"] == 0.1 and record["labels"] == 12 and record["versions"]["torch"]
     assert "% of xsub_test, 12 labelled clips, 1 steps, 12 clips seen" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*words, "--test-split", "nowhere"])
@@ -152,3 +155,27 @@ def test_command_writes_its_figures_and_names_a_split_that_is_not_there(
     assert "no split 'nowhere'" in capsys.readouterr().err
     with pytest.raises(UserError):
         small_cnn.run(config(tmp_path / "none"))
+
+
+def test_a_run_is_found_again_where_options_and_clips_are_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the demo asks for it; others train in any case."""
+    runs: list[int] = []
+
+    def counted(config: FinetuneConfig, *, steps: int, **options: float) -> dict[str, Any]:
+        runs.append(steps)
+        return {"score": 0.01 * len(runs), "labels": 12, "steps": steps, "clips_seen": 12, "cpu_seconds": 1.0}
+
+    def said(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["small_cnn.py", str(folder), "--json", str(tmp_path / "cnn.json"), *words])
+        assert small_cnn.main() == 0
+        return capsys.readouterr().out.split(" %")[0]
+
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    monkeypatch.setattr(small_cnn, "run", counted)
+    assert said("--reuse") == said("--reuse") == "small CNN: 1.0"
+    assert said("--reuse", "--steps", "7") == said("--reuse", "--steps", "7") == "small CNN: 2.0"
+    assert said("--steps", "7") == "small CNN: 3.0" and runs == [400, 7, 7]
+    edit_manifest(folder, fingerprint="made anew")
+    assert said("--reuse", "--steps", "7") == "small CNN: 4.0"

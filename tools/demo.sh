@@ -28,7 +28,7 @@ say "fine-tuning on RGB, from scratch, for as many multiply-adds as both togethe
 epochs=$("$python" tools/experiments/equal_compute.py "$demo/pretrain" "$demo/pretrained")
 run finetune demo --data.shards "$demo/shards" --run.out "$demo/scratch" --label-fraction "$share" --run.epochs "$epochs"
 say "a small CNN from scratch"
-[ -f "$demo/small_cnn.json" ] || "$python" tools/experiments/small_cnn.py "$demo/shards" "${small[@]}" --json "$demo/small_cnn.json"
+"$python" tools/experiments/small_cnn.py "$demo/shards" "${small[@]}" --json "$demo/small_cnn.json" --reuse
 say "writing the report"
 [ -f "$curve" ] && drawn=(--label-efficiency "$curve") || drawn=()
 run report "$demo/pretrain" "$demo/scratch" "$demo/pretrained" --out "$demo/report.html" "${drawn[@]}"

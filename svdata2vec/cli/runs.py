@@ -225,7 +225,7 @@ class ReportOptions:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN [RUN ...]]")]
     """Folders of the runs, one or more."""
     out: Path = Path("report.html")
-    """File to write."""
+    """File to write: .html."""
     label_efficiency: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Record of `svdata2vec label-efficiency`: its curves come first, with the runs' classifiers as points on them."""
 

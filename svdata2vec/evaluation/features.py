@@ -31,6 +31,7 @@ from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, requir
 from svdata2vec.shards.boxes import Box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
+from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ def embed(
     """Write the features of a split to `out`; arguments as the options of `svdata2vec embed`."""
     if out.suffix not in (".npy", ".parquet"):
         raise UserError(f"{out}: expected a file name that ends in .npy or .parquet")
+    if out.name in (INDEX_NAME, SUMS_NAME) and (out.parent / MANIFEST_NAME).is_file():
+        raise UserError(f"{out}: packed shards have a file of this name, which it would replace; choose another name")
     if out.suffix == ".parquet":
         _require_pyarrow(out)
     require_writable(out, *([] if out.suffix == ".parquet" else [".npy.json"]))

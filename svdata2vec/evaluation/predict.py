@@ -58,6 +58,8 @@ def predict(
     check_number("--top", top, 1, LARGEST, whole=True)
     if picture is not None and picture.suffix.lower() != ".png":
         raise UserError(f"--picture {picture}: expected a file name that ends in .png")
+    if picture is not None and video.resolve() in (picture.resolve(), picture.resolve().parent):
+        raise UserError(f"--picture {picture}: it would lie among the pictures of the video; choose another folder")
     require_writable(picture)
     persons = find_persons(video, box, poses, whole_picture, shown_whole(card), frames)
     data = config.data if views is None else replace(config.data, views=views)

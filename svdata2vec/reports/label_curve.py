@@ -1,6 +1,6 @@
 """Accuracy over the number of labels: the record of `svdata2vec label-efficiency`, drawn, with further runs as points on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ COMMAND = "`svdata2vec label-efficiency PRESET`"
 LINES = {"ours": "-", "rival": "--", "control": ":", "reference": "-."}  # of each kind of row
 COLOURS = [colormaps[name](number) for name, size in (("tab10", 10), ("Dark2", 8)) for number in range(size)]
 SCHEMA: dict[str, Any] = {
-    "metric": set(NAMES), "data": {"classes": Range(1, LARGEST), "name?": str}, "seeds": [int],
+    "metric": set(NAMES), "seeds": [int],
+    "data": {
+        "name": str, "fingerprint": str, "classes": Range(1, LARGEST), "test_split": str, "clips": {"*": Range(0, LARGEST)},
+    },
     "rows": [{
         "title": str, "kind": set(LINES),
         "cells": [{"labels": Range(1, LARGEST), "mean?": NUMBER, "interval?": [NUMBER]}],
@@ -30,11 +33,12 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A run besides the record: labelled clips and accuracy (0..1)."""
+    """A run besides the record: labelled clips and accuracy (0..1); clips that it was tested on, where they are others."""
 
     title: str
     labels: int
     score: float
+    other_clips: int | None = None
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -48,6 +52,34 @@ def read_record(path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path} is damaged: an interval of {len(wrong[0]['interval'])} numbers, expected 2")
     return record
+
+
+def points_on(record: dict[str, Any], results: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[Point], list[str]]:
+    """Of (run, its result): those that belong on a record's curves, and of each other one why it does not."""
+    points, left_out = [], []
+    for title, result in results:
+        if differing := _differing(record["data"], result):
+            left_out.append(f"{title} ({differing})")
+        else:
+            points.append(Point(title, result["labels"], result[record["metric"]], _other_clips(record["data"], result)))
+    return points, left_out
+
+
+def _differing(data: dict[str, Any], result: Mapping[str, Any]) -> str:
+    """In what a result is of something else than the lines; empty if it is not."""
+    found = {
+        "data set": (result.get("dataset", "unknown"), data["name"]),
+        "test split": (result.get("split", "unknown"), data["test_split"]),
+        "classes": (len(result["classes"]), data["classes"]),
+    }
+    return ", ".join(f"{what} {its}, lines: {theirs}" for what, (its, theirs) in found.items() if its != theirs)
+
+
+def _other_clips(data: dict[str, Any], result: Mapping[str, Any]) -> int | None:
+    """Test clips of a result that is of other clips than the lines; None if it is of the same."""
+    clips: int = result.get("clips", result["count"])
+    same = result.get("fingerprint") == data["fingerprint"] and clips == data["clips"].get(data["test_split"])
+    return None if same else clips
 
 
 def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
@@ -85,7 +117,10 @@ def _line(axes: Axes, row: dict[str, Any], colour: tuple[float, ...]) -> None:
 
 def caption(record: dict[str, Any], points: Sequence[Point]) -> str:
     """What the picture shows."""
-    name = record["data"].get("name")
-    where = f" on {name}" if name else ""
-    text = f"Lines: means over {len(record['seeds'])} seeds{where}, bars: their 95 % intervals (Student's)"
-    return f"{text}. Black marks: single runs of this report, perhaps with fewer unlabelled clips" if points else text
+    data = record["data"]
+    lines = f"Lines: means over {len(record['seeds'])} seeds on {data['name']}, bars: their 95 % intervals (Student's)"
+    marks = "Black marks: single runs of this report, perhaps with fewer unlabelled clips"
+    others = [f"{point.title} ({point.other_clips:,})" for point in points if point.other_clips is not None]
+    clips = data["clips"].get(data["test_split"], 0)
+    apart = f"Of other clips of this name, whose test clips are counted here: {', '.join(others)}; lines: {clips:,}"
+    return ". ".join([lines, *([marks] if points else []), *([apart] if others else [])])

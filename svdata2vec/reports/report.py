@@ -19,7 +19,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, note, page, preformatted, section, text
-from svdata2vec.reports.label_curve import Point, caption, label_curve, read_record
+from svdata2vec.reports.label_curve import caption, label_curve, points_on, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader, open_data
@@ -27,7 +27,7 @@ from svdata2vec.runs.folder import FINISHED, Settings, read_config, read_result
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips
-from svdata2vec.shards.atomic import make_folder, write_atomically
+from svdata2vec.shards.atomic import require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown
 
@@ -40,6 +40,8 @@ CURVES = (
      "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"),
 )
 TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "graph": "#2f7ed8", "optimizer": "#7f8c8d"}
+OTHER_COLOUR = "#d5dbe3"
+TIMES = "Milliseconds per clip by part of training; other: whatever is no part of a step, such as validation and checkpoints"
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,20 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
     """
     if not folders:
         raise UserError("no run given; expected one or more run folders")
+    if out.suffix not in (".html", ".htm"):  # as no file of a run does, nor the record
+        raise UserError(f"{out}: expected a file name that ends in .html")
+    require_writable(out)
     runs = [read_run(folder) for folder in folders]
     sections = [
         _label_curve(runs, label_efficiency) if label_efficiency is not None else "",
         results([each for run in runs for each in outcomes(run.name, run.config, run.result)]),
         section("Training curves", "".join(figure_image(curves(runs, fields), words) for fields, words in CURVES)),
-        section("Where the time went", figure_image(_times(runs), "Seconds per clip by part of the training step")),
+        section("Where the time went", figure_image(times(runs), TIMES)),
         *(_confusion(run) for run in runs if run.result),
         _inputs(runs),
         section("Settings", "".join(_settings(run) for run in runs)),
     ]
     remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
-    make_folder(out.parent)
     write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 
@@ -92,9 +96,10 @@ def read_run(folder: Path) -> Run:
 
 def _label_curve(runs: Sequence[Run], path: Path) -> str:
     record = read_record(path)
-    tuned = [run for run in runs if run.config.kind == "finetune" and run.result and "labels" in run.result]
-    points = [Point(run.name, run.result["labels"], run.result[record["metric"]]) for run in tuned if run.result]
-    return section("Accuracy over labels", figure_image(label_curve(record, points), caption(record, points)))
+    tuned = [(run.name, run.result) for run in runs if run.config.kind == "finetune" and run.result]
+    points, left_out = points_on(record, tuned)
+    remark = note(f"Not drawn, as they are of something else: {'; '.join(left_out)}") if left_out else ""
+    return section("Accuracy over labels", figure_image(label_curve(record, points), caption(record, points)) + remark)
 
 
 def curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
@@ -131,25 +136,32 @@ def _curve(axes: Axes, run: Run, name: str, colour: str) -> None:
         )
 
 
-def _times(runs: Sequence[Run]) -> Figure | None:
+def times(runs: Sequence[Run]) -> Figure | None:
+    """A bar per run with a log, and its rate over all of its time."""
     timed = [run for run in runs if run.metrics]
     if not timed:
         return None
     figure = Figure(figsize=(9, 0.9 + 0.5 * len(timed)), layout="constrained")
     axes = figure.add_subplot()
     for y, run in enumerate(timed):
-        clips = sum(row["clips_per_second"] * row["seconds_total"] for row in run.metrics)
         left = 0.0
-        for part, colour in TIME_PARTS.items():
-            spent = 1e3 * sum(row.get(f"seconds_{part}", 0.0) for row in run.metrics) / max(clips, 1e-9)
-            axes.barh(y, spent, left=left, color=colour, label=part if y == 0 else None)
+        for part, spent in _milliseconds(run.metrics).items():
+            axes.barh(y, spent, left=left, color=TIME_PARTS.get(part, OTHER_COLOUR), label=part if y == 0 else None)
             left += spent
         axes.text(left, y, f" {1e3 / max(left, 1e-9):.1f} clips/s", va="center", fontsize=9)
     axes.set_yticks(range(len(timed)), [shown(run.name) for run in timed])
     axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
     axes.margins(x=0.15)
-    axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=len(TIME_PARTS) + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+def _milliseconds(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Per clip, by part of the steps; the rest of the time by the wall clock is `other` (a GPU's clock may differ a little)."""
+    clips = sum(row["clips_per_second"] * row["seconds_total"] for row in metrics)
+    seconds = {part: sum(row.get(f"seconds_{part}", 0.0) for row in metrics) for part in TIME_PARTS}
+    seconds["other"] = sum(row["seconds_total"] for row in metrics) - sum(seconds.values())
+    return {part: 1e3 * spent / max(clips, 1e-9) for part, spent in seconds.items()}
 
 
 def _confusion(run: Run) -> str:

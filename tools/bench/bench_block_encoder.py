@@ -81,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     cv2.setNumThreads(1)
     rows: list[dict[str, Any]] = []
-    for name, pictures in (made_pictures() | {file.name: pictures_of(file) for file in given.files}).items():
+    for name, pictures in (made_pictures() | {str(file): pictures_of(file) for file in given.files}).items():
         rows += (found := rows_of(name, pictures, given.rounds))
         for row in found:
             ratio = [row[time] / found[0][time] for time in ("median_ms", "least_ms")]

@@ -257,13 +257,17 @@ def choose_scale(device: torch.device, quick: bool) -> Scale:
 
 
 def earlier_record(out: Path, ops: list[str], about: dict[str, Any]) -> dict[str, Any]:
-    """What a file holds, if only some ops are measured again on the same device with the same versions; else nothing."""
+    """What a file holds, if only some ops are measured again as the others were; else nothing.
+
+    about: device, versions and budget, which tells --quick and so what was measured.
+    """
     if not ops or not out.exists():
         return {}
     record: dict[str, Any] = json.loads(out.read_text())
-    differing = [name for name, value in about.items() if name != "date" and record[name] != value]
+    differing = [f"{name} {record.get(name)}, not {value}" for name, value in about.items()
+                 if name != "date" and record.get(name) != value]
     if differing:
-        raise SystemExit(f"{out} was made with another {' and '.join(differing)}; measure all ops, or take another --out")
+        raise SystemExit(f"{out} was made with {', '.join(differing)}; measure all ops, or take another --out")
     return record
 
 
@@ -288,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cuda": torch.version.cuda,
     }
     out = options.out or Path(__file__).parent.parent / "results" / f"kernels_{kind}.json"
-    earlier = earlier_record(out, options.ops, about)
+    earlier = earlier_record(out, options.ops, {**about, **asdict(budget)})
     machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
     best = earlier.get("ceilings") or ceilings(device, scale.dtype, budget)
     print(f"{about['device']}: copy {best['copy_gb_per_s']:.1f} GB/s, product {best['matmul_tflop_per_s']:.3f} TFLOP/s")

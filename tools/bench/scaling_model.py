@@ -83,7 +83,13 @@ def ring_bytes(size: float, members: int) -> float:
 
 
 def expect(gpus: int, gradients: float, buffers: float, given: Assumptions) -> Expected:
-    """One step on `gpus` GPUs: reduced within each node, then between the nodes over the network that its GPUs share."""
+    """One step on `gpus` GPUs: reduced within each node, then between the nodes over the network that its GPUs share.
+
+    UserError where they would leave a node partly empty.
+    """
+    if gpus > given.gpus_per_node and gpus % given.gpus_per_node:
+        raise UserError(f"gpus_per_node is {given.gpus_per_node}: {gpus} GPUs do not fill such nodes; expected a number that "
+                        f"divides each of {', '.join(map(str, GPU_COUNTS))} which is above it")
     inside, nodes = min(gpus, given.gpus_per_node), max(1, gpus // given.gpus_per_node)
     compute = given.batch / given.clips_per_second
     latency = 2 * (nodes - 1) * given.latency_us * 1e-6

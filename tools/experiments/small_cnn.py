@@ -43,6 +43,7 @@ from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
 from svdata2vec.runs.provenance import machine, save
 from svdata2vec.runs.runtime import running
 from svdata2vec.runs.validation import choose_clips
+from svdata2vec.shards.atomic import read_object
 from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
 
 DEMO = demo_finetune()
@@ -184,21 +185,28 @@ def main() -> int:
     parser.add_argument("--batch-size", type=Range(2).parser(int), default=BATCH, help=f"clips per step (default {BATCH})")
     parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--reuse", action="store_true", help="train none if that file holds a run of these options and clips")
     given = vars(parser.parse_args())
-    out = given.pop("json")
-    return reported(lambda: measured(given, out), out)
+    out, reuse = given.pop("json"), given.pop("reuse")
+    return reported(lambda: measured(given, out, reuse), out)
 
 
-def measured(given: dict[str, Any], out: Path | None) -> str:
-    """One run by options of the command line, and its record; returns a line on it."""
+def measured(given: dict[str, Any], out: Path | None, reuse: bool) -> str:
+    """One run by options of the command line, and its record; returns a line on it. `reuse`: not if it is recorded already."""
     data = {name: given[name] for name in ("shards", "train_split", "test_split", "layout", "threads")}
     own = {name: given[name] for name in ("seed", "batch_size")}
     config = replace(
         DEMO, data=replace(DEMO.data, **data), run=replace(DEMO.run, **own), label_fraction=given["fraction"], eval_every=0
     )
-    result = run(config, **{name: given[name] for name in ("lr", "steps", "weight_decay")})
-    if out is not None:
-        save({**machine(), "options": given, **result}, out)
+    about = {"options": given, "fingerprint": open_data(config.data).manifest.fingerprint}
+    earlier = read_object(out) if reuse and out is not None else None
+    if earlier is not None and all(earlier.get(name) == value for name, value in about.items()):
+        log.info("%s holds this run already", out)
+        result = earlier
+    else:
+        result = run(config, **{name: given[name] for name in ("lr", "steps", "weight_decay")})
+        if out is not None:
+            save({**machine(), **about, **result}, out)
     return (f"small CNN: {100 * result['score']:.1f} % of {given['test_split']}, {result['labels']} labelled clips, "
             f"{result['steps']} steps, {result['clips_seen']} clips seen, {result['cpu_seconds']:.0f} CPU seconds\n")
 
