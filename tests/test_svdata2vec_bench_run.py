@@ -85,6 +85,7 @@ def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
     }
     lines = as_table(record).splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("decoder, jpeg: ")]
+    assert record["setting"]["masks"]["repeats"] == 1 and record["setting"]["target"]["top_layers"] == 2
     assert "clips of 5.47, of 6 those that masks let be seen; the model would take" in lines[first]
     assert lines[first + 1] == record["verdict"]["text"]
 

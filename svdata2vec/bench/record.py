@@ -13,13 +13,19 @@ VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = (
     "codec", "codec_options", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder",
-    "launch", "model", "masks", "dataset", "split", "readers", "prefetch", "engine_share", "run_pictures",
+    "launch", "model", "masks", "target", "augment", "crop", "dataset", "split", "weights", "readers", "prefetch",
+    "engine_share", "run_pictures", "check_hashes",
 )
-LATER = ("split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options")  # earlier records do not tell them
+LATER = {  # earlier records do not tell them
+    "split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options", "target", "augment", "crop",
+    "weights", "check_hashes",
+}
+ONE_MASK = {"repeats": 1, "encoded_frames": 0}  # what earlier records had without telling any masks
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
 SETTING: dict[str, Any] = {
     "dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "rounds": int, "model": dict,
+    "masks?": dict, "target?": dict, "augment?": dict,
 }
 STAGE = {"clips_per_s": NUMBER, "q20": NUMBER, "q80": NUMBER, "rounds": [NUMBER]}
 SCHEMA: dict[str, Any] = {
@@ -149,17 +155,30 @@ def _launch(setting: dict[str, Any]) -> str:
     return "compiled" if setting.get("compile") else setting.get("launch", "eager")
 
 
-def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """Two records side by side; says where they measured different things, and which differences are within the spread."""
-    lines = []
-    if first["machine"]["device"] != second["machine"]["device"] or first["machine"]["cores"] != second["machine"]["cores"]:
-        lines.append("different machines: " + " | ".join(f"{r['machine']['device']}, {r['machine']['cores']} cores"
-                                                          for r in (first, second)))
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Where two records differ in machine, versions or settings, one line each; what one does not tell is no difference."""
+    machines = first["machine"], second["machine"]
+    places = [f"{one['device']}, {one['cpu']}, {one['cores']} cores, {one['torch_threads']} threads" for one in machines]
+    versions = [f"torch {one['versions']['torch']}" for one in machines]
+    lines = [f"different {what}: {a} | {b}" for what, (a, b) in (("machines", places), ("versions", versions)) if a != b]
     settings = [{**record["setting"], "launch": _launch(record["setting"])} for record in (first, second)]
     for name in COMPARED:
         a, b = (setting.get(name) for setting in settings)
-        if a != b and (name not in LATER or all(name in setting for setting in settings)):
+        if name == "masks" and None in (a, b):
+            a, b = ({part: (one or ONE_MASK).get(part) for part in ONE_MASK} for one in (a, b))
+        elif name in LATER and not all(name in setting for setting in settings):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):  # the parts that differ
+            parts = [part for part in {**a, **b} if a.get(part) != b.get(part)]
+            a, b = ({part: one.get(part) for part in parts} for one in (a, b))
+        if a != b:
             lines.append(f"different settings: {name} {a} | {b}")
+    return lines
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Two records side by side; says where they measured different things, and which differences are within the spread."""
+    lines = differences(first, second)
     lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
     for name, a in first["stages"].items():
         b = second["stages"].get(name)

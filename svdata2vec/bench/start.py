@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[
         "engine_share": config.data.engine_share, "run_pictures": config.data.run_pictures,
         "decoder": config.data.decoder, "launch": config.run.launch,
         "model": {name: value for name, value in to_values(config.model).items() if name != "init"},  # shapes and ops alone
-        **({} if (config.mask.repeats, config.mask.encoded_frames) == (1, 0) else {"masks": asdict(config.mask)}),
+        "masks": to_values(config.mask), "target": to_values(config.target), "augment": to_values(config.data.augment),
+        "crop": config.data.crop, "weights": list(config.data.weights), "check_hashes": config.data.check_hashes,
     }
 
 
