@@ -116,7 +116,8 @@ def test_compare_tells_other_processors_threads_and_versions(record: dict[str, A
         assert str(*changes.values()) in said[0].partition(" | ")[2]
     versions = {**record["machine"]["versions"], "torch": "9.9"}
     other = {**record, "machine": {**record["machine"], "versions": versions}}
-    assert compare(record, other).startswith(f"different versions: torch {record['machine']['versions']['torch']} | torch 9.9\n\n")
+    before = record["machine"]["versions"]["torch"]
+    assert compare(record, other).startswith(f"different versions: torch {before} | torch 9.9\n\n")
 
 
 def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:
@@ -129,5 +130,11 @@ def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> Non
     uploaded = decoding_line({**whole, "codec": "blocks", "by": "upload"})
     assert uploaded.startswith("upload, blocks: 500") and uploaded.endswith("and the upload gives 0.5 times that")
     assert decoding_line({name: value for name, value in whole.items() if name != "by"}) == decoding_line(whole)
+    masked = {**whole, "codec": "jpeg", "pictures_per_clip": 35.0, "sampled_per_clip": 40, "seen_per_clip": 36.0}
+    earlier = {name: value for name, value in masked.items() if name != "seen_per_clip"}
+    for cost in (masked, earlier):
+        assert "clips of 35, of 40 those that masks let be seen; " in decoding_line(cost)
+    assert "clips of 35, as some are shorter than 40 frames; " in decoding_line({**masked, "seen_per_clip": 40.0})
+    assert "clips of 40; " in decoding_line({**masked, "pictures_per_clip": 40.0, "seen_per_clip": 40.0})
     earlier = {name: value for name, value in record.items() if name != "decoding"}
     assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)

@@ -41,7 +41,7 @@ SCHEMA: dict[str, Any] = {
     "waterfall_ms_per_clip": {"step": {"*": NUMBER}, "beside": {"*": NUMBER}},
     "peak_memory_bytes": {"gpu": {"*": NUMBER}, "process": int},
     "verdict": {"bound": str, "text": str}, "doubts": [str],
-    "decoding?": {"codec": str, "by?": str, **dict.fromkeys(
+    "decoding?": {"codec": str, "by?": str, "seen_per_clip?": NUMBER, **dict.fromkeys(
         ("pictures_per_clip", "sampled_per_clip", "needed_pictures_per_s", "given_pictures_per_s"), NUMBER
     )},
     "masks?": {"repeats": int, "counted_share": NUMBER, "measured_share?": NUMBER},
@@ -124,8 +124,9 @@ def decoding_line(cost: dict[str, Any]) -> str:
     """What decoding, or uploading what the step decodes, costs and bounds, in one line."""
     giver = "upload" if cost.get("by") == "upload" else "decoder"
     pictures, sampled = cost["pictures_per_clip"], cost["sampled_per_clip"]
-    which = f", all of its pictures for {sampled}" if pictures > sampled else f", of {sampled} those that masks let be seen"
-    whole = "" if pictures == sampled else which
+    hidden = (cost.get("seen_per_clip") or pictures) < sampled  # earlier records do not tell
+    fewer = f"of {sampled} those that masks let be seen" if hidden else f"as some are shorter than {sampled} frames"
+    whole = "" if pictures == sampled else f", all of its pictures for {sampled}" if pictures > sampled else f", {fewer}"
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
     clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
     return (
