@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -273,11 +274,16 @@ def test_numbers_of_processes() -> None:
         scale.choose_processes((1, 4), 1)
 
 
-def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path) -> None:
+def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no folder of torchrun's is left behind."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     config = small_scale(tiny_shard_folder, tmp_path)
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))
     with pytest.raises(UserError, match=r"'none'.*all"):
         scale.launch(unknown, 1, threads=1)
+    assert not [*(tmp_path / "temporary").glob("torchelastic*")] + [*(tmp_path / "temporary").glob("svdata2vec*")]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import logging
 import os
 import statistics
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -101,7 +102,10 @@ def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
     """Run the workers under torchrun; returns what they wrote. Errors: see `worker`."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    with worker("scale_worker", config, launcher=launcher, threads=threads) as (_, answer):
+    with (
+        tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as logs,  # which torchrun makes elsewhere, and leaves behind
+        worker("scale_worker", config, launcher=[*launcher, "--log-dir", logs], threads=threads) as (_, answer),
+    ):
         return answer(f"bench scale: {count} processes")
 
 
