@@ -58,14 +58,19 @@ def make_folder(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, f"{file} is no folder") from None
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The file with this ending that belongs to `path`: in place of .json, behind another name, as of NAME.v1 and NAME.v2."""
+    return path.with_suffix(ending) if path.suffix == ".json" else path.with_name(path.name + ending)
+
+
 def require_writable(path: Path | None, *endings: str) -> None:
     """Raises WriteFailedError where no file could appear as `path`: before the work, not after it. Its folder is made.
 
-    None: no file is asked for. endings: of files that are written beside it, such as ".png"; UserError if it has one itself.
+    None: no file is asked for. endings: of files that are written `beside` it, such as ".png"; UserError if it has one itself.
     """
     if path is not None and path.suffix in endings:
         raise UserError(f"{path}: a file that ends in {path.suffix} is written beside it; give it the ending .json")
-    for place in () if path is None else (path, *map(path.with_suffix, endings)):
+    for place in () if path is None else (path, *(beside(path, ending) for ending in endings)):
         make_folder(place.parent)
         with naming(place):
             _refuse_place(place)

@@ -36,10 +36,11 @@ from svdata2vec.cli import main as cli
 from svdata2vec.config.checked_json import faults
 from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.runs import cores
-from svdata2vec.runs.failures import is_out_of_memory
+from svdata2vec.runs.failures import RunFailedError, is_out_of_memory
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
+from svdata2vec.training.stepper import NotFiniteError, Stepper
 
 # ---- the search -----------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,9 @@ def test_the_sizes_of_a_search() -> None:
     assert sizes(100, gpu=False) == [1, 2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100]
     assert sizes(5, gpu=True) == [8, 4, 6, 5]
     assert sizes(1000, gpu=True, largest=24) == [8, 16, 24]
+    for gpu, tried in ((True, [8, 4, 2]), (False, [2])):  # of settings that need two clips
+        assert [trial.size for trial in search(lambda n: Trial(n, False, n), 4096, gpu, smallest=2)] == tried
+    assert [trial.size for trial in search(lambda n: Trial(n, n < 4, n), 4096, False, smallest=2)] == [2, 4, 3]
 
 
 @given(
@@ -260,7 +264,62 @@ def test_the_record_is_consistent(record: dict[str, Any]) -> None:
     assert record["loader_bytes_per_clip"] == 2 * 6 * 32 * 32 * 3
     table = batch.as_table(record)
     assert f"take --run.batch-size {record['recommended']}: " in table and "a clip more takes" in table
-    assert "the preset's learning rate was chosen for 4 clips" in table
+    assert table.endswith(
+        "--optim.lr 0.001 belongs to 128 clips per optimizer step, of all processes and --optim.accumulate together; for "
+        "another number scale it with --optim.base-lr 0.002\n"
+    )
+    for silent in ({"lr_batch": 0}, {"lr_batch": record["recommended"]}):
+        assert "optim" not in batch.as_table({**record, **silent})
+    for slope in (-2.0**20, 0.0, None):
+        assert "a clip more takes" not in batch.as_table({**record, "bytes_per_clip": slope})
+
+
+@pytest.mark.parametrize(("optim", "lr_batch"), [({}, 128), ({"lr_batch": 0}, 0), ({"base_lr": 0.01}, 0)])
+def test_the_record_tells_to_how_many_clips_the_rate_belongs(
+    optim: dict[str, Any], lr_batch: int, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    config = small_batch(tmp_path, tmp_path)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, **optim))
+    sizes = batch.Sizes(config, tmp_path, 2**33, 1, [Trial(2, True, 10, 5, 1.0)])
+    sizes.answers[2] = {"setting": {**record["setting"], "batch_size": 2}, "machine": record["machine"], "timing": None}
+    assert batch.make_record(config, sizes)["lr_batch"] == lr_batch
+
+
+def test_the_record_tells_a_share_where_it_was_the_limit(tmp_path: Path, record: dict[str, Any]) -> None:
+    assert record["setting"]["memory_share"] == 0.5
+    assert small_batch(tmp_path, tmp_path, memory_limit_gib=3.0).share(gpu=False) is None
+    with pytest.raises(UserError, match=r"^memory_share is 0\.9 and memory_limit_gib 3\.0: either of them is"):
+        small_batch(tmp_path, tmp_path, memory_limit_gib=3.0, memory_share=0.9)
+
+
+def test_settings_that_need_two_clips_are_searched_from_two(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_batch(tiny_shard_folder, tmp_path)
+    config = dataclasses.replace(config, target=dataclasses.replace(config.target, shuffle_skeletons=True))
+    assert config.smallest() == 2 and small_batch(tiny_shard_folder, tmp_path).smallest() == 1
+    batch.save_clips(config, ShardSet.open(tiny_shard_folder), clips := tmp_path / "clips.pt", gpu=False)
+    assert worker.measure_size(config, "2", str(clips))["fits"]
+    tried: list[int] = []
+    monkeypatch.setattr(batch, "run_size", lambda _, size, *__: tried.append(size) or (None, 7))
+    with pytest.raises(UserError, match=r"a batch of 2 takes more than 0\.00 GiB"):
+        batch.bench_batch(config)
+    assert tried == [2]
+    with pytest.raises(UserError, match=r"^largest is 1, but these settings train on batches of 2 clips or more"):
+        dataclasses.replace(config, largest=1)
+
+
+def test_a_step_that_is_not_finite_writes_nothing(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's folder need not be there; what is said names no file."""
+    config = small_batch(tiny_shard_folder, tmp_path)
+    batch.save_clips(config, ShardSet.open(tiny_shard_folder), clips := tmp_path / "clips.pt", gpu=False)
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: (loss * float("nan")).backward())
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, max_bad_steps=1))
+    with pytest.raises(NotFiniteError, match=r"^1 steps in a row had a loss or gradient that is not finite$"):
+        worker.measure_size(config, "2", str(clips))
+    assert not config.run.out.exists()
 
 
 def test_a_planted_limit_stops_before_it_is_reached(
@@ -304,8 +363,16 @@ def test_a_size_that_exceeds_the_limit_while_it_runs_is_ended(
 ) -> None:
     monkeypatch.setattr(batch, "save_clips", lambda config, shards, path, gpu: path.write_bytes(b""))
     config = small_batch(tiny_shard_folder, tmp_path, memory_limit_gib=0.08)  # PyTorch alone takes more
-    with pytest.raises(UserError, match=r"a batch of 1 takes 0\.\d+ GiB, the limit is 0\.08 GiB; free some memory"):
+    with pytest.raises(UserError, match=r"a batch of 1 takes more than 0\.\d+ GiB, the limit is 0\.08 GiB; raise --memory-l"):
         batch.bench_batch(config)
+
+
+def test_memory_of_a_size_that_was_ended_is_a_lower_bound() -> None:
+    ended = Trial(4, False, 2**30, reason="ended: exceeded the limit")
+    refused = Trial(4, False, 2**30, ran=False, reason="not run")
+    assert batch.describe(ended) == "more than 1.00 GiB; ended: exceeded the limit"
+    assert batch.describe(refused) == "1.00 GiB; not run"
+    assert batch.describe(Trial(4, True, 2**30, clips_per_s=2.0)) == "2.0 clips/s, 1.00 GiB"
 
 
 @pytest.mark.parametrize(
@@ -324,16 +391,18 @@ def test_wrong_words_are_refused(words: list[str], message: str, capsys: pytest.
 
 
 def test_torchrun_and_broken_workers_are_errors(
-    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_batch(tiny_shard_folder, tmp_path)
     (tmp_path / "clips.pt").write_bytes(b"not clips")
-    with pytest.raises(RuntimeError, match="batch size 2 ended with status 1"):
+    with pytest.raises(RunFailedError, match="batch size 2 ended with status 1; what it said stands above"):
         batch.run_size(config, 2, tmp_path / "clips.pt", None)
+    assert "UnpicklingError" in caplog.text
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))
     with pytest.raises(UserError, match="'none'"):
         batch.run_size(unknown, 2, tmp_path / "clips.pt", None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="start it without torchrun"):
-        batch.bench_batch(config)
+    for number in ("2", "two", ""):
+        monkeypatch.setenv("WORLD_SIZE", number)
+        with pytest.raises(UserError, match=f"but WORLD_SIZE is '{number}'; start it without torchrun, or `unset WORLD_SIZE`"):
+            batch.bench_batch(config)
     assert "RANK" not in os.environ

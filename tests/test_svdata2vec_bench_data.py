@@ -1,11 +1,15 @@
 """The loader benchmark measures what it says: CPU time of the whole process tree, steady state, relative table."""
 
+import contextlib
 import itertools
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,6 +25,7 @@ from svdata2vec.bench.machine import tree_usage
 from svdata2vec.cli.main import main
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import frames_seen
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.pyskl import read_pyskl
 
@@ -151,6 +156,53 @@ def test_help_and_refusal_tell_the_methods_apart(
 def test_one_method_writes_no_file() -> None:
     with pytest.raises(UserError, match=r"^out is rates\.json with method 'ours, jpeg', which prints its JSON and writes no"):
         DataBenchOptions(method="ours, jpeg", out=Path("rates.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tune": True, "clips": 3}, r"^clips is 3 with tune, which times for a second per setting and round: leave one"),
+        ({"method": "ours, jpeg", "rounds": 9}, r"^rounds is 9 with method 'ours, jpeg', which is timed once: leave one"),
+    ],
+)
+def test_what_would_not_be_used_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DataBenchOptions(**options)
+
+
+@pytest.mark.parametrize(("status", "how"), [(1, "ended with status 1"), (-9, "was killed by signal 9")])
+def test_a_method_that_fails_is_a_line(status: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_data, "method_table", lambda: {"ours": lambda sources: lambda: iter([1])})
+    monkeypatch.setattr(bench_data, "leave_out_lacking", lambda _: None)
+    monkeypatch.setattr(bench_data, "check_outputs", lambda _: {})
+    ended = subprocess.CompletedProcess([], status, "")
+    monkeypatch.setattr(bench_data.subprocess, "run", lambda *_, check, **__: ended.check_returncode() if check else ended)
+    with pytest.raises(RunFailedError, match=f"^bench data: ours {how}; what it said stands above$"):
+        bench_data.run(bench_data.Sources(tmp_path, 4), 4, 1)
+
+
+def test_sources_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was being written when the benchmark was ended is no source of the next one; nor are joints without their video."""
+    monkeypatch.setattr(data_sources, "NUM_FRAMES", 3)
+    monkeypatch.setattr(data_sources, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(SimpleNamespace(map=map)))
+    clips = [*data_sources.make_sources(tmp_path, 2).clips]
+    videos = [Path(clip.video).read_bytes() for clip in clips]
+    Path(clips[1].video).unlink()
+    assert [*data_sources.make_sources(tmp_path, 2).clips][1].pose_MTVC.shape == (1, 3, 17, 2)
+    assert [Path(clip.video).read_bytes() for clip in clips] == videos
+    assert len(methods.decode_pyav(videos[1], np.arange(3))) == 3
+    dataset = data_sources.make_sources(tmp_path, 2)
+    for broken in ("clip", "tar"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            if broken == "clip":
+                patch.setattr(data_sources, "_joints", lambda *_: 1 // 0)
+                data_sources.make_sources(tmp_path, 3)
+            patch.setattr(Path, "read_bytes", lambda _: 1 // 0)
+            data_sources.write_source_tars_once(dataset, tmp_path)
+        assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".npy"} and len([*tmp_path.iterdir()]) in (4, 5)
+    tars = data_sources.write_source_tars_once(dataset, tmp_path)
+    with tarfile.open(tars[1]) as tar:
+        assert sorted(tar.getnames()) == ["clip001.mp4", "clip001.pose.npy"]
 
 
 def test_shards_that_were_packed_otherwise_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tiny import data_config, pretrain_config
 
 from svdata2vec.bench.config import HostConfig
 from svdata2vec.bench.host import FORMAT, PARTS, bench_host
+from svdata2vec.cli import main as cli
 from svdata2vec.pipeline import graph, plan, producer
 from svdata2vec.pipeline.augment import AugmentConfig, PixelAugment
 from svdata2vec.pipeline.graph import DaliDecoder, InputOnlyDecoder
@@ -101,6 +102,12 @@ def test_sets_with_small_weights_fill_a_batch(tmp_path: Path) -> None:
     config = replace(HostConfig.of(pretrain_config(tmp_path / "a", tmp_path)), batches=(5,), rounds=1)
     record = bench_host(replace(config, data=replace(config.data, shards=folders, weights=(0.1, 0.1), train_split="all")))
     assert record["rows"][0]["batch_size"] == 5
+
+
+@pytest.mark.parametrize("name", ["batches", "readers"])
+def test_nothing_to_measure_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "host", "demo", "--data.shards", "nowhere", f"--{name}"]) == 2
+    assert capsys.readouterr().err.startswith(f"svdata2vec bench: --{name} has no values: expected one ")
 
 
 def test_a_device_that_would_not_be_used_is_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -91,3 +91,14 @@ def test_two_records_on_a_page(record: dict[str, Any], tmp_path: Path, capsys: p
     assert not outside(text) and text.count("<img") == 2
     assert "decode-bound: another verdict" in text and record["verdict"]["text"] in text
     assert "B / A" in text and "B / A" in capsys.readouterr().out
+
+
+def test_a_page_takes_no_record_s_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_bytes(RECORD.read_bytes())
+    (tmp_path / "link.json").symlink_to("b.json")
+    for out in ("a.json", "b.json", "../" + tmp_path.name + "/b.json", "link.json"):
+        words = [str(tmp_path / name) for name in ("a.json", "b.json")]
+        assert cli.main(["bench", "compare", *words, "--out", str(tmp_path / out)]) == 2
+        assert "json, a record that is compared and would be lost: give the page another name" in capsys.readouterr().err
+    assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes() == RECORD.read_bytes()

@@ -81,6 +81,8 @@ def test_compare_says_which_was_launched_in_another_way(setting: dict[str, Any],
     [
         ("dataset", "ntu60", "pku"), ("split", "xsub_train", "xview_train"), ("readers", 0, 4), ("prefetch", 2, 8),
         ("engine_share", 1.0, 0.5), ("run_pictures", None, 2560), ("codec_options", {"quality": 85}, {"quality": 50}),
+        ("target", {"teacher": "blocks"}, {"teacher": "encoder"}), ("augment", {"blur": 0.0}, {"blur": 0.5}),
+        ("check_hashes", False, True), ("crop", "joints", "boxes"), ("weights", [], [2, 1]),
     ],
 )
 def test_compare_tells_what_decides_rates_where_both_records_name_it(
@@ -94,6 +96,30 @@ def test_compare_tells_what_decides_rates_where_both_records_name_it(
         assert "different" not in compare(earlier, other) + compare(other, earlier) + compare(one, one)
 
 
+def test_compare_tells_masks_of_others_that_a_record_does_not_name(record: dict[str, Any]) -> None:
+    """Records of before name them only where there are several, or where more frames are encoded than one mask keeps."""
+    paper, several, wide = (copy.deepcopy(record) for _ in range(3))
+    masks = {"video_ratio": 0.66, "skeleton_ratio": 0.75, "repeats": 1, "encoded_frames": 0}
+    paper["setting"]["masks"], several["setting"]["masks"] = masks, {**masks, "repeats": 4}
+    wide["setting"]["masks"] = {**masks, "video_ratio": 0.5}
+    assert "masks" not in record["setting"] and "different" not in compare(record, paper) + compare(paper, record)
+    assert compare(record, several).startswith("different settings: masks {'repeats': 1} | {'repeats': 4}\n\n")
+    assert compare(wide, paper).startswith("different settings: masks {'video_ratio': 0.5} | {'video_ratio': 0.66}\n\n")
+
+
+def test_compare_tells_other_processors_threads_and_versions(record: dict[str, Any]) -> None:
+    """Every CPU is the device "cpu"."""
+    for changes in ({"cpu": "Another CPU"}, {"torch_threads": 64}, {"cores": 64}):
+        other = {**record, "machine": {**record["machine"], **changes}}
+        said = [line for line in compare(record, other).splitlines() if line.startswith("different")]
+        assert len(said) == 1 and said[0].startswith("different machines: cpu, ")
+        assert str(*changes.values()) in said[0].partition(" | ")[2]
+    versions = {**record["machine"]["versions"], "torch": "9.9"}
+    other = {**record, "machine": {**record["machine"], "versions": versions}}
+    before = record["machine"]["versions"]["torch"]
+    assert compare(record, other).startswith(f"different versions: torch {before} | torch 9.9\n\n")
+
+
 def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:
     whole = {"codec": "vp9", "by": "decode", "pictures_per_clip": 100.0, "sampled_per_clip": 6,
              "given_pictures_per_s": 500.0, "needed_pictures_per_s": 1000.0}
@@ -104,5 +130,11 @@ def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> Non
     uploaded = decoding_line({**whole, "codec": "blocks", "by": "upload"})
     assert uploaded.startswith("upload, blocks: 500") and uploaded.endswith("and the upload gives 0.5 times that")
     assert decoding_line({name: value for name, value in whole.items() if name != "by"}) == decoding_line(whole)
+    masked = {**whole, "codec": "jpeg", "pictures_per_clip": 35.0, "sampled_per_clip": 40, "seen_per_clip": 36.0}
+    earlier = {name: value for name, value in masked.items() if name != "seen_per_clip"}
+    for cost in (masked, earlier):
+        assert "clips of 35, of 40 those that masks let be seen; " in decoding_line(cost)
+    assert "clips of 35, as some are shorter than 40 frames; " in decoding_line({**masked, "seen_per_clip": 40.0})
+    assert "clips of 40; " in decoding_line({**masked, "pictures_per_clip": 40.0, "seen_per_clip": 40.0})
     earlier = {name: value for name, value in record.items() if name != "decoding"}
     assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)

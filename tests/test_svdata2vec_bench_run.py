@@ -12,12 +12,14 @@ from pipeline_factory import shard_set
 from pretraining_step import Step, make_batch
 from tiny import pretrain_config, student_config
 
+from svdata2vec.bench import run as run_module
 from svdata2vec.bench import stages as stages_module
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.record import as_table, load_record
 from svdata2vec.bench.run import bench_run
 from svdata2vec.bench.stages import Stage, open_stages
 from svdata2vec.cli import main as cli
+from svdata2vec.config.schema import MaskConfig
 from svdata2vec.model import video_encoder
 from svdata2vec.model.video_encoder import Stem
 from svdata2vec.pipeline import loader
@@ -31,6 +33,7 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining
+from svdata2vec.training.stepper import Stepper
 
 
 def small_bench(shards: Path, tmp_path: Path, **changes: Any) -> BenchConfig:
@@ -81,10 +84,11 @@ def test_the_decoder_comes_first(record: dict[str, Any]) -> None:
     assert record["decoding"] == {
         "codec": "jpeg", "pictures_per_clip": pytest.approx(seen), "sampled_per_clip": 6,
         "needed_pictures_per_s": pytest.approx(seen * rates["model"]),
-        "given_pictures_per_s": pytest.approx(seen * rates["decode"]), "by": "decode",
+        "given_pictures_per_s": pytest.approx(seen * rates["decode"]), "by": "decode", "seen_per_clip": pytest.approx(seen),
     }
     lines = as_table(record).splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("decoder, jpeg: ")]
+    assert record["setting"]["masks"]["repeats"] == 1 and record["setting"]["target"]["top_layers"] == 2
     assert "clips of 5.47, of 6 those that masks let be seen; the model would take" in lines[first]
     assert lines[first + 1] == record["verdict"]["text"]
 
@@ -162,6 +166,33 @@ def test_the_authors_way_takes_a_conv3d_on_a_gpu_too(
         settings = dataclasses.replace(settings, encode=encoded)
         Step(settings, make_batch(settings, 2, cpu)).loss()
         assert seen == [way]
+
+
+def test_no_stage_writes_into_the_folder_of_a_run(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even which clips a step had that was not finite."""
+    config = small_bench(tiny_shard_folder, tmp_path, mask=MaskConfig(repeats=3, encoded_frames=4))
+    backward = Stepper.backward
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: backward(stepper, loss * float("nan")))
+    with open_stages(config, Runtime(torch.device("cpu"), 0, 1, False), ShardSet.open(tiny_shard_folder), baseline=True) as (
+        stages, _,
+    ):
+        for name in ("model", "model, one mask", "train", "original model", "original train"):
+            next(stages[name].batches)
+            assert stages[name].training.stepper.guard.skipped > 0
+    assert not config.run.out.exists()
+
+
+def test_the_files_of_two_names_that_end_alike_are_two(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "measure", lambda *_: record)
+    monkeypatch.setattr(run_module, "open_preset_shards", lambda *_: None)
+    for name in ("rates.v1", "rates.v2", "rates", "other.json"):
+        bench_run(small_bench(tmp_path, tmp_path, out=tmp_path / name))
+    beside = [f"{name}{ending}" for name in ("rates.v1", "rates.v2", "rates", "other") for ending in (".png", ".html")]
+    assert {path.name for path in tmp_path.iterdir()} == {"rates.v1", "rates.v2", "rates", "other.json", *beside}
 
 
 def test_every_loader_is_fitted_to_its_own_device(

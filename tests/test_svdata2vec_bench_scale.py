@@ -3,24 +3,29 @@
 import copy
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import record_schemas
 import torch
+from pipeline_factory import shard_set
 from tiny import pretrain_config
 
 from svdata2vec.bench import scale
 from svdata2vec.bench.config import ScaleConfig
-from svdata2vec.bench.scale_worker import Ticks, digest, expected_keys
+from svdata2vec.bench.scale_worker import Ticks, digest, epoch_rows, expected_keys, measure_rank
 from svdata2vec.bench.verdict import notes
 from svdata2vec.cli import main as cli
 from svdata2vec.config.checked_json import faults
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.student import SVData2Vec
+from svdata2vec.runs.data import open_data, taken_per_epoch
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.remote import open_shards
+from svdata2vec.training.stepper import NotFiniteError, Stepper
 
 BATCH = 2
 
@@ -198,6 +203,47 @@ def test_expected_clips_are_whole_steps_of_the_epoch(tiny_shard_folder: Path, tm
     assert len(expected_keys(shards, few, 3, 0)) == 3 * BATCH  # as many clips as the steps need
 
 
+def test_a_part_of_the_clips_is_spread_over_the_sets(tmp_path: Path) -> None:
+    """The first clips were mostly those of the first set."""
+    for first, name in enumerate("ab"):
+        shard_set(tmp_path / name, 12, first_seed=20 * first, size=64)
+    config = small_scale(tmp_path / "a", tmp_path, steps=2, warm_up=1)  # 6 clips of a process
+    for weights, counts in (((), (3, 3)), ((1.0, 1.0), (3, 3)), ((0.25, 0.5), (8, 8)), ((2.0, 1.0), (2, 2))):
+        data = dataclasses.replace(config.data, shards=f"{tmp_path / 'a'},{tmp_path / 'b'}", weights=weights)
+        weighted = dataclasses.replace(config, data=data)
+        shards = open_data(data)
+        rows = epoch_rows(shards, weighted, 1)
+        assert len({*rows.tolist()}) == len(rows) and ((rows < 12).sum(), (rows >= 12).sum()) == counts
+        assert rows.max() >= 18, "late ones, too"
+        assert taken_per_epoch(shards, rows) >= 6 and len(expected_keys(shards, weighted, 1, 0)) in (6, 8)
+        assert epoch_rows(shards, weighted, 20).tolist() == [*range(24)]
+
+
+@pytest.mark.parametrize(("given", "taken"), [("2,1", "2"), ("3", "3"), ("", "1"), ("0", "1"), ("many", "1")])
+def test_openmp_s_threads_are_read_as_it_writes_them(
+    given: str, taken: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list is one number per level of nesting; what is no number leaves each process its share of the cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(scale, "usable_cores", lambda: 1)
+    threads: list[int] = []
+    monkeypatch.setattr(scale, "launch", lambda *words: threads.append(words[2]) or 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        scale.bench_scale(small_scale(tiny_shard_folder, tmp_path))
+    assert threads == [int(taken)]
+
+
+def test_a_step_that_is_not_finite_writes_nothing(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_scale(tiny_shard_folder, tmp_path)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, max_bad_steps=1))
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: (loss * float("nan")).backward())
+    with pytest.raises(NotFiniteError, match=r"^1 steps in a row had a loss or gradient that is not finite$"):
+        measure_rank(config, Runtime(torch.device("cpu"), 0, 1, bf16=False), open_data(config.data))
+    assert not config.run.out.exists()
+
+
 def test_ticks_are_durations() -> None:
     ticks = Ticks(torch.device("cpu"))
     assert ticks.seconds() == []
@@ -228,11 +274,16 @@ def test_numbers_of_processes() -> None:
         scale.choose_processes((1, 4), 1)
 
 
-def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path) -> None:
+def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no folder of torchrun's is left behind."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     config = small_scale(tiny_shard_folder, tmp_path)
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))
     with pytest.raises(UserError, match=r"'none'.*all"):
         scale.launch(unknown, 1, threads=1)
+    assert not [*(tmp_path / "temporary").glob("torchelastic*")] + [*(tmp_path / "temporary").glob("svdata2vec*")]
 
 
 @pytest.mark.parametrize(

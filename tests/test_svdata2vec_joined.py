@@ -16,7 +16,7 @@ from tiny import assert_same_weights, finetune_config, pretrain_config
 from tiny_command import command_words
 
 from svdata2vec.bench.config import ScaleConfig
-from svdata2vec.bench.scale_worker import expected_keys
+from svdata2vec.bench.scale_worker import epoch_rows, expected_keys
 from svdata2vec.cli.main import main
 from svdata2vec.config.files import from_dict, to_values
 from svdata2vec.config.probe import ProbeConfig
@@ -128,7 +128,7 @@ def test_the_own_preset_and_the_benchmarks_read_joined_sets(sets: str, tmp_path:
     shards = open_data(scale.data)
     wanted = expected_keys(shards, scale, 1, 0)
     with build_loader(shards, scale, Runtime(torch.device("cpu"), 0, 1, bf16=False), train=True,
-                      rows=shards.rows("all")[: 3 * scale.run.batch_size]) as loader:
+                      rows=epoch_rows(shards, scale, 1)) as loader:
         assert [key for batch in loader for key in batch.keys] == wanted
 
 

@@ -31,6 +31,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import Runtime, pick_device
+from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -44,6 +45,7 @@ CLIPS_IN_MEMORY = 16  # a larger batch repeats them
 WATCH_SECONDS = 0.02
 
 
+@stoppable(TERMINATED_EXIT_CODE)
 def bench_batch(config: BatchConfig) -> dict[str, Any]:
     """Search, print the table, write the file; returns the record. UserError if not even the smallest size fits."""
     require_writable(config.out)
@@ -54,7 +56,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         clips = Path(folder) / "clips.pt"
         clip_bytes = save_clips(config, shards, clips, gpu=gpu)
         sizes = Sizes(config, clips, None if gpu else machine_limit(config), clip_bytes)
-        search(sizes.try_size, config.largest, gpu)
+        search(sizes.try_size, config.largest, gpu, config.smallest())
     record = make_record(config, sizes)
     sys.stdout.write(shown_lines(as_table(record)))
     if config.out is not None:
@@ -85,7 +87,7 @@ def save_clips(config: BatchConfig, shards: ShardSet, path: Path, *, gpu: bool) 
     They are decoded on the CPU: the GPU's memory stays free for what is measured.
     """
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
-    config = replace(config, run=replace(config.run, batch_size=max(len(rows), 1)))
+    config = replace(config, run=replace(config.run, batch_size=max(len(rows), config.smallest())))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
     with build_loader(shards, config, here, train=True, rows=rows, made=UndecodedLoader if gpu else ClipLoader) as loader:
         batch = next(iter(loader))
@@ -158,9 +160,10 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     found, first = recommend(trials), next(iter(sizes.answers.values()), None)
     limit = sizes.limit_bytes or (first["limit_bytes"] if first else 0)
     if found is None or first is None:
+        room = "raise --memory-limit-gib" if config.memory_limit_gib else "free some memory, raise --memory-share"
         raise UserError(
-            f"bench batch: a batch of {trials[-1].size} takes {trials[-1].peak_bytes / 2**30:.2f} GiB, the limit is "
-            f"{limit / 2**30:.2f} GiB; free some memory, or take --model.checkpoint-activations, fewer --data.num-frames"
+            f"bench batch: a batch of {trials[-1].size} takes {memory_text(asdict(trials[-1]))} GiB, the limit is "
+            f"{limit / 2**30:.2f} GiB; {room}, or take --model.checkpoint-activations, fewer --data.num-frames"
         )
     timings = {size: answer["timing"] for size, answer in sizes.answers.items()}
     setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds,
@@ -172,12 +175,19 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
         "bytes_per_clip": bytes_per_clip(trials), **asdict(found), "preset_batch_size": config.run.batch_size,
         "loader_bytes_per_clip": (config.data.prefetch + lanes) * sizes.clip_bytes,
+        "lr": config.optim.lr, "lr_batch": 0 if config.optim.base_lr else config.optim.lr_batch,
     }
+
+
+def memory_text(trial: dict[str, Any]) -> str:
+    """A trial's memory in GiB; of one that had to be ended no more is known than that it takes more."""
+    ended = trial["ran"] and not trial["fits"]
+    return f"{'more than ' if ended else ''}{trial['peak_bytes'] / 2**30:.2f}"
 
 
 def describe(trial: Trial) -> str:
     """A size in a few words."""
-    memory = f"{trial.peak_bytes / 2**30:.2f} GiB"
+    memory = f"{memory_text(asdict(trial))} GiB"
     return f"{trial.clips_per_s:.1f} clips/s, {memory}" if trial.fits else f"{memory}; {trial.reason}"
 
 
@@ -186,15 +196,15 @@ def as_table(record: dict[str, Any]) -> str:
     lines = [
         f"{where_and_what(record)}; limit {record['limit_bytes'] / 2**30:.2f} GiB",
         "",
-        f"{'batch':>6s}{'clips/s':>10s}{'20-80 %':>20s}{'peak, GiB':>11s}",
+        f"{'batch':>6s}{'clips/s':>10s}{'20-80 %':>20s}{'peak, GiB':>16s}",
     ]
     for row in record["trials"]:
-        peak = f"{row['peak_bytes'] / 2**30:.2f}"
+        peak = memory_text(row)
         if row["fits"]:
             spread = f"{row['timing']['q20']:.1f} to {row['timing']['q80']:.1f}"
-            lines.append(f"{row['size']:6d}{row['clips_per_s']:10.1f}{spread:>20s}{peak:>11s}")
+            lines.append(f"{row['size']:6d}{row['clips_per_s']:10.1f}{spread:>20s}{peak:>16s}")
         else:
-            lines.append(f"{row['size']:6d}{'':30s}{peak:>11s}  {row['reason']}")
+            lines.append(f"{row['size']:6d}{'':30s}{peak:>16s}  {row['reason']}")
     return "\n".join([*lines, "", *closing(record), ""])
 
 
@@ -207,12 +217,16 @@ def closing(record: dict[str, Any]) -> list[str]:
         f"take --run.batch-size {chosen}: {share:.0f} % of the best rate ({rates[fastest]:.1f} clips/s at {fastest}), the "
         f"smallest that comes near it; the largest tried that fits is {record['largest']}"
     ]
-    if record["bytes_per_clip"] is not None:
+    if (record["bytes_per_clip"] or 0) > 0:  # what few clips take may be less than what two processes differ by
         waiting = record["loader_bytes_per_clip"] / 2**20
         lines.append(
             f"a clip more takes {record['bytes_per_clip'] / 2**20:.1f} MiB in the step; the loader's waiting batches take "
             f"another {waiting:.1f} MiB per clip"
         )
-    if chosen != record["preset_batch_size"]:
-        lines.append(f"the preset's learning rate was chosen for {record['preset_batch_size']} clips per process")
+    if record["lr_batch"] not in (0, chosen):
+        lines.append(
+            f"--optim.lr {record['lr']:g} belongs to {record['lr_batch']} clips per optimizer step, of all processes and "
+            f"--optim.accumulate together; for another number scale it with "
+            f"--optim.base-lr {record['lr'] * 256 / record['lr_batch']:g}"
+        )
     return lines

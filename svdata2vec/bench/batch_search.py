@@ -29,13 +29,15 @@ class Trial:
     reason: str = ""
 
 
-def search(try_size: Callable[[int], Trial], largest: int, gpu: bool) -> list[Trial]:
-    """Double from 1 (on a GPU 8) until a size does not fit or `largest` is reached, then halve the gap down to `granularity`.
+def search(try_size: Callable[[int], Trial], largest: int, gpu: bool, smallest: int = 1) -> list[Trial]:
+    """Double from `smallest` (on a GPU 8) until a size does not fit or `largest` is reached, then halve the gap down to
+    `granularity`.
 
-    No size is tried twice, and none above twice the largest that is known to fit. Trials come in the order they were made.
+    No size is tried twice, none below `smallest`, and none above twice the largest that is known to fit. Trials come in the
+    order they were made.
     """
     trials: list[Trial] = []
-    fits, too_large, size = 0, 0, min(GPU_STEP if gpu else 1, largest)
+    fits, too_large, size = smallest - 1, 0, min(GPU_STEP if gpu else smallest, largest)
     while not too_large and size > fits:
         trials.append(try_size(size))
         if trials[-1].fits:

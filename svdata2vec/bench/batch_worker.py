@@ -14,14 +14,13 @@ import torch
 
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import peak_bytes, resident_bytes
-from svdata2vec.bench.stages import NEVER_ENDING, training_stage
+from svdata2vec.bench.stages import new_training, training_stage
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.runs.provenance import hardware
 from svdata2vec.runs.runtime import running
-from svdata2vec.training.pretrain import Pretraining
 
 WARM_UP = 2  # the optimizer's averages are made by the first step: the second one reaches the peak
 
@@ -51,13 +50,12 @@ def memory_bytes(device: torch.device, *, peak: bool) -> int:
 def measure_size(config: BatchConfig, size: str, clips: str) -> dict[str, Any]:
     """Rate and peak memory of the training step at one batch size; says so where memory ends."""
     # The trainer as it is; its loader only tells it how long an epoch is, which does not matter here: any clip fills a batch.
-    trained = replace(config, run=replace(config.run, epochs=NEVER_ENDING, batch_size=int(size)))
-    loaded = replace(trained, run=replace(trained.run, batch_size=1))
+    trained, loaded = (replace(config, run=replace(config.run, batch_size=clips)) for clips in (int(size), config.smallest()))
     with running(config.run) as runtime:
         limit = limit_gpu(config, runtime.device) if runtime.device.type == "cuda" else None
         shards, timing, base = open_data(config.data), None, 0
         try:
-            training = Pretraining(trained, runtime, build_loader(shards, loaded, runtime, train=True))
+            training = new_training(trained, runtime, build_loader(shards, loaded, runtime, train=True))
             base = memory_bytes(runtime.device, peak=False)
             batch = repeated(torch.load(clips, weights_only=False), int(size), runtime.device)
             stage = training_stage(training, itertools.repeat((0, batch)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from svdata2vec.config.schema import PretrainConfig, check
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Count, PositiveShare, Range, check_fields
 
 Seconds = Annotated[float, Range(0.01)]
@@ -65,8 +66,8 @@ class BatchConfig(MeasuredConfig):
     """Find the batch size that is fast enough, and the largest that fits. Nothing of the run itself is written."""
 
     memory_share: PositiveShare | None = None
-    """Share of the free memory that a training step may take; None = 0.9 of a GPU's; on a CPU half of the machine's, which
-    other programs use, too."""
+    """Share of the free memory that a training step may take, unless there is a limit in GiB; None = 0.9 of a GPU's; on a CPU
+    half of the machine's, which other programs use, too."""
     memory_limit_gib: Annotated[float, Range(0)] = 0.0
     """Memory that a training step may take, in GiB, instead of a share of what is free; 0 = the share."""
     largest: Count = 4096
@@ -74,13 +75,30 @@ class BatchConfig(MeasuredConfig):
     seconds: Seconds = 1.0
     """Seconds per size and round, at least one step; warm-up not counted."""
 
-    def share(self, *, gpu: bool) -> float:
-        """`memory_share`, or the device's own default."""
-        return self.memory_share or (0.9 if gpu else 0.5)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(not (self.memory_share and self.memory_limit_gib), f"memory_share is {self.memory_share} and memory_limit_gib "
+              f"{self.memory_limit_gib}: either of them is the limit; leave one of them out")
+        least = self.smallest()
+        check(self.largest >= least, f"largest is {self.largest}, but these settings train on batches of {least} clips or more")
+
+    def smallest(self) -> int:
+        """The smallest batch size that the settings allow."""
+        if self.run.batch_size > 1:
+            try:
+                replace(self, run=replace(self.run, batch_size=1))
+            except UserError:
+                return 2
+        return 1
+
+    def share(self, *, gpu: bool) -> float | None:
+        """`memory_share`, or the device's own default; None where the limit is given in bytes."""
+        return None if self.memory_limit_gib else self.memory_share or (0.9 if gpu else 0.5)
 
     def limit_bytes(self, free: int, *, gpu: bool) -> int:
         """Memory that a training step may take where so many bytes are free."""
-        return int(self.memory_limit_gib * 2**30) or int(self.share(gpu=gpu) * free)
+        share = self.share(gpu=gpu)
+        return int(self.memory_limit_gib * 2**30 if share is None else share * free)
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,11 @@ class HostConfig(MeasuredConfig):
     """Numbers of reader processes to measure; 0 = a thread reads."""
     rounds: Count = 30
     """Batches timed per row; the median is reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.batches), "batches has no values: expected one size or more, such as 32 128")
+        check(bool(self.readers), "readers has no values: expected one number or more, such as 0 1")
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,10 @@ class DataBenchOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(not self.tune or self.clips == type(self).clips, f"clips is {self.clips} with tune, which times for a second per "
+              "setting and round: leave one of them out")
+        check(self.method is None or self.rounds == type(self).rounds, f"rounds is {self.rounds} with method {self.method!r}, "
+              "which is timed once: leave one of them out")
         check(not (self.tune and self.method), f"tune and method {self.method!r} exclude each other: leave one of them out")
         check(not (self.out and self.method), f"out is {self.out} with method {self.method!r}, which prints its JSON and "
               "writes no file: leave one of them out")

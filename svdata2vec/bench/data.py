@@ -34,6 +34,7 @@ from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
 from svdata2vec.bench.machine import tree_usage
+from svdata2vec.bench.start import broken
 from svdata2vec.bench.tune import tune
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -43,8 +44,9 @@ from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.provenance import machine, save, versions
+from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.annotations import DataSet
-from svdata2vec.shards.atomic import require_writable
+from svdata2vec.shards.atomic import beside, require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -208,7 +210,9 @@ def run(sources: Sources, num_clips: int, rounds: int) -> dict[str, Any]:
             command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(sources.folder), "--clips",
                        str(num_clips), "--sources", str(sources.count), "--method", name]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+            if result.returncode:
+                raise broken(f"bench data: {name}", result.returncode)
             runs[name].append(json.loads(result.stdout.splitlines()[-1]))
             log.info("%s: %s", name, runs[name][-1])
     rows: dict[str, dict[str, Any]] = {
@@ -245,6 +249,7 @@ def as_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+@stoppable(TERMINATED_EXIT_CODE)
 def bench_data(options: DataBenchOptions) -> None:
     """Run the benchmark; the table goes to standard output."""
     if options.tune:
@@ -268,4 +273,4 @@ def bench_data(options: DataBenchOptions) -> None:
         from svdata2vec.reports.html_page import save_figure
 
         save(result, options.out)
-        save_figure(data_chart(result), options.out.with_suffix(".png"))
+        save_figure(data_chart(result), beside(options.out, ".png"))

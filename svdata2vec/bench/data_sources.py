@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
-from svdata2vec.shards.atomic import make_folder
+from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -42,13 +42,13 @@ def _joints(generator: np.random.Generator, corner_F2: np.ndarray) -> np.ndarray
 
 
 def _write_clip(path: Path, seed: int) -> np.ndarray:
-    """One video; returns its joints."""
+    """One video, which appears whole; returns its joints."""
     generator = np.random.default_rng(seed)
     scene, figure = _texture(generator, HEIGHT, WIDTH), _texture(generator, FIGURE_HEIGHT, FIGURE_WIDTH)
     start, drift = generator.uniform((250, 120), (500, 200)), generator.uniform(-60, 60)
     steps = np.linspace(0, 1, NUM_FRAMES)
     corner_F2 = np.stack([start[0] + drift * steps, start[1] + 20 * np.sin(6 * steps)], axis=1).round()
-    with av.open(str(path), "w") as container:
+    with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for x, y in corner_F2.astype(int).tolist():
@@ -65,11 +65,14 @@ def make_sources(folder: Path, num_clips: int) -> DataSet:
     """The annotated source clips, written to `folder` unless they are there already."""
     make_folder(folder)
     videos = [folder / f"clip{number:03d}.mp4" for number in range(num_clips)]
-    wanted = [(video, number) for number, video in enumerate(videos) if not video.with_suffix(".npy").exists()]
+    wanted = [
+        (video, number) for number, video in enumerate(videos)
+        if not (video.exists() and video.with_suffix(".npy").exists())
+    ]
     if wanted:
         with ProcessPoolExecutor(_workers(len(wanted)), multiprocessing.get_context("spawn")) as pool:
             for (video, _), joints in zip(wanted, pool.map(_write_clip, *zip(*wanted, strict=True)), strict=True):
-                np.save(video.with_suffix(".npy"), joints)
+                write_atomically(video.with_suffix(".npy"), npy_bytes(joints))
     clips = [
         ClipAnnotation(video.stem, number % 4, video, NUM_FRAMES, WIDTH, HEIGHT, np.load(video.with_suffix(".npy")))
         for number, video in enumerate(videos)
@@ -104,7 +107,7 @@ def write_source_tars_once(dataset: DataSet, folder: Path) -> list[str]:
     for number, name in enumerate(names):
         if name.exists():
             continue
-        with webdataset.TarWriter(str(name)) as tar:
+        with atomic_file(name) as file, webdataset.TarWriter(file) as tar:
             for clip in list(dataset.clips)[number::SOURCE_TARS]:
                 tar.write({"__key__": clip.key, "mp4": Path(clip.video).read_bytes(), "pose.npy": clip.pose_MTVC})
     return [str(name) for name in names]

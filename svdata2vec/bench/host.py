@@ -34,6 +34,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer, Read
 from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import running
+from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -43,6 +44,7 @@ PARTS = ("read", "feed", "batch", "masks")
 WARM_UP = 3  # batches
 
 
+@stoppable(TERMINATED_EXIT_CODE)
 def bench_host(config: HostConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record."""
     require_writable(config.out)

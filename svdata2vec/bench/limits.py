@@ -184,10 +184,15 @@ def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig
     return float((stored * np.minimum(most_pictures(config) / shards.index["frames"][rows], 1)).mean())
 
 
-def decoding_need(rates: Rates, codec: str, pictures: float, num_frames: int) -> dict[str, Any]:
-    """What decoding costs and bounds: pictures of a clip, per second as the model takes them, and as the decoder gives them."""
+def decoding_need(rates: Rates, codec: str, pictures: float, config: PretrainConfig) -> dict[str, Any]:
+    """What decoding costs and bounds: pictures of a clip, per second as the model takes them, and as the decoder gives them.
+
+    seen_per_clip: sampled pictures that masks let be seen, where a decoder takes those alone.
+    """
+    num_frames = config.data.num_frames
     return {
         "codec": codec, "pictures_per_clip": pictures, "sampled_per_clip": num_frames,
+        "seen_per_clip": most_pictures(config) if codec in PICTURES_ALONE else num_frames,
         "needed_pictures_per_s": pictures * rates.model, "given_pictures_per_s": pictures * rates.decode,
     }
 

@@ -13,13 +13,19 @@ VERSION = 1
 STAGES = ("read", "decode", "data", "model", "train")
 COMPARED = (
     "codec", "codec_options", "packed_size", "batch_size", "precision", "encode", "num_frames", "size", "threads", "decoder",
-    "launch", "model", "masks", "dataset", "split", "readers", "prefetch", "engine_share", "run_pictures",
+    "launch", "model", "masks", "target", "augment", "crop", "dataset", "split", "weights", "readers", "prefetch",
+    "engine_share", "run_pictures", "check_hashes",
 )
-LATER = ("split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options")  # earlier records do not tell them
+LATER = {  # earlier records do not tell them
+    "split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options", "target", "augment", "crop",
+    "weights", "check_hashes",
+}
+ONE_MASK = {"repeats": 1, "encoded_frames": 0}  # what earlier records had without telling any masks
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
 SETTING: dict[str, Any] = {
     "dataset": str, "precision": str, "encode": str, "num_frames": int, "size": int, "rounds": int, "model": dict,
+    "masks?": dict, "target?": dict, "augment?": dict,
 }
 STAGE = {"clips_per_s": NUMBER, "q20": NUMBER, "q80": NUMBER, "rounds": [NUMBER]}
 SCHEMA: dict[str, Any] = {
@@ -35,7 +41,7 @@ SCHEMA: dict[str, Any] = {
     "waterfall_ms_per_clip": {"step": {"*": NUMBER}, "beside": {"*": NUMBER}},
     "peak_memory_bytes": {"gpu": {"*": NUMBER}, "process": int},
     "verdict": {"bound": str, "text": str}, "doubts": [str],
-    "decoding?": {"codec": str, "by?": str, **dict.fromkeys(
+    "decoding?": {"codec": str, "by?": str, "seen_per_clip?": NUMBER, **dict.fromkeys(
         ("pictures_per_clip", "sampled_per_clip", "needed_pictures_per_s", "given_pictures_per_s"), NUMBER
     )},
     "masks?": {"repeats": int, "counted_share": NUMBER, "measured_share?": NUMBER},
@@ -118,8 +124,9 @@ def decoding_line(cost: dict[str, Any]) -> str:
     """What decoding, or uploading what the step decodes, costs and bounds, in one line."""
     giver = "upload" if cost.get("by") == "upload" else "decoder"
     pictures, sampled = cost["pictures_per_clip"], cost["sampled_per_clip"]
-    which = f", all of its pictures for {sampled}" if pictures > sampled else f", of {sampled} those that masks let be seen"
-    whole = "" if pictures == sampled else which
+    hidden = (cost.get("seen_per_clip") or pictures) < sampled  # earlier records do not tell
+    fewer = f"of {sampled} those that masks let be seen" if hidden else f"as some are shorter than {sampled} frames"
+    whole = "" if pictures == sampled else f", all of its pictures for {sampled}" if pictures > sampled else f", {fewer}"
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
     clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
     return (
@@ -149,17 +156,30 @@ def _launch(setting: dict[str, Any]) -> str:
     return "compiled" if setting.get("compile") else setting.get("launch", "eager")
 
 
-def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """Two records side by side; says where they measured different things, and which differences are within the spread."""
-    lines = []
-    if first["machine"]["device"] != second["machine"]["device"] or first["machine"]["cores"] != second["machine"]["cores"]:
-        lines.append("different machines: " + " | ".join(f"{r['machine']['device']}, {r['machine']['cores']} cores"
-                                                          for r in (first, second)))
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Where two records differ in machine, versions or settings, one line each; what one does not tell is no difference."""
+    machines = first["machine"], second["machine"]
+    places = [f"{one['device']}, {one['cpu']}, {one['cores']} cores, {one['torch_threads']} threads" for one in machines]
+    versions = [f"torch {one['versions']['torch']}" for one in machines]
+    lines = [f"different {what}: {a} | {b}" for what, (a, b) in (("machines", places), ("versions", versions)) if a != b]
     settings = [{**record["setting"], "launch": _launch(record["setting"])} for record in (first, second)]
     for name in COMPARED:
         a, b = (setting.get(name) for setting in settings)
-        if a != b and (name not in LATER or all(name in setting for setting in settings)):
+        if name == "masks" and None in (a, b):
+            a, b = ({part: (one or ONE_MASK).get(part) for part in ONE_MASK} for one in (a, b))
+        elif name in LATER and not all(name in setting for setting in settings):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):  # the parts that differ
+            parts = [part for part in {**a, **b} if a.get(part) != b.get(part)]
+            a, b = ({part: one.get(part) for part in parts} for one in (a, b))
+        if a != b:
             lines.append(f"different settings: {name} {a} | {b}")
+    return lines
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Two records side by side; says where they measured different things, and which differences are within the spread."""
+    lines = differences(first, second)
     lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
     for name, a in first["stages"].items():
         b = second["stages"].get(name)

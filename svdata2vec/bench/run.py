@@ -23,13 +23,15 @@ from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.data import fit_data
 from svdata2vec.runs.provenance import hardware, head, save
 from svdata2vec.runs.runtime import Runtime, running
-from svdata2vec.shards.atomic import require_writable
+from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
+from svdata2vec.shards.atomic import beside, require_writable
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
 
+@stoppable(TERMINATED_EXIT_CODE)
 def bench_run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write the files; returns the record."""
     require_writable(config.out, ".png", ".html")
@@ -42,8 +44,8 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
         from svdata2vec.reports.html_page import save_figure
 
         save(record, config.out)
-        save_figure(run_chart(record), config.out.with_suffix(".png"))
-        write_page(record, config.out.with_suffix(".html"))
+        save_figure(run_chart(record), beside(config.out, ".png"))
+        write_page(record, beside(config.out, ".html"))
     return record
 
 
@@ -85,7 +87,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
             "gpu": {name: stage.peak_bytes for name, stage in stages.items() if stage.peak_bytes}, "process": peak_bytes(),
         },
         "decoding": {
-            **decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config.data.num_frames),
+            **decoding_need(rates, shards.manifest.codec, counts["coded_pictures_per_clip"], config),
             "by": where.second_half,
         },
         "verdict": asdict(judge(rates, wait, config, where)), "doubts": doubts(rows, limits),

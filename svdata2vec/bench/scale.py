@@ -10,6 +10,7 @@ import logging
 import os
 import statistics
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,9 +25,10 @@ from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
-from svdata2vec.runs.cores import usable_cores
+from svdata2vec.runs.cores import announced, usable_cores
 from svdata2vec.runs.provenance import head, save
 from svdata2vec.runs.runtime import pick_device
+from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import shown_lines
@@ -37,6 +39,7 @@ FORMAT = "svdata2vec-bench-scale"
 VERSION = 1
 
 
+@stoppable(TERMINATED_EXIT_CODE)
 def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record. UserError at the end if a check failed."""
     require_writable(config.out)
@@ -45,7 +48,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
     config = replace(config, processes=choose_processes(config.processes, gpus))
     check_clips_suffice(config, len(shards.rows(config.data.train_split)))
     cores = usable_cores()
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // config.processes[-1]))
+    threads = announced("OMP_NUM_THREADS", 0) or max(1, cores // config.processes[-1])
     # Of each process, however many there are: what is compared must not change with their number.
     data = replace(config.data, threads=config.data.threads or threads, readers=config.data.readers or 0)
     config = replace(config, data=data)
@@ -99,7 +102,10 @@ def launch(config: ScaleConfig, count: int, threads: int) -> dict[str, Any]:
     """Run the workers under torchrun; returns what they wrote. Errors: see `worker`."""
     log.info("%d process%s: %d steps and more", count, "" if count == 1 else "es", config.warm_up + config.steps)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    with worker("scale_worker", config, launcher=launcher, threads=threads) as (_, answer):
+    with (
+        tempfile.TemporaryDirectory(prefix="svdata2vec-scale-") as logs,  # which torchrun makes elsewhere, and leaves behind
+        worker("scale_worker", config, launcher=[*launcher, "--log-dir", logs], threads=threads) as (_, answer),
+    ):
         return answer(f"bench scale: {count} processes")
 
 

@@ -7,8 +7,8 @@ JOB.json is a `ScaleConfig`. Every process runs the trainer as it is.
 
 import contextlib
 import hashlib
+import math
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import synchronise
-from svdata2vec.bench.stages import NEVER_ENDING
+from svdata2vec.bench.stages import new_training
 from svdata2vec.bench.start import answer_job, setting
 from svdata2vec.pipeline.batch import ClipBatch
-from svdata2vec.pipeline.order import OrderConfig, taken_name
+from svdata2vec.pipeline.order import OrderConfig, entries_per_epoch, taken_name
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.metrics_log import Ticks
 from svdata2vec.runs.provenance import hardware
@@ -34,9 +34,23 @@ from svdata2vec.training.pretrain import Pretraining
 
 
 def epoch_rows(shards: ShardSet, config: ScaleConfig, world_size: int) -> np.ndarray:
-    """Rows of the clips to train on: the split, or as much of it as all steps need, so that an epoch comes to its end."""
+    """Rows of the clips to train on: the split, or as much of it as all steps need, so that an epoch comes to its end.
+
+    They are spread evenly over the split, and over weighted sets, of which an epoch takes as large shares as of all clips.
+    """
     wanted = (config.warm_up + config.steps) * config.run.batch_size * world_size
-    return shards.rows(config.data.train_split)[:wanted]
+    rows = shards.rows(config.data.train_split)
+    sets = shards.shares(rows) or [(np.arange(len(rows)), 1.0)]
+    entries = [entries_per_epoch(len(places), weight) for places, weight in sets]
+    if wanted >= sum(entries):
+        return rows
+    counts = [math.ceil(-(-wanted * count // sum(entries)) / weight) for count, (_, weight) in zip(entries, sets, strict=True)]
+    return rows[np.concatenate([spread(places, count) for count, (places, _) in zip(counts, sets, strict=True)])]
+
+
+def spread(places: np.ndarray, count: int) -> np.ndarray:
+    """So many of the places, evenly; all where there are no more."""
+    return places[np.arange(count) * len(places) // count] if count < len(places) else places
 
 
 def expected_keys(shards: ShardSet, config: ScaleConfig, world_size: int, epoch: int) -> list[str]:
@@ -142,10 +156,9 @@ def measure_rank(config: ScaleConfig, runtime: Runtime, shards: ShardSet) -> dic
     each round, of all threads (they hold where others use the machine, too). allreduce_bytes: size of each bucket of
     gradients that one step exchanged. broadcast_bytes: buffers that a step sends from process 0.
     """
-    config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
     rows = epoch_rows(shards, config, runtime.world_size)
     with build_loader(shards, config, runtime, train=True, rows=rows) as loader:
-        training = Pretraining(config, runtime, loader)
+        training = new_training(config, runtime, loader)
         batch, trained = train_epochs(training, config)
         skipped = loader.stats.clips_skipped
     batch = batch.to(runtime.device)

@@ -16,6 +16,7 @@ import torch
 from svdata2vec.bench.machine import peak_gpu_bytes, quantiles, synchronise
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.pipeline.batch import ClipBatch
+from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.data import build_loader
@@ -82,6 +83,13 @@ class Stage:
             self.peak_bytes = max(self.peak_bytes, peak_gpu_bytes(device, None if captured is None else captured.graph))
 
 
+def new_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
+    """A run as a benchmark measures it: it never ends, and writes nothing into the run's folder, which need not be there."""
+    training = Pretraining(replace(config, run=replace(config.run, epochs=NEVER_ENDING)), runtime, loader)
+    training.stepper.guard.path = None
+    return training
+
+
 def reading(producer: Producer) -> Iterator[int]:
     """Storage, parsing, checks and plans; nothing is decoded."""
     for read in producer.read(0, 0):
@@ -130,7 +138,6 @@ def open_stages(
 
     Raises UserError if the same weights give another loss when all frames are encoded.
     """
-    config = replace(config, run=replace(config.run, epochs=NEVER_ENDING))
     with contextlib.ExitStack() as stack:
 
         def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], int]:
@@ -142,7 +149,7 @@ def open_stages(
         readers, decoders = loader.make_producer(), loader.make_producer()
         stack.callback(readers.close)
         stack.callback(decoders.close)
-        training = Pretraining(config, runtime, loader)
+        training = new_training(config, runtime, loader)
         (first, ahead), (loaded, _), (trained, _) = (stream(runtime) for _ in range(3))
         _, batch = next(first)
         stages: dict[str, Stage] = {
@@ -154,12 +161,12 @@ def open_stages(
         }
         if config.mask.repeats > 1:
             once = replace(config, mask=replace(config.mask, repeats=1))
-            stages[ONE_MASK] = training_stage(Pretraining(once, runtime, loader), itertools.repeat((0, batch)))
+            stages[ONE_MASK] = training_stage(new_training(once, runtime, loader), itertools.repeat((0, batch)))
         difference = None
         if baseline:
             plain = replace(runtime, bf16=False)
             theirs = original_style(config)  # decodes all frames, too
-            original = Pretraining(theirs, plain, loader)
+            original = new_training(theirs, plain, loader)
             original.model.encoder.video_encoder.by_conv3d = True
             decoded = replace(batch, video_BTHWC=None if batch.video_BTHWC is None else frames_of(batch.video_BTHWC))
             difference = check_same_loss(training, original, decoded)

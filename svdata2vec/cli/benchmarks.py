@@ -10,6 +10,7 @@ import tyro
 from svdata2vec.bench.config import BatchConfig, BenchConfig, DataBenchOptions, HostConfig, ScaleConfig
 from svdata2vec.cli.options import FITS, Command, Group, Later, preset_commands
 from svdata2vec.config.presets import PRETRAIN
+from svdata2vec.config.schema import check
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.ranges import check_fields
 from svdata2vec.shards.shown import shown_lines
@@ -28,6 +29,9 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        records = {path.resolve() for path in (self.first, self.second)}
+        check(self.out is None or self.out.resolve() not in records, f"out is {self.out}, a record that is compared and would "
+              "be lost: give the page another name")
 
 
 def _compare(options: CompareOptions) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from svdata2vec import __version__
-from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, RunFailedError, first_line, is_out_of_memory
-from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, told
 from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
@@ -64,18 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _run(words)
         finally:
             sys.stdout.flush()
-    except UserError as error:
-        return _refuse(words, str(error), status=1 if isinstance(error, MachineError) else 2)
-    except (RunFailedError, OSError) as error:
+    except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + signal.SIGPIPE
-        log.debug("what led to it", exc_info=error)
-        return _refuse(words, str(error), status=1)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        found = told(error)
+        if found is None:
             raise
-        reason = first_line(error).rpartition("DefaultCPUAllocator: ")[2]  # before it, a place in PyTorch's source
-        return _refuse(words, f"out of memory ({reason}); take a smaller batch, picture or network", status=1)
+        log.debug("what led to it", exc_info=error)
+        return _refuse(words, *found)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -116,7 +111,7 @@ def _nobody_reads() -> bool:
     return broken
 
 
-def _refuse(words: list[str], message: str, status: int) -> int:
+def _refuse(words: list[str], status: int, message: str) -> int:
     from svdata2vec.cli.commands import COMMANDS
 
     name = " ".join(["svdata2vec", *(word for word in words[:1] if word in COMMANDS.commands)])

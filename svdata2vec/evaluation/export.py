@@ -69,7 +69,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: expected a file name that ends in .pt2 (torch.export) or .onnx")
     if out.suffix == ".onnx":
         _require_onnx(out)
-    require_writable(out, f"{out.suffix}.json")
+    require_writable(out, ".json")
     model, config, card = load_rgb_classifier(run)
     video_BTHWC = example_input(config)
     description: dict[str, Any] = {

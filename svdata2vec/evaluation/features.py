@@ -192,7 +192,7 @@ def embed(
         raise UserError(f"{out}: packed shards have a file of this name, which it would replace; choose another name")
     if out.suffix == ".parquet":
         _require_pyarrow(out)
-    require_writable(out, *([] if out.suffix == ".parquet" else [".npy.json"]))
+    require_writable(out, *([] if out.suffix == ".parquet" else [".json"]))
     trained = load_encoder(run, modality, device)
     data = trained.config.data
     data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views or data.views)

@@ -42,8 +42,8 @@ def _cpu_info(name: str) -> str:
 
 
 def announced(name: str, default: int) -> int:
-    """A number that a launcher sets in the environment; the default where there is none."""
-    text = os.environ.get(name, "")
+    """A number that a launcher sets in the environment, of a list the first one; the default where there is none."""
+    text = os.environ.get(name, "").partition(",")[0].strip()
     return int(text) if text.isdecimal() else default
 
 

@@ -12,12 +12,13 @@ from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
 from svdata2vec.runs.runtime import Runtime
 
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
+TERMINATED_EXIT_CODE = 128 + signal.SIGTERM  # of what has nothing to save
 POLL_SECONDS = 2.0  # with several processes, between two agreements on whether to stop; at least a step
 MOST_STEPS = 20  # between two agreements, should steps become slower
 
 
 class StopRequested(SystemExit):
-    """The run was asked to stop (SIGTERM, or SIGINT: INTERRUPTED_EXIT_CODE) and has saved a checkpoint."""
+    """The run was asked to stop (SIGTERM, or SIGINT: INTERRUPTED_EXIT_CODE) and has saved what it saves."""
 
     def __init__(self, status: int = REQUEUE_EXIT_CODE) -> None:
         super().__init__(status)
@@ -69,11 +70,14 @@ class StopSignal:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Within the block SIGTERM ends the process with REQUEUE_EXIT_CODE at once, wherever `StopSignal` does not take it."""
+def stoppable(status: int = REQUEUE_EXIT_CODE) -> Iterator[None]:
+    """Within the block SIGTERM ends the process with this status at once, wherever `StopSignal` does not take it.
+
+    As an exception: what the process has begun is put away, its temporary folders and other processes.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StopRequested
+        raise StopRequested(status)
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:

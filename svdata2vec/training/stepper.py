@@ -31,12 +31,12 @@ class FiniteGuard:
     """Counts optimizer steps that were skipped because their gradient was not finite.
 
     The skip itself happens on the device; on a GPU the flags are read once per log interval. All processes see the same
-    flags; each appends the clips that it had itself to its file, a JSON object per skipped step.
+    flags; each appends the clips that it had itself to its file, a JSON object per skipped step; where `path` is None, nowhere.
     """
 
     def __init__(self, largest_run: int, folder: Path, rank: int) -> None:
         self.largest_run = largest_run
-        self.path = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
+        self.path: Path | None = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0
         self.in_a_row = 0
         self._pending: list[tuple[int, list[str], Tensor]] = []
@@ -51,17 +51,16 @@ class FiniteGuard:
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
+        listed = "" if self.path is None else f"; the clips are listed in {self.path}"
         for (step, keys, _), bad in zip(self._pending, flags, strict=True):
             self.in_a_row = self.in_a_row + 1 if bad else 0
             if bad:
                 self.skipped += 1
-                append_line(self.path, json.dumps({"step": step, "keys": keys}))
-                log.warning("step %d: loss or gradient not finite; the step is skipped, see %s", step, self.path)
+                if self.path is not None:
+                    append_line(self.path, json.dumps({"step": step, "keys": keys}))
+                log.warning("step %d: loss or gradient not finite; the step is skipped%s", step, listed)
             if self.in_a_row >= self.largest_run:
-                raise NotFiniteError(
-                    f"{self.in_a_row} steps in a row had a loss or gradient that is not finite; "
-                    f"their clips are listed in {self.path}"
-                )
+                raise NotFiniteError(f"{self.in_a_row} steps in a row had a loss or gradient that is not finite{listed}")
         self._pending = []
 
 

@@ -7,9 +7,10 @@ from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.provenance import HEAD
 
 BATCH: dict[str, Any] = {
-    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share": NUMBER},
+    **HEAD, "setting": {**SETTING, "seconds": NUMBER, "memory_share?": NUMBER},
     "limit_bytes": int, "trials": list, "bytes_per_clip": (int, float, type(None)),
     "recommended": int, "fastest": int, "largest": int, "preset_batch_size": int, "loader_bytes_per_clip": int,
+    "lr": NUMBER, "lr_batch": int,
 }
 HOST: dict[str, Any] = {
     **HEAD, "setting": {**SETTING, "codec": str, "batches": [int]},
