@@ -283,7 +283,7 @@ def test_a_worker_that_refuses_is_heard(tmp_path: Path, tiny_shard_folder: Path,
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))
     with pytest.raises(UserError, match=r"'none'.*all"):
         scale.launch(unknown, 1, threads=1)
-    assert not [*(tmp_path / "temporary").glob("torchelastic*")] + [*(tmp_path / "temporary").glob("svdata2vec*")]
+    assert not [*(tmp_path / "temporary").glob("torchelastic*"), *(tmp_path / "temporary").glob("svdata2vec*")]
 
 
 @pytest.mark.parametrize(
