@@ -28,6 +28,7 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.shards.atomic import beside
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.training.finetune import finetune
@@ -104,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = make_parser().parse_args()
-    return reported(lambda: measured(options), options.out, options.out.with_suffix(".png"))
+    return reported(lambda: measured(options), options.out, beside(options.out, ".png"))
 
 
 def measured(options: argparse.Namespace) -> str:
@@ -115,7 +116,7 @@ def measured(options: argparse.Namespace) -> str:
         **machine(), "epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds,
     }
     save(record, options.out)
-    plot(record, options.out.with_suffix(".png"))
+    plot(record, beside(options.out, ".png"))
     return json.dumps(compared, indent=1) + "\n"
 
 

@@ -22,7 +22,7 @@ from svdata2vec.runs.data import open_data
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.runs.provenance import save
 from svdata2vec.runs.published import published_config
-from svdata2vec.shards.atomic import require_writable
+from svdata2vec.shards.atomic import beside, require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
@@ -144,7 +144,7 @@ def run_experiment(
         }
         record["pretraining"] = to_values(replace(first, run=replace(first.run, out=Path(first.run.out.name))))
     save(record, out)
-    save_figure(label_curve(record), out.with_suffix(".png"), dpi=110)
+    save_figure(label_curve(record), beside(out, ".png"), dpi=110)
     return record
 
 
