@@ -29,11 +29,8 @@ FLOAT32_STACK = {13: 64, 40: 64, 128: 1024}
 MODEL = Sizes(B=128)
 architectures = pytest.mark.parametrize("capability", sorted(SHARED_LIMIT))
 # Training's dtype on all of them, float32 on one.
-dtypes = pytest.mark.parametrize(
-    ("dtype", "capability"),
-    [*(pytest.param(torch.bfloat16, each, id=f"bfloat16-{each}") for each in sorted(SHARED_LIMIT)),
-     pytest.param(torch.float32, 90, id="float32-90")],
-)
+DTYPES = [*((torch.bfloat16, capability) for capability in sorted(SHARED_LIMIT)), (torch.float32, 90)]
+dtypes = pytest.mark.parametrize(("dtype", "capability"), DTYPES)
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +74,12 @@ def test_gather_frames(capability: int, dtype: torch.dtype, channels: int) -> No
 GATHER_BLOCKS = [name for name in CALLS if name.startswith("gather_blocks")]
 
 
-@dtypes
-@pytest.mark.parametrize("name", GATHER_BLOCKS)
-def test_gather_blocks(name: str, capability: int, dtype: torch.dtype) -> None:
+# Other widths of blocks than the usual ones on one GPU.
+GATHERED = [(name, *kind) for name in GATHER_BLOCKS for kind in DTYPES if kind[1] == 90 or not name.endswith(" bits")]
+
+
+@pytest.mark.parametrize(("name", "dtype", "capability"), GATHERED)
+def test_gather_blocks(name: str, dtype: torch.dtype, capability: int) -> None:
     """No spill, and three programs of 128 threads per SM at least, which wait for memory in turn."""
     launches = launches_of(CALLS[name](Sizes(side=224), Draw(dtype)))
     check(launches, capability, 1)
@@ -126,7 +126,7 @@ def test_add_layer_norm_of_wide_tokens(width: int) -> None:
     check_calls(["add_layer_norm", "add_layer_norm without a branch"], 90, 4, Sizes(B=2, T=3, D=width))
 
 
-# All sizes on one, on the others a row and a column with the largest.
+# All sizes on one GPU, on the others a row and a column with the largest.
 ATTENTION = [
     (capability, num_tokens, head_dim) for capability in sorted(SHARED_LIMIT) for num_tokens in (13, 40, 128)
     for head_dim in (16, 32, 64) if capability == 90 or num_tokens == 128 or head_dim == 64
@@ -138,8 +138,7 @@ def test_attention_in_bfloat16(capability: int, num_tokens: int, head_dim: int) 
     check_calls(["attention"], capability, 2, replace(MODEL, T=num_tokens, H=MODEL.D // head_dim))
 
 
-@architectures
-@pytest.mark.parametrize("num_tokens", [13, 40, 128])
+@pytest.mark.parametrize(("capability", "num_tokens"), [(80, 128), (90, 13), (90, 40), (90, 128), (100, 128)])
 def test_attention_in_float32(capability: int, num_tokens: int) -> None:
     stack = FLOAT32_STACK[num_tokens]
     check_calls(["attention"], capability, 2, replace(MODEL, T=num_tokens), torch.float32, stack)

@@ -107,7 +107,8 @@ def test_opcheck_of_terms_in_two_dtypes(name: str) -> None:
     if name == "add_layer_norm":
         call.fixed["dtype"] = torch.bfloat16
     for op, arguments in called_ops(call):
-        assert set(torch.library.opcheck(op, tuple(arguments)).values()) == {"SUCCESS"}
+        outcome = torch.library.opcheck(op, tuple(arguments), test_utils=WITHOUT_COMPILATION)
+        assert set(outcome.values()) == {"SUCCESS"}
 
 
 def test_every_public_function_is_in_the_table() -> None:
