@@ -75,16 +75,6 @@ def test_videos_become_shards(pose_python: str, tmp_path: Path) -> None:
     assert not faults, "random joints may lie outside the picture; nothing else may be wrong"
 
 
-def test_wrong_checkpoint_ends_with_one_line(pose_python: str, tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", 2)
-    (tmp_path / "weights.pth").write_bytes(b"no weights")
-    ended = extract(pose_python, tmp_path / "a.mp4", "--out", tmp_path / "x.pkl", "--checkpoint", tmp_path / "weights.pth",
-                    "--model", "rtmo-t")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ") and "weights.pth: not a checkpoint" in ended.stderr
-    assert ended.stderr.count("\n") == 1
-
-
 def test_inside_the_environment(pose_python: str) -> None:
     """Everything that needs mmpose in the same process: pose_env_cases.py, run by pytest over there."""
     command = [pose_python, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/helpers/pose_env_cases.py"]

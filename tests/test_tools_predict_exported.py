@@ -113,7 +113,10 @@ def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
-def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path: Path, ending: str) -> None:
+def test_the_script_gives_the_scores_of_predict(
+    run: Path, video: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Once from outside, where nothing of the package can be imported."""
     model = tmp_path / f"model{ending}"
     export(run, model)
     cases: list[tuple[list[str], dict[str, Any]]] = [
@@ -121,11 +124,13 @@ def test_the_script_gives_the_scores_of_predict(run: Path, video: Path, tmp_path
         (["--frames", "5", "9", "20,30,100,150"], {"box": (20, 30, 100, 150), "frames": (5, 9)}),
     ]
     for words, options in cases:
-        found = subprocess.run(
-            [sys.executable, "-I", str(SCRIPT), str(model), str(video), *words], capture_output=True, text=True, cwd=tmp_path,
-            check=True,
-        )
-        scores = {line.split("%  ")[1]: float(line.split(" %")[0]) for line in found.stdout.splitlines()}
+        if words:
+            assert predict_exported.main([str(model), str(video), *words]) == 0
+            said = capsys.readouterr().out
+        else:
+            command = [sys.executable, "-I", str(SCRIPT), str(model), str(video)]
+            said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+        scores = {line.split("%  ")[1]: float(line.split(" %")[0]) for line in said.splitlines()}
         expected = {each["name"]: 100 * each["probability"] for each in predict(run, video, device="cpu", **options)["classes"]}
         assert scores == pytest.approx(expected, abs=0.02) and set(scores) == set(CLASSES)
 

@@ -6,12 +6,14 @@
 import hashlib
 from pathlib import Path
 
+import extract_poses
 import numpy as np
 import pytest
 import torch
 from pose_checkpoint import fetch, read_checkpoint
 from pose_models import NUM_JOINTS, PoseModel, choose_device, import_mmpose
 from pose_zoo import MODELS, OPENMMLAB
+from shards_data import write_video
 
 from svdata2vec.shards.errors import UserError
 
@@ -136,6 +138,15 @@ def test_a_wrong_checkpoint_is_named(rtmo: PoseModel, hrnet: PoseModel, tmp_path
             read_checkpoint(str(tmp_path / f"{name}.pth"), trust=True)
     with pytest.raises(UserError, match="holds no weights"):
         read_checkpoint(str(tmp_path / "numbers.pth"))
+
+
+def test_a_wrong_checkpoint_ends_the_command_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_video(tmp_path / "a.mp4", 2)
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    words = [tmp_path / "a.mp4", "--out", tmp_path / "x.pkl", "--checkpoint", tmp_path / "weights.pth", "--model", "rtmo-t"]
+    assert extract_poses.main([*map(str, words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "weights.pth: not a checkpoint" in line
 
 
 def test_a_download_is_held_against_the_hash_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

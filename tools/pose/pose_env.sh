@@ -42,7 +42,7 @@ echo "== installing ${1:-mmpose} into $folder (once)"
 own=$folder/bin/python
 layer=$("$python" -c 'import sysconfig; print(repr(sysconfig.get_path("purelib")))')
 target=$("$own" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-if ! "$own" -m pip install --quiet --disable-pip-version-check --only-binary :all: --upgrade "${packages[@]}"; then
+if ! "$own" -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --upgrade "${packages[@]}"; then
     echo "${1:-mmpose} and its libraries could not be installed (see above): this needs PyPI or a mirror of it, once" >&2
     exit 2
 fi
