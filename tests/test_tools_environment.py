@@ -27,9 +27,10 @@ def test_the_builds_of_one_cuda_version_are_installed(cuda: str, tmp_path: Path)
         words = ["bash", "-c", f"source '{ROOT}/tools/environment.sh' && make_environment"]
         subprocess.run(words, cwd=tmp_path, env=environment, check=True)
     calls = (tmp_path / "calls").read_text().splitlines()
-    installs = [call.split(" --no-compile ")[1] for call in calls if " pip install " in call]
+    pip, *installs = [call.split(" pip install --quiet --disable-pip-version-check ")[1] for call in calls if " pip " in call]
+    assert pip == "--upgrade pip"
     (torch,) = (line.strip() for line in (ROOT / "setup.cfg").read_text().splitlines() if line.strip().startswith("torch>"))
-    first = [f"--index-url https://download.pytorch.org/whl/cu126 {torch}"] if cuda == "cuda12" else []
-    assert installs == [*first, f"--editable .[{cuda},test]"]
+    first = [f"--no-compile --index-url https://download.pytorch.org/whl/cu126 {torch}"] if cuda == "cuda12" else []
+    assert installs == [*first, f"--no-compile --editable .[{cuda},test]"]
     if cuda == "cuda12":
         assert f"pip install '{torch}' --index-url https://download.pytorch.org/whl/cu126" in (ROOT / "README.md").read_text()
