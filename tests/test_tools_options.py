@@ -89,6 +89,17 @@ def test_a_video_that_is_not_there_is_named(
     assert said == f"{name}.py: error: argument --files: {tmp_path}/a.mp4: no such file; expected a video"
 
 
+@pytest.mark.parametrize("name", ["bench_packing", "bench_block_encoder"])
+def test_a_video_that_cannot_be_read_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cv2.setNumThreads", lambda count: None)  # of the tests' process
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    said = refused(name, ["--files", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "out.json")], monkeypatch, capsys)
+    assert said.startswith(f"{name}.py: error: ") and "a.mp4" in said
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_a_set_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
