@@ -38,7 +38,7 @@ def demo_folder(root: Path, labels: int = 96) -> Path:
     return root
 
 
-def test_the_demo_ends_with_all_of_the_comparison(tmp_path: Path) -> None:
+def test_the_demo_ends_with_all_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = demo_summary.summarise(demo_folder(tmp_path / "demo"))
     assert figures["costs"]["pretrained"] == {"steps": 30, "clips_seen": 320, "cpu_seconds": 6.0, "seconds": 8.0}
     chance, small, scratch, pretrained, note = demo_summary.lines(figures).splitlines()
@@ -48,6 +48,12 @@ def test_the_demo_ends_with_all_of_the_comparison(tmp_path: Path) -> None:
     assert "20.0 %" in pretrained and "30 steps, 6 CPU seconds" in pretrained and "96 labelled clips for each" in note
     with pytest.raises(UserError, match="had not the same labels"):
         demo_summary.summarise(demo_folder(tmp_path / "other", labels=48))
+    read = tmp_path / "demo" / "small_cnn.json"
+    monkeypatch.setattr("sys.argv", ["demo_summary.py", str(tmp_path / "demo"), "--json", str(read)])
+    assert demo_summary.main() == 2 and json.loads(read.read_text())["score"] == 0.5
+    read.write_text("{")
+    with pytest.raises(UserError, match=r"small_cnn.json holds no figures; run tools/demo.sh again"):
+        demo_summary.summarise(tmp_path / "demo")
     (tmp_path / "demo" / "scratch" / "result.json").unlink()
     with pytest.raises(UserError, match=r"demo: scratch/result.json not found; `bash tools/demo.sh` leaves them"):
         demo_summary.summarise(tmp_path / "demo")

@@ -333,6 +333,19 @@ def test_a_script_looks_at_its_files_before_it_begins(
     assert said in "".join(capsys.readouterr())
 
 
+def test_a_script_keeps_the_files_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("set.json", "run/result.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "alias").symlink_to(tmp_path / "run")
+    read = [tmp_path / "set.json", tmp_path / "run"]
+    for name in ("set.json", "run/result.json", "alias/result.json"):
+        assert reported(lambda: "done\n", tmp_path / name, reads=read) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name} is read here and would be lost")
+    for name in ("run/new.json", "run.json"):
+        assert reported(lambda: "done\n", tmp_path / name, reads=read) == 0
+
+
 @pytest.mark.parametrize(("error", "status"), [
     (UserError("no such split"), 2), (MachineError("no GPU"), 1), (OSError("disk full"), 1), (KeyboardInterrupt(), 130),
 ])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import file_options
 import pytest
 from repository import ROOT
 
@@ -64,12 +65,39 @@ def test_an_output_is_tried_before_anything_is_measured(
     assert said == f"{name}.py: error: argument --out: {tmp_path} could not be written: a folder has this name"
 
 
+def test_a_record_replaces_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A video that is measured, say, or the record that a calculation rests on."""
+    video, packing = tmp_path / "a.mp4", ROOT / "tools" / "results" / "packing_real_h264.json"
+    video.write_bytes(b"\x00\x00\x00\x20ftypisom")
+    said = refused("bench_packing", ["--files", str(video), "--out", str(video)], monkeypatch, capsys)
+    assert said.endswith(f"argument --out: {video} holds no record and would be lost; give the record another name")
+    assert video.stat().st_size == 12
+    said = refused("scaling_model", ["--out", str(packing)], monkeypatch, capsys)
+    assert said.endswith(f"argument --out: {packing} is read here and would be lost; give the file to write another name")
+    for text in ("", '{"rows": []}'):
+        (tmp_path / "record.json").write_text(text)
+        assert file_options.file_to_write(str(tmp_path / "record.json")) == tmp_path / "record.json"
+
+
 @pytest.mark.parametrize("name", [name for name, text in BENCHMARKS.items() if 'argument("--files"' in text])
 def test_a_video_that_is_not_there_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(name, ["--files", str(tmp_path / "a.mp4")], monkeypatch, capsys)
     assert said == f"{name}.py: error: argument --files: {tmp_path}/a.mp4: no such file; expected a video"
+
+
+@pytest.mark.parametrize("name", ["bench_packing", "bench_block_encoder"])
+def test_a_video_that_cannot_be_read_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cv2.setNumThreads", lambda count: None)  # of the tests' process
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    said = refused(name, ["--files", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "out.json")], monkeypatch, capsys)
+    assert said.startswith(f"{name}.py: error: ") and "a.mp4" in said
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_a_set_that_is_not_there_is_named(

@@ -10,6 +10,7 @@ import record_schemas
 import render_results as render
 import result_cells as cells
 import results_speed
+import results_studies
 from repository import ROOT
 
 from svdata2vec.bench import record as bench_record
@@ -63,10 +64,19 @@ def test_the_loaders_ratios_have_those_of_single_rounds_beside_them() -> None:
     assert "before rounding, in brackets those of single rounds." in note
     assert ours == "| ours, jpeg | 40.0 | 25.0 | 10.0x (8.0 to 13.0) |"
     assert original == "| original style, decord | 4.0 | 250.0 | 1.0x |"
+    assert "of them; MB per clip: source 960x540 H.264 0.25, jpeg 2.40," in note
     for row in record["methods"].values():
         del row["cpu_ms_of_rounds"]  # as in older records
     ours, *_, note = results_speed.loader(record).splitlines()[2:]
     assert ours == "| ours, jpeg | 40.0 | 25.0 | 10.0x |" and "brackets" not in note
+
+
+def test_steps_on_the_way_to_a_clip_are_not_compared_with_whole_ways_of_loading() -> None:
+    rows = [cells_of(line) for line in results_speed.loader(load("bench_data")).splitlines()]
+    ratios = {row[0]: row[3] for row in rows[2:] if row}
+    assert {name for name, ratio in ratios.items() if not ratio} == {
+        "ours, jpeg: read only", "ours, jpeg: + decode", "ours, vp9: + decode"
+    }
 
 
 @pytest.mark.parametrize(("name", "codec"), [("bench_host", "jpeg"), ("bench_host_blocks", "blocks")])
@@ -142,6 +152,14 @@ def test_on_a_gpu_a_limit_that_is_exceeded_and_what_was_not_measured_are_empty(r
     assert cells["read"][1] == cells["model"][1] == "" and cells["the original's way: train"][4:] == [""] * 4
     assert "GPU X, torch" in text and "Doubtful: too many cooks." in text and text.count("times as fast") == 1
     assert "hence empty: jpeg, batch 128, blocks, batch 128." in text
+
+
+def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
+    records = [load(name) for name in ("longer", "more_steps", "more_steps_scratch")]
+    assert results_studies.at_one_share(*records).count("Their clips were packed anew.") == 1
+    for record in records:
+        record["data"]["fingerprint"] = "one"
+    assert "packed anew" not in results_studies.at_one_share(*records)
 
 
 def cells_of(line: str) -> list[str]:

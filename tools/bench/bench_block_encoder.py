@@ -22,6 +22,7 @@ from file_options import file_to_write, video_file
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
 from svdata2vec.shards.blocks import BlockFormat, Bytes
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import BlockClipEncoder, Encoder, JpegEncoder
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.video import VideoReader
@@ -81,7 +82,11 @@ def main() -> None:
     given = parser.parse_args()
     cv2.setNumThreads(1)
     rows: list[dict[str, Any]] = []
-    for name, pictures in (made_pictures() | {str(file): pictures_of(file) for file in given.files}).items():
+    try:
+        films = {str(file): pictures_of(file) for file in given.files}
+    except UserError as error:
+        parser.error(str(error))
+    for name, pictures in (made_pictures() | films).items():
         rows += (found := rows_of(name, pictures, given.rounds))
         for row in found:
             ratio = [row[time] / found[0][time] for time in ("median_ms", "least_ms")]

@@ -33,6 +33,7 @@ from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save, versions
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.ranges import Range
@@ -170,6 +171,15 @@ def main() -> None:
     parser.add_argument("--motion", type=motion_folder, help="folder of make_motion_clips.py, instead of making one")
     parser.add_argument("--files", type=video_file, nargs="+", help="real video files instead of synthetic clips")
     given = parser.parse_args()
+    try:
+        source, rows = packed_in_all_ways(given)
+    except UserError as error:
+        parser.error(str(error))
+    save({"machine": machine(), "source": source, "rows": rows}, given.out)
+
+
+def packed_in_all_ways(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """What was packed, and a row for each way. UserError for a video or annotations that cannot be read."""
     cv2.setNumThreads(1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -186,7 +196,7 @@ def main() -> None:
             print(f"{row['codec']:6} q{row['quality']:<3} {row['chroma']}  {row['frames_per_cpu_second']:7.1f} "
                   f"frames/s  {row['kib_per_frame']:6.2f} KiB/frame  PSNR {row['psnr_db_mean']:.2f} (worst clip "
                   f"{row['psnr_db_worst_clip']:.2f}) dB  own {row['own_share']:.1%}  {row['shares']}", flush=True)
-    save({"machine": machine(), "source": source, "rows": rows}, given.out)
+    return source, rows
 
 
 if __name__ == "__main__":

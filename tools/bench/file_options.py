@@ -3,17 +3,21 @@
 import argparse
 from pathlib import Path
 
-from svdata2vec.shards.atomic import WriteFailedError, require_writable
+from svdata2vec.shards.atomic import read_object, require_writable
 from svdata2vec.shards.errors import UserError, require_file
 
 
 def file_to_write(text: str) -> Path:
-    """A file that can be written."""
+    """A record that can be written: an earlier one is replaced, a file of another kind, such as a video, is not."""
+    file = Path(text)
     try:
-        require_writable(Path(text))
-    except WriteFailedError as error:
+        require_writable(file)
+        earlier = file.exists() and file.stat().st_size > 0
+        if earlier and read_object(file) is None:
+            raise argparse.ArgumentTypeError(f"{file} holds no record and would be lost; give the record another name")
+    except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(text)
+    return file
 
 
 def video_file(text: str) -> Path:

@@ -143,6 +143,8 @@ def main() -> None:
     parser.add_argument("--out", type=file_to_write, help="JSON file to write")
     options = vars(parser.parse_args())
     out = options.pop("out")
+    if out is not None and out.resolve() == PACKING.resolve():
+        parser.error(f"argument --out: {out} is read here and would be lost; give the file to write another name")
     try:
         found = figures(PretrainConfig(), Assumptions(**options))
     except UserError as error:

@@ -196,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args(arguments)
-    return reported(lambda: measured(given), given.json)
+    read = [given.folder / name for name in ("motion.pkl", "motion.json", "classes.txt", "videos")]
+    return reported(lambda: measured(given), given.json, reads=read)
 
 
 def measured(given: argparse.Namespace) -> str:

@@ -100,7 +100,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    return reported(lambda: measured(options), options.out)
+    read = [options.run, *(Path(folder) for _, folder in options.others), *([Path(options.shards)] if options.shards else [])]
+    return reported(lambda: measured(options), options.out, reads=read)
 
 
 def measured(options: argparse.Namespace) -> str:

@@ -105,7 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = make_parser().parse_args()
-    return reported(lambda: measured(options), options.out, beside(options.out, ".png"))
+    read = [options.shards, options.blocks]
+    return reported(lambda: measured(options), options.out, beside(options.out, ".png"), reads=read)
 
 
 def measured(options: argparse.Namespace) -> str:

@@ -6,7 +6,6 @@ reads what tools/demo.sh leaves: the runs demo/pretrain, demo/scratch, demo/pret
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ending import reported
 from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import cost, read_metrics
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.shards.atomic import read_object
 from svdata2vec.shards.errors import UserError
 
 ROWS = {
@@ -30,8 +30,7 @@ def summarise(demo: Path) -> dict[str, Any]:
     lacking = [name for name in LEFT if not (demo / name).exists()]
     if lacking:
         raise UserError(f"{demo}: {', '.join(lacking)} not found; `bash tools/demo.sh` leaves them in its folder, at its end")
-    scratch, pretrained = (json.loads((demo / name / "result.json").read_text()) for name in ("scratch", "pretrained"))
-    small = json.loads((demo / "small_cnn.json").read_text())
+    scratch, pretrained, small = (figures_in(demo / name) for name in LEFT[1:])
     if len({result["labels"] for result in (scratch, pretrained, small)}) != 1:
         raise UserError(f"{demo}: the classifiers had not the same labels; remove the folder and run tools/demo.sh again")
     log, before = read_metrics(demo / "pretrain"), cost(demo / "pretrain")
@@ -53,6 +52,14 @@ def summarise(demo: Path) -> dict[str, Any]:
     }
 
 
+def figures_in(file: Path) -> dict[str, Any]:
+    """What a file holds; UserError if that is no JSON object."""
+    found = read_object(file)
+    if found is None:
+        raise UserError(f"{file} holds no figures; run tools/demo.sh again without it")
+    return found
+
+
 def lines(figures: dict[str, Any]) -> str:
     classes, clips, labels = figures["classes"], figures["test_clips"], figures["labelled_clips"]
     width = max(map(len, ROWS.values()))
@@ -70,7 +77,8 @@ def main() -> int:
     parser.add_argument("demo", type=Path, help="the demo's folder")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    return reported(lambda: summary(options.demo, options.json), options.json)
+    read = [options.demo / name for name in ("pretrain", "scratch", "pretrained", "small_cnn.json")]
+    return reported(lambda: summary(options.demo, options.json), options.json, reads=read)
 
 
 def summary(demo: Path, record: Path | None) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from svdata2vec.runs.failures import RunFailedError
@@ -11,15 +11,25 @@ from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import MachineError, UserError
 
 
-def reported(work: Callable[[], str], *files: Path | None) -> int:
+def require_no_input(file: Path, reads: Iterable[Path]) -> None:
+    """UserError if there is such a file, and it is one of `reads` or lies in one."""
+    place = file.resolve()
+    if place.exists() and not {place, *place.parents}.isdisjoint(read.resolve() for read in reads):
+        raise UserError(f"{file} is read here and would be lost; give the file to write another name")
+
+
+def reported(work: Callable[[], str], *files: Path | None, reads: Iterable[Path] = ()) -> int:
     """Print what comes of `work`, or its error in one line; the exit status.
 
     files: those that it will write when all is done, None = not asked for; where one cannot be, nothing is begun.
+    reads: files and folders that it reads: one of `files` that would replace something there is refused, too.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         for file in files:
             require_writable(file)
+            if file is not None:
+                require_no_input(file, reads)
         said = work()
     except (UserError, RunFailedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

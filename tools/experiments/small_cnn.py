@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--reuse", action="store_true", help="train none if that file holds a run of these options and clips")
     given = vars(parser.parse_args())
     out, reuse = given.pop("json"), given.pop("reuse")
-    return reported(lambda: measured(given, out, reuse), out)
+    return reported(lambda: measured(given, out, reuse), out, reads=map(Path, given["shards"].split(",")))
 
 
 def measured(given: dict[str, Any], out: Path | None, reuse: bool) -> str:

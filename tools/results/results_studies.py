@@ -47,7 +47,9 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
             compared += better != ""
             rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
-    machines = dict.fromkeys(measured(other) for other in longer if other is not None)
+    machines = dict.fromkeys(
+        f"{measured(other)}{_packed_anew(record, other)}" for other in longer if other is not None
+    )
     others = "".join(f" Of those with more: {machine}" for machine in machines)
     return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
@@ -57,6 +59,11 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
         "paired by seed, bold where the interval leaves out 0, not corrected for their number, "
         f"{compared}. {measured(record)}{others}\n"
     )
+
+
+def _packed_anew(record: Record, other: Record) -> str:
+    """A remark where another record's clips were packed by themselves: pairs then share labels, not what is seen of them."""
+    return "" if other["data"]["fingerprint"] == record["data"]["fingerprint"] else " Their clips were packed anew."
 
 
 def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
