@@ -19,7 +19,7 @@ from svdata2vec.config.schema import PretrainConfig
 
 RESULTS = ROOT / "tools" / "results"
 PAGES = {page: (ROOT / page).read_text() for page in render.PAGES}
-HEADLINES = {"loader", "training_step"}
+HEADLINES = {"loader"}
 README_ALONE = {"recognition"}  # a part of a table of the page
 NOT_MEASURED_YET = {name for name, (_, (first, *_)) in render.SECTIONS.items() if not (RESULTS / f"{first}.json").exists()}
 STUDIES = {"claim", "claim_differences", "claim_costs", "controls", "masks", "choices"}  # hours on two cores

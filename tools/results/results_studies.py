@@ -34,15 +34,16 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
 
 
 def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, ours: str = "pretrained") -> str:
-    """Every row at one share of the labels, rivals that took more steps (`longer`) among them, and by how much one of ours is
-    better, paired by seed."""
+    """What is trained end to end, at one share of the labels, rivals that took more steps (`longer`) among it, and by how much
+    one of ours is better, paired by seed."""
     rows, mine = [], next(row for row in record["rows"] if row["name"] == ours)
     cells = [(row, cell) for row in record["rows"] for cell in row["cells"] if cell["fraction"] == share]
     labels, steps = cells[0][1]["labels"], min(cell["steps"] for _, cell in cells if cell["steps"])
     more = [row for other in longer if other is not None for row in other["rows"]]
     compared = 0
     for row in [*record["rows"], *more]:
-        if cell := next((cell for cell in row["cells"] if cell["fraction"] == share), None):
+        cell = next((cell for cell in row["cells"] if cell["fraction"] == share), None)
+        if cell is not None and not row["name"].endswith(("_linear", "_attentive")):  # probes are on the page
             better = _better(mine, row).get(share, "") if row is not mine else ""
             compared += better != ""
             rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
@@ -54,7 +55,7 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
     return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
-        f"{percent(1 / data['classes'])}. Whatever is trained end to end has {steps} steps on labels where its line says no "
+        f"{percent(1 / data['classes'])}. All are trained end to end, for {steps} steps on labels where the line says no "
         f"other; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds, points "
         "paired by seed, bold where the interval leaves out 0, not corrected for their number, "
         f"{compared}. {measured(record)}{others}\n"
