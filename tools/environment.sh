@@ -2,8 +2,11 @@
 # state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer), SVDATA2VEC_CUDA=cuda12 the builds of PyTorch and DALI for
 # CUDA 12 (default: cuda13). PyPI's PyTorch is for CUDA 13, so that for CUDA 12 comes from PyTorch's own index
 # (SVDATA2VEC_TORCH_INDEX names another). Leaves the path of the environment's interpreter in $python. Once installed, no network
-# is used. Bytecode is left to the first import: most modules of PyTorch and its like never are imported. pip is brought up to date
-# first: the one that comes with Python 3.11 takes half a minute more for the same.
+# is used. Bytecode is left to the first import, as most modules of PyTorch and its like never are imported, and kept even where
+# PYTHONDONTWRITEBYTECODE is set: without it every process takes twice as long to start. pip is brought up to date first: the
+# one that comes with Python 3.11 takes half a minute more for the same.
+
+unset PYTHONDONTWRITEBYTECODE
 
 find_python() {
     local candidate
