@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pipeline_factory import shard_set
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile
 from svdata2vec.shards.layouts import COCO17
@@ -14,6 +15,8 @@ from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.readers import ntu, pose_formats
 from svdata2vec.shards.readers.pose_files import read_poses
 from svdata2vec.shards.readers.pose_formats import PARSERS
+from svdata2vec.shards.reading import verify as verification
+from svdata2vec.shards.reading.keylist import KeyList
 
 
 class Videos:
@@ -82,3 +85,16 @@ def test_folders_of_poses_are_read_once_for_the_plan(tmp_path: Path, monkeypatch
              for i in range(6)]
     plan.make_plan(DataSet("set", COCO17, ("walk",), {}, clips), PackOptions())
     assert sorted(hashed) == folders
+
+
+def test_verify_reads_what_lies_beside_the_tars_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the splits' clips, checksums, and which clips lie in a tar: not again for each tar."""
+    shard_set(tmp_path, 6, clips_per_shard=1, num_frames=lambda _: 2)
+    (tmp_path / "skipped.jsonl").touch()
+    listed, loaded = [], []
+    init, load = KeyList.__init__, verification.load_sums
+    monkeypatch.setattr(KeyList, "__init__", lambda self, keys: [listed.append(keys), init(self, keys)][1])
+    monkeypatch.setattr(verification, "load_sums", lambda *given: [loaded.append(given), load(*given)][1])
+    assert verification.verify(tmp_path) == []
+    assert len(listed) == 2  # once the set's own, once to look for them in the index
+    assert len(loaded) == 1

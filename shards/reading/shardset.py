@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -77,8 +77,9 @@ class ShardSet:
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray, sums: Sums | None = None) -> None:
         self.root, self.sums = root, sums
-        splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
-        self.manifest = replace(manifest, splits=splits)
+        if not all(isinstance(keys, KeyList) for keys in manifest.splits.values()):
+            manifest = replace(manifest, splits=cast(Any, {name: KeyList(keys) for name, keys in manifest.splits.items()}))
+        self.manifest = manifest
         self.index = index.view(np.ndarray)  # of a memmap each look at a field makes another memmap
         self._offset_NC, self._size_NC = self.index["offset"], self.index["size"]
         self._tars: dict[int, _Tar] = {}
