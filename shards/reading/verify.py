@@ -82,7 +82,7 @@ def add_sums(root: str | Path) -> None:
     root = Path(root)
     shards, _ = _open(root)
     names = shards.manifest.components
-    sums = [clip_sums(shards.read(row, names), names) for row in range(len(shards))]
+    sums = [np.array(clip_sums(shards.read(row, names), names), np.uint32) for row in range(len(shards))]
     save_head(root, Manifest.load(root), np.array(shards.index), sums)
 
 
