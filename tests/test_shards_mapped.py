@@ -1,6 +1,7 @@
 """Mapped tars: what is gone is noted, in whatever thread it is touched, and ends no process."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from svdata2vec.shards.reading.mapped import MappedTar
+from svdata2vec.shards.reading.mapped import MappedTar, _let_files_be_open
 from svdata2vec.shards.reading.sums import crc32
 
 SIZE = 1_000_000
@@ -81,3 +83,14 @@ def test_arrays_keep_the_tar_open(path: Path) -> None:
     part = MappedTar(path).bytes[1000:2000]
     path.unlink()
     assert part.any()
+
+
+def test_more_files_may_be_open_than_a_shell_allows(path: Path) -> None:
+    """Each map keeps its file open: as many as the system lets a process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, hard))
+    _let_files_be_open.cache_clear()
+    try:
+        assert len([MappedTar(path) for _ in range(40)]) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from svdata2vec.shards.atomic import make_folder, write_atomically
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
@@ -172,7 +172,7 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
 
 def _try(request: Callable[[], Any], name: str) -> Any:
     """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
-    A full disk here passes.
+    What this machine lacks, room on its disk or open files, passes.
 
     Stores raise what their libraries raise, not only OSError: aiohttp's broken transfers, botocore's time-outs.
     """
@@ -180,7 +180,7 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         try:
             return request()
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
             if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError)):
                 raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
