@@ -2,6 +2,7 @@
 
 import errno
 import json
+import time
 import zlib
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from svdata2vec.shards.reading.manifest import file_bytes
 from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.sums import clip_sums
 from svdata2vec.shards.times import Times
+from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
 from svdata2vec.shards.video import silence_decoder
 
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
@@ -146,15 +148,21 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`; whatever it raises becomes a UserError: one clip never ends the work of all."""
+    """`ClipPacker.pack`, again where the store of its video may have failed for a moment; what it raises at last becomes a
+    UserError: one clip never ends the work of all."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
+    waits = [*(RETRY_SECONDS if "://" in str(clip.video) else ())]
     try:
-        return packer.pack(clip)
-    except Exception as error:
-        raise UserError(reason_of(error, clip.video)) from error
+        while True:
+            try:
+                return packer.pack(clip)
+            except Exception as error:
+                if not waits or not may_pass(error):
+                    raise UserError(reason_of(error, clip.video)) from error
+            time.sleep(waits.pop(0))
     finally:
         note.unlink(missing_ok=True)
 
