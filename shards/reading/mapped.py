@@ -103,8 +103,11 @@ _ALL: "WeakValueDictionary[int, MappedTar]" = WeakValueDictionary()  # by addres
 def _on_bus_error(number: int, info: Any, context: int | None) -> None:
     """Runs in the thread that touched a missing page."""
     address = info.contents.address or 0
-    for start, tar in list(_ALL.items()):
-        if start <= address < start + len(tar) and tar._lose((address - start) // mmap.PAGESIZE * mmap.PAGESIZE):
+    for reference in _ALL.valuerefs():  # a list that is made at once: another thread may map a tar meanwhile
+        tar = reference()
+        if tar is None or not tar._address <= address < tar._address + len(tar):
+            continue
+        if tar._lose((address - tar._address) // mmap.PAGESIZE * mmap.PAGESIZE):
             return
     _LIBC.sigaction(int(signal.SIGBUS), ctypes.byref(_previous), None)  # not ours: it comes again, and to whom it did before
 

@@ -293,9 +293,11 @@ class ShardSet:
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""
-        for tar, shard in list(self._maps.items()):
-            missing = tar.missing()
-            if missing is not None:
+        for reference in self._maps.keyrefs():  # a list that is made at once: another thread may map a tar meanwhile
+            tar = reference()
+            missing = None if tar is None else tar.missing()
+            if tar is not None and missing is not None:
+                shard = self._maps[tar]
                 self.check_shard(shard)
                 raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; {LOOK}")
 
