@@ -18,7 +18,7 @@ from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, mak
 from svdata2vec.pipeline.seen import FramesSeen, only_seen
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.blocks import Bytes
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import TOO_MANY_FILES, MachineError, UserError
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import crc32
@@ -130,7 +130,10 @@ class ClipFetcher:
         return outcomes
 
     def _bad(self, row: int, error: Exception) -> BadClipError:
-        """What a clip is that raised this; UserError if its whole tar is missing, short or changed."""
+        """What a clip is that raised this; UserError if its tar is missing, short or changed, or no more files may be open."""
+        if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+            raise MachineError(f"{error}: raise the limit of open files (`ulimit -n`), or set a smaller --run.batch-size, "
+                               "--data.prefetch or --data.readers") from error
         self.shards.check_shard(int(self.shards.index[row]["shard"]))
         return BadClipError(str(error))
 

@@ -155,7 +155,7 @@ class ClipLoader:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of a whole epoch on this rank; equal on every rank in training."""
-        return self._batches_from(0)
+        return self.order.parts_left(0)
 
     @property
     def clips_per_epoch(self) -> int:
@@ -189,7 +189,7 @@ class ClipLoader:
         """Batches that are left until so many epochs have passed; equal on every rank in training."""
         if self._epoch >= epochs:
             return 0
-        return self._batches_from(self._position) + (epochs - self._epoch - 1) * self.batches_per_epoch
+        return self.order.parts_left(self._position) + (epochs - self._epoch - 1) * self.batches_per_epoch
 
     @property
     def epoch(self) -> int:
@@ -261,9 +261,6 @@ class ClipLoader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_background": None}
-
-    def _batches_from(self, position: int) -> int:
-        return sum(start < stop for start, stop in map(self.order.part, self.order.steps(position)))
 
     def _begin_next_epoch(self) -> None:
         if not self.order.train:

@@ -151,6 +151,12 @@ class OrderConfig:
             del bounds[-2]
         return list(pairwise(bounds))
 
+    def parts_left(self, position: int) -> int:
+        """How many of `steps(position)` have a part for this rank. Training asks in every step: those before the last two, all
+        alike, are not listed."""
+        whole = max((self.end(position) - position) // self.step_size - 2, 0)
+        return whole + sum(start < stop for start, stop in map(self.part, self.steps(position + whole * self.step_size)))
+
     def part(self, step: tuple[int, int]) -> tuple[int, int]:
         """This rank's part of a step: the ranks' parts are contiguous and differ by at most one clip.
 

@@ -192,7 +192,8 @@ class Producer:
         skipped = self.stats.clips_skipped - self._skipped_before
         read = self.stats.clips_read if self.order.train else self.order.num_entries
         shards = self.fetcher.shards
-        key, shard = shards.names(np.array([row]))[0], shards.tar_name(int(shards.index[row]["shard"]))
+        entry = shards.index[row]
+        key, shard = shards.name(row, entry["key"].decode()), shards.tar_name(int(entry["shard"]))
         reason = reason.removeprefix(f"{shard}: ")
         if row not in self.stats.unusable:
             self.stats.unusable.add(row)

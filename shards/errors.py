@@ -1,7 +1,9 @@
 """The exception for what a user can cause, and its kind for what the machine does: one line, exit status 2, or 1."""
 
+import errno
 from pathlib import Path
 
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # are open in the process, or on the machine
 AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
 LOOK = f"find all that is damaged with `svdata2vec verify`, then {AGAIN}"  # where a part alone was read
 

@@ -7,6 +7,14 @@ import fsspec
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.shown import public
 
+RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what a store raised may not come again. Stores raise what their libraries raise, not only OSError: aiohttp's
+    broken transfers, botocore's time-outs."""
+    return not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
+
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. UserError for an unknown scheme, or one whose library is missing."""

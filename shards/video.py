@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,14 +66,18 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
     """The pictures of a folder that is a video in frames (img_00001.jpg, ...), by number; empty if it is none.
 
     Of several kinds in one folder (img_, flow_x_) those whose names do not begin with "flow" count, and of these the most.
-    UserError if as many are of another kind: which one is the video is not guessed.
+    UserError if as many are of another kind, or two have one number: which is the video, or the frame, is not guessed.
     """
     kinds = _most_pictures(folder)
     if len(kinds) > 1:
-        first, second, *_ = (pictures[0].name for pictures in kinds)
+        first, second, *_ = (pictures[0][1].name for pictures in kinds)
         raise UserError(f"{folder}: as many numbered pictures like {first} as like {second}; expected more of one kind than of "
                         "any other: move what is not the video to another folder")
-    return kinds[0] if kinds else []
+    pictures = kinds[0] if kinds else []
+    for (number, path), (next_number, other) in pairwise(pictures):
+        if number == next_number:
+            raise UserError(f"{folder}: {path.name} and {other.name} are both picture {number}; expected every number once")
+    return [path for _, path in pictures]
 
 
 def holds_pictures(folder: str | Path) -> bool:
@@ -81,15 +85,15 @@ def holds_pictures(folder: str | Path) -> bool:
     return bool(_most_pictures(folder))
 
 
-def _most_pictures(folder: str | Path) -> list[list[Path]]:
-    """The pictures of the kind with the most, by number, at least two; where as many are of another kind, these as well."""
+def _most_pictures(folder: str | Path) -> list[list[tuple[int, Path]]]:
+    """Numbers and pictures of the kind with the most, at least two; where as many are of another kind, these as well."""
     kinds: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
     for path in Path(folder).iterdir():
         match = _NUMBERED.fullmatch(path.name)
         if match is not None and not path.name.lower().startswith("flow"):
             kinds[match[1], match[3].lower()].append((int(match[2]), path))
     most = max(map(len, kinds.values()), default=0)
-    return [[path for _, path in sorted(kinds[kind])] for kind in sorted(kinds) if len(kinds[kind]) == most > 1]
+    return [sorted(kinds[kind]) for kind in sorted(kinds) if len(kinds[kind]) == most > 1]
 
 
 def holds_video(path: str | Path) -> bool:

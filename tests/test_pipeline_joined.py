@@ -277,3 +277,11 @@ def test_commas_divide_sets_unless_a_folder_has_one(tmp_path: Path) -> None:
     assert set_names(f"{tmp_path}/one,folder") == [f"{tmp_path}/one,folder"]
     with pytest.raises(UserError, match="'a,,b' name an empty set"):
         set_names("a,,b")
+
+
+def test_no_two_clips_have_one_name_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    """The second folder of a name gets a number, which may be part of another one's."""
+    places = ["a/set", "b/set", "c/set-1"]
+    sets = [shard_set(tmp_path / place, 2, size=32, first_seed=10 * i) for i, place in enumerate(places)]
+    joined = JoinedShards(sets)
+    assert joined.names(joined.rows("all")) == [f"{name}/clip{i:05d}" for name in ("set-1", "set-2", "set-1-3") for i in (0, 1)]

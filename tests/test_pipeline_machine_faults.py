@@ -1,7 +1,9 @@
 """Faults of the machine, planted in DALI's own words, are not taken for damaged clips; a damaged clip is not taken for one."""
 
+import errno
 import itertools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from svdata2vec.pipeline.faults import machine_fault, reason
 from svdata2vec.pipeline.graph import DaliDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=4, size=32)
@@ -39,6 +41,19 @@ NO_MEMORY = "Can't allocate 393216000 bytes on device 0."
 PROFILE = "Decoder hardware does not support this video codec and/or chroma format"
 STICKY = "CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access was encountered"
 DAMAGED = "nvImageCodec failure: '#3'"
+
+
+def test_too_many_open_files_are_no_damage_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = shard_set(tmp_path, 4)
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with ClipLoader(shards, "all", PLAN, batch_size=4, max_bad_rate=1.0) as loader:
+        monkeypatch.setattr(os, "open", refused)
+        with pytest.raises(MachineError, match=r"Too many open files: raise the limit of open files \(`ulimit -n`\)"):
+            list(loader)
+    assert loader.stats.clips_skipped == 0
 
 
 @pytest.mark.parametrize(

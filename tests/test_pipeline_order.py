@@ -5,6 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from svdata2vec.pipeline.keyed import keyed_generator
 from svdata2vec.pipeline.order import OrderConfig, epoch_order
@@ -71,6 +73,25 @@ def test_another_world_size_goes_on_where_the_first_stopped():
     first = order_of(100, 4, False, 0, 2).steps(0)[:5]
     rest = order_of(100, 4, False, 0, 3).steps(first[-1][1])
     assert [i for start, stop in first + rest for i in range(start, stop)] == list(range(100))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_steps_are_counted_as_they_are_listed(data: st.DataObject) -> None:
+    clips, batch, smallest = (data.draw(st.integers(1, most)) for most in (60, 7, 7))
+    world_size = data.draw(st.integers(1, 5))
+    train, drop = data.draw(st.sampled_from([(True, True), (True, False), (False, False)]))
+    rank, position = data.draw(st.integers(0, world_size - 1)), data.draw(st.integers(0, clips))
+    order = OrderConfig(np.arange(clips), 1, batch, 0, train, drop, rank, world_size, smallest)
+    parts = [order.part(step) for step in order.steps(position)]
+    assert order.parts_left(position) == sum(start < stop for start, stop in parts)
+
+
+def test_steps_of_ten_million_clips_are_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every training step: a list of them took 0.4 seconds."""
+    order, listed, steps = order_of(10**7, 32, True, 0, 1), [], OrderConfig.steps
+    monkeypatch.setattr(OrderConfig, "steps", lambda self, position: listed.append(steps(self, position)) or listed[-1])
+    assert order.parts_left(0) == 312_500 and len(listed[0]) == 2
 
 
 def test_wrong_arguments_are_named():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 import torch
 from loader_child import keys_in_child
@@ -284,6 +285,15 @@ def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch
     for first, second in zip(batches(local), batches(remote), strict=True):
         assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
     assert "sends whole files for ranges" in caplog.text
+
+
+def test_what_is_cached_keeps_no_file_open(tmp_path):
+    """Clips on their way to large batches were more than the files that a process may have open."""
+    cache = RangeCache(tmp_path, 250)
+    cache.get("a", 100, lambda: b"x" * 100)
+    before = psutil.Process().num_fds()
+    held = [cache.get("a", 100, lambda: pytest.fail("must be cached")) for _ in range(20)]
+    assert psutil.Process().num_fds() < before + len(held)
 
 
 def test_range_cache_is_least_recently_used(tmp_path):

@@ -29,6 +29,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.reading.decode import decode_video
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
 from svdata2vec.shards.video import VideoReader
@@ -196,6 +197,31 @@ def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
     assert ShardSet.open(tmp_path / "set").manifest.splits == {"train": ["v"]} and verify(tmp_path / "set") == []
     said = (tmp_path / "set" / "skipped.jsonl").read_text()
     assert "cover.mkv: a cover picture or another video lies before the video; codec copy keeps the file" in said
+
+
+def test_copy_keeps_what_can_be_decoded_afterwards(tmp_path: Path) -> None:
+    """A short file whose end is missing is none; a title that is not UTF-8 is no matter."""
+    whole = write_video(tmp_path / "whole.mkv", 8)
+    short = tmp_path / "short.mkv"
+    short.write_bytes(whole.read_bytes()[:-40])
+    titled = tmp_path / "titled.avi"
+    with av.open(str(titled), "w") as container:
+        container.metadata["title"] = "Gruesse"
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        for number in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_picture(0, number), format="rgb24")))
+        container.mux(stream.encode())
+    titled.write_bytes(titled.read_bytes().replace(b"Gruesse", "Grüße!!".encode("latin-1")))
+    clips = [ClipAnnotation(path.stem, 0, path) for path in (whole, short, titled)]
+    keys = [clip.key for clip in clips]
+    pack(DataSet("set", layout("coco17"), ("x",), {"train": keys}, clips), tmp_path / "set", COPY)
+    shards = ShardSet.open(tmp_path / "set")
+    assert shards.manifest.splits == {"train": ["whole", "titled"]} and verify(tmp_path / "set") == []
+    assert "short.mkv: the Matroska file is cut off" in (tmp_path / "set" / "skipped.jsonl").read_text()
+    for row in range(2):
+        video = shards.sample(row).video
+        assert video is not None and decode_video(np.frombuffer(video, np.uint8), np.arange(8)).keys() == set(range(8))
 
 
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:

@@ -1,20 +1,25 @@
 """Broken input: every fault ends as one line that says what is wrong, and costs no other clip."""
 
+import errno
 import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
+import fsspec
 import numpy as np
 import pytest
 from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
 
+from svdata2vec.shards import video as shards_video
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.pyskl import read_pyskl
+from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.readers.videos import read_video_csv
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
@@ -312,3 +317,28 @@ def test_keys_from_any_name_are_valid() -> None:
         assert safe_key(name) == safe_key(name)
         replace(ClipAnnotation("k", 0, "v"), key=safe_key(name))
         DataSet("s", layout("coco17"), ("x",), {}, [ClipAnnotation(safe_key(name), 0, "v")]).check()
+
+
+@pytest.mark.parametrize(("failures", "packed"), [(2, True), (3, False)])
+def test_a_store_that_fails_for_a_moment_loses_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, packed: bool
+) -> None:
+    """A finished set takes no clip afterwards: what may pass is waited for, what will not is not."""
+    store = fsspec.filesystem("memory")
+    for name in ("a", "b", "gone"):
+        store.pipe(f"/flaky/c/{name}.mp4", write_video(tmp_path / "v.mp4", 3).read_bytes())
+    dataset = open_dataset("folder", root="memory://flaky")
+    store.rm("/flaky/c/gone.mp4")
+    read, opened = shards_video.open_bytes, []
+
+    def sometimes(path: str) -> IO[bytes]:
+        opened.append(Path(path).stem)
+        if opened[-1] == "a" and opened.count("a") <= failures:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return read(path)
+
+    monkeypatch.setattr(shards_video, "open_bytes", sometimes)
+    monkeypatch.setattr("svdata2vec.shards.packing.shard.RETRY_SECONDS", (0.0, 0.0))
+    splits = pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).splits
+    assert splits == {"train": ["c%2Fa", "c%2Fb"] if packed else ["c%2Fb"]}
+    assert [opened.count(name) for name in ("a", "b", "gone")] == [3, 1, 1]

@@ -1,16 +1,25 @@
 """Mapped tars: what is gone is noted, in whatever thread it is touched, and ends no process."""
 
+import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from pipeline_factory import shard_set
 
-from svdata2vec.shards.reading.mapped import MappedTar
+from svdata2vec.shards.reading import shardset
+from svdata2vec.shards.reading.mapped import MappedTar, _let_files_be_open
+from svdata2vec.shards.reading.shardset import Cut
 from svdata2vec.shards.reading.sums import crc32
 
 SIZE = 1_000_000
@@ -81,3 +90,34 @@ def test_arrays_keep_the_tar_open(path: Path) -> None:
     part = MappedTar(path).bytes[1000:2000]
     path.unlink()
     assert part.any()
+
+
+def test_more_files_may_be_open_than_a_shell_allows(path: Path) -> None:
+    """Each map keeps its file open: as many as the system lets a process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, hard))
+    _let_files_be_open.cache_clear()
+    try:
+        assert len([MappedTar(path) for _ in range(40)]) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_tars_are_mapped_while_another_thread_looks_at_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a loader's threads do: the set of maps changes at any moment."""
+    monkeypatch.setattr(shardset, "MAX_OPEN_TARS", 2)
+    shards = shard_set(tmp_path, 8, clips_per_shard=1, num_frames=lambda _: 2, size=32)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        end = time.monotonic() + 0.8
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(lambda: [shards.check_used() for _ in iter(lambda: time.monotonic() < end, False)])
+            held: deque[Cut] = deque(maxlen=4)
+            for row in itertools.cycle(range(8)):
+                held.append(shards.cut(row, np.array([0]), [0], [1]))
+                if looking.done():
+                    break
+            looking.result()
+    finally:
+        sys.setswitchinterval(before)

@@ -120,6 +120,13 @@ def test_class_names_in_the_pickle(tmp_path: Path) -> None:
         open_dataset("pyskl", **sources)
 
 
+@pytest.mark.parametrize("classes", [{"walk": 0, "run": 1}, {0: "walk", 1: "run"}, {"walk", "run"}, "walk"])
+def test_class_names_without_an_order_are_refused(tmp_path: Path, classes: object) -> None:
+    sources = own_pickle(tmp_path, 0, 1, classes=classes)
+    with pytest.raises(UserError, match=r"set\.pkl: 'classes' is of type (dict|set|str), expected a list of the names"):
+        open_dataset("pyskl", **sources)
+
+
 # ---------------------------------------------------------------------------------------------------- tables
 
 @pytest.mark.parametrize("content", [
@@ -334,6 +341,16 @@ def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     assert [(entry.key, entry.reason) for entry in dataset.skipped] == [
         ("z", "in splits xsub_train, xview_train, but without annotation"),
         ("y", "in split xset_train, but without annotation")]
+
+
+def test_a_split_that_is_a_set_has_one_order(tmp_path: Path) -> None:
+    """That of a set of names changes from run to run: a packing could not be resumed."""
+    sources = own_pickle(tmp_path, *range(8))
+    content = pickle.loads(sources["pickle_path"].read_bytes())
+    names = [entry["frame_dir"] for entry in content["annotations"]]
+    content["split"] = {"train": set(names)}
+    sources["pickle_path"].write_bytes(pickle.dumps(content))
+    assert open_dataset("pyskl", **sources).splits == {"train": sorted(names)}
 
 
 def test_annotations_as_a_dictionary_by_name(tmp_path: Path) -> None:

@@ -205,6 +205,14 @@ def test_as_many_pictures_of_two_kinds_are_left_out(tmp_path: Path, kinds: tuple
     assert packed_or_reason(folder, tmp_path / "more") == 4
 
 
+def test_two_pictures_of_one_number_are_no_two_frames(tmp_path: Path) -> None:
+    """Both were packed, one after the other."""
+    for name in ("img_00.png", "img_01.png", "img_1.png", "img_02.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"img_01\.png and img_1\.png are both picture 1; expected every number once"):
+        numbered_pictures(tmp_path)
+
+
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_a_folder_of_numbered_pictures_is_a_video(tmp_path: Path, ending: str) -> None:
     """As mmaction extracts them: img_00001.jpg beside flow_x_00001.jpg; numbers decide on the order, not names."""

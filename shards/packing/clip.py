@@ -18,6 +18,7 @@ from svdata2vec.shards.errors import UserError, readable
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
 from svdata2vec.shards.packing.options import PackOptions
+from svdata2vec.shards.reading.decode import cut_off_reason
 from svdata2vec.shards.reading.sample import ClipMeta
 from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
@@ -174,7 +175,10 @@ class ClipPacker:
             raise UserError(f"{clip.video}: an edit list hides some of its frames; codec copy keeps the stream as it is, use "
                             "another codec")
         with self.times.step("read"), open_bytes(clip.video) as file:
-            return {container_component(str(clip.video)): file.read()}, num_frames
+            content = file.read()
+        if (problem := cut_off_reason(np.frombuffer(content, np.uint8))) is not None:  # as whatever decodes it will say
+            raise UserError(f"{clip.video}: {problem}")
+        return {container_component(str(clip.video)): content}, num_frames
 
 
 def resize_square(crop_HWC: np.ndarray, size: int) -> np.ndarray:

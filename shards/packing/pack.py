@@ -198,7 +198,6 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
                         f"{refused[0].reason}")
     components = components_of(dataset, options.codec)
     rows = [(key, shard, *facts) for shard, record in enumerate(full) for key, *facts in record.rows]
-    sums = [row[-1] for record in full for row in record.rows]
     packed = {row[0] for row in rows}
     without_joints = {key for record in full for key in record.without_joints}
     manifest = Manifest(
@@ -217,7 +216,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         log.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
     if alike := [f"{other} = {first}" for first, other in doubles(manifest.splits, pictures)]:
         log.warning("clips of the same pictures as another one of their split: %s", some_of(alike))
-    manifest = save_head(root, manifest, build_index(rows, len(components)), sums)
+    manifest = save_head(root, manifest, build_index(rows, len(components)), [record.sums for record in full])
     shutil.rmtree(root / PARTS)
     return manifest
 

@@ -37,7 +37,7 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
               if name not in ("workers", "cluster", "resume") and options.has(name)}
     facts = asdict(replace(dataset, clips=[], skipped=[])) | {"skipped": sorted(entry.key for entry in dataset.skipped)}
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
-    content_hash = lru_cache(maxsize=1)(_content_hash)  # clips of one long video are neighbours and share a file
+    content_hash = lru_cache(maxsize=1024)(_content_hash)  # clips of one long video share a file, of a folder of poses all
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
         videos.update(repr((clip.key, _video_bytes(clip))).encode())

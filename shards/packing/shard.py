@@ -2,6 +2,7 @@
 
 import errno
 import json
+import time
 import zlib
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import write_atomically
@@ -22,6 +24,7 @@ from svdata2vec.shards.reading.manifest import file_bytes
 from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.sums import clip_sums
 from svdata2vec.shards.times import Times
+from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
 from svdata2vec.shards.video import silence_decoder
 
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
@@ -45,8 +48,9 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard. `rows`: (key, label, frames, offsets, sizes, sums) per clip. No clips: no tar, empty hash.
+    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
 
+    `sums`: uint32, of clip after clip as `clip_sums` returns them: a packing keeps those of all shards in memory.
     `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that
     were joined to others of the same person. `pictures`: clip -> what is equal for clips of the same pictures.
     """
@@ -54,7 +58,8 @@ class ShardRecord:
     number: int
     sha256: str
     bytes: int
-    rows: list[tuple[str, int, int, list[int], list[int], list[int]]]
+    rows: list[tuple[str, int, int, list[int], list[int]]]
+    sums: np.ndarray
     skipped: list[Skipped]
     without_joints: list[str]
     joined: dict[str, int]
@@ -62,7 +67,7 @@ class ShardRecord:
 
     def save(self, root: Path) -> None:
         """Write the record, behind its CRC-32."""
-        content = json.dumps(asdict(self)).encode()
+        content = json.dumps(asdict(self), default=np.ndarray.tolist).encode()
         write_atomically(record_path(root, self.number), f"{zlib.crc32(content):08x}\n".encode() + content)
 
     @classmethod
@@ -77,6 +82,7 @@ class ShardRecord:
         fields: Any = json.loads(content)
         try:
             fields["rows"] = [tuple(row) for row in fields["rows"]]
+            fields["sums"] = np.array(fields["sums"], np.uint32)
             fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
             record = cls(**fields)
         except (KeyError, TypeError):  # of a program with other fields
@@ -113,7 +119,7 @@ def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
 
 
 def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
-    rows, skipped, without_joints = [], [], []
+    rows, sums, skipped, without_joints = [], [], [], []
     joined: dict[str, int] = {}
     pictures: dict[str, str] = {}
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
@@ -122,34 +128,41 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 parts, num_frames = _pack_or_refuse(clip, task, packer)
                 with packer.times.step("write"):
                     offsets, sizes = tar.add(clip.key, parts, task.components)
-                    sums = clip_sums(parts, task.components)
+                    sums += clip_sums(parts, task.components)
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
             if packer.joined:
                 joined[clip.key] = packer.joined
             pictures[clip.key] = ClipMeta.from_bytes(parts["json"], clip.key).pictures
-            rows.append((clip.key, clip.label, num_frames, offsets, sizes, sums))
+            rows.append((clip.key, clip.label, num_frames, offsets, sizes))
             pose_MTVC = parse_array(parts["pose.npy"], clip.key)
             if len(pose_MTVC) and not present_joints(pose_MTVC).any():
                 without_joints.append(clip.key)
-        if not rows:
-            return ShardRecord(task.number, "", 0, rows, skipped, without_joints, joined, pictures)
-        with packer.times.step("write"):
-            sha256, size = tar.commit()
-    return ShardRecord(task.number, sha256, size, rows, skipped, without_joints, joined, pictures)
+        sha256, size = "", 0
+        if rows:
+            with packer.times.step("write"):
+                sha256, size = tar.commit()
+    return ShardRecord(
+        task.number, sha256, size, rows, np.array(sums, np.uint32), skipped, without_joints, joined, pictures)
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`; whatever it raises becomes a UserError: one clip never ends the work of all."""
+    """`ClipPacker.pack`, again where the store of its video may have failed for a moment; what it raises at last becomes a
+    UserError: one clip never ends the work of all."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
+    waits = [*(RETRY_SECONDS if "://" in str(clip.video) else ())]
     try:
-        return packer.pack(clip)
-    except Exception as error:
-        raise UserError(reason_of(error, clip.video)) from error
+        while True:
+            try:
+                return packer.pack(clip)
+            except Exception as error:
+                if not waits or not may_pass(error):
+                    raise UserError(reason_of(error, clip.video)) from error
+            time.sleep(waits.pop(0))
     finally:
         note.unlink(missing_ok=True)
 

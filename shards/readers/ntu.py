@@ -144,10 +144,10 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
     files = files_by_name(skeletons, "skeletons", ".skeleton", skipped, ".skeleton.npy")
     missing = frozenset() if keep_missing else missing_names(classes)
     of_video = {stem.removesuffix("_rgb"): path for stem, path in folder.videos()}
-    names = sorted({*files, *of_video})
-    others = [name for name in names if _is_of_another_set(name, classes)]
+    names = {*files, *of_video}
+    others = {name for name in names if _is_of_another_set(name, classes)}
     if others:
-        log.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(others))
+        log.info("samples that are not of NTU RGB+D %d: %s", classes, some_of(sorted(others)))
 
     def make(text: str) -> ClipAnnotation:
         name = NtuName.parse(text)
@@ -165,7 +165,7 @@ def read_ntu_skeletons(skeletons: str | Path, videos: str | Path, *, classes: Li
             key=text, label=name.action - 1, video=video, subject=name.subject, camera=name.camera, setup=name.setup,
             pose_file=pose_file)
 
-    clips = clips_of((name for name in names if name not in set(others)), make,
+    clips = clips_of(sorted(names - others), make,
                      lambda text: (safe_key(text), str(files.get(text) or of_video[text])), skipped)
     splits = ntu_splits(_samples(clips, skipped), classes)
     return DataSet(f"ntu{classes}", layout("kinect25"), lines("ntu_classes.txt")[:classes], splits, clips, skipped,

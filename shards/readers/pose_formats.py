@@ -6,6 +6,7 @@ are described with each parser, as the programs write them. N detections in a fr
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +90,8 @@ def _json(path: str) -> Any:
 
 
 def _stamp(path: str) -> int:
-    """Time of change; 0 for a URL."""
-    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
+    """Time of change, of a folder's list of files; 0 for a URL."""
+    return Path(path).stat().st_mtime_ns if Path(path).exists() else 0
 
 
 @lru_cache(maxsize=2)
@@ -103,6 +104,21 @@ def _parsed(path: str, _changed: int) -> Any:
             return [json.loads(line) for line in text.split("\n") if line.strip()]  # texts may hold U+2028
         except (ValueError, RecursionError):
             raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def _files_of(folder: str, item: str, names: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """The files of one of a folder's videos: number of the frame, and the file that is called after both."""
+    return [(number, Path(folder, name)) for number, name in _files_by_video(folder, names, _stamp(folder)).get(item, ())]
+
+
+@lru_cache(maxsize=2)
+def _files_by_video(folder: str, names: re.Pattern[str], _changed: int) -> dict[str, list[tuple[int, str]]]:
+    """Of all videos: a folder may hold millions of files, which are not looked through for each of them anew."""
+    files: dict[str, list[tuple[int, str]]] = {}
+    for name in sorted(entry.name for entry in os.scandir(folder)):
+        if (match := names.fullmatch(name)) is not None:
+            files.setdefault(match[1], []).append((int(match[2]), name))
+    return files
 
 
 def _triples(values: Any, where: str) -> np.ndarray:
@@ -195,6 +211,11 @@ def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
     video 001), else the file itself. Frames are in the order of `frame_id` (or `frame_index`), else of the number in the
     file name, else of the id.
     """
+    return _coco_videos(path, _stamp(path))
+
+
+@lru_cache(maxsize=2)
+def _coco_videos(path: str, _changed: int) -> dict[str, list[Mapping[str, Any]]]:
     content = _json(path)
     if isinstance(content, list):
         raise UserError(f"{path}: a list of results without 'images': expected a COCO file with 'images' and 'annotations' "
@@ -308,12 +329,9 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
     numbered so were read); each {"people":
     [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
     people: dict[int, list[Person]] = {}
-    for file in sorted(Path(path).iterdir()):
-        name = OPENPOSE_NAME.fullmatch(file.name)
-        if name is None or name[1] != item:
-            continue
+    for number, file in _files_of(path, item, OPENPOSE_NAME):
         listed = _listed(_field(_json(str(file)), "people", str(file)), str(file), "a list of people")
-        people[int(name[2])] = [
+        people[number] = [
             Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
             if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
         ]
@@ -381,12 +399,10 @@ def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
     if not Path(path).is_dir():
         return _parse_yolo_json(path)
     people: dict[int, list[Person]] = {}
-    for file in sorted(Path(path).iterdir()):
-        name = YOLO_NAME.fullmatch(file.name)
-        if name is not None and name[1] == item:
-            lines = read_text(file).splitlines()
-            people[int(name[2]) - 1] = [_yolo_person(line, num_joints, f"{file}, line {number}")
-                                        for number, line in enumerate(lines, 1) if line.strip()]
+    for frame, file in _files_of(path, item, YOLO_NAME):
+        lines = read_text(file).splitlines()
+        people[frame - 1] = [_yolo_person(line, num_joints, f"{file}, line {number}")
+                             for number, line in enumerate(lines, 1) if line.strip()]
     if min(people, default=0) < 0:
         raise UserError(f"{path}: a frame 0 of {item}; Ultralytics counts frames from 1")
     return FoundPoses(_by_number(people, f"{path}, {item}"), complete=False, relative=True)

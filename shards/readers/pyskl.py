@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,9 +50,14 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
     splits = content.get("split") or {}
     if not isinstance(splits, Mapping) or not all(isinstance(names, Collection) for names in splits.values()):
         raise UserError(f"{path}: 'split' is of type {type(splits).__name__}, expected {{name of a split: [frame_dir, ...]}}")
+    classes = _plain(content["classes"]) if isinstance(content.get("classes"), np.ndarray) else content.get("classes")
+    if classes is not None and not isinstance(classes, list | tuple | np.ndarray):
+        raise UserError(f"{path}: 'classes' is of type {type(classes).__name__}, expected a list of the names in the order of "
+                        "the labels")
     plain = [{name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
              if isinstance(entry, Mapping) else entry for entry in entries]
-    return {**content, "annotations": plain, "split": {str(name): list(names) for name, names in splits.items()}}
+    listed = {str(name): sorted(names, key=str) if isinstance(names, Set) else list(names) for name, names in splits.items()}
+    return {**content, "annotations": plain, "split": listed, "classes": classes}
 
 
 def _plain(array: np.ndarray) -> Any:

@@ -31,7 +31,7 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
     wanted = set(frames_T.tolist())
     found: dict[int, NDArray[np.uint8]] = {}
     try:
-        with av.open(io.BytesIO(video.data), "r") as container:
+        with av.open(io.BytesIO(video.data), "r", metadata_errors="ignore") as container:
             container.streams.video[0].thread_count = 1
             for number, frame in enumerate(container.decode(video=0)):
                 if frame.is_corrupt:

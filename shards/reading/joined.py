@@ -319,5 +319,7 @@ def _with_columns(column_NC: np.ndarray, own: Sequence[str], all_names: Sequence
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """The folders' names, numbered where they are equal."""
-    return [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names, 1)]
+    """The folders' names, numbered where they are equal; all of them where a folder has the name of another with its number."""
+    numbered = [f"{name}-{i}" for i, name in enumerate(names, 1)]
+    found = [name if names.count(name) == 1 else other for name, other in zip(names, numbered, strict=True)]
+    return found if len(set(found)) == len(found) else numbered

@@ -7,9 +7,12 @@ a clip whose tar is cut while it waits to be decoded.)
 """
 
 import ctypes
+import functools
 import mmap
 import os
+import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,6 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_MAPS = 2**16  # that Linux lets a process have, give or take
 _SA_SIGINFO = 4
 _FIXED = 0x10  # MAP_FIXED
 _LIBC = ctypes.PyDLL(None)
@@ -47,6 +51,7 @@ class MappedTar(mmap.mmap):
 
     def __new__(cls, path: Path) -> "MappedTar":
         """Raises OSError where the file is missing or cannot be mapped, ValueError for an empty one."""
+        _let_files_be_open()
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             tar = super().__new__(cls, descriptor, 0, prot=mmap.PROT_READ)
@@ -81,14 +86,28 @@ class MappedTar(mmap.mmap):
         return bool(_LIBC.mmap(address, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0) == address)
 
 
+@functools.cache
+def _let_files_be_open() -> None:
+    """As many as the system lets the process have: each map keeps its file open, and clips on their way to a large batch lie in
+    more tars than the 1,024 files of a usual shell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_MAPS if hard == resource.RLIM_INFINITY else min(hard, MOST_MAPS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 _ALL: "WeakValueDictionary[int, MappedTar]" = WeakValueDictionary()  # by address
 
 
 def _on_bus_error(number: int, info: Any, context: int | None) -> None:
     """Runs in the thread that touched a missing page."""
     address = info.contents.address or 0
-    for start, tar in list(_ALL.items()):
-        if start <= address < start + len(tar) and tar._lose((address - start) // mmap.PAGESIZE * mmap.PAGESIZE):
+    for reference in _ALL.valuerefs():  # a list that is made at once: another thread may map a tar meanwhile
+        tar = reference()
+        if tar is None or not tar._address <= address < tar._address + len(tar):
+            continue
+        if tar._lose((address - tar._address) // mmap.PAGESIZE * mmap.PAGESIZE):
             return
     _LIBC.sigaction(int(signal.SIGBUS), ctypes.byref(_previous), None)  # not ours: it comes again, and to whom it did before
 

@@ -1,7 +1,6 @@
 """A folder of cached bytes, bounded in size, least recently used out first. Safe for threads and processes."""
 
 import contextlib
-import mmap
 import os
 import threading
 import time
@@ -19,8 +18,8 @@ _UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks a
 class RangeCache:
     """Keeps at most `max_bytes` in `folder` (but always the newest entry). Entries survive the process.
 
-    Several processes may share a folder and its bound: files appear whole by renaming, a reader of a file that another
-    process evicts keeps its mapping, and each looks at the folder before it has added a 64th of the bound unseen.
+    Several processes may share a folder and its bound: files appear whole by renaming, and each looks at the folder before it
+    has added a 64th of the bound unseen.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -38,10 +37,9 @@ class RangeCache:
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> memoryview:
         """The `size` bytes called `name`, fetched if they are not there. Whatever `fetch` raises is passed on."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError):  # another process has just evicted it
             if self.has(name, size):
-                with (self.folder / name).open("rb") as file:
-                    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                content = memoryview((self.folder / name).read_bytes())  # a map would keep a file open for each clip
                 self.hits += 1
                 return content
         content = memoryview(fetch())

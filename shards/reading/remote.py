@@ -18,13 +18,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from svdata2vec.shards.atomic import make_folder, write_atomically
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
 from svdata2vec.shards.shown import public
-from svdata2vec.shards.urls import filesystem_of
+from svdata2vec.shards.urls import RETRY_SECONDS, filesystem_of, may_pass
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
@@ -32,7 +32,6 @@ _WARNED: set[str] = set()  # stores without ranges that were reported
 DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
 CACHE_BYTES = 32 << 30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of the cache, not of the store
-RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
 READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
 Fetch = Literal["clips", "shards"]
 
@@ -172,17 +171,15 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
 
 def _try(request: Callable[[], Any], name: str) -> Any:
     """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
-    A full disk here passes.
-
-    Stores raise what their libraries raise, not only OSError: aiohttp's broken transfers, botocore's time-outs.
+    What this machine lacks, room on its disk or open files, passes.
     """
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
             return request()
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            if wait_seconds is None or isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError)):
+            if wait_seconds is None or not may_pass(error):
                 raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
             log.warning("%s: %s; trying again in %.1f s", name, public(str(error)), wait_seconds)
             time.sleep(wait_seconds)

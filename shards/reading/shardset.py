@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -77,8 +77,9 @@ class ShardSet:
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray, sums: Sums | None = None) -> None:
         self.root, self.sums = root, sums
-        splits: dict[str, Any] = {name: KeyList(keys) for name, keys in manifest.splits.items()}
-        self.manifest = replace(manifest, splits=splits)
+        if not all(isinstance(keys, KeyList) for keys in manifest.splits.values()):
+            manifest = replace(manifest, splits=cast(Any, {name: KeyList(keys) for name, keys in manifest.splits.items()}))
+        self.manifest = manifest
         self.index = index.view(np.ndarray)  # of a memmap each look at a field makes another memmap
         self._offset_NC, self._size_NC = self.index["offset"], self.index["size"]
         self._tars: dict[int, _Tar] = {}
@@ -292,9 +293,11 @@ class ShardSet:
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""
-        for tar, shard in list(self._maps.items()):
-            missing = tar.missing()
-            if missing is not None:
+        for reference in self._maps.keyrefs():  # a list that is made at once: another thread may map a tar meanwhile
+            tar = reference()
+            missing = None if tar is None else tar.missing()
+            if tar is not None and missing is not None:
+                shard = self._maps[tar]
                 self.check_shard(shard)
                 raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; {LOOK}")
 

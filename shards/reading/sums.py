@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from svdata2vec.shards.atomic import npy_bytes, write_atomically
 from svdata2vec.shards.blocks import parse_clip
@@ -61,9 +62,10 @@ def load_sums(folder: Path, manifest: Manifest, index: np.ndarray) -> Sums | Non
         raise UserError(f"{path}: {error}") from error
 
 
-def save_head(root: Path, manifest: Manifest, index: np.ndarray, sums: Sequence[Sequence[int]]) -> Manifest:
-    """Write index, sums (per clip as `clip_sums` returns them) and, last, the manifest, which is returned with theirs."""
-    flat = np.array([number for found in sums for number in found], np.uint32)
+def save_head(root: Path, manifest: Manifest, index: np.ndarray, sums: Sequence[ArrayLike]) -> Manifest:
+    """Write index, sums and, last, the manifest, which is returned with theirs. `sums`: of each clip, or of some one after the
+    other, as `clip_sums` returns them."""
+    flat = np.concatenate([np.asarray(found, np.uint32) for found in sums])
     contents = {INDEX_NAME: npy_bytes(index), SUMS_NAME: npy_bytes(flat)}
     for name, content in contents.items():
         write_atomically(root / name, content)

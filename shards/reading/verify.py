@@ -23,6 +23,7 @@ from svdata2vec.shards.reading.manifest import (
     MANIFEST_NAME,
     SKIPPED_NAME,
     SUMMARY_NAME,
+    SUMS_NAME,
     Manifest,
     access_problem,
     file_problem,
@@ -59,8 +60,8 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
     manifest or index cannot be read at all.
     """
     root = Path(root)
-    shards = _open(root)
-    findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards), *_split_faults(shards)]
+    shards, head = _open(root)
+    findings = [*_folder_faults(root, shards.manifest), *_index_faults(shards, head.rows_of), *_split_faults(shards)]
     total = len(shards.manifest.shards)
     by_shard: dict[int, list[Finding]] = {}
     sources: dict[str, str] = {}
@@ -79,24 +80,43 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
 def add_sums(root: str | Path) -> None:
     """Give a folder that was packed without checksums those of its bytes as they are; `verify` must have found no fault."""
     root = Path(root)
-    shards = _open(root)
+    shards, _ = _open(root)
     names = shards.manifest.components
-    sums = [clip_sums(shards.read(row, names), names) for row in range(len(shards))]
+    sums = [np.array(clip_sums(shards.read(row, names), names), np.uint32) for row in range(len(shards))]
     save_head(root, Manifest.load(root), np.array(shards.index), sums)
 
 
-def _open(root: Path) -> ShardSet:
+@dataclass(frozen=True)
+class _Head:
+    """What lies beside the tars. A process that checks many of them reads it once. `rows_of`: number of a tar -> its rows."""
+
+    manifest: Manifest
+    index: np.ndarray
+    sums: Sums | None
+    no_sums: str | None
+    rows_of: list[np.ndarray]
+
+
+def _open(root: Path) -> tuple[ShardSet, _Head]:
     """The set without the checks of ShardSet.open: here they become findings."""
-    stamps = tuple(path.stat().st_mtime_ns for path in (root / MANIFEST_NAME, root / INDEX_NAME) if path.is_file())
-    manifest, index = _load(root, stamps)
-    return ShardSet(root, manifest, index)
+    beside = (root / name for name in (MANIFEST_NAME, INDEX_NAME, SUMS_NAME))
+    head = _load(root, tuple(path.stat().st_mtime_ns for path in beside if path.is_file()))
+    return ShardSet(root, head.manifest, head.index), head
 
 
 @lru_cache(maxsize=1)
-def _load(root: Path, _stamps: tuple[int, ...]) -> tuple[Manifest, np.ndarray]:
-    """Manifest and index; a process that checks many shards opens them once."""
+def _load(root: Path, _stamps: tuple[int, ...]) -> _Head:
     manifest = Manifest.load(root)
-    return manifest, load_index(root, manifest)
+    shards = ShardSet(root, manifest, load_index(root, manifest))
+    sums, problem = None, None
+    try:
+        sums = load_sums(root, manifest, shards.index)
+    except UserError as error:
+        problem = str(error)
+    shard_N = shards.index["shard"]
+    order_N = np.argsort(shard_N, kind="stable")
+    starts = np.searchsorted(shard_N[order_N], np.arange(len(manifest.shards) + 1))
+    return _Head(shards.manifest, shards.index, sums, problem, np.split(order_N, starts)[1:-1])
 
 
 def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
@@ -125,7 +145,7 @@ def _folder_faults(root: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding("split", key, f"listed in {SKIPPED_NAME} and in a split")
 
 
-def _index_faults(shards: ShardSet) -> Iterator[Finding]:
+def _index_faults(shards: ShardSet, rows_of: list[np.ndarray]) -> Iterator[Finding]:
     manifest, index = shards.manifest, shards.index
     problem = index_problem(index, manifest)
     if problem is not None:
@@ -133,10 +153,9 @@ def _index_faults(shards: ShardSet) -> Iterator[Finding]:
     for key, count in Counter(index["key"].tolist()).items():
         if count > 1:
             yield Finding("index", _text(key), f"{count} clips with this key")
-    for number, shard in enumerate(manifest.shards):
-        found = int((index["shard"] == number).sum())
-        if found != shard.count:
-            yield Finding("index", shard.name, f"{found} clips in the index, {shard.count} in the manifest")
+    for shard, rows in zip(manifest.shards, rows_of, strict=True):
+        if len(rows) != shard.count:
+            yield Finding("index", shard.name, f"{len(rows)} clips in the index, {shard.count} in the manifest")
     for row in np.flatnonzero(index["shard"] >= len(manifest.shards)):
         yield Finding("index", key_at(shards, row), f"shard {index['shard'][row]} does not exist")
     for row in np.flatnonzero((index["label"] < 0) | (index["label"] >= len(manifest.classes))):
@@ -164,7 +183,7 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
 def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding], dict[str, str]]:
     """The shard's number, its faults, and clip -> what is equal for clips of the same pictures."""
     silence_decoder()
-    shards = _open(root)
+    shards, head = _open(root)
     entry = shards.manifest.shards[number]
     path = root / entry.name
     if not path.is_file():
@@ -173,13 +192,10 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
         return number, [Finding("missing", entry.name, problem)], {}
     problems = {"size": entry.size_problem(path.stat().st_size), "hash": entry.hash_problem(path)}
     findings = [Finding(kind, entry.name, problem) for kind, problem in problems.items() if problem is not None]
-    rows = np.flatnonzero(shards.index["shard"] == number)
+    rows = head.rows_of[number]
     findings += _tar_faults(path, shards, rows)
-    try:
-        sums = load_sums(root, shards.manifest, shards.index)
-    except UserError as error:
-        findings.append(Finding("sum", entry.name, str(error)))
-        sums = None
+    if head.no_sums is not None:
+        findings.append(Finding("sum", entry.name, head.no_sums))
     pictures: dict[str, str] = {}
     ends = shards.index["offset"][rows] + shards.index["size"][rows].astype(np.uint64)
     outside = (ends > entry.bytes) | (ends < shards.index["offset"][rows])
@@ -187,7 +203,7 @@ def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Find
         if outside[place].any():
             findings.append(Finding("index", key_at(shards, row), f"lies beyond the {entry.bytes} bytes of {entry.name}"))
             continue
-        findings += _sum_faults(shards, sums, row)
+        findings += _sum_faults(shards, head.sums, row)
         findings += _clip_faults(shards, row, decode, pictures)
     return number, findings, pictures
 

@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 
+from svdata2vec.shards.reading.decode import cut_off_reason
 from svdata2vec.shards.reading.sample import JPEG_END, JPEG_START, ClipMeta, Sample
 
 BASELINE = b"\xff\xc0"  # marker of a baseline frame header: hardware decoders read no other
@@ -51,6 +52,9 @@ def _size_fault(width: int, height: int, meta: ClipMeta) -> str:
 
 
 def _stream_faults(video: memoryview, meta: ClipMeta) -> Iterator[str]:
+    if (problem := cut_off_reason(np.frombuffer(video, np.uint8))) is not None:
+        yield problem
+        return
     count = 0
     try:
         with av.open(BytesIO(video), mode="r", metadata_errors="ignore") as container:
