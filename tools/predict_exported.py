@@ -115,7 +115,7 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
     """The classes of a video with their scores, best first. part: its first frame and the one behind its last."""
     card, logits_of = load(model)
     rule = card["preprocessing"]
-    with av.open(video) as container:
+    with av.open(video, metadata_errors="ignore") as container:
         stream: Any = container.streams.best("video")  # no cover picture
         if stream is None:
             raise ValueError(f"{video}: no video in it")
@@ -129,7 +129,7 @@ def scores_of(model: str, video: str, box: list[float] | None, part: tuple[int, 
     numbered = (frame_numbers(rule, Path(video).stem, stop - start, view) for view in range(rule.get("views", 1)))
     views = [(start + numbers_T).tolist() for numbers_T in numbered]
     wanted, seen = {number for numbers in views for number in numbers}, {}
-    with av.open(video) as container:
+    with av.open(video, metadata_errors="ignore") as container:
         stream = container.streams.best("video")
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:

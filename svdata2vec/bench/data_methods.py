@@ -83,7 +83,7 @@ def ours_decode(shards: ShardSet) -> Iterator[int]:
 def decode_pyav(video: bytes | str, frames_T: np.ndarray) -> list[np.ndarray]:
     """The wanted frames of a whole picture, by PyAV on one thread."""
     wanted = set(frames_T.tolist())
-    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video, "r") as container:
+    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video, "r", metadata_errors="ignore") as container:
         container.streams.video[0].thread_count = 1
         found = {
             number: frame.to_ndarray(format="rgb24")

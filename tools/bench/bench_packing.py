@@ -124,7 +124,7 @@ def source_frames(video: Any) -> Iterator[np.ndarray]:
 
 def video_frames(video: BytesIO) -> Iterator[np.ndarray]:
     """RGB frames of a packed video."""
-    with av.open(video, mode="r") as container:
+    with av.open(video, mode="r", metadata_errors="ignore") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
 
