@@ -229,7 +229,7 @@ MAX_HEAD_DIM = 64
 
 def too_large(qkv_BNC: Tensor, num_heads: int, *_: Any) -> str:
     """Why one program does not hold a sequence with its heads; empty where it does."""
-    _, N, packed = qkv_BNC.shape
+    N, packed = qkv_BNC.shape[1:]
     head_dim = packed // 3 // num_heads
     if N <= MAX_TOKENS and head_dim <= MAX_HEAD_DIM:
         return ""
