@@ -169,10 +169,14 @@ MAX_WIDTH = 8192
 MAX_ROW_CHUNKS = 128
 
 
+def too_large(x_BND: Tensor, *_: Any) -> str:
+    """Why one program does not hold a token; empty where it does."""
+    width = x_BND.shape[2]
+    return f"{width} channels; the Triton kernel takes up to {MAX_WIDTH}" if width > MAX_WIDTH else ""
+
+
 def _tile(width: int) -> tuple[int, int, int]:
     """(rows, channels, warps) of a tile of whole rows."""
-    if width > MAX_WIDTH:
-        raise ValueError(f"add_layer_norm: {width} channels; the Triton kernel takes up to {MAX_WIDTH}; use impl='torch'")
     channels = next_power_of_2(max(width, 1))
     return max(TILE_VALUES // channels, 1), channels, 4 if channels <= TILE_VALUES else 8
 
@@ -186,6 +190,8 @@ def launch_add_layer_norm(
         ValueError: a token has more channels than one program can hold.
     """
     B, N, D = x_BND.shape
+    if why := too_large(x_BND):
+        raise ValueError(f"add_layer_norm: {why}; use impl='torch'")
     rows, channels, num_warps = _tile(D)
     total_BND, normed_BND = _empty_total(x_BND, branch_BND), x_BND.new_empty((B, N, D), dtype=dtype)
     branch = x_BND if branch_BND is None else branch_BND
@@ -273,5 +279,6 @@ def _backward(
 
 
 add_layer_norm_op = register_op(
-    "add_layer_norm", add_layer_norm_reference, launch_add_layer_norm, gradient=Gradient(_backward, _save)
+    "add_layer_norm", add_layer_norm_reference, launch_add_layer_norm, gradient=Gradient(_backward, _save),
+    too_large=too_large,
 )

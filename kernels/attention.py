@@ -227,6 +227,18 @@ MAX_TOKENS = 128
 MAX_HEAD_DIM = 64
 
 
+def too_large(qkv_BNC: Tensor, num_heads: int, *_: Any) -> str:
+    """Why one program does not hold a sequence with its heads; empty where it does."""
+    N, packed = qkv_BNC.shape[1:]
+    head_dim = packed // 3 // num_heads
+    if N <= MAX_TOKENS and head_dim <= MAX_HEAD_DIM:
+        return ""
+    return (
+        f"{N} tokens and heads of {head_dim}; the Triton kernel takes up to {MAX_TOKENS} tokens and heads of up to "
+        f"{MAX_HEAD_DIM}"
+    )
+
+
 def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Launch constants of both kernels.
 
@@ -275,11 +287,8 @@ def _launch(
     qkv_BNC = inputs[-1]
     B, N, packed = qkv_BNC.shape
     head_dim = packed // 3 // num_heads
-    if N > MAX_TOKENS or head_dim > MAX_HEAD_DIM:
-        raise ValueError(
-            f"attention: {N} tokens and heads of {head_dim}; the Triton kernel takes up to {MAX_TOKENS} tokens and "
-            f"heads of up to {MAX_HEAD_DIM}; use impl='torch'"
-        )
+    if why := too_large(qkv_BNC, num_heads):
+        raise ValueError(f"attention: {why}; use impl='torch'")
     if qkv_BNC.dtype == torch.bfloat16 and not dispatch.BF16_PRODUCTS:
         raise ValueError(
             "attention: Triton's interpreter multiplies the bit patterns of bfloat16 matrices; take float32 or float16"
@@ -302,5 +311,6 @@ def _launch(
 
 attention_backward_op = register_op("attention_backward", attention_backward_reference, launch_attention_backward)
 attention_op = register_op(
-    "attention", attention_reference, launch_attention, backward=attention_backward_op, differentiable=["qkv_BNC"]
+    "attention", attention_reference, launch_attention, backward=attention_backward_op, differentiable=["qkv_BNC"],
+    too_large=too_large,
 )

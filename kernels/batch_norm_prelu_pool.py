@@ -11,6 +11,7 @@ One of the fused block ops behind `model.fused_blocks`, off by default (README.m
 F maps (frames), C channels, H W picture, P Q pooled picture; R rows of a tile; G chunks.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -223,6 +224,15 @@ def _pool_input_kernel(
     tl.store(grad_x_ptr + at_RC, grad_x_RC.to(grad_x_ptr.dtype.element_ty), mask=valid_RC)
 
 
+MOST_VALUES = 2**31 - 1  # of a frame
+
+
+def too_large(x_FCHW: Tensor, *_: Any) -> str:
+    """Why a frame's values are not counted in 32 bits; empty where they are."""
+    values = math.prod(x_FCHW.shape[1:])
+    return f"{values} values a frame; the Triton kernel counts to {MOST_VALUES}" if values > MOST_VALUES else ""
+
+
 def launch_batch_norm_prelu_pool(
     x_FCHW: Tensor,
     weight_C: Tensor,
@@ -237,8 +247,8 @@ def launch_batch_norm_prelu_pool(
     Raises ValueError for a frame of more values than 32 bits count.
     """
     F, C, H, W = x_FCHW.shape
-    if H * W * C >= 2**31:
-        raise ValueError(f"x_FCHW has {H * W * C} values a frame, the kernel counts to 2147483647; pass impl='torch'")
+    if why := too_large(x_FCHW):
+        raise ValueError(f"batch_norm_prelu_pool: {why}; use impl='torch'")
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     saved = x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
     if mean_C is None or variance_C is None:
@@ -330,5 +340,6 @@ def _backward(ctx: Any, grad_FCPQ: Tensor | None, *_: Tensor | None) -> tuple[Te
 
 
 batch_norm_prelu_pool_op = register_op(
-    "batch_norm_prelu_pool", batch_norm_prelu_pool_reference, launch_batch_norm_prelu_pool, gradient=Gradient(_backward, _save)
+    "batch_norm_prelu_pool", batch_norm_prelu_pool_reference, launch_batch_norm_prelu_pool, gradient=Gradient(_backward, _save),
+    too_large=too_large,
 )

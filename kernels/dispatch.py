@@ -4,12 +4,13 @@ An op (see register.py) runs its Triton kernels on a GPU and its reference on th
 TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
 `impl` says what a caller wants of that:
 
-    "auto"    the op, whatever it runs on this device
+    "auto"    the op, whatever it runs on this device; the plain reference of what is too large for its Triton kernels
     "triton"  the op, and an error where it would not run Triton
     "torch"   the plain PyTorch reference on any device, open to `torch.compile`, and twice differentiable
 """
 
 import logging
+from collections.abc import Callable
 from typing import Literal
 
 import triton
@@ -27,8 +28,10 @@ _log = logging.getLogger(__name__)
 _announced: set[tuple[str, str]] = set()
 
 
-def use_op(op: str, impl: Impl, tensor: Tensor) -> bool:
+def use_op(op: str, impl: Impl, tensor: Tensor, too_large: Callable[[], str] = lambda: "") -> bool:
     """True if this call goes to the registered op, False if it goes to the plain reference.
+
+    `too_large`: why the Triton kernels do not take the call; empty where they do.
 
     Raises:
         ValueError: `impl` is unknown, or "triton" was asked for where Triton can't run.
@@ -42,6 +45,9 @@ def use_op(op: str, impl: Impl, tensor: Tensor) -> bool:
             f"{op}: impl='triton' needs tensors on a GPU but got {kind}; use impl='auto', or start the process with "
             "TRITON_INTERPRET=1 to interpret the kernels on the CPU"
         )
+    if impl == "auto" and triton_runs and (why := too_large()):
+        announce(op, f"PyTorch reference on {kind} ({why})")
+        return False
     runs_op = impl != "torch" and kind in ("cpu", "cuda")
     announce(op, f"Triton on {kind}" if runs_op and triton_runs else f"PyTorch reference on {kind}")
     return runs_op

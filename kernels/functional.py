@@ -4,7 +4,8 @@
     out_BND = K.attention(qkv, num_heads=8)
 
 Every function takes `impl` ("auto", "triton", "torch"; see dispatch.py) and raises ValueError for a wrong shape, dtype
-or device, for an `impl` that can't run here, and for values outside their range where they lie in main memory.
+or device, for an `impl` that can't run here, or not at this size, and for values outside their range where they lie in
+main memory.
 The Triton kernels accumulate in float32 and are deterministic: there are no atomic additions. Strides are free unless a
 docstring demands otherwise.
 
@@ -243,7 +244,7 @@ def attention(
     """Multi-head self-attention from the packed projection, without permutes and without N x N matrices in memory.
 
     Args:
-        qkv_BNC: (B, N, 3*D), columns q, k, v, each split into heads. The Triton kernel takes N <= 128 and E <= 64.
+        qkv_BNC: (B, N, 3*D), columns q, k, v, each split into heads.
         num_heads: H; D = H * E.
         lengths_B: int32 or int64, real tokens per clip in [0, N]; the rest is padding: nobody attends to it, and its
             output and gradient are zero.
@@ -340,8 +341,7 @@ def add_layer_norm(
         dtype: of the normalised result: what its reader computes in (default: that of the sum).
 
     Returns:
-        The sum, in the terms' common dtype, and its norm; both (B, N, D). Gradients reach both terms, weight and bias. The
-        Triton kernel takes D <= 8192.
+        The sum, in the terms' common dtype, and its norm; both (B, N, D). Gradients reach both terms, weight and bias.
     """
     tensors = {"x_BND": x_BND, "branch_BND": branch_BND, "weight_D": weight_D, "bias_D": bias_D}
     sizes = require_shapes({}, **tensors)

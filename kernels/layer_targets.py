@@ -84,6 +84,12 @@ TARGET_TILE_VALUES = 2048
 MAX_FRAMES = 1024
 
 
+def too_large(layers_LBTD: Tensor, *_: float) -> str:
+    """Why one program does not hold a clip's frames; empty where it does."""
+    T = layers_LBTD.shape[2]
+    return f"{T} frames; the Triton kernel takes up to {MAX_FRAMES}" if T > MAX_FRAMES else ""
+
+
 def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
     """Start the Triton kernel.
 
@@ -91,8 +97,8 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
         ValueError: a clip has more frames than one program can hold.
     """
     L, B, T, D = layers_LBTD.shape
-    if T > MAX_FRAMES:
-        raise ValueError(f"layer_targets: {T} frames; the Triton kernel takes up to {MAX_FRAMES}; use impl='torch'")
+    if why := too_large(layers_LBTD):
+        raise ValueError(f"layer_targets: {why}; use impl='torch'")
     target_BTD = layers_LBTD.new_empty((B, T, D), dtype=torch.float32)
     frames = next_power_of_2(max(T, 1))
     channels = min(max(TARGET_TILE_VALUES // frames, 8), next_power_of_2(D), 32)
@@ -109,4 +115,4 @@ def launch_layer_targets(layers_LBTD: Tensor, eps: float) -> Tensor:
     return target_BTD
 
 
-layer_targets_op = register_op("layer_targets", layer_targets_reference, launch_layer_targets)
+layer_targets_op = register_op("layer_targets", layer_targets_reference, launch_layer_targets, too_large=too_large)

@@ -43,6 +43,7 @@ class Op:
     reference: Callable[..., Any]
     implementation: Callable[..., Any]
     function: type[torch.autograd.Function]  # the implementation with its gradient
+    too_large: Callable[..., str]  # why the launcher takes no such arguments; empty where it does
 
     def __call__(self, *arguments: Any) -> Any:
         """The operator, whatever it runs on this device."""
@@ -56,8 +57,9 @@ class Op:
         return self.implementation(*arguments)
 
     def run(self, impl: Impl, *arguments: Any) -> Any:
-        """The operator or the plain reference, as `impl` and the device of the first argument demand (see dispatch.py)."""
-        return (self if use_op(self.name, impl, arguments[0]) else self.reference)(*arguments)
+        """The operator or the plain reference, as `impl`, device and size of the arguments demand (see dispatch.py)."""
+        taken = use_op(self.name, impl, arguments[0], lambda: self.too_large(*arguments))
+        return (self if taken else self.reference)(*arguments)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
@@ -80,6 +82,7 @@ def register_op(
     differentiable: Sequence[str] = (),
     save: Save = lambda inputs, results: inputs,
     gradient: Gradient | None = None,
+    too_large: Callable[..., str] = lambda *arguments: "",
 ) -> Op:
     """Define the operator `svdata2vec::<name>`: `launcher` on a GPU, `reference` on the CPU and on fake tensors.
 
@@ -94,6 +97,7 @@ def register_op(
         save: from inputs and results to the arguments of `backward` behind the gradient (default: the inputs).
         gradient: in place of these three, where a gradient is more than one call. An op with neither, such as every
             `<name>_backward`, refuses to be differentiated.
+        too_large: from the launcher's arguments to why it does not take them, by their shapes; empty where it does.
 
     Raises:
         ValueError: an annotation that PyTorch has no schema for, or a name in `differentiable` that is no argument.
@@ -118,7 +122,7 @@ def register_op(
     )
     registered.register_fake(plain)
     registered.register_autograd(gradient.backward, setup_context=gradient.setup_context)
-    return Op(name, registered, reference, implementation, _function(name, implementation, gradient))
+    return Op(name, registered, reference, implementation, _function(name, implementation, gradient), too_large)
 
 
 def _device_type(arguments: tuple[Any, ...]) -> str:

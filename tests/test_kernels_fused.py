@@ -330,5 +330,5 @@ def test_frames_of_a_pooled_map_are_found_beyond_two_giga_elements() -> None:
 
 def test_a_frame_beyond_32_bits_is_refused() -> None:
     x = torch.empty(1, device="meta").expand(1, 64, 2**13, 2**12)
-    with pytest.raises(ValueError, match="x_FCHW has 2147483648 values a frame, the kernel counts to 2147483647"):
+    with pytest.raises(ValueError, match="pool: 2147483648 values a frame; the Triton kernel counts to 2147483647; use"):
         launch_batch_norm_prelu_pool(x, torch.empty(64), torch.empty(64), torch.empty(64), None, None, 1e-5)

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.profiler import profile
 
 from svdata2vec.config.schema import LARGEST_SIZE
+from svdata2vec.kernels import batch_norm_prelu_pool, dispatch, launch
 from svdata2vec.kernels import functional as K
-from svdata2vec.kernels import launch
 from svdata2vec.kernels.add_layer_norm import launch_add_layer_norm
 from svdata2vec.kernels.attention import launch_attention
-from svdata2vec.kernels.dispatch import INTERPRETED
+from svdata2vec.kernels.dispatch import INTERPRETED, Impl
 from svdata2vec.kernels.gather_blocks import launch_gather_blocks
 from svdata2vec.kernels.gather_frames import launch_gather_frames
 from svdata2vec.kernels.layer_targets import launch_layer_targets
@@ -337,6 +337,35 @@ def test_wrong_input_is_refused(name: str) -> None:
     call, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+TOO_LARGE: dict[str, Callable[[Impl], Tensor]] = {
+    "129 tokens and heads of 16": lambda impl: K.attention(leaf(1, 129, 48), 1, impl=impl),
+    "5 tokens and heads of 65": lambda impl: K.attention(leaf(1, 5, 390), 2, impl=impl),
+    "1025 frames": lambda impl: K.layer_targets(leaf(1, 1, 1025, 1), impl=impl),
+    "8193 channels": lambda impl: K.add_layer_norm(leaf(1, 1, 8193), None, leaf(8193), leaf(8193), impl=impl)[1],
+    "24 values a frame": lambda impl: K.batch_norm_prelu_pool(
+        maps(), leaf(D), leaf(D), leaf(D), torch.zeros(D), torch.ones(D), training=True, impl=impl
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LARGE)
+def test_what_is_too_large_for_a_kernel_runs_the_reference_and_says_so(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where Triton would run: no setting that a CPU takes ends a run on a GPU. Who asks for Triton is told."""
+    monkeypatch.setattr(batch_norm_prelu_pool, "MOST_VALUES", 23)
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    results = {}
+    for impl in ("auto", "torch"):
+        torch.manual_seed(0)
+        with caplog.at_level("INFO", "svdata2vec.kernels"):
+            results[impl] = TOO_LARGE[what](impl)
+    assert torch.equal(results["auto"], results["torch"])
+    assert any(f"PyTorch reference on cpu ({what}; the Triton kernel " in message for message in caplog.messages)
+    with pytest.raises(ValueError, match=f"{what}; the Triton kernel .*; use impl='torch'"):
+        TOO_LARGE[what]("triton")
 
 
 @pytest.mark.parametrize("folded", [False, True])

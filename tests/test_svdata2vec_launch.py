@@ -70,6 +70,20 @@ def test_kernels_of_a_gpu_are_refused_on_a_cpu_and_no_part_of_what_was_trained_w
     assert load_encoder(run).features(torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)).isfinite().all()
 
 
+@pytest.mark.parametrize(("section", "changes", "named"), [
+    ("data", {"num_frames": 129}, r"--data\.num-frames 129 \(more than 128\)"),
+    ("model", {"heads": 2}, r"--model\.heads 2 \(wider than 64\)"),
+    ("target", {"normalise_layer": "batch"}, r"--target\.normalise-layer batch"),
+    ("target", {"normalise_average": "layer"}, r"--target\.normalise-average layer"),
+])
+def test_kernels_are_not_asked_for_where_there_are_none(section: str, changes: dict, named: str) -> None:
+    """With `auto` plain PyTorch computes those."""
+    config = replace(PRETRAIN, **{section: replace(getattr(PRETRAIN, section), **changes)})
+    require_launch(config, GPU)
+    with pytest.raises(UserError, match=rf"^--model\.impl is triton, but there is no kernel for {named}; use"):
+        require_launch(replace(config, model=replace(config.model, impl="triton")), GPU)
+
+
 def test_a_compiled_run_is_refused_where_nothing_would_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(FINETUNE, run=replace(FINETUNE.run, launch="compiled"))
     monkeypatch.setenv("CXX", "no-such-compiler -m64")

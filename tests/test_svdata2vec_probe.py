@@ -163,6 +163,8 @@ def test_probing_needs_a_run_that_fits(pretrained: Path, tiny_shard_folder: Path
         probe(replace(config, data=replace(config.data, num_frames=7)))
     with pytest.raises(UserError, match=r"; set --data\.num-frames 6 --data\.size 32 --data\.crop boxes$"):
         probe(replace(config, data=replace(config.data, num_frames=7, size=64)))
+    with pytest.raises(UserError, match=r"^--data\.weights is 0\.5, but probes take every clip once; leave it out$"):
+        probe(replace(config, data=replace(config.data, weights=(0.5,))))
     with pytest.raises(UserError, match=r"temperature is 0: expected a number from 0\.01"):
         replace(config, temperature=0)
     assert not config.out.exists()

@@ -16,7 +16,7 @@ from tiny import NUM_CLIPS, finetune_config
 from svdata2vec.cli.main import main
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.evaluation.evaluate import check_lost, evaluate_run
+from svdata2vec.evaluation.evaluate import check_lost, evaluate_run, over_split
 from svdata2vec.evaluation.features import embed
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.evaluation.predict import predict
@@ -27,6 +27,7 @@ from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import class_rows, confusion_rows, summary
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.intervals import NORMAL, STUDENT, mean_of_shares, mean_over_seeds, wilson
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -248,3 +249,16 @@ def test_the_limit_holds_over_all_processes_together(tiny_shard_folder: Path) ->
         check_lost(loader, 11)
         with pytest.raises(UserError, match=r"^split 'all': 2 of 12 clips are unusable, more than the allowed 1.00%; run"):
             check_lost(loader, 10)
+
+
+def test_processes_that_find_other_clips_measure_nothing(
+    tiny_shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some clips would count twice, and as many not at all."""
+    monkeypatch.setattr(Runtime, "gather", lambda _, mine: [mine, "of another packing"])
+    runtime = Runtime(torch.device("cpu"), 0, 2, bf16=False)
+    with (
+        ClipLoader(ShardSet.open(tiny_shard_folder), "all", batch_size=4, world_size=2) as loader,
+        pytest.raises(UserError, match=r"the processes find different clips there; pack them once, and copy the folder"),
+    ):
+        over_split(loader, runtime, lambda batch: batch.label_B)

@@ -254,6 +254,27 @@ def test_a_checkpoint_of_an_earlier_version_has_the_defaults_of_later_settings(
 
 # ---- the real command, killed ------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize(("number", "message"), [
+    (0, r"/run: the processes find different things there; give one that all nodes share"),  # whether it is finished
+    (1, r"shards\S*: the processes find different clips there; pack them once, and copy the folder to all nodes"),
+    (2, r"/run: the processes find different things there"),  # the checkpoint to go on from
+])
+def test_processes_that_would_go_on_apart_are_refused(
+    number: int, message: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where every node has a folder of its own: weights would differ from process to process, and nothing would say so."""
+    given: list[Any] = []
+
+    def gather(_: Runtime, mine: Any) -> list[Any]:
+        given.append(mine)
+        return [mine, "another" if len(given) == number + 1 else mine]
+
+    monkeypatch.setattr(Runtime, "gather", gather)
+    with pytest.raises(UserError, match=message):
+        pretrain(pretrain_config(tiny_shard_folder, tmp_path / "run"))
+    assert len(given) == number + 1
+
+
 @pytest.mark.slow
 def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_shard_folder: Path, tmp_path: Path) -> None:
     """Killed in the middle of an epoch each time: 1 process, 2, 1 with half the batch twice per step, 2."""

@@ -257,8 +257,9 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(
     pretrain(one)
     succeeded, said = elastic(tmp_path, 2, command, command_words(two)[3:])
     assert succeeded, said[-2000:]
-    spreads = [[r["grad_norm"] for r in read_metrics(tmp_path / name)] for name in ("one", "two")]
-    assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
+    for figure in ("grad_norm", "loss"):
+        found = [[r[figure] for r in read_metrics(tmp_path / name)] for name in ("one", "two")]
+        assert found[1] == pytest.approx(found[0], rel=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")

@@ -17,15 +17,20 @@ from svdata2vec.cli.main import main
 from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import OptimConfig
 from svdata2vec.runs.checkpoint import Checkpoints
+from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.folder import is_finished, read_result
 from svdata2vec.runs.metrics_log import Averages, read_lines, read_metrics
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
 from svdata2vec.training.stepper import FiniteGuard, NotFiniteError, Statistics
+
+CPU = Runtime(torch.device("cpu"), 0, 1, bf16=False)
 
 
 def test_a_skipped_step_leaves_the_statistics_and_the_log_clean(
@@ -128,6 +133,31 @@ def test_averages_leave_out_what_is_not_finite() -> None:
     assert averages.take() == {"loss": 2.0}
     averages.add({"loss": torch.tensor(5.0)})
     assert averages.take() == {"loss": 5.0}
+
+
+def test_averages_are_over_the_batches_of_all_processes() -> None:
+    """Also over those before a stop, which a checkpoint holds; what one process alone finds finite counts alone."""
+    mine, theirs = Averages(), Averages()
+    for averages, values in ((mine, (1.0, 3.0)), (theirs, (5.0, float("nan")))):
+        for value in values:
+            averages.add({"loss": torch.tensor(value), "grad_norm": torch.tensor(2.0)})
+    other = torch.tensor([*theirs.state_dict().values()])
+    saved = mine.state_dict(lambda sums: sums + other)
+    assert saved == {"loss": [9.0, 3.0], "grad_norm": [8.0, 4.0]}
+    assert mine.take(lambda sums: sums + other) == {"loss": 3.0, "grad_norm": 2.0}
+
+
+def test_one_process_goes_on_with_the_averages_of_all(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config, found = pretrain_config(tiny_shard_folder, tmp_path, batch_size=2), []
+    with build_loader(ShardSet.open(tiny_shard_folder), config, CPU, train=True) as loader:
+        stepper = Pretraining(config, CPU, loader).stepper
+        stepper.averages.add({"loss": torch.tensor(3.0)})
+        state = stepper.state_dict()
+        for rank in (0, 1):
+            stepper.runtime = dataclasses.replace(CPU, rank=rank)
+            stepper.load_state_dict(state)
+            found.append(stepper.averages.state_dict())
+    assert found == [{"loss": [3.0, 1.0]}, {"loss": [0.0, 0.0]}]
 
 
 def test_every_process_writes_down_its_own_clips(tmp_path: Path) -> None:

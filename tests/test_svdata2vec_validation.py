@@ -99,14 +99,20 @@ def test_elsewhere_a_share_is_held_out_and_not_trained_on(protocol: ShardSet, tm
 def test_a_run_is_not_finished_before_its_network_is_chosen(
     protocol: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the last step and the choice it leaves no weights that others would take; started again it chooses."""
+    """Killed between the last step and the choice it leaves no weights that others would take; started again it chooses.
+
+    Of the networks that are there: where `best` was cleared away, of the last one alone.
+    """
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(finetuning.Finetuning, "take_best", lambda _: 1 / 0)
         finetune(config)
     with pytest.raises(UserError, match="its run is not finished; start that run again to go on"):
         read_card(config.run.out)
+    shutil.copytree(config.run.out, tmp_path / "cleared", ignore=shutil.ignore_patterns("best"))
     assert finetune(config)["network"] == read_card(config.run.out)["network"] == "best"
+    cleared = finetune(replace(config, run=replace(config.run, out=tmp_path / "cleared")))
+    assert (cleared["network"], cleared["epoch"], cleared["validation"]["split"]) == ("best", config.run.epochs, "cs_val")
 
 
 def test_clips_are_held_out_per_class_by_seed_and_name() -> None:

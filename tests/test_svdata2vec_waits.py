@@ -18,7 +18,7 @@ from svdata2vec.runs.metrics_log import StepClock
 VALUES = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "is_nonzero", "equal", "elapsed_time"}
 STREAMS = {"synchronize", "wait_stream", "wait_event"}
 PROCESSES = {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"}
-OF_A_RUNTIME = {"sum", "gather"}  # names that tensors have, too
+OF_A_RUNTIME = {"sum", "gather", "require_same"}  # some are names that tensors have, too
 RUN_BY_A_STEP = (
     "svdata2vec/training/*.py", "svdata2vec/model/*.py", "kernels/*.py", "svdata2vec/runs/metrics_log.py",
     "svdata2vec/runs/runtime.py", "svdata2vec/runs/stopping.py", "pipeline/batch.py", "pipeline/handover.py",
@@ -27,11 +27,11 @@ RUN_BY_A_STEP = (
 ALLOWED = {
     # Once in a log interval, for a record or a checkpoint.
     "runs/metrics_log.py Ticks.seconds": "synchronize elapsed_time",
-    "runs/metrics_log.py Averages.take": "tolist",
     "runs/metrics_log.py Averages.state_dict": "tolist",
     "training/stepper.py FiniteGuard.read": "tolist",
     "training/stepper.py Stepper.counts": "runtime.sum tolist",
-    "training/pretrain.py Pretraining.watch": "runtime.sum tolist",
+    "training/stepper.py Stepper.take_record": "runtime.sum",
+    "training/stepper.py Stepper.state_dict": "runtime.sum",
     "training/loop.py _save": "barrier",
     # After so many steps that it costs nothing.
     "runs/stopping.py StopSignal.agreed": "runtime.sum tolist",

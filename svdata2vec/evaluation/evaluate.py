@@ -16,7 +16,14 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import MORE_UNUSABLE
 from svdata2vec.runs.card import evaluated_on
-from svdata2vec.runs.data import build_loader, open_data, require_classes, require_joints, warn_of_view
+from svdata2vec.runs.data import (
+    build_loader,
+    open_data,
+    require_classes,
+    require_joints,
+    require_same_clips,
+    warn_of_view,
+)
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
@@ -38,6 +45,7 @@ def over_split(
     loader: ClipLoader, runtime: Runtime, network: Callable[[ClipBatch], Tensor]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, outputs of a network (float32) and labels of a split's clips as they were visited, the same on all processes."""
+    require_same_clips(loader, runtime)
     keys: list[str] = []
     outputs, labels = [], []
     for batch in loader:

@@ -55,6 +55,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     if config.pretrained is None:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
     refuse_val_split(config.data, "probing")
+    if config.data.weights:
+        given = " ".join(map(str, config.data.weights))
+        raise UserError(f"--data.weights is {given}, but probes take every clip once; leave it out")
     return run_once(config, partial(_probe, config, config.pretrained))
 
 

@@ -113,6 +113,14 @@ def build_loader(
     )
 
 
+def require_same_clips(loader: ClipLoader, runtime: Runtime) -> None:
+    """UserError unless the loaders of all processes share out the same clips."""
+    runtime.require_same(
+        loader.state_dict()["fingerprint"],
+        f"{loader.shards.where}: the processes find different clips there; pack them once, and copy the folder to all nodes",
+    )
+
+
 def require_clips(
     shards: ShardSet, config: PretrainConfig | FinetuneConfig, split: str, rows: np.ndarray | None, step: int
 ) -> None:

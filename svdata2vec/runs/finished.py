@@ -8,7 +8,7 @@ from typing import Any
 from svdata2vec.config.schema import DataConfig, PretrainConfig
 from svdata2vec.runs.card import other_start, read_card
 from svdata2vec.runs.data import open_data
-from svdata2vec.runs.folder import Settings, claimed, is_finished, read_result
+from svdata2vec.runs.folder import Settings, claimed, is_finished, read_result, require_same_folder
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
 
@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 def run_once(config: Settings, work: Callable[[Runtime], dict[str, Any]]) -> dict[str, Any]:
     """Closing figures of a run: what `work` gives, alone in its folder; or those that lie there, where the run is finished."""
     with running(config.run) as runtime:
-        if (done := finished_result(config)) is not None:
+        done = finished_result(config)
+        require_same_folder(config.run.out, runtime, done is None)
+        if done is not None:
             return done
         with claimed(config.run, runtime):
             return work(runtime)

@@ -78,6 +78,13 @@ def claimed_folder(folder: Path, work: str) -> Iterator[None]:
             folder.rmdir()
 
 
+def require_same_folder(folder: Path, runtime: Runtime, found: Any) -> None:
+    """UserError unless all processes have found the same in a run's folder."""
+    runtime.require_same(
+        found, f"{folder}: the processes find different things there; give one that all nodes share"
+    )
+
+
 def write_config(folder: Path, config: Settings) -> None:
     """Make the folder with its `config.json`: the kind of the run and its settings."""
     make_folder(folder)

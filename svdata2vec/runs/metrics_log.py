@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,15 +154,25 @@ class StepClock:
         return {**self.seconds(), "cpu": self.cpu_seconds()}
 
 
+Sum = Callable[[Tensor], Tensor]
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
 class Averages:
-    """Means of device scalars over a log interval; read once per interval. What is not finite is left out."""
+    """Means of device scalars over a log interval; read once per interval. What is not finite is left out.
+
+    `over`: the sum over all processes, which have the same names and call this together; without it those of this one alone.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # (sum, count) of the finite values
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self, over: Sum = _alone) -> dict[str, list[float]]:
         """Waits for the device."""
-        return {name: entry.tolist() for name, entry in self._sums.items()}
+        return dict(zip(self._sums, over(torch.stack(list(self._sums.values()))).tolist(), strict=True)) if self._sums else {}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
         self._sums = {name: torch.tensor(entry, device=device) for name, entry in state.items()}
@@ -174,14 +184,10 @@ class Averages:
             entry = torch.stack([torch.where(finite, value, 0.0), finite.float()])
             self._sums[name] = self._sums[name] + entry if name in self._sums else entry
 
-    def take(self) -> dict[str, float]:
+    def take(self, over: Sum = _alone) -> dict[str, float]:
         """Means since the last call (one wait for the device); a value that was never finite is absent."""
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        named = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
-        self._sums = {}
-        return named
+        sums, self._sums = self.state_dict(over), {}
+        return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def cost(run: Path) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class Runtime:
             dist.all_gather_object(parts, mine)
         return parts
 
+    def require_same(self, mine: Any, problem: str) -> None:
+        """UserError, on all processes, unless each of them gives the same."""
+        if any(each != mine for each in self.gather(mine)):
+            raise UserError(problem)
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first one: those that checkpoints and published weights hold.
 

@@ -88,10 +88,9 @@ class Finetuning(TrainingRun):
         if self.val_loader is None or not (due or epoch == config.run.epochs):
             return {}
         metrics = self.evaluate(self.val_loader)
-        name = f"best_val_{config.data.metric}"
         found = getattr(metrics, config.data.metric)
-        if found > self._best_so_far(name):
-            self.stepper.values.update({name: found, BEST_STEP: self.stepper.step})
+        if found > self._best_so_far():
+            self.stepper.values.update({self._best_name: found, BEST_STEP: self.stepper.step})
             self.save_due = True  # else a run that is killed would go on from before it, with this network in `best`
             if self.runtime.is_main:
                 about = evaluated_on(self.val_loader.shards, self.val_loader.split, config.data.metric, config.run.seed)
@@ -100,9 +99,13 @@ class Finetuning(TrainingRun):
                 publish(config.run.out / "best", self.model.state_dict(), card)
         return {"val_top1": metrics.top1, "val_mean_class": metrics.mean_class}
 
-    def _best_so_far(self, name: str) -> float:
+    @property
+    def _best_name(self) -> str:
+        return f"best_val_{self.config.data.metric}"
+
+    def _best_so_far(self) -> float:
         """The figure of the network in `best`; -1 if there is none, or one of steps that the run has lost."""
-        values, best = self.stepper.values, self.config.run.out / "best"
+        name, values, best = self._best_name, self.stepper.values, self.config.run.out / "best"
         if name not in values:
             return -1.0
         lies_there = None
@@ -118,6 +121,9 @@ class Finetuning(TrainingRun):
         """Make the network that validated best the run's own, on all processes; what it is, for the result."""
         if self.val_loader is None:
             return {"network": "last", "epoch": self.config.run.epochs}
+        if self._best_so_far() < 0:  # gone since the last step: the network of that one is the best from here on
+            self.stepper.values.pop(self._best_name, None)
+            self.epoch_end(self.config.run.epochs, self.config.run.epochs)
         card = None
         if self.runtime.is_main:
             weights, card = load_published(self.config.run.out / "best")

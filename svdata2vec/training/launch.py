@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
+from svdata2vec.kernels.attention import MAX_HEAD_DIM, MAX_TOKENS
 from svdata2vec.kernels.dispatch import INTERPRETED
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -36,8 +37,30 @@ def launch_obstacles(
 def require_launch(config: PretrainConfig | FinetuneConfig, runtime: Runtime) -> None:
     """Raise UserError where a run cannot be launched as it is set."""
     launch = config.run.launch
-    if config.model.impl == "triton" and runtime.device.type == "cpu" and not INTERPRETED:
-        raise UserError("--model.impl is triton, whose kernels run on a GPU, but the device is a CPU; use --model.impl auto")
+    if config.model.impl == "triton":
+        without, problem = _without_kernel(config), ""
+        if runtime.device.type == "cpu" and not INTERPRETED:
+            problem = "whose kernels run on a GPU, but the device is a CPU"
+        elif without:
+            problem = f"but there is no kernel for {' and '.join(without)}"
+        if problem:
+            raise UserError(f"--model.impl is triton, {problem}; use --model.impl auto")
     found = launch_obstacles(launch, config, runtime.device.type, runtime.world_size)
     if found:
         raise UserError(f"--run.launch is {launch}, which does not go with {' and '.join(found)}; use --run.launch eager")
+
+
+def _without_kernel(config: PretrainConfig | FinetuneConfig) -> list[str]:
+    """What plain PyTorch has to compute, as users set it."""
+    frames, model = config.data.num_frames, config.model
+    settings = {
+        f"--data.num-frames {frames} (more than {MAX_TOKENS})": frames > MAX_TOKENS,
+        f"--model.heads {model.heads} (wider than {MAX_HEAD_DIM})": model.width // model.heads > MAX_HEAD_DIM,
+    }
+    if isinstance(config, PretrainConfig) and not config.target.predicts_joints:
+        target = config.target
+        settings |= {
+            f"--target.normalise-layer {target.normalise_layer}": target.normalise_layer != "instance",
+            f"--target.normalise-average {target.normalise_average}": target.normalise_average != "none",
+        }
+    return [name for name, there in settings.items() if there]

@@ -19,7 +19,8 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import other_start
 from svdata2vec.runs.checkpoint import Checkpoints
-from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, write_config
+from svdata2vec.runs.data import require_same_clips
+from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, require_same_folder, write_config
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.published import publish
@@ -158,9 +159,11 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
 
 def _begin(run: TrainingRun, checkpoints: Checkpoints, card: dict[str, Any]) -> None:
     """Go on from the newest checkpoint, if there is one, and say what the run is going to do."""
+    require_same_clips(run.loader, run.runtime)
     state = checkpoints.load_newest()
     if state is not None:
         _take_up(run, state, card)
+    require_same_folder(run.config.run.out, run.runtime, (run.stepper.step, run.loader.state_dict()))
     card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
     if run.runtime.is_main:
         write_config(run.config.run.out, run.config)

@@ -4,7 +4,6 @@ B clips, R masks of each clip, N = B * R masks, M persons, T frames, V joints, C
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,13 +151,10 @@ class Pretraining(TrainingRun):
         return [*super().plan(), f"teacher's decay {ema.start:g}, rising to {ema.end:g} {when}"]
 
     def watch(self, record: dict[str, float]) -> None:
-        """End a collapsed run, all processes together: the means of their figures decide. A batch of one clip has no spread."""
-        if self.config.run.batch_size == 1:
-            return
-        watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # else the loss may be of any size
-        figures = torch.tensor([record.get(name, math.nan) for name in watched])
-        means = self.runtime.sum(figures) / self.runtime.world_size
-        self.collapse.look(dict(zip(watched, means.tolist(), strict=True)))
+        """End a collapsed run, all processes together, as they have the same averages. A batch of one clip has no spread."""
+        if self.config.run.batch_size > 1:
+            watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # else the loss may be of any size
+            self.collapse.look({name: record[name] for name in watched if name in record})
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, "collapse": self.collapse, **super().parts()}

@@ -200,14 +200,17 @@ class Stepper:
         return self.clips_before + clips, self.skipped_clips_before + skipped
 
     def take_record(self) -> dict[str, float]:
-        """Averages, rates and shares of time since the last record; waits for the device once."""
+        """Averages, rates and shares of time since the last record; waits for the device once.
+
+        Averages and counts are those of all processes, which call this together, times those of this one.
+        """
         self.guard.read()
         seconds = self.clock.seconds()
         total = seconds.pop("total")
         clips, skipped = self.counts()
         record = {
             "epoch": float(self.epochs),
-            **self.averages.take(),
+            **self.averages.take(self.runtime.sum),
             **self.values,
             **self.news,
             "clips_per_second": clips / total,
@@ -226,7 +229,7 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         self.guard.read()
         clips, skipped = self.counts()
-        interval = {"all_clips": clips, "spent": self.clock.spent(), "averages": self.averages.state_dict()}
+        interval = {"all_clips": clips, "spent": self.clock.spent(), "averages": self.averages.state_dict(self.runtime.sum)}
         return {
             "step": self.step, "skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row, "values": self.values,
             "news": self.news, "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
@@ -251,7 +254,8 @@ class Stepper:
             if (clips := interval.get("all_clips")) is None:  # the first 0.3.0.dev0 kept those of one process
                 clips = interval["clips"] * state["per_step"]["processes"]
             self.clips_before, self.spent = clips, interval["spent"]
-            self.averages.load_state_dict(interval["averages"], self.runtime.device)
+            sums = interval["averages"] if self.runtime.is_main else dict.fromkeys(interval["averages"], (0.0, 0.0))
+            self.averages.load_state_dict(sums, self.runtime.device)  # of all processes, so that one of them goes on with it
         values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
         self.news = state.get("news", {})
