@@ -63,7 +63,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.frame_draw == "original" and self.views > 1:
-            raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: set frame_draw to 'fixed'")
+            raise UserError(f"views is {self.views} with frame_draw 'original', which has one view: leave views at 1, or set "
+                            "frame_draw to 'fixed'")
 
     @property
     def resized(self) -> int:

@@ -40,6 +40,7 @@ make_environment() {
     if [ "${SVDATA2VEC_CUDA:-}" = cuda12 ]; then
         "$python" -m pip install --quiet --disable-pip-version-check --no-compile --index-url "$index" "$torch" || return
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]" || return
+    # No warning of setuptools, that a working directory with a folder named svdata2vec takes precedence.
+    PYTHONWARNINGS=ignore "$python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]" || return
     echo "$wanted" > "$stamp"
 }

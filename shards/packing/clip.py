@@ -176,6 +176,7 @@ class ClipPacker:
                             "another codec")
         with self.times.step("read"), open_bytes(clip.video) as file:
             content = file.read()
+        check_unchanged(clip.video, self._video_state)
         if (problem := cut_off_reason(np.frombuffer(content, np.uint8))) is not None:  # as whatever decodes it will say
             raise UserError(f"{clip.video}: {problem}")
         return {container_component(str(clip.video)): content}, num_frames
