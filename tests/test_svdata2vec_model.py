@@ -15,7 +15,6 @@ from svdata2vec.config.schema import MaskConfig, ModelConfig, PretrainConfig, Ta
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.kernels.gather_frames import fold
 from svdata2vec.model import video_encoder
-from svdata2vec.model.execution import compile_parts
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.prelu import PReLU
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec, motion_of
@@ -267,21 +266,6 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = forward(model, teacher, video, joints, masks, config).loss.item()
     assert rounded == pytest.approx(exact, rel=0.03)
-
-
-@pytest.mark.slow
-def test_compiled_parts_give_the_same_gradients() -> None:
-    gradients = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = SVData2Vec(student_config(), 17).eval()
-        if compiled:
-            compile_parts(model, backend="aot_eager")  # the graphs that are compiled, without the C++ compiler
-        torch.manual_seed(1)
-        model(*inputs()).prediction_NTD.square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_metrics_against_a_count_by_hand() -> None:

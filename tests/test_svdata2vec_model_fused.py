@@ -101,8 +101,10 @@ def test_compiled_blocks_stay_the_same() -> None:
 @pytest.mark.parametrize("all_frames", [False, True], ids=["kept frames", "all frames"])
 @pytest.mark.parametrize("way", ["plain", "fused", "compiled", "synchronised"])
 def test_checkpointed_parts_give_the_very_step(way: str, all_frames: bool, tmp_path: Path) -> None:
-    """Loss, gradients and BatchNorm's statistics, bit for bit: what is computed again moves the statistics only once."""
+    """Loss, gradients and BatchNorm's statistics, bit for bit: what is computed again moves the statistics only once. Compiled,
+    it is the eager step as well."""
     ways = {"all_frames": all_frames, "compiled": way == "compiled", "synchronised": way == "synchronised"}
+    plain = step(False, all_frames=all_frames) if way == "compiled" else None
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         got, want = (step(way == "fused", **ways, checkpointed=checkpointed) for checkpointed in (True, False))
@@ -110,6 +112,8 @@ def test_checkpointed_parts_give_the_very_step(way: str, all_frames: bool, tmp_p
         torch.distributed.destroy_process_group()
     assert {int(count) for name, count in got[2].items() if name.endswith("num_batches_tracked")} == {1}
     torch.testing.assert_close(got, want, rtol=0, atol=0)
+    if plain is not None:
+        assert_same_step(want, plain)
 
 
 def test_each_step_is_one_op(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,11 +114,13 @@ def test_the_script_takes_the_same_frames(frame_draw: str, count: int, views: in
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_the_script_gives_the_scores_of_predict(
-    run: Path, video: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture
+    run: Path, exported: Path, video: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture
 ) -> None:
     """Once from outside, where nothing of the package can be imported."""
-    model = tmp_path / f"model{ending}"
-    export(run, model)
+    model = exported
+    if model.suffix != ending:
+        model = tmp_path / f"model{ending}"
+        export(run, model)
     cases: list[tuple[list[str], dict[str, Any]]] = [
         ([], {"whole_picture": True}), (["20,30,100,150"], {"box": (20, 30, 100, 150)}),
         (["--frames", "5", "9", "20,30,100,150"], {"box": (20, 30, 100, 150), "frames": (5, 9)}),
