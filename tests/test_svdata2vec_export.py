@@ -92,6 +92,14 @@ def test_a_wrong_export_is_noticed(wrong: float) -> None:
         compare_logits(Path("model.pt2"), logits + wrong, logits)
 
 
+def test_large_logits_differ_by_their_rounding() -> None:
+    """The next float32 after 3000 is 2.4e-4 away."""
+    logits = torch.tensor([[3000.0, -20.0]])
+    assert 1e-4 < compare_logits(Path("model.onnx"), torch.nextafter(logits, logits + 1), logits) < 1e-3
+    with pytest.raises(RunFailedError, match=r"logits differ from the network's by 1; nothing was written"):
+        compare_logits(Path("model.onnx"), logits + 1, logits)
+
+
 def test_a_wrong_export_leaves_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = publish_classifier(tmp_path / "run"), tmp_path / "model.pt2"
     out.write_bytes(b"older")

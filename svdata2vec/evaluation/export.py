@@ -20,7 +20,8 @@ from svdata2vec.runs.published import load_classifier
 from svdata2vec.shards.atomic import require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 
-TOLERANCE = 1e-4  # of logits between the network and its export; the same operations, fused differently
+# Of logits between the network and its export, the same operations fused differently; above 1 in parts of the largest logit.
+TOLERANCE = 1e-4
 INSIDE = "svdata2vec"  # name of the card within the file: an extra file of .pt2, a metadata property of .onnx
 EXAMPLE_CLIPS = 2  # a batch of one would fix the batch size in the exported program
 
@@ -101,9 +102,12 @@ def _exported(
 
 
 def compare_logits(out: Path, found_BC: Tensor, expected_BC: Tensor) -> float:
-    """The largest difference; RunFailedError if it is above TOLERANCE (or not a number)."""
+    """The largest difference; RunFailedError if it is above TOLERANCE (or not a number).
+
+    Logits of a linear probe may be thousands, of which float32 knows no 1e-4.
+    """
     difference = (found_BC - expected_BC).abs().max().item()
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE * max(1.0, expected_BC.abs().max().item()):
         raise RunFailedError(f"{out}: logits differ from the network's by {difference:.2g}; nothing was written")
     return difference
 
