@@ -176,6 +176,19 @@ def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_p
     assert str(tmp_path / "no-videos") in refused(capsys, *words)
 
 
+@pytest.mark.parametrize(("words", "option"), [
+    ("label-efficiency demo --from a=x --seeds 2 --from=b=y", "--from"), ("finetune demo --data.weights 1 --data.weights 2 3",
+    "--data.weights"), ("inspect s --split all --keys a --keys b", "--keys"), ("finetune demo --run.seed 1 --run.seed 2", None),
+    ("shard pku-mmd o --videos v --labels l --skeletons s --splits xsub a --splits xview b", "--splits"),
+    ("shard csv o --table a.csv --classes walk --classes run", "--classes"), ("label-efficiency demo --from a=x b=y", None),
+])
+def test_a_list_that_is_given_twice_is_said(words: str, option: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """The last one counts, and what stood behind the first would be missing without a word."""
+    read(words.split(), COMMANDS, "svdata2vec")
+    said = f"{option} is given more than once: the values of the last one count; give all of them behind one"
+    assert caplog.messages == ([said] if option else [])
+
+
 def test_libraries_tell_no_more_than_warnings() -> None:
     """Without a test's own handlers."""
     code = ("import logging; from svdata2vec.cli.main import main; main(['--version'])\n"

@@ -19,7 +19,7 @@ STDOUT = 1  # its file descriptor
 GO_ON = ("pretrain", "finetune", "probe", "label-efficiency")  # started again, these take up what was interrupted
 
 # What these find holds for all processes of a launch, and the first one says it.
-SHARED = ("svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
+SHARED = ("svdata2vec.cli", "svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
 
 log = logging.getLogger(__name__)
 

@@ -2,15 +2,17 @@
 
 import difflib
 import itertools
+import logging
 import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -22,6 +24,8 @@ from svdata2vec.shards.errors import UserError
 
 HELP = ("-h", "--help")
 GENERAL_PRESET = "own"  # that fits any shards
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
     if isinstance(found, Group):
         return read(words[1:], found, prog, fit=fit)
     options = parse(found.options, words[1:], prog)
+    for option in _given_again(words[1:], type(options)):
+        log.warning("%s is given more than once: the values of the last one count; give all of them behind one", option)
     if fit and found.fit is not None:
         options = parse(partial(found.fit, options), words[1:], prog)
     return found, options
@@ -213,19 +219,35 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
     return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
-def option_names(kind: type, prefix: str = "", *, placed: bool = False) -> list[str]:
+def option_names(kind: type, *, placed: bool = False) -> list[str]:
     """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots.
 
     placed: instead of what is given by its place alone.
     """
-    names: list[str] = []
+    return [name for name, _, by_place in _options(kind) if by_place is placed]
+
+
+def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Of each option its name, its type, and whether it is given by its place alone."""
     hints = get_type_hints(kind, include_extras=True)
     for name, hint in ((field.name, hints[field.name]) for field in fields(kind)):
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner):
-            inside = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
-            names += option_names(inner, inside, placed=placed)  # type: ignore[arg-type]
-        elif (tyro.conf.Positional in marks) is placed:
+            yield from _options(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
             given = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
-            names.append(f"{prefix}{given}".replace("_", "-"))
-    return names
+            yield f"{prefix}{given}".replace("_", "-"), inner, tyro.conf.Positional in marks
+
+
+def _given_again(words: Sequence[str], kind: type) -> list[str]:
+    """Options with any number of values that the words give more than once, as in `--from a=x --from b=y`."""
+    lists = {f"--{name}" for name, hint, by_place in _options(kind) if not by_place and _takes_any_number(hint)}
+    counts = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
+    return [name for name, count in counts.items() if count > 1 and name in lists]
+
+
+def _takes_any_number(hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return Ellipsis in parts
+    return origin in (Sequence, Mapping, list, dict) or (origin in (Union, UnionType) and any(map(_takes_any_number, parts)))
