@@ -239,6 +239,17 @@ def test_a_probe_of_an_earlier_version_is_still_shown(pretrained: Path, tiny_sha
     assert "3 nearest neighbours" in page and "attentive probe" not in page
 
 
+def test_the_command_shows_a_finished_probe_of_0_2_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its result has neither intervals nor the number of clips that the split has."""
+    figures = {"count": 4, "top1": 0.5, "top5": 1.0, "mean_class": 0.25, "confusion": [[2, 0], [2, 0]]}
+    monkeypatch.setattr(probing, "run_once", lambda *_: {**figures, "knn": {**figures, "neighbours": 20}})
+    assert main(["probe", "demo", "--from", "runs/pre", "--out", str(tmp_path / "probe")]) == 0
+    wanted = {name: figures[name] for name in ("count", "top1", "top5", "mean_class")}
+    assert json.loads(capsys.readouterr().out) == {"run": str(tmp_path / "probe"), "linear": wanted, "knn": wanted}
+
+
 def test_probe_command(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["probe", "demo", "--from", str(pretrained), "--out", str(tmp_path / "probe"), "--device", "cpu"]
     data = ["--data.shards", str(tiny_shard_folder), "--data.train-split", "all", "--data.test-split", "all"]

@@ -29,9 +29,10 @@ def run_probe(config: ProbeConfig) -> None:
     from svdata2vec.runs.folder import PROBES
 
     result = probe(config)
-    names = ("count", "clips", "top1", "top5", "mean_class", "intervals")
+    names = ("count", "clips", "top1", "top5", "mean_class", "intervals")  # results of earlier versions have not all of them
     probes = {"linear": result, **{probe: result[probe] for probe in PROBES if probe in result}}
-    _print({"run": str(config.out), **{probe: {name: figures[name] for name in names} for probe, figures in probes.items()}})
+    found = {probe: {name: figures[name] for name in names if name in figures} for probe, figures in probes.items()}
+    _print({"run": str(config.out), **found})
 
 
 @dataclass(frozen=True)
