@@ -23,6 +23,7 @@ from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.pipeline.loader import ClipLoader
+from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import class_rows, confusion_rows, summary
 from svdata2vec.runs.card import read_card
@@ -249,6 +250,14 @@ def test_the_limit_holds_over_all_processes_together(tiny_shard_folder: Path) ->
         check_lost(loader, 11)
         with pytest.raises(UserError, match=r"^split 'all': 2 of 12 clips are unusable, more than the allowed 1.00%; run"):
             check_lost(loader, 10)
+
+
+def test_views_that_are_lost_are_no_clips(tiny_shard_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ClipLoader(ShardSet.open(tiny_shard_folder), "all", PlanConfig(views=3)) as loader:
+        check_lost(loader, 33)
+        assert caplog.messages[-1] == "split 'all': 3 of 36 views of clips are left out, they could not be read"
+        with pytest.raises(UserError, match=r"6 of 36 views of clips are unusable, more than the allowed 1\.00%"):
+            check_lost(loader, 30)
 
 
 def test_processes_that_find_other_clips_measure_nothing(

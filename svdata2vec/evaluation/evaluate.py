@@ -70,10 +70,11 @@ def check_lost(loader: ClipLoader, found: int) -> None:
     whole = loader.order.num_entries
     if found == whole:
         return
-    log.warning("split %r: %d of %d clips are left out, they could not be read", loader.split, whole - found, whole)
+    what = "clips" if loader.order.views == 1 else "views of clips"
+    log.warning("split %r: %d of %d %s are left out, they could not be read", loader.split, whole - found, whole, what)
     if whole - found > loader.most_unusable:
         raise UserError(
-            f"split {loader.split!r}: {whole - found} of {whole} clips are unusable, more than the allowed "
+            f"split {loader.split!r}: {whole - found} of {whole} {what} are unusable, more than the allowed "
             f"{loader.max_bad_rate:.2%}; {MORE_UNUSABLE}"
         )
 
