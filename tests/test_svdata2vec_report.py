@@ -273,6 +273,39 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
         assert [text.get_text() for text in loss.get_legend().get_texts()] == [run.name for run in chosen]
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert reporting.names_of([Path(), Path("../other/"), Path("../a/..")]) == ["run", "other", tmp_path.name]
+    folders = [Path("/x/a/best"), Path("/y/a/best"), Path("/y/b"), Path("/y/a/best/"), Path("/best")]
+    assert reporting.names_of(folders) == ["x/a/best", "y/a/best", "b", "y/a/best", "/best"]
+
+
+def test_a_name_with_an_underscore_in_front_is_in_the_legend() -> None:
+    """Matplotlib leaves such labels out."""
+    record = {"epoch": 1.0, "loss": 1.0}
+    figure = curves([Run("_run", finetune_config(Path("shards"), Path("run")), [record], None)], {"loss": "loss"})
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _run"]
+
+
+@pytest.mark.parametrize(("classes", "side", "names"), [(12, 6.1, 12), (1000, 50.5, None)])
+def test_a_confusion_matrix_of_many_classes_fits_into_memory(
+    classes: int, side: float, names: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,000 classes it was 33,000 pixels wide; the table below it has the names."""
+    drawn = []
+    monkeypatch.setattr(reporting, "figure_image", lambda figure, _: drawn.append(figure) or "")
+    result = {
+        "confusion": np.eye(classes, dtype=int).tolist(), "classes": [f"class {i}" for i in range(classes)], "count": classes
+    }
+    section = reporting._confusion(Run("run", finetune_config(Path("shards"), Path("run")), [], result))
+    (figure,) = drawn
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert figure.get_size_inches()[0] == pytest.approx(side) and f"<td>class {classes - 1}</td>" in section
+    assert labels == result["classes"] if names else "class 1" not in labels
+
+
 def test_where_the_report_goes_is_looked_at_first(tmp_path: Path) -> None:
     """And no file of a run is one."""
     for name in ("metrics.jsonl", "config.json", "model.safetensors", "report"):

@@ -129,8 +129,8 @@ def test_a_report_is_written_or_the_file_is_named(run: Path, tmp_path: Path) -> 
     for place in places(values):
         for wrong in WRONG:
             path.write_text(json.dumps(with_value(values, place, wrong)))
-            if one_line_or_fine(lambda: read_run(run), path):
-                found = read_run(run)
+            if one_line_or_fine(lambda: read_run(run, run.name), path):
+                found = read_run(run, run.name)
                 assert found.result is not None
                 assert results(outcomes("run", found.config, found.result)) and class_tables(found.result)
                 if taken < 3:

@@ -36,6 +36,11 @@ def text(words: str) -> str:
     return html.escape(shown(words))
 
 
+def legend_name(words: str) -> str:
+    """Words of strangers for a legend, which leaves out what begins with an underscore."""
+    return f" {shown(words)}" if words.startswith("_") else shown(words)
+
+
 def preformatted(words: str) -> str:
     """Lines of strangers, as they are."""
     return f"<pre>{html.escape(shown_lines(words))}</pre>"

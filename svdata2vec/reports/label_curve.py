@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from svdata2vec.config.checked_json import NUMBER, check_record
 from svdata2vec.config.files import read_json
+from svdata2vec.reports.html_page import legend_name
 from svdata2vec.reports.results import NAMES
 from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.ranges import LARGEST, Range
-from svdata2vec.shards.shown import shown
 
 COMMAND = "`svdata2vec label-efficiency PRESET`"
 LINES = {"ours": "-", "rival": "--", "control": ":", "reference": "-."}  # of each kind of row
@@ -89,7 +89,8 @@ def label_curve(record: dict[str, Any], points: Sequence[Point] = ()) -> Figure:
     for number, row in enumerate(record["rows"]):
         _line(axes, row, COLOURS[number % len(COLOURS)])
     for number, point in enumerate(points):
-        axes.plot([point.labels], [100 * point.score], "*Pd^vXs"[number % 7], color="black", ms=9, label=shown(point.title))
+        marker = "*Pd^vXs"[number % 7]
+        axes.plot([point.labels], [100 * point.score], marker, color="black", ms=9, label=legend_name(point.title))
     axes.axhline(100 / record["data"]["classes"], color="grey", lw=1, label="chance")
     labels = {cell["labels"] for row in record["rows"] for cell in row["cells"]}
     axes.set_xscale("log")
@@ -109,7 +110,7 @@ def _line(axes: Axes, row: dict[str, Any], colour: tuple[float, ...]) -> None:
     if not cells:
         return
     labels, means = [cell["labels"] for cell in cells], [100 * cell["mean"] for cell in cells]
-    axes.plot(labels, means, LINES[row["kind"]], color=colour, marker=".", label=shown(row["title"]))
+    axes.plot(labels, means, LINES[row["kind"]], color=colour, marker=".", label=legend_name(row["title"]))
     for cell in cells:
         if cell.get("interval"):
             axes.plot([cell["labels"]] * 2, [100 * end for end in cell["interval"]], color=colour, lw=4, alpha=0.3)

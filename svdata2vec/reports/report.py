@@ -3,6 +3,7 @@
 Everything is inside the file (pictures as data URIs), so it opens anywhere, without a network.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
-from svdata2vec.reports.html_page import figure_image, image, note, page, preformatted, section, text
+from svdata2vec.reports.html_page import figure_image, image, legend_name, note, page, preformatted, section, text
 from svdata2vec.reports.label_curve import caption, label_curve, points_on, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
@@ -41,6 +42,7 @@ CURVES = (
 )
 TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "graph": "#2f7ed8", "optimizer": "#7f8c8d"}
 OTHER_COLOUR = "#d5dbe3"
+MOST_COUNTED, MOST_NAMED = 40, 160  # classes of a confusion matrix with counts in it, and with names, a third of an inch each
 TIMES = "Milliseconds per clip by part of training; other: whatever is no part of a step, such as validation and checkpoints"
 
 
@@ -69,7 +71,7 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
     if out.suffix not in (".html", ".htm"):  # as no file of a run does, nor the record
         raise UserError(f"{out}: expected a file name that ends in .html")
     require_writable(out)
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
     sections = [
         _label_curve(runs, label_efficiency) if label_efficiency is not None else "",
         results([each for run in runs for each in outcomes(run.name, run.config, run.result)]),
@@ -83,11 +85,23 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
     write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 
-def read_run(folder: Path) -> Run:
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders around them as tell those of one name apart."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100 - a link keeps its own name
+
+    def name(own: tuple[str, ...]) -> str:
+        others = [other for other in parts if other != own]
+        length = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        return str(Path(*own[-length:]))
+
+    return [name(own) for own in parts]
+
+
+def read_run(folder: Path, name: str) -> Run:
     """Configuration, metrics and result of a run's folder."""
     config = read_config(folder)
     return Run(
-        folder.name,
+        name,
         config,
         read_metrics(folder),
         read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
@@ -128,7 +142,7 @@ def _curve(axes: Axes, run: Run, name: str, colour: str) -> None:
     """A line; of one record, which makes none, a dot with its value; without any, the run's name in the legend alone."""
     epochs, values = run.series(name)
     marker = "o" if len(epochs) == 1 else "." if len(epochs) < 30 else None
-    axes.plot(epochs, values, label=shown(run.name), color=colour, marker=marker)
+    axes.plot(epochs, values, label=legend_name(run.name), color=colour, marker=marker)
     if len(epochs) == 1:
         axes.annotate(
             f"{values[0]:.3g}", (epochs[0], values[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
@@ -169,15 +183,16 @@ def _confusion(run: Run) -> str:
     counts = np.array(run.result["confusion"], float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = [shown(name) for name in run.result["classes"]]
-    side = 2.5 + 0.3 * len(classes)
+    side = 2.5 + 0.3 * min(len(classes), MOST_NAMED)
     figure = Figure(figsize=(side, side * 0.9), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(classes) <= 40:
+    if len(classes) <= MOST_NAMED:
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= MOST_COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
