@@ -22,6 +22,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports import report as reporting
 from svdata2vec.reports.contact_sheet import contact_sheet, draw_frame
+from svdata2vec.reports.inspection import inspect_shards
 from svdata2vec.reports.label_curve import Point, caption, label_curve, points_on, read_record
 from svdata2vec.reports.report import Run, curves, times, write_report
 from svdata2vec.reports.result_tables import outcomes, results
@@ -353,6 +354,22 @@ def test_chance_is_that_of_each_number_of_classes(tmp_path: Path) -> None:
     assert "<td>chance, 2 classes</td><td></td><td></td><td></td><td>50.0 %</td><td>100.0 %</td><td>50.0 %</td>" in page
     assert "<td>chance, 8 classes</td><td></td><td></td><td></td><td>12.5 %</td><td>62.5 %</td><td>12.5 %</td>" in page
     assert results(found[1:]).count("<td>chance</td>") == 1
+
+
+def test_clips_that_cannot_be_read_have_no_picture(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the crops of training too, where nothing can take their place; the others have theirs, and the page is written."""
+    shutil.copytree(tiny_shard_folder, tmp_path / "shards")
+    shards = ShardSet.open(tmp_path / "shards")
+    entry, column = shards.index[2], shards.manifest.components.index("jpegs")
+    with (tmp_path / "shards" / shards.manifest.shards[int(entry["shard"])].name).open("r+b") as tar:
+        tar.seek(int(entry["offset"][column]))
+        tar.write(bytes(int(entry["size"][column])))
+    plan, out, keys = PlanConfig(num_frames=2, size=32), tmp_path / "out", ("clip00002", "clip00003")
+    assert inspect_shards(str(tmp_path / "shards"), "all", out, plan, train=True, clips=1, keys=keys) == 1
+    assert any(message.startswith("clip00002: no picture, clip clip00002: ") for message in caplog.messages)
+    assert {path.name for path in out.iterdir()} == {"clip00003.png", "index.html", "statistics.json"}
 
 
 def test_missing_joints_are_not_drawn() -> None:

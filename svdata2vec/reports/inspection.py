@@ -34,10 +34,14 @@ def inspect_shards(
     make_folder(out)
     pictures = []
     for name, rows in chosen:
+        batch, why = None, "none of its clips can be read"
         with ClipLoader(shards, split, plan, batch_size=len(rows), train=train, limit=rows, max_bad_rate=1.0) as loader:
-            batch = next(iter(loader), None)
+            try:
+                batch = next(iter(loader), None)
+            except UserError as error:  # in training: nor can a clip that would take its place
+                why = str(error)
         if batch is None:
-            log.warning("%s: no picture, none of its clips can be read", name)
+            log.warning("%s: no picture, %s", name, why)
             continue
         png = to_png(contact_sheet(batch, shards.manifest.layout, shards.split_classes(split), len(rows)))
         write_atomically(out / f"{name}.png", png)
