@@ -124,6 +124,27 @@ def test_scratch_may_have_the_compute_of_pretraining(shards: Path, pretrained: s
     assert replace(row, bonus_clips=0).config(Cell(1.0, 0), tmp_path).run.epochs == 3
 
 
+def test_compute_that_no_log_tells_is_not_none(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    """A converted checkpoint has no log: with nothing besides, scratch_total would be scratch under another title."""
+    shutil.copytree(pretrained.format(seed=0), tmp_path / "pre", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    config = settings(shards, tmp_path / "study", ways=("scratch_total",), pretrained=(f"pre={tmp_path}/pre",))
+    with pytest.raises(UserError, match=r"pre has no metrics\.jsonl that says how many clips .* leave it out of --ways"):
+        rows_of(config)
+
+
+@pytest.mark.parametrize(("blocks", "weights", "message"), [
+    (0, (), r"^attentive\.blocks is 0, which is no attentive probe, and ways has attentive"),
+    (1, (1.0, 0.5), r"^data\.weights is 1\.0 0\.5, but probes take every clip once; .* or linear and attentive out of ways"),
+])
+def test_what_probes_would_ignore_is_refused(
+    blocks: int, weights: tuple[float, ...], message: str, shards: Path, tmp_path: Path
+) -> None:
+    config = settings(shards, tmp_path, attentive=AttentiveConfig(blocks))
+    config = replace(config, data=replace(config.data, weights=weights))
+    with pytest.raises(UserError, match=message):
+        replace(config, ways=("scratch", "linear", "attentive"))
+
+
 # ---- the command ------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels: the usual shares of s
 Way = Literal["scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"]
 
 TRAINED = frozenset({"scratch", "scratch_total", "finetune", "skeleton"})  # ways that train a network
+PROBED = frozenset({"linear", "attentive"})  # ways that read frozen features
 # Hyper-parameters of the search, and which ways have them.
 SEARCHED = {
     "lr": TRAINED | {"attentive"}, "steps": TRAINED | {"attentive"}, "drop_path": TRAINED,
@@ -109,6 +110,15 @@ class LabelEfficiencyConfig:
         check(
             bool(self.pretrained) or "scratch_total" not in self.ways,
             "ways has scratch_total, which has the compute of the first run of --from; name one, or leave it out",
+        )
+        check(
+            self.attentive.blocks > 0 or "attentive" not in self.ways,
+            "attentive.blocks is 0, which is no attentive probe, and ways has attentive; leave one of them out",
+        )
+        check(
+            not self.data.weights or PROBED.isdisjoint(self.ways),
+            f"data.weights is {' '.join(map(str, self.data.weights))}, but probes take every clip once; leave it out, or "
+            f"{' and '.join(way for way in self.ways if way in PROBED)} out of ways",
         )
         check(self.search.seeds <= self.seeds, f"search.seeds is {self.search.seeds}: expected 1 to {self.seeds} (seeds)")
         check(

@@ -29,7 +29,7 @@ from svdata2vec.runs.data import (
     require_skeletons,
     taken_per_epoch,
 )
-from svdata2vec.runs.metrics_log import cost
+from svdata2vec.runs.metrics_log import METRICS_NAME, cost
 from svdata2vec.runs.performers import warn_of_shared_people
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
 from svdata2vec.runs.published import input_settings, published_config, require_same_network
@@ -221,13 +221,19 @@ def worth_in_clips(run: Path, classifier: FinetuneConfig, shards: ShardSet) -> i
     config, joints = published_config(read_card(run), run), len(shards.manifest.layout.joints)
     if not isinstance(config, PretrainConfig):
         raise UserError(f"{run} is no pretraining run, whose compute scratch_total could have; leave it out of --ways")
+    clips = cost(run)["clips_seen"]
+    if not clips:
+        raise UserError(
+            f"{run} has no {METRICS_NAME} that says how many clips it has seen (a converted checkpoint has none), so that "
+            "scratch_total cannot have its compute; leave it out of --ways, or name another run first"
+        )
     model, data = classifier.model, classifier.data
     seen = PretrainConfig(
         data=data, model=model, mask=MaskConfig(0.0, 1.0), encode="all_frames", target=TargetConfig(min(8, model.depth)),
         run=RunConfig(batch_size=classifier.run.batch_size),
     )
     supervised = [layer for layer in step_layers(seen, joints) if layer.part in ("video", "encoder")]
-    return round(cost(run)["clips_seen"] * step_flops(step_layers(config, joints)) / step_flops(supervised))
+    return round(clips * step_flops(step_layers(config, joints)) / step_flops(supervised))
 
 
 # ---- for the terminal -------------------------------------------------------------------------------------------------
