@@ -482,6 +482,22 @@ def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place["cores"] for place in jobs.shares(6)] == [[0], [1], [2], [5], [0], [1]]
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "4"])
     assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
+    assert [place["cores"] for place in jobs.shares(2, "cpu")] == [[0, 1], [2, 5]]
+
+
+@pytest.mark.parametrize(("named", "count", "gpus"), [
+    ("-1", 0, []), ("0", 0, []), ("", 0, []), (None, 2, ["0", "1"]), ("5,3", 2, ["5", "3"]), ("1,-1", 1, ["1"]),
+])
+def test_only_gpus_that_are_seen_are_shared_out(
+    named: str | None, count: int, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process on a GPU that is not there would take all cores, beside others that do the same."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert jobs.visible_gpus() == gpus
+    assert all(("gpu" in place) == bool(gpus) for place in jobs.shares(2))
 
 
 @pytest.mark.slow

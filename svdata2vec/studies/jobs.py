@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from svdata2vec.config.schema import Device
 from svdata2vec.runs.runtime import announced_place, end_with_parent
 from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.errors import MachineError, UserError
@@ -35,8 +36,10 @@ class _Outcome(Generic[Result]):
     error: BaseException | None = None
 
 
-def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
+def run_all(jobs: Sequence[Callable[[], Result]], at_once: int, device: Device = "auto") -> list[Result]:
     """What the jobs give, in their order, so many at a time; more than one at a time in fresh processes.
+
+    `device`: on which they run; "cpu" leaves GPUs alone.
 
     A job that fails lets those at work come to their end, no other begins, and its exception is raised. SIGTERM and Ctrl+C
     reach the jobs too: training saves. Raises MachineError where a job's process was killed.
@@ -45,7 +48,7 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
     try:
         with stoppable():
-            return [job() for job in jobs] if at_once == 1 or len(jobs) < 2 else _side_by_side(jobs, at_once)
+            return [job() for job in jobs] if at_once == 1 or len(jobs) < 2 else _side_by_side(jobs, at_once, device)
     except (KeyboardInterrupt, SystemExit):
         log.warning("asked to stop: what is finished is kept, start again to go on")
         raise
@@ -88,11 +91,11 @@ class _Worker:
         return MachineError(f"the process of a run {how}; what is finished is kept, start again to go on")
 
 
-def _side_by_side(jobs: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
+def _side_by_side(jobs: Sequence[Callable[[], Result]], at_once: int, device: Device) -> list[Result]:
     """`run_all` in fresh processes."""
     workers: list[_Worker] = []
     try:
-        for _, place in zip(jobs, shares(at_once), strict=False):
+        for _, place in zip(jobs, shares(at_once, device), strict=False):
             workers.append(_Worker(place))
         results = _hand_out(jobs, workers)
     except BaseException:
@@ -144,9 +147,9 @@ def _stop(workers: Sequence[_Worker]) -> None:
         time.sleep(ASK_SECONDS)
 
 
-def shares(at_once: int) -> Iterator[dict[str, Any]]:
+def shares(at_once: int, device: Device = "auto") -> Iterator[dict[str, Any]]:
     """Of each process its GPU (its number in CUDA_VISIBLE_DEVICES' terms), or its cores; shared in turn if there are fewer."""
-    if gpus := visible_gpus():
+    if device != "cpu" and (gpus := visible_gpus()):
         yield from ({"gpu": gpus[number % len(gpus)]} for number in range(at_once))
         return
     cores = sorted(os.sched_getaffinity(0))
@@ -157,9 +160,9 @@ def shares(at_once: int) -> Iterator[dict[str, Any]]:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs of this process, as the environment names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    """GPUs that this process sees, as the environment names them; what it names besides, as in -1 for none, is no GPU."""
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def _serve(jobs: Connection, place: dict[str, Any]) -> None:

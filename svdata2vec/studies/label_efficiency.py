@@ -80,7 +80,10 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
         raise UserError(f"two rows of the study are named {', '.join(twice)}; give the runs of --from other names")
     train_split, fingerprint = config.data.train_split, shards.manifest.fingerprint
     require_classes(shards, config.data.test_split, shards.one_class_list(train_split), f"split {train_split!r}")
-    plan = Plan(rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect)
+    plan = Plan(
+        rows, config.fractions, seeds, config.search, out, fingerprint, config.jobs, config.keep_runs, config.collect,
+        config.run.device,
+    )
     beginning = about(config, shards)
     if not config.collect:
         require_labels(plan, config, shards)

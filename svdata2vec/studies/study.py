@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from svdata2vec.config.label_efficiency import SearchConfig
+from svdata2vec.config.schema import Device
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.provenance import UNKNOWN
 from svdata2vec.shards.atomic import make_folder
@@ -37,6 +38,7 @@ class Plan:
         jobs: runs at a time.
         keep_runs: keep the folders of finished runs.
         collect: start nothing, take what is finished.
+        device: on which runs are.
     """
 
     rows: Sequence[Row]
@@ -48,6 +50,7 @@ class Plan:
     jobs: int = 1
     keep_runs: bool = False
     collect: bool = False
+    device: Device = "auto"
 
 
 def run_study(plan: Plan) -> dict[str, Any]:
@@ -89,11 +92,11 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
     elif cells:
         log.info("%s: all %d runs are finished already", plan.out, len(cells))
     before: dict[str, Callable[[], Any]] = {repr(job): job for row, each in waiting.values() for job in row.before(each)}
-    run_all([*before.values()], plan.jobs)
+    run_all([*before.values()], plan.jobs, plan.device)
     # The longest first, so that no process idles at the end: those with most labels and steps.
     order = sorted(cells, key=lambda each: -each[1].fraction * dict(each[1].choice).get("steps", 1))
     jobs = [partial(run_cell, row, cell, plan.out, plan.fingerprint, plan.keep_runs) for row, cell in order]
-    outcomes = run_all(jobs, plan.jobs)
+    outcomes = run_all(jobs, plan.jobs, plan.device)
     return {(row.name, cell): outcome for (row, cell), outcome in zip(order, outcomes, strict=True)}
 
 
