@@ -352,6 +352,19 @@ def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path
     assert label_efficiency(named)["rows"][0]["cells"][0]["labels"] == 6
 
 
+def test_a_search_on_other_classes_is_refused(shards: Path, pretrained: str, tmp_path: Path) -> None:
+    """Class 0 of the validation split is another one than class 0 of the training split: a probe would choose by chance."""
+    shutil.copytree(shards, tmp_path / "shards")
+    edit_manifest(tmp_path / "shards", split_classes={"t_val": ["e", "d", "c", "b", "a"]})
+    config = settings(
+        tmp_path / "shards", tmp_path / "study", ways=("linear",), pretrained=(f"pre={pretrained}",), seeds=1,
+        search=SearchConfig(weight_decay=(0.001, 0.1)),
+    )
+    with pytest.raises(UserError, match=r"split 't_val' has other classes than split 't_train'"):
+        label_efficiency(config)
+    assert not (tmp_path / "study" / "features").exists()
+
+
 def test_every_preset_can_be_studied() -> None:
     assert LABEL_EFFICIENCY.keys() == FINETUNE.keys()
     for name, make in LABEL_EFFICIENCY.items():

@@ -106,15 +106,17 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
 
 def require_labels(plan: Plan, config: LabelEfficiencyConfig, shards: ShardSet) -> None:
     """UserError unless every share of the labels has clips for its runs to train on, and to hold out where the search asks for
-    it: before any run has taken its time."""
+    it, and what it asks a split for has the same classes: before any run has taken its time."""
     data, base = config.data, config.classifier()
     for split in (data.train_split, data.test_split):
         require_clips(shards, base, split, None, 0)
     trained = [row for row in plan.rows if isinstance(row, FinetuneRow)]
     if any(row.base.modality != "rgb" for row in trained):
         require_skeletons(shards, data.train_split)
-    holds_out = validation_split(shards, data, shards.rows(data.train_split)) is None
-    searched = {(cell.fraction, cell.seed, holds_out) for _, cell in search_cells(plan)}
+    val = validation_split(shards, data, shards.rows(data.train_split))
+    searched = {(cell.fraction, cell.seed, val is None) for _, cell in search_cells(plan)}
+    if searched and val is not None:
+        require_classes(shards, val, shards.one_class_list(data.train_split), f"split {data.train_split!r}")
     for fraction, seed, holding in sorted(searched | set(itertools.product(plan.fractions, plan.seeds, [False]))):
         rows, option = labelled_rows(shards, data.train_split, fraction, seed, say=False), "fractions"
         if holding:
