@@ -188,6 +188,14 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     assert not (tmp_path / "study" / "runs").exists() or not list((tmp_path / "study" / "runs").iterdir())
 
 
+def test_cells_that_differ_little_have_files_of_their_own() -> None:
+    """Names of cells with few digits are those that studies have had so far."""
+    few = Cell(0.05, 3, (("lr", 1e-4), ("steps", 360), ("drop_path", 0.0)), validate=True)
+    assert few.name == "0.05-3-lr0.0001-steps360-drop_path0-val" and Cell(1.0, 0).name == "1-0"
+    close = [Cell(0.1234567, 0), Cell(0.1234568, 0), *(Cell(1.0, 0, (("steps", steps),)) for steps in (1234567, 1234568))]
+    assert len({cell.name for cell in close}) == 4
+
+
 def test_finished_runs_are_found_and_interrupted_ones_go_on(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,8 +40,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        chosen = "".join(f"-{name}{value:g}" for name, value in self.choice)
-        return f"{self.fraction:g}-{self.seed}{chosen}{'-val' if self.validate else ''}"
+        chosen = "".join(f"-{name}{_exact(value)}" for name, value in self.choice)
+        return f"{_exact(self.fraction)}-{self.seed}{chosen}{'-val' if self.validate else ''}"
+
+
+def _exact(value: float) -> str:
+    """A number in few digits where they say it all: two cells must not share a file."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 class Row(Protocol):
