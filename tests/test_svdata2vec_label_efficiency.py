@@ -22,7 +22,7 @@ from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, LabelEfficiencyConfig, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
-from svdata2vec.config.probe import AttentiveConfig
+from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
 from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
@@ -37,7 +37,7 @@ from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies import jobs
+from svdata2vec.studies import jobs, probe_rows
 from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, cell_path, made_of, run_cell
@@ -186,6 +186,17 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
         if row["name"].startswith("pretrained_"):
             assert all(seconds > least * cell["labels"] > 0 for cell in row["cells"] for seconds in cell["cpu_seconds"])
     assert not (tmp_path / "study" / "runs").exists() or not list((tmp_path / "study" / "runs").iterdir())
+
+
+def test_probes_of_another_decoder_are_others(shards: Path, tmp_path: Path) -> None:
+    """As fine-tuned runs are: pictures of the slow way may differ by a grey level."""
+    places = set()
+    for decoder in ("dali", "reference"):
+        config = settings(shards, tmp_path)
+        base = ProbeConfig(data=replace(config.data, decoder=decoder))
+        row = ProbeRow("row", "row", "ours", "linear", base, "pre", tmp_path / "features")
+        places |= {cell_path(row, Cell(1.0, 0), tmp_path), probe_rows._place(base, Path("pre"), "t_train", row.features)}
+    assert len(places) == 4
 
 
 def test_cells_that_differ_little_have_files_of_their_own() -> None:

@@ -30,7 +30,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
 
 # Of the settings of data: what features depend on.
-SEEN = ("num_frames", "size", "crop", "crop_scores", "frame_draw", "views")
+SEEN = ("num_frames", "size", "crop", "crop_scores", "frame_draw", "views", "decoder")
 
 
 @dataclass(frozen=True)
