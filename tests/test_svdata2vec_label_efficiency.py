@@ -161,6 +161,7 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     for row in record["rows"]:
         for cell in row["cells"]:
             assert cell["labels"] == {0.5: 5, 1.0: 6}[cell["fraction"]] and len(cell["scores"]) == 2
+            assert cell["count"] == cell["clips"] == 4
             assert cell["mean"] == pytest.approx(np.mean(cell["scores"])) and cell["interval"][0] <= cell["mean"]
             assert all(seconds > 0 for seconds in cell["cpu_seconds"]) and cell["commits"] == [commit() or "unknown"]
         budgets = [(cell["steps"], cell["clips_seen"]) for cell in row["cells"]]

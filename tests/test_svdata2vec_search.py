@@ -1,7 +1,7 @@
 """The search of a study: every row chooses from the same grid by its validation clips, on rows whose scores are known."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,17 @@ def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
     assert [cell["choice"] for cell in found["rows"][0]["cells"]] == 2 * [{"lr": 0.1}]
     assert [tried["row"] for tried in found["search"]] == ["other"]
     assert sorted(path.name.split("-")[0] for path in tmp_path.glob("cells/*-val-*")) == ["other", "other"]
+
+
+def test_the_record_says_how_many_clips_its_scores_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of earlier studies do not say."""
+    plan = Plan([Planted()], (0.1,), [0], SearchConfig(), tmp_path)
+    (earlier,) = run_study(plan)["rows"][0]["cells"]
+    assert not {"count", "clips"} & earlier.keys()
+    made = Planted.run
+    monkeypatch.setattr(Planted, "run", lambda row, cell, folder: {**made(row, cell, folder), "count": 11, "clips": 12})
+    (cell,) = run_study(replace(plan, out=tmp_path / "new"))["rows"][0]["cells"]
+    assert (cell["count"], cell["clips"]) == (11, 12)
 
 
 def test_intervals_are_students_and_paired() -> None:

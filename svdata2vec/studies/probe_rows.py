@@ -83,7 +83,8 @@ class ProbeRow:
         scores_nc = self._scores(train, test, classes, chosen, seed, start)
         figures = measure(scores_nc, test.labels_n, len(test.keys) + len(test.lost))
         return {
-            "score": getattr(figures, base.data.metric), "labels": len(train.keys), **self._budget(chosen, train),
+            "score": getattr(figures, base.data.metric), "count": figures.count, "clips": figures.clips,
+            "labels": len(train.keys), **self._budget(chosen, train),
             "cpu_seconds": time.process_time() - begun + len(train.keys) * _seconds_per_clip(base, start, split, self.features),
         }
 

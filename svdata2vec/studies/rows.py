@@ -24,7 +24,7 @@ from svdata2vec.training.optim import resolve
 
 Kind = Literal["ours", "rival", "control", "reference"]
 Choice = dict[str, float]  # hyper-parameters by name
-Outcome = dict[str, Any]  # score, labels, steps, clips_seen, cpu_seconds, commit
+Outcome = dict[str, Any]  # score, count (of clips scored), clips (of the split), labels, steps, clips_seen, cpu_seconds, commit
 
 log = logging.getLogger(__name__)
 
@@ -197,5 +197,6 @@ class FinetuneRow:
         metric = config.data.metric
         tested = result["validation"] if config.eval_every else result
         return {
-            "score": tested[metric], "labels": result["labels"], **cost(folder), "loss": read_metrics(folder)[-1]["loss"],
+            "score": tested[metric], "count": tested["count"], "clips": tested["clips"], "labels": result["labels"],
+            **cost(folder), "loss": read_metrics(folder)[-1]["loss"],
         }

@@ -168,6 +168,7 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
             cells.append({
                 "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
+                **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones do not say
                 "cpu_seconds": spent,
                 "commits": sorted({outcome.get("commit") or UNKNOWN for outcome in there}),
             })
