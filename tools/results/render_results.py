@@ -56,6 +56,11 @@ PAGES = ("README.md", *(f"tools/results/{name}.md" for name in ("README", "studi
 COMMAND = "python tools/results/render_results.py"
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 NOT_MEASURED = "Not measured yet.\n"
+HEADLINES = (  # ways of loading that README.md shows
+    "ours, jpeg", "ours, jpeg, pretraining", "ours, jpeg 4:4:4", "ours, blocks", "ours, vp9", "ours, h264",
+    "original style, pyav", "original style, pyav, uint8", "original style, decord", "original style, torchcodec",
+    "plain webdataset + pyav",
+)
 
 # Name of a section -> what writes it, and the records that it is given, the first of which must be there.
 SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
@@ -96,6 +101,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "gpu_check": (gpu_check, ("gpu_check", "gpu_check_kernels")),
     "gpu_exploration": (gpu_exploration, ("gpu_exploration",)),
     "loader": (loader, ("bench_data",)),
+    "loading": (partial(loader, ways=HEADLINES), ("bench_data",)),
     "geometry": (geometry, ("bench_geometry",)),
     "host": (host, ("bench_host", "bench_host_blocks")),
     "memory": (memory, ("loader_memory",)),

@@ -1,6 +1,7 @@
 """Sections of the result pages about speed: a training step, the stages of a run, loading, encodings, geometry, start-up."""
 
 import math
+from collections.abc import Collection
 
 from result_cells import Record, measured, not_measured, percent, sentence, table
 
@@ -120,14 +121,15 @@ def _of_rounds(base: Record, row: Record) -> str:
     return f" ({min(ratios):.1f} to {max(ratios):.1f})" if ratios and row is not base else ""
 
 
-def loader(record: Record) -> str:
-    """Loading the same clips in other ways, in one run."""
+def loader(record: Record, ways: Collection[str] | None = None) -> str:
+    """Loading the same clips in other ways, in one run: in all of them, or in some of its `ways`."""
     methods = record["methods"]
     base = methods.get("original style, decord") or methods["original style, pyav"]
     rows = [
         [name, f"{row['clips_per_s']:.1f}", f"{row['cpu_ms_per_clip']:.1f}",
          "" if ": " in name else f"{base['cpu_ms_per_clip'] / row['cpu_ms_per_clip']:.1f}x{_of_rounds(base, row)}"]
         for name, row in methods.items()  # a colon: steps on the way to a clip, which are no clip to compare
+        if ways is None or name in ways
     ]
     seen = record.get("frames_seen_in_pretraining")
     fewer = f" (in pretraining those {seen:.1f} that its masks let a network see)" if seen else ""
