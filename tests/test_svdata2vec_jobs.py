@@ -1,5 +1,6 @@
-"""Studies whose processes are stopped or killed: what is at work saves, nothing else begins, nobody stays behind."""
+"""Processes of a study: they share the machine; stopped or killed, they save, nothing else begins, nobody stays behind."""
 
+import math
 import os
 import signal
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from repository import ROOT
 from waiting import wait_for
 
 from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
 from svdata2vec.runs.stopping import StopRequested, StopSignal
-from svdata2vec.shards.errors import MachineError
+from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.studies import jobs
 from svdata2vec.studies.jobs import run_all
 
 # Five jobs, two at a time. A job is like a run: asked to stop, it ends a step, saves, and says so.
@@ -91,10 +94,10 @@ def test_a_study_that_is_stopped_leaves_nobody_behind(
     study: subprocess.Popen[str], tmp_path: Path, number: int, status: int
 ) -> None:
     """Killed, too: jobs save, and no other begins in their processes."""
-    jobs = processes(tmp_path)
+    children = processes(tmp_path)
     study.send_signal(number)
     study.communicate(timeout=60)
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in jobs), 30)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 30)
     assert study.returncode == status
     assert names(tmp_path, "saved") == names(tmp_path, "begun") == {"0", "1"}
 
@@ -170,3 +173,45 @@ def test_after_a_failure_no_other_run_begins(study: subprocess.Popen[str], tmp_p
     assert "\nsvdata2vec.runs.failures.RunFailedError: the disk is full\n" in said
     assert names(tmp_path, "begun") == {"0", "1"} and not names(tmp_path, "saved")
 
+
+def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    assert [place["cores"] for place in jobs.shares(2)] == [[0, 1], [2, 5]]
+    assert [place["cores"] for place in jobs.shares(3)] == [[0], [1], [2]]
+    assert [place["cores"] for place in jobs.shares(6)] == [[0], [1], [2], [5], [0], [1]]
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "4"])
+    assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
+    assert [place["cores"] for place in jobs.shares(2, "cpu")] == [[0, 1], [2, 5]]
+
+
+@pytest.mark.parametrize(("named", "count", "gpus"), [
+    ("-1", 0, []), ("0", 0, []), ("", 0, []), (None, 2, ["0", "1"]), ("5,3", 2, ["5", "3"]), ("1,-1", 1, ["1"]),
+])
+def test_only_gpus_that_are_seen_are_shared_out(
+    named: str | None, count: int, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process on a GPU that is not there would take all cores, beside others that do the same."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert jobs.visible_gpus() == gpus
+    assert all(("gpu" in place) == bool(gpus) for place in jobs.shares(2))
+
+
+@pytest.mark.slow
+def test_jobs_run_in_processes_of_their_own_with_results_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        *found, process = run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)
+    assert caplog.messages[-1] == "3 of 3 runs done"
+    assert found == [3, 2] and process != os.getpid()
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        run_all([partial(math.sqrt, -1), os.getpid], 2)
+
+
+def test_a_study_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start it as one process, with --jobs"):
+        run_all([lambda: 0], 1)

@@ -3,12 +3,10 @@
 import contextlib
 import itertools
 import json
-import math
 import os
 import shutil
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies import jobs, probe_rows
+from svdata2vec.studies import probe_rows
 from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, cell_path, made_of, run_cell
@@ -502,49 +500,3 @@ def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: 
     np.testing.assert_allclose(read.features_nD, made.features_nD, rtol=1e-4, atol=1e-5)
     assert read.tokens_nvTD is not None and made.tokens_nvTD is not None
     np.testing.assert_allclose(read.tokens_nvTD, made.tokens_nvTD, rtol=1e-4, atol=1e-5)
-
-
-# ---- processes --------------------------------------------------------------------------------------------------------
-
-
-def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "visible_gpus", list)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
-    assert [place["cores"] for place in jobs.shares(2)] == [[0, 1], [2, 5]]
-    assert [place["cores"] for place in jobs.shares(3)] == [[0], [1], [2]]
-    assert [place["cores"] for place in jobs.shares(6)] == [[0], [1], [2], [5], [0], [1]]
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "4"])
-    assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
-    assert [place["cores"] for place in jobs.shares(2, "cpu")] == [[0, 1], [2, 5]]
-
-
-@pytest.mark.parametrize(("named", "count", "gpus"), [
-    ("-1", 0, []), ("0", 0, []), ("", 0, []), (None, 2, ["0", "1"]), ("5,3", 2, ["5", "3"]), ("1,-1", 1, ["1"]),
-])
-def test_only_gpus_that_are_seen_are_shared_out(
-    named: str | None, count: int, gpus: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process on a GPU that is not there would take all cores, beside others that do the same."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if named is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert jobs.visible_gpus() == gpus
-    assert all(("gpu" in place) == bool(gpus) for place in jobs.shares(2))
-
-
-@pytest.mark.slow
-def test_jobs_run_in_processes_of_their_own_with_results_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        *found, process = jobs.run_all([partial(abs, -3), partial(abs, 2), os.getpid], 2)
-    assert caplog.messages[-1] == "3 of 3 runs done"
-    assert found == [3, 2] and process != os.getpid()
-    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
-        jobs.run_all([partial(math.sqrt, -1), os.getpid], 2)
-
-
-def test_a_study_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="start it as one process, with --jobs"):
-        jobs.run_all([lambda: 0], 1)
