@@ -138,8 +138,8 @@ def loader(record: Record, ways: Collection[str] | None = None) -> str:
     sizes = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in record["bytes_per_clip"].items())
     return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
         f"\nThe same synthetic clips (960x540 H.264) in turn{steady}, {record['frames_sampled']} frames each{fewer}, median of "
-        f"{record['rounds']} rounds in one run; ratios are of medians before rounding{single}. Packing, done once, is not "
-        f"included. MB per clip: {sizes}. {measured(record)}\n"
+        f"{record['rounds']} rounds in one run; ratios are of medians before rounding{single}. Packing, done once, is in "
+        f"none of them; MB per clip: {sizes}. {measured(record)}\n"
     )
 
 
