@@ -68,7 +68,7 @@ class PackOptions:
 
     @property
     def blocks(self) -> BlockFormat | None:
-        """How pictures are laid out, codec blocks alone."""
+        """How pictures are laid out, codec blocks only."""
         return BlockFormat(self.size, self.luma_bits, self.chroma_bits) if self.codec == "blocks" else None
 
     @property
