@@ -46,7 +46,7 @@ class PackOptions:
     cluster: str | None = None
     """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
     resume: bool = False
-    """Go on with an unfinished folder; a finished one of the same data and options is kept."""
+    """Continue an unfinished folder; a finished one of the same data and options is kept."""
 
     def __post_init__(self) -> None:
         check_fields(self)

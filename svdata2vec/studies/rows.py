@@ -141,7 +141,7 @@ class FinetuneRow:
 
     Attributes:
         base: settings of the classifier.
-        steps: optimizer steps, up to whole epochs; 0 = `base.run.epochs`.
+        steps: optimizer steps, rounded up to whole epochs; 0 = `base.run.epochs`.
         start: pretraining run, or None.
         bonus_clips: clips that it may see besides, for what the pretraining of others costs.
     """
