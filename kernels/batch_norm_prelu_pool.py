@@ -4,7 +4,7 @@
 
 The map of the stem is by far the largest of the network: neither its normalised values nor those behind the PReLU are written.
 The forward pass reads x once more than the statistics do and keeps, in a byte, which pixel was the largest; the backward pass
-collects from the at most four pooled pixels that may have taken theirs here, so that nothing is added to one address.
+gathers from the at most four pooled pixels whose largest may be this one, so that nothing is added to one address.
 
 One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 

@@ -137,9 +137,9 @@ def gather_blocks(
     """`gather_frames` of clips that are stored as blocks, decoded and resampled on the way.
 
     Args:
-        blocks_BTE: uint8, the stored frames of each clip, contiguous each; what lies behind those that are named is not read.
+        blocks_BTE: uint8, the stored frames of each clip, contiguous each; what follows those that are named is not read.
         frame_BT: int64, which of the clip's stored frames is its frame t.
-        map_B4: int64, where each clip's output lies in its packed pictures, from `block_maps`; what lies outside is black.
+        map_B4: int64, where each clip's output lies in its packed pictures, from `block_maps`; outside them it is black.
         keep_BK: as in `gather_frames`.
         form: side of the packed picture, bits of an index of luma, of chroma.
         size: side of the output.

@@ -6,7 +6,7 @@ of 2 or 3 bits between them ("blocks" in shards/README.md says where which bit l
 that of integers, so kernel and reference agree in every bit:
 
     sample         ((n - i) e0 + i e1 + n // 2) // n, index i of 0 .. n = 3 or 7
-    colours        luma and the matrix of BT.601, factors in units of 2**-14, rounded, cut to 0..255
+    colours        luma and the matrix of BT.601, factors in units of 2**-14, rounded, clipped to 0..255
     output pixel   bilinear between four packed pixels, black outside: weights in units of 2**-11, one rounding to a grey level
 
 Read `decode` and `resample` first, which do this for whole pictures; the kernel does it pixel by pixel: where does this pixel

@@ -34,7 +34,7 @@ def gather_frames_reference(
     folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Plain PyTorch: gather, bring colours before time, normalise in float32, blank what lies outside the clip."""
+    """Plain PyTorch: gather, bring colours before time, normalise in float32, blank what is outside the clip."""
     B, T, H, W, _ = video_BTHWC.shape
     K = keep_BK.shape[1]
     device = video_BTHWC.device

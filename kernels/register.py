@@ -104,7 +104,7 @@ def register_op(
     """
 
     def plain(*arguments: Any) -> Any:
-        """In the precision of the arguments, as the kernels compute, whatever region the call stands in."""
+        """In the precision of the arguments, as the kernels compute, whatever autocast region the call is in."""
         kind = _device_type(arguments)
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return reference(*arguments)

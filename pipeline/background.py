@@ -28,7 +28,7 @@ class _Channel(Generic[T]):
     """What a consumer and its thread share. `room`: an entry for each item that may come.
 
     `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
-    ever. These queues take and let go of theirs in C.
+    ever. These queues take and release theirs in C.
     """
 
     items: "SimpleQueue[T | _End]" = field(default_factory=SimpleQueue)

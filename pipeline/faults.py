@@ -1,7 +1,7 @@
 """Whether a run of DALI failed through a clip or through the machine, told by DALI's words. Imports nothing heavy.
 
-A damaged clip is replaced and the run goes on; a fault of the machine would pass for damage of every clip, or, where it comes
-and goes, lose good ones in silence. Words: DALI 2.4 and nvImageCodec 0.9 (the numbers of `nvimgcodecStatus_t`).
+A damaged clip is replaced and the run goes on; a fault of the machine would pass for damage to every clip or, if it comes and
+goes, silently lose good ones. The wording is that of DALI 2.4 and nvImageCodec 0.9 (the numbers of `nvimgcodecStatus_t`).
 """
 
 import re

@@ -94,7 +94,7 @@ class ClipFetcher:
         return outcome
 
     def mapped(self, outcome: Outcome, *, check: bool, place: Bytes | None = None) -> Outcome:
-        """A planned clip with its frames, where they lie apart; check: compare those of the plan with their sums.
+        """A planned clip with its frames, where these are stored one by one; check: compare those of the plan with their sums.
 
         place: where the frames of a clip in blocks are laid, gathered (`frames.py`); None: they stay in the tar.
         """

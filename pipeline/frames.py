@@ -49,7 +49,7 @@ Record = TypeVar("Record")
 
 
 def changed(record: Record, **fields: Any) -> Record:
-    """`dataclasses.replace` without making the record anew, which takes several times as long where it is frozen."""
+    """`dataclasses.replace` without constructing the record again, which takes several times as long where it is frozen."""
     copy = object.__new__(type(record))
     vars(copy).update(vars(record), **fields)
     return copy

@@ -28,7 +28,7 @@ class KeyedDraws:
 
     The 128-bit Philox key is the BLAKE2b hash of the parts; what they are and their lengths are hashed too, so that
     ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys; a whole number is the same key in every type, NumPy's too.
-    A generator lasts until the next one is asked for, which takes its place: making one anew takes longer than most draws.
+    A generator lasts until the next one is asked for, which replaces it: constructing one takes longer than most draws.
 
     Raises TypeError for a part that is neither a whole number nor text.
     """

@@ -40,7 +40,7 @@ class ClipLoader:
         shards: an open shard set. split: name of one of its splits.
         plan: what a clip looks like: frames, size in pixels, crop, augmentation; None: the method's.
         batch_size: clips per batch and rank.
-        train: shuffled, random plans, and in the background already the next epoch; else the split's order and the plans of
+        train: shuffled, random plans, and the next epoch already in the background; else the split's order and the plans of
             an evaluation, each clip exactly once over all ranks.
         seed: of the order and of all plans.
         rank, world_size: which of how many processes share the split.
@@ -57,9 +57,9 @@ class ClipLoader:
         video, joints: which of the two a batch has. Without video nothing is decoded.
         limit: use the first n clips of the split only, or only these index rows (int64 array).
         last_batch: clips that do not fill a step: "drop" (default in training) or "partial" (always in evaluation; in
-            training all ranks get equally many). An epoch that goes on after a change of the batches drops none.
+            training all ranks get equally many). An epoch that continues with other batches drops none.
         smallest_batch: clips that each rank needs for a step.
-        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Of an evaluation's clips one always is otherwise.
+        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Otherwise one clip of an evaluation always is.
         check_hashes: compare each tar with the manifest's sha256 when it is first read.
         seen: in training, the frames that the batches' consumer looks at; where pictures lie apart others may be repeats of
             them, which need not be decoded. None: all frames are there.
@@ -248,7 +248,7 @@ class ClipLoader:
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def close(self) -> None:
-        """End threads and decoder. The loader may be iterated again and goes on where it was."""
+        """End threads and decoder. The loader may be iterated again and continues where it was."""
         if self._background is not None:
             self._background.close()
         self._background = None
@@ -281,7 +281,7 @@ class ClipLoader:
         return ready
 
     def make_producer(self) -> Producer:
-        """What the background runs, for whoever times its halves alone; `close` it."""
+        """What the background runs, for timing its halves alone; `close` it."""
         fetcher = ClipFetcher(
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,

@@ -120,7 +120,7 @@ class OrderConfig:
         return self.batch_size + (self.smallest_batch if self.drop_last else 0)
 
     def end(self, position: int) -> int:
-        """Where the steps of an epoch end that goes on at `position`.
+        """Where the steps of an epoch that continues at `position` end.
 
         A position that is no multiple of a step was reached with other batches. Such an epoch leaves no clip out where it can
         be helped: the clips that do not fill a step are one more step, or part of the last one if they are too few for all
@@ -142,7 +142,7 @@ class OrderConfig:
     def steps(self, position: int) -> list[tuple[int, int]]:
         """Ranges [start, stop) of the global order that are left in an epoch, one per step of all ranks together.
 
-        Because a step consumes a contiguous range of the global order, a run may stop after any step and go on with another
+        Because a step consumes a contiguous range of the global order, a run may stop after any step and continue with another
         number of ranks or another batch size without losing or repeating a clip.
         """
         end = self.end(position)

@@ -119,7 +119,7 @@ class People:
 class ClipPlans:
     """The plans of several clips, `plans[i]` a `ClipPlan`, and their people.
 
-    each_coordinate: a zero x or y is missing by itself, as in the authors' code; else a joint is, if both are zero.
+    each_coordinate: a zero x or y is missing by itself, as in the authors' code; else a joint is missing if both are zero.
     """
 
     frames_BT: NDArray[np.int64]
@@ -259,7 +259,7 @@ def _training_maps(
 
 
 def _window_draws(config: PlanConfig) -> int:
-    """Numbers that a random-resized crop is made of."""
+    """The random numbers of a random-resized crop."""
     return 2 * config.attempts + 2
 
 

@@ -79,7 +79,7 @@ def _warp_ends(picture_HW3: NDArray[np.uint8], index_map: affine.Affine, out_SS3
 
 
 def cut_out(picture_HW3: NDArray[np.uint8], window: affine.Window) -> NDArray[np.uint8]:
-    """A window of a picture, without a copy where it lies inside; what lies outside is black."""
+    """A window of a picture, without a copy where it is inside; what is outside is black."""
     x1, y1, x2, y2 = window
     inside = picture_HW3[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     if inside.shape[:2] == (y2 - y1, x2 - x1):

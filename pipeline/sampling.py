@@ -71,7 +71,7 @@ def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]
     """The frames that the authors' released evaluation draws, number for number.
 
     Its generator is `RandomState(255)`, made anew for each clip; one `rand()` and one `randint(1)` are drawn first and
-    thrown away (a temporal crop of ratio 1). Clips shorter than T start at frame 0, without a draw.
+    discarded (a temporal crop of ratio 1). Clips shorter than T start at frame 0, without a draw.
     """
     state = np.random.RandomState(ORIGINAL_SEED)
     state.rand()

@@ -1,4 +1,4 @@
-"""Memory in which readers, also in other processes, lay clips' bytes for an upload: slabs, each for a step's clips, a row each.
+"""Memory in which readers, also in other processes, put clips' bytes for an upload: a slab holds a step's clips, a row each.
 
 Imports no torch: reader processes start quickly. R rows, N bytes of a row.
 """
@@ -50,9 +50,9 @@ class SlabFile:
 
 
 class Slabs:
-    """Slabs of one size, as many as are in use at once. One thread takes them, any may let them go.
+    """Slabs of one size, as many as are in use at once. One thread takes them, any may release them.
 
-    Uploads read a slab as long as somebody holds its rows: whoever starts one holds them until it is complete.
+    Uploads read a slab as long as its rows are held: whatever starts one holds them until it is complete.
 
     Args:
         rows, row_bytes: of a slab.
@@ -76,7 +76,7 @@ class Slabs:
         return number, self.file.rows_of(whole)
 
     def close(self) -> None:
-        """Unlock them and close the file; may be called twice. No upload is under way; who holds rows may go on reading."""
+        """Unlock them and close the file; may be called twice. No upload may be under way; holders of rows may keep reading."""
         while self._locked and self._lock is not None:
             self._lock.unlock(self._locked.pop())
         if not self._closed:

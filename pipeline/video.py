@@ -22,7 +22,7 @@ class BlockClips:
     """uint8 frames (B, T, S, S, 3) that have not been decoded.
 
     blocks_BTE: uint8, the stored frames of each clip. frame_BT: int64, which of them is frame t; short clips repeat some, and
-    what lies behind the last one is not looked at. map_B4: int64, from output to packed pictures (`functional.block_maps`).
+    what follows the last one is not read. map_B4: int64, from output to packed pictures (`functional.block_maps`).
     """
 
     blocks_BTE: Tensor

@@ -81,11 +81,11 @@ class PoseFile:
 
 @dataclass(frozen=True)
 class ClipAnnotation:
-    """One clip: where its video lies, what it shows, where its people are.
+    """One clip: where its video is, what it shows, where its people are.
 
     `video` is a path or an fsspec URL. `num_frames` is the annotation's count (None = not annotated); the packer
     compares it with the decoded frames. `start_frame`, `end_frame` cut the clip out of a longer video (end excluded).
-    Exactly one of `pose_MTVC`, `pose_file` is given where there are skeletons, none of them for video alone.
+    Exactly one of `pose_MTVC`, `pose_file` is given where there are skeletons, neither for video alone.
     """
 
     key: str

@@ -39,7 +39,7 @@ class WriteFailedError(OSError):
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever the file system refuses in the block is said of `path`: its own errors name no file where a disk is full."""
+    """Errors of the file system in the block name `path`: on a full disk its own errors name no file."""
     try:
         yield
     except WriteFailedError:

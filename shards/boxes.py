@@ -64,7 +64,7 @@ def joint_box(joints_MTVC: np.ndarray, *, each_coordinate: bool = False) -> Box 
 def joint_boxes(joints_NTVC: np.ndarray, first_B: np.ndarray) -> np.ndarray:
     """(B, 4), `joint_box` of several clips at once; `NOBODY` where there is none.
 
-    The persons of all clips follow each other, those of clip b from `first_B[b]` on, one at least for each clip.
+    The persons of all clips follow each other, those of clip b from `first_B[b]` on, at least one per clip.
     """
     x_NK, y_NK = (joints_NTVC[..., axis].reshape(len(joints_NTVC), -1) for axis in (0, 1))
     there_NK = (x_NK != 0) | (y_NK != 0)

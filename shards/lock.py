@@ -1,7 +1,7 @@
 """One process at work per folder: an advisory lock that the system releases however the process ends.
 
-Held by `flock`: among the processes of a machine, and over file systems that pass such locks on (NFS does; Lustre as it is
-mounted). A file system that has none is worked on without, with a warning.
+Held by `flock`: among the processes of a machine, and over file systems that pass such locks on (NFS does; Lustre
+depends on how it is mounted). On a file system without such locks there is a warning instead of a lock.
 """
 
 import errno
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def folder_lock(root: Path, work: str) -> Iterator[None]:
-    """Hold `root/.lock` for the time of the block.
+    """Hold `root/.lock` while the block runs.
 
     Args:
         root: a folder that exists.
-        work: what is done there, as in "packing into", for whoever comes second.
+        work: what is done there, as in "packing into", for the message to whoever comes second.
 
     Raises:
         UserError: at once, if another process holds the lock; if the lock is a link.

@@ -1,4 +1,4 @@
-"""Text of strangers (names of files, classes, URLs) as it may stand on a terminal, in pages and in records."""
+"""Untrusted text (names of files, classes, URLs) made fit for a terminal, for pages and for records."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where the time of a packing goes."""
+"""Where packing spends its time."""
 
 import time
 from collections import defaultdict

@@ -1,5 +1,5 @@
-"""From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic. What finds
-skeletons (tools/pose/) and what reads them both use it, the latter also by `tracks.py`.
+"""From the detections of single frames to the one or two main persons of a clip. Pure NumPy, deterministic. Both the
+scripts that find skeletons (tools/pose/) and the readers use it, the readers also through `tracks.py`.
 
 N detections in a frame, M persons, T frames, V joints. Boxes are (x1, y1, x2, y2) in pixels of the decoded video.
 Steps: drop unusable and duplicate detections, link boxes from frame to frame, join the pieces of a person who was lost for
@@ -161,8 +161,8 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
 
 
 def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
-    """Joins tracks of one person, nearest pairs first: never seen in one frame, and wherever the one goes on from the other
-    it does so within `join_gap` frames, no farther away than a body's longer side, of a similar size (half to double)."""
+    """Joins tracks of one person, nearest pairs first: never seen in one frame, and wherever one continues the other, it does
+    so within `join_gap` frames, no farther away than a body's longer side, and at a similar size (half to double)."""
     joined: dict[int, Track] = dict(enumerate(tracks))
     distances = {(first, second): distance for first in joined for second in joined if first < second
                  if (distance := _changes(joined[first], joined[second], frames, options)) <= 1}
@@ -178,7 +178,7 @@ def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: 
 
 
 def _changes(a: Track, b: Track, frames: Sequence[Detections], options: TrackingOptions) -> float:
-    """The largest distance at which one of two tracks goes on from the other; infinite if they cannot be one person's."""
+    """The largest distance at which one of two tracks continues the other; infinite if they cannot be one person's."""
     longest = options.join_gap + 1
     if b[0][0] - a[-1][0] > longest or a[0][0] - b[-1][0] > longest:
         return float("inf")

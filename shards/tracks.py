@@ -23,8 +23,8 @@ CLEARLY_MORE = 2.0  # times the weight of a main person: only then somebody behi
 def join_slots(pose_MTVC: np.ndarray, score_MTV: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, int]:
     """Joints and scores with one slot per person, and how many slots were joined to others.
 
-    Slots of which no frame shows two become one where place and size go on (`tracking.join_pieces`); those seen for longest
-    then come first. Of more than two, one of the first two gives way to another only if that one is clearly more of a
+    Slots that never share a frame become one where place and size continue (`tracking.join_pieces`); those seen for longest
+    then come first. If there are more than two, one of the first two gives way to another only if that one is clearly more of a
     person (`_weights`). Arrays of an annotation without such pieces and ghosts are returned as they are, and so are those
     whose shapes do not fit, which the packer refuses.
     """

@@ -59,7 +59,7 @@ def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> boo
 
 
 def _try(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> None:
-    """Pack the clip and drop the result; an ordinary error is no crash."""
+    """Pack the clip and discard the result; an ordinary error is no crash."""
     silence_decoder()
     with contextlib.suppress(Exception):
         ClipPacker(num_joints, options).pack(clip)

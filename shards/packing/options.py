@@ -46,7 +46,7 @@ class PackOptions:
     cluster: str | None = None
     """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
     resume: bool = False
-    """Go on with an unfinished folder; a finished one of the same data and options is kept."""
+    """Continue an unfinished folder; a finished one of the same data and options is kept."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,7 +68,7 @@ class PackOptions:
 
     @property
     def blocks(self) -> BlockFormat | None:
-        """How pictures are laid out, codec blocks alone."""
+        """How pictures are laid out, codec blocks only."""
         return BlockFormat(self.size, self.luma_bits, self.chroma_bits) if self.codec == "blocks" else None
 
     @property

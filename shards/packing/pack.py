@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a packing is, for whoever shows it. `step_seconds` are summed over workers.
+    """How far packing has got, for display. `step_seconds` are summed over workers.
 
     Counts of `_done` include what earlier runs packed, whose part is `resumed_`; times and rates are of this run.
     """

@@ -1,4 +1,4 @@
-"""The unit of work of the packer: one shard, packed by one process, finished or not there at all."""
+"""The unit of work of the packer: one shard, packed by one process, either finished or absent."""
 
 import errno
 import json
@@ -96,7 +96,7 @@ def shard_name(number: int) -> str:
 
 
 def record_path(root: Path, number: int) -> Path:
-    """Where the record of a finished shard lies."""
+    """Where the record of a finished shard is."""
     return root / PARTS / f"shard-{number:06d}.json"
 
 

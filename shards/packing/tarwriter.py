@@ -1,6 +1,6 @@
 """Writes one tar of clips: plain GNU headers, reproducible bytes, a hash and every member's offset on the way.
 
-(`README.md` says why not by `webdataset.TarWriter`.)
+(`README.md` says why not with `webdataset.TarWriter`.)
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Items of a data set (annotations, files, lines) become clips one by one: what is wrong with one leaves out that one."""
+"""Items of a data set (annotations, files, lines) become clips one by one: a fault in one leaves out only that one."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""One rule that makes class numbers of labels, whatever a table or pickle holds: numbers, names, counted from 0 or from 1.
+"""One rule that turns labels into class numbers, whatever a table or pickle holds: numbers, names, counted from 0 or from 1.
 
 What is not a label (empty, -1, a list, a name among numbers) leaves out its own clip.
 """
@@ -35,7 +35,7 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
     """Class numbers of labels of one table or pickle.
 
     Args:
-        values: what stands in the place of each item's label.
+        values: what each item has for a label.
         classes: names in the order of the labels. None: those that occur, sorted; of numbers `class_0`, `class_1`, ...
 
     The labels are numbers if more of them are numbers (3, "3", " 3", 3.0) than names. Numbers count from 0; from 1 where

@@ -164,8 +164,8 @@ class VideoFolder:
     def find(self, *names: str) -> str | None:
         """Path of the video that has one of these names, None if there is none. UserError if there are several.
 
-        A name may have folders in front (class/name, split/class/name). What lies in the last two of them is taken before what
-        lies in the last one, and that before what has the name alone.
+        A name may have folders in front (class/name, split/class/name). A video in the last two of them is taken before one in
+        the last one, and that before one that has only the name.
         """
         places = [PurePosixPath(spelled(name)) for name in names]
         levels = [[self._by_path.get("/".join((*place.parent.parts[-count:], place.name)), []) for place in places]

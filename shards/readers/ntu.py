@@ -81,7 +81,7 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
 
     The videos may be the originals or copies of any size: the joints, pixels of 1920x1080, are scaled to them. The
     pickle's splits are kept: xsub and xview (60) or xset (120), each train and val; a pickle without splits (a list of
-    annotations) gets them by the names. Where a split has not the published number of clips, a warning says so.
+    annotations) gets them by the names. A warning says where a split does not have the published number of clips.
     `svdata2vec shard pyskl --help` explains the pickle's format.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads own videos with the poses that another program found in them. `pose_formats.py` parses; this file puts together.
+"""Reads your own videos with the poses that another program found. `pose_formats.py` parses; this file assembles.
 
 M persons, T frames, V joints.
 """
@@ -36,15 +36,15 @@ LOOKED_AT = 20  # clips whose joints are compared with the layout
 def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name: str | None = None,
                     joints: str | None = None, as_coco17: bool = False, persons: Annotated[int, Range(1, MOST_PERSONS)] = 2,
                     min_score: Share = 0.3, split_by: str | None = None) -> DataSet:
-    """Own videos, and the poses that another program found in them, one file per video.
+    """Your own videos, and the poses that another program found in them, one file per video.
 
     A pose file has its video's name: walk/001.json, or 001.json if that name occurs once; walk/001.json is never taken for
-    run/001.mp4 where videos and poses are in folders alike. Where the format has a file per frame, these lie in one folder,
-    under the video's name and a frame number. Persons are tracked from frame to frame as tools/pose/extract_poses.py does it,
+    run/001.mp4 where both videos and poses are in folders. Where the format has a file per frame, these are in one folder,
+    under the video's name and a frame number. Persons are tracked from frame to frame as tools/pose/extract_poses.py does,
     whatever track numbers the file has. Videos without poses of their own are listed in skipped.jsonl.
 
     Formats:
-      - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images lie in a folder
+      - coco: keypoint JSON with images and annotations, a file per video, or one file for all whose images are in a folder
         per video (001/000012.jpg) or name it by video_id. frame_id, else file_name's last number, is the frame; above 1 the
         first may be that of a longer video, or frames before it show nobody, whichever fits with the number of frames
       - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
@@ -61,9 +61,9 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
         format: Format of the pose files: coco, openpose, alphapose, mmpose, yolo, mediapipe or npz.
         name: Name of the data set; by default that of the folder or table of videos.
         joints: Joint layout, as of `shard pyskl`; by default the one that the program writes with so many joints.
-        as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
-        persons: Main persons to keep of a clip (npz: all are kept).
-        min_score: Detections of a lower score are ignored, from 0 to 1.
+        as_coco17: Keep only the 17 joints of COCO, by name; those that the layout lacks are missing.
+        persons: Main persons to keep per clip (npz: all are kept).
+        min_score: Detections with a lower score are ignored, from 0 to 1.
         split_by: Make splits train and val instead: random, or random:0.2 with the share of clips for val.
 
     Raises:

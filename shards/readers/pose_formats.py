@@ -113,7 +113,7 @@ def _files_of(folder: str, item: str, names: re.Pattern[str]) -> list[tuple[int,
 
 @lru_cache(maxsize=2)
 def _files_by_video(folder: str, names: re.Pattern[str], _changed: int) -> dict[str, list[tuple[int, str]]]:
-    """Of all videos: a folder may hold millions of files, which are not looked through for each of them anew."""
+    """Of all videos: a folder may hold millions of files, which are not searched again for each of them."""
     files: dict[str, list[tuple[int, str]]] = {}
     for name in sorted(entry.name for entry in os.scandir(folder)):
         if (match := names.fullmatch(name)) is not None:
@@ -149,7 +149,7 @@ def _numbers(values: Any, count: int) -> np.ndarray | None:
 
 
 def _score(value: Any) -> float | None:
-    """A person's score; None if it is no number."""
+    """A person's score; None if it is not a number."""
     found = _numbers(value, 1)
     return None if found is None else float(found[0])
 
@@ -178,7 +178,7 @@ def _last_number(name: str) -> int | None:
 
 
 def _numbered(name: str) -> re.Match[str] | None:
-    """A frame's file name in three parts: what stands in front of its number, the number, and what stands behind it."""
+    """A frame's file name in three parts: what precedes its number, the number, and what follows it."""
     return re.search(r"^(.*?)(\d+)(\D*)$", re.sub(r"\.rf\.\w+$", "", PurePosixPath(name).stem), re.DOTALL)
 
 

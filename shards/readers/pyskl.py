@@ -78,7 +78,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
 
     A clip of M persons, T frames and V joints has the keys:
       - frame_dir: file name of its video without extension (or filename, with one); where names repeat in sub-folders,
-        with the folder in front: walk/001, which never finds run/001.mp4 where names and videos are in folders alike
+        with the folder in front: walk/001, which never finds run/001.mp4 where both names and videos are in folders
       - label: number of its class, from 0 (or its name)
       - total_frames: T, as many as its video has
       - keypoint: array (M, T, V, 2), x and y of every joint in pixels of img_shape, both 0 where it is missing
@@ -97,7 +97,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
         name: Name of the data set; by default what the pickle says (its key name), or else the file's.
         joints: Joint layout: coco17, kinect25, smarthome15, openpose18 (COCO-18), body25, h36m17, halpe26 or mediapipe33. By
             default coco17 for 17 joints, as the format says, and the only one with as many otherwise; 25 must be named.
-        as_coco17: Keep the 17 joints of COCO alone, by name; those that the layout lacks are missing.
+        as_coco17: Keep only the 17 joints of COCO, by name; those that the layout lacks are missing.
         classes: Class names in the order of the labels, or a file with one per line; by default those in the pickle
             (its key classes), else classes.txt beside it where that has as many names as there are labels, else
             class_0, class_1 and so on.

@@ -1,4 +1,4 @@
-"""Splits for data sets that come without: a share of the clips for validation, drawn by subject, camera, set-up or clip."""
+"""Splits for data sets that have none: a share of the clips for validation, drawn by subject, camera, set-up or clip."""
 
 import hashlib
 import re

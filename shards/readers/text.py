@@ -1,4 +1,4 @@
-"""Text files as people have them: UTF-8 with or without a mark, UTF-16, Windows-1252; tables with any usual divider."""
+"""Text files as found: UTF-8 with or without a byte-order mark, UTF-16, Windows-1252; tables with any usual separator."""
 
 import csv
 import io

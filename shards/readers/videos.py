@@ -1,4 +1,4 @@
-"""Reads own videos without skeletons: a folder class/video.mp4 (or split/class/video.mp4), or a CSV (path,label,split).
+"""Reads your own videos without skeletons: a folder class/video.mp4 (or split/class/video.mp4), or a CSV (path,label,split).
 
 The whole picture is every clip's box, and there are no persons: for training on RGB alone, or until
 tools/pose/extract_poses.py has made a pickle.
@@ -31,8 +31,8 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
                       split_by: str | None = None) -> DataSet:
     """Videos in a folder per class, without skeletons: for training on RGB alone.
 
-    With folders train, val, test above those of the classes, these are the splits; else all clips are in train. A video that
-    lies elsewhere is listed in skipped.jsonl. A folder without videos is no class; it is named in a warning.
+    With folders train, val, test above those of the classes, these are the splits; else all clips are in train. A video
+    elsewhere is listed in skipped.jsonl. A folder without videos is no class; a warning names it.
 
     Args:
         root: Folder (or its URL) with class/video.mp4, or split/class/video.mp4.
@@ -105,8 +105,8 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
             or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
             number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a protocol in front
-            (xsub_train); other names are kept and said in the log, but no preset looks for them (Train and train are two
-            splits, which it says as well). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
+            (xsub_train); other names are kept and logged, but no preset looks for them (Train and train are two, which is
+            logged, too). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
             skipped.jsonl. Further columns are not read, as the log says; text in one that the header does not name is an
             error.
         name: Name of the data set; by default that of the table.

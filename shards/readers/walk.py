@@ -1,7 +1,7 @@
 """The one walk through folders that all readers share.
 
-Links are followed, a link to a folder above itself is not. Hidden files, the droppings of other systems (`._a.mp4`,
-`__MACOSX`, `@eaDir`) and what is no plain file are passed over. Nothing of that is silent: what might have been data is
+Links are followed, a link to a folder above itself is not. Hidden files, what other systems leave behind (`._a.mp4`,
+`__MACOSX`, `@eaDir`) and anything but plain files are passed over. None of that is silent: what might have been data is in
 `Walk.left_out` with its reason, the rest is counted in one line of the log.
 """
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Walk:
-    """What lies below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`.
+    """What is below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`.
 
     `folders`: those that were entered, on this machine. `media.video_files` keeps the videos in `files`; then `others` are
     the files that are none, and `frame_folders` those of `files` that are folders, videos in numbered pictures.
@@ -73,7 +73,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Add a folder's files, then those of its folders. `above`: (device, inode) of the folders that it lies in."""
+    """Add a folder's files, then those of its folders. `above`: (device, inode) of the folders that it is in."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         here = Path(folder).stat()

@@ -14,7 +14,7 @@ _UNPACKED = (np.arange(256, dtype=np.uint8)[:, None] >> np.array([0, 2, 4, 6], n
 
 
 class BlockFrameDecoder:
-    """Decodes one window of frames, in memory of its own: whoever decodes many frames makes one and keeps it.
+    """Decodes one window of frames, in memory of its own: to decode many frames, make one and keep it.
 
     `window`: the pixels that are wanted, None = all; decoded are `width` x `height` at `left`, `top`: whole tiles around it.
     """

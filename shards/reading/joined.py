@@ -1,7 +1,7 @@
 """Several shard sets read as one: rows of the second follow those of the first, and so on.
 
 Each set keeps its own files, its clips' own names and, in `sample`, its own joint layout; `in_layout` brings joints to the
-layout that all have in common. Nothing of the sets' indices is copied but the columns that are asked for.
+layout that all have in common. Only those columns of the sets' indices are copied that are asked for.
 
 n clips asked for, N clips of all sets
 """
@@ -181,7 +181,7 @@ class JoinedShards(ShardSet):
         return None if None in found else ",".join(cast("list[str]", found))
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
-        """UserError: a clip's own name may stand in several sets."""
+        """UserError: a clip's own name may be in several sets."""
         raise UserError(f"{self.where}: clips are looked up by name in one set")
 
     def split_classes(self, split: str) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ class JoinedShards(ShardSet):
 
     @property
     def tars(self) -> list[Path]:
-        """Empty if one of the sets lies behind a URL."""
+        """Empty if one of the sets is behind a URL."""
         found = [each.tars for each in self.sets]
         return [tar for tars in found for tar in tars] if all(found) else []
 

@@ -4,7 +4,7 @@ The manifest is written last and atomically, so a folder with one is complete. T
 row per clip: key (ASCII bytes), shard u4 (number in the manifest), label i4, frames i4, and per component of the manifest
 `offset` u8 and `size` u4 (bytes within the tar; size 0 = the clip has no such component).
 
-Both are read as files of a stranger: whatever they name or count is checked before it is used.
+Both are read as untrusted files: whatever they name or count is checked before it is used.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ class Manifest:
 
     @cached_property
     def blocks(self) -> BlockFormat | None:
-        """How pictures in blocks lie, codec `blocks` alone. ValueError if there is no such format."""
+        """How pictures in blocks are laid out, codec `blocks` only. ValueError if there is no such format."""
         if self.codec != "blocks":
             return None
         return BlockFormat(self.packed_size, *(self.codec_options.get(name, 0) for name in ("luma_bits", "chroma_bits")))

@@ -1,4 +1,4 @@
-"""A folder of cached bytes, bounded in size, least recently used out first. Safe for threads and processes."""
+"""A folder of cached bytes, bounded in size; the least recently used are dropped first. Safe for threads and processes."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ class RangeCache:
         return there
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
-        """An entry whose file `write` makes at the path it is given. What it raises is passed on, nothing is kept."""
+        """An entry whose file `write` makes at the path it is given. Its errors are passed on, nothing is kept."""
         with renamed(self.folder / name) as temporary:
             write(temporary)
             size = temporary.stat().st_size
@@ -77,7 +77,7 @@ class RangeCache:
         self._sizes.move_to_end(name)
 
     def _look(self) -> None:
-        """Take stock of the folder, whoever wrote to it, the least recently used first."""
+        """Take stock of the folder, whatever process wrote to it, the least recently used first."""
         found = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""One clip as it lies in a tar: component names, the `json` component, and the checks when it is read.
+"""One clip as it is stored in a tar: component names, the `json` component, and the checks when it is read.
 
 M persons, F frames, V joints; all coordinates are pixels of the source video as decoded and turned upright.
 """

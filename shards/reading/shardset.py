@@ -202,7 +202,7 @@ class ShardSet:
         return [self._path(shard) for shard in range(len(self.manifest.shards))]
 
     def tar_name(self, shard: int) -> str:
-        """Where a tar lies, for messages."""
+        """Where a tar is, for messages."""
         return str(self._path(shard))
 
     def check_shard(self, shard: int) -> None:

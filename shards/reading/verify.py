@@ -88,7 +88,7 @@ def add_sums(root: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """What lies beside the tars. A process that checks many of them reads it once. `rows_of`: number of a tar -> its rows."""
+    """What is stored beside the tars. A process that checks many tars reads it once. `rows_of`: number of a tar -> its rows."""
 
     manifest: Manifest
     index: np.ndarray
@@ -268,7 +268,7 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, s
 
 
 def key_at(shards: ShardSet, row: int | np.integer) -> str:
-    """The name of a clip, whatever stands in the index."""
+    """The name of a clip, whatever the index holds."""
     return _text(shards.index["key"][row])
 
 

@@ -1,6 +1,6 @@
 """What to change, by the stage that bounds a run: only what can help it there. Pure functions.
 
-An advice is given under the condition in which it can help: more threads only where cores are idle and decoding waits for them,
+Each piece of advice is given only where it can help: more threads only where cores are idle and decoding waits for them,
 processes that read only where storage is not the limit, another codec only where it is faster. Deeper prefetching never helps a
 stage that is too slow.
 """

@@ -1,6 +1,6 @@
 """Which batch sizes to try, which to recommend, and what memory a size will take. Pure functions of what was measured.
 
-A size is tried by a function, so that tests plant the machine. Sizes are clips per process.
+A function tries each size, so that tests can stand in for the machine. Sizes are clips per process.
 """
 
 from collections.abc import Callable, Sequence

@@ -8,8 +8,8 @@ network see, which the other ways cannot tell. Every (method, round) is a fresh 
 rounds. Outputs are compared before anything is timed. decord and torchcodec take part where they can be imported. On a machine
 that does other work too, CPU time per clip is the figure to read.
 
-Rates and CPU time are those of the steady state. Each method first delivers as many clips as any other, which are not in
-them: processes and threads start, and memory is fetched from the system for the first time. What those cost has a column
+Rates and CPU time are those of the steady state. Each method first delivers as many clips as any other, which do not
+count: processes and threads start, and memory is fetched from the system for the first time. What those cost has a column
 of its own.
 """
 

@@ -2,11 +2,11 @@
 
     svdata2vec bench host ntu60-xsub --data.shards data/ntu60 --out host.json      # under a minute
 
-The loader's own reader, planner, checks and feeding, one thread after the other in this one, timed by its processor clock:
-what waits or sleeps does not count. Masks are a training step's. Epoch after epoch, page cache warm. The figure is the whole
-cost on one thread, whose inverse is the most that it can feed; beside it stands what is left to the training process where
-reader processes read, and what they take. Clips in blocks are laid and their uploads started as for a GPU; what a driver takes
-to start a copy, one a clip, is not in it; nor are changes of pixels (`data.augment`), which are drawn but left to the GPU.
+The loader's own reader, planner, checks and feeding run one after the other in this thread, timed by its processor clock:
+waiting and sleeping do not count. Masks are those of a training step. Epoch after epoch, page cache warm. The figure is the
+whole cost on one thread, whose inverse is the most that it can feed; beside it are what is left to the training process where
+reader processes read, and what they take. Clips in blocks are put into slabs and their uploads started as for a GPU. Not
+included: what a driver takes to start a copy, one per clip, and changes of pixels (`data.augment`), drawn but left to the GPU.
 """
 
 import math

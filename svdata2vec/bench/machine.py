@@ -42,7 +42,7 @@ def _group_statistic(group: Path, name: str) -> int:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that lies in RAM; 0 once it has ended."""
+    """Resident memory of a process; 0 once it has ended."""
     try:
         return psutil.Process(pid).memory_info().rss
     except psutil.NoSuchProcess:

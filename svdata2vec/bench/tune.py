@@ -3,8 +3,8 @@
     svdata2vec bench data --tune        # a table, and the file that runs read (runs/tuned.py); one to three minutes
 
 One setting after the other: threads, on a GPU the share of its engines, pictures at once. Its values take turns, round after
-round; the default stays unless another value beats it beyond noise. A share between 0 and 1 is measured and told of, never
-taken: there a clip's last bits depend on its batch. So is 4:4:4, which is decided when shards are packed.
+round; the default stays unless another value beats it beyond noise. A share between 0 and 1 is measured and reported, never
+chosen: there a clip's last bits depend on its batch. So is 4:4:4, which is decided when shards are packed.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ def run_shard(kind: str, options: Any) -> None:
 
 
 def _as_option(annotation: Any) -> Any:
-    """A reader's parameter as an option; of a mapping, what its two words are stands in help and errors."""
+    """A reader's parameter as an option; of a mapping, help and errors say what its two words are."""
     if get_origin(annotation) is not Mapping:
         return annotation
     return Annotated[annotation, tyro.conf.arg(metavar="NAME FILE [NAME FILE ...]")]

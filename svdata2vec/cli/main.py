@@ -37,7 +37,7 @@ def said_here(record: logging.LogRecord) -> bool:
 
 
 class MessageFormatter(logging.Formatter):
-    """Messages name files and classes of strangers."""
+    """Messages contain untrusted names of files and classes."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         record.message = shown(record.message)

@@ -1,4 +1,4 @@
-"""JSON files of ours as strangers' files: read with a schema, and sealed with a hash where a change must not go unnoticed.
+"""Our JSON files, treated as untrusted: read with a schema, and sealed with a hash where a change must not go unnoticed.
 
 A schema names what must be there. A name may be added to a file; none may go or change its meaning.
 

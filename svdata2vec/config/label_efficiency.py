@@ -38,7 +38,7 @@ class SearchConfig:
     lr: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
     """Peak learning rates to try."""
     steps: tuple[Annotated[int, Range(1)], ...] = ()
-    """Optimizer steps to try, up to whole epochs."""
+    """Optimizer steps to try, rounded up to whole epochs."""
     drop_path: tuple[Annotated[float, Range(0, 0.999)], ...] = ()
     """Rates of stochastic depth to try."""
     weight_decay: tuple[Annotated[float, Range(0)], ...] = ()
@@ -82,9 +82,9 @@ class LabelEfficiencyConfig:
     fractions: tuple[PositiveShare, ...] = FRACTIONS
     """Shares of the labelled training clips; the clips of a smaller one are part of those of a larger one."""
     seeds: Count = 3
-    """Runs per row and share, with the seeds from `run.seed` on: labels, weights and order of clips are drawn by them."""
+    """Runs per row and share, with the seeds from `run.seed` on, which draw labels, weights and order of clips."""
     steps: Annotated[int, Range(0)] = 0
-    """Optimizer steps of every fine-tuning, up to whole epochs; 0 = `run.epochs` epochs."""
+    """Optimizer steps of every fine-tuning, rounded up to whole epochs; 0 = `run.epochs` epochs."""
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     """The attentive probe."""
     search: SearchConfig = field(default_factory=SearchConfig)

@@ -51,7 +51,7 @@ def _finetune(name: str) -> FinetuneConfig:
 
 
 def as_published_pretrain() -> PretrainConfig:
-    """NTU RGB+D 60, cross-subject, as the authors' files have it for their four GPUs."""
+    """NTU RGB+D 60, cross-subject, as in the authors' files for their four GPUs."""
     base = _as_published(_pretrain("ntu60-xsub"))
     return replace(base, encode="all_frames", ema=replace(base.ema, schedule="original"))
 

@@ -151,8 +151,8 @@ class ModelConfig:
     coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint (C)."""
     joint_motion: Annotated[float, Range(0, 1000)] = 0.0
-    """Beyond the paper: skeleton tokens also tell how far each joint goes from frame to frame, times this; 0 = where it is,
-    and nothing else."""
+    """Beyond the paper: skeleton tokens also tell how far each joint moves between frames, times this; 0 = only
+    where it is."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"
@@ -270,7 +270,7 @@ class EmaConfig:
     end: Share = 0.99999
     """Decay from `anneal_steps` on."""
     anneal_steps: Count = 50_000
-    """Optimizer steps of the linear way from `start` to `end`."""
+    """Optimizer steps of the linear change from `start` to `end`."""
     anneal_share: Share = 0.0
     """In place of `anneal_steps`: share of the run; 0 = take `anneal_steps`."""
     schedule: Literal["global", "original"] = "global"
@@ -291,7 +291,7 @@ class OptimConfig:
     """In place of `lr`: peak learning rate for 256 clips per optimizer step, of all processes together, scaled to those of
     the run, and `min_lr` with it; 0 = take `lr`."""
     lr_batch: Annotated[int, Range(0)] = 128
-    """Clips per optimizer step that `lr` belongs to; a run of another number warns. 0 = any."""
+    """Clips per optimizer step that `lr` is meant for; with another number a run warns. 0 = any."""
     min_lr: Annotated[float, Range(0, 1000)] = 5e-4
     """Learning rate at the end of the run."""
     min_lr_share: Share = 0.0
@@ -328,7 +328,7 @@ class RunConfig:
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever that has in hardware. On
+    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever its hardware has. On
     one that has bfloat16 (AVX-512 BF16, AMX) bf16 is 1.2 to 1.5 times as fast, the larger the network the more; what it learns
     was not seen to differ (tools/results/studies.md, "EMA, encoded frames, precision"). Its threads wait spinning: not for
     cores that other programs use as well (tools/results/speed.md, "Beside other programs"). A CPU without bfloat16 emulates it,

@@ -57,11 +57,11 @@ def example_input(config: FinetuneConfig) -> Tensor:
 
 @torch.no_grad()
 def export(run: Path, out: Path) -> dict[str, Any]:
-    """Export the classifier of a finished run, read it back and hold its logits against the network's.
+    """Export the classifier of a finished run, read it back and compare its logits with the network's.
 
     Args:
         run: folder of a finetune or probe run with modality rgb.
-        out: file to write; .pt2 (torch.export) or .onnx. Its card lies in it and, as OUT.json, beside it.
+        out: file to write; .pt2 (torch.export) or .onnx. Its card is in it and, as OUT.json, beside it.
 
     Returns:
         The card: classes, preprocessing, input and output, and the largest difference of logits.

@@ -115,7 +115,7 @@ class TrainedEncoder:
                 excluded; None = all.
 
         Raises UserError for a file that is no video, for a box that is empty or outside the picture, and for frames that are
-        none or that the video does not have.
+        not valid or that the video does not have.
         """
         persons = find_persons(Path(video), box, None, whole_picture=box is None, frames=frames)
         frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card, frames).frames_NTSS3

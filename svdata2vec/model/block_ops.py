@@ -1,4 +1,4 @@
-"""What stands between two matrix products or convolutions of a block: module by module, or fused into one op each.
+"""What comes between two matrix products or convolutions of a block: module by module, or fused into one op each.
 
 Both ways take the same modules, so that parameters, their names and state dicts don't depend on the choice. The fused ops
 are off by default: they pay where the GPU is the limit, not where the host is (kernels/README.md, at the end).

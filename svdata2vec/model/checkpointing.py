@@ -1,4 +1,4 @@
-"""Activation checkpointing: a part of a network keeps its input alone and is computed again for the gradient."""
+"""Activation checkpointing: a part of a network keeps only its input and is computed again for the gradient."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How the networks are laid out in memory and executed; what they compute stays."""
+"""How the networks are laid out in memory and executed; what they compute stays the same."""
 
 import torch
 from torch import nn

@@ -1,6 +1,6 @@
 """Which frames the student sees: a pure function of (seed, epoch, clip key, repeat).
 
-Convention, everywhere: `keep_NK` holds the numbers of the kept frames in rising order; `skeleton_hidden_NK` is True where a
+Convention, everywhere: `keep_NK` holds the numbers of the kept frames in ascending order; `skeleton_hidden_NK` is True where a
 kept frame shows its video only; `scored_NT` is True where the skeleton is hidden from the student, and the loss is taken.
 
 B clips, R masks of each clip (repeats), N = B * R masks, those of a clip beside each other; T frames, E encoded frames of a

@@ -61,7 +61,7 @@ def motion_of(joints_BMTVC: Tensor) -> Tensor:
 
 
 def neighbours(x_BMTVC: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands in the frame before and in the frame after, at the ends of a clip in the frame itself. Same shapes."""
+    """What is in the frame before and in the frame after; at the ends of a clip, in the frame itself. Same shapes."""
     before = torch.cat([x_BMTVC[:, :, :1], x_BMTVC[:, :, :-1]], dim=2)
     after = torch.cat([x_BMTVC[:, :, 1:], x_BMTVC[:, :, -1:]], dim=2)
     return before, after

@@ -32,17 +32,17 @@ def page(title: str, remark: str, sections: Sequence[str]) -> str:
 
 
 def text(words: str) -> str:
-    """Words of strangers, as they may stand in a page."""
+    """Untrusted words, made fit for a page."""
     return html.escape(shown(words))
 
 
 def legend_name(words: str) -> str:
-    """Words of strangers for a legend, which leaves out what begins with an underscore."""
+    """Untrusted words for a legend, which leaves out what begins with an underscore."""
     return f" {shown(words)}" if words.startswith("_") else shown(words)
 
 
 def preformatted(words: str) -> str:
-    """Lines of strangers, as they are."""
+    """Untrusted lines, as they are."""
     return f"<pre>{html.escape(shown_lines(words))}</pre>"
 
 

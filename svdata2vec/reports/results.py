@@ -21,7 +21,7 @@ def with_interval(share: float, interval: Sequence[float]) -> str:
 
 
 def accuracies(result: Mapping[str, Any]) -> dict[str, str]:
-    """Each accuracy of a result with its interval, by name. Results of earlier versions have none: it is made anew."""
+    """Each accuracy of a result with its interval, by name. Results of earlier versions have none: it is computed."""
     intervals = result.get("intervals") or accuracy_intervals(result["top1"], result["top5"], result["confusion"])
     return {name: with_interval(result[name], intervals[name]) for name in NAMES}
 

@@ -1,4 +1,4 @@
-"""The model card: what stands beside published weights, in `model.json`, so that they can be used without their run."""
+"""The model card: what accompanies published weights, in `model.json`, so that they can be used without their run."""
 
 import json
 from collections.abc import Sequence

@@ -79,7 +79,7 @@ class Checkpoints:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run's folder holds checkpoints that the run goes on from."""
+    """Whether a run's folder holds checkpoints that the run can continue from."""
     return bool(Checkpoints(folder, 1).paths())
 
 

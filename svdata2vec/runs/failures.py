@@ -1,4 +1,4 @@
-"""How a run can end although its input is right: the command line shows one line and exits with status 1, or with 75."""
+"""How a run can fail although its input is right: the command line shows one line and exits with status 1, or with 75."""
 
 from svdata2vec.shards.errors import MachineError, UserError
 

@@ -1,4 +1,4 @@
-"""A finished run that is started again: its closing figures, unless what it was made of is no longer what lies there."""
+"""A finished run that is started again: its closing figures, unless what it was made from has changed since."""
 
 import logging
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def run_once(config: Settings, work: Callable[[Runtime], dict[str, Any]]) -> dic
 
 
 def finished_result(config: Settings) -> dict[str, Any] | None:
-    """The closing figures of the run that the folder holds; None if there is something left to do.
+    """The closing figures of the run that the folder holds; None if something is left to do.
 
     Raises UserError as `is_finished` does, and where the shards or the run of `--from` were made anew since.
     """

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def start_from_images(encoder: Encoder, config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """Load `model.init` into the video encoder of a run that begins; one that goes on does not need the file any more.
+    """Load `model.init` into the video encoder of a run that begins; one that continues does not need the file any more.
 
     Returns:
-        What the card says of it, under `initialised_from`; nothing without such a file, or for a run that goes on.
+        What the card says of it, under `initialised_from`; nothing without such a file, or for a run that continues.
 
     Raises UserError where there is no such video encoder, or where it starts from another run.
     """

@@ -1,6 +1,6 @@
-"""The preset `own`: what of a run's settings depends on the shards is read off them, before the options are read on top.
+"""The preset `own`: settings that depend on the shards are read off them, before the options are applied on top.
 
-Figures per clip and per class stand in the manifest and the index, so nothing is decoded here.
+Figures per clip and per class are in the manifest and the index, so nothing is decoded here.
 """
 
 import logging
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 def fit(config: Config) -> Config:
     """The configuration with splits, number of frames, batch, epochs, network and its rate fitted to its shards.
 
-    A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size; where it goes on,
+    A run that begins with another's encoder (`--from`) takes that run's network, frames and picture size; where it continues,
     its own.
 
     Raises UserError where the shards have no training split, or cannot be read.
@@ -81,14 +81,14 @@ def fit_after(config: Config, made: PretrainConfig | FinetuneConfig | None) -> C
 
 
 def _made(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> PretrainConfig | FinetuneConfig | None:
-    """The settings of the run that another begins with, or goes on with; None where it begins with none."""
+    """The settings of the run that another begins with, or continues; None where it begins with none."""
     if isinstance(config, PretrainConfig) or config.pretrained is None:
         return None
     return _begun(config) or published_config(read_card(config.pretrained), config.pretrained)
 
 
 def _begun(config: FinetuneConfig | ProbeConfig) -> FinetuneConfig | None:
-    """The settings of a run that goes on, which does not need the run that it began from."""
+    """The settings of a run that continues, which does not need the run that it began from."""
     if isinstance(config, ProbeConfig) or not has_checkpoints(config.run.out):
         return None
     found = read_config(config.run.out)

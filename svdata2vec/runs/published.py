@@ -1,4 +1,4 @@
-"""Published weights: `model.safetensors` and their card `model.json`, and the networks that are made of them again."""
+"""Published weights: `model.safetensors` and their card `model.json`, and the networks rebuilt from them."""
 
 import hashlib
 import json

@@ -157,7 +157,7 @@ def announced_place() -> tuple[int, int]:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies, so that it does not go on unseen (Linux)."""
+    """Have the kernel send SIGTERM to this process when its parent dies, so that it does not run on unnoticed (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

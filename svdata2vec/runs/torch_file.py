@@ -1,8 +1,8 @@
-"""Reads files of `torch.save` so that no content of theirs can run code, crash the process or take more than its size.
+"""Reads files of `torch.save` so that nothing in them can run code, crash the process or take more than its size.
 
 Such a file is a zip archive: a pickle, and the bytes of each storage; before PyTorch 1.6 one followed the other. PyTorch's
 `torch.load(weights_only=True)` compares no checksum and trusts what the pickle says of tensors. Here the archive's checksums
-are compared, names in the pickle lead to dense tensors and plain containers alone, and a tensor lies within its storage.
+are compared, names in the pickle lead only to dense tensors and plain containers, and a tensor stays within its storage.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""How this machine decodes fastest, as `svdata2vec bench data --tune` measured it: one small file of the user's.
+"""How this machine decodes fastest, as `svdata2vec bench data --tune` measured it: one small file per user.
 
 It is `$XDG_CACHE_HOME/svdata2vec/decoding.json` (~/.cache/... without that variable), or what SVDATA2VEC_DECODING names;
 that variable empty: none. It may be deleted. Homes are shared: every device that was measured has its entry, by its name.
@@ -52,7 +52,7 @@ def tuned_file() -> Path | None:
 
 
 def load_tuned(device: str, codec: str) -> Tuned | None:
-    """What was measured on a device (a GPU's or CPU's name) for a codec; a file that cannot be read is told of in one line."""
+    """What was measured on a device (a GPU's or CPU's name) for a codec; a file that cannot be read is reported in one line."""
     entry = _devices(tuned_file()).get(device, {}).get(codec)
     return None if entry is None else Tuned(**{name: entry.get(name) for name in Tuned.__annotations__})
 
@@ -71,7 +71,7 @@ def store_tuned(device: str, codec: str, tuned: Tuned) -> Path | None:
 
 
 def _devices(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Entries of the file by device and codec; none where it is not there or, which is said, cannot be read."""
+    """Entries of the file by device and codec; none where it does not exist or, which is logged, cannot be read."""
     try:
         if path is None or not path.exists():  # raises, too: the home may be somebody else's
             return {}

@@ -95,7 +95,7 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
 
 
 def found_outcome(row: Row, cell: Cell, out: Path, fingerprint: str) -> Outcome | None:
-    """What a finished cell gave; None if there is none, or shards or pretraining run have been made anew since."""
+    """What a finished cell gave; None if there is none, or if shards or pretraining run have been made anew since."""
     path = cell_path(row, cell, out)
     if not path.is_file():
         return None
@@ -117,7 +117,7 @@ def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
 
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
-    """Where the outcome of a cell lies; other settings have another place."""
+    """Where the outcome of a cell is stored; other settings have another place."""
     return out / "cells" / f"{row.name}-{cell.name}-{_digest(row.settings())}.json"
 
 
@@ -141,7 +141,7 @@ class FinetuneRow:
 
     Attributes:
         base: settings of the classifier.
-        steps: optimizer steps, up to whole epochs; 0 = `base.run.epochs`.
+        steps: optimizer steps, rounded up to whole epochs; 0 = `base.run.epochs`.
         start: pretraining run, or None.
         bonus_clips: clips that it may see besides, for what the pretraining of others costs.
     """

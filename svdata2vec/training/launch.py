@@ -1,4 +1,4 @@
-"""Ways of launching a step (`run.launch`), and what each of them does not go with: refused before a run begins."""
+"""Ways of launching a step (`run.launch`), and what each cannot be combined with: refused before a run begins."""
 
 import os
 import shlex

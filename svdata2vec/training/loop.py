@@ -103,7 +103,7 @@ class TrainingRun:
         return {}
 
     def watch(self, record: dict[str, float]) -> None:
-        """Look at a record of the log; raises RunFailedError where it makes no sense to go on."""
+        """Look at a record of the log; raises RunFailedError where continuing makes no sense."""
 
     @property
     def takes_last(self) -> bool:
@@ -227,7 +227,7 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
 def _changes_refused(
     config: PretrainConfig | FinetuneConfig, origin: Any, old: dict[str, Any], new: dict[str, Any]
 ) -> list[str]:
-    """What a run cannot go on with: other settings than those that may change, or another start than its `origin` says."""
+    """What a run cannot continue with: other settings than those that may change, or another start than its `origin` says."""
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
     began = origin if isinstance(origin, dict) else {}
     if config.model.init is not None and "initialised_from" not in began and not fixed:
@@ -245,7 +245,7 @@ def _load(run: TrainingRun, state: dict[str, Any]) -> None:
 
 
 def _note(card: dict[str, Any], step: int, change: str) -> str:
-    """Add a change to the card's history; the sentence that stands there."""
+    """Add a change to the card's history; returns the sentence written there."""
     text = f"from step {step} on: {change}"
     card["history"] = [*(card.get("history") or []), text]
     return text

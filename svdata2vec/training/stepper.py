@@ -99,7 +99,7 @@ class Stepper:
         total_steps: where the run ends, if nothing changes until then.
         optim: settings of the optimizer in absolute numbers, see `resolve`.
         batches: of the next step, as a rule `optim.accumulate`.
-        change: of the clips per step since the checkpoint that the run goes on from, in words.
+        change: of the clips per step since the checkpoint that the run continues from, in words.
     """
 
     def __init__(
@@ -243,9 +243,9 @@ class Stepper:
         self.total_steps = self.step + math.ceil(left / self.optim.accumulate)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after a step; the loader is at its place already.
+        """Continue after a step; the loader is at its place already.
 
-        Schedules go on where they were, whatever clips per step have become.
+        Schedules continue where they were, whatever the clips per step are now.
         """
         self.step = state["step"]
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state.get("in_a_row", 0)

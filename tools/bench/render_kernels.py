@@ -134,12 +134,11 @@ def fusions() -> str:
 Four more ops exist, each with its backward pass, its reference and the same tests as the others: `add_layer_norm`
 (residual sum and LayerNorm), `bias_gelu` (the epilogue of an MLP's first product), `batch_norm_prelu` (BatchNorm,
 shortcut and PReLU of the video encoder, with its running statistics) and `batch_norm_prelu_pool` (the end of its stem, with
-the maximum over 3x3 pixels). `model.fused_blocks` puts all of them into the network; parameters and checkpoints stay.
-**They are off by default**: at batch 32 on an H100 a step whose kernels are
-launched one by one gets slower with them, since the host is the limit; launched as one CUDA graph (`--run.launch graph`) it
-gets faster ([a training step](speed.md#one-training-step),
-[decisions about the GPU](gpu.md#what-decisions-about-the-gpu-rest-on)). Few ops
-have been timed alone on a GPU. A synchronised BatchNorm keeps the plain way.
+the maximum over 3x3 pixels). `model.fused_blocks` puts all of them into the network; parameters and checkpoints do not
+change. **They are off by default**: at batch 32 on an H100 a step whose kernels are launched one by one gets slower with
+them, since the host is the limit; launched as one CUDA graph (`--run.launch graph`) it gets faster
+([a training step](speed.md#one-training-step), [decisions about the GPU](gpu.md#what-decisions-about-the-gpu-rest-on)). Few
+ops have been timed alone on a GPU. A synchronised BatchNorm still runs the plain way.
 
 Counted on paper, in passes over one activation in the compute dtype (a float32 tensor counts two), under autocast as in
 training; "kept" is what the backward pass needs:
@@ -153,12 +152,11 @@ What the convolutions move is the same either way.
 Not built, and why:
 
 - A block's last sum with the next block's first norm: 8 passes for the norms and sums of a block's forward pass instead of
-  9 (and of 26 module by module). Blocks would no longer be units that are compiled, checkpointed and read by the teacher
-  one by one.
+  9 (and of 26 module by module). Blocks could no longer be compiled, checkpointed and read by the teacher one by one.
 - GELU inside the product itself: cuBLASLt's epilogue computes the tanh approximation, which isn't the paper's function.
 - A convolution with its BatchNorm: in training the statistics need the whole map first.
 
-The teacher's blocks write their sums straight into the tensor that `layer_targets` reads: 2 passes less per layer than
+The teacher's blocks write their sums straight into the tensor that `layer_targets` reads: 2 passes fewer per layer than
 stacking copies, always on.
 """
 
@@ -187,9 +185,9 @@ def stored_blocks() -> str:
     return f"""## Clips stored as blocks, on paper
 
 Megabytes per clip of {FRAMES} frames ({PACKED} px, {FUSED_FRAMES} kept, windows of five frames of {FUSED_SIDE} px in
-bfloat16), each byte once; a window of the mean training size. Nothing but the stored bytes that the windows touch and the
-result crosses the memory (a test overwrites all others). Nothing has timed the op alone on a GPU, `bench run` the step
-that begins with it ([every stage on a GPU](gpu.md#every-stage-on-a-gpu)).
+bfloat16), each byte once; a window of the mean training size. Only the stored bytes that the windows touch and the
+result cross the memory (a test overwrites all others). The op alone has not been timed on a GPU; `bench run` has timed the
+step that begins with it ([every stage on a GPU](gpu.md#every-stage-on-a-gpu)).
 
 {table}
 """

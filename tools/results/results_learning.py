@@ -22,8 +22,8 @@ def demo(cpu: Record, gpu: Record | None) -> str:
     return table(["`bash tools/demo.sh`, top-1", *columns], rows) + (
         f"\n{cpu['classes']} classes of motion, {cpu['test_clips']} test clips of unseen subjects, "
         f"{cpu['labelled_clips']} labelled clips, one seed; pretraining loss {loss[0]:.2f} -> {loss[1]:.2f}, target spread "
-        f"{spread[0]:.2f} -> {spread[1]:.2f}. CPU seconds of training: {cost['small_cnn']:.0f} of the small CNN, "
-        f"{cost['scratch']:.0f} from scratch, {cost['pretrained']:.0f} of pretraining and fine-tuning. {measured(cpu)}\n"
+        f"{spread[0]:.2f} -> {spread[1]:.2f}. CPU seconds of training: {cost['small_cnn']:.0f} for the small CNN, "
+        f"{cost['scratch']:.0f} from scratch, {cost['pretrained']:.0f} for pretraining and fine-tuning. {measured(cpu)}\n"
     ) + not_measured(columns)
 
 

@@ -19,9 +19,9 @@ def scaling(record: Record) -> str:
         f"\nNot measured: computed from assumptions. One GPU trains {one_gpu} clips/s (the goal for one H200), "
         f"{given['batch']} clips per step ({step_ms:.0f} ms). Gradients, {record['gradient_bytes'] / 1e6:.1f} MB in float32, "
         f"are summed within nodes of {given['gpus_per_node']} ({given['node_gb_per_s']:.0f} GB/s per GPU), then between nodes "
-        f"({given['network_gb_per_s']:.0f} GB/s per node, {given['latency_us']:.0f} µs per message), beside the backward pass "
+        f"({given['network_gb_per_s']:.0f} GB/s per node, {given['latency_us']:.0f} µs per message), during the backward pass "
         f"({percent(given['backward_share'])} of the step). BatchNorm's buffers ({record['buffer_bytes'] / 1e3:.0f} kB) are "
-        f"broadcast before it. Each doubling of the nodes costs {percent(given['straggler'])} of a step for whoever is late.\n"
+        f"broadcast before it. Each doubling of the nodes costs {percent(given['straggler'])} of a step for stragglers.\n"
     )
 
 
@@ -35,9 +35,9 @@ def scaling_storage(record: Record) -> str:
     ]
     header = ["encoding (320 px)", "MiB per 100 frames", "per node, at the least, GB/s", "per node, whole clips, GB/s"]
     return table(header, rows) + (
-        f"\nStorage for {given['gpus_per_node']} GPUs at that rate, clips of {given['clip_frames']} frames. At the least: of "
-        f"local `jpeg` shards the {given['sampled_frames']} sampled frames alone are touched; of a video codec, or from a URL, "
-        "whole clips are read. What fits into a node's memory or local disk crosses the network once and not in every epoch.\n"
+        f"\nStorage for {given['gpus_per_node']} GPUs at that rate, clips of {given['clip_frames']} frames. At the least: from "
+        f"local `jpeg` shards only the {given['sampled_frames']} sampled frames are read; from a video codec or a URL, whole "
+        "clips. What fits into a node's memory or local disk crosses the network once, not in every epoch.\n"
     )
 
 

@@ -26,9 +26,9 @@ def training_step(cpu: Record, gpu: Record | None) -> str:
                  if run and side in run["speedups"] else ["", ""] for run in columns.values()]
         rows.append([side, *cells[0], *cells[1]])
     return table(["one pretraining step, 40 frames of 224 px", "CPU", "", "GPU", ""], rows) + (
-        "\n\"all frames\" is the authors' way: every frame encoded, float32, the host waiting for the loss, on a CPU "
-        "freed memory going back to the system. What is not called bf16 is float32 (TF32 in convolutions on a GPU). Median of "
-        "several steps, the sides in turn in one process. "
+        "\n\"all frames\" is the authors' way: every frame encoded, float32, the host waiting for the loss, and on "
+        "a CPU freed memory going back to the system. Rows not marked bf16 are float32 (TF32 in convolutions on a GPU). Median "
+        "of several steps, the rows taking turns in one process. "
         f"{' '.join(remarks)}\n"
     ) + not_measured(columns)
 
@@ -132,14 +132,14 @@ def loader(record: Record, ways: Collection[str] | None = None) -> str:
         if ways is None or name in ways
     ]
     seen = record.get("frames_seen_in_pretraining")
-    fewer = f" (in pretraining those {seen:.1f} that its masks let a network see)" if seen else ""
+    fewer = f" (in pretraining the {seen:.1f} that its masks let a network see)" if seen else ""
     single = ", in brackets those of single rounds" if any("cpu_ms_of_rounds" in row for row in methods.values()) else ""
     steady = f", {record['clips_per_round']} after {record['first_clips']} others" if "first_clips" in record else ""
     sizes = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in record["bytes_per_clip"].items())
     return table(["way of loading", "clips/s", "CPU ms per clip", "CPU time against the original's way (decord)"], rows) + (
         f"\nThe same synthetic clips (960x540 H.264) in turn{steady}, {record['frames_sampled']} frames each{fewer}, median of "
-        f"{record['rounds']} rounds in one run; ratios are of medians before rounding{single}. Packing, done once, is in none "
-        f"of them; MB per clip: {sizes}. {measured(record)}\n"
+        f"{record['rounds']} rounds in one run; ratios are of medians before rounding{single}. Packing, done once, is in "
+        f"none of them; MB per clip: {sizes}. {measured(record)}\n"
     )
 
 
@@ -220,7 +220,7 @@ def blocks_bound(_: Record) -> str:
               f"disk, {DISK_GB} GB/s"]
     return table(header, rows) + (
         f"\nOn paper: bytes divided by rates. {frames} pictures of a clip, {kept} kept windows in bfloat16. "
-        "Before the network: blocks are read once, all of them; decoded pictures are written by the decoder, whose own work is "
+        "Before the network: all blocks are read once; decoded pictures are written by the decoder, whose own work is "
         "not counted, and read again.\n"
     )
 
@@ -268,7 +268,7 @@ def memory(record: Record) -> str:
         for row in record["rows"]
     ]
     header = ["heap", "reader processes", "clips", "MB after a fifth of them", "MB at the end", "most", "MB per 1,000 clips"]
-    return table(header, rows) + f"\nOf the process and its children together; last column: the slope. {measured(record)}\n"
+    return table(header, rows) + f"\nFor the process and its children together; last column: the slope. {measured(record)}\n"
 
 
 def index(million: Record, ten_million: Record | None) -> str:

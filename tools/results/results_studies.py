@@ -27,8 +27,8 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
         f"\n{'Mean over classes' if record['metric'] == 'mean_class' else 'Top-1'} on {clips[data['test_split']]} clips of "
         f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half "
         "of its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, "
-        f"their number is not in it. {clips[data['train_split']]} clips to train on{validated}. In brackets the "
-        f"labelled clips. {commits(record)} {measured(record)}\n"
+        f"and the interval does not account for their number. {clips[data['train_split']]} clips to train on{validated}. "
+        f"In brackets the number of labelled clips. {commits(record)} {measured(record)}\n"
         f"\n![Accuracy over labelled clips]({chart})\n"
     )
 
@@ -51,13 +51,13 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
     machines = dict.fromkeys(
         f"{measured(other)}{_packed_anew(record, other)}" for other in longer if other is not None
     )
-    others = "".join(f" Of those with more: {machine}" for machine in machines)
+    others = "".join(f" Rows with more steps: {machine}" for machine in machines)
     return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
-        f"{percent(1 / data['classes'])}. All are trained end to end, for {steps} steps on labels where the line says no "
-        f"other; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds, points "
-        "paired by seed, bold where the interval leaves out 0, not corrected for their number, "
+        f"{percent(1 / data['classes'])}. All rows are trained end to end, for {steps} steps on labels unless the row says "
+        f"otherwise; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds; points "
+        "are paired by seed, bold where the interval excludes 0, not corrected for their number, "
         f"{compared}. {measured(record)}{others}\n"
     )
 
@@ -84,8 +84,8 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
     header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
         f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
-        f"interval leaves out 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: {of_ours}; its CPU "
-        f"seconds are without pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in [*records, longest])}\n"
+        f"interval excludes 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: {of_ours}; its CPU "
+        f"seconds exclude pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in [*records, longest])}\n"
     )
 
 
@@ -124,7 +124,7 @@ def label_differences(record: Record) -> str:
     ]
     shown = sum(text != "" for row in rows for text in row[2:])
     return table(["", "better than", *(f"{100 * share:g} %" for share in shares)], rows) + (
-        "\nPoints, mean of the differences seed by seed, with its 95 % interval; bold where the interval leaves out 0. "
+        "\nPoints: mean of the differences seed by seed, with its 95 % interval; bold where the interval excludes 0. "
         f"Intervals are not corrected for their number, {shown}.\n"
     )
 
@@ -150,8 +150,8 @@ def label_costs(record: Record) -> str:
         ])
     header = ["", "labels", "steps", "clips seen", "CPU s", "pretraining: clips", "CPU s", "chosen"]
     return table(header, rows) + (
-        "\nOf one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds; a "
-        "probe's have its frozen tokens of these clips.\n"
+        "\nFor one run with the most labels that the row has had; CPU seconds are the training process's, a mean over seeds; a "
+        "probe's include its frozen tokens of these clips.\n"
     )
 
 
@@ -176,8 +176,8 @@ def skeletons(record: Record, positions: Record, rgb: Record) -> str:
     data = record["data"]
     return table(["", *(f"{100 * share:g} % ({labels[share]})" for share in shares)], rows) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {len(seeds)} seeds with its 95 % interval; points "
-        f"are paired by seed, bold where the interval leaves out 0, not corrected for their number, {len(better)}. The third "
-        f"line is of [longer runs](README.md#longer-with-motion-and-colours). {commits(record)} {measured(record)}\n"
+        f"are paired by seed, bold where the interval excludes 0, not corrected for their number, {len(better)}. The third "
+        f"line is from [longer runs](README.md#longer-with-motion-and-colours). {commits(record)} {measured(record)}\n"
     )
 
 
@@ -199,8 +199,8 @@ def sides(record: Record) -> str:
     data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
-        "to the first line are paired by seed, bold where the interval leaves out 0, not corrected for their number. "
-        f"{epochs} epochs of {data['clips'][data['train_split']]} clips where a line says no other. {commits(record)} "
+        "to the first line are paired by seed, bold where the interval excludes 0, not corrected for their number. "
+        f"{epochs} epochs of {data['clips'][data['train_split']]} clips unless a line says otherwise. {commits(record)} "
         f"{measured(record)}\n"
     )
 
@@ -222,8 +222,8 @@ def finetuning(record: Record) -> str:
     data, seeds = record["data"], len(record["seeds"])
     figure = "mean over classes" if record["metric"] == "mean_class" else "top-1"
     return table(["", f"validation clips, {figure}", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
-        f"\n{data['labels']} labels, {data['clips']} clips of other performers to judge by, mean of {seeds} seeds with its "
-        "95 % interval; differences to the first line are paired by seed, bold where the interval leaves out 0, not corrected "
+        f"\n{data['labels']} labels, judged on {data['clips']} clips of other performers, mean of {seeds} seeds with its "
+        "95 % interval; differences to the first line are paired by seed, bold where the interval excludes 0, not corrected "
         f"for their number. Pretraining: {record['pretraining']['epochs']} epochs. Commits of the runs: "
         f"{', '.join(record['commits'])}. {measured(record)}\n"
     )

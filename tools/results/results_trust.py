@@ -14,8 +14,8 @@ def fuzz(record: Record) -> str:
     rows.append(["all", str(sum(sums.values())), *map(str, sums.values())])
     return table(["input", "cases", *OUTCOMES.values()], rows) + (
         "\nDamaged bytes, crafted files and odd values, each read in a child process with a time limit. Failed: a traceback, a "
-        "signal, a hang, or another result in silence. Another result is allowed where a file is crafted so that its checksums "
-        f"fit, or has none (pickles, tables, videos, texts of a run). {measured(record)}\n"
+        "signal, a hang, or a silently different result. Another result is allowed where a file is crafted so that its "
+        f"checksums fit, or has none (pickles, tables, videos, texts of a run). {measured(record)}\n"
     )
 
 
@@ -23,6 +23,6 @@ def kill_loop(record: Record) -> str:
     """Kills and results per kind of work."""
     rows = [[name, *(str(row[name]) for name in ("rounds", "kills", "different"))] for name, row in record["works"].items()]
     return table(["work", "rounds", "kills", "ended with other bytes"], rows) + (
-        "\nSIGKILL, every third time SIGTERM, at random moments, until an attempt comes to its end; then all files of packing "
+        "\nSIGKILL, every third time SIGTERM, at random moments, until an attempt finishes; then all files of packing "
         f"and all tensors of training are compared with an undisturbed run. {measured(record)}\n"
     )
