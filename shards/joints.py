@@ -6,13 +6,14 @@ The one place that cleans joints, for packing and for `predict --poses`. M perso
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.boxes import CROP_SCORES, OUTSIDE_LIMIT, counted_joints, person_boxes
+from svdata2vec.shards.boxes import CROP_SCORES, OUTSIDE_LIMIT, counted_joints, person_boxes, present_joints
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
 
 FLOAT16_LIMIT = 65504.0
 ASPECT_TOLERANCE = 0.02  # between the shapes of the picture of the joints and of the video, or 2 px (rounded copies)
 RELATIVE = 2.0           # joints of which none is further from 0: not pixels, but parts of the picture
+LEAST_HELD = 0.25        # of one person's joints, by the boxes of the frames that the person is seen in
 
 
 def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> tuple[Pose, int]:
@@ -21,7 +22,8 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     These become missing (zero): further outside than OUTSIDE_LIMIT of the longer side. Boxes end there, and scores that
     are not finite become 0. A picture of 1x1 says that the joints are parts of the picture. Raises UserError if an array
     has a wrong shape, and if the joints cannot be of this picture: one of another shape, or turned; parts of the picture
-    instead of pixels; most of them far outside.
+    instead of pixels; most of them far outside, or outside at all where the annotation states no size; boxes in which
+    nobody is.
     """
     with np.errstate(over="ignore"):  # beyond float32: infinite, and so missing
         pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
@@ -39,11 +41,12 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
         low, high = -limit, np.array([info.width, info.height]) + limit
         bad_MTV |= ((pose_MTVC < low) | (pose_MTVC > high)).any(axis=-1)
     if 2 * (far := int((bad_MTV & seen_MTV).sum())) > seen_MTV.sum():
-        raise UserError(f"clip {key}: {far} of {seen_MTV.sum()} joints lie far outside the {info.width}x{info.height} picture: "
-                        "they are in pixels of another size; expected img_shape, (height, width) of the picture they are of")
+        raise _of_another_size(key, f"{far} of {seen_MTV.sum()} joints lie far outside", info)
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
-    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
+    if pose.width is None:
+        _check_inside(key, counted_joints(pose_MTVC, score_MTV, CROP_SCORES, width, height), info)
+    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC)
     people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end,
                   first_number=pose.first_number)
     return people, int(bad_MTV.sum())
@@ -66,6 +69,19 @@ def _check_picture(key: str, width: int, height: int, seen_N2: np.ndarray, info:
     if len(seen_N2) and max(width, height) > 16 * RELATIVE and np.abs(seen_N2).max() <= RELATIVE:
         raise UserError(f"clip {key}: all joints lie between {seen_N2.min():.3g} and {seen_N2.max():.3g}, in a picture of "
                         f"{width}x{height}: parts of the picture; expected pixels")
+
+
+def _check_inside(key: str, joints_MTVC: np.ndarray, info: VideoInfo) -> None:
+    """UserError if most joints lie outside the picture: a copy of the video is smaller than the one that they were found in."""
+    there_MTV = present_joints(joints_MTVC)
+    outside_MTV = there_MTV & ((joints_MTVC < 0) | (joints_MTVC > (info.width, info.height))).any(axis=-1)
+    if 2 * outside_MTV.sum() > there_MTV.sum():
+        raise _of_another_size(key, f"{outside_MTV.sum()} of {there_MTV.sum()} joints lie outside", info)
+
+
+def _of_another_size(key: str, found: str, info: VideoInfo) -> UserError:
+    return UserError(f"clip {key}: {found} the {info.width}x{info.height} picture: they are in pixels of another size; "
+                     "expected the video that they were found in, or img_shape, (height, width) of its picture")
 
 
 def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
@@ -94,8 +110,9 @@ def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     return np.clip(finite_MTV, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
 
 
-def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames: int) -> np.ndarray:
-    box_T4 = np.array(pose.box_T4, np.float32)
+def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, pose_MTVC: np.ndarray) -> np.ndarray:
+    """The boxes in pixels of the video; `pose_MTVC`: the joints, which are already."""
+    box_T4, num_frames = np.array(pose.box_T4, np.float32), pose_MTVC.shape[1]
     if box_T4.shape != (num_frames, 4):
         raise UserError(f"clip {key}: boxes have shape {box_T4.shape}, expected ({num_frames}, 4)")
     if not pose.video_box:
@@ -106,4 +123,16 @@ def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames:
     box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), -limit, high)
     empty_T = (box_T4[:, 2] <= box_T4[:, 0]) | (box_T4[:, 3] <= box_T4[:, 1])
     box_T4[empty_T] = 0.0
+    _check_boxes(key, box_T4, pose_MTVC, info)
     return box_T4
+
+
+def _check_boxes(key: str, box_T4: np.ndarray, pose_MTVC: np.ndarray, info: VideoInfo) -> None:
+    """UserError if nobody is in the boxes, not even a part of one person: they are of another picture."""
+    boxed_MTV = present_joints(pose_MTVC) & (box_T4 != 0).any(axis=1, keepdims=True)
+    inside_MTV = ((pose_MTVC >= box_T4[:, None, :2]) & (pose_MTVC <= box_T4[:, None, 2:])).all(axis=-1)
+    held_M, boxed_M = (inside_MTV & boxed_MTV).sum(axis=(1, 2)), boxed_MTV.sum(axis=(1, 2))
+    if boxed_M.any() and (held_M < LEAST_HELD * boxed_M)[boxed_M > 0].all():
+        raise UserError(f"clip {key}: boxes hold {held_M.sum()} of {boxed_M.sum()} joints: they are of a picture of another "
+                        f"size; expected x1, y1, x2, y2 in pixels of the video, which is {info.width}x{info.height}, or the "
+                        "video that they were found in")

@@ -43,17 +43,23 @@ def _misspelt(word: str, role: str) -> bool:
     return len(short) > 2 and (one_off or sorted(word) == sorted(role))
 
 
-def unusual_names(splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence about every split whose name does not say what it is for, and about names that differ in case alone."""
-    found = []
+def alike_names(what: str, clips: Mapping[str, int]) -> list[str]:
+    """A sentence about names of splits or classes (`what`), with their numbers of clips, that differ in case alone."""
     alike: dict[str, list[str]] = {}
-    for name in splits:
+    for name in clips:
         alike.setdefault(name.casefold(), []).append(name)
+    found = []
     for names in alike.values():
         if len(names) > 1:
-            clips = " and ".join(f"{name!r} of {len(splits[name])} clips" for name in names)
-            found.append(f"splits {clips} differ in case alone, and are {len(names)} splits: spell them alike if they are "
+            counts = " and ".join(f"{name!r} of {clips[name]} clips" for name in names)
+            found.append(f"{what} {counts} differ in case alone, and are {len(names)} {what}: spell them alike if they are "
                          "one, and pack again")
+    return found
+
+
+def unusual_names(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence about every split whose name does not say what it is for, and about names that differ in case alone."""
+    found = alike_names("splits", {name: len(keys) for name, keys in splits.items()})
     for name, keys in splits.items():
         if parsed(name)[1] is None and not is_everything(name):
             near = meant(name)

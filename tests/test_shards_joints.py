@@ -66,6 +66,30 @@ def test_joints_of_another_picture_are_refused_with_both_sizes(
         to_video_pixels("a", of_picture(width, height, *scale), info, 17)
 
 
+def test_joints_of_a_larger_video_are_refused_where_no_size_is_stated(info: VideoInfo) -> None:
+    """Poses of the originals, videos that were made smaller since. What a detector guesses below the picture is no sign."""
+    spread = np.linspace(-0.4, 0.4, 17)
+    pose_MTVC = np.tile(np.stack([96 - 30 * spread, 54 + 108 * spread], 1).astype(np.float32), (1, FRAMES, 1, 1))
+    with pytest.raises(UserError, match=r"clip a: 96 of 102 joints lie outside the 192x108 picture: .* expected the video"):
+        to_video_pixels("a", Pose(2 * pose_MTVC), info, 17)
+    assert to_video_pixels("a", Pose(2 * pose_MTVC, width=384, height=216), info, 17)[1] == 0
+    close_up = pose_MTVC + np.float32([0, 60])
+    guessed = np.tile(np.where(close_up[0, 0, :, 1] > 108, 0.2, 0.9), (1, FRAMES, 1))
+    assert to_video_pixels("a", Pose(close_up, guessed), info, 17)[1] == 0
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.6])
+def test_boxes_of_another_size_than_the_video_are_refused(info: VideoInfo, scale: float) -> None:
+    """As of the authors' pickles, whose boxes are of copies of half the size; one box of several persons is none of these."""
+    first = np.tile(np.float32([[90, 50], [110, 70], [100, 60], [95, 65]]), (1, FRAMES, 1, 1))
+    joints_MTVC = np.concatenate([first, first - 30, first + 30, first - 50, first + np.float32([60, 0])])
+    box_T4 = np.tile(np.float32([88, 48, 112, 72]), (FRAMES, 1))
+    pose = Pose(joints_MTVC, None, box_T4, 192, 108, video_box=True)
+    assert np.array_equal(stored_boxes(to_video_pixels("a", pose, info, 4)[0]), box_T4)
+    with pytest.raises(UserError, match=r"clip a: boxes hold 0 of 120 joints: .* of the video, which is 192x108, or"):
+        to_video_pixels("a", replace(pose, box_T4=scale * box_T4), info, 4)
+
+
 def test_a_clip_without_joints_is_of_any_picture_of_its_shape(info: VideoInfo) -> None:
     nobody = Pose(np.zeros((1, FRAMES, 17, 2), np.float32), width=1920, height=1080)
     assert not to_video_pixels("a", nobody, info, 17)[0].pose_MTVC.any()
@@ -79,7 +103,7 @@ def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: floa
     damaged = pose.pose_MTVC.copy()
     damaged[0, 2, 3, 1] = value
     scores = np.full((1, FRAMES, 17), value, np.float64)
-    boxes = np.tile(np.float32([10, 10, 50, value]), (FRAMES, 1))
+    boxes = np.tile(np.float32([10, 10, 990, value]), (FRAMES, 1))
     people, bad = to_video_pixels("a", Pose(damaged, scores, boxes, 1920, 1080), info, 17)
     assert bad == 1 and not people.pose_MTVC[0, 2, 3].any() and np.isfinite(people.pose_MTVC).all()
     assert people.score_MTV is not None and np.isfinite(people.score_MTV).all()

@@ -404,6 +404,7 @@ def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:
     ("yolo", "a_1.txt", "person\n", "found 1 numbers"),
     ("yolo", "a.json", '[[{"keypoints": {"x": [1], "y": [1, 2]}}]]', "expected keypoints x, y and visible"),
     ("mediapipe", "a.json", "[[[3]]]", "expected an object with 'x', found 3"),
+    ("mediapipe", "a.json", '[[{"x": 0.1, "y": -0.6}, {"x": -0.2, "y": 0.8}, {"x": 0, "y": 0.8}], []]', "2 of 3 .* as world "),
     ("npz", "a.npz", "PK", r"not a readable \.npz"),
     ("openpose", "other.txt", "", "no openpose poses in it"),
 ])

@@ -189,6 +189,13 @@ def test_a_row_finds_its_file_in_either_spelling(tmp_path: Path, file: str, row:
     assert [Path(clip.video).is_file() for clip in open_dataset("csv", table=tmp_path / "t.csv").clips] == [True]
 
 
+def test_paths_of_a_table_may_be_written_as_on_windows(tmp_path: Path) -> None:
+    write_tree(tmp_path, "walk/ü.mp4", "odd\\name.mp4")  # a backslash may also be a part of a name
+    (tmp_path / "t.csv").write_text("path,label\n.\\walk\\u\u0308.mp4,a\nodd\\name.mp4,b\n", "utf-8")
+    clips = open_dataset("csv", table=tmp_path / "t.csv").clips
+    assert [Path(clip.video) for clip in clips] == [tmp_path / "walk" / "ü.mp4", tmp_path / "odd\\name.mp4"]
+
+
 @pytest.mark.parametrize(("video", "name"), [
     ("cafe\u0301.mp4", "caf\u00e9"), ("caf\u00e9.mp4", "cafe\u0301"), ("a.m2v", "a"), ("a.m2v", "a.m2v"), ("a.b.m2v", "a.b")])
 def test_poses_have_the_name_of_their_video_in_any_spelling(tmp_path: Path, video: str, name: str) -> None:
@@ -288,6 +295,9 @@ ODD: dict[str, tuple[Any, str]] = {
     "scores_text": ({"keypoint_score": "high"}, "keypoint_score is of type str"),
     "joints_objects": ({"keypoint": np.array([[None, 1], [2, 3]], object)}, "keypoint has shape (2, 2)"),
     "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
+    "score_inside": ({"keypoint": np.full((1, FRAMES, 17, 3), 60.0), "keypoint_score": None},
+                     "expected (persons, frames, joints, 2); if the third number is a score, it belongs into keypoint_score"),
+    "metres": ({"keypoint": np.full((1, FRAMES, 17, 3), 2.5)}, "keypoint has 3 coordinates: these are metres, not pixels"),
     "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
     "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
     "boxes_long": ({"bboxes": np.ones((FRAMES, 10))}, "bboxes has a row of 10 numbers, expected x1, y1, x2, y2 and"),

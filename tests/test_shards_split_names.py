@@ -35,6 +35,14 @@ def test_splits_that_differ_in_case_alone_are_said() -> None:
                     "splits: spell them alike if they are one, and pack again"]
 
 
+def test_classes_of_a_table_that_differ_in_case_alone_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = table(tmp_path, "path,label", "a.mp4,Walk", "b.mp4,walk", "c.mp4,run")
+    assert main(["shard", "csv", str(tmp_path / "out"), "--table", str(own), "--size", "96", "--workers", "1"]) == 0
+    assert [text for text in caplog.messages if "case" in text] == [
+        "classes 'Walk' of 1 clips and 'walk' of 1 clips differ in case alone, and are 2 classes: spell them alike if they are "
+        "one, and pack again"]
+
+
 def table(root: Path, header: str, *rows: str) -> Path:
     for name in ("a", "b", "c"):
         write_video(root / f"{name}.mp4", 4, seed=ord(name))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import annotation, folder_bytes, write_pickle, write_video
+from shards_data import annotation, folder_bytes, write_pickle, write_tree, write_video
 
 from svdata2vec.cli.main import main
+from svdata2vec.shards.reading.stats import CLIPS_IN_IT
 from svdata2vec.shards.reading.summary import kind_of, summarise, table
 
 PACK = ["--size", "64", "--workers", "1"]
@@ -102,6 +103,22 @@ def test_joints_that_are_missing_or_cannot_be_true_are_counted(videos: Path, tmp
     assert main(words) == 0
     summary = summarise(tmp_path / "out")
     assert summary.missing_joints == pytest.approx((5 * 4 + 1) / (5 * 4 * 17), abs=1e-6) and summary.bad_joints == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_joints_of_smaller_copies_are_said(scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Poses that state no size, found in copies of half the size: nothing in one clip tells them from a person in a corner."""
+    videos = write_tree(tmp_path / "videos", *(f"{number}.mp4" for number in range(CLIPS_IN_IT)))
+    words = words_of("pyskl", videos, tmp_path / "out")
+    entries = [annotation(str(number), number % 2, 4, img_shape=None, original_shape=None) for number in range(CLIPS_IN_IT)]
+    for entry in entries:
+        entry["keypoint"] = scale * (np.array(entry["keypoint"], np.float32) + np.float32([60, 40]))  # to the lower right
+    write_pickle(tmp_path / "poses.pkl", entries)
+    assert main(words) == 0
+    remark = "of 95 % of the clips, persons are in the left 38 % and the upper 45 % of the picture: if their joints were found"
+    assert (f"\n  but look        {remark} in smaller copies" in capsys.readouterr().out) == (scale < 1)
+    main(["verify", str(tmp_path / "out"), "--workers", "1"])
+    assert (f"no fault, but look: {remark}" in capsys.readouterr().out) == (scale < 1)
 
 
 def test_reasons_of_one_kind_are_counted_together() -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -35,7 +35,7 @@ from svdata2vec.shards.reading.manifest import (
 from svdata2vec.shards.reading.overlap import doubles, overlaps
 from svdata2vec.shards.reading.sums import save_head
 from svdata2vec.shards.shown import public, shown, some_of
-from svdata2vec.shards.split_names import unusual_names
+from svdata2vec.shards.split_names import alike_names, unusual_names
 from svdata2vec.shards.times import Times
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
     """
     options = options or PackOptions()
     dataset.check()
-    for remark in unusual_names(dataset.splits):
+    labels = Counter(clip.label for clip in dataset.clips)
+    classes = {name: labels[label] for label, name in enumerate(dataset.classes)}
+    for remark in [*unusual_names(dataset.splits), *alike_names("classes", classes)]:
         log.warning("%s", remark)
     root = Path(out)
     make_folder(root)

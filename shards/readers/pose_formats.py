@@ -467,6 +467,11 @@ def parse_mediapipe(path: str, item: str, num_joints: int) -> FoundPoses:
             rows = [[_field(mark, "x", where), _field(mark, "y", where), mark.get("visibility", 1.0)] for mark in marks]
             people.append(Person(_triples([value for row in rows for value in row], where)))
         frames.append(people)
+    marks_N2 = np.concatenate([np.zeros((0, 2)), *(one.joints_V3[:, :2] for people in frames for one in people)])
+    negative = int((marks_N2 < 0).any(axis=1).sum())
+    if 2 * negative > len(marks_N2):
+        raise UserError(f"{path}: {negative} of {len(marks_N2)} landmarks have a negative x or y, as world landmarks (metres "
+                        "around the hips) have; expected pose_landmarks, parts of the picture from 0 to 1")
     return FoundPoses(frames, complete=True, relative=True)
 
 

@@ -23,6 +23,7 @@ from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import open_bytes
 
+MOST_METRES = 50  # from a depth camera; further away are pixels
 NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # of a frame where nobody was found
 
 log = logging.getLogger(__name__)
@@ -256,8 +257,13 @@ def pose_of(entry: Mapping[str, Any]) -> Pose:
     keypoint = _array(entry, "keypoint")
     if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
-    if keypoint.shape[-1] == 3 and "keypoint_score" not in entry:
-        raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
+    if keypoint.shape[-1] == 3:
+        in_metres, scored = bool((np.abs(keypoint[..., :2]) <= MOST_METRES).all()), entry.get("keypoint_score") is not None
+        if in_metres and (keypoint.any() or not scored):
+            raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
+        if not scored:
+            raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2); if the third number "
+                            "is a score, it belongs into keypoint_score, (persons, frames, joints)")
     height, width = _picture(entry)
     boxes = entry.get("bboxes")
     score_MTV = None if entry.get("keypoint_score") is None else _array(entry, "keypoint_score")

@@ -40,8 +40,10 @@ def spelled(name: str) -> str:
 
 
 def existing_spelling(path: str, folder: Path) -> str:
-    """The path below `folder` as its file is called, if that has the accents written in the other way; else as it is."""
-    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    """The path below `folder` as its file is called, if that has the accents written in the other way, or is written as on
+    Windows (run\\001.mp4); else as it is."""
+    dividers = (path, path.replace("\\", "/"))
+    spellings = (path, *(unicodedata.normalize(form, spelling) for spelling in dividers for form in ("NFC", "NFD")))
     return next((spelling for spelling in spellings if os.path.exists(folder / spelling)), path)  # noqa: PTH110 - never raises
 
 

@@ -8,6 +8,10 @@ import numpy as np
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.reading.shardset import ShardSet
 
+# Where 95 % of at least so many clips have persons in this part of width and height alone, their joints seem to be in pixels of
+# smaller copies. (People in the middle of the picture have their feet further down, or their hands further right.)
+CORNER, CLIPS_IN_IT = 0.7, 10
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -43,7 +47,8 @@ class SetStatistics:
     `persons_per_clip`: persons with any joint -> clips. A model reads the first `persons_seen` of them, and of these alone
     are `missing_joints` (joint name -> share of missing among the person slots that show someone) and `empty_frames` (share
     of frames without a joint); `frames_of_others`: share of frames that show somebody else alone. `enlargement`: source
-    pixels per packed pixel. `short_clips`: fewer than 40 frames.
+    pixels per packed pixel. `short_clips`: fewer than 40 frames. `reach`: how far right and down the persons of 95 % of the
+    clips come, parts of width and height; (1, 1) for fewer than CLIPS_IN_IT clips with persons.
     """
 
     clips: int
@@ -53,6 +58,7 @@ class SetStatistics:
     bytes_per_clip: Spread
     enlargement: Spread
     box_height_px: Spread
+    reach: tuple[float, float]
     picture_sizes: dict[str, int]
     frame_rates: dict[str, int]
     persons_per_clip: dict[int, int]
@@ -72,10 +78,12 @@ def set_statistics(shards: ShardSet, persons: int = 2) -> SetStatistics:
     sums = _Sums(len(names), persons)
     for row in range(len(shards)):
         sums.add(shards, row)
+    right, down = np.quantile(sums.reach, 0.95, axis=0).tolist() if len(sums.reach) >= CLIPS_IN_IT else (1.0, 1.0)
     return SetStatistics(
         clips=len(shards), frames=int(index["frames"].sum()), bytes=sum(s.bytes for s in shards.manifest.shards),
         frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(index["size"].sum(axis=1, dtype=np.int64)),
         enlargement=Spread.of(np.array(sums.enlargements)), box_height_px=Spread.of(np.array(sums.heights or [0.0])),
+        reach=(right, down),
         picture_sizes=dict(sums.pictures.most_common()), frame_rates=dict(sums.rates.most_common()),
         persons_per_clip=dict(sorted(sums.persons.items())), persons_seen=persons,
         frames_of_others=sums.frames_of_others / max(int(index["frames"].sum()), 1),
@@ -99,6 +107,15 @@ def persons_report(figures: SetStatistics) -> str | None:
             "more persons than it reads")
 
 
+def corner_report(reach: tuple[float, float]) -> str | None:
+    """That all persons are in one corner of their pictures, as if their joints were of smaller ones; None if they are not."""
+    if max(reach) >= CORNER:
+        return None
+    right, down = (f"{100 * part:.0f} %" for part in reach)
+    return (f"of 95 % of the clips, persons are in the left {right} and the upper {down} of the picture: if their joints were "
+            "found in smaller copies of the videos, pack these, or state the copies' size (img_shape)")
+
+
 def _split_statistics(shards: ShardSet, split: str) -> SplitStatistics:
     labels = shards.label_map(split)[shards.index["label"][shards.rows(split)]]
     counts = Counter(labels.tolist())
@@ -115,6 +132,7 @@ class _Sums:
         self.slots = self.frames_of_others = self.empty_frames = self.bad_joints = self.other_pose_count = 0
         self.enlargements: list[float] = []
         self.heights: list[float] = []
+        self.reach: list[np.ndarray] = []
         self.pictures: Counter[str] = Counter()
         self.rates: Counter[str] = Counter()
         self.persons: Counter[int] = Counter()
@@ -134,6 +152,7 @@ class _Sums:
         heights_T = sample.box_T4[:, 3] - sample.box_T4[:, 1]
         if (heights_T > 0).any():
             self.heights.append(float(np.median(heights_T[heights_T > 0])))
+            self.reach.append(sample.box_T4[:, 2:].max(axis=0) / (meta.width, meta.height))
         self.enlargements.append(float(meta.packed_to_source[0, 0]))
         self.pictures[f"{meta.width}x{meta.height}"] += 1
         self.rates[f"{meta.fps:g}"] += 1

@@ -11,7 +11,7 @@ from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import SKIPPED_NAME, SUMMARY_NAME
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.shards.reading.stats import SplitStatistics, set_statistics
+from svdata2vec.shards.reading.stats import SplitStatistics, corner_report, set_statistics
 from svdata2vec.shards.shown import shown, some_of
 from svdata2vec.shards.split_names import meant
 
@@ -33,7 +33,7 @@ class Summary:
 
     `read`: clips that the source has, packed or left out. `persons_per_clip`: persons with any joint -> clips.
     `missing_joints`: share among the persons that a model reads; None for videos alone. `bad_joints`: joints that could not
-    be true and were stored as missing. `without_joints`: clips that have persons, but no joint.
+    be true and were stored as missing. `without_joints`: clips that have persons, but no joint. `reach`: as of `SetStatistics`.
     """
 
     dataset: str
@@ -47,6 +47,7 @@ class Summary:
     missing_joints: float | None
     bad_joints: int
     without_joints: int
+    reach: tuple[float, float]
     splits: dict[str, SplitStatistics]
 
 
@@ -59,7 +60,8 @@ def summarise(root: Path) -> Summary:
         dataset=manifest.dataset, view=manifest.view, read=figures.clips + len(skipped), packed=figures.clips,
         frames=figures.frames, bytes=figures.bytes, left_out=_by_reason(skipped), persons_per_clip=figures.persons_per_clip,
         missing_joints=None if manifest.view == "picture" else round(sum(joints) / len(joints), 6),
-        bad_joints=figures.bad_joints, without_joints=len(manifest.without_joints or ()), splits=figures.splits,
+        bad_joints=figures.bad_joints, without_joints=len(manifest.without_joints or ()), reach=figures.reach,
+        splits=figures.splits,
     )
 
 
@@ -117,7 +119,9 @@ def _persons(summary: Summary) -> list[tuple[str, str]]:
     persons = ", ".join(f"{persons}: {clips:,} clips" for persons, clips in summary.persons_per_clip.items())
     more = [f"{summary.bad_joints:,} could not be true"] if summary.bad_joints else []
     more += [f"{summary.without_joints:,} clips have none"] if summary.without_joints else []
-    return [("persons", persons), ("joints missing", "; ".join([f"{100 * (summary.missing_joints or 0):.2f} %", *more]))]
+    corner = corner_report(summary.reach)
+    return [("persons", persons), ("joints missing", "; ".join([f"{100 * (summary.missing_joints or 0):.2f} %", *more])),
+            *([] if corner is None else [("but look", corner)])]
 
 
 def _doubt(name: str) -> str:

@@ -93,7 +93,7 @@ def run_verify(options: VerifyOptions) -> None:
 def _verified(root: Path, options: VerifyOptions) -> int:
     """Check one folder, say what was found; the number of faults."""
     from svdata2vec.shards.reading.shardset import ShardSet
-    from svdata2vec.shards.reading.stats import persons_report, set_statistics
+    from svdata2vec.shards.reading.stats import corner_report, persons_report, set_statistics
     from svdata2vec.shards.reading.verify import add_sums, verify
 
     findings = verify(root, decode=options.decode, workers=options.workers, progress=checked_shards())
@@ -105,8 +105,8 @@ def _verified(root: Path, options: VerifyOptions) -> int:
         add_sums(root)
         sys.stdout.write(shown_lines(f"{root}: checksums added\n"))
     shards = ShardSet.open(root)
-    unseen = persons_report(set_statistics(shards))
-    for remark in [*shards.manifest.unlike_published(), *([] if unseen is None else [unseen])]:
+    figures = set_statistics(shards)
+    for remark in filter(None, [*shards.manifest.unlike_published(), persons_report(figures), corner_report(figures.reach)]):
         sys.stdout.write(shown_lines(f"no fault, but look: {remark}\n"))
     sys.stdout.write(shown_lines(f"{root}: no fault found\n"))
     return 0
