@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,21 @@ def test_a_run_on_a_gpu_measures_convolutions_once(monkeypatch) -> None:
     with running(RunConfig(device="cuda")) as here:
         assert here.device == gpu and here.bf16 and chosen == [gpu]
         assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(("end", "left"), [(None, 1), (SystemExit(75), 1), (UserError("damaged"), 0), (KeyboardInterrupt(), 0)])
+def test_a_process_that_fails_waits_for_no_other(monkeypatch, end, left) -> None:
+    """NCCL's groups end on all processes together; a stop is agreed on, a failure may be one's own."""
+    called: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", called.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: called.append("left"))
+    with pytest.raises(type(end)) if end else nullcontext(), running(RunConfig(device="cpu")) as here:
+        assert here.world_size == 2
+        if end:
+            raise end
+    assert called == ["gloo", *left * ["left"]] and gc.get_freeze_count() == 0
 
 
 def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts() -> None:

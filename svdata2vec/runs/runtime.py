@@ -111,7 +111,11 @@ class Runtime:
 
 @contextmanager
 def running(config: RunConfig) -> Iterator[Runtime]:
-    """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
+    """Join the process group that `torchrun` announces (or run alone), and leave it at the end.
+
+    A process that fails does not: NCCL ends a group on all processes together, so that it would wait for the others, which
+    wait for it in the middle of a step, and nobody would read why.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a process of torchrun
         end_with_parent()
     rank, world_size = announced_place()
@@ -129,11 +133,15 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     if bf16 and device.type == "cpu" and rank == 0 and cpu_lacks_bfloat16():
         log.warning(EMULATED)
     gc.freeze()  # else all that PyTorch has imported is walked through now and then, and every thread waits for 0.1 s
+    together = world_size > 1
     try:
         yield Runtime(device, rank, world_size, bf16)
+    except (Exception, KeyboardInterrupt):
+        together = False
+        raise
     finally:
         gc.unfreeze()
-        if world_size > 1:
+        if together:
             dist.destroy_process_group()
 
 
