@@ -122,9 +122,22 @@ def test_a_run_on_a_gpu_measures_convolutions_once(monkeypatch) -> None:
     monkeypatch.setattr(runtime, "pick_device", lambda name: gpu)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     with running(RunConfig(device="cuda")) as here:
         assert here.device == gpu and here.bf16 and chosen == [gpu]
         assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch, caplog, precision) -> None:
+    """Before compute capability 8.0 cuDNN has no convolution in bfloat16; PyTorch finds it supported, by emulation."""
+    monkeypatch.setattr(runtime, "pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with running(RunConfig(device="cuda", precision=precision)) as here:
+        assert not here.bf16
+    assert [record.getMessage() for record in caplog.records].count(runtime.WITHOUT_BF16) == (precision != "fp32")
 
 
 @pytest.mark.parametrize(("end", "left"), [(None, 1), (SystemExit(75), 1), (UserError("damaged"), 0), (KeyboardInterrupt(), 0)])
