@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, channel_tile, launch, next_power_of_2, row_chunks, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, channel_tile, frame_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import clip_and_token, row_at, token_of_frame
 
@@ -189,16 +189,14 @@ def launch_fuse_tokens_backward(
     grad_skeleton_BTD = grad_BKD.new_empty((B, num_frames, D), dtype=skeleton_dtype)
     chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_CTD = grad_BKD.new_empty((chunks, num_frames, D), dtype=torch.float32)
-    frames, channels = channel_tile(D)
+    tile = frame_tile(D, K)
     launch(
         _fuse_tokens_backward_kernel,
-        (chunks, cdiv(num_frames, frames), cdiv(D, channels)),
+        (chunks, cdiv(num_frames, tile["BLOCK_T"]), cdiv(D, tile["BLOCK_D"])),
         *(grad_BKD, keep_BK, skeleton_hidden_BK, grad_video_BKD, grad_skeleton_BTD, partial_CTD),
         *(B, K, num_frames, D, clips_per_chunk),
         *strides(grad_BKD, keep_BK, skeleton_hidden_BK),
-        BLOCK_K=next_power_of_2(max(K, 1)),
-        BLOCK_T=frames,
-        BLOCK_D=channels,
+        **tile,
     )
     return grad_video_BKD, grad_skeleton_BTD, partial_CTD.sum(0).to(temporal_dtype)
 

@@ -74,6 +74,18 @@ def channel_tile(width: int) -> tuple[int, int]:
     return TILE_VALUES // channels, channels
 
 
+# Kernels that look up which token shows a frame compare all kept frames with those of a tile: 2**14 numbers are 128 per thread
+# in four warps; Triton takes no more than 2**20 at once, which many frames of few channels were beyond.
+MOST_COMPARED = 2**14
+
+
+def frame_tile(width: int, num_kept: int) -> dict[str, int]:
+    """Launch constants of such kernels: kept frames, frames of a tile, channels; all powers of two."""
+    frames, channels = channel_tile(width)
+    kept = next_power_of_2(max(num_kept, 1))
+    return {"BLOCK_K": kept, "BLOCK_T": max(min(frames, MOST_COMPARED // kept), 1), "BLOCK_D": channels}
+
+
 # A gradient summed over the batch is summed within chunks of clips first, each by its own program, then over chunks: a
 # fixed order without atomics. 32 chunks keep the partial sums small enough for L2 and, times the blocks of frames and
 # channels, give every SM something to do.

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, channel_tile, launch, next_power_of_2, row_chunks, strides
+from svdata2vec.kernels.launch import MAX_CLIP_CHUNKS, cdiv, frame_tile, launch, row_chunks, strides
 from svdata2vec.kernels.register import register_op
 from svdata2vec.kernels.tiles import row_at, tile_at, token_of_frame
 
@@ -124,16 +124,14 @@ def launch_restore_tokens(encoded_BKD: Tensor, mask_token_D: Tensor, keep_BK: Te
     B, K, D = encoded_BKD.shape
     T = temporal_TD.shape[0]
     full_BTD = encoded_BKD.new_empty((B, T, D))
-    frames, channels = channel_tile(D)
+    tile = frame_tile(D, K)
     launch(
         _restore_tokens_kernel,
-        (B, cdiv(T, frames), cdiv(D, channels)),
+        (B, cdiv(T, tile["BLOCK_T"]), cdiv(D, tile["BLOCK_D"])),
         *(encoded_BKD, mask_token_D, keep_BK, temporal_TD, full_BTD),
         *(K, T, D),
         *strides(encoded_BKD, mask_token_D, keep_BK, temporal_TD),
-        BLOCK_K=next_power_of_2(max(K, 1)),
-        BLOCK_T=frames,
-        BLOCK_D=channels,
+        **tile,
     )
     return full_BTD
 
@@ -147,16 +145,14 @@ def launch_restore_tokens_backward(
     grad_encoded_BKD = grad_BTD.new_empty((B, K, D))
     chunks, clips_per_chunk = row_chunks(B, 1, MAX_CLIP_CHUNKS)
     partial_2CTD = grad_BTD.new_empty((2, chunks, T, D), dtype=torch.float32)
-    frames, channels = channel_tile(D)
+    tile = frame_tile(D, K)
     launch(
         _restore_tokens_backward_kernel,
-        (chunks, cdiv(T, frames), cdiv(D, channels)),
+        (chunks, cdiv(T, tile["BLOCK_T"]), cdiv(D, tile["BLOCK_D"])),
         *(grad_BTD, keep_BK, grad_encoded_BKD, *partial_2CTD),
         *(B, K, T, D, clips_per_chunk),
         *strides(grad_BTD, keep_BK),
-        BLOCK_K=next_power_of_2(max(K, 1)),
-        BLOCK_T=frames,
-        BLOCK_D=channels,
+        **tile,
     )
     all_TD, masked_TD = partial_2CTD.sum(1)
     return grad_encoded_BKD, masked_TD.sum(0).to(mask_dtype), all_TD.to(temporal_dtype)

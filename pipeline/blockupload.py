@@ -4,6 +4,7 @@ B clips, T sampled frames, E bytes of a frame.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -65,9 +66,14 @@ class CudaPageLock:
         self._device = device
 
     def lock(self, whole: Bytes) -> str | None:
+        # In a thread that ends with it: CUDA keeps a refusal for the thread that asked, whose next kernel would raise it.
+        with ThreadPoolExecutor(1) as asking:
+            status = asking.submit(self._register, whole).result()
+        return None if status == 0 else f"CUDA error {status} for {whole.nbytes >> 20} MiB"
+
+    def _register(self, whole: Bytes) -> int:
         with torch.cuda.device(self._device):  # not in a context of the first GPU, which would be made for it
-            status = torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, _PORTABLE)
-        return None if int(status) == 0 else f"CUDA error {int(status)} for {whole.nbytes >> 20} MiB"
+            return int(torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, _PORTABLE))
 
     def unlock(self, whole: Bytes) -> None:
         with torch.cuda.device(self._device):

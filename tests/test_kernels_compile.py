@@ -180,6 +180,15 @@ def test_launchers_return_what_references_promise(name: str, sizes: Sizes, layou
             assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride()), op
 
 
+def test_many_kept_frames_of_narrow_tokens() -> None:
+    """What Triton holds at once is bounded (2**20), also where a tile of few channels has many frames: slow, but it runs."""
+    launches = [one for name in ("fuse_tokens", "restore_tokens") for one in launches_of(
+        CALLS[name](Sizes(B=1, T=10_000, K=8_000, D=8), Draw(torch.bfloat16))
+    )]
+    tiles = [one.constants["BLOCK_T"] * one.constants["BLOCK_K"] for one in launches if "BLOCK_K" in one.constants]
+    assert tiles == 3 * [2**14]
+
+
 def test_strides_beyond_32_bits() -> None:
     """Two clips 2**31 + 64 bytes apart: the stride has to arrive in 64 bits."""
     frame, apart = 4 * 5 * 3, 2**31 + 64

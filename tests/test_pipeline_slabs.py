@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_cuda_is_asked_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatc
     assert calls == [on, ("register", at, 3 << 20, 1), off, on, ("unregister", at), off]
     status = 2
     assert lock.lock(memory) == "CUDA error 2 for 3 MiB"
+
+
+def test_a_refusal_is_kept_for_no_thread_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA keeps an error for the thread that made it; PyTorch raises it behind the next kernel that this thread starts."""
+    kept = threading.local()
+
+    def register(*_: int) -> int:
+        kept.error = 2
+        return kept.error
+
+    monkeypatch.setattr(torch.cuda, "device", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    assert CudaPageLock(CUDA).lock(np.zeros(1 << 20, np.uint8)) == "CUDA error 2 for 1 MiB"
+    assert not hasattr(kept, "error")
 
 
 def test_no_step_has_more_clips_than_a_slab_rows() -> None:

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,37 @@ def test_a_run_on_a_gpu_measures_convolutions_once(monkeypatch) -> None:
     monkeypatch.setattr(runtime, "pick_device", lambda name: gpu)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     with running(RunConfig(device="cuda")) as here:
         assert here.device == gpu and here.bf16 and chosen == [gpu]
         assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch, caplog, precision) -> None:
+    """Before compute capability 8.0 cuDNN has no convolution in bfloat16; PyTorch finds it supported, by emulation."""
+    monkeypatch.setattr(runtime, "pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with running(RunConfig(device="cuda", precision=precision)) as here:
+        assert not here.bf16
+    assert [record.getMessage() for record in caplog.records].count(runtime.WITHOUT_BF16) == (precision != "fp32")
+
+
+@pytest.mark.parametrize(("end", "left"), [(None, 1), (SystemExit(75), 1), (UserError("damaged"), 0), (KeyboardInterrupt(), 0)])
+def test_a_process_that_fails_waits_for_no_other(monkeypatch, end, left) -> None:
+    """NCCL's groups end on all processes together; a stop is agreed on, a failure may be one's own."""
+    called: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", called.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: called.append("left"))
+    with pytest.raises(type(end)) if end else nullcontext(), running(RunConfig(device="cpu")) as here:
+        assert here.world_size == 2
+        if end:
+            raise end
+    assert called == ["gloo", *left * ["left"]] and gc.get_freeze_count() == 0
 
 
 def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts() -> None:

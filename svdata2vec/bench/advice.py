@@ -24,7 +24,7 @@ class Surroundings:
 
     Attributes:
         cores: that this process may use.
-        bf16: of the step.
+        bf16: not ruled out by the settings; a GPU that has none computes in float32 all the same.
         packed_size: side of the stored pictures, in pixels.
         storage: clips per second of the tars read in order; None behind a network.
         luma_bits: of a pixel's brightness, codec blocks alone.

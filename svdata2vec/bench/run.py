@@ -69,7 +69,7 @@ def measure(config: BenchConfig, runtime: Runtime, shards: ShardSet) -> dict[str
     storage = ceilings["storage_bytes_per_s"]
     form = shards.manifest.blocks
     where = Surroundings(
-        device.type, usable_cores(), shards.manifest.codec, runtime.bf16, shards.manifest.packed_size,
+        device.type, usable_cores(), shards.manifest.codec, config.run.precision != "fp32", shards.manifest.packed_size,
         storage and storage / counts["read_bytes_per_clip"], remote=not shards.tars,
         luma_bits=form.luma_bits if form else None, readers=readers,
     )

@@ -328,11 +328,12 @@ class RunConfig:
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever its hardware has. On
-    one that has bfloat16 (AVX-512 BF16, AMX) bf16 is 1.2 to 1.5 times as fast, the larger the network the more; what it learns
-    was not seen to differ (tools/results/studies.md, "EMA, encoded frames, precision"). Its threads wait spinning: not for
-    cores that other programs use as well (tools/results/speed.md, "Beside other programs"). A CPU without bfloat16 emulates it,
-    far slower than fp32, as the log then says."""
+    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever its hardware has. A GPU
+    before Ampere (T4, V100) has no bf16 and computes in fp32, as the log then says. On a CPU that has bfloat16 (AVX-512 BF16,
+    AMX) bf16 is 1.2 to 1.5 times as fast, the larger the network the more; what it learns was not seen to differ
+    (tools/results/studies.md, "EMA, encoded frames, precision"). Its threads wait spinning: not for cores that other programs
+    use as well (tools/results/speed.md, "Beside other programs"). A CPU without bfloat16 emulates it, far slower than fp32, as
+    the log then says."""
     launch: Literal["eager", "compiled", "graph"] = "eager"
     """How a training step's kernels are launched: one by one; with the blocks of student, teacher and video encoder compiled
     (torch.compile; needs a C++ compiler on a CPU); or, in pretraining by one process on one GPU, forward and backward pass as

@@ -19,8 +19,11 @@ def first_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for missing memory: Python's and NumPy's error, and those of PyTorch, on a CPU a plain RuntimeError."""
-    texts = ("DefaultCPUAllocator", "out of memory") if isinstance(error, RuntimeError) else ()
+    """True for missing memory: Python's and NumPy's error, and those of PyTorch, on a CPU a plain RuntimeError.
+
+    Where PyTorch has taken all of a GPU, cuBLAS and cuDNN find none for themselves: CUBLAS_STATUS_ALLOC_FAILED.
+    """
+    texts = ("DefaultCPUAllocator", "out of memory", "_ALLOC_FAILED") if isinstance(error, RuntimeError) else ()
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 

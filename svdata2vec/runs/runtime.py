@@ -27,6 +27,7 @@ from svdata2vec.shards.ranges import check_known
 log = logging.getLogger(__name__)
 
 EMULATED = "bf16: this processor has no instructions for it and emulates it; --run.precision fp32 is faster, often by far"
+WITHOUT_BF16 = "this GPU has no bfloat16 (compute capability below 8.0): the run computes in float32"
 DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -111,7 +112,11 @@ class Runtime:
 
 @contextmanager
 def running(config: RunConfig) -> Iterator[Runtime]:
-    """Join the process group that `torchrun` announces (or run alone), and leave it at the end."""
+    """Join the process group that `torchrun` announces (or run alone), and leave it at the end.
+
+    A process that fails does not: NCCL ends a group on all processes together, so that it would wait for the others, which
+    wait for it in the middle of a step, and nobody would read why.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a process of torchrun
         end_with_parent()
     rank, world_size = announced_place()
@@ -128,12 +133,20 @@ def running(config: RunConfig) -> Iterator[Runtime]:
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     if bf16 and device.type == "cpu" and rank == 0 and cpu_lacks_bfloat16():
         log.warning(EMULATED)
+    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        bf16 = False  # cuDNN has no convolution for it, though PyTorch's matrix products would do
+        if rank == 0:
+            log.warning(WITHOUT_BF16)
     gc.freeze()  # else all that PyTorch has imported is walked through now and then, and every thread waits for 0.1 s
+    together = world_size > 1
     try:
         yield Runtime(device, rank, world_size, bf16)
+    except (Exception, KeyboardInterrupt):
+        together = False
+        raise
     finally:
         gc.unfreeze()
-        if world_size > 1:
+        if together:
             dist.destroy_process_group()
 
 
