@@ -19,7 +19,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.clip import OTHER_RATE
 from svdata2vec.shards.packing.options import PackOptions
-from svdata2vec.shards.readers.media import without_extension
+from svdata2vec.shards.readers.media import plain_name, without_extension
 from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
@@ -150,16 +150,18 @@ def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:
 
 def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, Any]]:
     """Those whose names packing would find this video by; of several those with its folder in front, or its own name."""
-    stem = spelled(video.name if video.is_dir() else video.stem)
+    stem = spelled(PurePosixPath(plain_name(video)).name)
     found = []
     for entry in entries:
         if isinstance(entry, Mapping):
-            name = PurePosixPath(spelled(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))))
-            if stem in (name.name, f"{name.name}_rgb"):
-                found.append((name, entry))
-    in_folder = [pair for pair in found if pair[0].parent.name == spelled(video.resolve().parent.name)]
+            name = spelled(str(entry.get("frame_dir", entry.get("filename", ""))))
+            places = map(PurePosixPath, (name, without_extension(name)))
+            place = next((place for place in places if stem in (place.name, f"{place.name}_rgb")), None)
+            if place is not None:
+                found.append((place.parent.name, (place.name != stem, str(place) != name), entry))
+    in_folder = [one for one in found if one[0] == spelled(video.resolve().parent.name)]
     found = in_folder if len(found) > 1 and in_folder else found
-    return [entry for _, entry in [pair for pair in found if pair[0].name == stem] or found]
+    return [entry for _, strange, entry in found if strange == min(other for _, other, _ in found)]
 
 
 def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:

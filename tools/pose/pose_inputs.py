@@ -11,7 +11,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, video_files, without_extension
+from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, plain_name, video_files
 from svdata2vec.shards.readers.videos import SPLIT_FOLDERS, read_video_csv, read_video_folder
 from svdata2vec.shards.shown import some_of
 
@@ -73,7 +73,7 @@ def _named(found: VideoList) -> VideoList:
 
 def _tails(path: str) -> list[str]:
     """The name without extension, then with one folder in front, then with two."""
-    place = PurePosixPath(without_extension(path))
+    place = PurePosixPath(plain_name(path))
     return ["/".join(place.parts[-count:]) for count in (1, 2, 3)]
 
 
