@@ -137,9 +137,12 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
 def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:
     """The poses of these frames, None = all; UserError if there are none, or if they are of another video or frame rate."""
     poses = pose.pose_MTVC.shape[1]
+    slack = max(PackOptions.pose_slack, OTHER_RATE * poses)
     with VideoReader(video) as reader:
-        found = reader.stated_frames or (reader.count() if frames is None else 0)
-    if found and abs(found - poses) > max(PackOptions.pose_slack, OTHER_RATE * poses):
+        found = reader.stated_frames
+        if abs(found - poses) > slack if found else frames is None:  # of a variable rate, or with hidden frames: not as stated
+            found = reader.count()
+    if found and abs(found - poses) > slack:
         raise UserError(f"it has {poses} frames, the video {found}: it belongs to another one, or to one of another frame rate")
     if frames is None:
         return pose
