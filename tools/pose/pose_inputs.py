@@ -120,16 +120,21 @@ class GivenBoxes:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; expected one with NAME.csv or NAME.npz per video")
 
+    def file(self, name: str) -> Path:
+        """The file with a video's boxes; UserError if there is none."""
+        archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
+        if not archive.is_file() and not table.is_file():
+            raise UserError(f"no boxes for this video: neither {archive} nor {table.name} is there")
+        return archive if archive.is_file() else table
+
     def read(self, name: str) -> dict[int, np.ndarray]:
         """Frame number -> (N, 4) float32 boxes. UserError if there is no file, or naming the lines that are wrong."""
-        archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
-        if archive.is_file():
-            with np.load(archive) as content:
+        table = self.file(name)
+        if table.suffix == ".npz":
+            with np.load(table) as content:
                 ends = np.cumsum(content["count_T"])
                 rows = np.split(content["box_N4"], ends[:-1])
             return {number: boxes for number, boxes in enumerate(rows) if len(boxes)}
-        if not table.is_file():
-            raise UserError(f"no boxes for this video: neither {archive} nor {table.name} is there")
         boxes: dict[int, list[list[float]]] = {}
         wrong: list[str] = []
         with table.open(newline="", encoding="utf-8-sig") as file:
