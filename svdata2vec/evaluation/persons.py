@@ -4,7 +4,7 @@ F frames, h w sides of the small grey pictures, M persons, V joints
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.clip import OTHER_RATE
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.readers.media import plain_name, without_extension
-from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
+from svdata2vec.shards.readers.pyskl import NO_BOX, load_pickle, pose_of
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
 
@@ -38,7 +38,7 @@ class Persons:
     """What was found in a video.
 
     Attributes:
-        box: around all persons in all frames; None = nobody was found.
+        box: around all persons in all frames; None = nobody was found, NO_BOX = as in a packed clip that shows nobody.
         how: what was done, for the user to read.
     """
 
@@ -76,7 +76,8 @@ def find_persons(
     if whole_picture:
         return Persons(None, "looked for nobody")
     if poses is not None:
-        return persons_of_poses(poses, video, info, frames)
+        found = persons_of_poses(poses, video, info, frames)
+        return found if found.box is not None or trained_on_whole else replace(found, box=NO_BOX)
     return moving_region(video, info, frames) if looks else Persons(None, "as the network was trained")
 
 
