@@ -6,7 +6,7 @@ The one place that cleans joints, for packing and for `predict --poses`. M perso
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.boxes import CROP_SCORES, OUTSIDE_LIMIT, counted_joints, person_boxes
+from svdata2vec.shards.boxes import CROP_SCORES, OUTSIDE_LIMIT, counted_joints, person_boxes, present_joints
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.video import VideoInfo
 
@@ -44,6 +44,9 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
     box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
+    if pose.box_T4 is not None and box_T4 is not None:
+        given_T = np.isfinite(pose.box_T4).all(axis=1) & np.any(pose.box_T4, axis=1)
+        _check_boxes(key, given_T, box_T4, counted_joints(pose_MTVC, score_MTV, CROP_SCORES, info.width, info.height), info)
     people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end,
                   first_number=pose.first_number)
     return people, int(bad_MTV.sum())
@@ -66,6 +69,21 @@ def _check_picture(key: str, width: int, height: int, seen_N2: np.ndarray, info:
     if len(seen_N2) and max(width, height) > 16 * RELATIVE and np.abs(seen_N2).max() <= RELATIVE:
         raise UserError(f"clip {key}: all joints lie between {seen_N2.min():.3g} and {seen_N2.max():.3g}, in a picture of "
                         f"{width}x{height}: parts of the picture; expected pixels")
+
+
+def _check_boxes(key: str, given_T: np.ndarray, box_T4: np.ndarray, joints_MTV2: np.ndarray, info: VideoInfo) -> None:
+    """UserError if most boxes that are given (`given_T`) hold nobody: of each person less than half of the joints in view.
+
+    So do x, y, width, height, parts of the picture, and pixels of a picture of another size.
+    """
+    picture_MTV = (joints_MTV2 >= 0).all(axis=-1) & (joints_MTV2 <= (info.width, info.height)).all(axis=-1)
+    counted_MTV = present_joints(joints_MTV2) & picture_MTV
+    held_MTV = (joints_MTV2 >= box_T4[:, None, :2]).all(axis=-1) & (joints_MTV2 <= box_T4[:, None, 2:]).all(axis=-1)
+    holds_MT = (2 * (counted_MTV & held_MTV).sum(axis=2) >= counted_MTV.sum(axis=2)) & counted_MTV.any(axis=2)
+    empty_T = given_T & (holds_MT.any(axis=0) < counted_MTV.any(axis=(0, 2)))
+    if 2 * empty_T.sum() > given_T.sum():
+        raise UserError(f"clip {key}: {empty_T.sum()} of {given_T.sum()} boxes hold nobody's joints; expected x1, y1, x2, y2 "
+                        "in pixels (bboxes of a pickle: of the video's picture)")
 
 
 def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
