@@ -76,8 +76,8 @@ def find_persons(
     if whole_picture:
         return Persons(None, "looked for nobody")
     if poses is not None:
-        found = persons_of_poses(poses, video, info, frames)
-        return found if found.box is not None or trained_on_whole else replace(found, box=NO_BOX)
+        persons = persons_of_poses(poses, video, info, frames)
+        return persons if persons.box is not None or trained_on_whole else replace(persons, box=NO_BOX)
     return moving_region(video, info, frames) if looks else Persons(None, "as the network was trained")
 
 
