@@ -13,7 +13,7 @@ from svdata2vec.shards.video import VideoInfo
 FLOAT16_LIMIT = 65504.0
 ASPECT_TOLERANCE = 0.02  # between the shapes of the picture of the joints and of the video, or 2 px (rounded copies)
 RELATIVE = 2.0           # joints of which none is further from 0: not pixels, but parts of the picture
-LEAST_HELD = 0.25        # of one person's joints, by the boxes of the frames that the person is seen in
+LEAST_HELD = 0.25        # of one person's joints in view, by a box that is somebody's
 
 
 def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> tuple[Pose, int]:
@@ -44,9 +44,13 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
         raise _of_another_size(key, f"{far} of {seen_MTV.sum()} joints lie far outside", info)
     pose_MTVC[bad_MTV] = 0.0
     score_MTV = None if pose.score_MTV is None else _scores(key, pose.score_MTV, pose_MTVC.shape[:3])
+    joints_MTV2 = counted_joints(pose_MTVC, score_MTV, CROP_SCORES, info.width, info.height)
     if pose.width is None:
-        _check_inside(key, counted_joints(pose_MTVC, score_MTV, CROP_SCORES, width, height), info)
-    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC)
+        _check_inside(key, joints_MTV2, info)
+    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
+    if pose.box_T4 is not None and box_T4 is not None:
+        given_T = np.isfinite(pose.box_T4).all(axis=1) & np.any(pose.box_T4, axis=1)
+        _check_boxes(key, given_T, box_T4, joints_MTV2, info)
     people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end,
                   first_number=pose.first_number)
     return people, int(bad_MTV.sum())
@@ -84,6 +88,22 @@ def _of_another_size(key: str, found: str, info: VideoInfo) -> UserError:
                      "expected the video that they were found in, or img_shape, (height, width) of its picture")
 
 
+def _check_boxes(key: str, given_T: np.ndarray, box_T4: np.ndarray, joints_MTV2: np.ndarray, info: VideoInfo) -> None:
+    """UserError if most boxes that are given (`given_T`) hold nobody: of each person less than LEAST_HELD.
+
+    So do x, y, width, height, parts of the picture, and pixels of a picture of another size.
+    """
+    picture_MTV = (joints_MTV2 >= 0).all(axis=-1) & (joints_MTV2 <= (info.width, info.height)).all(axis=-1)
+    counted_MTV = present_joints(joints_MTV2) & picture_MTV
+    held_MTV = (joints_MTV2 >= box_T4[:, None, :2]).all(axis=-1) & (joints_MTV2 <= box_T4[:, None, 2:]).all(axis=-1)
+    held_MT, counted_MT = (counted_MTV & held_MTV).sum(axis=2), counted_MTV.sum(axis=2)
+    holds_MT = (held_MT >= LEAST_HELD * counted_MT) & (counted_MT > 0)
+    empty_T = given_T & ~holds_MT.any(axis=0) & counted_MT.any(axis=0)
+    if 2 * empty_T.sum() > given_T.sum():
+        raise UserError(f"clip {key}: {empty_T.sum()} of {given_T.sum()} boxes hold nobody's joints; expected x1, y1, x2, y2 "
+                        "in pixels (bboxes of a pickle: of the video's picture)")
+
+
 def _same_shape(width: int, height: int, info: VideoInfo) -> bool:
     """Whether a picture has the shape of the video's, but for rounding: as shown, or as stored where pixels are not square."""
     shapes = [(info.width, info.height)]
@@ -110,9 +130,8 @@ def _scores(key: str, score_MTV: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     return np.clip(finite_MTV, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
 
 
-def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, pose_MTVC: np.ndarray) -> np.ndarray:
-    """The boxes in pixels of the video; `pose_MTVC`: the joints, which are already."""
-    box_T4, num_frames = np.array(pose.box_T4, np.float32), pose_MTVC.shape[1]
+def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, num_frames: int) -> np.ndarray:
+    box_T4 = np.array(pose.box_T4, np.float32)
     if box_T4.shape != (num_frames, 4):
         raise UserError(f"clip {key}: boxes have shape {box_T4.shape}, expected ({num_frames}, 4)")
     if not pose.video_box:
@@ -123,16 +142,4 @@ def _boxes(key: str, pose: Pose, scale: np.ndarray, info: VideoInfo, pose_MTVC: 
     box_T4 = np.clip(np.where(np.isfinite(box_T4).all(axis=1, keepdims=True), box_T4, 0), -limit, high)
     empty_T = (box_T4[:, 2] <= box_T4[:, 0]) | (box_T4[:, 3] <= box_T4[:, 1])
     box_T4[empty_T] = 0.0
-    _check_boxes(key, box_T4, pose_MTVC, info)
     return box_T4
-
-
-def _check_boxes(key: str, box_T4: np.ndarray, pose_MTVC: np.ndarray, info: VideoInfo) -> None:
-    """UserError if nobody is in the boxes, not even a part of one person: they are of another picture."""
-    boxed_MTV = present_joints(pose_MTVC) & (box_T4 != 0).any(axis=1, keepdims=True)
-    inside_MTV = ((pose_MTVC >= box_T4[:, None, :2]) & (pose_MTVC <= box_T4[:, None, 2:])).all(axis=-1)
-    held_M, boxed_M = (inside_MTV & boxed_MTV).sum(axis=(1, 2)), boxed_MTV.sum(axis=(1, 2))
-    if boxed_M.any() and (held_M < LEAST_HELD * boxed_M)[boxed_M > 0].all():
-        raise UserError(f"clip {key}: boxes hold {held_M.sum()} of {boxed_M.sum()} joints: they are of a picture of another "
-                        f"size; expected x1, y1, x2, y2 in pixels of the video, which is {info.width}x{info.height}, or the "
-                        "video that they were found in")

@@ -134,6 +134,14 @@ def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path,
     assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
 
 
+def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> None:
+    """Lists of classes, such as the one that pose extraction writes, cannot hold them."""
+    root = write_tree(tmp_path / "own", "train/walk/a.mp4", "test/walk /b.mp4", "train/ run/c.mp4")
+    dataset = open_dataset("folder", root=root)
+    assert dataset.classes == ("run", "walk") and {clip.key: clip.label for clip in dataset.clips} == {
+        "test%2Fwalk%20%2Fb": 1, "train%2F%20run%2Fc": 0, "train%2Fwalk%2Fa": 1}
+
+
 def test_urls_are_walked_alike(tmp_path: Path) -> None:
     import fsspec
     memory = fsspec.filesystem("memory")

@@ -86,7 +86,7 @@ def test_boxes_of_another_size_than_the_video_are_refused(info: VideoInfo, scale
     box_T4 = np.tile(np.float32([88, 48, 112, 72]), (FRAMES, 1))
     pose = Pose(joints_MTVC, None, box_T4, 192, 108, video_box=True)
     assert np.array_equal(stored_boxes(to_video_pixels("a", pose, info, 4)[0]), box_T4)
-    with pytest.raises(UserError, match=r"clip a: boxes hold 0 of 120 joints: .* of the video, which is 192x108, or"):
+    with pytest.raises(UserError, match=rf"clip a: {FRAMES} of {FRAMES} boxes hold nobody's joints"):
         to_video_pixels("a", replace(pose, box_T4=scale * box_T4), info, 4)
 
 
@@ -103,7 +103,8 @@ def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: floa
     damaged = pose.pose_MTVC.copy()
     damaged[0, 2, 3, 1] = value
     scores = np.full((1, FRAMES, 17), value, np.float64)
-    boxes = np.tile(np.float32([10, 10, 990, value]), (FRAMES, 1))
+    boxes = np.tile(np.float32([10, 10, 1900, 1070]), (FRAMES, 1))
+    boxes[2, 3] = value
     people, bad = to_video_pixels("a", Pose(damaged, scores, boxes, 1920, 1080), info, 17)
     assert bad == 1 and not people.pose_MTVC[0, 2, 3].any() and np.isfinite(people.pose_MTVC).all()
     assert people.score_MTV is not None and np.isfinite(people.score_MTV).all()
@@ -127,3 +128,26 @@ def test_boxes_are_around_the_joints_whose_scores_count(info: VideoInfo) -> None
     assert np.allclose(stored_boxes(people)[0], [*low, *high])
     unscored, _ = to_video_pixels("a", Pose(joints), info, 17)
     assert np.allclose(stored_boxes(unscored)[0], [1, 1, high[0], 150])
+
+
+@pytest.mark.parametrize(("boxes", "wrong"), [
+    ([[60, 40, 90, 85]] * FRAMES, 0),
+    ([[140, 20, 180, 100]] * FRAMES, 0),  # around one of two persons
+    ([[60, 20, 180, 100]] * 3 + [[0, 0, 0, 0]] * 3, 0),
+    ([[60, 40, 90, 85]] * 3 + [[0, 90, 30, 108]] * 3, 0),  # as many right as wrong
+    ([[60, 40, 30, 45]] * FRAMES, 6),  # x, y, width, height
+    ([[0.3, 0.3, 0.5, 0.8]] * FRAMES, 6),  # parts of the picture
+    ([[30, 20, 45, 42]] * 4 + [[60, 40, 90, 85]] * 2, 4),  # of a picture of half the size, but for two
+])
+def test_boxes_that_hold_nobody_are_refused(info: VideoInfo, boxes: list[list[float]], wrong: int) -> None:
+    spread_V2 = np.linspace(0.05, 0.95, 17)[:, None]
+    pose_MTVC = np.stack([np.broadcast_to(corner + spread_V2 * size, (FRAMES, 17, 2))
+                          for corner, size in (((62, 42), (24, 40)), ((142, 22), (36, 76)))])
+    score_MTV = np.ones((2, FRAMES, 17))
+    pose_MTVC[0, :, 9:], score_MTV[0, :, 9:] = (75, 150), 0.2  # legs below the picture, as guessed in a close-up
+    pose = Pose(pose_MTVC, score_MTV, np.float32(boxes))
+    if wrong:
+        with pytest.raises(UserError, match=f"clip a: {wrong} of 6 boxes hold nobody's joints; expected x1, y1, x2, y2"):
+            to_video_pixels("a", pose, info, 17)
+    else:
+        assert to_video_pixels("a", pose, info, 17)[0].box_T4 is not None

@@ -366,17 +366,20 @@ def test_a_joint_that_is_no_number_does_not_make_pixels_parts_of_the_picture(
 
 @pytest.mark.parametrize(("form", "content"), [
     ("mediapipe", [[{"x": 0.2, "y": 0.3, "visibility": None}, {"x": 0.4, "y": 0.5, "visibility": 0.9}]]),
-    ("mmpose", [{"frame_id": 0, "instances": [{"keypoints": [[20, 30], [40, 50]], "keypoint_scores": [None, 0.9]}]}]),
-    ("yolo", [[{"keypoints": {"x": [20, 40], "y": [30, 50], "visible": [None, 0.9]}, "confidence": float("nan")}]]),
+    ("mmpose", [{"frame_id": 0, "instances": [{"keypoints": [[20, 30], [40, 50]], "keypoint_scores": [None, 0.9],
+                                               "bbox": [[7, 7, 7, 7]]}]}]),
+    ("yolo", [[{"keypoints": {"x": [20, 40], "y": [30, 50], "visible": [None, 0.9]}, "confidence": float("nan"),
+                "box": {"x1": 0, "y1": 0, "x2": 0, "y2": 0}}]]),
     ("coco", {"images": [{"id": 1, "file_name": "1.jpg"}],
-              "annotations": [{"image_id": 1, "keypoints": [20, 30, None, 40, 50, 0.9]}]}),
-    ("alphapose", [{"image_id": "0.jpg", "keypoints": [20, 30, None, 40, 50, 0.9], "score": float("nan")}]),
+              "annotations": [{"image_id": 1, "keypoints": [20, 30, None, 40, 50, 0.9], "bbox": [0, 0, 0, 0]}]}),
+    ("alphapose", [{"image_id": "0.jpg", "keypoints": [20, 30, None, 40, 50, 0.9], "score": float("nan"), "box": [-1] * 4}]),
 ])
-def test_a_score_that_is_null_is_none(tmp_path: Path, form: str, content: Any) -> None:
-    """As a program without scores writes none, which counts as 1."""
+def test_a_score_that_is_null_and_an_empty_box_are_none(tmp_path: Path, form: str, content: Any) -> None:
+    """As a program without scores writes none, which counts as 1, and one without boxes: the person is there all the same."""
     dump(tmp_path / "a.json", content)
     pose = read_poses(str(tmp_path / "a.json"), form, "a", 2, None, 1, 0.3)
     assert pose.pose_MTVC.all() and pose.score_MTV is not None and np.allclose(pose.score_MTV, [[[1, 0.9]]])
+    assert pose.box_T4 is None
 
 
 def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:

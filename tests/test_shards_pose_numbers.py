@@ -49,6 +49,16 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, name: str, ids
     assert np.allclose(found.pose_MTVC[0], [body(t) for t in range(FRAMES)], atol=0.01)
 
 
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_frame_ids_of_any_type_are_numbers(tmp_path: Path, kind: type) -> None:
+    """Ids of images run against them; two frames show nobody and are left out."""
+    shown = [0, 1, 3, 4, 6, 7]
+    coco_of(tmp_path / "a.json", *["x.jpg"] * 6, id=list(range(6))[::-1], frame_id=[kind(t) for t in shown])
+    found = read_poses(str(tmp_path / "a.json"), "coco", "a", 17, None, 1, 0.3)
+    assert np.allclose(found.pose_MTVC[0, shown], [body(place) for place in range(6)], atol=0.01)
+    assert found.pose_MTVC.shape[1] == 8 and not found.pose_MTVC[0, [2, 5]].any()
+
+
 @pytest.mark.parametrize(("names", "ids", "message"), [
     (["0.jpg", "1.jpg", "1.jpg", "2.jpg"], [0, 1, 2, 3], "a.json, a: images '1.jpg' and '1.jpg' both are frame 1; expected"),
     (["a1.jpg", "b1.jpg", "a2.jpg"], [0, 1, 2], "images 'a1.jpg' and 'b1.jpg' both are frame 1"),

@@ -33,7 +33,8 @@ FRAMES = 4
     (["1"], [1], 2),
     (["b", "a", " b"], [1, 0, 1], ("a", "b")),
     (["b", "a", "", None, "NaN"],
-     [1, 0, "label '': unlabelled", "label None: unlabelled", "label 'NaN': unlabelled"], ("a", "b")),
+     [1, 0, "label '': unlabelled", "label None: unlabelled", "label 'NaN': unlabelled; name the classes if it is one"],
+     ("a", "b")),
     (["b", "a", "3"], [1, 0, "label 3 is a number, most others are names; name the classes if it is one"], ("a", "b")),
     ([0, 1, "walk"], [0, 1, "label 'walk' is a name, most others are numbers"], 2),
     ([0, [1], True, 0.5],
@@ -53,6 +54,8 @@ def test_labels(values: list[Any], of: list[Any], classes: Any) -> None:
     (["1", "2"], ("run", "walk", "jump"), [1, 2]),
     (["walk", "run", "1"], ("run", "walk"), [1, 0, "label '1' is not among the classes run, walk"]),
     (["2", "10"], ("10", "2"), [1, 0]),
+    (["none", " N/A", "run", "None"], ("run", "none", "N/A"),
+     [1, 2, 0, "label 'None': unlabelled; name the classes if it is one"]),
     (["2", "0"], ("run", "walk"), ["label 2, but there are 2 classes, from 0 on", 0]),
     (["walk", "run"], ("run",), ["label 'walk' is not among the classes run", 0]),
 ])

@@ -147,7 +147,8 @@ def test_many_clips_get_the_network_of_the_paper(fifty: Path, monkeypatch: pytes
     [
         (("train", "val"), ("train", "val")), (("train", "val", "test"), ("train", "test")),
         (("xsub_train", "xsub_val"), ("xsub_train", "xsub_val")), (("all",), ("all[:80%]", "all[80%:]")),
-        (("train", "other"), ("train[:80%]", "train[80%:]")),
+        (("train", "other"), ("train[:80%]", "train[80%:]")), (("Train", "Test"), ("Train", "Test")),
+        (("train", "TEST"), ("train", "TEST")), (("Train", "Val", "train", "val"), ("train", "val")),
     ],
 )
 def test_splits_are_found_or_made(tmp_path: Path, names: tuple[str, ...], expected: tuple[str, str]) -> None:

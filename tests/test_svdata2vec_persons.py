@@ -185,6 +185,17 @@ def test_poses_of_a_wrong_shape_are_named(tmp_path: Path, change: dict[str, obje
         persons_of_poses(poses, video, reader.info)
 
 
+@pytest.mark.parametrize("frames", [None, (2, 6)])
+def test_the_frames_that_are_there_count_not_those_that_a_header_states(tmp_path: Path, frames: tuple[int, int] | None) -> None:
+    """Matroska states a length, which with a mean rate gives no number of frames where the rate varies."""
+    video = write_video(tmp_path / "clip.mkv", 8, times=[0, 1, 2, 30, 31, 60, 90, 91])
+    entries = {count: write_pickle(tmp_path / f"{count}.pkl", [annotation("clip", 0, count)]) for count in (8, 40)}
+    with VideoReader(video) as reader:
+        assert reader.stated_frames == 92 and persons_of_poses(entries[8], video, reader.info, frames).box is not None
+        with pytest.raises(UserError, match="it has 40 frames, the video 8: it belongs to another one"):
+            persons_of_poses(entries[40], video, reader.info, frames)
+
+
 @pytest.mark.parametrize(("names", "count"), [(["other"], 0), (["a/clip", "b/clip"], 2)])
 def test_poses_must_name_the_video_once(tmp_path: Path, names: list[str], count: int) -> None:
     video = write_video(tmp_path / "clip.mp4", 8)

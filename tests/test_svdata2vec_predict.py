@@ -29,6 +29,7 @@ from svdata2vec.cli.main import main
 from svdata2vec.cli.runs import parse_box
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, HeadConfig
 from svdata2vec.evaluation.features import embed, load_encoder
+from svdata2vec.evaluation.persons import find_persons
 from svdata2vec.evaluation.predict import predict
 from svdata2vec.evaluation.video_clip import read_clip
 from svdata2vec.model.classifier import Classifier
@@ -84,6 +85,24 @@ def test_the_clip_is_the_one_that_the_loader_makes_of_the_packed_video(tmp_path:
     assert psnr(clip.frames_NTSS3[0], batch.video_BTHWC[0]) > 35
     shifted = np.roll(clip.frames_NTSS3[0], 1, axis=0).astype(float) - batch.video_BTHWC[0].numpy()
     assert np.square(shifted).mean() > 4 * np.square(difference).mean(), "the test must notice wrong frames"
+
+
+def test_poses_without_anybody_show_what_their_packed_clip_shows(run: Path, tmp_path: Path) -> None:
+    """Beside clips with persons: the whole picture, squeezed into a square. A network of whole pictures keeps their shape."""
+    (tmp_path / "videos").mkdir()
+    video = write_video(tmp_path / "videos" / "clip.mp4", 15)
+    poses = write_pickle(tmp_path / "set.pkl", [annotation("clip", 0, 15, keypoint=np.zeros((1, 15, 17, 2)))])
+    pack(read_pyskl(poses, tmp_path / "videos"), tmp_path / "shards", PackOptions(size=192, quality=95, workers=1))
+    with ClipLoader(ShardSet.open(tmp_path / "shards"), "train", PlanConfig(num_frames=T, size=SIZE, crop="boxes"),
+                    batch_size=1, train=False, decoder="reference") as loader:
+        batch = next(iter(loader))
+    assert batch.video_BTHWC is not None
+    boxes = [find_persons(video, None, poses, False, trained_on_whole).box for trained_on_whole in (False, True)]
+    seen, whole = (read_clip(video, DATA, box).frames_NTSS3[0] for box in boxes)
+    assert psnr(seen, batch.video_BTHWC[0]) > 35 and psnr(whole, batch.video_BTHWC[0]) < 15
+    assert np.array_equal(whole, read_clip(video, DATA).frames_NTSS3[0])
+    said = predict(run, video, poses=poses, device="cpu")["did"][2]
+    assert f"the whole picture, squeezed into a square, as nobody in {poses}, resized" in said
 
 
 @pytest.mark.parametrize("frame_draw", ["fixed", "centre"])

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
     The labels are numbers if more of them are numbers (3, "3", " 3", 3.0) than names. Numbers count from 0; from 1 where
     0 does not occur, but every other number up to the number of classes. With `classes` a name must be one of them.
     """
-    read = [_read(value) for value in values]
     classes = None if classes is None else tuple(map(spelled, classes))
+    known = set(classes or ())
+    read = [_read(value, known) for value in values]
     numbers = [value for value in read if isinstance(value, int)]
     names = [value.name for value in read if isinstance(value, _Name)]
-    known = set(classes or ())
     if classes is not None and any(value.name in known for value in (_as_name(value) for value in read) if value is not None):
         return _by_name([_as_name(value) or value for value in read], tuple(classes))
     if len(names) > len(numbers):
@@ -63,14 +63,14 @@ class _Wrong:
     reason: str
 
 
-def _read(value: Any) -> int | _Name | _Wrong:
-    """A label as a number, a name, or what is wrong with it."""
+def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
+    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none"."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
         value = value.item()
     if isinstance(value, str):
         text = spelled(value.strip())
-        if text.casefold() in UNLABELLED:
-            return _Wrong(f"label {value!r}: unlabelled")
+        if text.casefold() in UNLABELLED and text not in known:
+            return _Wrong(f"label {value!r}: unlabelled" + "; name the classes if it is one" * bool(text))
         try:
             value = float(text)
         except ValueError:

@@ -93,6 +93,11 @@ def without_extension(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
 
 
+def plain_name(video: str | Path) -> str:
+    """A video's path without its extension, whatever that is; a folder of pictures has none."""
+    return str(video if Path(video).is_dir() else PurePosixPath(video).with_suffix(""))
+
+
 def identity(video: str) -> str:
     """The same for two spellings of one file, and for links to it."""
     try:
@@ -160,6 +165,10 @@ class VideoFolder:
         for stem in self.stems():
             for path in _different(self._by_stem[stem]):
                 yield stem, path
+
+    def name_of(self, name: str) -> str:
+        """A clip's name without its video's extension; `a.mov` keeps it where there is a video `a.mov.mp4`."""
+        return name if PurePosixPath(spelled(name)).name in self._by_stem else without_extension(name)
 
     def find(self, *names: str) -> str | None:
         """Path of the video that has one of these names, None if there is none. UserError if there are several.

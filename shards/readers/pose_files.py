@@ -17,7 +17,7 @@ from svdata2vec.shards.errors import UserError, reason_of
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
-from svdata2vec.shards.readers.media import folders_of, strange_folder, without_extension
+from svdata2vec.shards.readers.media import folders_of, plain_name, strange_folder, without_extension
 from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
@@ -230,8 +230,7 @@ class _Places:
 
     def of(self, video: str) -> tuple[str, str, int]:
         """(path, item) of a video's poses, and by how many parts of its path. UserError if there are none, or several."""
-        path = PurePosixPath(spelled(video))
-        for name in dict.fromkeys((without_extension(str(path)), str(path if Path(video).is_dir() else path.with_suffix("")))):
+        for name in dict.fromkeys((without_extension(spelled(video)), spelled(plain_name(video)))):
             parts = PurePosixPath(name).parts
             for count in (3, 2, 1):
                 found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))

@@ -135,9 +135,15 @@ def _triples(values: Any, where: str) -> np.ndarray:
 
 
 def _box(corner_and_size: Any) -> np.ndarray | None:
-    """x1, y1, x2, y2 from x, y, width, height; None if it is not four numbers."""
+    """`_corners` from x, y, width, height."""
     values = _numbers(corner_and_size, 4)
-    return None if values is None else np.array([values[0], values[1], values[0] + values[2], values[1] + values[3]])
+    return None if values is None else _corners([*values[:2], *(values[:2] + values[2:])])
+
+
+def _corners(values: Any) -> np.ndarray | None:
+    """A box x1, y1, x2, y2; None if it is not four numbers, or an empty box, as some write where they have none."""
+    found = _numbers(values, 4)
+    return None if found is None or (found[2:] <= found[:2]).any() else found
 
 
 def _numbers(values: Any, count: int) -> np.ndarray | None:
@@ -242,7 +248,10 @@ def _id_of(image: Mapping[str, Any]) -> int:
 
 def _frame_number(image: Mapping[str, Any]) -> int | None:
     frame = image.get("frame_id", image.get("frame_index", _last_number(str(image["file_name"]))))
-    return frame if isinstance(frame, int) else None
+    if isinstance(frame, int):
+        return frame
+    number = _numbers(frame, 1)  # "12" or 12.0
+    return int(number[0]) if number is not None and number[0].is_integer() else None
 
 
 def _numbers_of(images: Sequence[Mapping[str, Any]], where: str) -> tuple[list[int], bool, int]:
@@ -382,7 +391,7 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
                 joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
-            people.append(Person(joints_V3, _numbers(entry.get("bbox"), 4), _score(entry.get("bbox_score"))))
+            people.append(Person(joints_V3, _corners(entry.get("bbox")), _score(entry.get("bbox_score"))))
         frames.append(people)
     return FoundPoses(frames, complete=True)
 
@@ -438,7 +447,7 @@ def _parse_yolo_json(path: str) -> FoundPoses:
             except (TypeError, ValueError) as error:
                 raise UserError(f"{where}: expected keypoints x, y and visible as lists of numbers ({error})") from error
             box = entry.get("box") or {}
-            people.append(Person(joints_V3, _numbers([box.get(name) for name in ("x1", "y1", "x2", "y2")], 4),
+            people.append(Person(joints_V3, _corners([box.get(name) for name in ("x1", "y1", "x2", "y2")]),
                                  _score(entry.get("confidence"))))
         frames.append(people)
     return FoundPoses(frames, complete=True, relative=_is_relative(frames, path))  # to_json(normalize=True)

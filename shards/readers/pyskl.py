@@ -17,7 +17,7 @@ from svdata2vec.shards.layouts import COCO17, JointLayout, to_coco17
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.labels import classes_beside, read_labels
-from svdata2vec.shards.readers.media import VideoFolder, folders_of, strange_folder, without_extension
+from svdata2vec.shards.readers.media import VideoFolder, folders_of, plain_name, strange_folder
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
@@ -137,14 +137,17 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     usable = [entry for entry in annotations if isinstance(entry, Mapping)]
     field = "filename" if usable and "filename" in usable[0] else "frame_dir"
     base = _common_folder([entry.get(field) for entry in usable])
-    if base:
-        annotations = [{**entry, field: _below(entry.get(field), base)} if isinstance(entry, Mapping) else entry
-                       for entry in annotations]
+
+    def plain(name: Any) -> Any:
+        return folder.name_of(name.removeprefix(f"{base}/") if base else name) if isinstance(name, str) else name
+
+    annotations = [{**entry, field: plain(entry[field])} if isinstance(entry, Mapping) and field in entry else entry
+                   for entry in annotations]
     values = [entry.get("label") if isinstance(entry, Mapping) else None for entry in annotations]
     labels = read_labels(values, classes_beside(classes, content.get("classes"), values, pickle_path))
     log.info("%s: %s", pickle_path, labels.said)
     skipped = list(folder.left_out)
-    names = {without_extension(str(entry.get(field))) for entry in annotations if isinstance(entry, Mapping)}
+    names = {str(entry.get(field)) for entry in annotations if isinstance(entry, Mapping)}
 
     def make(item: tuple[Any, int | str]) -> ClipAnnotation:
         entry, label = item
@@ -159,7 +162,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
     clips = _in_their_folders(clips, {safe_key(name): spelled(name) for name in names}, folder, skipped)
     poses = [clip.pose_MTVC for clip in clips if clip.pose_MTVC is not None]
     joint_layout = choose_layout(poses, joints, "coco17", pickle_path)
-    listed = {split: [_below(name, base) for name in names] for split, names in content["split"].items()}
+    listed = {split: [plain(name) for name in names] for split, names in content["split"].items()}
     splits = _splits(listed, {_key_of(entry, field) for entry in annotations}, pickle_path, skipped)
     says = content.get("name")
     name = name or (says if isinstance(says, str) and says else PurePosixPath(str(pickle_path)).stem)
@@ -195,7 +198,7 @@ def _in_their_folders(clips: Sequence[ClipAnnotation], name_of: Mapping[str, str
 
 def _fits_with_folders(clip: ClipAnnotation) -> bool:
     """Whether the clip's name is the end of its video's path, with all its folders."""
-    parts = PurePosixPath(without_extension(spelled(str(clip.video)))).parts
+    parts = PurePosixPath(spelled(plain_name(clip.video))).parts
     return safe_key("/".join(parts[-(1 + clip.key.count("%2F")) :])) == clip.key
 
 
@@ -205,18 +208,13 @@ def _common_folder(names: Sequence[Any]) -> str:
     return os.path.commonpath(parents) if parents else ""
 
 
-def _below(name: Any, base: str) -> Any:
-    """A name without the folder `base` in front."""
-    return name.removeprefix(f"{base}/") if base and isinstance(name, str) else name
-
-
 def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Path,
             skipped: list[Skipped]) -> dict[str, list[str]]:
     """Split -> keys, each once. Names without annotation are added to `skipped`, each once."""
     keys: dict[str, list[str]] = {}
     absent: dict[str, list[str]] = {}
     for split, names in splits.items():
-        listed = list(dict.fromkeys(_split_key(name) for name in names))
+        listed = list(dict.fromkeys(safe_key(str(name)) for name in names))
         if len(listed) < len(names):
             log.info("%s: split %s lists %d names twice", path, split, len(names) - len(listed))
         for key in listed:
@@ -237,16 +235,15 @@ def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str])
         raise UserError(f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}")
     if not isinstance(entry[field], str):
         raise UserError(f"{field} is of type {type(entry[field]).__name__}, expected the video's name")
-    frame_dir = entry[field]
+    name = entry[field]
     pose = pose_of(entry)
-    name = without_extension(frame_dir)
     video = (name + "_rgb" in names and folder.find(name)) or folder.find(name, name + "_rgb")
     if video is None:
-        raise ItemError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}", frame_dir)
-    subject, camera, setup = (_whole(entry, name) if entry.get(name) is not None else None
-                              for name in ("subject", "camera", "setup"))
+        raise ItemError(f"no video {name}.mp4 (or .avi, ...) below {folder.root}", name)
+    subject, camera, setup = (_whole(entry, number) if entry.get(number) is not None else None
+                              for number in ("subject", "camera", "setup"))
     return ClipAnnotation(
-        key=_split_key(frame_dir), label=0, video=video, num_frames=_whole(entry, "total_frames"),
+        key=safe_key(name), label=0, video=video, num_frames=_whole(entry, "total_frames"),
         width=pose.width, height=pose.height, pose_MTVC=pose.pose_MTVC, score_MTV=pose.score_MTV, box_T4=pose.box_T4,
         video_box=pose.video_box, subject=subject, camera=camera, setup=setup,
     )
@@ -334,11 +331,6 @@ def _around(box_M4: np.ndarray) -> np.ndarray | Box:
 
 
 def _key_of(entry: Any, field: str) -> str:
-    return _split_key(entry[field]) if isinstance(entry, Mapping) and field in entry else "(annotation without name)"
-
-
-def _split_key(name: Any) -> str:
-    """The key of a clip that the pickle calls `name`, perhaps with folders and extension."""
-    return safe_key(without_extension(str(name)))
+    return safe_key(str(entry[field])) if isinstance(entry, Mapping) and field in entry else "(annotation without name)"
 
 

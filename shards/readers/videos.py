@@ -89,7 +89,7 @@ def _without_video(found: Walk) -> list[str]:
 
 def _place(relative: str) -> tuple[str, str]:
     """(split, class) of a video by its folders."""
-    folders = spelled(relative).split("/")[:-1]
+    folders = [folder.strip() for folder in spelled(relative).split("/")[:-1]]  # as labels in tables and lists of classes are
     if len(folders) == 2 and folders[0] in SPLIT_FOLDERS:
         return folders[0], folders[1]
     if len(folders) == 1 and folders[0] not in SPLIT_FOLDERS:

@@ -4,7 +4,7 @@ F frames, h w sides of the small grey pictures, M persons, V joints
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +19,8 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
 from svdata2vec.shards.packing.clip import OTHER_RATE
 from svdata2vec.shards.packing.options import PackOptions
-from svdata2vec.shards.readers.media import without_extension
-from svdata2vec.shards.readers.pyskl import load_pickle, pose_of
+from svdata2vec.shards.readers.media import plain_name, without_extension
+from svdata2vec.shards.readers.pyskl import NO_BOX, load_pickle, pose_of
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import VideoInfo, VideoReader, numbered_pictures
 
@@ -38,7 +38,7 @@ class Persons:
     """What was found in a video.
 
     Attributes:
-        box: around all persons in all frames; None = nobody was found.
+        box: around all persons in all frames; None = nobody was found, NO_BOX = as in a packed clip that shows nobody.
         how: what was done, for the user to read.
     """
 
@@ -76,7 +76,8 @@ def find_persons(
     if whole_picture:
         return Persons(None, "looked for nobody")
     if poses is not None:
-        return persons_of_poses(poses, video, info, frames)
+        persons = persons_of_poses(poses, video, info, frames)
+        return persons if persons.box is not None or trained_on_whole else replace(persons, box=NO_BOX)
     return moving_region(video, info, frames) if looks else Persons(None, "as the network was trained")
 
 
@@ -137,9 +138,12 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
 def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:
     """The poses of these frames, None = all; UserError if there are none, or if they are of another video or frame rate."""
     poses = pose.pose_MTVC.shape[1]
+    slack = max(PackOptions.pose_slack, OTHER_RATE * poses)
     with VideoReader(video) as reader:
-        found = reader.stated_frames or (reader.count() if frames is None else 0)
-    if found and abs(found - poses) > max(PackOptions.pose_slack, OTHER_RATE * poses):
+        found = reader.stated_frames
+        if abs(found - poses) > slack if found else frames is None:  # of a variable rate, or with hidden frames: not as stated
+            found = reader.count()
+    if found and abs(found - poses) > slack:
         raise UserError(f"it has {poses} frames, the video {found}: it belongs to another one, or to one of another frame rate")
     if frames is None:
         return pose
@@ -150,16 +154,18 @@ def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:
 
 def _annotations_of(video: Path, entries: Sequence[Any]) -> list[Mapping[str, Any]]:
     """Those whose names packing would find this video by; of several those with its folder in front, or its own name."""
-    stem = spelled(video.name if video.is_dir() else video.stem)
+    stem = spelled(PurePosixPath(plain_name(video)).name)
     found = []
     for entry in entries:
         if isinstance(entry, Mapping):
-            name = PurePosixPath(spelled(without_extension(str(entry.get("frame_dir", entry.get("filename", ""))))))
-            if stem in (name.name, f"{name.name}_rgb"):
-                found.append((name, entry))
-    in_folder = [pair for pair in found if pair[0].parent.name == spelled(video.resolve().parent.name)]
+            name = spelled(str(entry.get("frame_dir", entry.get("filename", ""))))
+            places = map(PurePosixPath, (name, without_extension(name)))
+            place = next((place for place in places if stem in (place.name, f"{place.name}_rgb")), None)
+            if place is not None:
+                found.append((place.parent.name, (place.name != stem, str(place) != name), entry))
+    in_folder = [one for one in found if one[0] == spelled(video.resolve().parent.name)]
     found = in_folder if len(found) > 1 and in_folder else found
-    return [entry for _, entry in [pair for pair in found if pair[0].name == stem] or found]
+    return [entry for _, strange, entry in found if strange == min(other for _, other, _ in found)]
 
 
 def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> Persons:

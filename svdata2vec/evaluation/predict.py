@@ -86,8 +86,9 @@ def _describe(clip: Clip, persons: Persons, frames: Span | None, device: str) ->
     turned = f", {info.orientation}" if str(info.orientation) else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
     if persons.box is not None and too_small(persons.box):
-        region = f"nothing: the whole picture, squeezed into a square, as {persons.how} are below {MIN_BOX_PX:g} pixels"
-    if persons.box is None:
+        small = f" are below {MIN_BOX_PX:g} pixels" * any(persons.box)
+        region = f"nothing: the whole picture, squeezed into a square, as {persons.how}{small}"
+    elif persons.box is None:
         region = f"nothing: the whole picture, black beside it ({persons.how})"
     whole, numbers = ("video", "") if frames is None else ("part", f", {frames[0]} to {frames[1] - 1}")
     few = f" (the {whole} has fewer: they repeat)" if clip.num_frames < len(plan.frames_T) else ""

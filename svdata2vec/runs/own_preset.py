@@ -103,7 +103,7 @@ def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
     names = [*shards.manifest.splits]
     train = data.train_split
     if train == OWN_DATA.train_split:
-        trains = [name for name in names if name == "train"] or [name for name in names if "train" in name] or names
+        trains = ["train"] if "train" in names else [name for name in names if "train" in name.lower()] or names
         if len(trains) != 1:
             raise UserError(
                 f"{shards.where}: which split to train on is not clear; it has {', '.join(names) or 'none'}; name one with "
@@ -112,9 +112,10 @@ def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
         train, *_ = trains
     if data.test_split != OWN_DATA.test_split:
         return train, data.test_split
-    for wanted in (*TEST_SPLITS, *(train.replace("train", ending) for ending in TEST_SPLITS)):
-        if wanted in names and wanted != train and len(shards.rows(wanted)):
-            return train, wanted
+    for wanted in (*TEST_SPLITS, *(train.lower().replace("train", ending) for ending in TEST_SPLITS)):
+        for name in sorted(names, reverse=True):  # of those that differ in case alone first the one in small letters
+            if name.lower() == wanted and name != train and len(shards.rows(name)):
+                return train, name
     if data.train_split == train:
         raise UserError(
             f"{shards.where}: no split to test on; name one with --data.test-split, or parts: --data.train-split "

@@ -94,7 +94,7 @@ def extract(given: argparse.Namespace) -> int:
     videos = find_videos(given.videos)
     check_output(given.out, videos.classes)
     boxes = GivenBoxes(given.boxes) if given.boxes else None
-    work = WorkFolder(given.work, settings_of(given))
+    work = WorkFolder(given.work, settings_of(given), boxes)
     first, parts = given.part
     todo = videos.videos[first::parts]
     unfinished = [video for video in todo if not work.is_finished(video)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, video_files, without_extension
+from svdata2vec.shards.readers.media import VIDEO_EXTENSIONS, is_video, plain_name, video_files
 from svdata2vec.shards.readers.videos import SPLIT_FOLDERS, read_video_csv, read_video_folder
 from svdata2vec.shards.shown import some_of
 
@@ -73,7 +73,7 @@ def _named(found: VideoList) -> VideoList:
 
 def _tails(path: str) -> list[str]:
     """The name without extension, then with one folder in front, then with two."""
-    place = PurePosixPath(without_extension(path))
+    place = PurePosixPath(plain_name(path))
     return ["/".join(place.parts[-count:]) for count in (1, 2, 3)]
 
 
@@ -120,16 +120,21 @@ class GivenBoxes:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; expected one with NAME.csv or NAME.npz per video")
 
+    def file(self, name: str) -> Path:
+        """The file with a video's boxes; UserError if there is none."""
+        archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
+        if not archive.is_file() and not table.is_file():
+            raise UserError(f"no boxes for this video: neither {archive} nor {table.name} is there")
+        return archive if archive.is_file() else table
+
     def read(self, name: str) -> dict[int, np.ndarray]:
         """Frame number -> (N, 4) float32 boxes. UserError if there is no file, or naming the lines that are wrong."""
-        archive, table = self.folder / work_name(name), self.folder / f"{name}.csv"
-        if archive.is_file():
-            with np.load(archive) as content:
+        table = self.file(name)
+        if table.suffix == ".npz":
+            with np.load(table) as content:
                 ends = np.cumsum(content["count_T"])
                 rows = np.split(content["box_N4"], ends[:-1])
             return {number: boxes for number, boxes in enumerate(rows) if len(boxes)}
-        if not table.is_file():
-            raise UserError(f"no boxes for this video: neither {archive} nor {table.name} is there")
         boxes: dict[int, list[list[float]]] = {}
         wrong: list[str] = []
         with table.open(newline="", encoding="utf-8-sig") as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pose_inputs import Video, VideoList, work_name
+from pose_inputs import GivenBoxes, Video, VideoList, work_name
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
@@ -37,9 +37,9 @@ class VideoPoses:
 class WorkFolder:
     """The folder with the detections of finished videos."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], boxes: GivenBoxes | None = None) -> None:
         """Open it, to be made with the first result. UserError if it was made with other settings (another model, say)."""
-        self.folder, self._settings, self._file = folder, settings, folder / "settings.json"
+        self.folder, self._settings, self._file, self._boxes = folder, settings, folder / "settings.json", boxes
         self._check()
 
     def _check(self) -> None:
@@ -56,12 +56,17 @@ class WorkFolder:
         return self.folder / work_name(video.name)
 
     def is_finished(self, video: Video) -> bool:
-        """Whether this very video (by size and time of change) has been done."""
+        """Whether this very video (by size and time of change), with these boxes, has been done."""
         try:
             with np.load(self.path(video)) as content:
-                return content["source"].tolist() == _fingerprint(video.path)
-        except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                return content["source"].tolist() == self._source(video)
+        except (UserError, FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return False
+
+    def _source(self, video: Video) -> list[int]:
+        """What tells a video, and its given boxes, from changed ones."""
+        boxes = [] if self._boxes is None else _fingerprint(str(self._boxes.file(video.name)))
+        return _fingerprint(video.path) + boxes
 
     def save(self, video: Video, poses: VideoPoses) -> None:
         """Store the detections of a finished video, behind the settings; UserError as when the folder is opened."""
@@ -75,7 +80,7 @@ class WorkFolder:
             for name in Detections.ARRAYS
         }
         np.savez_compressed(
-            buffer, source=np.array(_fingerprint(video.path), np.int64), size=np.array([poses.width, poses.height], np.int32),
+            buffer, source=np.array(self._source(video), np.int64), size=np.array([poses.width, poses.height], np.int32),
             count_T=np.array([len(frame) for frame in poses.frames], np.int32), **found,
         )
         write_atomically(self.path(video), buffer.getvalue())
