@@ -138,3 +138,14 @@ def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> Non
     assert "clips of 40; " in decoding_line({**masked, "pictures_per_clip": 40.0, "seen_per_clip": 40.0})
     earlier = {name: value for name, value in record.items() if name != "decoding"}
     assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)
+
+
+def test_what_the_schema_lets_through_is_shown(record: dict[str, Any]) -> None:
+    """Whatever a stranger's record leaves out or has as zero."""
+    strange = copy.deepcopy(record)
+    strange["decoding"] |= {"pictures_per_clip": 0, "needed_pictures_per_s": 0.0}
+    strange["masks"] = {"repeats": 1, "counted_share": 0.007}
+    assert faults(strange, SCHEMA) == []
+    said = as_table(strange).splitlines()
+    assert "masks per clip: 1; one more takes 0.7 % of the step with one by count" in said
+    assert any(line.startswith("decoder, jpeg: ") for line in said)

@@ -128,10 +128,10 @@ def decoding_line(cost: dict[str, Any]) -> str:
     fewer = f"of {sampled} those that masks let be seen" if hidden else f"as some are shorter than {sampled} frames"
     whole = "" if pictures == sampled else f", all of its pictures for {sampled}" if pictures > sampled else f", {fewer}"
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
-    clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
+    clips = f"{rate_text(given / max(pictures, 1e-9))} clips of {pictures:.3g}{whole}"
     return (
         f"{giver}, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
-        f"pictures/s, and the {giver} gives {given / needed:.2g} times that"
+        f"pictures/s, and the {giver} gives {given / max(needed, 1e-9):.2g} times that"
     )
 
 
@@ -146,7 +146,7 @@ def _closing(record: dict[str, Any]) -> str:
 
 
 def _masks(cost: dict[str, Any]) -> str:
-    counted, measured = cost["counted_share"], cost["measured_share"]
+    counted, measured = cost["counted_share"], cost.get("measured_share")
     beside = "" if measured is None else f", {100 * measured:.1f} % as measured"
     return f"masks per clip: {cost['repeats']}; one more takes {100 * counted:.1f} % of the step with one by count{beside}"
 
