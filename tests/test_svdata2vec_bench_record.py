@@ -59,6 +59,21 @@ def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsy
     assert capsys.readouterr().out == compare(record, other)
 
 
+def test_compare_leaves_out_no_stage_and_claims_no_spread_of_one_round(record: dict[str, Any]) -> None:
+    """Whichever of the two was measured beside the authors' way."""
+    other = copy.deepcopy(record)
+    for name in ("original model", "original train"):
+        del other["stages"][name]
+    other["stages"]["read"] = {"clips_per_s": 0.0123, "q20": 0.0123, "q80": 0.0123, "rounds": [0.0123]}
+    rate = f"{record['stages']['original model']['clips_per_s']:.2f}"
+    for pair in ((record, other), (other, record)):
+        lines = compare(*pair).splitlines()
+        (alone,) = (line for line in lines if line.startswith("original model"))
+        assert alone == f"original model  {rate:>{12 if pair[0] is record else 24}s}"
+        (read,) = (line for line in lines if line.startswith("read "))
+        assert "0.01" in read.split() and read.endswith("  of one round: no spread")
+
+
 @pytest.mark.parametrize(
     ("setting", "launch"),
     [
