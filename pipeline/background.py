@@ -25,7 +25,8 @@ class _End:
 
 @dataclass
 class _Channel(Generic[T]):
-    """What a consumer and its thread share. `room`: an entry for each item that may come.
+    """What a consumer and its thread share. `room`: an entry for each item that may come. `waits`: the thread has an item in
+    hand and asks for room.
 
     `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
     ever. These queues take and release theirs in C.
@@ -34,6 +35,7 @@ class _Channel(Generic[T]):
     items: "SimpleQueue[T | _End]" = field(default_factory=SimpleQueue)
     room: "SimpleQueue[None]" = field(default_factory=SimpleQueue)
     stopped: bool = False
+    waits: bool = False
 
 
 class Prefetch(Generic[T]):
@@ -44,6 +46,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, source: Iterator[T], depth: int, name: str) -> None:
         self._channel: _Channel[T] = _Channel()
+        self._depth = depth
         for _ in range(depth):
             self._channel.room.put(None)
         self._thread = threading.Thread(target=_run, args=(source, self._channel), name=name, daemon=True)
@@ -67,6 +70,12 @@ class Prefetch(Generic[T]):
                 raise item.error
             raise StopIteration
         raise StopIteration
+
+    @property
+    def rests(self) -> bool:
+        """Whether the thread has made all that it may ahead of the consumer, or has ended."""
+        full = self._channel.waits and self._channel.items.qsize() == self._depth
+        return full or not self._thread.is_alive()
 
     def request_stop(self) -> None:
         """Ask the thread to end after the item it is working on."""
@@ -98,9 +107,11 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
 
 def _has_room(channel: _Channel[T]) -> bool:
     """Wait until an item may be handed on; False once the consumer has stopped."""
+    channel.waits = True
     while not channel.stopped:
         with suppress(Empty):
             channel.room.get(timeout=_POLL_SECONDS)
+            channel.waits = False
             return True
     return False
 
@@ -138,6 +149,11 @@ class Background:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def rests(self) -> bool:
+        """Whether the threads have made all that they may ahead of the consumer, or do not run."""
+        return all(stage is None or stage.rests for stage in (self._stream, self._reader))
 
     def stop(self) -> None:
         """End the threads, drop what was prefetched, keep the decoder."""

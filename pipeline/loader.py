@@ -181,6 +181,11 @@ class ClipLoader:
         return 2 * (self.prefetch + 1) + self.num_lanes - 1 + max(self.num_processes - 1, 0)
 
     @property
+    def rests(self) -> bool:
+        """Whether all is made that may be ahead of the consumer; a second lane may still be at its batch."""
+        return self._background is None or self._background.rests
+
+    @property
     def epochs_passed(self) -> Fraction:
         """The place after the last batch that was handed out, in epochs; equal on all ranks."""
         return self._epoch + Fraction(self._position, self.order.end(self._position) or 1)

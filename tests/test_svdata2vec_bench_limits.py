@@ -37,14 +37,23 @@ def test_readers_read_every_byte_of_the_tars_once(
     assert real(shards.tars, [tar.stat().st_size for tar in shards.tars], whole - 5, 100) == 5
 
 
-def test_of_pictures_alone_those_are_read_that_are_seen() -> None:
-    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other, each once; of videos all."""
+@pytest.mark.parametrize("weights", [(), (1.0, 1.0), (1.0, 0.25), (2.0, 6.0)])
+def test_of_pictures_alone_those_are_read_that_are_seen(weights: tuple[float, ...]) -> None:
+    """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other, each once; of videos all.
+
+    They are sets of their own, of which an epoch takes more or less.
+    """
+    first, second = weights or (1, 1)
     config = PretrainConfig(encode="all_frames", data=DataConfig(num_frames=5))
     index = np.array([([600, 400], 10), ([90, 0], 3)], dtype=[("size", "i8", 2), ("frames", "i8")])
-    pictures_alone, video = ((500 + 90) / 2, (5 + 3) / 2), ((1000 + 90) / 2, (10 + 3) / 2)
-    for codec, expected in (("jpeg", pictures_alone), ("blocks", pictures_alone), ("vp9", video)):
-        shards: Any = types.SimpleNamespace(index=index, manifest=types.SimpleNamespace(codec=codec))
-        assert tuple(work(shards, np.arange(2), config) for work in (limits.read_bytes, limits.coded_pictures)) == expected
+    shares = [(np.array([place]), weight) for place, weight in enumerate(weights)]
+    pictures_alone, video = ((500, 90), (5, 3)), ((1000, 90), (10, 3))
+    for codec, found in (("jpeg", pictures_alone), ("blocks", pictures_alone), ("vp9", video)):
+        manifest = types.SimpleNamespace(codec=codec)
+        shards: Any = types.SimpleNamespace(index=index, manifest=manifest, shares=lambda _: shares)
+        expected = [(first * one + second * other) / (first + second) for one, other in found]
+        works = (limits.read_bytes, limits.coded_pictures)
+        assert [work(shards, np.arange(2), config) for work in works] == pytest.approx(expected)
 
 
 def test_limits_come_from_counts_and_ceilings() -> None:

@@ -59,6 +59,21 @@ def test_compare_says_what_changed(record: dict[str, Any], tmp_path: Path, capsy
     assert capsys.readouterr().out == compare(record, other)
 
 
+def test_compare_leaves_out_no_stage_and_claims_no_spread_of_one_round(record: dict[str, Any]) -> None:
+    """Whichever of the two was measured beside the authors' way."""
+    other = copy.deepcopy(record)
+    for name in ("original model", "original train"):
+        del other["stages"][name]
+    other["stages"]["read"] = {"clips_per_s": 0.0123, "q20": 0.0123, "q80": 0.0123, "rounds": [0.0123]}
+    rate = f"{record['stages']['original model']['clips_per_s']:.2f}"
+    for pair in ((record, other), (other, record)):
+        lines = compare(*pair).splitlines()
+        (alone,) = (line for line in lines if line.startswith("original model"))
+        assert alone == f"original model  {rate:>{12 if pair[0] is record else 24}s}"
+        (read,) = (line for line in lines if line.startswith("read "))
+        assert "0.01" in read.split() and read.endswith("  of one round: no spread")
+
+
 @pytest.mark.parametrize(
     ("setting", "launch"),
     [
@@ -138,3 +153,14 @@ def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> Non
     assert "clips of 40; " in decoding_line({**masked, "pictures_per_clip": 40.0, "seen_per_clip": 40.0})
     earlier = {name: value for name, value in record.items() if name != "decoding"}
     assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)
+
+
+def test_what_the_schema_lets_through_is_shown(record: dict[str, Any]) -> None:
+    """Whatever a stranger's record leaves out or has as zero."""
+    strange = copy.deepcopy(record)
+    strange["decoding"] |= {"pictures_per_clip": 0, "needed_pictures_per_s": 0.0}
+    strange["masks"] = {"repeats": 1, "counted_share": 0.007}
+    assert faults(strange, SCHEMA) == []
+    said = as_table(strange).splitlines()
+    assert "masks per clip: 1; one more takes 0.7 % of the step with one by count" in said
+    assert any(line.startswith("decoder, jpeg: ") for line in said)

@@ -141,6 +141,30 @@ def test_what_was_made_while_others_were_timed_is_not_counted(
     assert dict(zip(stages, untimed, strict=True)) == {**dict.fromkeys(stages, 2), "read": 3, **ahead}
 
 
+def test_no_loader_works_while_another_stage_is_timed(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `data` and `train` make ahead, slowly here, is made before `model` and `read` have their turns."""
+    decode, decoded = DaliDecoder.decode, []
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        decoded.append(1)
+        return decode(*arguments)
+
+    monkeypatch.setattr(DaliDecoder, "decode", slow)
+    runtime, shards = Runtime(torch.device("cpu"), 0, 1, False), ShardSet.open(tiny_shard_folder)
+    counts: dict[str, list[int]] = {"read": [], "decode": [], "data": [], "model": [], "train": []}
+    with open_stages(small_bench(tiny_shard_folder, tmp_path), runtime, shards, baseline=False) as (stages, _):
+        for _ in range(2):
+            for name, stage in stages.items():
+                before = len(decoded)
+                stage.time_round(runtime.device, 0.01, 1)
+                counts[name].append(len(decoded) - before)
+    assert counts["read"] == counts["model"] == [0, 0] and counts["decode"] == [2, 2]
+    assert all(counts[name][0] > 2 for name in ("data", "train"))  # the two that are taken, and those ahead
+
+
 def test_the_authors_way_takes_a_conv3d_on_a_gpu_too(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,23 @@ from tiny import pretrain_config
 from svdata2vec.bench import batch, start
 from svdata2vec.bench.config import BatchConfig, DataBenchOptions
 from svdata2vec.runs.failures import RunFailedError, told
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.stepper import NotFiniteError
 
 
 def small_job(shards: Path, folder: Path) -> BatchConfig:
     return BatchConfig.of(pretrain_config(shards, folder / "run"))
 
+
+def test_a_record_holds_no_password_of_a_url(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Records and their pages are passed on."""
+    config = small_job(tiny_shard_folder, tmp_path)
+    named = replace(config, data=replace(config.data, shards="s3://key:secret@b/x,https://me:word@host/y?part=1&token=abc"))
+    here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    said = start.setting(named, here, ShardSet.open(tiny_shard_folder))["shards"]
+    assert said == "s3://b/x,https://host/y?part=1&token=***"
 
 
 @pytest.mark.parametrize(

@@ -235,12 +235,30 @@ def test_the_command_measures_on_this_machine(
     assert asked == [(tmp_path / "clips" / "source", 4), "420", "444"]
     record = json.loads(out.read_text())
     assert len(record["rows"]) == 6 and all(row["pictures_per_s"] > 0 for row in record["rows"])
-    assert load_tuned(cpu_name(), "jpeg") == Tuned(**record["chosen"]) and f"stored in {stored}" in capsys.readouterr().out
+    chosen = record["chosen"] | ({"threads": 0} if record["chosen"]["threads"] == 2 else {})  # one for every core
+    assert load_tuned(cpu_name(), "jpeg") == Tuned(**chosen) and f"stored in {stored}" in capsys.readouterr().out
     assert main(["bench", "data", "--tune", "--method", "ours, jpeg"]) == 2
     assert "exclude each other" in capsys.readouterr().err
     assert main(["bench", "data", "--tune", "--rounds", "2"]) == 2
     assert "rounds is 2 with tune" in capsys.readouterr().err
     assert DataBenchOptions().tune is False
+
+
+@pytest.mark.parametrize(("fast", "threads"), [(None, (4, 12)), (2, (2, 2))])
+def test_a_job_with_few_cores_does_not_bind_those_with_more(
+    fast: int | None, threads: tuple[int, int], stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuned on four cores, where all of them are the best, or two."""
+    monkeypatch.setattr(tuning, "make_sources", lambda *_: None)
+    monkeypatch.setattr(tuning, "packed", lambda *_, **__: None)
+    monkeypatch.setattr(tuning, "usable_cores", lambda: 4)
+    monkeypatch.setattr(tuning, "in_turns", lambda jobs, *_: {
+        one: [2.0 if getattr(one, "threads", 0) == fast else 1.0] * 3 for one in jobs
+    })
+    record = tuning.tune(DataBenchOptions(folder=tmp_path, tune=True))
+    assert record["chosen"]["threads"] == threads[0]
+    for cores, expected in zip((4, 12), threads, strict=True):
+        assert fit_loader(DataConfig(), "cpu", cores, load_tuned(cpu_name(), "jpeg")).threads == expected
 
 
 @pytest.mark.parametrize("place", ["taken/decoding.json", "folder"])

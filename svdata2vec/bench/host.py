@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 
 from svdata2vec.bench.config import HostConfig
+from svdata2vec.bench.limits import mean_taken
 from svdata2vec.bench.machine import cpu_seconds, quantiles
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
@@ -98,7 +99,7 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
         "batch_size": batch, "readers": readers, "ms_per_clip": median, "q20": low, "q80": high,
         "parts": {part: statistics.median(values) for part, values in times.items()},
         "parts_q20_q80": {part: quantiles(values)[1:] for part, values in times.items()}, "reader_ms_per_clip": others,
-        "bytes_per_clip": float(shards.index["size"].sum(axis=1)[split].mean()),
+        "bytes_per_clip": mean_taken(shards, split, shards.index["size"][split].sum(axis=1, dtype="int64")),
     }
 
 

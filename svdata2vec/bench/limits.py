@@ -152,7 +152,7 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
         "flops_per_clip": step_flops(layers),
         "flops_per_mask": step_flops(mask_layers(config)),
         "step_bytes_per_clip": step_bytes(layers, config, 2 if bf16 else 4),
-        "stored_bytes_per_clip": float(shards.index["size"][rows].sum(axis=1, dtype="int64").mean()),
+        "stored_bytes_per_clip": mean_taken(shards, rows, shards.index["size"][rows].sum(axis=1, dtype="int64")),
         "decoded_bytes_per_clip": clip_bytes(config),
         "coded_pictures_per_clip": pictures,
         **({"uploaded_bytes_per_clip": pictures * form.frame_bytes} if form else {}),
@@ -160,14 +160,21 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
     }
 
 
+def mean_taken(shards: ShardSet, rows: NDArray[np.int64], values_N: NDArray[Any]) -> float:
+    """Mean over the clips that epochs take, of values of a split's clips: those of weighted sets by their weights."""
+    weights_N = np.ones(len(rows))
+    for places, weight in shards.shares(rows):
+        weights_N[places] = weight
+    return float(np.average(values_N, weights=weights_N))
+
+
 def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
     """Pictures that a clip's decoder takes in: of the sampled ones those that are seen, each of a short clip once; or of a
     video, whose pictures need those before, all."""
     frames_N = shards.index["frames"][rows]
     if shards.manifest.codec not in PICTURES_ALONE:
-        return float(frames_N.mean())
-    most = most_pictures(config)
-    return most - float(np.maximum(most - frames_N, 0).mean())
+        return mean_taken(shards, rows, frames_N)
+    return mean_taken(shards, rows, np.minimum(most_pictures(config), frames_N))
 
 
 def most_pictures(config: PretrainConfig) -> float:
@@ -180,8 +187,8 @@ def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig
     """Bytes that a clip's reader takes from the shards: of its stored pictures those that are seen, or all of it."""
     stored = shards.index["size"][rows].sum(axis=1, dtype="int64")
     if shards.manifest.codec not in PICTURES_ALONE:
-        return float(stored.mean())
-    return float((stored * np.minimum(most_pictures(config) / shards.index["frames"][rows], 1)).mean())
+        return mean_taken(shards, rows, stored)
+    return mean_taken(shards, rows, stored * np.minimum(most_pictures(config) / shards.index["frames"][rows], 1))
 
 
 def decoding_need(rates: Rates, codec: str, pictures: float, config: PretrainConfig) -> dict[str, Any]:

@@ -128,10 +128,10 @@ def decoding_line(cost: dict[str, Any]) -> str:
     fewer = f"of {sampled} those that masks let be seen" if hidden else f"as some are shorter than {sampled} frames"
     whole = "" if pictures == sampled else f", all of its pictures for {sampled}" if pictures > sampled else f", {fewer}"
     given, needed = cost["given_pictures_per_s"], cost["needed_pictures_per_s"]
-    clips = f"{rate_text(given / pictures)} clips of {pictures:.3g}{whole}"
+    clips = f"{rate_text(given / max(pictures, 1e-9))} clips of {pictures:.3g}{whole}"
     return (
         f"{giver}, {cost['codec']}: {rate_text(given)} pictures/s, {clips}; the model would take {rate_text(needed)} "
-        f"pictures/s, and the {giver} gives {given / needed:.2g} times that"
+        f"pictures/s, and the {giver} gives {given / max(needed, 1e-9):.2g} times that"
     )
 
 
@@ -146,7 +146,7 @@ def _closing(record: dict[str, Any]) -> str:
 
 
 def _masks(cost: dict[str, Any]) -> str:
-    counted, measured = cost["counted_share"], cost["measured_share"]
+    counted, measured = cost["counted_share"], cost.get("measured_share")
     beside = "" if measured is None else f", {100 * measured:.1f} % as measured"
     return f"masks per clip: {cost['repeats']}; one more takes {100 * counted:.1f} % of the step with one by count{beside}"
 
@@ -181,14 +181,16 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Two records side by side; says where they measured different things, and which differences are within the spread."""
     lines = differences(first, second)
     lines += [*([""] if lines else []), f"{'stage':16s}{'A clips/s':>12s}{'B clips/s':>12s}{'B / A':>8s}"]
-    for name, a in first["stages"].items():
-        b = second["stages"].get(name)
-        if b is None:
-            continue
-        same = a["q20"] <= b["q80"] and b["q20"] <= a["q80"]
-        note = "  within the spread" if same else ""
-        before, after = a["clips_per_s"], b["clips_per_s"]
-        lines.append(f"{name:16s}{before:12.1f}{after:12.1f}{after / max(before, 1e-9):8.2f}{note}")
+    for name in {**first["stages"], **second["stages"]}:
+        rows = [record["stages"].get(name) for record in (first, second)]
+        line = f"{name:16s}" + "".join(f"{rate_text(row and row['clips_per_s']):>12s}" for row in rows)
+        if all(rows):
+            a, b = rows
+            same = a["q20"] <= b["q80"] and b["q20"] <= a["q80"]
+            single = 1 in (len(a["rounds"]), len(b["rounds"]))
+            note = "  within the spread" if same else "  of one round: no spread" if single else ""
+            line += f"{b['clips_per_s'] / max(a['clips_per_s'], 1e-9):8.2f}{note}"
+        lines.append(line.rstrip())
     for label, key in (("data wait", "data_wait_share"), ("MFU", "mfu")):
         lines.append(f"{label:16s}{100 * first[key]:10.1f} %{100 * second[key]:10.1f} %")
     lines += ["", f"A: {first['verdict']['text']}", f"B: {second['verdict']['text']}", ""]

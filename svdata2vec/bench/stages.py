@@ -27,6 +27,7 @@ from svdata2vec.training.loop import EpochBatch, epoch_batches
 from svdata2vec.training.pretrain import Pretraining
 
 IN_MEMORY = 4  # batches that are decoded again and again
+LOOK_SECONDS = 0.01  # between two looks at whether a loader has come to rest
 NEVER_ENDING = 1_000_000  # epochs: the schedules of a benchmark do not reach their end
 ONE_MASK = "model, one mask"  # the stage "model" with one mask per clip instead of several
 MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the same weights encoded in two ways
@@ -37,13 +38,15 @@ class Stage:
     """Something that is timed batch by batch, and its rounds so far.
 
     batches: to take the next item is to do one batch; the item is its number of clips. training: what takes the steps, if
-    the stage trains. ahead: batches that may lie ready when its turn comes, made while others were timed. clips_per_s: one
-    rate per round. parts: seconds per part of the training step and `total`, summed over rounds. peak_bytes: largest memory
-    of the GPU that tensors held, those of a graph included, 0 on a CPU.
+    the stage trains. loader: where they come from one; what it makes ahead is made before the next stage is timed. ahead:
+    batches that may lie ready when its turn comes. clips_per_s: one rate per round. parts: seconds per part of the training
+    step and `total`, summed over rounds. peak_bytes: largest memory of the GPU that tensors held, those of a graph included,
+    0 on a CPU.
     """
 
     batches: Iterator[int]
     training: Pretraining | None = None
+    loader: ClipLoader | None = None
     ahead: int = 0
     clips_per_s: list[float] = field(default_factory=list)
     clips: int = 0
@@ -81,6 +84,8 @@ class Stage:
         if device.type == "cuda":
             captured = self.training.captured if self.training is not None else None
             self.peak_bytes = max(self.peak_bytes, peak_gpu_bytes(device, None if captured is None else captured.graph))
+        while self.loader is not None and not self.loader.rests:
+            time.sleep(LOOK_SECONDS)
 
 
 def new_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
@@ -103,10 +108,12 @@ def decoding(producer: Producer) -> Generator[int]:
         yield len(read.clips)
 
 
-def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, ahead: int = 0, host_waits: bool = False) -> Stage:
+def training_stage(
+    training: Pretraining, stream: Iterable[EpochBatch], *, loader: ClipLoader | None = None, host_waits: bool = False
+) -> Stage:
     """Training steps on batches of a loader, or on one that is on the device already.
 
-    ahead: as `Stage` has it. host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step
+    loader: as `Stage` has it. host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step
     does.
     """
 
@@ -117,7 +124,7 @@ def training_stage(training: Pretraining, stream: Iterable[EpochBatch], *, ahead
                 training.stepper.averages.take()
             yield len(batch)
 
-    return Stage(steps(), training, ahead)
+    return Stage(steps(), training, loader, loader.most_ahead if loader else 0)
 
 
 def original_style(config: PretrainConfig) -> PretrainConfig:
@@ -140,24 +147,25 @@ def open_stages(
     """
     with contextlib.ExitStack() as stack:
 
-        def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], int]:
-            """Batches, and how many may lie ready."""
+        def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], ClipLoader]:
+            """Batches, and the loader that they come from."""
             loader = stack.enter_context(build_loader(shards, config, place, train=True))
-            return stack.enter_context(contextlib.closing(epoch_batches(loader))), loader.most_ahead
+            return stack.enter_context(contextlib.closing(epoch_batches(loader))), loader
 
+        with build_loader(shards, config, runtime, train=True) as loader:
+            batch = next(iter(loader))
         loader = build_loader(shards, config, runtime, train=True)
         readers, decoders = loader.make_producer(), loader.make_producer()
         stack.callback(readers.close)
         stack.callback(decoders.close)
         training = new_training(config, runtime, loader)
-        (first, ahead), (loaded, _), (trained, _) = (stream(runtime) for _ in range(3))
-        _, batch = next(first)
+        (loaded, data_loader), (trained, train_loader) = (stream(runtime) for _ in range(2))
         stages: dict[str, Stage] = {
             "read": Stage(reading(readers), ahead=loader.num_processes),
             "decode": Stage(decoding(decoders)),
-            "data": Stage((len(one) for _, one in loaded), ahead=ahead),
+            "data": Stage((len(one) for _, one in loaded), loader=data_loader, ahead=data_loader.most_ahead),
             "model": training_stage(training, itertools.repeat((0, batch))),
-            "train": training_stage(training, trained, ahead=ahead),
+            "train": training_stage(training, trained, loader=train_loader),
         }
         if config.mask.repeats > 1:
             once = replace(config, mask=replace(config.mask, repeats=1))
@@ -172,8 +180,8 @@ def open_stages(
             difference = check_same_loss(training, original, decoded)
             stages["original model"] = training_stage(original, itertools.repeat((0, decoded)), host_waits=True)
             on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
-            their_batches, ahead = stream(on_cpu, theirs)
-            stages["original train"] = training_stage(original, their_batches, ahead=ahead, host_waits=True)
+            their_batches, their_loader = stream(on_cpu, theirs)
+            stages["original train"] = training_stage(original, their_batches, loader=their_loader, host_waits=True)
         yield stages, difference
 
 

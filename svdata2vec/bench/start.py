@@ -19,6 +19,7 @@ from svdata2vec.runs.runtime import Runtime, end_with_parent
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.shown import public
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def open_preset_shards(config: PretrainConfig, why_alone: str) -> ShardSet:
 def setting(config: PretrainConfig, runtime: Runtime, shards: ShardSet) -> dict[str, Any]:
     """What was measured: everything that a comparison must know."""
     return {
-        "shards": config.data.shards, "dataset": shards.manifest.dataset, "split": config.data.train_split,
+        "shards": public(config.data.shards), "dataset": shards.manifest.dataset, "split": config.data.train_split,
         "codec": shards.manifest.codec, "codec_options": shards.manifest.codec_options,
         "packed_size": shards.manifest.packed_size, "batch_size": config.run.batch_size,
         "precision": "bf16" if runtime.bf16 else "fp32", "encode": config.encode,

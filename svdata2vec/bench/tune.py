@@ -3,8 +3,9 @@
     svdata2vec bench data --tune        # a table, and the file that runs read (runs/tuned.py); one to three minutes
 
 One setting after the other: threads, on a GPU the share of its engines, pictures at once. Its values take turns, round after
-round; the default stays unless another value beats it beyond noise. A share between 0 and 1 is measured and reported, never
-chosen: there a clip's last bits depend on its batch. So is 4:4:4, which is decided when shards are packed.
+round; the default stays unless another value beats it beyond noise. As many threads as cores are stored as just that, since
+the next run may have more of them. A share between 0 and 1 is measured and reported, never chosen: there a clip's last bits
+depend on its batch. So is 4:4:4, which is decided when shards are packed.
 """
 
 import contextlib
@@ -126,11 +127,12 @@ def tune(options: DataBenchOptions) -> dict[str, Any]:
     def measure(settings: Sequence[Tuned]) -> Rates:
         return in_turns({one: (shards, one) for one in settings}, device, options.rounds, SECONDS)
 
-    best, rows = search(measure, Tuned(min(usable_cores(), MOST_THREADS)), axes(device.type, usable_cores()))
+    most = min(usable_cores(), MOST_THREADS)
+    best, rows = search(measure, Tuned(most), axes(device.type, usable_cores()))
     full = packed(options.folder, dataset, CODEC, chroma="444")
     chroma = in_turns({"420": (shards, best), "444": (full, best)}, device, options.rounds, SECONDS)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    path = store_tuned(name, CODEC, best)
+    path = store_tuned(name, CODEC, replace(best, threads=0) if best.threads == most else best)
     record = {
         **head(FORMAT, VERSION), "machine": hardware(device), "name": name, "codec": CODEC, "chosen": asdict(best),
         "rows": rows, "file": None if path is None else str(path),

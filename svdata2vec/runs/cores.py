@@ -80,6 +80,7 @@ def fit_loader(data: DataConfig, device: str, cores: int, tuned: Tuned | None = 
     """
     readers = (min(MOST_READERS, cores // 4) if device == "cuda" else 0) if data.readers is None else data.readers
     most = max(cores - readers, 1)
-    chosen = Tuned(min(MOST_THREADS, most)) if tuned is None else replace(tuned, threads=min(tuned.threads, most))
+    found = tuned or Tuned(0)
+    chosen = replace(found, threads=min(found.threads or MOST_THREADS, most))
     given = {name: value for name in ("threads", "engine_share", "run_pictures") if (value := getattr(data, name)) is not None}
     return replace(data, **{**vars(chosen), **given}, readers=readers)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, say: bool 
     fitted = fit_loader(data, device.type, usable_cores(), tuned)
     if say and tuned is not None and runtime.is_main:
         used = Tuned(fitted.threads or 1, fitted.engine_share or 0.0, fitted.run_pictures)
-        log.info("decoding as tuned on %s: %s%s", name, used, "" if used == tuned else ", options and cores considered")
+        taken = used == replace(tuned, threads=tuned.threads or used.threads)
+        log.info("decoding as tuned on %s: %s%s", name, used, "" if taken else ", options and cores considered")
     return fitted
 
 

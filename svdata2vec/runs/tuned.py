@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings of a decoder, named as in `DataConfig`. run_pictures: None = the decoder's own."""
+    """Settings of a decoder, named as in `DataConfig`.
+
+    threads: 0 = as many as a loader has cores, of which another job on such a device may have more. run_pictures: None = the
+    decoder's own.
+    """
 
     threads: int
     engine_share: float = 1.0
@@ -36,7 +40,7 @@ class Tuned:
         return f"{self.threads} threads, engine share {self.engine_share:g}{pictures}"
 
 
-_ENTRY = {"threads": Range(1, 256), "engine_share": (int, float), "run_pictures?": Range(1, 100_000)}
+_ENTRY = {"threads": Range(0, 256), "engine_share": (int, float), "run_pictures?": Range(1, 100_000)}
 _SCHEMA = {"format": {FORMAT}, "version": Range(VERSION, VERSION), "devices": {"*": {"*": _ENTRY}}}
 
 
