@@ -6,7 +6,10 @@ Steps: drop unusable and duplicate detections, link boxes from frame to frame, j
 a while, keep the persons who are largest for longest.
 """
 
-from collections.abc import Sequence
+import heapq
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -163,49 +166,115 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
 def join_pieces(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
     """Joins tracks of one person, nearest pairs first: never seen in one frame, and wherever one continues the other, it does
     so within `join_gap` frames, no farther away than a body's longer side, and at a similar size (half to double)."""
-    joined: dict[int, Track] = dict(enumerate(tracks))
-    distances = {(first, second): distance for first in joined for second in joined if first < second
-                 if (distance := _changes(joined[first], joined[second], frames, options)) <= 1}
-    while distances:
-        first, second = min(distances, key=lambda pair: (distances[pair], pair))
-        joined[first] = sorted([*joined[first], *joined.pop(second)])
-        distances = {pair: distance for pair, distance in distances.items() if not {first, second} & {*pair}}
-        for other in joined:
-            pair = min(first, other), max(first, other)
-            if other != first and (distance := _changes(joined[pair[0]], joined[pair[1]], frames, options)) <= 1:
-                distances[pair] = distance
-    return [joined[number] for number in sorted(joined)]
+    pieces = _Pieces([_piece(track, frames) for track in tracks], options.join_gap + 1)
+    for number in range(len(tracks)):
+        pieces.compare(number, [other for other in pieces.near(number) if other > number])
+    while (pair := pieces.nearest_pair()) is not None:
+        pieces.join(*pair)
+    return pieces.tracks()
 
 
-def _changes(a: Track, b: Track, frames: Sequence[Detections], options: TrackingOptions) -> float:
-    """The largest distance at which one of two tracks continues the other; infinite if they cannot be one person's."""
-    longest = options.join_gap + 1
-    if b[0][0] - a[-1][0] > longest or a[0][0] - b[-1][0] > longest:
-        return float("inf")
-    if not {frame for frame, _ in a}.isdisjoint(frame for frame, _ in b):
-        return float("inf")
+# Of a detection: frame and row, centre and longer side of its box. A piece is a track, or several joined, frames ascending.
+Sighting = tuple[int, int, float, float, float]
+Piece = list[Sighting]
+
+
+class _Pieces:
+    """Pieces by number, and how far apart those are that may be joined. `longest`: most frames from one to the other."""
+
+    def __init__(self, pieces: Sequence[Piece], longest: int) -> None:
+        self._pieces, self._longest = dict(enumerate(pieces)), longest
+        self._first_N = np.array([piece[0][0] for piece in pieces])
+        self._last_N = np.array([piece[-1][0] for piece in pieces])
+        self._distances: dict[tuple[int, int], float] = {}
+        self._heap: list[tuple[float, tuple[int, int]]] = []  # also of distances that are no longer true
+
+    def near(self, number: int) -> set[int]:
+        """Others that begin before this one has ended for so long, and the other way round."""
+        near_N = self._first_N <= self._last_N[number] + self._longest
+        near_N &= self._last_N >= self._first_N[number] - self._longest
+        return (self._pieces.keys() & np.flatnonzero(near_N).tolist()) - {number}
+
+    def compare(self, number: int, others: Iterable[int]) -> None:
+        """Measure the distances of a piece to others."""
+        for other in others:
+            first, second = min(number, other), max(number, other)
+            self._set((first, second), _distance(self._pieces[first], self._pieces[second], self._longest))
+
+    def nearest_pair(self) -> tuple[int, int] | None:
+        """The nearest two that may be joined, of equals those of the lowest numbers."""
+        while self._heap:
+            distance, pair = heapq.heappop(self._heap)
+            if self._distances.get(pair) == distance:
+                return pair
+        return None
+
+    def join(self, first: int, second: int) -> None:
+        """Make two pieces one, of the first one's number.
+
+        Only what is near both in time is measured anew. What is near one of them follows the joined piece as it does that one:
+        the other one's sightings are farther from it than those.
+        """
+        near_first, near_second = self.near(first), self.near(second)
+        self._pieces[first] = sorted(self._pieces[first] + self._pieces.pop(second))
+        self._first_N[first] = min(self._first_N[first], self._first_N[second])
+        self._last_N[first] = max(self._last_N[first], self._last_N[second])
+        for other in near_second:
+            distance = self._distances.pop((min(second, other), max(second, other)), float("inf"))
+            if other != first and other not in near_first:
+                self._set((min(first, other), max(first, other)), distance)
+        self.compare(first, (near_first & near_second) - {first, second})
+
+    def tracks(self) -> list[Track]:
+        """All pieces, in order of their numbers."""
+        return [[(frame, row) for frame, row, *_ in self._pieces[number]] for number in sorted(self._pieces)]
+
+    def _set(self, pair: tuple[int, int], distance: float) -> None:
+        self._distances.pop(pair, None)
+        if distance <= 1:
+            self._distances[pair] = distance
+            heapq.heappush(self._heap, (distance, pair))
+
+
+def _piece(track: Track, frames: Sequence[Detections]) -> Piece:
+    found = []
+    for frame, row in track:
+        left, top, right, bottom = frames[frame].box_N4[row].tolist()
+        found.append((frame, row, (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top)))
+    return found
+
+
+def _distance(a: Piece, b: Piece, longest: int) -> float:
+    """The largest distance of centres at which one of two pieces continues the other, in longer sides of the larger box;
+    infinite above 1, and if they cannot be one person's."""
     largest = 0.0
-    both = sorted([(*sighting, 0) for sighting in a] + [(*sighting, 1) for sighting in b])
-    for before, after in pairwise(both):
-        if before[2] != after[2]:
-            if after[0] - before[0] > longest:
+    both = sorted([(sighting, 0) for sighting in _around(a, b)] + [(sighting, 1) for sighting in _around(b, a)])
+    for (before, whose), (after, then) in pairwise(both):
+        if before[0] == after[0]:
+            return float("inf")
+        if whose != then:
+            side, larger = sorted((before[4], after[4]))
+            if after[0] - before[0] > longest or larger > 2 * side or not larger:
                 return float("inf")
-            largest = max(largest, _distance(frames[before[0]].box_N4[before[1]], frames[after[0]].box_N4[after[1]]))
+            largest = max(largest, math.hypot(before[2] - after[2], before[3] - after[3]) / larger)
+            if largest > 1:
+                return float("inf")
     return largest
+
+
+def _around(piece: Piece, other: Piece) -> Piece:
+    """What may lie next to a sighting of the other: those in its time, the last before and the first behind it."""
+    before = max(bisect_left(piece, other[0][0], key=_frame) - 1, 0)
+    return piece[before : bisect_right(piece, other[-1][0], key=_frame) + 1]
+
+
+def _frame(sighting: Sighting) -> int:
+    return sighting[0]
 
 
 def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
     frame, row = track[at]
     return frames[frame].box_N4[row]
-
-
-def _distance(a_4: np.ndarray, b_4: np.ndarray) -> float:
-    """Distance of the centres in longer sides of the larger box; infinite if one box is more than twice the other."""
-    sides = [max(box[2] - box[0], box[3] - box[1]) for box in (a_4, b_4)]
-    if max(sides) > 2 * min(sides) or not max(sides):
-        return float("inf")
-    between_2 = (a_4[:2] + a_4[2:] - b_4[:2] - b_4[2:]) / 2
-    return float(np.hypot(between_2[0], between_2[1]) / max(sides))
 
 
 def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:
