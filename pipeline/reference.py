@@ -1,6 +1,6 @@
 """The reference decoder: a plan carried out slowly and plainly, which the others are compared with.
 
-PyAV or OpenCV decodes, two matrices of weights resample. B clips, T sampled frames, S output size.
+PyAV or OpenCV decodes, NumPy resamples. B clips, T sampled frames, S output size.
 """
 
 from collections.abc import Sequence
@@ -49,13 +49,24 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
 
 
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Exact bilinear sampling with black outside: one (S, W) and one (S, H) matrix of weights."""
-    height, width = picture_HWC.shape[:2]
-    rows_SH = _weights(output_to_packed[1, 1], output_to_packed[1, 2], size, height)
-    columns_SW = _weights(output_to_packed[0, 0], output_to_packed[0, 2], size, width)
-    across = np.tensordot(columns_SW, picture_HWC.astype(np.float64), axes=(1, 1))  # (S, H, 3)
-    both = np.tensordot(rows_SH, across, axes=(1, 1))  # (S, S, 3)
-    return np.clip(np.rint(both), 0, 255).astype(np.uint8)
+    """Exact bilinear sampling with black outside: columns, then rows, in float64.
+
+    Not by products with matrices of weights: NumPy's own threads wait for each other spinning, beside busy programs for long.
+    """
+    across_HSC = _between_neighbours(picture_HWC.astype(np.float64), 1, output_to_packed[0, 0], output_to_packed[0, 2], size)
+    both_SSC = _between_neighbours(across_HSC, 0, output_to_packed[1, 1], output_to_packed[1, 2], size)
+    return np.clip(np.rint(both_SSC), 0, 255).astype(np.uint8)
+
+
+def _between_neighbours(picture: NDArray[np.float64], axis: int, scale: float, shift: float, size: int) -> NDArray[np.float64]:
+    """`size` pixels along an axis, each between the two pixels whose centres are next to its mapped centre."""
+    width = picture.shape[axis]
+    place_S = scale * (np.arange(size) + 0.5) + shift - 0.5  # the centre of pixel j has place j
+    before_S = np.floor(place_S)
+    share_S = np.expand_dims(place_S - before_S, [other for other in range(picture.ndim) if other != axis])
+    first_S = np.clip(before_S, -2, width).astype(np.int64) + 2  # in a picture with two black pixels on either side
+    padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])
+    return (1 - share_S) * padded.take(first_S, axis) + share_S * padded.take(first_S + 1, axis)
 
 
 def psnr(frames: ArrayLike, expected: ArrayLike) -> float:
@@ -63,8 +74,3 @@ def psnr(frames: ArrayLike, expected: ArrayLike) -> float:
     error = np.square(np.asarray(frames, np.float64) - np.asarray(expected, np.float64)).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
-
-def _weights(scale: float, shift: float, size: int, source_size: int) -> NDArray[np.float64]:
-    """weights[i, j]: share of source pixel j in output pixel i, the hat function around the mapped centre."""
-    centre_S1 = (scale * (np.arange(size) + 0.5) + shift)[:, None]
-    return np.maximum(0.0, 1.0 - np.abs(centre_S1 - (np.arange(source_size) + 0.5)))

@@ -105,9 +105,12 @@ def prepare(picture: np.ndarray, box: list[float] | None, rule: dict[str, Any]) 
     padded = np.pad(picture, ((side, side), (side, side), (0, 0)))[y + side : y + 2 * side, x + side : x + 2 * side]
     stored = cv2.resize(padded, [rule["stored_size"] or side] * 2, interpolation=cv2.INTER_CUBIC).astype(float)
     for low, high in ((crop[1] - y, crop[3] - y), (crop[0] - x, crop[2] - x)):  # rows, then columns
-        centres = (low + (np.arange(rule["size"]) + 0.5) * (high - low) / rule["size"]) * len(stored) / side
-        weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(len(stored)) - 0.5))
-        stored = np.tensordot(stored, weights, axes=(0, 1))  # what was first is last: (W, 3, S), then (3, S, S)
+        places = (low + (np.arange(rule["size"]) + 0.5) * (high - low) / rule["size"]) * len(stored) / side - 0.5
+        shares = (places - np.floor(places))[:, None, None]  # of the pixel behind each place, in black at the borders
+        first = np.clip(np.floor(places), -2, len(stored)).astype(int) + 2
+        bordered = np.pad(stored, ((2, 2), (0, 0), (0, 0)))
+        mixed = (1 - shares) * bordered[first] + shares * bordered[first + 1]
+        stored = np.moveaxis(mixed, 0, 2)  # what was first is last: (W, 3, S), then (3, S, S)
     return np.clip(np.rint(stored.transpose(1, 2, 0)), 0, 255).astype(np.uint8)
 
 
