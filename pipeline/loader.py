@@ -68,6 +68,9 @@ class ClipLoader:
     in a child process, forked or spawned by multiprocessing (after a bare os.fork leave by os._exit, or DALI's exit handler
     crashes the child).
 
+    Attributes:
+        step_clips: clips of all ranks together in the step of the batch that was handed out last.
+
     Raises UserError for an unknown split and for arguments that cannot be met.
     """
 
@@ -128,6 +131,7 @@ class ClipLoader:
         self._require_clips()
         self.stats = LoaderStats()
         self._epoch = self._position = 0
+        self.step_clips = 0
         self._fingerprint = _fingerprint(shards, split, self.order)
         self._background: Background | None = None
 
@@ -219,6 +223,7 @@ class ClipLoader:
             self.stats.skipped_in_batches += ready.skipped
             if ready.batch is not None:
                 self.stats.batches += 1
+                self.step_clips = step[1] - step[0]
                 yield take(ready.batch)
         self._begin_next_epoch()
 

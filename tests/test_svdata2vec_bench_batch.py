@@ -316,7 +316,7 @@ def test_a_step_that_is_not_finite_writes_nothing(
     """The run's folder need not be there; what is said names no file."""
     config = small_batch(tiny_shard_folder, tmp_path)
     batch.save_clips(config, ShardSet.open(tiny_shard_folder), clips := tmp_path / "clips.pt", gpu=False)
-    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: (loss * float("nan")).backward())
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss, clips: (loss * float("nan")).backward())
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, max_bad_steps=1))
     with pytest.raises(NotFiniteError, match=r"^1 steps in a row had a loss or gradient that is not finite$"):
         worker.measure_size(config, "2", str(clips))

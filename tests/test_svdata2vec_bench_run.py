@@ -198,7 +198,7 @@ def test_no_stage_writes_into_the_folder_of_a_run(
     """Not even which clips a step had that was not finite."""
     config = small_bench(tiny_shard_folder, tmp_path, mask=MaskConfig(repeats=3, encoded_frames=4))
     backward = Stepper.backward
-    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: backward(stepper, loss * float("nan")))
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss, clips: backward(stepper, loss * float("nan"), clips))
     with open_stages(config, Runtime(torch.device("cpu"), 0, 1, False), ShardSet.open(tiny_shard_folder), baseline=True) as (
         stages, _,
     ):

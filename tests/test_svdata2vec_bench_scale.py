@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_writes_nothing(
 ) -> None:
     config = small_scale(tiny_shard_folder, tmp_path)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, max_bad_steps=1))
-    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss: (loss * float("nan")).backward())
+    monkeypatch.setattr(Stepper, "backward", lambda stepper, loss, clips: (loss * float("nan")).backward())
     with pytest.raises(NotFiniteError, match=r"^1 steps in a row had a loss or gradient that is not finite$"):
         measure_rank(config, Runtime(torch.device("cpu"), 0, 1, bf16=False), open_data(config.data))
     assert not config.run.out.exists()

@@ -19,16 +19,20 @@ from tiny import NUM_CLIPS, finetune_config, pretrain_config
 from tiny_command import command_words
 
 from svdata2vec.config.schema import EmaConfig, OptimConfig
+from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import OrderConfig
+from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
+from svdata2vec.training.stepper import Stepper
 
 EPOCHS = 3
 
@@ -204,6 +208,43 @@ def test_the_teachers_decay_is_one_per_clip(tiny_shard_folder: Path, tmp_path: P
     whole = [0.5 + 0.4 * step / 8 for step in (0, 1, 2, 3)]
     half = [(0.5 + 0.4 * min(4 + step / 2, 8) / 8) ** 0.5 for step in range(10)]
     assert decays == pytest.approx([*whole, *half])
+
+
+def test_every_clip_of_a_step_counts_the_same(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the gradient, where batches of one step are of several sizes; and the teacher's decay follows the step's clips."""
+    shares: list[tuple[int, float]] = []  # of each batch: its clips, and what its loss counts
+    backward = Stepper.backward
+
+    def noted(stepper: Stepper, loss: torch.Tensor, clips: int) -> None:
+        loss = loss.detach().requires_grad_()
+        backward(stepper, loss, clips)
+        assert loss.grad is not None
+        shares.append((clips, loss.grad.item()))
+
+    monkeypatch.setattr(Stepper, "backward", noted)
+    ema, configs = EmaConfig(start=0.5, end=0.5), []
+    for size, accumulate in ((3, 1), (4, 2)):
+        optim = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1, accumulate=accumulate)
+        config = pretrain_config(tiny_shard_folder, tmp_path / "run", optim=optim, batch_size=size, epochs=2)
+        configs.append(dataclasses.replace(config, ema=ema))
+    run_with_stops(monkeypatch, configs, [1, None])
+    assert shares == [(3, 1), (4, 0.5), (4, 0.5), (1, pytest.approx(0.2)), (4, pytest.approx(0.8)), (4, 0.5), (4, 0.5)]
+    decays = [record["ema_decay"] for record in read_metrics(tmp_path / "run")]
+    assert decays == pytest.approx([0.5 ** (clips / 3) for clips in (3, 8, 5, 8)])
+
+
+def test_a_loader_counts_the_clips_of_all_processes_in_a_step(tiny_shard_folder: Path) -> None:
+    parts = []
+    for rank in range(2):
+        with ClipLoader(
+            ShardSet.open(tiny_shard_folder), "all", PlanConfig(num_frames=2, size=32), batch_size=2, train=True,
+            decoder="reference", rank=rank, world_size=2,
+        ) as loader:
+            loader.load_state_dict({**loader.state_dict(), "position": 1})
+            parts.append([(len(batch), loader.step_clips) for batch in loader])
+    assert parts == [[(2, 4), (2, 4), (1, 3)], [(2, 4), (2, 4), (2, 3)]]
 
 
 @pytest.mark.parametrize("size", [4, 2])

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ class TrainingRun:
         self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader)
         self.save_due = False  # whether a checkpoint belongs to this step, whatever `run.checkpoint_every` says
 
+    def next_batches(self, stream: Iterator[EpochBatch]) -> list[EpochBatch]:
+        """The batches of the next step, from `epoch_batches`; their clips are counted, as an epoch may end with a short one."""
+        batches, clips = [], 0
+        for _ in range(self.stepper.batches):
+            batches.append(next(stream))
+            clips += self.loader.step_clips
+        self.stepper.clips = clips
+        return batches
+
     def step(self, batches: list[EpochBatch]) -> None:
         """One optimizer step over `stepper.batches` batches."""
         stepper = self.stepper
@@ -75,7 +84,7 @@ class TrainingRun:
         with self.stepper.exchange(last=last):
             figures = self.figures(batch, epoch)
             self.stepper.clock.mark("forward")
-            self.stepper.backward(figures["loss"])
+            self.stepper.backward(figures["loss"], len(batch))
         return figures
 
     def figures(self, batch: ClipBatch, epoch: int) -> dict[str, Tensor]:
@@ -132,7 +141,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     stepper.clock.reset(stepper.spent)
     with StopSignal() as stop, contextlib.closing(stream):
         while stepper.step < stepper.total_steps:
-            run.step([next(stream) for _ in range(stepper.batches)])
+            run.step(run.next_batches(stream))
             stepper.epochs = run.loader.epochs_passed
             done = stepper.step == stepper.total_steps
             if done or stepper.epochs_done > epochs_done:

@@ -136,7 +136,7 @@ class Pretraining(TrainingRun):
         per_epoch = stepper.reference_steps_per_epoch
         decay = ema_decay(self.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
-            decay **= stepper.clips_per_step / stepper.reference_clips
+            decay **= stepper.clips / stepper.reference_clips
             self.teacher.follow(self.model.encoder, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
 

@@ -99,6 +99,7 @@ class Stepper:
         total_steps: where the run ends, if nothing changes until then.
         optim: settings of the optimizer in absolute numbers, see `resolve`.
         batches: of the next step, as a rule `optim.accumulate`.
+        clips: in them, of all processes together; whole batches, unless the trainer has counted them.
         change: of the clips per step since the checkpoint that the run continues from, in words.
     """
 
@@ -110,7 +111,7 @@ class Stepper:
         optim = resolve(config.optim, batch, run.epochs)
         self.optim, self.run, self.runtime, self.network, self.optimizer = optim, run, runtime, network, optimizer
         self.loader = loader
-        self.step = self.batches = self.total_steps = 0
+        self.step = self.total_steps = 0
         self._find_place()
         self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
         self.reference_clips = math.prod(self.per_step.values())
@@ -141,11 +142,6 @@ class Stepper:
         return math.floor(self.epochs)
 
     @property
-    def clips_per_step(self) -> int:
-        """Of all processes together, in the next step; the last step of an epoch may have fewer."""
-        return self.run.batch_size * self.runtime.world_size * self.batches
-
-    @property
     def reference_steps_per_epoch(self) -> Fraction:
         """Optimizer steps in an epoch, of as many clips as in the steps that the run began with."""
         return Fraction(self.loader.clips_per_epoch, self.reference_clips)
@@ -166,9 +162,12 @@ class Stepper:
         wait = isinstance(self.network, DistributedDataParallel) and not last
         return self.network.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the batch's share of the gradient."""
-        (loss / self.batches).backward()
+    def backward(self, loss: Tensor, clips: int) -> None:
+        """Add the gradient's share of a batch of so many clips: each clip of a step counts the same, in a short batch too.
+
+        Gradients are averaged over processes, not summed: hence `world_size`.
+        """
+        (loss / (self.clips / (clips * self.runtime.world_size))).backward()
         self.clock.mark("backward")
 
     def update(self, keys: list[str]) -> None:
@@ -187,7 +186,7 @@ class Stepper:
         self.values.update(values)
         self.step += 1
         self.epochs += Fraction(self.batches, self.loader.batches_per_epoch)
-        self.batches = self.optim.accumulate
+        self._expect(self.optim.accumulate)
         self.clock.mark("optimizer")
 
     def counts(self) -> tuple[int, int]:
@@ -239,8 +238,12 @@ class Stepper:
     def _find_place(self) -> None:
         """Take the run's place from the loader. If the batches that are left do not make whole steps, the next has the rest."""
         self.epochs, left = self.loader.epochs_passed, self.loader.batches_until(self.run.epochs)
-        self.batches = left % self.optim.accumulate or self.optim.accumulate
+        self._expect(left % self.optim.accumulate or self.optim.accumulate)
         self.total_steps = self.step + math.ceil(left / self.optim.accumulate)
+
+    def _expect(self, batches: int) -> None:
+        """The next step has so many batches."""
+        self.batches, self.clips = batches, self.run.batch_size * self.runtime.world_size * batches
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after a step; the loader is at its place already.
