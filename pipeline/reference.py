@@ -59,18 +59,20 @@ def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float6
 
 
 def _between_neighbours(picture: NDArray[np.float64], axis: int, scale: float, shift: float, size: int) -> NDArray[np.float64]:
-    """`size` pixels along an axis, each between the two pixels whose centres are next to its mapped centre."""
-    width = picture.shape[axis]
-    place_S = scale * (np.arange(size) + 0.5) + shift - 0.5  # the centre of pixel j has place j
-    before_S = np.floor(place_S)
-    share_S = np.expand_dims(place_S - before_S, [other for other in range(picture.ndim) if other != axis])
-    first_S = np.clip(before_S, -2, width).astype(np.int64) + 2  # in a picture with two black pixels on either side
-    padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])
-    return (1 - share_S) * padded.take(first_S, axis) + share_S * padded.take(first_S + 1, axis)
+    """`size` pixels along an axis: sums of source pixels j by the hat function around their mapped centres, two of each."""
+    centre_S = scale * (np.arange(size) + 0.5) + shift
+    first_S = np.floor(centre_S - 0.5)
+    padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])  # black
+    others = [other for other in range(picture.ndim) if other != axis]
+    total = np.float64(0)
+    for j_S in (first_S, first_S + 1):
+        share_S = np.expand_dims(np.maximum(0.0, 1.0 - np.abs(centre_S - (j_S + 0.5))), others)
+        place_S = np.clip(j_S, -2, picture.shape[axis] + 1).astype(np.int64) + 2
+        total = total + share_S * padded.take(place_S, axis)
+    return total
 
 
 def psnr(frames: ArrayLike, expected: ArrayLike) -> float:
     """Peak signal-to-noise ratio in dB between two pictures (or stacks of them) of one shape, values 0 to 255."""
     error = np.square(np.asarray(frames, np.float64) - np.asarray(expected, np.float64)).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
