@@ -13,6 +13,7 @@ from repository import ROOT
 from svdata2vec.bench.page import RED, run_chart, write_page
 from svdata2vec.bench.record import rate_text
 from svdata2vec.cli import main as cli
+from svdata2vec.reports.html_page import figure_image
 
 RECORD = ROOT / "tools" / "results" / "bench_run_cpu.json"
 
@@ -66,6 +67,15 @@ def test_the_chart_is_to_scale(record: dict[str, Any]) -> None:
     assert [rate_text(rate) for rate in (0.365, 2.18, 76.33, 1269.03)] == ["0.36", "2.18", "76.3", "1,269"]
 
 
+def test_rates_are_plain_numbers_on_the_page(record: dict[str, Any]) -> None:
+    """As powers of ten they were formulas, which a page shows as they are written: $\\mathdefault{10^{2}}$."""
+    figure = run_chart(record)
+    figure_image(figure, "")
+    axes = figure.axes[0]
+    assert {"1", "100", "1,000"} <= {label.get_text() for label in axes.get_xticklabels()}
+    assert not [label.get_text() for label in axes.get_xticklabels(which="both") if "$" in label.get_text()]
+
+
 def test_the_waterfall_falls(record: dict[str, Any]) -> None:
     record["waterfall_ms_per_clip"] = {"step": {"data": 1.0, "forward": 3.0, "backward": 4.0}, "beside": {"decode": 6.0}}
     axes = run_chart(record).axes[1]
@@ -73,6 +83,8 @@ def test_the_waterfall_falls(record: dict[str, Any]) -> None:
     assert bars == [(0, 1), (1, 3), (4, 4), (0, 6)]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["wait for data", "forward", "backward", "decode"]
     assert [text.get_text() for text in axes.texts] == ["1.00 ms", "3.00 ms", "4.00 ms", "6.00 ms"]
+    record["waterfall_ms_per_clip"]["step"]["other"] = 0.0
+    assert run_chart(record).axes[1].get_xlim() == axes.get_xlim() == pytest.approx((0, 10.4))  # there is room for labels
 
 
 def test_a_page_is_the_same_every_time(record: dict[str, Any], tmp_path: Path) -> None:

@@ -327,10 +327,13 @@ def test_times_are_those_of_the_whole_run() -> None:
     assert figure is not None
     (axes,) = figure.axes
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["data", "forward", "backward", "graph", "optimizer", "other"]
+    assert names == ["data", "forward", "backward", "graph", "other"]  # no part that no run has
     widths = [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)]
-    assert widths == pytest.approx([10, 15, 5, 0, 0, 10, 0, 0, 0, 20.2, 0, -0.2])
+    assert widths == pytest.approx([10, 15, 5, 0, 10, 0, 0, 0, 20.2, -0.2])
     assert [text.get_text() for text in axes.texts] == [" 25.0 clips/s", " 50.0 clips/s"]
+    for backward in (0.25, 0.75):  # then nothing is left beside the steps
+        alone = times([Run("run", config, [{**slow, "seconds_backward": backward}], None)])
+        assert alone is not None and alone.axes[0].get_xlim() == pytest.approx((0, 1.15 * 40))  # there is room for the rate
 
 
 def test_contact_sheet_has_a_row_per_clip_and_marks_joints(tiny_shard_folder: Path) -> None:

@@ -137,6 +137,8 @@ def _rates(axes: Axes, record: dict[str, Any]) -> None:
         if limit:
             axes.plot([limit, limit], [number - 0.4, number + 0.4], color=RED)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,g}")  # powers of ten would be written as formulas, which pages do not draw
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("clips/s (red: limit)")
 
 
@@ -147,5 +149,5 @@ def _waterfall(axes: Axes, parts: dict[str, dict[str, float]]) -> None:
     starts = [*itertools.accumulate([0.0, *step.values()])][:-1] + [0.0] * len(parts["beside"])
     colours = [RED if name == "wait for data" else BLUE if name in step else GREY for name in values]
     _bars(axes, values, [f"{value:.2f} ms" for value in values.values()], colours, left=starts)
-    axes.margins(x=0.3)
+    axes.set_xlim(0, 1.3 * max(start + value for start, value in zip(starts, values.values(), strict=True)))
     axes.set_xlabel("ms per clip of training (grey: at the same time)")

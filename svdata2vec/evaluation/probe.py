@@ -3,7 +3,6 @@
 n clips, N training clips, D token width, c classes, k neighbours
 """
 
-import json
 import logging
 from dataclasses import replace
 from functools import partial
@@ -211,4 +210,3 @@ def _publish(
     head = {f"head.fc.{name}": tensor for name, tensor in linear.state_dict().items()}
     write_config(config.out, config)
     publish(config.out, {**weights, **head}, {**card, **figures})
-    log.info("%s: published %s", config.out, json.dumps(figures["evaluation"]))

@@ -157,16 +157,18 @@ def times(runs: Sequence[Run]) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 0.9 + 0.5 * len(timed)), layout="constrained")
     axes = figure.add_subplot()
-    for y, run in enumerate(timed):
+    rows = [_milliseconds(run.metrics) for run in timed]
+    parts = [part for part in rows[0] if any(row[part] for row in rows)]
+    for y, row in enumerate(rows):
         left = 0.0
-        for part, spent in _milliseconds(run.metrics).items():
-            axes.barh(y, spent, left=left, color=TIME_PARTS.get(part, OTHER_COLOUR), label=part if y == 0 else None)
-            left += spent
+        for part in parts:
+            axes.barh(y, row[part], left=left, color=TIME_PARTS.get(part, OTHER_COLOUR), label=part if y == 0 else None)
+            left += row[part]
         axes.text(left, y, f" {1e3 / max(left, 1e-9):.1f} clips/s", va="center", fontsize=9)
     axes.set_yticks(range(len(timed)), [shown(run.name) for run in timed])
     axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
-    axes.margins(x=0.15)
-    axes.legend(ncols=len(TIME_PARTS) + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set_xlim(0, 1.15 * max(sum(row.values()) for row in rows))
+    axes.legend(ncols=len(parts), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
