@@ -64,12 +64,13 @@ def _between_neighbours(picture: NDArray[np.float64], axis: int, scale: float, s
     first_S = np.floor(centre_S - 0.5)
     padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])  # black
     others = [other for other in range(picture.ndim) if other != axis]
-    total = np.float64(0)
-    for j_S in (first_S, first_S + 1):
-        share_S = np.expand_dims(np.maximum(0.0, 1.0 - np.abs(centre_S - (j_S + 0.5))), others)
+
+    def part(j_S: NDArray[np.float64]) -> NDArray[np.float64]:
+        share_S = np.maximum(0.0, 1.0 - np.abs(centre_S - (j_S + 0.5)))
         place_S = np.clip(j_S, -2, picture.shape[axis] + 1).astype(np.int64) + 2
-        total = total + share_S * padded.take(place_S, axis)
-    return total
+        return np.expand_dims(share_S, others) * padded.take(place_S, axis)
+
+    return part(first_S) + part(first_S + 1)
 
 
 def psnr(frames: ArrayLike, expected: ArrayLike) -> float:
