@@ -25,6 +25,24 @@ def greatest_difference(source_HW3: np.ndarray, output_to_packed: np.ndarray) ->
     return int(np.abs(out.astype(int) - resample(source_HW3, output_to_packed, SIZE)).max())
 
 
+@pytest.mark.parametrize(
+    "window", [(10, 20, 60, 70), (-30.3, -9, 50.2, 130), (40.25, 40, 41.5, 44), (200, 0, 300, 50), (-200, 5, -100, 9)]
+)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_reference_decoder_sums_all_pixels_by_the_hat_function(window: tuple[float, ...], mirrored: bool) -> None:
+    source = picture(97, 3)[:80]
+    output_to_packed = affine.window_map(window, SIZE)
+    if mirrored:
+        output_to_packed = affine.compose(output_to_packed, affine.mirror_map(SIZE))
+    weights = []
+    for axis, pixels in ((1, 80), (0, 97)):
+        centres = output_to_packed[axis, axis] * (np.arange(SIZE) + 0.5) + output_to_packed[axis, 2]
+        weights.append(np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(pixels) - 0.5)))
+    expected = np.einsum("sh,tw,hwc->stc", *weights, source.astype(float))
+    found = resample(source, output_to_packed, SIZE)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-9 and found.any() == (expected > 0.5).any()
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     x=st.integers(-60, 110), y=st.integers(-60, 110), width=st.integers(17, 140), height=st.integers(17, 140),
