@@ -4,6 +4,7 @@ PyAV or OpenCV decodes, NumPy resamples. B clips, T sampled frames, S output siz
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,12 +54,12 @@ def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float6
 
     Not by products with matrices of weights: NumPy's own threads wait for each other spinning, beside busy programs for long.
     """
-    across_HSC = _between_neighbours(picture_HWC.astype(np.float64), 1, output_to_packed[0, 0], output_to_packed[0, 2], size)
+    across_HSC = _between_neighbours(picture_HWC, 1, output_to_packed[0, 0], output_to_packed[0, 2], size)
     both_SSC = _between_neighbours(across_HSC, 0, output_to_packed[1, 1], output_to_packed[1, 2], size)
     return np.clip(np.rint(both_SSC), 0, 255).astype(np.uint8)
 
 
-def _between_neighbours(picture: NDArray[np.float64], axis: int, scale: float, shift: float, size: int) -> NDArray[np.float64]:
+def _between_neighbours(picture: NDArray[Any], axis: int, scale: float, shift: float, size: int) -> NDArray[np.float64]:
     """`size` pixels along an axis: sums of source pixels j by the hat function around their mapped centres, two of each."""
     centre_S = scale * (np.arange(size) + 0.5) + shift
     first_S = np.floor(centre_S - 0.5)
