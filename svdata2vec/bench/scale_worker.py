@@ -8,6 +8,7 @@ JOB.json is a `ScaleConfig`. Every process runs the trainer as it is.
 import contextlib
 import hashlib
 import math
+import os
 import time
 from typing import Any
 
@@ -181,3 +182,4 @@ def measure_world(config: ScaleConfig) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     answer_job(ScaleConfig, measure_world)
+    os._exit(0)  # all is written; a thread of gloo that lets go of the hook during the interpreter's end would abort it
