@@ -4,16 +4,21 @@ from typing import Any
 
 import fsspec
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.shown import public
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
 
 
-def may_pass(error: Exception) -> bool:
+class StoreError(MachineError):
+    """A store failed time after time: what was asked of it may be as good as ever."""
+
+
+def may_pass(error: BaseException) -> bool:
     """Whether what a store raised may not come again. Stores raise what their libraries raise, not only OSError: aiohttp's
-    broken transfers, botocore's time-outs."""
-    return not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
+    broken transfers and answers by status, botocore's time-outs."""
+    refused = getattr(error, "status", None) in (400, 401, 403, 404, 405, 410, 416)
+    return not refused and not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.remote import RemoteShardSet, open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.urls import StoreError
 from svdata2vec.shards.video import VideoReader
 
 PLAN = PlanConfig(num_frames=4, size=32)
@@ -179,18 +181,19 @@ def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
 
 
 class _Ranged(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with ranges; `cut` = send only half of every tar."""
+    """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it."""
 
     folder: Path
     cut = False
+    status = 0
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         path = self.folder / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_error(404)
+        if self.status or not path.is_file():
+            self.send_error(self.status or 404)
             return
         content, span = path.read_bytes(), self.headers.get("Range")
         if span:
@@ -264,17 +267,42 @@ def test_folders_and_urls_have_one_interface(local, url, tmp_path):
 def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     store = fsspec.filesystem("memory")
-    whole, calls = store.cat_file, []
+    whole, calls = store.cat_file, Counter()
 
     def sometimes(path, **options):
-        calls.append(path)
-        if len(calls) % 3:
+        calls[path, options["start"]] += 1
+        if calls[path, options["start"]] < 3:
             raise TimeoutError("the store is busy")
         return whole(path, **options)
 
     monkeypatch.setattr(type(store), "cat_file", lambda self, path, **options: sometimes(path, **options))
     remote = RemoteShardSet(url, cache=tmp_path)
-    assert len(batches(remote, video=False)) == 3
+    assert sum(len(batch.keys) for batch in batches(remote, video=False)) == 12
+
+
+@pytest.mark.parametrize(("fetch", "request_of"), [("clips", "cat_file"), ("shards", "get_file")])
+def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch, request_of):
+    """A store that was busy longer than it is asked lost its clips to the run, whose tar it tells the size of again."""
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0,))
+    remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
+
+    def busy(*_, **__):
+        raise TimeoutError("busy")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), request_of, busy)
+    with pytest.raises(StoreError, match=r"^memory://bucket/shard-00000\d.tar: cannot be read \(TimeoutError: busy\)$"):
+        batches(remote, max_bad_rate=1.0)
+
+
+def test_what_a_server_refuses_is_asked_for_once_and_its_answer_told(http_url, tmp_path, monkeypatch, caplog):
+    remote = RemoteShardSet(http_url.replace("://", "://me:pass-word@"), cache=tmp_path)
+    monkeypatch.setattr(_Ranged, "status", 403)
+    said = rf"^{http_url}/shard-000000.tar: cannot be read \(ClientResponseError: 403"
+    for request in (remote.sample, remote.check_shard):
+        with pytest.raises(UserError, match=said) as refused:
+            request(0)
+        assert not isinstance(refused.value, StoreError) and "pass-word" not in str(refused.value)
+    assert "trying again" not in caplog.text
 
 
 def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch, caplog):

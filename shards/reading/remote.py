@@ -24,7 +24,7 @@ from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, load_head
 from svdata2vec.shards.reading.tarfetch import TarFetcher
 from svdata2vec.shards.shown import public
-from svdata2vec.shards.urls import RETRY_SECONDS, filesystem_of, may_pass
+from svdata2vec.shards.urls import RETRY_SECONDS, StoreError, filesystem_of, may_pass
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
@@ -111,10 +111,8 @@ class RemoteShardSet(ShardSet):
     def check_shard(self, shard: int) -> None:
         """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
         entry = self.manifest.shards[shard]
-        try:
-            found = self._here()._filesystem.size(f"{self._base}/{entry.name}")
-        except OSError as error:
-            raise UserError(f"{self.tar_name(shard)}: cannot be read ({error})") from error
+        store = self._here()._filesystem
+        found = _try(lambda: store.size(f"{self._base}/{entry.name}"), self.tar_name(shard))
         problem = None if found is None else entry.size_problem(found)
         if problem is not None:
             raise UserError(f"{self.tar_name(shard)}: {problem}")
@@ -170,8 +168,8 @@ def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop:
 
 
 def _try(request: Callable[[], Any], name: str) -> Any:
-    """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
-    What this machine lacks, room on its disk or open files, passes.
+    """What a request to a store gives, tried again where it may help. UserError with the name of the file if the store refuses
+    it, StoreError if it fails. What this machine lacks, room on its disk or open files, passes.
     """
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
@@ -179,8 +177,12 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            if wait_seconds is None or not may_pass(error):
-                raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
-            log.warning("%s: %s; trying again in %.1f s", name, public(str(error)), wait_seconds)
+            # Where a server tells no size, fsspec says that there is no such file, whatever the server's answer was.
+            cause = error.__cause__
+            reason = error if cause is None or not hasattr(cause, "status") else cause
+            kind = StoreError if may_pass(reason) else UserError
+            if wait_seconds is None or kind is UserError:
+                raise kind(public(f"{name}: cannot be read ({type(reason).__name__}: {reason})")) from error
+            log.warning("%s: %s; trying again in %.1f s", name, public(str(reason)), wait_seconds)
             time.sleep(wait_seconds)
     raise AssertionError("the last failure is raised")

@@ -11,6 +11,7 @@ from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
+from svdata2vec.shards.urls import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,11 @@ class TarFetcher:
                 self._start(shard)
 
     def path(self, shard: int) -> Path:
-        """The local file of a tar, after waiting for it if need be. Raises TarError or, of the cache, WriteFailedError."""
+        """The local file of a tar, after waiting for it if need be. Raises TarError, StoreError or, of the cache,
+        WriteFailedError."""
         while not self._is_here(shard):
             error = self._start(shard).exception()  # waits
-            if isinstance(error, WriteFailedError):
+            if isinstance(error, (StoreError, WriteFailedError)):
                 raise error
             if error is not None:
                 raise TarError(str(error)) from error
