@@ -137,6 +137,17 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
     assert not list(tmp_path.rglob("*000000.tar")) and not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(local, url, tmp_path, fetch):
+    """It was said of the shard for ever after, which is as good as ever."""
+    remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
+    remote.sample(0)
+    (copy,) = (path for path in remote.cache.folder.iterdir() if path.suffix != ".lock")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    assert remote.cache.misses == 2 and remote.cache.num_bytes == copy.stat().st_size
+
+
 def test_tars_are_fetched_once_and_ahead_of_their_use(local, url, tmp_path, monkeypatch):
     """A step waits for its own tars; those of later steps come in the background, one download for all readers."""
     store = type(fsspec.filesystem("memory"))

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,8 @@ from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
-from svdata2vec.shards.reading.shardset import ShardSet, load_head
+from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
+from svdata2vec.shards.reading.sums import ChangedError
 from svdata2vec.shards.reading.tarfetch import TarFetcher
 from svdata2vec.shards.shown import public
 from svdata2vec.shards.urls import RETRY_SECONDS, StoreError, filesystem_of, may_pass
@@ -120,17 +121,30 @@ class RemoteShardSet(ShardSet):
     def check_hash(self, shard: int) -> None:
         """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""
 
+    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
+        """As of a folder. Bytes that are not those that were packed are fetched once more: the cache's copy may be damaged."""
+        try:
+            return super().read(row, components)
+        except ChangedError:
+            self.cache.drop(self._copy_name(int(self.index[row]["shard"]), *extent(self._spans(row, components))))
+            return super().read(row, components)
+
+    def _copy_name(self, shard: int, offset: int, stop: int) -> str:
+        """What the cache calls these bytes of a tar."""
+        name = self.manifest.shards[shard].name
+        return f"{name}-{offset}-{stop}" if self._tar_fetcher is None else name
+
     def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
         """Bytes of the clip's tar, from the cache or the store. Raises UserError when the store fails."""
         self._here()
-        record, stop = self.manifest.shards[int(entry["shard"])], offset + size
+        shard, stop = int(entry["shard"]), offset + size
         if self._tar_fetcher is None:
-            path = f"{self._base}/{record.name}"
+            path = f"{self._base}/{self.manifest.shards[shard].name}"
             fetch = functools.partial(_fetch, self._filesystem, path, self.where, offset, stop)
-            return self.cache.get(f"{record.name}-{offset}-{stop}", size, fetch)
+            return self.cache.get(self._copy_name(shard, offset, stop), size, fetch)
         while True:
             try:
-                with self._tar_fetcher.path(int(entry["shard"])).open("rb") as file:
+                with self._tar_fetcher.path(shard).open("rb") as file:
                     return os.pread(file.fileno(), size, offset)
             except FileNotFoundError:  # another process has just evicted it
                 continue
