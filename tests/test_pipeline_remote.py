@@ -1,5 +1,6 @@
 """Shards behind URLs, the bounded cache, and reading them with plain webdataset."""
 
+import contextlib
 import functools
 import http.server
 import pickle
@@ -11,11 +12,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import numpy as np
 import psutil
 import pytest
 import torch
+from fsspec.implementations.http import HTTPFileSystem
 from loader_child import keys_in_child
 from pipeline_factory import shard_set
 from waiting import wait_for
@@ -192,11 +195,13 @@ def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
 
 
 class _Ranged(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it."""
+    """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it, `pause` = seconds
+    before each quarter of a tar."""
 
     folder: Path
     cut = False
     status = 0
+    pause = 0.0
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -214,8 +219,16 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[: len(content) // 2] if self.cut and path.suffix == ".tar" else content)
+        if self.command == "HEAD":
+            return
+        if path.suffix == ".tar":
+            content = content[: len(content) // 2] if self.cut else content
+            with contextlib.suppress(ConnectionError):  # it has hung up
+                for start in range(0, len(content), quarter := -(-len(content) // 4)):
+                    time.sleep(self.pause)
+                    self.wfile.write(content[start : start + quarter])
+        else:
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """No lines among the test's output."""
@@ -225,11 +238,13 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
 def http_url(local, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(_Ranged, "cut", False)
+    HTTPFileSystem.clear_instance_cache()
     _Ranged.folder = Path(local.root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+    HTTPFileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
@@ -242,6 +257,20 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
         batches(broken, max_bad_rate=0.0)
     assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
+
+
+def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, monkeypatch):
+    """aiohttp bounds the whole answer: a tar that took five minutes was begun anew, three times, and ended the run."""
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    monkeypatch.setattr("svdata2vec.shards.urls.STALL_SECONDS", 1.0)
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", ())
+    remote = RemoteShardSet(http_url, cache=tmp_path, fetch="shards")
+    monkeypatch.setattr(_Ranged, "pause", 0.1)
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    monkeypatch.setattr(_Ranged, "pause", 9.0)
+    said = rf"^{http_url}/shard-000001.tar: cannot be read \(SocketTimeoutError: Timeout on reading"
+    with pytest.raises(StoreError, match=said):
+        remote.sample(4)
 
 
 @pytest.mark.parametrize(("method", "fetch"), [("fork", "clips"), ("fork", "shards")])

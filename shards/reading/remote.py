@@ -191,9 +191,9 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            # Where a server tells no size, fsspec says that there is no such file, whatever the server's answer was.
+            # Where a server tells no size, fsspec says that there is no such file, whatever the answer; of time-outs nothing.
             cause = error.__cause__
-            reason = error if cause is None or not hasattr(cause, "status") else cause
+            reason = error if cause is None or (str(error) and not hasattr(cause, "status")) else cause
             kind = StoreError if may_pass(reason) else UserError
             if wait_seconds is None or kind is UserError:
                 raise kind(public(f"{name}: cannot be read ({type(reason).__name__}: {reason})")) from error
