@@ -196,19 +196,21 @@ def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
 
 class _Ranged(http.server.BaseHTTPRequestHandler):
     """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it, `pause` = seconds
-    before each quarter of a tar."""
+    before each quarter of a tar, `query` = what must follow every path."""
 
     folder: Path
     cut = False
     status = 0
     pause = 0.0
+    query = ""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.folder / self.path.lstrip("/")
-        if self.status or not path.is_file():
+        place, _, query = self.path.partition("?")
+        path = self.folder / place.lstrip("/")
+        if self.status or query != self.query or not path.is_file():
             self.send_error(self.status or 404)
             return
         content, span = path.read_bytes(), self.headers.get("Range")
@@ -257,6 +259,29 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
         batches(broken, max_bad_rate=0.0)
     assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
+    """As a signature of a store. It is no part of a name, and another one finds what is cached."""
+    monkeypatch.setattr(_Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
+    remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{_Ranged.query}", cache=tmp_path, fetch=fetch)
+    assert remote.where == http_url and remote.root.name == http_url.removeprefix("http://")
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    remote.check_shard(0)
+    monkeypatch.setattr(_Ranged, "query", "sig=d")
+    again = RemoteShardSet(f"{http_url}?sig=d", cache=tmp_path, fetch=fetch)
+    assert bytes(again.sample(0).video) == bytes(local.sample(0).video) and again.cache.misses == 0
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("manifest.json", "not valid JSON"), ("index.npy", "not a readable array"), ("sums.npy", "not a readable array"),
+])
+def test_what_is_wrong_beside_the_tars_is_said_of_the_url(url, tmp_path, name, message):
+    """The file in the cache was named, which nobody can mend."""
+    fsspec.filesystem("memory").pipe_file(f"/bucket/{name}", b"<html>Please log in</html>")
+    with pytest.raises(UserError, match=rf"^memory://bucket/{name}: {message}"):
+        RemoteShardSet(url, cache=tmp_path)
 
 
 def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, monkeypatch):
