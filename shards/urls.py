@@ -24,11 +24,12 @@ def may_pass(error: BaseException) -> bool:
 
 
 async def _patient_client(**options: Any) -> Any:
-    """aiohttp's client with a bound for each part of an answer; its own is five minutes for all of it, for large tars too."""
+    """aiohttp's client with a bound for each part of an answer; its own is five minutes for all of it, for large tars too. It
+    takes the proxies of the environment, as curl and the clients of other stores do."""
     import aiohttp
 
     patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-    return aiohttp.ClientSession(**{"timeout": patience, **options})
+    return aiohttp.ClientSession(**{"timeout": patience, "trust_env": True, **options})
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:

@@ -209,7 +209,7 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         place, _, query = self.path.partition("?")
-        path = self.folder / place.lstrip("/")
+        path = self.folder / place.rpartition("/")[2]
         if self.status or query != self.query or not path.is_file():
             self.send_error(self.status or 404)
             return
@@ -240,6 +240,7 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
 def http_url(local, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(_Ranged, "cut", False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     HTTPFileSystem.clear_instance_cache()
     _Ranged.folder = Path(local.root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
@@ -282,6 +283,12 @@ def test_what_is_wrong_beside_the_tars_is_said_of_the_url(url, tmp_path, name, m
     fsspec.filesystem("memory").pipe_file(f"/bucket/{name}", b"<html>Please log in</html>")
     with pytest.raises(UserError, match=rf"^memory://bucket/{name}: {message}"):
         RemoteShardSet(url, cache=tmp_path)
+
+
+def test_proxies_of_the_environment_are_used(local, http_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", http_url)
+    remote = RemoteShardSet("http://shards.invalid/set", cache=tmp_path)
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
 
 
 def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, monkeypatch):
