@@ -117,7 +117,8 @@ class ShardSet:
         split, part = split_and_part(split)
         names = self.manifest.split_names
         if split not in names:
-            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}")
+            part_of = "; a part is written as in train[:80%]" if "[" in split else ""
+            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}{part_of}")
         found = [self.find(self.manifest.splits[name]) for name in self.manifest.packed_splits(split)]
         rows = np.concatenate(found)
         rows = rows if len(found) == 1 else rows[np.sort(np.unique(rows, return_index=True)[1])]
