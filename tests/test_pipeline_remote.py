@@ -96,6 +96,22 @@ def test_cache_stays_within_its_bound(local, url, tmp_path):
     assert stored == remote.cache.num_bytes <= 300_000
 
 
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_set_that_is_packed_anew_shares_the_bound_of_its_cache(local, url, tmp_path, fetch):
+    """Each version of a set had a cache of its own, as large as all may take, and the old ones stayed for ever."""
+    store, bound = fsspec.filesystem("memory"), max(shard.bytes for shard in local.manifest.shards)
+    old = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
+    batches(old, last_batch="partial")
+    for path in Path(shard_set(tmp_path / "new", 12, size=64).root).iterdir():
+        store.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    new = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
+    for row in range(12):
+        assert new.sample(row).meta.packed_width == 64
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("svdata2vec-tar")])
+    copies = [path.stat().st_size for path in (tmp_path / "cache").rglob("*shard*") if path.suffix != ".lock"]
+    assert 0 < sum(copies) <= bound and new.manifest.shards[0].name == old.manifest.shards[0].name
+
+
 def test_skeleton_only_does_not_fetch_pixels(local, url, tmp_path):
     remote = RemoteShardSet(url, cache=tmp_path)
     batches(remote, video=False)
@@ -259,7 +275,7 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     monkeypatch.setattr(_Ranged, "cut", True)
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
         batches(broken, max_bad_rate=0.0)
-    assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
+    assert not [path for path in (tmp_path / "broken").rglob("*shard*") if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])

@@ -24,7 +24,7 @@ from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_N
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
 from svdata2vec.shards.reading.sums import ChangedError
-from svdata2vec.shards.reading.tarfetch import TarFetcher
+from svdata2vec.shards.reading.tarfetch import TarFetcher, copy_name
 from svdata2vec.shards.shown import public
 from svdata2vec.shards.urls import HTTP, RETRY_SECONDS, StoreError, filesystem_of, may_pass
 
@@ -89,8 +89,8 @@ class RemoteShardSet(ShardSet):
     def _connect(self, filesystem: Any) -> None:
         """Everything that belongs to this process: connections, locks, threads."""
         self._pid, self._filesystem = os.getpid(), filesystem
-        tars = " ".join(shard.sha256 for shard in self.manifest.shards)
-        self.cache = RangeCache(_folder(self._options["cache"], self.where, tars), self._options["cache_bytes"])
+        # One for all that was ever packed there: copies of an older set are the first to go.
+        self.cache = RangeCache(_folder(self._options["cache"], self.where, "tars"), self._options["cache_bytes"])
         self._tar_fetcher = None
         if self._options["fetch"] == "shards":
             self._tar_fetcher = TarFetcher(self.where, self.manifest.shards, self.cache, self._download)
@@ -140,7 +140,7 @@ class RemoteShardSet(ShardSet):
 
     def _copy_name(self, shard: int, offset: int, stop: int) -> str:
         """What the cache calls these bytes of a tar."""
-        name = self.manifest.shards[shard].name
+        name = copy_name(self.manifest.shards[shard])
         return f"{name}-{offset}-{stop}" if self._tar_fetcher is None else name
 
     def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
