@@ -23,6 +23,7 @@ from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import crc32
 from svdata2vec.shards.reading.tarfetch import TarError
+from svdata2vec.shards.urls import StoreError
 
 NOTHING = np.empty(0, np.uint8)
 TOGETHER = 32  # clips that are planned at once; of more the arrays would leave the processor's own cache
@@ -77,7 +78,7 @@ class ClipFetcher:
         """Clips of an epoch, the errors of damaged ones as values. places: as in `mapped`.
 
         All plans first, then all pictures: a clip's pictures are larger than the processor's own cache. Raises UserError when a
-        whole tar is missing, short or changed.
+        whole tar is missing, short or changed, or its store fails.
         """
         planned: list[Outcome] = []
         for start in range(0, len(rows), TOGETHER):
@@ -155,7 +156,7 @@ class ClipFetcher:
             self._check_tar(int(self.shards.index[row]["shard"]))
         try:
             return list(self._planned(rows, epoch, views))
-        except (TarError, WriteFailedError):  # of the cache: the clip is as good as ever
+        except (TarError, StoreError, WriteFailedError):  # of the cache: the clip is as good as ever
             raise
         except (OSError, ValueError, OverflowError) as error:
             if len(rows) > 1:

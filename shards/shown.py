@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-_USER = re.compile(r"(?<=://)[^/@\s\"']+@")
+_USER = re.compile(r"(?<=://)[^/?#\s\"]+@")  # a password may have an @ or ' in it
 _SECRETS = r"[\w.-]*(?:signature|credential|token|secret|password|passwd)|sig|key|api[_-]?key|awsaccesskeyid|googleaccessid"
 _QUERY = re.compile(rf"([?&](?:{_SECRETS})=)[^&\s\"'#]+", re.IGNORECASE)
 

@@ -4,22 +4,38 @@ from typing import Any
 
 import fsspec
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.shown import public
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # waits after failures that may pass
+STALL_SECONDS = 60.0  # without a byte, after which a server counts as failed
+HTTP = ("http://", "https://")
 
 
-def may_pass(error: Exception) -> bool:
+class StoreError(MachineError):
+    """A store failed time after time: what was asked of it may be as good as ever."""
+
+
+def may_pass(error: BaseException) -> bool:
     """Whether what a store raised may not come again. Stores raise what their libraries raise, not only OSError: aiohttp's
-    broken transfers, botocore's time-outs."""
-    return not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
+    broken transfers and answers by status, botocore's time-outs."""
+    refused = getattr(error, "status", None) in (400, 401, 403, 404, 405, 410, 416)
+    return not refused and not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
+
+
+async def _patient_client(**options: Any) -> Any:
+    """aiohttp's client with a bound for each part of an answer; its own is five minutes for all of it, for large tars too. It
+    takes the proxies of the environment, as curl and the clients of other stores do."""
+    import aiohttp
+
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+    return aiohttp.ClientSession(**{"timeout": patience, "trust_env": True, **options})
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. UserError for an unknown scheme, or one whose library is missing."""
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **({"get_client": _patient_client} if url.startswith(HTTP) else {}))
     except ImportError as error:
         raise UserError(f"{public(url)}: {error}; s3://, gs:// and https:// need: pip install 'svdata2vec[remote]'") from error
     except (ValueError, OSError) as error:

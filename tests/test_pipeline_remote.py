@@ -1,5 +1,6 @@
 """Shards behind URLs, the bounded cache, and reading them with plain webdataset."""
 
+import contextlib
 import functools
 import http.server
 import pickle
@@ -7,14 +8,17 @@ import shlex
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import numpy as np
 import psutil
 import pytest
 import torch
+from fsspec.implementations.http import HTTPFileSystem
 from loader_child import keys_in_child
 from pipeline_factory import shard_set
 from waiting import wait_for
@@ -28,6 +32,7 @@ from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.remote import RemoteShardSet, open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.shards.urls import StoreError
 from svdata2vec.shards.video import VideoReader
 
 PLAN = PlanConfig(num_frames=4, size=32)
@@ -91,6 +96,22 @@ def test_cache_stays_within_its_bound(local, url, tmp_path):
     assert stored == remote.cache.num_bytes <= 300_000
 
 
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_set_that_is_packed_anew_shares_the_bound_of_its_cache(local, url, tmp_path, fetch):
+    """Each version of a set had a cache of its own, as large as all may take, and the old ones stayed for ever."""
+    store, bound = fsspec.filesystem("memory"), max(shard.bytes for shard in local.manifest.shards)
+    old = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
+    batches(old, last_batch="partial")
+    for path in Path(shard_set(tmp_path / "new", 12, size=64).root).iterdir():
+        store.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    new = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
+    for row in range(12):
+        assert new.sample(row).meta.packed_width == 64
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("svdata2vec-tar")])
+    copies = [path.stat().st_size for path in (tmp_path / "cache").rglob("*shard*") if path.suffix != ".lock"]
+    assert 0 < sum(copies) <= bound and new.manifest.shards[0].name == old.manifest.shards[0].name
+
+
 def test_skeleton_only_does_not_fetch_pixels(local, url, tmp_path):
     remote = RemoteShardSet(url, cache=tmp_path)
     batches(remote, video=False)
@@ -133,6 +154,17 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
     with pytest.raises(UserError, match=r"memory://bucket/shard-000000.tar: sha256 [0-9a-f]{12}..., expected .*copy it again"):
         batches(RemoteShardSet(url, cache=tmp_path, fetch="shards"))
     assert not list(tmp_path.rglob("*000000.tar")) and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(local, url, tmp_path, fetch):
+    """It was said of the shard for ever after, which is as good as ever."""
+    remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
+    remote.sample(0)
+    (copy,) = (path for path in remote.cache.folder.iterdir() if path.suffix != ".lock")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    assert remote.cache.misses == 2 and remote.cache.num_bytes == copy.stat().st_size
 
 
 def test_tars_are_fetched_once_and_ahead_of_their_use(local, url, tmp_path, monkeypatch):
@@ -179,18 +211,23 @@ def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
 
 
 class _Ranged(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with ranges; `cut` = send only half of every tar."""
+    """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it, `pause` = seconds
+    before each quarter of a tar, `query` = what must follow every path."""
 
     folder: Path
     cut = False
+    status = 0
+    pause = 0.0
+    query = ""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.folder / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_error(404)
+        place, _, query = self.path.partition("?")
+        path = self.folder / place.rpartition("/")[2]
+        if self.status or query != self.query or not path.is_file():
+            self.send_error(self.status or 404)
             return
         content, span = path.read_bytes(), self.headers.get("Range")
         if span:
@@ -200,8 +237,16 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[: len(content) // 2] if self.cut and path.suffix == ".tar" else content)
+        if self.command == "HEAD":
+            return
+        if path.suffix == ".tar":
+            content = content[: len(content) // 2] if self.cut else content
+            with contextlib.suppress(ConnectionError):  # it has hung up
+                for start in range(0, len(content), quarter := -(-len(content) // 4)):
+                    time.sleep(self.pause)
+                    self.wfile.write(content[start : start + quarter])
+        else:
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """No lines among the test's output."""
@@ -211,11 +256,14 @@ class _Ranged(http.server.BaseHTTPRequestHandler):
 def http_url(local, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(_Ranged, "cut", False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    HTTPFileSystem.clear_instance_cache()
     _Ranged.folder = Path(local.root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+    HTTPFileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
@@ -227,7 +275,50 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     monkeypatch.setattr(_Ranged, "cut", True)
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
         batches(broken, max_bad_rate=0.0)
-    assert not [path for path in (tmp_path / "broken").rglob("shard*") if path.suffix != ".lock"]
+    assert not [path for path in (tmp_path / "broken").rglob("*shard*") if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
+    """As a signature of a store. It is no part of a name, and another one finds what is cached."""
+    monkeypatch.setattr(_Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
+    remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{_Ranged.query}", cache=tmp_path, fetch=fetch)
+    assert remote.where == http_url and remote.root.name == http_url.removeprefix("http://")
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    remote.check_shard(0)
+    monkeypatch.setattr(_Ranged, "query", "sig=d")
+    again = RemoteShardSet(f"{http_url}?sig=d", cache=tmp_path, fetch=fetch)
+    assert bytes(again.sample(0).video) == bytes(local.sample(0).video) and again.cache.misses == 0
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("manifest.json", "not valid JSON"), ("index.npy", "not a readable array"), ("sums.npy", "not a readable array"),
+])
+def test_what_is_wrong_beside_the_tars_is_said_of_the_url(url, tmp_path, name, message):
+    """The file in the cache was named, which nobody can mend."""
+    fsspec.filesystem("memory").pipe_file(f"/bucket/{name}", b"<html>Please log in</html>")
+    with pytest.raises(UserError, match=rf"^memory://bucket/{name}: {message}"):
+        RemoteShardSet(url, cache=tmp_path)
+
+
+def test_proxies_of_the_environment_are_used(local, http_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", http_url)
+    remote = RemoteShardSet("http://shards.invalid/set", cache=tmp_path)
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+
+
+def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, monkeypatch):
+    """aiohttp bounds the whole answer: a tar that took five minutes was begun anew, three times, and ended the run."""
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    monkeypatch.setattr("svdata2vec.shards.urls.STALL_SECONDS", 1.0)
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", ())
+    remote = RemoteShardSet(http_url, cache=tmp_path, fetch="shards")
+    monkeypatch.setattr(_Ranged, "pause", 0.1)
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    monkeypatch.setattr(_Ranged, "pause", 9.0)
+    said = rf"^{http_url}/shard-000001.tar: cannot be read \(SocketTimeoutError: Timeout on reading"
+    with pytest.raises(StoreError, match=said):
+        remote.sample(4)
 
 
 @pytest.mark.parametrize(("method", "fetch"), [("fork", "clips"), ("fork", "shards")])
@@ -264,17 +355,42 @@ def test_folders_and_urls_have_one_interface(local, url, tmp_path):
 def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
     store = fsspec.filesystem("memory")
-    whole, calls = store.cat_file, []
+    whole, calls = store.cat_file, Counter()
 
     def sometimes(path, **options):
-        calls.append(path)
-        if len(calls) % 3:
+        calls[path, options["start"]] += 1
+        if calls[path, options["start"]] < 3:
             raise TimeoutError("the store is busy")
         return whole(path, **options)
 
     monkeypatch.setattr(type(store), "cat_file", lambda self, path, **options: sometimes(path, **options))
     remote = RemoteShardSet(url, cache=tmp_path)
-    assert len(batches(remote, video=False)) == 3
+    assert sum(len(batch.keys) for batch in batches(remote, video=False)) == 12
+
+
+@pytest.mark.parametrize(("fetch", "request_of"), [("clips", "cat_file"), ("shards", "get_file")])
+def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch, request_of):
+    """A store that was busy longer than it is asked lost its clips to the run, whose tar it tells the size of again."""
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0,))
+    remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
+
+    def busy(*_, **__):
+        raise TimeoutError("busy")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), request_of, busy)
+    with pytest.raises(StoreError, match=r"^memory://bucket/shard-00000\d.tar: cannot be read \(TimeoutError: busy\)$"):
+        batches(remote, max_bad_rate=1.0)
+
+
+def test_what_a_server_refuses_is_asked_for_once_and_its_answer_told(http_url, tmp_path, monkeypatch, caplog):
+    remote = RemoteShardSet(http_url.replace("://", "://me:pass-word@"), cache=tmp_path)
+    monkeypatch.setattr(_Ranged, "status", 403)
+    said = rf"^{http_url}/shard-000000.tar: cannot be read \(ClientResponseError: 403"
+    for request in (remote.sample, remote.check_shard):
+        with pytest.raises(UserError, match=said) as refused:
+            request(0)
+        assert not isinstance(refused.value, StoreError) and "pass-word" not in str(refused.value)
+    assert "trying again" not in caplog.text
 
 
 def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch, caplog):

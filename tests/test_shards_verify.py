@@ -1,5 +1,6 @@
 """Verification finds every planted fault and nothing in a good folder; statistics count right."""
 
+import gzip
 import io
 import itertools
 import json
@@ -107,6 +108,15 @@ def cut_tar(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30000])
 
 
+def empty_tar(folder: Path) -> None:
+    (folder / "shard-000001.tar").write_bytes(b"")
+
+
+def compress_tar(folder: Path) -> None:
+    path = folder / "shard-000001.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
 def remove_tar(folder: Path) -> None:
     (folder / "shard-000001.tar").unlink()
 
@@ -190,6 +200,8 @@ def leftover(folder: Path) -> None:
     (cut_tar, "size", r"shard-000001\.tar: \d+ bytes, expected \d+"),
     (cut_tar, "hash", r"shard-000001\.tar"),
     (cut_tar, "clip", "ends before byte|not a readable|damaged"),
+    (empty_tar, "tar", r"^tar: shard-000001\.tar: not a readable tar \(empty file\)$"),
+    (compress_tar, "tar", r"^tar: shard-000001\.tar: not a readable tar \([^\n]*\)$"),
     (remove_tar, "missing", r"shard-000001\.tar: no such file"),
     (swap_tars, "hash", r"shard-000000\.tar"),
     (swap_tars, "tar", r"member S001.*, the index expects S001"),
@@ -357,8 +369,11 @@ def test_pax_headers_are_found(folder: Path) -> None:
 
 
 def test_unreadable_folders_raise(folder: Path) -> None:
-    (folder / "index.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"index\.npy: not a readable array"):
+    (folder / "index.npy").write_bytes((folder / "index.npy").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"index\.npy: not a readable array \(.*\); copy it again or pack again$"):
+        verify(folder)
+    (folder / "manifest.json").write_text('{"format": ')
+    with pytest.raises(UserError, match=r"manifest\.json: not valid JSON \(.*\); copy it again or pack again$"):
         verify(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json: does not exist"):

@@ -244,6 +244,12 @@ def test_parts_of_a_split_are_disjoint_whole_and_fair() -> None:
     assert (in_part(labels[order], [keys[i] for i in order], (80, 100)) == rest[order]).all(), "by names alone"
 
 
+@pytest.mark.parametrize("name", ["train[:80]", "train[:33.3%]", "train[-20%:]"])
+def test_parts_that_are_written_otherwise_are_told_how(fifty: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"no split 'train\[.*\]'; it has train; a part is written as in train\[:80%\]$"):
+        ShardSet.open(fifty).rows(name)
+
+
 @pytest.mark.parametrize("name", ["train[80%:20%]", "train[:0%]", "train[:101%]", "train[50%:50%]"])
 def test_parts_that_cannot_be_are_refused(fifty: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"expected a part like train\[:80%\] or train\[80%:\]"):

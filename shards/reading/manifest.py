@@ -174,7 +174,7 @@ class Manifest:
         try:
             fields = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}); pack again") from error
+            raise UserError(f"{path}: not valid JSON ({error}); copy it again or pack again") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path}: not a manifest of {FORMAT}")
         if fields.get("version") not in READABLE:
@@ -308,7 +308,7 @@ def load_plain_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
-        raise UserError(f"{path}: not a readable array ({error}); pack again") from error
+        raise UserError(f"{path}: not a readable array ({error}); copy it again or pack again") from error
 
 
 def file_problem(path: Path, manifest: Manifest) -> str | None:

@@ -71,6 +71,12 @@ class RangeCache:
                 self._look()
             self._evict()
 
+    def drop(self, name: str) -> None:
+        """Forget an entry, so that it is fetched anew."""
+        with self._lock:
+            self.num_bytes -= self._sizes.pop(name, 0)
+            (self.folder / name).unlink(missing_ok=True)
+
     def _note(self, name: str, size: int) -> None:
         self.num_bytes += size - self._sizes.get(name, 0)
         self._sizes[name] = size

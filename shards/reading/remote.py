@@ -5,13 +5,14 @@ nothing is read that is not used. With fetch="shards" whole tars are fetched ahe
 without ranges or slow to answer, and where the cache holds the whole data set.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,10 +22,11 @@ from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
-from svdata2vec.shards.reading.shardset import ShardSet, load_head
-from svdata2vec.shards.reading.tarfetch import TarFetcher
+from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
+from svdata2vec.shards.reading.sums import ChangedError
+from svdata2vec.shards.reading.tarfetch import TarFetcher, copy_name
 from svdata2vec.shards.shown import public
-from svdata2vec.shards.urls import RETRY_SECONDS, filesystem_of, may_pass
+from svdata2vec.shards.urls import HTTP, RETRY_SECONDS, StoreError, filesystem_of, may_pass
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
@@ -67,24 +69,28 @@ class RemoteShardSet(ShardSet):
 
     def __init__(self, url: str, *, cache: Path, cache_bytes: int = CACHE_BYTES, fetch: Fetch = "clips") -> None:
         """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
-        self.url, cache = url.rstrip("/"), Path(cache).absolute()
-        filesystem, self._base = filesystem_of(self.url)
+        self.url, cache = url, Path(cache).absolute()
+        filesystem, base = filesystem_of(url)
+        query = base.partition("?")[2] if url.startswith(HTTP) else ""  # as a signature, which belongs to every file
+        self._query = f"?{query}" if query else ""
+        self._base = base.removesuffix(self._query).rstrip("/")
         folder = _folder(cache, self.url, "head")
         make_folder(folder)
         names = [INDEX_NAME, MANIFEST_NAME]
-        for name in names:  # and, where the manifest has its sum, the third
-            write_atomically(folder / name, _fetch(filesystem, f"{self._base}/{name}", self.where))
-            if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
-                names.append(SUMS_NAME)
-        super().__init__(Path(self._base), *load_head(folder, self.where))
+        with _called(folder, self.where):
+            for name in names:  # and, where the manifest has its sum, the third
+                write_atomically(folder / name, _fetch(filesystem, self._place(name), f"{self.where}/{name}"))
+                if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
+                    names.append(SUMS_NAME)
+            super().__init__(Path(self.where), *load_head(folder, self.where))
         self._options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes, "fetch": fetch}
         self._connect(filesystem)
 
     def _connect(self, filesystem: Any) -> None:
         """Everything that belongs to this process: connections, locks, threads."""
         self._pid, self._filesystem = os.getpid(), filesystem
-        tars = " ".join(shard.sha256 for shard in self.manifest.shards)
-        self.cache = RangeCache(_folder(self._options["cache"], self.url, tars), self._options["cache_bytes"])
+        # One for all that was ever packed there: copies of an older set are the first to go.
+        self.cache = RangeCache(_folder(self._options["cache"], self.where, "tars"), self._options["cache_bytes"])
         self._tar_fetcher = None
         if self._options["fetch"] == "shards":
             self._tar_fetcher = TarFetcher(self.where, self.manifest.shards, self.cache, self._download)
@@ -102,7 +108,11 @@ class RemoteShardSet(ShardSet):
 
     @property
     def where(self) -> str:
-        return public(self.url)
+        return public(self.url.removesuffix(self._query).rstrip("/"))
+
+    def _place(self, name: str) -> str:
+        """A file of the set as its store calls it."""
+        return f"{self._base}/{name}{self._query}"
 
     def tar_name(self, shard: int) -> str:
         """URL of a tar."""
@@ -111,10 +121,8 @@ class RemoteShardSet(ShardSet):
     def check_shard(self, shard: int) -> None:
         """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
         entry = self.manifest.shards[shard]
-        try:
-            found = self._here()._filesystem.size(f"{self._base}/{entry.name}")
-        except OSError as error:
-            raise UserError(f"{self.tar_name(shard)}: cannot be read ({error})") from error
+        store = self._here()._filesystem
+        found = _try(lambda: store.size(self._place(entry.name)), self.tar_name(shard))
         problem = None if found is None else entry.size_problem(found)
         if problem is not None:
             raise UserError(f"{self.tar_name(shard)}: {problem}")
@@ -122,17 +130,30 @@ class RemoteShardSet(ShardSet):
     def check_hash(self, shard: int) -> None:
         """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""
 
+    def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
+        """As of a folder. Bytes that are not those that were packed are fetched once more: the cache's copy may be damaged."""
+        try:
+            return super().read(row, components)
+        except ChangedError:
+            self.cache.drop(self._copy_name(int(self.index[row]["shard"]), *extent(self._spans(row, components))))
+            return super().read(row, components)
+
+    def _copy_name(self, shard: int, offset: int, stop: int) -> str:
+        """What the cache calls these bytes of a tar."""
+        name = copy_name(self.manifest.shards[shard])
+        return f"{name}-{offset}-{stop}" if self._tar_fetcher is None else name
+
     def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
         """Bytes of the clip's tar, from the cache or the store. Raises UserError when the store fails."""
         self._here()
-        record, stop = self.manifest.shards[int(entry["shard"])], offset + size
+        shard, stop = int(entry["shard"]), offset + size
         if self._tar_fetcher is None:
-            path = f"{self._base}/{record.name}"
-            fetch = functools.partial(_fetch, self._filesystem, path, self.where, offset, stop)
-            return self.cache.get(f"{record.name}-{offset}-{stop}", size, fetch)
+            place = self._place(self.manifest.shards[shard].name)
+            fetch = functools.partial(_fetch, self._filesystem, place, self.tar_name(shard), offset, stop)
+            return self.cache.get(self._copy_name(shard, offset, stop), size, fetch)
         while True:
             try:
-                with self._tar_fetcher.path(int(entry["shard"])).open("rb") as file:
+                with self._tar_fetcher.path(shard).open("rb") as file:
                     return os.pread(file.fileno(), size, offset)
             except FileNotFoundError:  # another process has just evicted it
                 continue
@@ -144,7 +165,7 @@ class RemoteShardSet(ShardSet):
             fetcher.will_need(self.index["shard"][rows].tolist())
 
     def _download(self, name: str, path: Path) -> None:
-        _try(lambda: self._filesystem.get_file(f"{self._base}/{name}", str(path)), f"{self.where}/{name}")
+        _try(lambda: self._filesystem.get_file(self._place(name), str(path)), f"{self.where}/{name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(RemoteShardSet, self.url, **self._options), ()
@@ -154,24 +175,34 @@ def _folder(cache: Path, url: str, what: str) -> Path:
     return Path(cache) / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
 
 
-def _fetch(filesystem: Any, path: str, url: str, start: int | None = None, stop: int | None = None) -> bytes:
+@contextlib.contextmanager
+def _called(folder: Path, where: str) -> Iterator[None]:
+    """Errors in the block call the copies in `folder` by what they were copied from."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (str(error).replace(str(folder), where),)
+        raise
+
+
+def _fetch(filesystem: Any, path: str, name: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes [start, stop) of a remote file; UserError names it when it is missing or shorter."""
-    name = path.rsplit("/", 1)[-1]
-    content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), f"{url}/{name}")
+    content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), name)
     if start is not None and stop is not None and len(content) >= stop > stop - start:
+        url = name.rpartition("/")[0]
         if url not in _WARNED:
             log.warning("%s: the server sends whole files for ranges; copy the shards to this machine, or train with "
                         "--data.remote-fetch shards", url)
             _WARNED.add(url)
         return content[start:stop]
     if stop is not None and len(content) != stop - (start or 0):
-        raise UserError(f"{url}/{name}: ends after byte {(start or 0) + len(content)}, {stop} expected; copy it again")
+        raise UserError(f"{name}: ends after byte {(start or 0) + len(content)}, {stop} expected; copy it again")
     return content
 
 
 def _try(request: Callable[[], Any], name: str) -> Any:
-    """What a request to a store gives, tried again where it may help. UserError with the name of the file if it fails.
-    What this machine lacks, room on its disk or open files, passes.
+    """What a request to a store gives, tried again where it may help. UserError with the name of the file if the store refuses
+    it, StoreError if it fails. What this machine lacks, room on its disk or open files, passes.
     """
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
@@ -179,8 +210,12 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            if wait_seconds is None or not may_pass(error):
-                raise UserError(public(f"{name}: cannot be read ({type(error).__name__}: {error})")) from error
-            log.warning("%s: %s; trying again in %.1f s", name, public(str(error)), wait_seconds)
+            # Where a server tells no size, fsspec says that there is no such file, whatever the answer; of time-outs nothing.
+            cause = error.__cause__
+            reason = error if cause is None or (str(error) and not hasattr(cause, "status")) else cause
+            kind = StoreError if may_pass(reason) else UserError
+            if wait_seconds is None or kind is UserError:
+                raise kind(public(f"{name}: cannot be read ({type(reason).__name__}: {reason})")) from error
+            log.warning("%s: %s; trying again in %.1f s", name, public(str(reason)), wait_seconds)
             time.sleep(wait_seconds)
     raise AssertionError("the last failure is raised")

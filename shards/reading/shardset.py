@@ -37,7 +37,7 @@ from svdata2vec.shards.reading.sample import (
     cut_out,
     parse_sample,
 )
-from svdata2vec.shards.reading.sums import CHANGED, Sums, crc32, load_sums
+from svdata2vec.shards.reading.sums import CHANGED, ChangedError, Sums, crc32, load_sums
 
 log = logging.getLogger(__name__)
 _WITHOUT_SUMS: set[str] = set()  # folders that were reported
@@ -117,7 +117,8 @@ class ShardSet:
         split, part = split_and_part(split)
         names = self.manifest.split_names
         if split not in names:
-            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}")
+            part_of = "; a part is written as in train[:80%]" if "[" in split else ""
+            raise UserError(f"{self.where}: no split {split!r}; it has {', '.join(names) or 'none'}{part_of}")
         found = [self.find(self.manifest.splits[name]) for name in self.manifest.packed_splits(split)]
         rows = np.concatenate(found)
         rows = rows if len(found) == 1 else rows[np.sort(np.unique(rows, return_index=True)[1])]
@@ -224,11 +225,10 @@ class ShardSet:
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
         spans = self._spans(row, components)
-        used = [span for span in spans if span[1]]
-        if not used:
+        origin, stop = extent(spans)
+        if stop == origin:
             return dict.fromkeys(components, NOTHING)
-        (origin, _), last = min(used), max(used)
-        content = memoryview(self._pread(self.index[row], origin, sum(last) - origin))
+        content = memoryview(self._pread(self.index[row], origin, stop - origin))
         parts = {
             name: content[offset - origin : offset - origin + size] if size else NOTHING
             for name, (offset, size) in zip(components, spans, strict=True)
@@ -320,14 +320,13 @@ class ShardSet:
             return None
 
     def _compare(self, row: int, parts: dict[str, memoryview]) -> None:
-        """UserError if the bytes of a component are not those that were packed."""
+        """ChangedError if the bytes of a component are not those that were packed."""
         if self.sums is None:
             return
         wanted = self.sums.components(row)
         for name, content in parts.items():
             if content and crc32(content) != wanted[self._column[name]]:
-                entry = self.index[row]
-                raise UserError(f"{self._clip_name(entry)}, {name}: {CHANGED}")
+                raise ChangedError(f"{self._clip_name(self.index[row])}, {name}: {CHANGED}")
 
     def _spans(self, row: int, components: Sequence[str]) -> list[tuple[int, int]]:
         """(offset in the tar, bytes) of each component."""
@@ -382,6 +381,12 @@ class ShardSet:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread was here in between
                 self._tars.pop(next(iter(self._tars)), None)
         return tar
+
+
+def extent(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Where the first of some (offset, bytes) begins and the last one ends; (0, 0) if all are empty."""
+    used = [span for span in spans if span[1]]
+    return (min(used)[0], sum(max(used))) if used else (0, 0)
 
 
 def _copied(pictures: Sequence[memoryview], out: np.ndarray, *, with_sums: bool) -> tuple[np.ndarray, list[int]]:

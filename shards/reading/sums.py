@@ -28,6 +28,10 @@ except ImportError:  # no wheel for this machine
 CHANGED = f"its bytes are not those that were packed (CRC-32); {AGAIN}"
 
 
+class ChangedError(UserError):
+    """Bytes of a clip are not those that were packed."""
+
+
 class Sums:
     """The sums of a packed folder. Cheap to open: the file is mapped."""
 

@@ -1,6 +1,7 @@
 """Whole tars fetched from a store ahead of their use, into the bounded cache, by threads in the background."""
 
 import fcntl
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -11,10 +12,16 @@ from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
+from svdata2vec.shards.urls import StoreError
 
 log = logging.getLogger(__name__)
 
 FETCHES = 4  # tars on their way at once
+
+
+def copy_name(tar: ShardEntry) -> str:
+    """What a URL's cache calls its copy of a tar; one of the same name and other content has another."""
+    return f"{hashlib.sha256(tar.sha256.encode()).hexdigest()[:16]}-{tar.name}"
 
 
 class TarError(UserError):
@@ -54,19 +61,20 @@ class TarFetcher:
                 self._start(shard)
 
     def path(self, shard: int) -> Path:
-        """The local file of a tar, after waiting for it if need be. Raises TarError or, of the cache, WriteFailedError."""
+        """The local file of a tar, after waiting for it if need be. Raises TarError, StoreError or, of the cache,
+        WriteFailedError."""
         while not self._is_here(shard):
             error = self._start(shard).exception()  # waits
-            if isinstance(error, WriteFailedError):
+            if isinstance(error, (StoreError, WriteFailedError)):
                 raise error
             if error is not None:
                 raise TarError(str(error)) from error
         self._cache.hits += 1
-        return self._cache.folder / self._shards[shard].name
+        return self._cache.folder / copy_name(self._shards[shard])
 
     def _is_here(self, shard: int) -> bool:
         entry = self._shards[shard]
-        return self._cache.has(entry.name, entry.bytes)
+        return self._cache.has(copy_name(entry), entry.bytes)
 
     def _start(self, shard: int) -> "Future[None]":
         """The download of a tar, begun if it is not on its way already."""
@@ -81,11 +89,12 @@ class TarFetcher:
 
     def _fetch(self, shard: int, fetch: "Future[None]") -> None:
         entry, failure = self._shards[shard], None
+        copy = copy_name(entry)
         try:
-            with (self._cache.folder / f"{entry.name}.lock").open("wb") as lock:
+            with (self._cache.folder / f"{copy}.lock").open("wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self._is_here(shard):  # another process may have fetched it meanwhile
-                    self._cache.add(entry.name, lambda path: self._checked_download(entry, path))
+                    self._cache.add(copy, lambda path: self._checked_download(entry, path))
                     log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
         except Exception as error:  # noqa: BLE001 - raised again by whoever needs the tar
             failure = error

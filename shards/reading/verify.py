@@ -230,7 +230,7 @@ def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Find
                 for entry in shards.index[rows] for i, name in enumerate(shards.manifest.components)
                 if entry["size"][i]]
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # as plain as other programs read them
             members = [(member.name, member.offset_data, member.size) for member in tar]
             pax = next((member.name for member in tar.getmembers() if member.pax_headers), None)
     except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError) as error:

@@ -34,7 +34,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
     Raises:
         UserError: a member is missing or damaged, or there is no such frame; names the tar and the clip.
     """
-    key, url = sample["__key__"], sample.get("__url__", "(no __url__)")
+    key, url = sample["__key__"].rpartition("/")[2], sample.get("__url__", "(no __url__)")  # tars made anew may have folders
     try:
         clip = _parse(key, sample)
         wanted = range(clip.meta.num_frames) if frames is None else frames(clip.meta.num_frames) if callable(frames) else frames
@@ -44,7 +44,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
         named = "" if str(error).startswith(f"clip {key}") else f"clip {key}: "
         raise UserError(f"{url}: {named}{error}") from error
     return {
-        "__key__": key, "__url__": url, "key": key, "label": clip.label, "frames": pictures_KHWC,
+        "__key__": sample["__key__"], "__url__": url, "key": key, "label": clip.label, "frames": pictures_KHWC,
         "joints": clip.pose_MTVC[:, frames_K], "boxes": clip.box_T4[frames_K], "meta": clip.meta,
     }
 
