@@ -149,7 +149,7 @@ def _changed_video(parts: Path, dataset: DataSet) -> str:
 def remove_leftovers(root: Path) -> None:
     """Remove the half-written files of processes that were killed."""
     for leftover in [*root.glob("*.tmp"), *(root / PARTS).glob("*.tmp")]:
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # a worker of a cluster may be at work still
 
 
 def _packed_order(clips: list[ClipAnnotation], seed: int) -> list[ClipAnnotation]:
