@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_tree, write_video
 
 from svdata2vec.shards import video as shards_video
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
@@ -353,3 +354,22 @@ def test_a_store_that_fails_for_a_moment_loses_no_clip(
     splits = pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).splits
     assert splits == {"train": ["c%2Fa", "c%2Fb"] if packed else ["c%2Fb"]}
     assert [opened.count(name) for name in ("a", "b", "gone")] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.ESTALE, 2), (errno.EIO, 2), (errno.ELOOP, 1)])
+def test_a_file_server_that_fails_for_a_moment_loses_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, tries: int
+) -> None:
+    dataset = open_dataset("folder", root=write_tree(tmp_path / "videos", "c/a.mp4", "c/b.mp4"))
+    read, opened = shards_video.open_bytes, []
+
+    def sometimes(path: str) -> IO[bytes]:
+        opened.append(Path(path).stem)
+        if opened == ["a"] or opened == ["b", "a"]:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(shards_video, "open_bytes", sometimes)
+    monkeypatch.setattr("svdata2vec.shards.packing.shard.RETRY_SECONDS", (0.0,))
+    assert pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).num_clips == tries
+    assert opened.count("a") == tries

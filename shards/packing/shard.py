@@ -29,6 +29,8 @@ from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
 from svdata2vec.shards.video import silence_decoder
 
+# What a network file system answers while its server is away, or of a file that the server has replaced.
+SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
 
 
@@ -153,19 +155,20 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`, again where the store of its video may have failed for a moment; what it raises at last becomes a
+    """`ClipPacker.pack`, again where the store of its files may have failed for a moment; what it raises at last becomes a
     UserError: one clip never ends the work of all. MachineError where all of its neighbours are gone as well."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
-    waits = [*(RETRY_SECONDS if "://" in str(clip.video) else ())]
+    waits = [*RETRY_SECONDS]
     try:
         while True:
             try:
                 return packer.pack(clip)
             except Exception as error:
-                if not waits or not may_pass(error):
+                remote = "://" in str(clip.video)
+                if not waits or not (may_pass(error) if remote else getattr(error, "errno", None) in SERVER_ERRORS):
                     if clip.key in task.there:
                         _require_sources(clip)
                     raise UserError(reason_of(error, clip.video)) from error
