@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import av
 import numpy as np
@@ -59,8 +59,25 @@ def open_bytes(path: str | Path) -> IO[bytes]:
         system, place = filesystem_of(str(path))
         return system.open(place, "rb")
     if Path(path).is_dir():
-        return io.BytesIO(b"".join(picture.read_bytes() for picture in numbered_pictures(path)))
+        return cast(IO[bytes], _Joined(numbered_pictures(path)))
     return Path(path).open("rb")
+
+
+class _Joined(io.RawIOBase):
+    """Files one after the other, read forwards: the pictures of a long video fill gigabytes."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._left, self._file = iter(paths), io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not (count := self._file.readinto(buffer)):
+            if (path := next(self._left, None)) is None:
+                return 0
+            self._file = io.BytesIO(path.read_bytes())
+        return count
 
 
 def numbered_pictures(folder: str | Path) -> list[Path]:
@@ -147,9 +164,10 @@ class VideoReader:
             raise
 
     def _open_container(self) -> Any:
-        if not self._file.read(1):
-            raise UserError(f"{self.path}: the file is empty")
-        self._file.seek(0)
+        if not self._pictures:
+            if not self._file.read(1):
+                raise UserError(f"{self.path}: the file is empty")
+            self._file.seek(0)
         with self._named():
             kind = None if not self._pictures else "png_pipe" if self._pictures[0].suffix.lower() == ".png" else "mjpeg"
             container = av.open(self._file, mode="r", format=kind, metadata_errors="ignore")

@@ -1,5 +1,6 @@
 """Sources that change while they are packed: no clip is made of two files."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from shards_data import block_pose, folder_bytes, write_tree, write_video
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile
 from svdata2vec.shards.errors import MachineError
 from svdata2vec.shards.layouts import layout
+from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
 from svdata2vec.shards.packing.plan import shard_tasks
 from svdata2vec.shards.readers.sources import open_dataset
@@ -101,6 +103,17 @@ def test_clips_of_one_video_that_changes_between_them_are_left_out(
     monkeypatch.setattr(VideoReader, "crops", changing)
     keys, left_out = packed_keys(dataset, tmp_path / "shards")
     assert keys == ["a", "b", "long_0"] and "long.mp4: changed while it was packed" in left_out["long_1"]
+
+
+def test_overlapping_clips_of_a_video_that_changes_between_them_have_its_hash_each(tmp_path: Path) -> None:
+    """Such clips are read one after the other, each from a start of its own."""
+    packer, found = ClipPacker(17, SMALL), []
+    for seed, start in enumerate((0, 4)):
+        video = write_video(tmp_path / "long.mp4", 8, seed=seed)
+        parts, _ = packer.pack(ClipAnnotation("part", 0, video, start_frame=start, end_frame=start + 4))
+        packer.pack(ClipAnnotation("next", 0, video, start_frame=1, end_frame=6))
+        found.append(json.loads(parts["json"])["source_sha256"] == hashlib.sha256(video.read_bytes()).hexdigest())
+    assert found == [True, True]
 
 
 def test_a_copied_file_is_the_one_that_was_decoded(
