@@ -1,6 +1,7 @@
 """Where packing and verification run: in this process, in worker processes of this machine, or on a dask cluster."""
 
 import concurrent.futures as cf
+import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.synchronize
@@ -14,10 +15,13 @@ from typing import TypeVar
 
 from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 
-CONNECT_TIMEOUT = "15s"
+CONNECT_SECONDS = 15.0
+LOOK_SECONDS = 120.0  # without a result: then it is looked whether anybody is at work
 NOT_BEGUN = ("worker processes ended as they began. They import the program that calls this: a script must be a file, not "
              "standard input, and do its work under `if __name__ == \"__main__\":`, or take workers=1. If it does "
              "so, the machine is short of memory")
+
+log = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,16 +42,16 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
         yield from map(function, tasks)
         return
     waiting: set[cf.Future[Result]] = set()
-    with _processes(workers) if cluster is None else _cluster(cluster) as (executor, slots):
+    with _processes(workers) if cluster is None else _cluster(cluster) as (executor, slots, look):
         try:
             for task in tasks:
                 with _unheard_interrupts():
                     waiting.add(executor.submit(function, task))
                 if len(waiting) >= 2 * slots:
-                    done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
+                    done, waiting = _first_done(waiting, look)
                     yield from (future.result() for future in done)
             while waiting:
-                done, waiting = cf.wait(waiting, return_when=cf.FIRST_COMPLETED)
+                done, waiting = _first_done(waiting, look)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise WorkerDiedError(f"a worker process died (killed, or out of memory); {after_death}") from error
@@ -56,6 +60,16 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
                 for future in waiting:
                     future.cancel()
             raise
+
+
+def _first_done(waiting: set[cf.Future[Result]], look: Callable[[], None]
+                ) -> tuple[set[cf.Future[Result]], set[cf.Future[Result]]]:
+    """Those that are done, at least one, and the others."""
+    while True:
+        done, others = cf.wait(waiting, LOOK_SECONDS, return_when=cf.FIRST_COMPLETED)
+        if done:
+            return done, others
+        look()
 
 
 @contextmanager
@@ -69,13 +83,13 @@ def _unheard_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _processes(workers: int) -> Iterator[tuple[cf.Executor, int]]:
+def _processes(workers: int) -> Iterator[tuple[cf.Executor, int, Callable[[], None]]]:
     # spawn: threads of OpenCV and FFmpeg do not survive a fork
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     begun = context.Event()
     with cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begun,)) as pool:
         try:
-            yield pool, workers
+            yield pool, workers, lambda: None  # a process that dies breaks the pool
         except WorkerDiedError as error:
             if begun.is_set():
                 raise
@@ -100,22 +114,31 @@ def _begin(begun: multiprocessing.synchronize.Event) -> None:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[tuple[cf.Executor, int]]:
+def _cluster(address: str) -> Iterator[tuple[cf.Executor, int, Callable[[], None]]]:
     try:
         import distributed
     except ImportError as error:
         raise UserError("--cluster needs dask: pip install 'svdata2vec[cluster]'") from error
     try:
-        client = distributed.Client(address, timeout=CONNECT_TIMEOUT)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise UserError(f"--cluster {address}: no dask scheduler answers there ({error})") from error
-    lost = (distributed.KilledWorker, distributed.comm.CommClosedError)
+
+    def look() -> None:
+        if not client.nthreads():
+            log.warning("--cluster %s: no worker is left, and packing waits for some; start them, or stop and go on with "
+                        "--resume: dask worker %s", address, address)
+
     with client:
-        slots = sum(client.nthreads().values())
-        if not slots:
-            raise UserError(f"--cluster {address}: the scheduler has no workers; start some: dask worker {address}")
         try:
-            yield client.get_executor(pure=False), slots
-        except lost as error:
-            raise MachineError(f"--cluster {address}: workers or the scheduler died ({error}); finished shards are kept: run "
-                            "again with --resume") from error
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise UserError(f"--cluster {address}: the scheduler has no workers; start some: dask worker {address}") from error
+        try:
+            yield client.get_executor(pure=False), sum(client.nthreads().values()), look
+        except distributed.KilledWorker as error:
+            raise WorkerDiedError(f"--cluster {address}: workers died ({error}); finished shards are kept: run again with "
+                                  "--resume") from error
+        except (distributed.comm.CommClosedError, cf.CancelledError) as error:
+            raise MachineError(f"--cluster {address}: the scheduler died, or cannot be reached any more; finished shards are "
+                               "kept: run again with --resume") from error

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from svdata2vec.shards.completeness import Completeness
 from svdata2vec.shards.errors import UserError
@@ -58,8 +59,25 @@ def open_bytes(path: str | Path) -> IO[bytes]:
         system, place = filesystem_of(str(path))
         return system.open(place, "rb")
     if Path(path).is_dir():
-        return io.BytesIO(b"".join(picture.read_bytes() for picture in numbered_pictures(path)))
+        return cast(IO[bytes], _Joined(numbered_pictures(path)))
     return Path(path).open("rb")
+
+
+class _Joined(io.RawIOBase):
+    """Files one after the other, read forwards: the pictures of a long video fill gigabytes."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._left, self._file = iter(paths), io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not (count := self._file.readinto(buffer)):
+            if (path := next(self._left, None)) is None:
+                return 0
+            self._file = io.BytesIO(path.read_bytes())
+        return count
 
 
 def numbered_pictures(folder: str | Path) -> list[Path]:
@@ -103,9 +121,20 @@ def holds_video(path: str | Path) -> bool:
             name = container.format.name
             if name in ("tty", "image2") or name.endswith("_pipe"):  # a text or a still picture
                 return False
-            return next(container.decode(container.streams.best("video")), None) is not None
-    except (av.error.FFmpegError, OSError, ValueError, TypeError):
+            stream = _video_stream(container)
+            return stream is not None and next(container.decode(stream), None) is not None
+    except (av.error.FFmpegError, OSError, ValueError):
         return False
+
+
+def _video_stream(container: Any) -> Any:
+    """The stream of a container that is its video; None if it has none that can be decoded, but perhaps a cover picture."""
+    stream = container.streams.best("video")
+    return None if stream is None or _is_cover(stream) else stream
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 class VideoReader:
@@ -122,7 +151,7 @@ class VideoReader:
         self._file = open_bytes(path)
         try:
             self._container = self._open_container()
-            self._stream = self._container.streams.best("video")  # not a cover picture
+            self._stream = _video_stream(self._container)
             self._stream.codec_context.thread_count = 1  # one process per core packs faster than threads
             self._completeness = Completeness(self._container, self._stream)
             decoded = self._decode()
@@ -135,15 +164,16 @@ class VideoReader:
             raise
 
     def _open_container(self) -> Any:
-        if not self._file.read(1):
-            raise UserError(f"{self.path}: the file is empty")
-        self._file.seek(0)
+        if not self._pictures:
+            if not self._file.read(1):
+                raise UserError(f"{self.path}: the file is empty")
+            self._file.seek(0)
         with self._named():
             kind = None if not self._pictures else "png_pipe" if self._pictures[0].suffix.lower() == ".png" else "mjpeg"
             container = av.open(self._file, mode="r", format=kind, metadata_errors="ignore")
-        if container.streams.best("video") is None:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise UserError(f"{self.path}: no video stream that can be decoded (found {kinds})")
+        if _video_stream(container) is None:
+            kinds = ", ".join(sorted({"a cover picture" if _is_cover(stream) else stream.type for stream in container.streams}))
+            raise UserError(f"{self.path}: no video stream that can be decoded (found {kinds or 'nothing'})")
         return container
 
     @contextlib.contextmanager

@@ -1,17 +1,23 @@
 """Sources that change while they are packed: no clip is made of two files."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_data import block_pose, write_video
+from shards_data import block_pose, folder_bytes, write_tree, write_video
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile
+from svdata2vec.shards.errors import MachineError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.packing.clip import ClipPacker
+from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
+from svdata2vec.shards.packing.plan import shard_tasks
+from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.video import VideoReader
 
@@ -99,6 +105,17 @@ def test_clips_of_one_video_that_changes_between_them_are_left_out(
     assert keys == ["a", "b", "long_0"] and "long.mp4: changed while it was packed" in left_out["long_1"]
 
 
+def test_overlapping_clips_of_a_video_that_changes_between_them_have_its_hash_each(tmp_path: Path) -> None:
+    """Such clips are read one after the other, each from a start of its own."""
+    packer, found = ClipPacker(17, SMALL), []
+    for seed, start in enumerate((0, 4)):
+        video = write_video(tmp_path / "long.mp4", 8, seed=seed)
+        parts, _ = packer.pack(ClipAnnotation("part", 0, video, start_frame=start, end_frame=start + 4))
+        packer.pack(ClipAnnotation("next", 0, video, start_frame=1, end_frame=6))
+        found.append(json.loads(parts["json"])["source_sha256"] == hashlib.sha256(video.read_bytes()).hexdigest())
+    assert found == [True, True]
+
+
 def test_a_copied_file_is_the_one_that_was_decoded(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,3 +135,35 @@ def test_a_copied_file_is_the_one_that_was_decoded(
 
 def test_files_that_nobody_touches_are_packed(dataset: DataSet, tmp_path: Path) -> None:
     assert packed_keys(dataset, tmp_path / "shards") == (["a", "b", "long_0", "long_1"], {})
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_disk_that_goes_away_ends_the_packing_and_loses_no_clip(tmp_path: Path, empty: bool) -> None:
+    """A finished set takes no clip afterwards. Where a disk is not mounted there may be an empty folder."""
+    disk, away = write_tree(tmp_path / "disk", "c/a.mp4", "c/b.mp4", "c/d.mp4"), tmp_path / "away"
+    dataset, options = open_dataset("folder", root=disk), changed(SMALL, clips_per_shard=1)
+    pack(dataset, tmp_path / "whole", options)
+
+    def unmount(_: Progress) -> None:
+        disk.rename(away)
+        if empty:
+            (disk / "c").mkdir(parents=True)
+
+    with pytest.raises(MachineError, match=rf"^{disk}/c: not there any more, or empty, on .*; [abd]\.mp4 was to be packed"):
+        pack(dataset, tmp_path / "out", options, progress=unmount)
+    if empty:
+        (disk / "c").rmdir()
+        disk.rmdir()
+    away.rename(disk)
+    pack(dataset, tmp_path / "out", changed(options, resume=True))
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_workers_of_a_cluster_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have been started in other folders, where each of them would leave out its clips."""
+    monkeypatch.chdir(tmp_path)
+    clips = [ClipAnnotation("a", 0, "a.mp4", pose_file=PoseFile(read_pose, "a.npy")), ClipAnnotation("b", 0, "s3://c/b.mp4")]
+    dataset = DataSet("set", layout("coco17"), ("c",), {}, clips)
+    (task,) = shard_tasks(tmp_path / "out", dataset, PackOptions(cluster="tcp://scheduler:8786"), {})
+    paths = {clip.key: (clip.video, clip.pose_file and clip.pose_file.path) for clip in task.clips}
+    assert paths == {"a": (f"{tmp_path}/a.mp4", f"{tmp_path}/a.npy"), "b": ("s3://c/b.mp4", None)}

@@ -2,15 +2,16 @@
 
 import errno
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 import numpy as np
 import pytest
-from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_video
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_tree, write_video
 
 from svdata2vec.shards import video as shards_video
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
@@ -18,6 +19,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.media import is_video
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.readers.videos import read_video_csv
@@ -98,16 +100,26 @@ def test_wrong_extension_is_no_fault(folder: Path) -> None:
     assert pack(read_pyskl(path, folder), folder.parent / "out", OPTIONS).num_clips == 1
 
 
-def test_audio_only_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("cover", [False, True])
+def test_audio_only_is_named(folder: Path, cover: bool) -> None:
+    """The picture of an album is no video of one frame."""
     import av
+    from av.stream import Disposition
     with av.open(str(folder / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16000)
+        if cover:
+            picture: Any = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame(64, 64, "yuvj420p")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    reasons = skipped_reasons(folder, [annotation("sound", 0, FRAMES)])
-    assert "sound.mp4: no video stream that can be decoded (found audio)" in reasons["sound"]
+    reasons = skipped_reasons(folder, [annotation("sound", 0, 1)])
+    found = "a cover picture, audio" if cover else "audio"
+    assert f"sound.mp4: no video stream that can be decoded (found {found})" in reasons["sound"]
+    assert not is_video(str((folder / "sound.mp4").rename(folder / "sound.m4b")))
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
@@ -342,3 +354,22 @@ def test_a_store_that_fails_for_a_moment_loses_no_clip(
     splits = pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).splits
     assert splits == {"train": ["c%2Fa", "c%2Fb"] if packed else ["c%2Fb"]}
     assert [opened.count(name) for name in ("a", "b", "gone")] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.ESTALE, 2), (errno.EIO, 2), (errno.ELOOP, 1)])
+def test_a_file_server_that_fails_for_a_moment_loses_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, tries: int
+) -> None:
+    dataset = open_dataset("folder", root=write_tree(tmp_path / "videos", "c/a.mp4", "c/b.mp4"))
+    read, opened = shards_video.open_bytes, []
+
+    def sometimes(path: str) -> IO[bytes]:
+        opened.append(Path(path).stem)
+        if opened == ["a"] or opened == ["b", "a"]:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(shards_video, "open_bytes", sometimes)
+    monkeypatch.setattr("svdata2vec.shards.packing.shard.RETRY_SECONDS", (0.0,))
+    assert pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).num_clips == tries
+    assert opened.count("a") == tries

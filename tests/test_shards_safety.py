@@ -21,7 +21,7 @@ from waiting import wait_for
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped
 from svdata2vec.shards.atomic import WriteFailedError
-from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.layouts import COCO17, JointLayout
 from svdata2vec.shards.packing import tarwriter
@@ -438,7 +438,7 @@ def test_cluster_gives_the_same_bytes(dataset: DataSet, undisturbed: dict[str, s
         address = cluster.scheduler_address
         pack(dataset, tmp_path / "out", replace(OPTIONS, cluster=address))
         assert folder_bytes(tmp_path / "out") == undisturbed
-        with pytest.raises(UserError, match=f"--cluster {address}: workers or the scheduler died"):
+        with pytest.raises(WorkerDiedError, match=f"--cluster {address}: workers died"):
             list(run_tasks(os._exit, [1], workers=1, cluster=address))
 
 
@@ -454,7 +454,7 @@ def test_a_clip_that_crashes_its_worker_is_listed(dataset: DataSet, tmp_path: Pa
 
 
 def test_cluster_that_is_not_there(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdata2vec.shards.executors.CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr("svdata2vec.shards.executors.CONNECT_SECONDS", 1.0)
     with pytest.raises(UserError, match=r"--cluster tcp://127\.0\.0\.1:9: no dask scheduler answers there"):
         pack(dataset, tmp_path / "out", replace(OPTIONS, cluster="tcp://127.0.0.1:9"))
 

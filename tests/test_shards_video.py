@@ -18,7 +18,7 @@ from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.verify import verify
-from svdata2vec.shards.video import VideoReader, numbered_pictures
+from svdata2vec.shards.video import VideoReader, numbered_pictures, open_bytes
 
 FRAMES = 120  # 4 seconds
 
@@ -239,3 +239,13 @@ def test_a_folder_of_numbered_pictures_is_a_video(tmp_path: Path, ending: str) -
     broken = root / "run" / "clip" / f"img_5{ending}"
     broken.write_bytes(broken.read_bytes()[:200])
     assert isinstance(packed_or_reason(root / "run" / "clip", tmp_path / "broken"), str)
+
+
+def test_pictures_are_read_one_by_one(tmp_path: Path) -> None:
+    """Those of a long video do not fit into memory."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"before")
+    with open_bytes(tmp_path) as file:
+        assert file.read(1) == b"b"
+        (tmp_path / "2.jpg").write_bytes(b"later")
+        assert file.read() == b"efore" b"before" b"later"

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from svdata2vec.cli.datasets import VerifyOptions
 from svdata2vec.config.schema import DataConfig, RunConfig
 from svdata2vec.runs import cores, runtime
 from svdata2vec.runs.cores import fit_loader, usable_cores
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.packing.options import PackOptions
 
 
 @pytest.fixture
@@ -83,6 +85,12 @@ def test_what_is_asked_for_is_kept():
 
 def test_this_machine():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_packing_and_verify_take_the_cores_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster's node a job has some of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 9})
+    assert PackOptions().workers == VerifyOptions("set").workers == 3
     assert cores.CONTROL_GROUPS.is_absolute()
 
 

@@ -58,8 +58,9 @@ class ClipPacker:
         self.joined = 0
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
-        self._hashed = "", ""  # a video and the sha256 of its bytes: clips of one video follow each other
         self._video_state: FileState | None = None  # when the reader was opened
+        # A video, its state, the sha256 of its bytes: clips of one video follow each other.
+        self._hashed: tuple[tuple[str, FileState | None], str] = ("", None), ""
 
     def pack(self, clip: ClipAnnotation) -> tuple[dict[str, bytes], int]:
         """A clip's components (name -> bytes) and number of frames.
@@ -80,7 +81,7 @@ class ClipPacker:
             return packed
         except BaseException:
             self.close()
-            self._hashed = "", ""
+            self._hashed = ("", None), ""
             raise
 
     def close(self) -> None:
@@ -129,10 +130,13 @@ class ClipPacker:
 
     def _source_sha256(self, video: str) -> str:
         """Hash of the video's bytes; empty behind a URL, from where they would have to come once more."""
-        if self._hashed[0] != video and "://" not in video:
+        if "://" in video:
+            return ""
+        if self._hashed[0] != (video, self._video_state):
             with self.times.step("read"), open_bytes(video) as file:
-                self._hashed = video, hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-        return self._hashed[1] if self._hashed[0] == video else ""
+                sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+                self._hashed = (video, self._video_state), sha256
+        return self._hashed[1]
 
     def _encode(self, clip: ClipAnnotation, reader: VideoReader,
                 square: tuple[int, int, int]) -> tuple[dict[str, bytes], int]:

@@ -1,7 +1,7 @@
 """Finds clips whose packing ends the worker process: a crash in a decoder, or more memory than there is.
 
 A worker notes which clip it is at; when one dies, these clips are packed again, each in a process of its own, and those
-that end it again are left out.
+that end it again are left out. (A packing of one process dies with its worker: then its next run does so.)
 """
 
 import concurrent.futures as cf
@@ -38,8 +38,11 @@ def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, ref
     found = False
     clips = {clip.key: clip for clip in dataset.clips}
     for note in sorted(parts.glob("*" + NOTE_SUFFIX)):
-        key = note.read_text(encoding="ascii")
-        note.unlink()
+        try:
+            key = note.read_text(encoding="ascii")
+        except FileNotFoundError:  # a worker of a cluster, still at work, is done with it
+            continue
+        note.unlink(missing_ok=True)
         if key in clips and key not in refused and _crashes(clips[key], len(dataset.layout.joints), options):
             log.warning("clip %s (%s) %s", key, clips[key].video, REASON)
             refused[key] = f"{clips[key].video}: {REASON}"
@@ -51,6 +54,10 @@ def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, ref
 
 def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> bool:
     with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(silence_decoder).result()
+        except BrokenProcessPool:  # none can begin, as under a script without a guard: no clip is to blame
+            return False
         try:
             pool.submit(_try, clip, num_joints, options).result()
         except BrokenProcessPool:

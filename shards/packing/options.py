@@ -41,8 +41,8 @@ class PackOptions:
     """Seed of the order in which clips are packed."""
     pose_slack: Annotated[int, Range(0)] = 2
     """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
-    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that decode and encode on this machine."""
+    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes that decode and encode on this machine; by default one per core that this one may use."""
     cluster: str | None = None
     """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""
     resume: bool = False

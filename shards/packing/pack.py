@@ -176,6 +176,8 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
                 note(record, None)
 
     refused = load_refused(root / PARTS)
+    if options.workers == 1 and options.cluster is None:  # this process would die with such a clip, as one before it may have
+        find_crashing_clips(root / PARTS, dataset, options, refused)
     while True:
         try:
             with closing(run_tasks(pack_shard, missing(), options.workers, options.cluster)) as packed:
@@ -219,7 +221,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     if alike := [f"{other} = {first}" for first, other in doubles(manifest.splits, pictures)]:
         log.warning("clips of the same pictures as another one of their split: %s", some_of(alike))
     manifest = save_head(root, manifest, build_index(rows, len(components)), [record.sums for record in full])
-    shutil.rmtree(root / PARTS)
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # into which a worker that was given up may still write
     return manifest
 
 

@@ -149,7 +149,7 @@ def _changed_video(parts: Path, dataset: DataSet) -> str:
 def remove_leftovers(root: Path) -> None:
     """Remove the half-written files of processes that were killed."""
     for leftover in [*root.glob("*.tmp"), *(root / PARTS).glob("*.tmp")]:
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # a worker of a cluster may be at work still
 
 
 def _packed_order(clips: list[ClipAnnotation], seed: int) -> list[ClipAnnotation]:
@@ -181,7 +181,21 @@ def shard_tasks(root: Path, dataset: DataSet, options: PackOptions, refused: dic
     """The work, shard by shard; the same for every run with this data set and these options."""
     clips = _packed_order(dataset.clips, options.seed)
     components = components_of(dataset, options.codec)
+    sizes = read_object(root / PARTS / VIDEOS_NAME) or {}
     for number, start in enumerate(range(0, len(clips), options.clips_per_shard)):
         part = tuple(clips[start : start + options.clips_per_shard])
+        if options.cluster is not None:
+            part = tuple(map(_seen_from_anywhere, part))
         yield ShardTask(number, root.resolve(), part, len(dataset.layout.joints), components, options,
-                        {clip.key: refused[clip.key] for clip in part if clip.key in refused})
+                        {clip.key: refused[clip.key] for clip in part if clip.key in refused},
+                        frozenset(clip.key for clip in part if sizes.get(clip.key) is not None))
+
+
+def _seen_from_anywhere(clip: ClipAnnotation) -> ClipAnnotation:
+    """With absolute paths: workers of a cluster may have been started in other folders."""
+    pose = clip.pose_file
+    return replace(clip, video=_absolute(clip.video), pose_file=pose and replace(pose, path=_absolute(pose.path)))
+
+
+def _absolute(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else str(Path(path).absolute())

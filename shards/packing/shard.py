@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import socket
 import time
 import zlib
 from contextlib import closing
@@ -27,6 +29,8 @@ from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
 from svdata2vec.shards.video import silence_decoder
 
+# What a network file system answers while its server is away, or of a file that the server has replaced.
+SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
 
 
@@ -34,7 +38,7 @@ PARTS = ".parts"  # folder with one record per finished shard, until the manifes
 class ShardTask:
     """Everything a worker needs, in one picklable object. `components`: order of a clip's tar members.
 
-    `refused`: clips that must not be touched, and why.
+    `refused`: clips that must not be touched, and why. `there`: those whose video was there when the packing began.
     """
 
     number: int
@@ -44,6 +48,7 @@ class ShardTask:
     components: tuple[str, ...]
     options: PackOptions
     refused: dict[str, str]
+    there: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def record_path(root: Path, number: int) -> Path:
 def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
     """Pack the clips of one shard; runs in a worker. A clip that cannot be packed is recorded with its reason.
 
-    Raises MachineError if the shard cannot be written (disk full).
+    Raises MachineError if the shard cannot be written (disk full), or if the sources are not there any more.
     """
     silence_decoder()
     cv2.setNumThreads(1)  # one worker per core
@@ -129,6 +134,8 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 with packer.times.step("write"):
                     offsets, sizes = tar.add(clip.key, parts, task.components)
                     sums += clip_sums(parts, task.components)
+            except MachineError:
+                raise
             except UserError as error:
                 skipped.append(Skipped(clip.key, str(error), str(clip.video)))
                 continue
@@ -148,23 +155,46 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`, again where the store of its video may have failed for a moment; what it raises at last becomes a
-    UserError: one clip never ends the work of all."""
+    """`ClipPacker.pack`, again where the store of its files may have failed for a moment; what it raises at last becomes a
+    UserError: one clip never ends the work of all. MachineError where all of its neighbours are gone as well."""
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
-    waits = [*(RETRY_SECONDS if "://" in str(clip.video) else ())]
+    waits = [*RETRY_SECONDS]
     try:
         while True:
             try:
                 return packer.pack(clip)
             except Exception as error:
-                if not waits or not may_pass(error):
+                remote = "://" in str(clip.video)
+                if not waits or not (may_pass(error) if remote else getattr(error, "errno", None) in SERVER_ERRORS):
+                    if clip.key in task.there:
+                        _require_sources(clip)
                     raise UserError(reason_of(error, clip.video)) from error
             time.sleep(waits.pop(0))
     finally:
         note.unlink(missing_ok=True)
+
+
+def _require_sources(clip: ClipAnnotation) -> None:
+    """MachineError if a file of the clip is gone with all of its folder: a disk that is not mounted here, or not any more.
+
+    Listed as skipped, all that is left to pack would be missing from a finished set.
+    """
+    for path in map(Path, (clip.video, *([] if clip.pose_file is None else [clip.pose_file.path]))):
+        if _is_away(path):
+            raise MachineError(f"{path.parent}: not there any more, or empty, on {socket.gethostname()}; {path.name} was to be "
+                               "packed from it. Finished shards are kept: mount it there (workers of --cluster need it under "
+                               "the same path) and run again with --resume")
+
+
+def _is_away(path: Path) -> bool:
+    """Whether there is neither this file nor any beside it."""
+    try:
+        return not any(path.parent.iterdir())
+    except OSError:
+        return not os.access(path, os.F_OK)  # a folder may be entered, but not listed
 
 
 def write_error(root: Path, error: OSError) -> MachineError:

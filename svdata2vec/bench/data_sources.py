@@ -81,7 +81,7 @@ def make_sources(folder: Path, num_clips: int) -> DataSet:
 
 
 def _workers(tasks: int) -> int:
-    return min(os.cpu_count() or 1, tasks)
+    return min(len(os.sched_getaffinity(0)), tasks)
 
 
 def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions.chroma) -> ShardSet:

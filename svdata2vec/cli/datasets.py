@@ -66,7 +66,7 @@ class VerifyOptions:
     """Folder of the shards; several, checked one after the other, with commas between them."""
     decode: bool = True
     """Decode every clip (the hashes cover its bytes either way)."""
-    workers: Annotated[int, Range(1, 10_000)] = os.cpu_count() or 1
+    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes that check."""
     add_sums: bool = False
     """If no fault is found, give a folder without checksums (of format 1, as release 0.2.0 packed them) those of its bytes."""
