@@ -341,7 +341,7 @@ class RunConfig:
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
     log_every: Count = 50
-    """Optimizer steps between two lines of the log."""
+    """Optimizer steps between two lines of the log, which has one of every validation besides."""
     checkpoint_every: Count = 1000
     """Optimizer steps between two checkpoints (one is also written at the end)."""
     keep_checkpoints: Count = 2
