@@ -1,6 +1,7 @@
 """The command line: wrong input ends in one clear line and status 2; help and overrides work."""
 
 import dataclasses
+import io
 import json
 import logging
 import pickle
@@ -240,6 +241,14 @@ def test_nobody_has_to_read_what_is_printed() -> None:
     for line, status in ((f"{command} --help >&-", 0), (f"set -o pipefail; {command} pretrain demo --help | true", 141)):
         done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_locale_without_a_letter_is_no_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr("svdata2vec.cli.main._run", lambda words: sys.stdout.write("Öl …"))
+    assert main([]) == 0
+    assert stream.buffer.getvalue() == b"\xd6l \\u2026"  # type: ignore[attr-defined]
 
 
 def every_command(group: Group = COMMANDS, prog: str = "svdata2vec") -> Iterator[tuple[str, Group | Command]]:
