@@ -106,6 +106,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("convert a out --size 33", "svdata2vec convert: --size is 33: expected a multiple of 32"),
         ("convert a out --coordinates 0", "svdata2vec convert: --coordinates is 0: expected"),
         ("probe demo --temperature nan", "probe: --temperature is nan: expected a number from 0.01 to 1000"),
+        # what a shell has left
+        ("pretrain demo --run.out=", "svdata2vec pretrain: --run.out is empty; expected a value (is a variable of the shell"),
+        ("pretrain demo --run.out=~/runs/pre", "'--run.out=~/runs/pre': the shell puts no folder in place of a ~ that is "
+         "quoted, or behind a =; write $HOME/runs/pre"),
         # the option that is named is the one that is wrong
         ("pretrain demo --kind x", "unknown option '--kind'; did you mean --target.kind?"),
         ("pretrain demo --run.epochs 3 --run.epochs x", "--run.epochs is 'x'; expected INT"),

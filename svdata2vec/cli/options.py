@@ -104,12 +104,25 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
     found = group.commands[name]
     if isinstance(found, Group):
         return read(words[1:], found, prog, fit=fit)
+    _refuse_unfinished(words[1:])
     options = parse(found.options, words[1:], prog)
     for option in _given_again(words[1:], type(options)):
         log.warning("%s is given more than once: the values of the last one count; give all of them behind one", option)
     if fit and found.fit is not None:
         options = parse(partial(found.fit, options), words[1:], prog)
     return found, options
+
+
+def _refuse_unfinished(words: list[str]) -> None:
+    """UserError for words that a shell has not made into what was meant: as paths they would be folders of this one."""
+    for before, word in itertools.pairwise(["", *words]):
+        name, separator, value = word.partition("=") if word.startswith("--") else (before, " ", word)
+        if separator and not value:
+            name = name if name.startswith("--") else "a word"
+            raise UserError(f"{name} is empty; expected a value (is a variable of the shell not set?)")
+        if value.startswith("~/"):
+            raise UserError(f"{word!r}: the shell puts no folder in place of a ~ that is quoted, or behind a =; write "
+                            f"{value.replace('~', '$HOME', 1)}")
 
 
 def _first_word_missing(words: list[str], group: Group, prog: str) -> str:

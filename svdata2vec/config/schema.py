@@ -174,7 +174,8 @@ class ModelConfig:
         )
         check(
             self.init is None or self.stem_init == "random",
-            f"model.stem_init is {self.stem_init}, but model.init brings weights for the stem; leave one of them out",
+            f"model.stem_init is {self.stem_init}, but model.init brings weights for the stem; set model.stem_init random, or "
+            "leave model.init out",
         )
 
 
