@@ -64,6 +64,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
         ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
         ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),
+        ("inspect shards --split all --no-trian", "unknown option '--no-trian'; did you mean --no-train?"),
+        ("pretrain demo --no-model.fused-blocks", "did you mean --model.no-fused-blocks?"),
         ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
         ("shard pyskl a b --out c", "unknown option '--out': OUT is given by its place alone, without '--out' before it"),
         ("verify --shards=a", "unknown option '--shards': SHARDS is given by its place alone"),

@@ -216,7 +216,7 @@ def _given(argument: Any, words: list[str]) -> str:
 
 def _foreign(words: list[str], kind: type) -> str | None:
     """The first option that the command does not have: tyro takes it for an end of the values before it."""
-    known = {*HELP, *(f"--{no}{name}" for name in option_names(kind) for no in ("", "no-"))}
+    known = {*HELP, *(f"--{name}" for name in _spellings(kind))}
     given = (word.partition("=")[0] for word in words if word.startswith("-"))
     return next((word for word in given if word.replace("_", "-") not in known), None)
 
@@ -228,7 +228,8 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
     wanted = token.partition("=")[0].lstrip("-").replace("_", "-")
     if wanted in option_names(kind, placed=True):
         return f"unknown option {token!r}: {wanted.upper()} is given by its place alone, without {token!r} before it"
-    near = difflib.get_close_matches(wanted, option_names(kind), n=1, cutoff=0.5)
+    wanted = re.sub(r"^no-(.*\.)", r"\1no-", wanted)  # the switch of a section
+    near = difflib.get_close_matches(wanted, _spellings(kind), n=1, cutoff=0.5)
     return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
@@ -238,6 +239,12 @@ def option_names(kind: type, *, placed: bool = False) -> list[str]:
     placed: instead of what is given by its place alone.
     """
     return [name for name, _, by_place in _options(kind) if by_place is placed]
+
+
+def _spellings(kind: type) -> list[str]:
+    """`option_names`, and those that turn a switch off: model.no-fused-blocks."""
+    off = [re.sub(r"([^.]+)$", r"no-\1", name) for name, hint, by_place in _options(kind) if hint is bool and not by_place]
+    return [*option_names(kind), *off]
 
 
 def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
