@@ -163,7 +163,8 @@ def test_the_report_says_what_the_runs_found(report: str) -> None:
 def test_one_pretraining_run_alone_makes_a_report(tiny_shard_folder: Path, tmp_path: Path) -> None:
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "pre"))
     write_report([tmp_path / "pre"], tmp_path / "r.html")
-    assert "<h2>Results</h2>" not in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>Results</h2>" not in page and "runs: pre</p>" in page
     config = (tmp_path / "pre" / "config.json")
     config.write_text(config.read_text().replace('"train_split": "all"', '"train_split": "gone"'))
     write_report([tmp_path / "pre"], tmp_path / "r.html")
@@ -191,6 +192,7 @@ def test_pictures_are_of_clips_that_were_trained_on(
     shards = ShardSet.open(tiny_shard_folder)
     trained_on = shards.names(choose_clips(shards, config).train_rows)
     assert len(pictured) == 5 and set(pictured) <= set(trained_on) and len(trained_on) < 7
+    assert "runs: run (not finished)</p>" in (tmp_path / "r.html").read_text()
 
 
 def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Run:
     config: Settings
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
+    finished: bool = True
 
     def series(self, field: str) -> tuple[list[float], list[float]]:
         """Epochs and values of a logged field."""
@@ -83,7 +84,8 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
         _inputs(runs),
         section("Settings", "".join(_settings(run) for run in runs)),
     ]
-    remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
+    names = ", ".join(run.name if run.finished else f"{run.name} (not finished)" for run in runs)
+    remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {names}"
     write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 
@@ -101,13 +103,9 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def read_run(folder: Path, name: str) -> Run:
     """Configuration, metrics and result of a run's folder."""
-    config = read_config(folder)
-    return Run(
-        name,
-        config,
-        read_metrics(folder),
-        read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
-    )
+    config, finished = read_config(folder), (folder / FINISHED).is_file()
+    result = read_result(folder, config.kind) if config.kind != "pretrain" and finished else None
+    return Run(name, config, read_metrics(folder), result, finished)
 
 
 def _label_curve(runs: Sequence[Run], path: Path) -> str:
