@@ -1,6 +1,7 @@
 """The command line: wrong input ends in one clear line and status 2; help and overrides work."""
 
 import dataclasses
+import io
 import json
 import logging
 import pickle
@@ -63,6 +64,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
         ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
         ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),
+        ("inspect shards --split all --no-trian", "unknown option '--no-trian'; did you mean --no-train?"),
+        ("pretrain demo --no-model.fused-blocks", "did you mean --model.no-fused-blocks?"),
         ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
         ("shard pyskl a b --out c", "unknown option '--out': OUT is given by its place alone, without '--out' before it"),
         ("verify --shards=a", "unknown option '--shards': SHARDS is given by its place alone"),
@@ -105,6 +108,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("convert a out --size 33", "svdata2vec convert: --size is 33: expected a multiple of 32"),
         ("convert a out --coordinates 0", "svdata2vec convert: --coordinates is 0: expected"),
         ("probe demo --temperature nan", "probe: --temperature is nan: expected a number from 0.01 to 1000"),
+        # what a shell has left
+        ("pretrain demo --run.out=", "svdata2vec pretrain: --run.out is empty; expected a value (is a variable of the shell"),
+        ("pretrain demo --run.out=~/runs/pre", "'--run.out=~/runs/pre': the shell puts no folder in place of a ~ that is "
+         "quoted, or behind a =; write $HOME/runs/pre"),
         # the option that is named is the one that is wrong
         ("pretrain demo --kind x", "unknown option '--kind'; did you mean --target.kind?"),
         ("pretrain demo --run.epochs 3 --run.epochs x", "--run.epochs is 'x'; expected INT"),
@@ -240,6 +247,14 @@ def test_nobody_has_to_read_what_is_printed() -> None:
     for line, status in ((f"{command} --help >&-", 0), (f"set -o pipefail; {command} pretrain demo --help | true", 141)):
         done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_locale_without_a_letter_is_no_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr("svdata2vec.cli.main._run", lambda words: sys.stdout.write("Öl …"))
+    assert main([]) == 0
+    assert stream.buffer.getvalue() == b"\xd6l \\u2026"  # type: ignore[attr-defined]
 
 
 def every_command(group: Group = COMMANDS, prog: str = "svdata2vec") -> Iterator[tuple[str, Group | Command]]:

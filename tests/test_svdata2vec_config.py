@@ -177,6 +177,14 @@ def test_a_torn_configuration_is_named(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+def test_a_setting_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    write_config(tmp_path, PRETRAIN["demo"]())
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"epochs":', '"epochs": 5, "epochs":'))
+    with pytest.raises(UserError, match=r'config.json is not JSON \("epochs" is there twice in one object\)'):
+        read_config(tmp_path)
+
+
 def test_settings_check_themselves() -> None:
     for config, name, value, message in (
         (PRETRAIN["demo"](), "run.epochs", 0, "run.epochs is 0: expected a whole number from 1 to 1000000000"),

@@ -110,6 +110,10 @@ def test_more_neighbours_than_clips_and_equal_cosines_are_no_trouble() -> None:
     train = Features(list("ab"), np.ones((2, 4), np.float32), np.array([0, 1]))
     scores = knn_scores(train, train, 2, 20, 0.07)
     np.testing.assert_allclose(scores, 0.5, atol=1e-6)
+    nobody: Any = None
+    few = ProbeConfig(attentive=AttentiveConfig(blocks=0), neighbours=20)
+    _, found = probing.measure_probes(few, made_up(7, 0), made_up(4, 1), 3, 4, nobody, nobody)
+    assert [how for how, _ in by_probe(found)] == ["linear probe", "nearest neighbour", "7 nearest neighbours"]
 
 
 @pytest.mark.parametrize("modality", ["rgb", "skeleton", "both"])

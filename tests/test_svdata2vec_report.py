@@ -163,7 +163,8 @@ def test_the_report_says_what_the_runs_found(report: str) -> None:
 def test_one_pretraining_run_alone_makes_a_report(tiny_shard_folder: Path, tmp_path: Path) -> None:
     pretrain(pretrain_config(tiny_shard_folder, tmp_path / "pre"))
     write_report([tmp_path / "pre"], tmp_path / "r.html")
-    assert "<h2>Results</h2>" not in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>Results</h2>" not in page and "runs: pre</p>" in page
     config = (tmp_path / "pre" / "config.json")
     config.write_text(config.read_text().replace('"train_split": "all"', '"train_split": "gone"'))
     write_report([tmp_path / "pre"], tmp_path / "r.html")
@@ -191,6 +192,7 @@ def test_pictures_are_of_clips_that_were_trained_on(
     shards = ShardSet.open(tiny_shard_folder)
     trained_on = shards.names(choose_clips(shards, config).train_rows)
     assert len(pictured) == 5 and set(pictured) <= set(trained_on) and len(trained_on) < 7
+    assert "runs: run (not finished)</p>" in (tmp_path / "r.html").read_text()
 
 
 def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_folder: Path, tmp_path: Path) -> None:
@@ -271,7 +273,19 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
             assert line.get_marker() == "o" and line.get_ydata() == [value]  # type: ignore[comparison-overlap]
             assert [text.get_text() for text in axes.texts] == [f"{value:.3g}"]
             assert axes.get_xlim() == pytest.approx((0, 1.05 * last)) and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
-        assert [text.get_text() for text in loss.get_legend().get_texts()] == [run.name for run in chosen]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [run.name for run in chosen]
+
+
+def test_curves_of_many_runs_are_told_apart_and_have_room() -> None:
+    """A legend of thirty names inside the first of them left strips of the others."""
+    config = finetune_config(Path("shards"), Path("run"))
+    runs = [Run(f"run {n}", config, [{"epoch": 1.0, "loss": 1.0}, {"epoch": 2.0, "loss": 1.0 + n}], None) for n in range(50)]
+    figure = curves(runs, {"loss": "loss"})
+    assert figure is not None
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_position().height > 0.6 and axes.get_window_extent().x1 < figure.legends[0].get_window_extent().x0
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 50
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +301,7 @@ def test_a_name_with_an_underscore_in_front_is_in_the_legend() -> None:
     record = {"epoch": 1.0, "loss": 1.0}
     figure = curves([Run("_run", finetune_config(Path("shards"), Path("run")), [record], None)], {"loss": "loss"})
     assert figure is not None
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _run"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [" _run"]
 
 
 @pytest.mark.parametrize(("classes", "side", "names"), [(12, 6.1, 12), (1000, 50.5, None)])

@@ -329,6 +329,13 @@ def test_steps_of_several_epochs_miss_no_validation(protocol: ShardSet, tmp_path
     assert [row["epoch"] for row in records if "val_top1" in row] == pytest.approx([11 / 3, 7])
 
 
+def test_every_validation_is_in_the_log(protocol: ShardSet, tmp_path: Path) -> None:
+    config = settings(protocol, tmp_path / "run", "cs_train", "cs_test")
+    result = finetune(replace(config, run=replace(config.run, log_every=50)))
+    found = {row["epoch"]: row["val_top1"] for row in read_metrics(config.run.out)}
+    assert [*found] == [1, 2, 3] and found[result["epoch"]] == result["validation"]["top1"]
+
+
 def test_without_validation_the_last_network_is_tested(protocol: ShardSet, tmp_path: Path) -> None:
     config = settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=0)
     result = finetune(config)

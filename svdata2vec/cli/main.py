@@ -3,6 +3,7 @@
 What takes a second to import, or minutes from a cold disk, is imported where Ctrl+C is answered.
 """
 
+import io
 import logging
 import os
 import select
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed where it comes from, as by `>&-`
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of standard error: names of classes in a locale without UTF-8
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(said_here)

@@ -104,12 +104,25 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
     found = group.commands[name]
     if isinstance(found, Group):
         return read(words[1:], found, prog, fit=fit)
+    _refuse_unfinished(words[1:])
     options = parse(found.options, words[1:], prog)
     for option in _given_again(words[1:], type(options)):
         log.warning("%s is given more than once: the values of the last one count; give all of them behind one", option)
     if fit and found.fit is not None:
         options = parse(partial(found.fit, options), words[1:], prog)
     return found, options
+
+
+def _refuse_unfinished(words: list[str]) -> None:
+    """UserError for words that a shell has not made into what was meant: as paths they would be folders of this one."""
+    for before, word in itertools.pairwise(["", *words]):
+        name, separator, value = word.partition("=") if word.startswith("--") else (before, " ", word)
+        if separator and not value:
+            name = name if name.startswith("--") else "a word"
+            raise UserError(f"{name} is empty; expected a value (is a variable of the shell not set?)")
+        if value.startswith("~/"):
+            raise UserError(f"{word!r}: the shell puts no folder in place of a ~ that is quoted, or behind a =; write "
+                            f"{value.replace('~', '$HOME', 1)}")
 
 
 def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
@@ -203,7 +216,7 @@ def _given(argument: Any, words: list[str]) -> str:
 
 def _foreign(words: list[str], kind: type) -> str | None:
     """The first option that the command does not have: tyro takes it for an end of the values before it."""
-    known = {*HELP, *(f"--{no}{name}" for name in option_names(kind) for no in ("", "no-"))}
+    known = {*HELP, *(f"--{name}" for name in _spellings(kind))}
     given = (word.partition("=")[0] for word in words if word.startswith("-"))
     return next((word for word in given if word.replace("_", "-") not in known), None)
 
@@ -215,7 +228,8 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
     wanted = token.partition("=")[0].lstrip("-").replace("_", "-")
     if wanted in option_names(kind, placed=True):
         return f"unknown option {token!r}: {wanted.upper()} is given by its place alone, without {token!r} before it"
-    near = difflib.get_close_matches(wanted, option_names(kind), n=1, cutoff=0.5)
+    wanted = re.sub(r"^no-(.*\.)", r"\1no-", wanted)  # the switch of a section
+    near = difflib.get_close_matches(wanted, _spellings(kind), n=1, cutoff=0.5)
     return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
@@ -225,6 +239,12 @@ def option_names(kind: type, *, placed: bool = False) -> list[str]:
     placed: instead of what is given by its place alone.
     """
     return [name for name, _, by_place in _options(kind) if by_place is placed]
+
+
+def _spellings(kind: type) -> list[str]:
+    """`option_names`, and those that turn a switch off: model.no-fused-blocks."""
+    off = [re.sub(r"([^.]+)$", r"no-\1", name) for name, hint, by_place in _options(kind) if hint is bool and not by_place]
+    return [*option_names(kind), *off]
 
 
 def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:

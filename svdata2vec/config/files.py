@@ -6,6 +6,7 @@ import json
 import os
 import types
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,9 +32,18 @@ def to_values(config: Any) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Values of a JSON file; UserError names a file that is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected a file that svdata2vec wrote") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a name that is there twice, of which Python takes the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{json.dumps(twice)} is there twice in one object")
+    return values
 
 
 def with_todays_names(values: Any) -> Any:

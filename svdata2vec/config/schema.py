@@ -174,7 +174,8 @@ class ModelConfig:
         )
         check(
             self.init is None or self.stem_init == "random",
-            f"model.stem_init is {self.stem_init}, but model.init brings weights for the stem; leave one of them out",
+            f"model.stem_init is {self.stem_init}, but model.init brings weights for the stem; set model.stem_init random, or "
+            "leave model.init out",
         )
 
 
@@ -341,7 +342,7 @@ class RunConfig:
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
     log_every: Count = 50
-    """Optimizer steps between two lines of the log."""
+    """Optimizer steps between two lines of the log, which has one of every validation besides."""
     checkpoint_every: Count = 1000
     """Optimizer steps between two checkpoints (one is also written at the end)."""
     keep_checkpoints: Count = 2

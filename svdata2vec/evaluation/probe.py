@@ -95,7 +95,7 @@ def measure_probes(
     """The linear probe, and the figures of all probes as a result has them. `tested`: clips of the test split."""
     linear = fit_linear(train, classes, config.weight_decay, config.iterations)
     found: dict[str, Any] = measure(linear_scores(linear, test), test.labels_n, tested).to_dict()
-    for name, neighbours in (("knn", config.neighbours), ("nearest", 1)):
+    for name, neighbours in (("knn", min(config.neighbours, len(train.labels_n))), ("nearest", 1)):
         votes_nc = knn_scores(train, test, classes, neighbours, config.temperature)
         figures = measure(votes_nc, test.labels_n, tested).to_dict()
         found[name] = {"neighbours": neighbours, "temperature": config.temperature, **figures}

@@ -20,7 +20,7 @@ from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
 from svdata2vec.reports.html_page import figure_image, image, legend_name, note, page, preformatted, section, text
-from svdata2vec.reports.label_curve import caption, label_curve, points_on, read_record
+from svdata2vec.reports.label_curve import COLOURS, caption, label_curve, points_on, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
 from svdata2vec.runs.data import build_loader, open_data
@@ -41,6 +41,8 @@ CURVES = (
      "Standard deviation of targets and predictions over the batch: a collapse would send both to zero"),
 )
 TIME_PARTS = {"data": "#e6a817", "forward": "#2f7ed8", "backward": "#1b4f91", "graph": "#2f7ed8", "optimizer": "#7f8c8d"}
+DASHES = ("-", "--", ":", "-.")  # of curves, once all colours are taken
+MOST_IN_A_COLUMN = 16  # runs in a legend, per row of curves
 OTHER_COLOUR = "#d5dbe3"
 MOST_COUNTED, MOST_NAMED = 40, 160  # classes of a confusion matrix with counts in it, and with names, a third of an inch each
 TIMES = "Milliseconds per clip by part of training; other: whatever is no part of a step, such as validation and checkpoints"
@@ -54,6 +56,7 @@ class Run:
     config: Settings
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
+    finished: bool = True
 
     def series(self, field: str) -> tuple[list[float], list[float]]:
         """Epochs and values of a logged field."""
@@ -81,7 +84,8 @@ def write_report(folders: Sequence[Path], out: Path, label_efficiency: Path | No
         _inputs(runs),
         section("Settings", "".join(_settings(run) for run in runs)),
     ]
-    remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {', '.join(run.name for run in runs)}"
+    names = ", ".join(run.name if run.finished else f"{run.name} (not finished)" for run in runs)
+    remark = f"svdata2vec {__version__}, PyTorch {torch.__version__}; runs: {names}"
     write_atomically(out, page("svdata2vec report", remark, sections).encode())
 
 
@@ -99,13 +103,9 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def read_run(folder: Path, name: str) -> Run:
     """Configuration, metrics and result of a run's folder."""
-    config = read_config(folder)
-    return Run(
-        name,
-        config,
-        read_metrics(folder),
-        read_result(folder, config.kind) if config.kind != "pretrain" and (folder / FINISHED).is_file() else None,
-    )
+    config, finished = read_config(folder), (folder / FINISHED).is_file()
+    result = read_result(folder, config.kind) if config.kind != "pretrain" and finished else None
+    return Run(name, config, read_metrics(folder), result, finished)
 
 
 def _label_curve(runs: Sequence[Run], path: Path) -> str:
@@ -126,23 +126,25 @@ def curves(runs: Sequence[Run], titles: dict[str, str]) -> Figure | None:
     last = max(epoch for run in runs for name in names for epoch in run.series(name)[0])
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for colour, run in enumerate(runs):
-            _curve(axes, run, name, f"C{colour % 10}")
+        for line, run in enumerate(runs):
+            _curve(axes, run, name, COLOURS[line % len(COLOURS)], DASHES[line // len(COLOURS) % len(DASHES)])
         axes.set_xlim(0, 1.05 * last)
         axes.set_ylim(bottom=0)
         axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.grid(alpha=0.3)
-        if number == 0:
-            axes.legend(fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
+        ncols=-(-len(runs) // (MOST_IN_A_COLUMN * rows)),
+    )  # beside the curves, which it would hide or press flat
     return figure
 
 
-def _curve(axes: Axes, run: Run, name: str, colour: str) -> None:
+def _curve(axes: Axes, run: Run, name: str, colour: tuple[float, ...], dashes: str) -> None:
     """A line; of one record, which makes none, a dot with its value; without any, the run's name in the legend alone."""
     epochs, values = run.series(name)
     marker = "o" if len(epochs) == 1 else "." if len(epochs) < 30 else None
-    axes.plot(epochs, values, label=legend_name(run.name), color=colour, marker=marker)
+    axes.plot(epochs, values, label=legend_name(run.name), color=colour, ls=dashes, marker=marker)
     if len(epochs) == 1:
         axes.annotate(
             f"{values[0]:.3g}", (epochs[0], values[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",

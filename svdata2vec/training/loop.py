@@ -107,7 +107,7 @@ class TrainingRun:
     def epoch_end(self, epoch: int, before: int) -> dict[str, float]:
         """What happens at the end of an epoch; `before`: the one that ended before it, as a step may pass several.
 
-        Returns values for the log's next record.
+        Returns values for the log, which then has a record of this step.
         """
         return {}
 
@@ -136,6 +136,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
     record: dict[str, float] = next(iter(read_metrics(folder)[-1:]), {})
+    recorded = record.get("step", 0)
     epochs_done = stepper.epochs_done
     started = time.perf_counter()
     stepper.clock.reset(stepper.spent)
@@ -143,13 +144,14 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
         while stepper.step < stepper.total_steps:
             run.step(run.next_batches(stream))
             stepper.epochs = run.loader.epochs_passed
-            done = stepper.step == stepper.total_steps
+            done, news = stepper.step == stepper.total_steps, {}
             if done or stepper.epochs_done > epochs_done:
                 before, epochs_done = epochs_done, stepper.run.epochs if done else stepper.epochs_done
-                stepper.news.update(run.epoch_end(epochs_done, before))
-            if done or stepper.step % stepper.run.log_every == 0:
-                record = stepper.take_record()
-                metrics.write(stepper.step, record, describe(stepper, record, started))
+                news = run.epoch_end(epochs_done, before)
+            if done or news or stepper.step % stepper.run.log_every == 0:
+                record = stepper.take_record() | news
+                metrics.write(stepper.step, record, describe(stepper, record, stepper.step - recorded, started))
+                recorded = stepper.step
                 run.watch(record)
             due = done or run.save_due or stepper.step % stepper.run.checkpoint_every == 0
             if due:
@@ -291,12 +293,12 @@ def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:
             yield epoch, batch
 
 
-def describe(stepper: Stepper, record: dict[str, float], started: float) -> str:
-    """One line for the terminal: where the run is, what it sees, how fast, how long still."""
+def describe(stepper: Stepper, record: dict[str, float], steps: float, started: float) -> str:
+    """One line for the terminal: where the run is, what it sees, how fast, how long still; `steps` that the record is of."""
     names = ("loss", "accuracy", "val_top1", "val_mean_class", "target_std", "prediction_std", "grad_norm")
     shown = [f"{name} {record[name]:.4g}" for name in names if name in record]
     wait = record.get("seconds_data", 0.0) / max(record["seconds_total"], 1e-9)
-    remaining = (stepper.total_steps - stepper.step) * record["seconds_total"] / stepper.run.log_every
+    remaining = (stepper.total_steps - stepper.step) * record["seconds_total"] / steps
     return (
         f"step {stepper.step}/{stepper.total_steps} epoch {record['epoch']:.2f} {' '.join(shown)} lr {record['lr']:.2e} "
         f"{record['clips_per_second']:.1f} clips/s data wait {100 * wait:.0f} % "

@@ -125,7 +125,6 @@ class Stepper:
         self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
         self.statistics = Statistics(network)
         self.values: dict[str, float] = {}
-        self.news: dict[str, float] = {}  # for the next record alone
 
     def begin(self) -> None:
         """Set the step's learning rate and random state. Call when its batches are there."""
@@ -211,7 +210,6 @@ class Stepper:
             "epoch": float(self.epochs),
             **self.averages.take(self.runtime.sum),
             **self.values,
-            **self.news,
             "clips_per_second": clips / total,
             "skipped_steps": float(self.guard.skipped),
             "skipped_clips": float(skipped),
@@ -221,7 +219,7 @@ class Stepper:
         }
         if self.runtime.device.type == "cuda":
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.clips_in_interval, self.clips_before, self.news = 0, 0, {}
+        self.clips_in_interval = self.clips_before = 0
         self.clock.reset()
         return record
 
@@ -231,7 +229,7 @@ class Stepper:
         interval = {"all_clips": clips, "spent": self.clock.spent(), "averages": self.averages.state_dict(self.runtime.sum)}
         return {
             "step": self.step, "skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row, "values": self.values,
-            "news": self.news, "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
+            "per_step": self.per_step, "reference_clips": self.reference_clips, "interval": interval,
             "skipped_clips": skipped,
         }
 
@@ -261,7 +259,6 @@ class Stepper:
             self.averages.load_state_dict(sums, self.runtime.device)  # of all processes, so that one of them goes on with it
         values = state.get("values", {})  # 0.1.0 kept none, 0.2.0 also what it had found on the test split
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
-        self.news = state.get("news", {})
         self._find_place()
         passed = round(self.epochs * self.loader.clips_per_epoch)
         before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 wrote no more
