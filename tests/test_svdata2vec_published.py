@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from svdata2vec.config.schema import FinetuneConfig
+from svdata2vec.runs.card import model_card
 from svdata2vec.runs.failures import RunFailedError
-from svdata2vec.runs.published import load_published, publish
+from svdata2vec.runs.published import load_published, publish, published_config
 from svdata2vec.shards.errors import UserError
 
 
@@ -29,3 +31,11 @@ def test_weights_and_card_of_two_runs_are_no_network(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "b" / "model.json", tmp_path / "a")
     with pytest.raises(UserError, match=r"a/model\.safetensors and model\.json beside it were not written together; copy both"):
         load_published(tmp_path / "a")
+
+
+def test_a_network_of_0_2_0_sees_the_crops_that_it_was_trained_on(tmp_path: Path) -> None:
+    """They counted every joint, whatever its score; cards did not say so."""
+    card = model_card("finetune", FinetuneConfig(modality="both"), num_joints=17)
+    assert published_config(card, tmp_path) == FinetuneConfig(modality="both")
+    del card["config"]["data"]["crop_scores"]
+    assert published_config(card, tmp_path).data.crop_scores == (0, 0)

@@ -92,7 +92,10 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
     """The settings of the networks that a card describes. Triton's kernels, where they were asked for, are no part of them."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
-    config = from_dict(kind, with_todays_names(card["config"]), f"{run}/{CARD}: config")
+    values = with_todays_names(card["config"])
+    if isinstance(data := values.get("data"), dict):  # up to 0.2.0 crops counted every joint
+        values = {**values, "data": {"crop_scores": [0, 0], **data}}
+    config = from_dict(kind, values, f"{run}/{CARD}: config")
     model = config.model
     return config if model.impl != "triton" else replace(config, model=replace(model, impl="auto"))  # it may run on a CPU now
 
