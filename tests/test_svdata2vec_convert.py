@@ -298,6 +298,10 @@ def test_class_names_come_from_the_data_set(tmp_path: Path, tiny_shard_folder: P
     convert_file(tmp_path / "a.pth", tmp_path / "run", heads=4, shards=str(tiny_shard_folder), split="all")
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["classes"] == list("abcde") and card["kind"] == "probe" and card["config"]["data"]["test_split"] == "all"
+    convert_file(tmp_path / "a.pth", tmp_path / "numbered", heads=4)
+    message = r"numbered was trained on \(the first that differs: 'a' instead of 'class 0'\); give"
+    with pytest.raises(UserError, match=message):
+        evaluate_run(tmp_path / "numbered", str(tiny_shard_folder), "all")
     torch.save(original_pretrain().state_dict(), tmp_path / "pre.pth")
     for name in ("a.pth", "pre.pth"):
         with pytest.raises(UserError, match="no split 'NOPE'; it has all"):

@@ -1,5 +1,6 @@
 """The exported classifier: the same logits as the network, for any number of clips, without any op of ours in it."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -107,6 +108,23 @@ def test_a_wrong_export_leaves_an_older_one(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RunFailedError, match="nothing was written"):
         export(run, out)
     assert out.read_bytes() == b"older" and {path.name for path in tmp_path.iterdir()} == {"run", out.name}
+
+
+def test_an_older_card_is_not_taken_for_that_of_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is full behind the network."""
+    run, out = publish_classifier(tmp_path / "run"), tmp_path / "model.pt2"
+    (tmp_path / "model.pt2.json").write_text('{"classes": ["of", "another", "run"]}')
+
+    def write(path: Path, content: bytes) -> None:
+        if path != out:
+            raise OSError(errno.ENOSPC, "no space")
+        path.write_bytes(content)
+
+    monkeypatch.setattr(export_module, "_exported", lambda *_: (b"new", None))
+    monkeypatch.setattr(export_module, "write_atomically", write)
+    with pytest.raises(OSError, match="no space"):
+        export(run, out)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", out.name}
 
 
 @pytest.mark.slow

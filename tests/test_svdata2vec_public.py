@@ -96,6 +96,13 @@ def test_an_encoder_asks_for_what_it_sees(pretrained: Path, tmp_path: Path) -> N
     assert encoder.features(video, joints).shape == (1, 32)
     with pytest.raises(ValueError, match="this encoder sees both; give it video_BTHWC, joints_BMTVC, or both"):
         encoder.features(video)
+    for wrong in (joints[:, :, :1], joints[:, :1], joints.transpose(1, 2), joints.double(), joints[..., :5, :], joints.numpy()):
+        with pytest.raises(ValueError, match=r"joints_BMTVC is .*; expected a tensor of float32, .* \(B, 2, 6, 17, 2\)"):
+            encoder.features(video, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="video_BTHWC is of 1 clips, joints_BMTVC of 2"):
+        encoder.features(video, joints.expand(2, -1, -1, -1, -1))
+    with pytest.raises(svdata2vec.UserError, match="sees both, and a video has no skeletons; load it with modality rgb"):
+        encoder.video_features(tmp_path / "none.mp4")
     skeletons = svdata2vec.load_encoder(pretrained, "skeleton", device="cpu")
     assert torch.equal(skeletons.features(video, joints), skeletons.features(joints_BMTVC=joints))
     with pytest.raises(svdata2vec.UserError, match=r"no model.safetensors; expected the folder of a finished run"):

@@ -22,6 +22,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.performers import performers, warn_of_shared_people
+from svdata2vec.runs.published import load_published, publish
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips, hold_out
 from svdata2vec.shards.errors import UserError
@@ -236,7 +237,8 @@ def test_splits_of_other_classes_are_refused(tiny_shard_folder: Path, tmp_path: 
     splits = {"cs_train": KEYS[:8], "cv1_test": KEYS[8:]}
     edit_manifest(tmp_path / "shards", splits=splits, split_classes={"cv1_test": list("abc")})
     shards = ShardSet.open(tmp_path / "shards")
-    with pytest.raises(UserError, match=r"split 'cv1_test' has other classes than split 'cs_train'; give a split of the same"):
+    message = r"split 'cv1_test' has other classes than split 'cs_train' \(the first that differs: None instead of 'd'\)"
+    with pytest.raises(UserError, match=message):
         finetune(settings(shards, tmp_path / "run", "cs_train", "cv1_test", every=0))
     assert not (tmp_path / "run").exists()
 
@@ -295,6 +297,10 @@ def test_best_is_of_this_run(
     checkpoints = sorted((tmp_path / "torn" / "checkpoints").iterdir())
     assert [path.stem for path in checkpoints] == ["step-000000003", "step-000000006"]
     shutil.copytree(tmp_path / "run", tmp_path / "moved", ignore=shutil.ignore_patterns("best"))
+    shutil.copytree(tmp_path / "run", tmp_path / "killed")  # between the weights of a later best and their card
+    weights, card = load_published(tmp_path / "killed" / "best")
+    publish(tmp_path / "later", {name: tensor + 1 for name, tensor in weights.items()}, card)
+    shutil.copy(tmp_path / "later" / "model.safetensors", tmp_path / "killed" / "best")
     checkpoints[1].write_bytes(b"torn")
     found.append(0.1)
     assert finetune(config)["epoch"] == 2 and "lost" not in caplog.text
@@ -302,9 +308,10 @@ def test_best_is_of_this_run(
     result = finetune(replace(config, run=replace(config.run, out=tmp_path / "torn")))
     assert (result["epoch"], result["validation"]["top1"]) == (2, 0.3)
     assert "best is gone, or of steps that were lost" in caplog.text
-    found.append(0.1)
-    result = finetune(replace(config, run=replace(config.run, out=tmp_path / "moved")))
-    assert (result["epoch"], result["validation"]["top1"]) == (3, 0.1)
+    for name in ("moved", "killed"):
+        found.append(0.1)
+        result = finetune(replace(config, run=replace(config.run, out=tmp_path / name)))
+        assert (result["epoch"], result["validation"]["top1"]) == (3, 0.1), name
 
 
 def test_the_last_epoch_is_validated_too(

@@ -181,7 +181,8 @@ class ConvertOptions:
     size: Side = 224
     """Side of the crop that the network was trained on, in pixels."""
     shards: str | None = None
-    """Packed data set to take the class names from; None = classes are called by their numbers."""
+    """Packed data set to take the class names from; None = classes are called by their numbers, and `evaluate` refuses all
+    shards."""
     split: str | None = None
     """Split of it to evaluate on."""
 

@@ -83,8 +83,10 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         content, logits_BC = _exported(model, out, video_BTHWC, description)
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
+    beside = out.with_name(f"{out.name}.json")
+    beside.unlink(missing_ok=True)  # that of an older file would be taken for this one's
     write_atomically(out, content)
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
+    write_atomically(beside, json.dumps(description, indent=2).encode())
     return description
 
 

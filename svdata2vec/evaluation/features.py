@@ -22,7 +22,7 @@ from svdata2vec.model.student import Encoder
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.pipeline.video import BlockClips, Video
+from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
@@ -92,17 +92,24 @@ class TrainedEncoder:
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
-        if seen[0] is not None and not isinstance(seen[0], BlockClips):
-            self._check(seen[0])
+        self._check(*seen)
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
-    def _check(self, video_BTHWC: Tensor) -> None:
-        """ValueError unless these are pictures as a loader gives them: the network normalises colours itself."""
-        frames = self.config.data.num_frames
-        shape = tuple(getattr(video_BTHWC, "shape", ()))
-        if getattr(video_BTHWC, "dtype", None) != torch.uint8 or len(shape) != 5 or (shape[1], shape[4]) != (frames, 3):
-            found = f"{getattr(video_BTHWC, 'dtype', type(video_BTHWC).__name__)} {shape}"
-            raise ValueError(f"video_BTHWC is {found}; expected a tensor of uint8 RGB, 0 to 255, (B, {frames}, H, W, 3)")
+    def _check(self, video_BTHWC: Video | None, joints_BMTVC: Tensor | None) -> None:
+        """ValueError unless these are as a loader gives them, of as many clips: the network normalises colours itself."""
+        frames, model = self.config.data.num_frames, self.config.model
+        joints = (model.persons, frames, self.card["num_joints"], model.coordinates)
+        for name, given, dtype, axes, what in (
+            ("video_BTHWC", video_BTHWC, torch.uint8, (frames, "H", "W", 3), "uint8 RGB, 0 to 255"),
+            ("joints_BMTVC", joints_BMTVC, torch.float32, joints, "float32, pixels of the crop"),
+        ):
+            shape = tuple(getattr(given, "shape", ()))
+            fits = len(shape) == 5 and all(axis in (size, "H", "W") for axis, size in zip(axes, shape[1:], strict=True))
+            if given is not None and not (fits and given.dtype == dtype):
+                found = f"{getattr(given, 'dtype', type(given).__name__)} {shape}"
+                raise ValueError(f"{name} is {found}; expected a tensor of {what}, (B, {', '.join(map(str, axes))})")
+        if video_BTHWC is not None and joints_BMTVC is not None and video_BTHWC.shape[0] != joints_BMTVC.shape[0]:
+            raise ValueError(f"video_BTHWC is of {video_BTHWC.shape[0]} clips, joints_BMTVC of {joints_BMTVC.shape[0]}")
 
     def video_features(self, video: str | Path, box: Box | None = None, frames: Span | None = None) -> Tensor:
         """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB): the
@@ -114,9 +121,11 @@ class TrainedEncoder:
             frames: (start, stop), a part of the video: its frames from `start`, counted from 0, up to `stop`, which is
                 excluded; None = all.
 
-        Raises UserError for a file that is no video, for a box that is empty or outside the picture, and for frames that are
-        not valid or that the video does not have.
+        Raises UserError for an encoder that sees skeletons, for a file that is no video, for a box that is empty or outside the
+        picture, and for frames that are not valid or that the video does not have.
         """
+        if self.modality != "rgb":
+            raise UserError(f"this encoder sees {self.modality}, and a video has no skeletons; load it with modality rgb")
         persons = find_persons(Path(video), box, None, whole_picture=box is None, frames=frames)
         frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card, frames).frames_NTSS3
         return self.features(torch.from_numpy(frames_NTSS3)).mean(dim=0)

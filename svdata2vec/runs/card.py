@@ -31,6 +31,7 @@ SUMMARIES = {
 _SCHEMA: dict[str, Any] = {
     "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "joints?": [str], "classes": [str],
     "preprocessing?": {"view?": str}, "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
+    "weights?": str,
 }
 ABOUT = ("dataset", "fingerprint", "split", "seed", "metric", "date")  # what a result is about
 

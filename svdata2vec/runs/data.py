@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,12 @@ def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = Non
 
 def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose: object) -> None:
     """Refuse a split whose classes are not those that a network tells apart: its labels would mean others."""
-    if list(shards.one_class_list(split)) != list(classes):
-        raise UserError(
-            f"{shards.where}: split {split!r} has other classes than {whose}; give a split of the same data set and protocol"
-        )
+    for found, expected in zip_longest(shards.one_class_list(split), classes):
+        if found != expected:
+            raise UserError(
+                f"{shards.where}: split {split!r} has other classes than {whose} (the first that differs: {found!r} instead of "
+                f"{expected!r}); give a split of the same data set and protocol"
+            )
 
 
 def require_several_classes(shards: ShardSet, train_split: str, test_split: str) -> None:

@@ -36,6 +36,8 @@ VIDEO, SKELETON = {"--model.stem-width": "stem_width"}, {"--model.joint-motion":
 def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write `model.safetensors`, with what other programs need of the card in its header, and after it the card `model.json`.
 
+    Both have the hash of the weights, so that nobody takes one of them for the other one's.
+
     Raises:
         RunFailedError: a weight is NaN or infinite; nothing is written.
     """
@@ -47,9 +49,10 @@ def publish(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> N
     make_folder(folder)
     card = {"version": __version__, **card}
     inside = {name: card[name] for name in IN_THE_WEIGHTS if name in card}
-    header = {"svdata2vec": json.dumps({**inside, "sha256": digest(tensors, inside)})}
+    found = digest(tensors, inside)
+    header = {"svdata2vec": json.dumps({**inside, "sha256": found})}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, header))
-    write_atomically(folder / CARD, sealed(card))
+    write_atomically(folder / CARD, sealed({**card, "weights": found}))
 
 
 def digest(weights: dict[str, Tensor], inside: dict[str, Any]) -> str:
@@ -68,7 +71,7 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     has none and is taken as it is.
 
     Raises:
-        UserError: one of the two is missing or damaged.
+        UserError: one of the two is missing or damaged, or they are of two runs.
     """
     card = read_card(run)
     path = run_folder(run) / WEIGHTS
@@ -81,13 +84,18 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged ({first_line(error)}); copy it again") from error
     if stored is not None and stored != digest(weights, inside):
         raise UserError(f"{path} is damaged: its content is not what was written (sha256); copy it again")
+    if stored is not None and card.get("weights", stored) != stored:
+        raise UserError(f"{path} and {CARD} beside it were not written together; copy both from one run")
     return weights, card
 
 
 def published_config(card: dict[str, Any], run: Path) -> PretrainConfig | FinetuneConfig:
     """The settings of the networks that a card describes. Triton's kernels, where they were asked for, are no part of them."""
     kind: type[PretrainConfig | FinetuneConfig] = PretrainConfig if card["kind"] == "pretrain" else FinetuneConfig
-    config = from_dict(kind, with_todays_names(card["config"]), f"{run}/{CARD}: config")
+    values = with_todays_names(card["config"])
+    if isinstance(data := values.get("data"), dict):  # up to 0.2.0 crops counted every joint
+        values = {**values, "data": {"crop_scores": [0, 0], **data}}
+    config = from_dict(kind, values, f"{run}/{CARD}: config")
     model = config.model
     return config if model.impl != "triton" else replace(config, model=replace(model, impl="auto"))  # it may run on a CPU now
 

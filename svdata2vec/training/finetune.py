@@ -111,7 +111,7 @@ class Finetuning(TrainingRun):
         lies_there = None
         if self.runtime.is_main and BEST_STEP in values:
             with contextlib.suppress(UserError):  # it is not there, or no more whole
-                lies_there = read_card(best).get("step")
+                lies_there = load_published(best)[1].get("step")
         if self.runtime.gather(lies_there)[0] == values.get(BEST_STEP):
             return values[name]
         log.warning("%s is gone, or of steps that were lost: of the networks from here on the best counts", best)
