@@ -204,6 +204,25 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
     assert dataclasses.replace(row, study=others).settings() != row.settings()
 
 
+@pytest.mark.parametrize(("more", "validate", "steps"), [
+    ("--run.epochs 3", False, 9), ("--run.epochs 3", True, 7), ("--steps 5", False, 5),  # of 12 clips one is held out
+])
+def test_the_small_network_has_the_budget_of_fine_tuning(
+    more: str, validate: bool, steps: int, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without steps its epochs; its clips per step, gradients of how many batches it ever accumulates."""
+    given = words(tiny_shard_folder, tmp_path)
+    given[-1] = given[-1].replace("--steps 2", f"--run.batch-size 2 --optim.accumulate 2 {more}")
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        experiments.small_cnn, "run", lambda config, steps, **_: asked.append((steps, config.run.batch_size)) or {}
+    )
+    study = study_of(EXPERIMENTS["claim"], options, demo_pretrain())
+    experiments.SmallCnnRow(study).run(Cell(1.0, 0, validate=validate), tmp_path)
+    assert asked == [(steps, 4)]
+
+
 def test_without_sides_rivals_alone_are_trained(tiny_shard_folder: Path, tmp_path: Path) -> None:
     given = words(tiny_shard_folder, tmp_path)
     first, last = given.index("--sides"), given.index("--study")
