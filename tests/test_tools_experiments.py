@@ -303,6 +303,19 @@ def test_a_way_to_fine_tune_changes_what_it_says_and_nothing_else(side: str, exp
     assert differences(base, finetuning.SIDES[side](demo_finetune())) == expected
 
 
+@pytest.mark.parametrize(("more", "message"), [
+    ("--run.seed 7 --data.augment.hue 0.2", r"--finetune sets data\.augment\.hue, run\.seed, which the experiment sets itself"),
+    ("--head.mixup 0.2", "the sides plain and mixup are the same; leave one out by --sides, or change --finetune"),
+    ("--from x --run.out y", r"--finetune sets pretrained, run\.out, which"),
+])
+def test_options_that_ways_to_fine_tune_would_be_set_over_are_refused(more: str, message: str) -> None:
+    given = ["--shards", "x", "--from", "start-{seed}", "--work", "work", "--finetune"]
+    with pytest.raises(UserError, match=message):
+        finetuning.runs_of(finetuning.make_parser().parse_args([*given, more]))
+    runs = finetuning.runs_of(finetuning.make_parser().parse_args([*given, "--optim.lr 0.003"]))
+    assert {config.optim.lr for config in runs.values()} == {0.003} and len(runs) == 3 * len(finetuning.SIDES)
+
+
 @pytest.mark.slow
 def test_ways_to_fine_tune_from_end_to_end(
     tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture

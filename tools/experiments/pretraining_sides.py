@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import parse, read
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
-from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
@@ -33,6 +33,7 @@ from svdata2vec.training.pretrain import pretrain
 RESULTS = Path(__file__).parents[1] / "results"
 
 Side = Callable[[PretrainConfig], PretrainConfig]
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     base: PretrainConfig = read_options("pretrain", options.preset, [*words, *more])
     sides, first = {name: side(base) for name, side in experiment.sides.items()}, base.run.seed
     if more:
-        require_sides(sides, base, read_options("pretrain", options.preset, words))
+        require_sides(sides, base, read_options("pretrain", options.preset, words), "--pretrain", "run.out")
     return {
         (name, seed): replace(config, run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed))
         for name, config in sides.items()
@@ -86,21 +87,22 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     }
 
 
-def require_sides(sides: dict[str, PretrainConfig], base: PretrainConfig, plain: PretrainConfig) -> None:
-    """UserError where --pretrain (from `plain` to `base`) sets what its reference sets over it, or makes two sides the same."""
+def require_sides(sides: dict[str, Config], base: Config, plain: Config, option: str, *own: str) -> None:
+    """UserError where `option` (from `plain` to `base`) sets what the script (`own`) or its reference sets over it, or makes
+    two sides the same."""
     reference = next(iter(sides.values()))
     given, over = (
         {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
         for one, other in ((plain, base), (base, reference))
     )
-    if taken := sorted(given & {*over, "run.out"}):
-        raise UserError(f"--pretrain sets {', '.join(taken)}, which the experiment sets itself; leave it out")
+    if taken := sorted(given & {*over, *own}):
+        raise UserError(f"{option} sets {', '.join(taken)}, which the experiment sets itself; leave it out")
     names = [*sides]
     for number, name in enumerate(names):
         for other in names[:number]:
             if sides[name] == sides[other]:
                 raise UserError(f"with these settings the sides {other} and {name} are the same; leave one out by --sides, or "
-                                "change --pretrain")
+                                f"change {option}")
 
 
 def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig | None) -> LabelEfficiencyConfig:
