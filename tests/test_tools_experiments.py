@@ -14,7 +14,7 @@ import results_studies as tables
 import torch
 from ending import reported
 from pipeline_factory import clip_parts, write_shards
-from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
+from pretraining_sides import RESULTS, make_parser, pretrainings, read_options, run_experiment, study_of
 from safetensors.torch import load_file
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
@@ -22,7 +22,9 @@ from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, run_cell
+from svdata2vec.studies.study import over_seeds
 from svdata2vec.training.pretrain import pretrain
 
 EXPERIMENTS = experiments.EXPERIMENTS
@@ -274,9 +276,23 @@ def planted(low: float, high: float | None) -> dict[str, Any]:
     (planted(0, None), "+10.0"),
 ])
 def test_what_an_interval_leaves_open_is_not_bold(each: dict[str, Any], text: str) -> None:
-    assert tables._points(each) == text
-    turned = tables._points(tables._turned(each))
+    assert tables._points(each, 3) == text
+    turned = tables._points(tables._turned(each), 3)
     assert turned.count("**") == text.count("**") and "-10.0" in turned
+
+
+def test_figures_of_fewer_seeds_than_a_record_has_say_so() -> None:
+    """As `--collect` leaves them, on pages and on the terminal; rows of other seeds are not paired."""
+    longer, found = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("longer", "same_steps"))
+    cell = found["rows"][0]["cells"][0]
+    cell["scores"][1] = cell["cpu_seconds"][1] = None
+    cell.update(over_seeds(cell["scores"]))
+    assert "| small CNN, from scratch | 83.9 ± 15.6 %, 2 of 3 seeds |" in tables.label_efficiency(found)
+    assert "83.9 +- 15.6, 2 of 3 seeds" in lines(found)[1] and "seeds" not in lines(longer)[1]
+    first = tables.more_steps(found, longer, of_ours="").splitlines()[2]
+    assert "| 300 | 83.9 ± 15.6 %, 2 of 3 seeds | +6.6 (-17.9 to +31.0), 2 of 3 seeds |" in first
+    with pytest.raises(AssertionError, match="seeds that do not pair"):
+        tables.more_steps({**found, "seeds": [3, 4, 5]}, longer, of_ours="")
 
 
 def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:

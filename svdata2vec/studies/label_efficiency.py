@@ -40,7 +40,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
 from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
-from svdata2vec.studies.study import Plan, run_study, search_cells
+from svdata2vec.studies.study import Plan, fewer_seeds, run_study, search_cells
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
 RECORD = "label_efficiency.json"  # in the study's folder, with a chart beside it
@@ -248,14 +248,17 @@ def lines(record: dict[str, Any]) -> list[str]:
     """A table: a line per row, a column per share of labels."""
     shares = record["settings"]["fractions"]
     width = max(len(row["name"]) for row in record["rows"])
-    table = [f"{'':{width}s}" + "".join(f"{100 * share:>18g} %" for share in shares)]
-    for row in record["rows"]:
-        cells = {cell["fraction"]: _cell(cell) for cell in row["cells"]}
-        table.append(f"{row['name']:{width}s}" + "".join(f"{cells.get(share, ''):>20s}" for share in shares))
+    found = {row["name"]: {cell["fraction"]: _cell(cell) for cell in row["cells"]} for row in record["rows"]}
+    wide = max(20, *(len(text) + 2 for cells in found.values() for text in cells.values()))
+    table = [f"{'':{width}s}" + "".join(f"{100 * share:>{wide - 2}g} %" for share in shares)]
+    for name, cells in found.items():
+        table.append(f"{name:{width}s}" + "".join(f"{cells.get(share, ''):>{wide}s}" for share in shares))
     return table
 
 
 def _cell(cell: dict[str, Any]) -> str:
+    scores = cell["scores"]
+    few = fewer_seeds(len(scores) - scores.count(None), len(scores))
     if cell["interval"] is None:
-        return f"{100 * cell['mean']:.1f}"
-    return f"{100 * cell['mean']:.1f} +- {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
+        return f"{100 * cell['mean']:.1f}{few}"
+    return f"{100 * cell['mean']:.1f} +- {50 * (cell['interval'][1] - cell['interval'][0]):.1f}{few}"

@@ -91,10 +91,7 @@ def require_sides(sides: dict[str, Config], base: Config, plain: Config, option:
     """UserError where `option` (from `plain` to `base`) sets what the script (`own`) or its reference sets over it, or makes
     two sides the same."""
     reference = next(iter(sides.values()))
-    given, over = (
-        {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
-        for one, other in ((plain, base), (base, reference))
-    )
+    given, over = _changed(plain, base), _changed(base, reference)
     if taken := sorted(given & {*over, *own}):
         raise UserError(f"{option} sets {', '.join(taken)}, which the experiment sets itself; leave it out")
     names = [*sides]
@@ -103,6 +100,11 @@ def require_sides(sides: dict[str, Config], base: Config, plain: Config, option:
             if sides[name] == sides[other]:
                 raise UserError(f"with these settings the sides {other} and {name} are the same; leave one out by --sides, or "
                                 f"change {option}")
+
+
+def _changed(one: Config, other: Config) -> set[str]:
+    """Dotted names of the settings in which two differ."""
+    return {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
 
 
 def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig | None) -> LabelEfficiencyConfig:
