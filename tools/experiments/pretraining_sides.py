@@ -2,11 +2,11 @@
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import parse, read
@@ -33,7 +33,7 @@ from svdata2vec.training.pretrain import pretrain
 RESULTS = Path(__file__).parents[1] / "results"
 
 Side = Callable[[PretrainConfig], PretrainConfig]
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+Config = PretrainConfig | FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,11 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     }
 
 
-def require_sides(sides: dict[str, Config], base: Config, plain: Config, option: str, *own: str) -> None:
+def require_sides(sides: Mapping[str, Config], base: Config, plain: Config, option: str, *own: str) -> None:
     """UserError where `option` (from `plain` to `base`) sets what the script (`own`) or its reference sets over it, or makes
     two sides the same."""
     reference = next(iter(sides.values()))
-    given, over = _changed(plain, base), _changed(base, reference)
-    if taken := sorted(given & {*over, *own}):
+    if taken := sorted(_changed(plain, base) & {*_changed(base, reference), *own}):
         raise UserError(f"{option} sets {', '.join(taken)}, which the experiment sets itself; leave it out")
     names = [*sides]
     for number, name in enumerate(names):
