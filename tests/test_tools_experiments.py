@@ -307,6 +307,17 @@ def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "codec_experiment.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("parser", "given"), [
+    (codec.make_parser(), ["--shards", "x", "--blocks", "y", "--work", "work", "--out", "out.json"]),
+    (finetuning.make_parser(), ["--shards", "x", "--from", "start-{seed}", "--work", "work"]),
+])
+def test_one_pair_has_no_interval(parser: Any, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.parse_args([*given, "--seeds", "2"]).seeds == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args([*given, "--seeds", "1"])
+    assert "--seeds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("side", "expected"), [
     ("plain", {}),
     ("colours", {"data.augment.brightness": 0.2, "data.augment.contrast": 0.2, "data.augment.saturation": 0.3,
