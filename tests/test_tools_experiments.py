@@ -165,6 +165,27 @@ def test_the_chart_is_tried_before_anything_is_trained(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_preset_that_is_a_side_itself_is_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """The authors' files count the decay within the epoch and encode all frames: no other side does it again."""
+    given = ["choices", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--preset", "as-published"]
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    with pytest.raises(UserError, match="the sides pretrained and ema_original are the same; leave one out by --sides"):
+        pretrainings(EXPERIMENTS["choices"], options)
+
+
+@pytest.mark.parametrize(("precision", "device", "other"), [
+    ("auto", "cuda", "fp32"), ("auto", "cpu", "bf16"), ("bf16", "cpu", "fp32"), ("fp32", "cuda", "bf16"),
+])
+def test_the_other_precision_is_another_one(
+    precision: Any, device: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU auto is bf16."""
+    monkeypatch.setattr(experiments, "pick_device", lambda _: torch.device(device))
+    base = demo_pretrain()
+    base = dataclasses.replace(base, run=dataclasses.replace(base.run, precision=precision))
+    assert experiments.other_precision(base).run.precision == other
+
+
 def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     given = ["masks", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--pretrain", "--mask.repeats 2"]
     options = make_parser(None, [*EXPERIMENTS]).parse_args(given)

@@ -31,6 +31,7 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
 from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.runs.runtime import asks_for_bf16, pick_device
 from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, Row, data_settings
 from svdata2vec.training.optim import resolve
@@ -91,7 +92,8 @@ MASKS: dict[str, Side] = {
 
 
 def other_precision(config: PretrainConfig) -> PretrainConfig:
-    return replace(config, run=replace(config.run, precision="fp32" if config.run.precision == "bf16" else "bf16"))
+    bf16 = asks_for_bf16(config.run, pick_device(config.run.device))
+    return replace(config, run=replace(config.run, precision="fp32" if bf16 else "bf16"))
 
 
 CHOICES: dict[str, Side] = {

@@ -78,7 +78,7 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     words, more = ["--data.shards", options.shards, "--data.threads", "1"], shlex.split(options.pretrain)
     base: PretrainConfig = read_options("pretrain", options.preset, [*words, *more])
     sides, first = {name: side(base) for name, side in experiment.sides.items()}, base.run.seed
-    if more:
+    if sides:
         require_sides(sides, base, read_options("pretrain", options.preset, words), "--pretrain", "run.out")
     return {
         (name, seed): replace(config, run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed))
