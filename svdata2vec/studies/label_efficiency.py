@@ -28,6 +28,7 @@ from svdata2vec.runs.data import (
     require_several_classes,
     require_skeletons,
     taken_per_epoch,
+    warn_of_shared_clips,
 )
 from svdata2vec.runs.metrics_log import METRICS_NAME, cost
 from svdata2vec.runs.performers import warn_of_shared_people
@@ -140,6 +141,7 @@ def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
     data, rows = config.data, shards.rows(config.data.train_split)
     require_several_classes(shards, data.train_split, data.test_split)
     val = validation_split(shards, data, rows)
+    warn_of_shared_clips(shards, data.test_split, rows)
     warn_of_shared_people(shards, data, rows, val)
     splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
     manifest, classes = shards.manifest, len(shards.split_classes(data.train_split))
