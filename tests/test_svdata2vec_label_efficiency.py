@@ -36,7 +36,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies import probe_rows
-from svdata2vec.studies.label_efficiency import label_efficiency, require_fit, rows_of, worth_in_clips
+from svdata2vec.studies.label_efficiency import about, label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, cell_path, made_of, run_cell
 from svdata2vec.training.finetune import Finetuning
@@ -420,6 +420,19 @@ def test_what_is_not_searched_needs_no_validation_split(shards: Path, tmp_path: 
     for twice in ({"lr": (0.1, 0.2, 0.1)}, {"steps": (3, 3)}, {"fractions": (0.1, 0.1)}):
         with pytest.raises(UserError, match=r"^search\.\w+ is .*: expected every value once"):
             SearchConfig(**twice)
+
+
+@pytest.mark.parametrize(("split", "said"), [("t_test", 0), ("t_some", 1)])
+def test_test_clips_that_probes_are_fitted_to_are_said(
+    split: str, said: int, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A study of probes alone has no run that would say so."""
+    root = shutil.copytree(shards, tmp_path / "shards")
+    splits = {name: list(keys) for name, keys in ShardSet.open(shards).manifest.splits.items()}
+    edit_manifest(root, splits={**splits, "t_some": [*splits["t_train"][4:], *splits["t_test"]]})
+    config = settings(root, tmp_path, ways=("linear",))
+    about(replace(config, data=replace(config.data, test_split=split)), ShardSet.open(root))
+    assert caplog.text.count("2 of 6 clips of the test split 't_some' are trained on: its accuracy says little") == said
 
 
 def test_rows_of_one_name_are_refused(shards: Path, pretrained: str, tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_nearest_neighbours_vote_with_the_weight_of_their_cosine() -> None:
     np.testing.assert_allclose(only_nearest, [1, 0, 0], atol=1e-6)
 
 
+def test_neighbours_on_the_other_side_vote_too() -> None:
+    """Cosines of -0.6 at the lowest temperature: exp(-160), which float32 does not hold."""
+    angles = np.array([0.0, 0.002, 0.004]) + math.acos(-0.6)
+    train = Features(list("abc"), np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), np.array([0, 1, 1]))
+    votes = np.exp((np.cos(angles) + 0.6) / 0.01)
+    scores_c = knn_scores(train, Features(["q"], np.array([[1, 0]], np.float32), np.array([1])), 2, 3, 0.01)[0]
+    np.testing.assert_allclose(scores_c, np.array([votes[0], votes[1] + votes[2]]) / votes.sum(), rtol=1e-3)
+
+
 @pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (3, 0.07), (3, 0.01)])
 def test_classes_without_a_vote_follow_by_their_nearest_clip(neighbours: int, temperature: float) -> None:
     """Whatever their numbers; one without a clip comes last. Votes that underflow are as good as none."""

@@ -68,5 +68,8 @@ def test_a_run_on_its_own_clips_and_on_others(
     with pytest.raises(SystemExit):
         agreement.main()
     assert "expected NAME=FOLDER" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*words[:5], "blocks=other", "--out", str(out)])
+    assert agreement.main() == 2
+    assert capsys.readouterr().err.endswith("error: --others names blocks, same, blocks: expected every name once\n")
     monkeypatch.setattr("sys.argv", [*words[:3], "blocks=nowhere", "--out", str(out)])
     assert agreement.main() == 2 and "error: " in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The end of the demo: how long its rival from scratch trains, and the lines that compare them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import demo_summary
@@ -21,6 +22,16 @@ def test_from_scratch_gets_the_computing_of_pretraining_besides(tiny_shard_folde
     assert own < epochs < own + 4 * pretrain_config(tiny_shard_folder, tmp_path).run.epochs
     with pytest.raises(UserError, match="pretrain: not a fine-tuning run"):
         equal_compute.equal_epochs(tmp_path / "pretrain", tmp_path / "pretrain")
+
+
+def test_its_epochs_are_of_the_clips_that_are_trained_on(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of those that are held out to validate on: of 12 clips an epoch takes two batches of 4."""
+    config = replace(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=3, batch_size=4), eval_every=3)
+    finetune(config)
+    monkeypatch.setattr(equal_compute, "worth_in_clips", lambda *_: 8)
+    assert equal_compute.equal_epochs(tmp_path / "pretrain", config.run.out) == 3 + 1
 
 
 def demo_folder(root: Path, labels: int = 96) -> Path:

@@ -14,7 +14,7 @@ import results_studies as tables
 import torch
 from ending import reported
 from pipeline_factory import clip_parts, write_shards
-from pretraining_sides import make_parser, pretrainings, read_options, run_experiment, study_of
+from pretraining_sides import RESULTS, make_parser, pretrainings, read_options, run_experiment, study_of
 from safetensors.torch import load_file
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
@@ -22,7 +22,9 @@ from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.model.student import SVData2Vec
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.studies.label_efficiency import lines
 from svdata2vec.studies.rows import Cell, run_cell
+from svdata2vec.studies.study import over_seeds
 from svdata2vec.training.pretrain import pretrain
 
 EXPERIMENTS = experiments.EXPERIMENTS
@@ -163,6 +165,27 @@ def test_the_chart_is_tried_before_anything_is_trained(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_preset_that_is_a_side_itself_is_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """The authors' files count the decay within the epoch and encode all frames: no other side does it again."""
+    given = ["choices", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--preset", "as-published"]
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    with pytest.raises(UserError, match="the sides pretrained and ema_original are the same; leave one out by --sides"):
+        pretrainings(EXPERIMENTS["choices"], options)
+
+
+@pytest.mark.parametrize(("precision", "device", "other"), [
+    ("auto", "cuda", "fp32"), ("auto", "cpu", "bf16"), ("bf16", "cpu", "fp32"), ("fp32", "cuda", "bf16"),
+])
+def test_the_other_precision_is_another_one(
+    precision: Any, device: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU auto is bf16."""
+    monkeypatch.setattr(experiments, "pick_device", lambda _: torch.device(device))
+    base = demo_pretrain()
+    base = dataclasses.replace(base, run=dataclasses.replace(base.run, precision=precision))
+    assert experiments.other_precision(base).run.precision == other
+
+
 def test_options_that_masks_would_be_set_over_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:
     given = ["masks", "--shards", str(tiny_shard_folder), "--work", str(tmp_path), "--pretrain", "--mask.repeats 2"]
     options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
@@ -202,6 +225,25 @@ def test_the_small_network_has_the_labels_and_steps_of_the_others(tiny_shard_fol
     others = dataclasses.replace(row.study, data=dataclasses.replace(row.study.data, layout="coco17", threads=3))
     assert row.settings()["data"]["layout"] is None and "threads" not in row.settings()["data"]
     assert dataclasses.replace(row, study=others).settings() != row.settings()
+
+
+@pytest.mark.parametrize(("more", "validate", "steps"), [
+    ("--run.epochs 3", False, 9), ("--run.epochs 3", True, 7), ("--steps 5", False, 5),  # of 12 clips one is held out
+])
+def test_the_small_network_has_the_budget_of_fine_tuning(
+    more: str, validate: bool, steps: int, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without steps its epochs; its clips per step, gradients of how many batches it ever accumulates."""
+    given = words(tiny_shard_folder, tmp_path)
+    given[-1] = given[-1].replace("--steps 2", f"--run.batch-size 2 --optim.accumulate 2 {more}")
+    options = make_parser(None, [*EXPERIMENTS]).parse_args(given)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        experiments.small_cnn, "run", lambda config, steps, **_: asked.append((steps, config.run.batch_size)) or {}
+    )
+    study = study_of(EXPERIMENTS["claim"], options, demo_pretrain())
+    experiments.SmallCnnRow(study).run(Cell(1.0, 0, validate=validate), tmp_path)
+    assert asked == [(steps, 4)]
 
 
 def test_without_sides_rivals_alone_are_trained(tiny_shard_folder: Path, tmp_path: Path) -> None:
@@ -255,9 +297,23 @@ def planted(low: float, high: float | None) -> dict[str, Any]:
     (planted(0, None), "+10.0"),
 ])
 def test_what_an_interval_leaves_open_is_not_bold(each: dict[str, Any], text: str) -> None:
-    assert tables._points(each) == text
-    turned = tables._points(tables._turned(each))
+    assert tables._points(each, 3) == text
+    turned = tables._points(tables._turned(each), 3)
     assert turned.count("**") == text.count("**") and "-10.0" in turned
+
+
+def test_figures_of_fewer_seeds_than_a_record_has_say_so() -> None:
+    """As `--collect` leaves them, on pages and on the terminal; rows of other seeds are not paired."""
+    longer, found = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("longer", "same_steps"))
+    cell = found["rows"][0]["cells"][0]
+    cell["scores"][1] = cell["cpu_seconds"][1] = None
+    cell.update(over_seeds(cell["scores"]))
+    assert "| small CNN, from scratch | 83.9 ± 15.6 %, 2 of 3 seeds |" in tables.label_efficiency(found)
+    assert "83.9 +- 15.6, 2 of 3 seeds" in lines(found)[1] and "seeds" not in lines(longer)[1]
+    first = tables.more_steps(found, longer, of_ours="").splitlines()[2]
+    assert "| 300 | 83.9 ± 15.6 %, 2 of 3 seeds | +6.6 (-17.9 to +31.0), 2 of 3 seeds |" in first
+    with pytest.raises(AssertionError, match="seeds that do not pair"):
+        tables.more_steps({**found, "seeds": [3, 4, 5]}, longer, of_ours="")
 
 
 def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
@@ -272,6 +328,17 @@ def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "codec_experiment.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("parser", "given"), [
+    (codec.make_parser(), ["--shards", "x", "--blocks", "y", "--work", "work", "--out", "out.json"]),
+    (finetuning.make_parser(), ["--shards", "x", "--from", "start-{seed}", "--work", "work"]),
+])
+def test_one_pair_has_no_interval(parser: Any, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.parse_args([*given, "--seeds", "2"]).seeds == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args([*given, "--seeds", "1"])
+    assert "--seeds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("side", "expected"), [
     ("plain", {}),
     ("colours", {"data.augment.brightness": 0.2, "data.augment.contrast": 0.2, "data.augment.saturation": 0.3,
@@ -282,6 +349,19 @@ def test_codecs_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
 def test_a_way_to_fine_tune_changes_what_it_says_and_nothing_else(side: str, expected: dict[str, Any]) -> None:
     base = finetuning.SIDES["plain"](demo_finetune())
     assert differences(base, finetuning.SIDES[side](demo_finetune())) == expected
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ("--run.seed 7 --data.augment.hue 0.2", r"--finetune sets data\.augment\.hue, run\.seed, which the experiment sets itself"),
+    ("--head.mixup 0.2", "the sides plain and mixup are the same; leave one out by --sides, or change --finetune"),
+    ("--from x --run.out y", r"--finetune sets pretrained, run\.out, which"),
+])
+def test_options_that_ways_to_fine_tune_would_be_set_over_are_refused(more: str, message: str) -> None:
+    given = ["--shards", "x", "--from", "start-{seed}", "--work", "work", "--finetune"]
+    with pytest.raises(UserError, match=message):
+        finetuning.runs_of(finetuning.make_parser().parse_args([*given, more]))
+    runs = finetuning.runs_of(finetuning.make_parser().parse_args([*given, "--optim.lr 0.003"]))
+    assert {config.optim.lr for config in runs.values()} == {0.003} and len(runs) == 3 * len(finetuning.SIDES)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 from motion_actions import CLASSES, perform
 from motion_bodies import JOINT, make_body
 from motion_detector import detect
-from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, render
+from motion_drawing import PARTS, PLAIN_GREY, FigurePainter, SceneryPainter, render
 from repository import ROOT
 
 from svdata2vec.config.presets import demo_finetune, demo_pretrain
@@ -194,6 +194,14 @@ def test_true_joints_lie_on_the_drawn_figures() -> None:
             total += int(inside.sum())
     assert total > 3000
     assert hits / total > 0.99  # a nose stands out of the head in profile
+
+
+def test_scenery_reaches_as_far_as_a_large_picture_sways() -> None:
+    """A camera of 2160 lines sways by up to 26 pixels."""
+    scene = make.build_scene(make.clip_specs(36)[7], make.Options(width=3840, height=2160, min_frames=24, max_frames=30))
+    sway_T = np.abs(scene.camera.sway_T2).max(axis=1)
+    assert sway_T.max() > 24.5
+    assert SceneryPainter(scene).draw(int(sway_T.argmax())).shape == (2160, 3840, 3)
 
 
 def test_detected_joints_stay_near_the_true_ones() -> None:

@@ -180,10 +180,10 @@ def knn_scores(train: Features, test: Features, num_classes: int, neighbours: in
     for queries_nD in F.normalize(torch.from_numpy(test.features_nD), dim=1).split(CHUNK_CLIPS):
         cosine_nN = queries_nD @ bank_nD.T
         cosine_nk, nearest_nk = cosine_nN.topk(k, dim=1)
-        votes_nk = ((cosine_nk - 1) / temperature).exp()  # minus 1: the same ranking without overflow
+        votes_nk = ((cosine_nk - cosine_nk[:, :1]) / temperature).exp()  # the nearest one's is 1: the same shares in range
         votes_nc = torch.zeros(len(queries_nD), num_classes).scatter_add_(1, labels_n[nearest_nk], votes_nk)
         closest_nc = torch.full_like(votes_nc, -2).scatter_reduce_(1, labels_n.expand_as(cosine_nN), cosine_nN, "amax")
-        shares_nc = votes_nc / votes_nc.sum(1, keepdim=True).clamp_min(1e-30)
+        shares_nc = votes_nc / votes_nc.sum(1, keepdim=True)
         chunks.append(torch.where(shares_nc > 0, shares_nc, UNVOTED * (closest_nc - 2)))
     return torch.cat(chunks).numpy()
 

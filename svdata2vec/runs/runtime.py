@@ -110,6 +110,11 @@ class Runtime:
             dist.barrier()
 
 
+def asks_for_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Whether a run there computes in bf16, where the device can."""
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+
 @contextmanager
 def running(config: RunConfig) -> Iterator[Runtime]:
     """Join the process group that `torchrun` announces (or run alone), and leave it at the end.
@@ -130,7 +135,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if "OMP_NUM_THREADS" not in os.environ:  # PyTorch looks at the machine, not at the quota of a container
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    bf16 = asks_for_bf16(config, device)
     if bf16 and device.type == "cpu" and rank == 0 and cpu_lacks_bfloat16():
         log.warning(EMULATED)
     if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -28,6 +28,7 @@ from svdata2vec.runs.data import (
     require_several_classes,
     require_skeletons,
     taken_per_epoch,
+    warn_of_shared_clips,
 )
 from svdata2vec.runs.metrics_log import METRICS_NAME, cost
 from svdata2vec.runs.performers import warn_of_shared_people
@@ -40,7 +41,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.probe_rows import ProbeRow
 from svdata2vec.studies.rows import FinetuneRow, Kind, Row, start_of
-from svdata2vec.studies.study import Plan, run_study, search_cells
+from svdata2vec.studies.study import Plan, fewer_seeds, run_study, search_cells
 
 FORMAT, VERSION = "svdata2vec-label-efficiency", 1
 RECORD = "label_efficiency.json"  # in the study's folder, with a chart beside it
@@ -140,6 +141,7 @@ def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
     data, rows = config.data, shards.rows(config.data.train_split)
     require_several_classes(shards, data.train_split, data.test_split)
     val = validation_split(shards, data, rows)
+    warn_of_shared_clips(shards, data.test_split, rows)
     warn_of_shared_people(shards, data, rows, val)
     splits = {"train_split": data.train_split, "val_split": val, "test_split": data.test_split}
     manifest, classes = shards.manifest, len(shards.split_classes(data.train_split))
@@ -248,14 +250,17 @@ def lines(record: dict[str, Any]) -> list[str]:
     """A table: a line per row, a column per share of labels."""
     shares = record["settings"]["fractions"]
     width = max(len(row["name"]) for row in record["rows"])
-    table = [f"{'':{width}s}" + "".join(f"{100 * share:>18g} %" for share in shares)]
-    for row in record["rows"]:
-        cells = {cell["fraction"]: _cell(cell) for cell in row["cells"]}
-        table.append(f"{row['name']:{width}s}" + "".join(f"{cells.get(share, ''):>20s}" for share in shares))
+    found = {row["name"]: {cell["fraction"]: _cell(cell) for cell in row["cells"]} for row in record["rows"]}
+    wide = max(20, *(len(text) + 2 for cells in found.values() for text in cells.values()))
+    table = [f"{'':{width}s}" + "".join(f"{100 * share:>{wide - 2}g} %" for share in shares)]
+    for name, cells in found.items():
+        table.append(f"{name:{width}s}" + "".join(f"{cells.get(share, ''):>{wide}s}" for share in shares))
     return table
 
 
 def _cell(cell: dict[str, Any]) -> str:
+    scores = cell["scores"]
+    few = fewer_seeds(len(scores) - scores.count(None), len(scores))
     if cell["interval"] is None:
-        return f"{100 * cell['mean']:.1f}"
-    return f"{100 * cell['mean']:.1f} +- {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
+        return f"{100 * cell['mean']:.1f}{few}"
+    return f"{100 * cell['mean']:.1f} +- {50 * (cell['interval'][1] - cell['interval'][0]):.1f}{few}"

@@ -163,18 +163,20 @@ class FinetuneRow:
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []
 
+    def clips(self, cell: Cell) -> tuple[str | None, int]:
+        """The data set's split that a cell of the search is tested on, if it has one; how many clips an epoch takes."""
+        shards, data = open_data(self.base.data), self.base.data
+        rows, own = labelled_rows(shards, data.train_split, cell.fraction, cell.seed), None
+        if cell.validate:
+            own = validation_split(shards, data, shards.rows(data.train_split))
+            rows = rows if own else rows[~hold_out(shards, rows, data.val_fraction, cell.seed)]
+        return own, taken_per_epoch(shards, rows)
+
     def config(self, cell: Cell, folder: Path) -> FinetuneConfig:
         """The run of a cell: the labels' share, the budget in whole epochs, batches that the labelled clips fill."""
         chosen, base = dict(cell.choice), self.base
-        shards = open_data(base.data)
-        data, eval_every = replace(base.data, val_split=None), 0
-        rows = labelled_rows(shards, data.train_split, cell.fraction, cell.seed)
-        if cell.validate:
-            own = validation_split(shards, base.data, shards.rows(data.train_split))
-            data = replace(data, test_split=own or data.test_split)
-            eval_every = 0 if own else 1
-            rows = rows if own else rows[~hold_out(shards, rows, data.val_fraction, cell.seed)]
-        labels = taken_per_epoch(shards, rows)
+        own, labels = self.clips(cell)
+        data, eval_every = replace(base.data, val_split=None, test_split=own or base.data.test_split), cell.validate and not own
         batch = min(base.run.batch_size, max(labels, 2))
         accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
         per_step, per_epoch = batch * accumulate, labels // batch * batch

@@ -184,6 +184,11 @@ def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": middle, "interval": list(interval)}
 
 
+def fewer_seeds(there: int, wanted: int) -> str:
+    """What follows a figure of fewer seeds than the study has; nothing if none is missing."""
+    return "" if there == wanted else f", {there} of {wanted} seeds"
+
+
 def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Paired by seed, at every share of labels: each row of ours against all others; intervals are not corrected for many."""
     found = []

@@ -106,6 +106,9 @@ def main() -> int:
 
 def measured(options: argparse.Namespace) -> str:
     """What the run says of all sets, and its record; returns a line for each set."""
+    names = [name for name, _ in options.others]
+    if len({*names}) < len(names):
+        raise UserError(f"--others names {', '.join(names)}: expected every name once")
     base = predictions(options.run, options.shards, options.split)
     found = {name: compare(base, predictions(options.run, folder, options.split)) for name, folder in options.others}
     save({**machine(), "others": found}, options.out)

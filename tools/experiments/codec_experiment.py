@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--blocks", type=Path, required=True, help="the same clips packed with codec blocks")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write; a plot is written beside it")
-    parser.add_argument("--seeds", type=Range(1).parser(int), default=4)
+    parser.add_argument("--seeds", type=Range(2).parser(int), default=4, help="pairs of runs: an interval takes two or more")
     parser.add_argument("--epochs", type=Range(1).parser(int), default=12, help="of pretraining")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--jobs", type=Range(1, 1000).parser(int), default=2, help="runs at a time, each on a core of its own")

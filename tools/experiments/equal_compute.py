@@ -13,9 +13,10 @@ from ending import reported
 
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.data import open_data, taken_per_epoch
 from svdata2vec.runs.metrics_log import cost
 from svdata2vec.runs.published import published_config
+from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.errors import UserError
 from svdata2vec.studies.label_efficiency import worth_in_clips
 
@@ -26,7 +27,7 @@ def equal_epochs(pretraining: Path, finetuning: Path) -> int:
     if not isinstance(config, FinetuneConfig):
         raise UserError(f"{finetuning}: not a fine-tuning run; give the run that began with {pretraining}")
     shards = open_data(config.data)
-    labels = len(labelled_rows(shards, config.data.train_split, config.label_fraction, config.run.seed))
+    labels = taken_per_epoch(shards, choose_clips(shards, config).train_rows)
     clips = int(cost(finetuning)["clips_seen"]) + worth_in_clips(pretraining, config, shards)
     per_epoch = labels // config.run.batch_size * config.run.batch_size
     return -(-clips // per_epoch)

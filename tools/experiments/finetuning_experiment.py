@@ -22,7 +22,7 @@ import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config
 # isort: split
 import torch
 from ending import reported
-from pretraining_sides import RESULTS, read_options
+from pretraining_sides import RESULTS, read_options, require_sides
 
 from svdata2vec.config.files import to_values
 from svdata2vec.config.presets import COLOURS, FINETUNE
@@ -84,12 +84,15 @@ def runs_of(options: argparse.Namespace) -> dict[tuple[str, int], FinetuneConfig
     """Fine-tunings by side and seed."""
     words = ["--data.shards", options.shards, "--data.threads", "1", "--data.test-split", options.test_split]
     base: FinetuneConfig = read_options("finetune", options.preset, [*words, *shlex.split(options.finetune)])
+    sides = {name: side(base) for name, side in SIDES.items() if name in options.sides}
+    plain: FinetuneConfig = read_options("finetune", options.preset, words)
+    require_sides(sides, base, plain, "--finetune", "run.out", "run.seed", "pretrained")
     return {
         (name, seed): replace(
-            SIDES[name](base), pretrained=start_of(options.start, seed),
-            run=replace(SIDES[name](base).run, out=options.work / f"{name}-{seed}", seed=seed),
+            config, pretrained=start_of(options.start, seed),
+            run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed),
         )
-        for name in SIDES if name in options.sides for seed in range(options.seeds)
+        for name, config in sides.items() for seed in range(options.seeds)
     }
 
 

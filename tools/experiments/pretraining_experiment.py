@@ -31,8 +31,10 @@ from pretraining_sides import Experiment, Side, equal_work, make_parser, run_exp
 from svdata2vec.config.label_efficiency import FRACTIONS, LabelEfficiencyConfig, Way
 from svdata2vec.config.schema import PretrainConfig, mask_counts
 from svdata2vec.pipeline.augment import AugmentConfig
+from svdata2vec.runs.runtime import asks_for_bf16, pick_device
 from svdata2vec.studies.label_efficiency import lines
-from svdata2vec.studies.rows import Cell, Kind, Outcome, Row, data_settings
+from svdata2vec.studies.rows import Cell, FinetuneRow, Kind, Outcome, Row, data_settings
+from svdata2vec.training.optim import resolve
 
 
 def as_it_is(config: PretrainConfig) -> PretrainConfig:
@@ -90,7 +92,8 @@ MASKS: dict[str, Side] = {
 
 
 def other_precision(config: PretrainConfig) -> PretrainConfig:
-    return replace(config, run=replace(config.run, precision="fp32" if config.run.precision == "bf16" else "bf16"))
+    bf16 = asks_for_bf16(config.run, pick_device(config.run.device))
+    return replace(config, run=replace(config.run, precision="fp32" if bf16 else "bf16"))
 
 
 CHOICES: dict[str, Side] = {
@@ -114,7 +117,7 @@ MOTION: dict[str, Side] = {
 class SmallCnnRow:
     """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid.
 
-    Its colours change as its recipe has it, whatever those of the other rows do.
+    Its colours change as its recipe has it, whatever those of the other rows do; steps are not rounded up to whole epochs.
     """
 
     study: LabelEfficiencyConfig
@@ -125,18 +128,23 @@ class SmallCnnRow:
 
     def settings(self) -> dict[str, Any]:
         study = self.study
-        about = {"steps": study.steps, "batch_size": study.run.batch_size, "persons": study.model.persons}
-        return {"data": data_settings(replace(study.data, augment=AugmentConfig())), **about}
+        accumulate = resolve(study.optim, study.run.batch_size, study.run.epochs).accumulate
+        about = {"steps": study.steps, "batch_size": study.run.batch_size, "accumulate": accumulate, "epochs": study.run.epochs}
+        data = data_settings(replace(study.data, augment=AugmentConfig()))
+        return {"data": data, **about, "persons": study.model.persons}
 
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []
 
     def run(self, cell: Cell, folder: Path) -> Outcome:
         base, chosen = self.study.classifier(), dict(cell.choice)
+        other = FinetuneRow(self.name, self.title, self.kind, base, self.study.steps)
+        like, (_, labels) = other.config(cell, folder), other.clips(cell)
+        batch, accumulate = like.run.batch_size, like.optim.accumulate
         return small_cnn.run(
-            replace(base, run=replace(base.run, seed=cell.seed), label_fraction=cell.fraction),
-            lr=chosen.get("lr", small_cnn.LR), steps=int(chosen.get("steps", self.study.steps)) or small_cnn.STEPS,
-            validate=cell.validate,
+            replace(base, run=replace(base.run, seed=cell.seed, batch_size=batch * accumulate), label_fraction=cell.fraction),
+            lr=chosen.get("lr", small_cnn.LR), validate=cell.validate,
+            steps=int(chosen.get("steps", self.study.steps)) or like.run.epochs * (labels // batch) // accumulate,
         )
 
 

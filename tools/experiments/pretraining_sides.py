@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from svdata2vec.cli.options import parse, read
 from svdata2vec.config.files import to_values
 from svdata2vec.config.label_efficiency import LabelEfficiencyConfig, Way
 from svdata2vec.config.presets import PRETRAIN
-from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.config.schema import FinetuneConfig, PretrainConfig
 from svdata2vec.model.step_cost import step_flops, step_layers
 from svdata2vec.reports.html_page import save_figure
 from svdata2vec.reports.label_curve import label_curve
@@ -33,6 +33,7 @@ from svdata2vec.training.pretrain import pretrain
 RESULTS = Path(__file__).parents[1] / "results"
 
 Side = Callable[[PretrainConfig], PretrainConfig]
+Config = PretrainConfig | FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     words, more = ["--data.shards", options.shards, "--data.threads", "1"], shlex.split(options.pretrain)
     base: PretrainConfig = read_options("pretrain", options.preset, [*words, *more])
     sides, first = {name: side(base) for name, side in experiment.sides.items()}, base.run.seed
-    if more:
-        require_sides(sides, base, read_options("pretrain", options.preset, words))
+    if sides:
+        require_sides(sides, base, read_options("pretrain", options.preset, words), "--pretrain", "run.out")
     return {
         (name, seed): replace(config, run=replace(config.run, out=options.work / f"{name}-{seed}", seed=seed))
         for name, config in sides.items()
@@ -86,21 +87,23 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
     }
 
 
-def require_sides(sides: dict[str, PretrainConfig], base: PretrainConfig, plain: PretrainConfig) -> None:
-    """UserError where --pretrain (from `plain` to `base`) sets what its reference sets over it, or makes two sides the same."""
+def require_sides(sides: Mapping[str, Config], base: Config, plain: Config, option: str, *own: str) -> None:
+    """UserError where `option` (from `plain` to `base`) sets what the script (`own`) or its reference sets over it, or makes
+    two sides the same."""
     reference = next(iter(sides.values()))
-    given, over = (
-        {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
-        for one, other in ((plain, base), (base, reference))
-    )
-    if taken := sorted(given & {*over, "run.out"}):
-        raise UserError(f"--pretrain sets {', '.join(taken)}, which the experiment sets itself; leave it out")
+    if taken := sorted(_changed(plain, base) & {*_changed(base, reference), *own}):
+        raise UserError(f"{option} sets {', '.join(taken)}, which the experiment sets itself; leave it out")
     names = [*sides]
     for number, name in enumerate(names):
         for other in names[:number]:
             if sides[name] == sides[other]:
                 raise UserError(f"with these settings the sides {other} and {name} are the same; leave one out by --sides, or "
-                                "change --pretrain")
+                                f"change {option}")
+
+
+def _changed(one: Config, other: Config) -> set[str]:
+    """Dotted names of the settings in which two differ."""
+    return {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
 
 
 def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig | None) -> LabelEfficiencyConfig:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from motion_bodies import JOINT, SIDES, Array
 from motion_scene import Scene
-from motion_scenery import MARGIN, Picture, colour, darker, make_backdrop, make_light, make_movers
+from motion_scenery import Picture, colour, darker, make_backdrop, make_light, make_movers, margin
 from numpy.typing import NDArray
 
 SHIFT = 3  # OpenCV draws with 1/8 pixel
@@ -148,7 +148,7 @@ class SceneryPainter:
         self.scene = scene
         self.light = make_light(rng, scene.num_frames)
         self.backdrops = [make_backdrop(rng, width, height)]
-        slope = np.linspace(rng.uniform(0.55, 0.8), rng.uniform(0.95, 1.15), width + 2 * MARGIN, dtype=np.float32)
+        slope = np.linspace(rng.uniform(0.55, 0.8), rng.uniform(0.95, 1.15), width + 2 * margin(height), dtype=np.float32)
         slope = slope[:: int(rng.choice([-1, 1]))]
         self.backdrops.append((self.backdrops[0] * slope[None, :, None]).clip(0, 255).astype(np.uint8))
         self.movers = make_movers(rng, scene.num_frames, width, height)
@@ -158,7 +158,7 @@ class SceneryPainter:
         self.noise_corner_T2 = rng.integers(0, 32, (scene.num_frames, 2)).tolist()
 
     def draw(self, time: int) -> Picture:
-        x, y = (round(MARGIN - float(v)) for v in self.scene.camera.sway_T2[time])
+        x, y = (round(margin(self.scene.height) - float(v)) for v in self.scene.camera.sway_T2[time])
         window = (slice(y, y + self.scene.height), slice(x, x + self.scene.width))
         mix = float(self.light.mix_T[time])
         first, second = (backdrop[window] for backdrop in self.backdrops)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from motion_actions import Cast
 from motion_bodies import JOINT, Array, Body, Rng, oscillation
-from motion_scenery import Colour, Occluder, colour, darker, make_occluders
+from motion_scenery import SWAY, Colour, Occluder, colour, darker, make_occluders
 
 from svdata2vec.shards.layouts import COCO17
 
@@ -47,7 +47,7 @@ def make_camera(azimuth: float, rng: Rng, num_frames: int, width: int, height: i
     right_3 /= np.linalg.norm(right_3)
     down_3 = np.cross(forward_3, right_3)
     focal = FIGURE_SHARE * height * distance / 1.72 * rng.uniform(0.95, 1.05)
-    sway = [rng.uniform(0.0, 0.012) * height * oscillation(rng, num_frames, 0.2, 0.7) for _ in range(2)]
+    sway = [rng.uniform(0.0, SWAY) * height * oscillation(rng, num_frames, 0.2, 0.7) for _ in range(2)]
     centre_2 = np.array([width / 2, height / 2])
     return Camera(position_3, np.stack([right_3, down_3, forward_3]), focal, centre_2, np.stack(sway, axis=1))
 

@@ -3,6 +3,7 @@
 Nothing here knows the action. Letters: T frames.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +14,12 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-MARGIN = 24  # pixels of scenery beyond the picture's edges, for the sway of the camera
+SWAY = 0.012  # of the picture's height: how far a camera sways at most
+
+
+def margin(height: int) -> int:
+    """Pixels of scenery beyond the picture's edges, for the sway of the camera."""
+    return max(24, math.ceil(SWAY * height))
 
 
 def colour(rng: Rng, low: int = 20, high: int = 235) -> Colour:
@@ -36,8 +42,8 @@ def cloud(rng: Rng, width: int, height: int, cells: int, low: Colour, high: Colo
 
 
 def make_backdrop(rng: Rng, width: int, height: int) -> Picture:
-    """Wall, floor, pictures and furniture: a still picture with `MARGIN` extra pixels on each side."""
-    width, height = width + 2 * MARGIN, height + 2 * MARGIN
+    """Wall, floor, pictures and furniture: a still picture with `margin` extra pixels on each side."""
+    width, height = width + 2 * margin(height), height + 2 * margin(height)
     wall = colour(rng, 60, 200)
     picture = cloud(rng, width, height, int(rng.integers(6, 24)), darker(wall, 0.75), wall)
     floor_top = int(rng.uniform(0.62, 0.78) * height)

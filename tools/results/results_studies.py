@@ -5,7 +5,7 @@ from statistics import mean
 
 from result_cells import Record, measured, percent, table
 
-from svdata2vec.studies.study import differences
+from svdata2vec.studies.study import differences, fewer_seeds
 
 
 def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str:
@@ -36,6 +36,7 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
 def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, ours: str = "pretrained") -> str:
     """What is trained end to end, at one share of the labels, rivals that took more steps (`longer`) among it, and by how much
     one of ours is better, paired by seed."""
+    _require_pairs(record, *longer)
     rows, mine = [], next(row for row in record["rows"] if row["name"] == ours)
     cells = [(row, cell) for row in record["rows"] for cell in row["cells"] if cell["fraction"] == share]
     labels, steps = cells[0][1]["labels"], min(cell["steps"] for _, cell in cells if cell["steps"])
@@ -71,6 +72,7 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
     """What is trained without pretraining, for few and for many steps on labels (`more`: further records), against the network
     after pretraining, which the last record has; `of_ours` says of which pretraining."""
     *others, longest = [each for each in more if each is not None]
+    _require_pairs(record, *others, longest)
     ours = next(row for row in longest["rows"] if row["name"] == "pretrained")
     labels = {cell["fraction"]: cell["labels"] for cell in ours["cells"]}
     shares = [share for share in record["settings"]["fractions"] if share in labels]
@@ -79,7 +81,7 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
         better = _better(ours, row) if row is not ours else {}
         compared += sum(share in better for share in shares)
         cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
-        spent = mean(second for cell in row["cells"] if cell["fraction"] in shares for second in cell["cpu_seconds"])
+        spent = mean(_spent_on(*(cell for cell in row["cells"] if cell["fraction"] in shares)))
         rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
     header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
@@ -91,7 +93,18 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
 
 def _better(ours: Record, other: Record) -> dict[float, str]:
     """By how much one of ours is better than a row of any record, by share of the labels."""
-    return {each["fraction"]: _points(each) for each in differences([ours, {**other, "kind": "rival"}])}
+    seeds = len(ours["cells"][0]["scores"])
+    return {each["fraction"]: _points(each, seeds) for each in differences([ours, {**other, "kind": "rival"}])}
+
+
+def _require_pairs(record: Record, *others: Record | None) -> None:
+    """Rows of several records are paired by the places of their seeds."""
+    assert all(other is None or other["seeds"] == record["seeds"] for other in others), "seeds that do not pair"
+
+
+def _spent_on(*cells: Record) -> list[float]:
+    """CPU seconds of the cells' runs that are finished."""
+    return [seconds for cell in cells for seconds in cell["cpu_seconds"] if seconds is not None]
 
 
 def commits(record: Record) -> str:
@@ -106,10 +119,12 @@ def commits(record: Record) -> str:
 
 
 def with_half(cell: Record) -> str:
-    """61.2 ± 3.4 %, in per cent; of one seed the value alone."""
+    """61.2 ± 3.4 %, in per cent; of one seed the value alone; of how many, where some are missing."""
+    scores = cell["scores"]
+    few = fewer_seeds(len(scores) - scores.count(None), len(scores))
     if cell["interval"] is None:
-        return percent(cell["mean"])
-    return f"{100 * cell['mean']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f} %"
+        return percent(cell["mean"]) + few
+    return f"{100 * cell['mean']:.1f} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f} %{few}"
 
 
 def label_differences(record: Record) -> str:
@@ -118,8 +133,9 @@ def label_differences(record: Record) -> str:
     shares = record["settings"]["fractions"]
     found = {(each["row"], each["against"], each["fraction"]): each for each in record["differences"]}
     rows = [
-        [mine["title"], other["title"], *(_points(each) if (each := found.get((mine["name"], other["name"], share))) else ""
-                                          for share in shares)]
+        [mine["title"], other["title"],
+         *(_points(each, len(record["seeds"])) if (each := found.get((mine["name"], other["name"], share))) else ""
+           for share in shares)]
         for mine in ours for other in others
     ]
     shown = sum(text != "" for row in rows for text in row[2:])
@@ -129,11 +145,13 @@ def label_differences(record: Record) -> str:
     )
 
 
-def _points(each: Record) -> str:
+def _points(each: Record, seeds: int) -> str:
+    """A difference; `seeds`: of how many it should be."""
+    few = fewer_seeds(each.get("seeds", seeds), seeds)
     if each["interval"] is None:
-        return f"{100 * each['mean']:+.1f}"
+        return f"{100 * each['mean']:+.1f}{few}"
     low, high = each["interval"]
-    text = f"{100 * each['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    text = f"{100 * each['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){few}"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
@@ -142,8 +160,7 @@ def label_costs(record: Record) -> str:
     rows = []
     for row in record["rows"]:
         cell, before = max(row["cells"], key=lambda cell: cell["fraction"]), row.get("pretraining") or []
-        spent = [seconds for seconds in cell["cpu_seconds"] if seconds is not None]
-        chosen = ", ".join(f"{name} {value:g}" for name, value in cell["choice"].items())
+        spent, chosen = _spent_on(cell), ", ".join(f"{name} {value:g}" for name, value in cell["choice"].items())
         rows.append([
             row["title"], *(f"{cell[name]:,}" if cell[name] else "" for name in ("labels", "steps", "clips_seen")),
             f"{mean(spent):,.0f}" if spent else "", *(_average(before, name) for name in ("clips_seen", "cpu_seconds")), chosen,
@@ -162,7 +179,7 @@ def _average(costs: Sequence[Record], name: str) -> str:
 def skeletons(record: Record, positions: Record, rgb: Record) -> str:
     """Classifiers of skeletons alone, whose tokens tell motion or positions alone, against one of RGB after pretraining."""
     shares, seeds = record["settings"]["fractions"], record["seeds"]
-    assert seeds == positions["seeds"] == rgb["seeds"], "seeds that do not pair"
+    _require_pairs(record, positions, rgb)
     (moving,), (still,) = record["rows"], positions["rows"]
     ours = next(row for row in rgb["rows"] if row["name"] == "pretrained")
     better = _better(ours, moving)
@@ -194,7 +211,7 @@ def sides(record: Record) -> str:
     table_rows = [[first, *(_cell_at(rows[first + suffix], share) for suffix, share in ways), _spent(rows, first)]]
     for name in names[1:]:
         pairs = [found.get((first + suffix, name + suffix, share)) for suffix, share in ways]
-        points = [_points(_turned(each)) if each else "" for each in pairs]
+        points = [_points(_turned(each), len(record["seeds"])) if each else "" for each in pairs]
         table_rows.append([f"{name}{_other_epochs(record['sides'][name])}, difference", *points, _spent(rows, name)])
     data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
@@ -213,13 +230,12 @@ def _other_epochs(changes: Sequence[str]) -> str:
 
 def finetuning(record: Record) -> str:
     """Ways to fine-tune against the first one, on validation clips."""
-    first, *_ = record["sides"]
+    (first, *_), data, seeds = record["sides"], record["data"], len(record["seeds"])
     rows = [
-        [name.replace("_", " "), with_half(side), "" if name == first else _points(side["difference"]),
+        [name.replace("_", " "), with_half(side), "" if name == first else _points(side["difference"], seeds),
          _average(side["costs"], "clips_seen"), _average(side["costs"], "cpu_seconds")]
         for name, side in record["sides"].items()
     ]
-    data, seeds = record["data"], len(record["seeds"])
     figure = "mean over classes" if record["metric"] == "mean_class" else "top-1"
     return table(["", f"validation clips, {figure}", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
         f"\n{data['labels']} labels, judged on {data['clips']} clips of other performers, mean of {seeds} seeds with its "
