@@ -96,6 +96,9 @@ def test_an_encoder_asks_for_what_it_sees(pretrained: Path, tmp_path: Path) -> N
     assert encoder.features(video, joints).shape == (1, 32)
     with pytest.raises(ValueError, match="this encoder sees both; give it video_BTHWC, joints_BMTVC, or both"):
         encoder.features(video)
+    for wrong in (joints[:, :, :1], joints[:, :, :5], joints.half(), joints.numpy()):
+        with pytest.raises(ValueError, match=r"^joints_BMTVC is \S*float\d\d \(1, 2, \d, 17, 2\); exp.*\(B, M, 6, V, 2\)$"):
+            encoder.features(video, wrong)  # type: ignore[arg-type]
     skeletons = svdata2vec.load_encoder(pretrained, "skeleton", device="cpu")
     assert torch.equal(skeletons.features(video, joints), skeletons.features(joints_BMTVC=joints))
     with pytest.raises(svdata2vec.UserError, match=r"no model.safetensors; expected the folder of a finished run"):

@@ -92,17 +92,23 @@ class TrainedEncoder:
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
             raise ValueError(f"this encoder sees {self.modality}; give it video_BTHWC, joints_BMTVC, or both, accordingly")
-        if seen[0] is not None and not isinstance(seen[0], BlockClips):
-            self._check(seen[0])
+        self._check(*seen)
         return self.encoder(*(None if x is None else x.to(device, non_blocking=True) for x in seen)).float()
 
-    def _check(self, video_BTHWC: Tensor) -> None:
-        """ValueError unless these are pictures as a loader gives them: the network normalises colours itself."""
+    def _check(self, video_BTHWC: Video | None, joints_BMTVC: Tensor | None) -> None:
+        """ValueError unless these are clips as a loader gives them: the network normalises colours itself, and would spread
+        the joints of one frame over all."""
         frames = self.config.data.num_frames
-        shape = tuple(getattr(video_BTHWC, "shape", ()))
-        if getattr(video_BTHWC, "dtype", None) != torch.uint8 or len(shape) != 5 or (shape[1], shape[4]) != (frames, 3):
-            found = f"{getattr(video_BTHWC, 'dtype', type(video_BTHWC).__name__)} {shape}"
-            raise ValueError(f"video_BTHWC is {found}; expected a tensor of uint8 RGB, 0 to 255, (B, {frames}, H, W, 3)")
+        if video_BTHWC is not None and not isinstance(video_BTHWC, BlockClips):
+            kind, shape = _kind(video_BTHWC)
+            if kind != torch.uint8 or len(shape) != 5 or (shape[1], shape[4]) != (frames, 3):
+                expected = f"uint8 RGB, 0 to 255, (B, {frames}, H, W, 3)"
+                raise ValueError(f"video_BTHWC is {kind} {shape}; expected a tensor of {expected}")
+        if joints_BMTVC is not None:
+            kind, shape = _kind(joints_BMTVC)
+            if kind != torch.float32 or len(shape) != 5 or shape[2] != frames:
+                expected = f"float32, pixels of the crop, (B, M, {frames}, V, 2)"
+                raise ValueError(f"joints_BMTVC is {kind} {shape}; expected a tensor of {expected}")
 
     def video_features(self, video: str | Path, box: Box | None = None, frames: Span | None = None) -> Tensor:
         """Features (D,) of a video file, prepared as evaluation prepares packed clips (for an encoder that sees RGB): the
@@ -120,6 +126,11 @@ class TrainedEncoder:
         persons = find_persons(Path(video), box, None, whole_picture=box is None, frames=frames)
         frames_NTSS3 = read_clip(Path(video), self.config.data, persons.box, self.card, frames).frames_NTSS3
         return self.features(torch.from_numpy(frames_NTSS3)).mean(dim=0)
+
+
+def _kind(given: Any) -> tuple[Any, tuple[int, ...]]:
+    """Type of the numbers (of what is no tensor, something else) and shape."""
+    return getattr(given, "dtype", type(given).__name__), tuple(getattr(given, "shape", ()))
 
 
 def load_encoder(run: str | Path, modality: Modality | None = None, device: Device = "auto") -> TrainedEncoder:
