@@ -25,8 +25,8 @@ class _End:
 
 @dataclass
 class _Channel(Generic[T]):
-    """What a consumer and its thread share. `room`: an entry for each item that may come. `waits`: the thread has an item in
-    hand and asks for room.
+    """What a consumer and its thread share. `room`: the leave to begin, and an entry for each item that may come. `waits`: the
+    thread has an item in hand and asks for room.
 
     `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
     ever. These queues take and release theirs in C.
@@ -41,22 +41,21 @@ class _Channel(Generic[T]):
 class Prefetch(Generic[T]):
     """Iterates over `source` on a daemon thread, at most `depth` items ahead. Exceptions reach the consumer.
 
-    The thread holds no reference to this object, so an abandoned one can be collected; `close` ends the thread.
+    The thread begins with the first `next` and holds no reference to this object; `close` ends it.
     """
 
     def __init__(self, source: Iterator[T], depth: int, name: str) -> None:
         self._channel: _Channel[T] = _Channel()
-        self._depth = depth
-        for _ in range(depth):
-            self._channel.room.put(None)
+        self._depth, self._begun = depth, False
         self._thread = threading.Thread(target=_run, args=(source, self._channel), name=name, daemon=True)
-        self._thread.start()
 
     def __iter__(self) -> "Prefetch[T]":
         return self
 
     def __next__(self) -> T:
         channel = self._channel
+        if not self._begun and not channel.stopped:
+            self._begin()
         while not channel.stopped:
             try:
                 item = channel.items.get(timeout=_POLL_SECONDS)
@@ -71,11 +70,23 @@ class Prefetch(Generic[T]):
             raise StopIteration
         raise StopIteration
 
+    def _begin(self) -> None:
+        """Start the thread. An interrupt in here may leave one that `close` cannot wait for yet: it has no leave to begin."""
+        self._thread.start()
+        for _ in range(1 + self._depth):
+            self._channel.room.put(None)
+        self._begun = True
+
     @property
     def rests(self) -> bool:
-        """Whether the thread has made all that it may ahead of the consumer, or has ended."""
+        """Whether the thread has made all that it may ahead of the consumer, or does not run."""
         full = self._channel.waits and self._channel.items.qsize() == self._depth
         return full or not self._thread.is_alive()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the thread was asked to end."""
+        return self._channel.stopped
 
     def request_stop(self) -> None:
         """Ask the thread to end after the item it is working on."""
@@ -84,7 +95,8 @@ class Prefetch(Generic[T]):
     def close(self) -> None:
         """Stop the thread, wait for it and drop what was prefetched; may be called twice."""
         self.request_stop()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         with suppress(Empty):
             while True:
                 self._channel.items.get_nowait()
@@ -96,6 +108,8 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
         with ExitStack() as stack:
             if hasattr(source, "close"):
                 stack.callback(source.close)
+            if not _has_room(channel):
+                return
             for item in source:
                 if not _has_room(channel):
                     break
@@ -106,7 +120,7 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
 
 
 def _has_room(channel: _Channel[T]) -> bool:
-    """Wait until an item may be handed on; False once the consumer has stopped."""
+    """Wait for leave to begin, or to hand an item on; False once the consumer has stopped."""
     channel.waits = True
     while not channel.stopped:
         with suppress(Empty):
@@ -142,6 +156,8 @@ class Background:
     def next_ready(self, epoch: int, position: int, depth: int) -> Ready:
         """The next batch; the first call starts the threads at this place. An exception in a thread is raised here."""
         try:
+            if self._stream is not None and self._stream.stopped:  # and a second interrupt did not wait for the threads
+                self.stop()
             if self._stream is None:
                 self._reader = Prefetch(self._producer.read(epoch, position), depth, "svdata2vec-read")
                 self._stream = Prefetch(self._producer.decode(self._reader), depth, "svdata2vec-decode")

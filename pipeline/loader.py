@@ -103,7 +103,8 @@ class ClipLoader:
     ) -> None:
         self.last_batch = last_batch or ("drop" if train else "partial")
         _check_counts(
-            batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, world_size=world_size, run_pictures=run_pictures
+            batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, world_size=world_size,
+            run_pictures=run_pictures, smallest_batch=smallest_batch,
         )
         check_number("num_readers", num_readers, 0, whole=True)
         check_number("rank", rank, 0, world_size - 1, whole=True)
@@ -215,6 +216,7 @@ class ClipLoader:
                 continue
             ready = self._next_ready()
             if (ready.epoch, ready.position) != (self._epoch, step[1]):
+                self._stop_stream()  # the next iteration begins at this loader's place
                 raise RuntimeError(
                     f"batch of epoch {ready.epoch}, position {ready.position} came for epoch {self._epoch}, position "
                     f"{step[1]}: two iterations of one loader ran at the same time; make a second loader"
@@ -228,9 +230,10 @@ class ClipLoader:
         self._begin_next_epoch()
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
+        """Go to the start of an epoch, 0 or more."""
+        check_number("epoch", epoch, 0, whole=True)
         self._stop_stream()
-        self._epoch, self._position = epoch, 0
+        self._epoch, self._position = int(epoch), 0
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was handed out; equal on all ranks."""
@@ -338,11 +341,15 @@ def _check_seen(seen: FramesSeen | None, plan: PlanConfig, train: bool) -> None:
 def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:
     if limit is None:
         return rows
-    if isinstance(limit, (int, np.integer)):
+    if isinstance(limit, (int, np.integer)) and not isinstance(limit, bool):
         if limit < 1:
             raise UserError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
         return rows[:limit]
-    wanted = np.asarray(limit, dtype=np.int64)
+    wanted = np.asarray(limit)
+    if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":  # a mask's numbers would be rows 0 and 1
+        raise UserError(f"limit is {wanted.dtype} of shape {wanted.shape}: expected a number of clips, or a list of some of "
+                        f"shards.rows({split!r}), whole numbers; of a mask use np.flatnonzero")
+    wanted = wanted.astype(np.int64)
     foreign = wanted[~np.isin(wanted, rows)]
     if foreign.size:
         raise UserError(f"limit names row {foreign[0]}, not in split {split!r}: use rows of shards.rows({split!r})")

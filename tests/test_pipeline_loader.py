@@ -186,6 +186,27 @@ def test_early_break_goes_on_and_set_epoch_goes_back(shards):
         assert_same(list(loader), whole)
 
 
+@pytest.mark.parametrize("epoch", [-1, 1.0, "2", True])
+def test_an_epoch_is_a_whole_number(shards, epoch):
+    loader = make(shards)
+    with pytest.raises(UserError, match=rf"^epoch is {epoch!r}: expected 0 or more, a whole number$"):
+        loader.set_epoch(epoch)
+    loader.set_epoch(np.int64(2))
+    assert type(loader.state_dict()["epoch"]) is int and loader.epoch == 2
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_after_two_loops_at_once_one_alone_goes_on(shards, train):
+    with make(shards, train=train) as loader:
+        whole = list(loader)
+    with make(shards, train=train) as loader:
+        one, other = iter(loader), iter(loader)
+        head = [next(one), next(other)]
+        with pytest.raises(RuntimeError, match="two iterations of one loader ran at the same time"):
+            list(one)
+        assert_same(head + list(loader), whole)
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_an_epoch_that_is_left_at_its_last_batch_is_over(shards, train):
     with make(shards, train=train) as loader:
@@ -245,6 +266,12 @@ def test_limit_takes_a_number_or_rows(shards):
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
         ({"rank": 3, "world_size": 2}, "^rank is 3: expected a whole number from 0 to 1$"),
         ({"limit": 0}, "limit is 0: expected a number of clips, 1 or more"),
+        ({"limit": np.arange(23) > 19}, r"^limit is bool of shape \(23,\): expected a number.*of a mask use np\.flatnonzero$"),
+        ({"limit": True}, r"^limit is bool of shape \(\): expected a number of clips, or a list"),
+        ({"limit": [0.5, 2.9]}, r"^limit is float64 of shape \(2,\): expected .* of shards\.rows\('all'\), whole numbers"),
+        ({"limit": [[1, 2]]}, r"^limit is int64 of shape \(1, 2\)"),
+        ({"limit": []}, r"^limit is float64 of shape \(0,\)"),
+        ({"smallest_batch": 0}, "^smallest_batch is 0: expected 1 or more"),
     ],
 )
 def test_arguments_are_checked(shards, options, message):

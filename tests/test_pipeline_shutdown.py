@@ -15,6 +15,7 @@ import pytest
 from pipeline_factory import shard_set
 from waiting import wait_for
 
+from svdata2vec.pipeline import background
 from svdata2vec.pipeline.background import Prefetch
 
 PROGRAM = """
@@ -105,12 +106,15 @@ def test_a_stopped_program_leaves_no_process(folders, codec, readers, kind):
 
 
 class InterruptBefore:
-    """A trace function that raises KeyboardInterrupt before the nth bytecode, as a signal may."""
+    """A trace function that raises KeyboardInterrupt before the nth bytecode, as a signal may; not within `threading`, whose
+    locks are given back in time from where Python looks for signals only."""
 
     def __init__(self, number: int) -> None:
         self.left = number
 
-    def __call__(self, frame: FrameType, event: str, _: object) -> "InterruptBefore":
+    def __call__(self, frame: FrameType, event: str, _: object) -> "InterruptBefore | None":
+        if frame.f_code.co_filename == threading.__file__:
+            return None
         frame.f_trace_opcodes = True
         if event == "opcode":
             self.left -= 1
@@ -126,23 +130,65 @@ def slowly() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("source", [itertools.count, slowly], ids=["item is there", "item is waited for"])
-def test_an_interrupt_at_any_moment_leaves_no_thread(source):
+def test_an_interrupt_at_any_moment_leaves_no_thread(source, monkeypatch):
     """Python's own bounded queue does not do it: the lock of an interrupted `get` may stay locked."""
+    monkeypatch.setattr(background, "_POLL_SECONDS", 0.002)
     interrupted = 0
     while True:
-        items = Prefetch(source(), 1, "interrupted")
+        items = None
         interrupt = InterruptBefore(interrupted)
         sys.settrace(interrupt)
         try:
+            items = Prefetch(source(), 1, "interrupted")
             next(items)
         except KeyboardInterrupt:
             interrupted += 1
         finally:
             sys.settrace(None)
-        closing = threading.Thread(target=items.close, daemon=True)
+        closing = threading.Thread(target=items.close if items else None, daemon=True)
         closing.start()
         closing.join(20)
         assert not closing.is_alive(), f"interrupted before bytecode {interrupted - 1}, its thread does not end"
+        wait_for(lambda: not any(thread.name == "interrupted" and thread.is_alive() for thread in threading.enumerate()), 20)
         if interrupt.left >= 0:
             break
     assert interrupted > 10
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_nothing_that_reads(monkeypatch):
+    """Such a thread would read on beside that of the next attempt, from the same reader processes."""
+    real, taken = threading.Thread.start, []
+    items = Prefetch(map(taken.append, itertools.count()), 1, "interrupted")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", lambda thread: (real(thread), interrupt(thread)))
+        next(items)
+    items.close()
+    assert not items._thread.is_alive() and taken == []
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Numbers:
+    """A producer whose batches are their places."""
+
+    def read(self, epoch: int, position: int) -> Iterator[int]:
+        return itertools.count(position)
+
+    def decode(self, source: Iterator[int]) -> Iterator[int]:
+        yield from source
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+def test_the_next_batch_comes_after_a_second_interrupt(monkeypatch):
+    """The first one ends the threads, the second ends the wait for them."""
+    running = background.Background(Numbers(), Numbers)
+    assert [running.next_ready(0, 5, 1), running.next_ready(0, 6, 1)] == [5, 6]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Prefetch, "close", interrupt)
+        running.stop()
+    assert running.next_ready(0, 7, 1) == 7
+    running.close()
