@@ -102,10 +102,8 @@ class ClipLoader:
         seen: FramesSeen | None = None,
     ) -> None:
         self.last_batch = last_batch or ("drop" if train else "partial")
-        _check_counts(
-            batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, world_size=world_size,
-            run_pictures=run_pictures, smallest_batch=smallest_batch,
-        )
+        _check_counts(batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, world_size=world_size,
+                      run_pictures=run_pictures, smallest_batch=smallest_batch)
         check_number("num_readers", num_readers, 0, whole=True)
         check_number("rank", rank, 0, world_size - 1, whole=True)
         check_number("seed", seed, -(2**63), 2**63 - 1, whole=True)

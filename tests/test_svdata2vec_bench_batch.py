@@ -35,8 +35,8 @@ from svdata2vec.bench.machine import available_bytes, resident_bytes
 from svdata2vec.cli import main as cli
 from svdata2vec.config.checked_json import faults
 from svdata2vec.pipeline.video import BlockClips, frames_of
-from svdata2vec.runs import cores
 from svdata2vec.runs.failures import RunFailedError, is_out_of_memory
+from svdata2vec.shards import cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.pretrain import Pretraining

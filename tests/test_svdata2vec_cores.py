@@ -11,9 +11,12 @@ import torch
 
 from svdata2vec.cli.datasets import VerifyOptions
 from svdata2vec.config.schema import DataConfig, RunConfig
-from svdata2vec.runs import cores, runtime
+from svdata2vec.runs import cores as runs_cores
+from svdata2vec.runs import runtime
 from svdata2vec.runs.cores import fit_loader, usable_cores
+from svdata2vec.runs.provenance import hardware
 from svdata2vec.runs.runtime import pick_device, running
+from svdata2vec.shards import cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.options import PackOptions
 
@@ -87,11 +90,11 @@ def test_this_machine():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
-def test_packing_and_verify_take_the_cores_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a cluster's node a job has some of them."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 9})
-    assert PackOptions().workers == VerifyOptions("set").workers == 3
-    assert cores.CONTROL_GROUPS.is_absolute()
+def test_packing_verify_and_records_take_the_cores_of_their_job(machine: Path) -> None:
+    """Of a cluster's node or of a container, not those of the machine, which others use."""
+    write(machine / "cgroup", "0::/slurm/job_7\n")
+    write(machine / "groups/slurm/job_7/cpu.max", "350000 100000\n")
+    assert PackOptions().workers == VerifyOptions("set").workers == hardware(torch.device("cpu"))["cores"] == 3
 
 
 def test_a_gpu_that_only_the_driver_sees_is_an_error(tmp_path, monkeypatch):
@@ -176,7 +179,7 @@ def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts(
 ])
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "auto"])
 def test_a_processor_that_emulates_bfloat16_is_named(tmp_path, monkeypatch, caplog, features, lacking, precision):
-    monkeypatch.setattr(cores, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(runs_cores, "CPU_INFO", tmp_path / "cpuinfo")
     if features is not None:
         write(tmp_path / "cpuinfo", f"processor\t: 0\n{features}\n")
     with running(RunConfig(device="cpu", precision=precision)):

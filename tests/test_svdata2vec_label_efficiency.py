@@ -32,6 +32,7 @@ from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.atomic import WriteFailedError
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -175,7 +176,7 @@ def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: st
     assert first["steps"] == second["steps"] == 2 and first["clips_seen"] == 6 and first["cpu_seconds"] > 0
     assert first["commits"] == second["commits"] == [commit() or UNKNOWN]
     assert record["seeds"] == [0, 1] and record["data"]["clips"] == {"t_train": 6, "t_val": 2, "t_test": 4}
-    assert record["metric"] == "top1" and record["kind"] == "label-efficiency" and record["machine"]["cores"] == os.cpu_count()
+    assert record["metric"] == "top1" and record["kind"] == "label-efficiency" and record["machine"]["cores"] == job_cores()
     pairs = {(each["row"], each["against"]) for each in record["differences"]}
     assert ("pretrained", "scratch_total") in pairs and ("pretrained", "pretrained_linear") in pairs
     assert not any(row in ("scratch", "skeleton_supervised") for row, _ in pairs)

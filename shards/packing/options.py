@@ -1,10 +1,10 @@
 """How a data set is packed: the options of `svdata2vec shard`."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from svdata2vec.shards.blocks import BlockFormat
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, VIDEO_CODECS
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
@@ -41,7 +41,7 @@ class PackOptions:
     """Seed of the order in which clips are packed."""
     pose_slack: Annotated[int, Range(0)] = 2
     """Frames at a clip's end that may lack a pose, or poses that may lack a frame; a clip with more is left out."""
-    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=job_cores)
     """Processes that decode and encode on this machine; by default one per core that this one may use."""
     cluster: str | None = None
     """Address of a dask scheduler that does the work instead, e.g. tcp://scheduler:8786."""

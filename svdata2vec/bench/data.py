@@ -47,6 +47,7 @@ from svdata2vec.runs.provenance import machine, save, versions
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.atomic import beside, require_writable
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -116,7 +117,7 @@ def _over_tars(sources: Sources) -> Method:
 
 
 def _on_gpu(sources: Sources, codec: str) -> Method:
-    threads = min(os.cpu_count() or 1, 16)
+    threads = min(job_cores(), 16)
     return partial(methods.ours, sources.shards(codec), device="cuda", batch_size=min(32, sources.count), threads=threads)
 
 
@@ -223,7 +224,7 @@ def run(sources: Sources, num_clips: int, rounds: int) -> dict[str, Any]:
         row["cpu_ms_of_rounds"] = [found["cpu_ms_per_clip"] for found in runs[name]]
     where = machine()
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": versions()["python"], "gpu": where["gpu"]},
+        "machine": {"cpu": cpu_name(), "cores": where["cores"], "python": versions()["python"], "gpu": where["gpu"]},
         "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "commit": where["commit"],
         "rounds": rounds, "first_clips": WARM_UP_CLIPS, "clips_per_round": num_clips,
         "frames_sampled": 40, "frames_seen_in_pretraining": methods.SEEN.mean,

@@ -1,7 +1,6 @@
 """Source clips for the loader benchmark: 960x540 H.264 of a textured figure in front of a still, slightly noisy scene."""
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, write_atomically
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.pack import PackOptions, pack
@@ -81,7 +81,7 @@ def make_sources(folder: Path, num_clips: int) -> DataSet:
 
 
 def _workers(tasks: int) -> int:
-    return min(len(os.sched_getaffinity(0)), tasks)
+    return min(job_cores(), tasks)
 
 
 def packed(folder: Path, dataset: DataSet, codec: str, chroma: str = PackOptions.chroma) -> ShardSet:

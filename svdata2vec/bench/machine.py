@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from svdata2vec.runs.cores import control_groups
+from svdata2vec.shards.cores import control_groups
 
 # Files of a control group's memory limit and use, and the line of memory.stat with what Linux gives back of that use, pages
 # of files that were not read lately; version 2 and version 1.

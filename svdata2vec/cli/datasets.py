@@ -1,7 +1,6 @@
 """Commands on data sets: pack one into shards, check shards, look at them. Heavy imports happen when a command runs."""
 
 import inspect
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -14,6 +13,7 @@ import tyro
 from svdata2vec.cli.options import Command, Group
 from svdata2vec.cli.progress import checked_shards, shown_progress
 from svdata2vec.config.schema import LARGEST_SIZE, Frames
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.ranges import Count, Range, check_fields
@@ -66,7 +66,7 @@ class VerifyOptions:
     """Folder of the shards; several, checked one after the other, with commas between them."""
     decode: bool = True
     """Decode every clip (the hashes cover its bytes either way)."""
-    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: Annotated[int, Range(1, 10_000)] = field(default_factory=job_cores)
     """Processes that check."""
     add_sums: bool = False
     """If no fault is found, give a folder without checksums (of format 1, as release 0.2.0 packed them) those of its bytes."""

@@ -1,16 +1,14 @@
-"""Cores that this process may use, and how a loader shares them out: found on the machine, not guessed."""
+"""Cores of a process of a launch, and how a loader shares them out: found on the machine, not guessed."""
 
 import os
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from svdata2vec.config.schema import DataConfig
 from svdata2vec.runs.tuned import Tuned
+from svdata2vec.shards.cores import granted_cores
 
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them, the last one on ARM
 MOST_THREADS = 16  # of one loader: more have not been measured
@@ -18,10 +16,8 @@ MOST_READERS = 4  # at 0.3 ms per clip (tools/results/bench_host.json) ahead of 
 
 
 def usable_cores() -> int:
-    """Cores of this process: by its affinity and its control groups' quotas, shared with the others of a launch here."""
-    quotas = [quota for folder in control_groups() for quota in _quota(folder)]
-    cores = min([len(os.sched_getaffinity(0)), *quotas])
-    return max(1, int(cores / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
+    """Cores of this process: those that it may use, shared with the others of a launch here."""
+    return max(1, int(granted_cores() / max(announced("LOCAL_WORLD_SIZE", 1), 1)))
 
 
 def cpu_name() -> str:
@@ -45,30 +41,6 @@ def announced(name: str, default: int) -> int:
     """A number that a launcher sets in the environment, of a list the first one; the default where there is none."""
     text = os.environ.get(name, "").partition(",")[0].strip()
     return int(text) if text.isdecimal() else default
-
-
-def control_groups() -> Iterator[Path]:
-    """Folders of this process's control groups (a container's, a job's) and of those around them (versions 2 and 1)."""
-    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        root = CONTROL_GROUPS / controllers if controllers else CONTROL_GROUPS
-        inside = root / path.lstrip("/")
-        for folder in (inside, *inside.parents):
-            yield folder
-            if folder == root:
-                break
-
-
-def _quota(folder: Path) -> list[float]:
-    """Cores that a control group grants; empty where it sets no limit."""
-    try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-    except OSError:
-        return []
-    return [] if quota in ("max", "-1") else [int(quota) / int(period)]
 
 
 def fit_loader(data: DataConfig, device: str, cores: int, tuned: Tuned | None = None) -> DataConfig:

@@ -17,6 +17,7 @@ from svdata2vec import __version__
 from svdata2vec.config.checked_json import NUMBER
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.shards.atomic import make_folder, write_atomically
+from svdata2vec.shards.cores import job_cores
 
 # What a measurement writes and the next one does not read, as git names it.
 RECORDS = [f":(top,exclude,glob)tools/results/*.{ending}" for ending in ("json", "png")]
@@ -46,7 +47,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """Hardware, versions, and how busy the machine was with other things."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "cpu": cpu_name(), "cores": job_cores(), "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0], "versions": versions(),
     }
 
@@ -54,7 +55,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """The same in short, for records of experiments."""
     return {
-        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()})", "cores": os.cpu_count(),
+        "machine": f"{job_cores()} CPU cores ({cpu_name()})", "cores": job_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "load_average": os.getloadavg()[0],
         "versions": versions(), "commit": commit(), "date": datetime.date.today().isoformat(),
     }

@@ -22,6 +22,7 @@ from file_options import file_to_write, video_file
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
 from svdata2vec.shards.blocks import BlockFormat, Bytes
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import BlockClipEncoder, Encoder, JpegEncoder
 from svdata2vec.shards.ranges import Range
@@ -92,7 +93,7 @@ def main() -> None:
             ratio = [row[time] / found[0][time] for time in ("median_ms", "least_ms")]
             sys.stdout.write(f"{name:22s} {row['encoder']:11s} median {row['median_ms']:.3f} ms, least {row['least_ms']:.3f}; "
                              f"of JPEG's {ratio[0]:.2f}, least {ratio[1]:.2f}\n")
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    machine = {"cpu": cpu_name(), "cores": job_cores(), "load_1min": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
     sys.stdout.write(f"load average {machine['load_1min']:.1f}\n")
     if given.out:
         save({"machine": machine, "rounds": given.rounds, "side": SIDE, "rows": rows}, given.out)

@@ -33,6 +33,7 @@ from torch import Tensor
 from svdata2vec.bench.machine import quantiles
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
+from svdata2vec.shards.cores import job_cores
 
 # Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
 # bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.
@@ -293,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     out = options.out or Path(__file__).parent.parent / "results" / f"kernels_{kind}.json"
     earlier = earlier_record(out, options.ops, {**about, **asdict(budget)})
-    machine = {"processors": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+    machine = {"processors": job_cores(), "load_average": round(os.getloadavg()[0], 1)}
     best = earlier.get("ceilings") or ceilings(device, scale.dtype, budget)
     print(f"{about['device']}: copy {best['copy_gb_per_s']:.1f} GB/s, product {best['matmul_tflop_per_s']:.3f} TFLOP/s")
     # A compiled backward pass may otherwise reuse its inputs' memory, and then runs only once: it couldn't be repeated.

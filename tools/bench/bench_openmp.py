@@ -23,7 +23,7 @@ from typing import Any
 from file_options import file_to_write
 
 from svdata2vec.config.openmp import BOUNDED, OF_THE_USER
-from svdata2vec.runs.cores import CONTROL_GROUPS
+from svdata2vec.shards.cores import CONTROL_GROUPS
 from svdata2vec.shards.ranges import Range
 
 OWN = "libgomp's own"

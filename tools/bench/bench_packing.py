@@ -33,6 +33,7 @@ from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save, versions
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.boxes import crop_square, joint_box
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing.pack import PackOptions, Progress, pack
@@ -160,7 +161,7 @@ def variants() -> Iterator[PackOptions]:
 
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "python": versions()["python"],
+    return {"cpu": cpu_name(), "cores": job_cores(), "load_1min": os.getloadavg()[0], "python": versions()["python"],
             "av": av.__version__, "opencv": cv2.__version__, "date": time.strftime("%Y-%m-%d")}
 
 

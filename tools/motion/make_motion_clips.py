@@ -14,7 +14,6 @@ motion_detector.py (the annotated joints, with a detector's errors).
 import argparse
 import json
 import multiprocessing
-import os
 import pickle
 import sys
 import time
@@ -38,6 +37,7 @@ from rich.console import Console
 from rich.progress import track
 
 from svdata2vec.shards.atomic import write_atomically
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, Seed, check_fields, check_number
 
@@ -269,7 +269,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
     parser.add_argument("--preset", default="ultrafast", choices=("ultrafast", "superfast", "veryfast", "medium"),
                         help="H.264 effort (default ultrafast)")
     parser.add_argument("--plain", action="store_true", help="figures alone on grey: for looking at the joints")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=job_cores(), help="processes (default: one per core of this job)")
     given = vars(parser.parse_args(arguments))
     folder, workers, (low, high) = given.pop("out"), given.pop("workers"), frame_range(given.pop("frames"))
     return folder, Options(min_frames=low, max_frames=high, **given), workers
