@@ -17,7 +17,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.published import load_classifier
-from svdata2vec.shards.atomic import require_writable, write_atomically
+from svdata2vec.shards.atomic import beside, require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 
 # Of logits between the network and its export, the same operations fused differently; above 1 in parts of the largest logit.
@@ -84,7 +84,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
     write_atomically(out, content)
-    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(description, indent=2).encode())
+    write_atomically(beside(out, ".json"), json.dumps(description, indent=2).encode())
     return description
 
 
