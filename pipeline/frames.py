@@ -40,7 +40,7 @@ class EncodedClip:
     table: "JpegTable | None" = None
     pictures: Sequence[memoryview] = ()
 
-    def with_video(self, video: NDArray[np.uint8], pictures: Sequence[memoryview] = ()) -> "EncodedClip":
+    def with_video(self, video: NDArray[np.uint8], pictures: Sequence[memoryview]) -> "EncodedClip":
         """The same clip, its bytes elsewhere."""
         return changed(self, video=video, pictures=pictures)
 

@@ -155,9 +155,9 @@ class DaliDecoder:
         if self.jpeg:
             return [Feed(jpegs.pictures, self._same(clip), jpegs.places)
                     for clip, jpegs in zip(clips, jpeg_slices(clips), strict=True)]
-        reason = next(filter(None, (cut_off_reason(clip.video) for clip in clips)), None)
-        if reason is not None:
-            raise ValueError(reason)
+        for clip in clips:
+            if (why := cut_off_reason(clip.video)) is not None:
+                raise ValueError(why)
         return [Feed([clip.video], self._same(clip), np.arange(len(clip.frames_T)), clip.frames_T.astype(np.int32))
                 for clip in clips]
 
@@ -201,14 +201,14 @@ class DaliDecoder:
             failed = self._one_by_one(clips, out_BTSS3)
             for _ in range(MORE_TRIES if len(failed) < len(clips) else 0):
                 short = [clip for clip in clips if _lacked_memory(failed.get(clip.row))]
-                failed = {row: reason for row, reason in failed.items() if not _lacked_memory(reason)}
+                failed = {row: told for row, told in failed.items() if not _lacked_memory(told)}
                 failed |= self._one_by_one(short, out_BTSS3)
         return self._only_damage(clips, why, failed)
 
     def _one_by_one(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
         """A run per clip; why some could not be decoded, by row."""
         alone = ((clip.row, self._attempt([clip], out_BTSS3)) for clip in clips)
-        return {row: reason for row, reason in alone if reason is not None}
+        return {row: why for row, why in alone if why is not None}
 
     def _only_damage(self, clips: list[RunClip], why: str, failed: dict[int, str]) -> dict[int, str]:
         """The clips that `failed` alone, after all of them together for a reason; MachineError if the machine is at fault."""
@@ -280,7 +280,7 @@ class DaliDecoder:
             on_gpu = self.device.type == "cuda"
             self._pipeline = self.graph()(
                 *self.graph_arguments(clips),
-                batch_size=max(num_samples, 1),
+                batch_size=num_samples,
                 num_threads=self.num_threads,
                 device_id=(self.device.index or 0) if on_gpu else None,
                 prefetch_queue_depth=1,

@@ -12,8 +12,6 @@ from svdata2vec.pipeline.keyed import keyed_generator
 
 def epoch_order(num_clips: int, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
     """Positions 0..num_clips-1 in the order of this epoch: a permutation keyed by (seed, epoch), or the identity."""
-    if num_clips < 0:
-        raise ValueError(f"num_clips is {num_clips}: expected 0 or more")
     if not shuffle:
         return np.arange(num_clips, dtype=np.int64)
     return keyed_generator("order", seed, epoch).permutation(num_clips).astype(np.int64, copy=False)

@@ -47,8 +47,9 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     joints_MTV2 = counted_joints(pose_MTVC, score_MTV, CROP_SCORES, info.width, info.height)
     if pose.width is None:
         _check_inside(key, joints_MTV2, info)
-    box_T4 = None if pose.box_T4 is None else _boxes(key, pose, scale, info, pose_MTVC.shape[1])
-    if pose.box_T4 is not None and box_T4 is not None:
+    box_T4 = None
+    if pose.box_T4 is not None:
+        box_T4 = _boxes(key, pose, scale, info, pose_MTVC.shape[1])
         given_T = np.isfinite(pose.box_T4).all(axis=1) & np.any(pose.box_T4, axis=1)
         _check_boxes(key, given_T, box_T4, joints_MTV2, info)
     people = Pose(pose_MTVC, score_MTV, box_T4, info.width, info.height, joined=pose.joined, open_end=pose.open_end,

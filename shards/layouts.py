@@ -55,12 +55,13 @@ _ARMS_AND_LEGS = (
     "l_shoulder-l_elbow l_elbow-l_wrist r_shoulder-r_elbow r_elbow-r_wrist "
     "l_hip-l_knee l_knee-l_ankle r_hip-r_knee r_knee-r_ankle "
 )
+_FACE = "nose-l_eye nose-r_eye l_eye-l_ear r_eye-r_ear "
 
 COCO17 = _by_names(
     "coco17",
     "nose l_eye r_eye l_ear r_ear l_shoulder r_shoulder l_elbow r_elbow l_wrist r_wrist "
     "l_hip r_hip l_knee r_knee l_ankle r_ankle",
-    _ARMS_AND_LEGS + "nose-l_eye nose-r_eye l_eye-l_ear r_eye-r_ear l_ear-l_shoulder r_ear-r_shoulder "
+    _ARMS_AND_LEGS + _FACE + "l_ear-l_shoulder r_ear-r_shoulder "
     "l_shoulder-r_shoulder l_shoulder-l_hip r_shoulder-r_hip l_hip-r_hip",
 )
 
@@ -90,7 +91,6 @@ OPENPOSE18 = _by_names(
     "nose-r_eye nose-l_eye r_eye-r_ear l_eye-l_ear",
 )
 
-_FACE = "nose-l_eye nose-r_eye l_eye-l_ear r_eye-r_ear "
 # OpenPose's default model: that of COCO-18 with mid-hip and feet.
 BODY25 = _by_names(
     "body25",

@@ -145,7 +145,7 @@ def link_boxes(frames: Sequence[Detections], options: TrackingOptions) -> list[T
     alive: list[Track] = []
     for number, detections in enumerate(frames):
         alive = [track for track in alive if number - track[-1][0] <= options.max_gap + 1]
-        last_A4 = np.array([_box(track, -1, frames) for track in alive], np.float64).reshape(-1, 4)
+        last_A4 = np.array([frames[t].box_N4[row] for t, row in (track[-1] for track in alive)], np.float64).reshape(-1, 4)
         iou_AN = box_iou(last_A4, detections.box_N4.astype(np.float64))
         free = set(range(len(detections)))
         waiting = set(range(len(alive)))
@@ -270,11 +270,6 @@ def _around(piece: Piece, other: Piece) -> Piece:
 
 def _frame(sighting: Sighting) -> int:
     return sighting[0]
-
-
-def _box(track: Track, at: int, frames: Sequence[Detections]) -> np.ndarray:
-    frame, row = track[at]
-    return frames[frame].box_N4[row]
 
 
 def main_tracks(tracks: Sequence[Track], frames: Sequence[Detections], options: TrackingOptions) -> list[Track]:

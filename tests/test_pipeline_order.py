@@ -99,8 +99,6 @@ def test_wrong_arguments_are_named():
         order_of(4, 2, True, 2, 2).part((0, 4))
     with pytest.raises(ValueError, match="position 9 of 5 clips"):
         order_of(5, 2, True, 0, 1).steps(9)
-    with pytest.raises(ValueError, match="num_clips is -1"):
-        epoch_order(-1, 0, 0, True)
 
 
 def test_the_generator_is_numpys_philox_with_the_hash_as_its_key():

@@ -128,11 +128,11 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
 
 def _other_clips(parts: Path, dataset: DataSet) -> str:
     """Which clips came or went since the run to resume; empty if none did, or the list of that run cannot be read."""
-    listed = read_object(parts / VIDEOS_NAME)
-    before, now = set(listed or ()), {clip.key for clip in dataset.clips}
-    came, went = sorted(now - before), sorted(before - now)
-    found = [f"new are {some_of(came)}"] if came else []
-    return "; ".join([*found, *([f"missing are {some_of(went)}"] if went else [])]) if listed else ""
+    before, now = set(read_object(parts / VIDEOS_NAME) or ()), {clip.key for clip in dataset.clips}
+    if not before:
+        return ""
+    changes = {"new": sorted(now - before), "missing": sorted(before - now)}
+    return "; ".join(f"{kind} are {some_of(keys)}" for kind, keys in changes.items() if keys)
 
 
 def _changed_video(parts: Path, dataset: DataSet) -> str:

@@ -47,9 +47,9 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
     numbers = [value for value in read if isinstance(value, int)]
     names = [value.name for value in read if isinstance(value, _Name)]
     if classes is not None and any(value.name in known for value in (_as_name(value) for value in read) if value is not None):
-        return _by_name([_as_name(value) or value for value in read], tuple(classes))
+        return _by_name([_as_name(value) or value for value in read], classes)
     if len(names) > len(numbers):
-        return _by_name(read, tuple(sorted(set(names))) if classes is None else tuple(classes))
+        return _by_name(read, tuple(sorted(set(names))) if classes is None else classes)
     return _by_number(read, classes)
 
 
@@ -107,12 +107,12 @@ def _by_name(read: Sequence[int | _Name | _Wrong], classes: tuple[str, ...]) -> 
     return Labels(of, classes, f"labels are names of {len(classes)} classes")
 
 
-def _by_number(read: Sequence[int | _Name | _Wrong], classes: Sequence[str] | None) -> Labels:
+def _by_number(read: Sequence[int | _Name | _Wrong], classes: tuple[str, ...] | None) -> Labels:
     found = sorted({value for value in read if isinstance(value, int)})
     highest = found[-1] if found else -1
     first = int(len(found) > 1 and found == list(range(1, highest + 1)) and (classes is None or len(classes) == highest))
     count = highest + 1 - first if classes is None else len(classes)
-    names = tuple(f"class_{label}" for label in range(first, first + count)) if classes is None else tuple(classes)
+    names = tuple(f"class_{label}" for label in range(first, first + count)) if classes is None else classes
     of: list[int | str] = []
     for value in read:
         if isinstance(value, _Wrong):

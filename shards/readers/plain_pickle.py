@@ -102,7 +102,7 @@ class Maker:
 
 
 class _Dtype:
-    """What a pickle says of a dtype; `number()` checks it."""
+    """What a pickle says of a dtype; `checked` makes NumPy's of it."""
 
     def __init__(self, name: object, *_: object) -> None:
         self._name: object = name

@@ -363,7 +363,7 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
         number = _last_number(image)
         if number is None:
             raise UserError(f"{path}: image_id {image!r} has no frame number")
-        plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("0" * 2)
+        plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("00")
         joints_V3 = _triples(_field(entry, "keypoints", path), f"{path}, {image}")
         people.setdefault(number, []).append(Person(joints_V3, _box(entry.get("box")), _score(entry.get("score"))))
     first = 0 if plain or 0 in people else 1
@@ -418,14 +418,15 @@ def parse_yolo(path: str, item: str, num_joints: int) -> FoundPoses:
 
 
 def _yolo_person(line: str, num_joints: int, where: str) -> Person:
-    values = None if (words := line.split()) and len(words) < 6 else _numbers(words, len(words))
+    words = line.split()
+    values = _numbers(words, len(words))
     for columns in (3, 2):
-        extra = None if values is None else len(values) - 5 - columns * num_joints
-        if values is not None and extra is not None and 0 <= extra <= 2:
-            joints_VC = values[5 : 5 + columns * num_joints].reshape(num_joints, columns)
+        end = 5 + columns * num_joints
+        if values is not None and end <= len(values) <= end + 2:
+            joints_VC = values[5:end].reshape(num_joints, columns)
             joints_V3 = joints_VC if columns == 3 else np.concatenate([joints_VC, np.ones((num_joints, 1))], axis=1)
             x, y, width, height = values[1:5]
-            rest = values[len(values) - extra :]
+            rest = values[end:]
             score = float(rest[0]) if len(rest) and rest[0] <= 1 else None  # one number above 1: that of the track
             return Person(joints_V3, np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]), score)
     raise UserError(f"{where}: expected a class, a box and {num_joints} joints of 2 or 3 numbers, found {len(words)} numbers")

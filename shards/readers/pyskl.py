@@ -51,19 +51,21 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
     splits = content.get("split") or {}
     if not isinstance(splits, Mapping) or not all(isinstance(names, Collection) for names in splits.values()):
         raise UserError(f"{path}: 'split' is of type {type(splits).__name__}, expected {{name of a split: [frame_dir, ...]}}")
-    classes = _plain(content["classes"]) if isinstance(content.get("classes"), np.ndarray) else content.get("classes")
+    classes = _plain(content.get("classes"))
     if classes is not None and not isinstance(classes, list | tuple | np.ndarray):
         raise UserError(f"{path}: 'classes' is of type {type(classes).__name__}, expected a list of the names in the order of "
                         "the labels")
-    plain = [{name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in entry.items()}
-             if isinstance(entry, Mapping) else entry for entry in entries]
+    plain = [{name: _plain(value) for name, value in entry.items()} if isinstance(entry, Mapping) else entry
+             for entry in entries]
     listed = {str(name): sorted(names, key=str) if isinstance(names, Set) else list(names) for name, names in splits.items()}
     return {**content, "annotations": plain, "split": listed, "classes": classes}
 
 
-def _plain(array: np.ndarray) -> Any:
-    """An array of NumPy's own class; of an array of Python values these."""
-    return array.boxed if hasattr(array, "boxed") else np.asarray(array)
+def _plain(value: Any) -> Any:
+    """Of an array one of NumPy's own class, or the Python values that it holds; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return value.boxed if hasattr(value, "boxed") else np.asarray(value)
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,

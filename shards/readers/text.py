@@ -58,8 +58,6 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     before = _BEFORE_HEADER.match(text)
     start = 0 if before is None else before.end()
     header = text[start:].split("\n", 1)[0].strip()[: csv.field_size_limit()]
-    columns: list[str] = []
-    divider = ","
     for divider in DIVIDERS:
         columns = [name.strip().casefold() for name in next(csv.reader([header], delimiter=divider), [])]
         if set(needed) <= set(columns):

@@ -160,8 +160,7 @@ def _say_unread(table: str | Path, columns: Iterable[str]) -> None:
 
 def _resolved(path: str, table: str | Path) -> str:
     """A video's path or URL, from how a table's row spells it."""
-    if path.startswith("file://"):
-        path = path.removeprefix("file://")
+    path = path.removeprefix("file://")
     if "://" in path:
         return path
     if "://" in str(table):

@@ -172,7 +172,7 @@ class RemoteShardSet(ShardSet):
 
 
 def _folder(cache: Path, url: str, what: str) -> Path:
-    return Path(cache) / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
+    return cache / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
 
 
 @contextlib.contextmanager

@@ -159,9 +159,9 @@ class SourceClips(torch.utils.data.Dataset):
         return normalised(out) if self.normalise else torch.from_numpy(out)
 
 
-def source_clips(dataset: DataSet, decode: DecodeFrames, normalise: bool = True) -> Iterator[int]:
+def source_clips(dataset: DataSet, decode: DecodeFrames, normalise: bool) -> Iterator[int]:
     """Batches of `SourceClips` from two workers."""
-    clips = SourceClips(list(dataset.clips), decode, normalise)
+    clips = SourceClips(dataset.clips, decode, normalise)
     numbers = itertools.count()
     yield from map(len, torch.utils.data.DataLoader(clips, sampler=numbers, batch_size=BATCH, num_workers=WORKERS))
 

@@ -108,6 +108,6 @@ def write_source_tars_once(dataset: DataSet, folder: Path) -> list[str]:
         if name.exists():
             continue
         with atomic_file(name) as file, webdataset.TarWriter(file) as tar:
-            for clip in list(dataset.clips)[number::SOURCE_TARS]:
+            for clip in dataset.clips[number::SOURCE_TARS]:
                 tar.write({"__key__": clip.key, "mp4": Path(clip.video).read_bytes(), "pose.npy": clip.pose_MTVC})
     return [str(name) for name in names]

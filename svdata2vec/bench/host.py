@@ -51,7 +51,7 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
     require_writable(config.out)
     shards = open_preset_shards(config, "bench host measures one process")
     if shards.manifest.codec not in ("jpeg", "blocks"):
-        raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures the roads of jpeg and blocks")
+        raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures jpeg and blocks only")
     if config.run.device not in ("auto", "cpu"):
         raise UserError(f"--run.device {config.run.device}: bench host measures the host alone, without a GPU; leave it out")
     with running(replace(config.run, device="cpu")) as runtime:

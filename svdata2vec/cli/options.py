@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from types import MappingProxyType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -70,7 +70,8 @@ def preset_commands(
     run: Callable[[Any], None],
     table: Mapping[str, Callable[[], Any]],
     kind: Callable[[Any], Any] | None = None,
-    fits: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    *,
+    fits: Mapping[str, Callable[[Any], Any]],
 ) -> Group:
     """One command per preset, with the preset's values as defaults, made into another `kind` of options if one is given.
 

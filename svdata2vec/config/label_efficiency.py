@@ -1,7 +1,7 @@
 """Options of `svdata2vec label-efficiency`: rows, shares of labels, seeds, budgets, and the search of hyper-parameters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -153,8 +153,7 @@ def _preset(name: str) -> LabelEfficiencyConfig:
     run = classifier.run
     out = run.out.with_name(run.out.name.replace("finetune", "label-efficiency"))
     return LabelEfficiencyConfig(
-        data=classifier.data, model=classifier.model, head=classifier.head, optim=classifier.optim,
-        run=RunConfig(**{**vars(run), "out": out}),
+        data=classifier.data, model=classifier.model, head=classifier.head, optim=classifier.optim, run=replace(run, out=out)
     )
 
 

@@ -406,7 +406,7 @@ class PretrainConfig:
             "channel; raise one of them",
         )
         check(
-            1 <= self.target.top_layers <= self.model.depth,
+            self.target.top_layers <= self.model.depth,
             f"target.top_layers is {self.target.top_layers}, model.depth is {self.model.depth}: expected 1 to model.depth",
         )
         check(

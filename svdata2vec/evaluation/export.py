@@ -17,7 +17,7 @@ from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.published import load_classifier
-from svdata2vec.shards.atomic import require_writable, write_atomically
+from svdata2vec.shards.atomic import beside, require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
 
 # Of logits between the network and its export, the same operations fused differently; above 1 in parts of the largest logit.
@@ -83,10 +83,10 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         content, logits_BC = _exported(model, out, video_BTHWC, description)
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
-    beside = out.with_name(f"{out.name}.json")
-    beside.unlink(missing_ok=True)  # that of an older file would be taken for this one's
+    card = beside(out, ".json")
+    card.unlink(missing_ok=True)  # that of an older file would be taken for this one's
     write_atomically(out, content)
-    write_atomically(beside, json.dumps(description, indent=2).encode())
+    write_atomically(card, json.dumps(description, indent=2).encode())
     return description
 
 

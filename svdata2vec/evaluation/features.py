@@ -27,7 +27,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
 from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
-from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, require_writable, write_atomically
+from svdata2vec.shards.atomic import atomic_file, beside, make_folder, npy_bytes, require_writable, write_atomically
 from svdata2vec.shards.boxes import Box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
@@ -228,7 +228,7 @@ def write_features(out: Path, features: Features, classes: Sequence[str]) -> Non
         with atomic_file(out) as file:
             parquet.write_table(pyarrow.table(columns), file)
         return
-    names_of_rows = out.with_name(f"{out.name}.json")
+    names_of_rows = beside(out, ".json")
     names_of_rows.unlink(missing_ok=True)  # those of an older file would be taken for this one's
     write_atomically(out, npy_bytes(features.features_nD.astype(np.float32, copy=False)))
     index = {"keys": features.keys, "labels": features.labels_n.tolist(), "classes": list(classes), "lost": features.lost}

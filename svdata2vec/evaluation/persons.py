@@ -124,8 +124,7 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
             f"{poses}: has {len(entries)} annotations of {video.stem}, expected one; run tools/pose/extract_poses.py"
         )
     try:
-        pose = pose_of(entries[0])
-        pose = _part(pose, frames, video)
+        pose = _part(pose_of(entries[0]), frames, video)
         people, _ = to_video_pixels(video.stem, pose, info, pose.pose_MTVC.shape[2])
     except (UserError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{poses}: the annotation of {video.stem} cannot be used ({error})") from error

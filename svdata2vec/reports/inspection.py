@@ -69,9 +69,9 @@ def _clips_by_class(shards: ShardSet, split: str, clips: int) -> list[tuple[str,
 
 def _clips_by_name(shards: ShardSet, split: str, keys: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     rows = shards.find(keys)
-    foreign = [key for key, row in zip(keys, rows, strict=True) if row not in set(shards.rows(split).tolist())]
-    if foreign:
-        raise UserError(f"clip {foreign[0]!r} is not in split {split!r}; name its split with --split")
+    foreign = np.flatnonzero(~np.isin(rows, shards.rows(split)))
+    if len(foreign):
+        raise UserError(f"clip {keys[foreign[0]]!r} is not in split {split!r}; name its split with --split")
     return [(key, np.array([row])) for key, row in zip(keys, rows, strict=True)]
 
 

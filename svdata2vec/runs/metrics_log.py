@@ -38,10 +38,9 @@ class MetricsLog:
         self.enabled = enabled
         if not enabled:
             return
-        path = folder / METRICS_NAME
+        self._path = folder / METRICS_NAME
         earlier = [line for line in read_metrics(folder) if line["step"] <= first_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in earlier).encode())
-        self._path = path
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in earlier).encode())
         self._board = BoardFile(folder / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float], line: str) -> None:

@@ -89,7 +89,9 @@ class _Archive:
         self._folder = pickles[0].removesuffix("data.pkl")
         if any(member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members):
             raise UserError("not a checkpoint of torch.save: its members are compressed")
-        if any(member.file_size > _size(archive) for member in members):
+        assert archive.fp is not None
+        size = archive.fp.seek(0, 2)
+        if any(member.file_size > size for member in members):
             raise UserError("not a readable checkpoint (a member is larger than the file)")
         if self._folder + "byteorder" in archive.namelist() and self.read("byteorder") != sys.byteorder.encode():
             raise UserError(f"written on a machine of another byte order; expected {sys.byteorder}")
@@ -111,11 +113,6 @@ class _Archive:
         if found.dtype != dtype or len(found) != count:
             raise UserError(f"not a readable checkpoint (storage {key} is {found.dtype} and {dtype})")
         return found
-
-
-def _size(archive: zipfile.ZipFile) -> int:
-    assert archive.fp is not None
-    return archive.fp.seek(0, 2)
 
 
 def _read_stream(file: BinaryIO, replaced: set[str] | None) -> Any:
