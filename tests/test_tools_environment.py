@@ -1,4 +1,4 @@
-"""tools/environment.sh: what it installs and when, with an interpreter that only notes what it was asked for."""
+"""tools/environment.sh and test.sh: what they install and when, with an interpreter that only notes what it was asked for."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ case "$*" in
 "-m venv --clear .venv")
     rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo "command = $0 $*" > .venv/pyvenv.cfg ;;
 *base_prefix*) tail -n 1 "$0" ;;
+*pytest*) echo "$TMPDIR" > scratch ;;
 *--editable*) env > installing; [ -z "${ENDS:-}" ] || exit "$ENDS"; sleep "${TAKES:-0}" ;;
 esac
 exit 0
@@ -36,6 +37,12 @@ def a_python(path: Path, text: str = STUB) -> Path:
     path.write_text(f"{text}# {path.name}")
     path.chmod(0o755)
     return path
+
+
+def copy_tools(folder: Path, *names: str) -> None:
+    for name in ("environment.sh", *names):
+        (folder / "tools" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tools" / name, folder / "tools" / name)
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
@@ -152,3 +159,16 @@ def test_an_environment_of_the_users_own_is_not_cleared(checkout: Path) -> None:
     status, errors = made(checkout)
     assert status == 2 and errors == f"{own}: not made by this script, which would clear it; move it away or remove it\n"
     assert list(own.iterdir()) == [own / "pyvenv.cfg"]
+
+
+@pytest.mark.parametrize("option", ["exec", "noexec"])
+def test_scratch_is_in_memory_where_programs_run_from_there(option: str, checkout: Path) -> None:
+    """Tests install commands and compile libraries in it; a container's /dev/shm is mounted `noexec`."""
+    copy_tools(checkout, "test.sh")
+    mount = f"mount -t tmpfs -o size=9g,{option} tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-rm", "bash", "-c", mount], capture_output=True).returncode:
+        pytest.skip("needs namespaces for users and mounts")
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    words = ["unshare", "-rm", "bash", "-c", f"{mount} && bash tools/test.sh --version"]
+    subprocess.run(words, cwd=checkout, env=environment, check=True, capture_output=True)
+    assert (checkout / "scratch").read_text().startswith("/dev/shm/") == (option == "exec")
