@@ -1,4 +1,4 @@
-"""tools/environment.sh and test.sh: what they install and when, with an interpreter that only notes what it was asked for."""
+"""The scripts that make environments: what they install and when, with an interpreter that only notes what it was asked for."""
 
 import os
 import shutil
@@ -11,11 +11,13 @@ from repository import ROOT
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 case "$*" in
-"-m venv --clear .venv")
-    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo "command = $0 $*" > .venv/pyvenv.cfg ;;
+"-m venv --clear "*)
+    rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && echo "command = $0 $*" > "$4/pyvenv.cfg" ;;
 *base_prefix*) tail -n 1 "$0" ;;
 *pytest*) echo "$TMPDIR" > scratch ;;
-*--editable*) env > installing; [ -z "${ENDS:-}" ] || exit "$ENDS"; sleep "${TAKES:-0}" ;;
+*--editable*) env > installing; [ -z "${ENDS:-}" ] || exit "$ENDS"; sleep "${TAKES:-0}"; touch .venv/whole ;;
+*'version("svdata2vec")') [ -f .venv/whole ]; exit ;;
+*sysconfig*) echo . ;;
 esac
 exit 0
 """
@@ -58,8 +60,8 @@ def made(folder: Path) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def times_made(folder: Path) -> int:
-    return (folder / "calls").read_text().splitlines().count("-m venv --clear .venv")
+def times_made(folder: Path, name: str = ".venv") -> int:
+    return (folder / "calls").read_text().splitlines().count(f"-m venv --clear {name}")
 
 
 @pytest.mark.parametrize("cuda", ["cuda13", "cuda12"])
@@ -136,7 +138,7 @@ def test_what_failed_is_not_taken_for_whole(checkout: Path, monkeypatch: pytest.
 
 def test_an_interrupted_clearing_leaves_no_stamp(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(checkout) == (0, "")
-    monkeypatch.setenv("PYTHON", str(a_python(checkout / "another", STUB.replace("rm -rf .venv &&", "exit 1;"))))
+    monkeypatch.setenv("PYTHON", str(a_python(checkout / "another", STUB.replace("rm -rf \"$4\" &&", "exit 1;"))))
     assert made(checkout)[0] == 1 and not (checkout / ".venv/installed").exists()
 
 
@@ -172,3 +174,16 @@ def test_scratch_is_in_memory_where_programs_run_from_there(option: str, checkou
     words = ["unshare", "-rm", "bash", "-c", f"{mount} && bash tools/test.sh --version"]
     subprocess.run(words, cwd=checkout, env=environment, check=True, capture_output=True)
     assert (checkout / "scratch").read_text().startswith("/dev/shm/") == (option == "exec")
+
+
+def test_the_pose_environment_needs_a_whole_one_below_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose installation failed is made again, as is its own where its Python does not run."""
+    copy_tools(checkout, "pose/pose_env.sh")
+    monkeypatch.setenv("ENDS", "1")
+    assert made(checkout)[0] == 2
+    monkeypatch.delenv("ENDS")
+    for damaged, times in ((False, 1), (False, 1), (True, 2)):
+        if damaged:
+            (checkout / ".venv-pose/bin/python").unlink()
+        subprocess.run(["bash", "tools/pose/pose_env.sh"], cwd=checkout, check=True, capture_output=True)
+        assert times_made(checkout) == 2 and times_made(checkout, ".venv-pose") == times
