@@ -157,7 +157,7 @@ def test_wrong_variables_are_named(variable: str, value: str, message: str, chec
 def test_an_environment_of_the_users_own_is_not_cleared(checkout: Path) -> None:
     own = checkout / ".venv"
     own.mkdir()
-    (own / "pyvenv.cfg").write_text("command = /usr/bin/python3 -m venv /home/me/.venv\n")
+    (own / "pyvenv.cfg").write_text("command = /usr/bin/python3 -m venv .venv\n")
     status, errors = made(checkout)
     assert status == 2 and errors == f"{own}: not made by this script, which would clear it; move it away or remove it\n"
     assert list(own.iterdir()) == [own / "pyvenv.cfg"]
