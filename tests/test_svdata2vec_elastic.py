@@ -44,9 +44,11 @@ STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $* [own store: ${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-0}]" >> "$CALLS"
 [ "$(basename "$0")" = scontrol ] && [ "$1" = show ] && printf 'node7\\nnode8\\n'
 if [ "$(basename "$0")" = srun ] && [ -n "${STOPS:-}" ]; then
-    trap 'exit 75' TERM
+    trap 'saving=true' TERM
     kill -TERM "$PPID"
-    while :; do sleep 0.05; done
+    until ${saving:-false}; do sleep 0.05; done
+    kill -TERM "$PPID" && sleep 0.2 && echo saved >> "$CALLS"
+    exit "$STOPS"
 fi
 exit 0
 """
@@ -79,8 +81,14 @@ def test_the_slurm_file_starts_one_torchrun_per_node(tmp_path: Path) -> None:
 
 
 def test_a_slurm_job_that_is_asked_to_stop_saves_and_queues_again(tmp_path: Path) -> None:
-    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, STOPS="1")
-    assert status == 75 and calls[-1].startswith("scontrol requeue 123 ")
+    """Asked twice, as at the time limit: it must not queue, or end, before it has saved."""
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, STOPS="75")
+    assert status == 75 and calls[-2] == "saved" and calls[-1].startswith("scontrol requeue 123 ")
+
+
+def test_a_slurm_job_that_finished_when_it_was_asked_to_stop_does_not_queue_again(tmp_path: Path) -> None:
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, STOPS="0")
+    assert status == 0 and calls[-1] == "saved"
 
 
 def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:

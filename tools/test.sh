@@ -2,14 +2,16 @@
 # Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores (a third on two cores
 # was no faster), files with slow tests first. The type checker runs beside them, its single process takes a minute; its findings
 # come last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
-# Tests write many small files and wait for each to be on the disk: they do it in memory if 8 GiB are free there and TMPDIR is unset.
+# Tests write many small files and wait for each to be on the disk: they do it in memory if 8 GiB are free there, programs may run
+# from it (in containers they often may not), and TMPDIR is unset.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 make_environment
 "$python" -m ruff check .
 memory=/dev/shm
-if [ -z "${TMPDIR:-}" ] && [ -w "$memory" ] && [ "$(df -Pk "$memory" | awk 'END { print $4 }')" -ge 8388608 ]; then
+if [ -z "${TMPDIR:-}" ] && [ -w "$memory" ] && ! grep -q " $memory .*noexec" /proc/mounts &&
+    [ "$(df -Pk "$memory" | awk 'END { print $4 }')" -ge 8388608 ]; then
     export TMPDIR="$memory"
 fi
 scratch=$(mktemp -d)

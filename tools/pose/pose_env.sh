@@ -8,11 +8,10 @@ cd "$(dirname "$0")/../.."
 source tools/environment.sh
 exec 9< tools/pose/pose_env.sh
 if command -v flock > /dev/null; then flock 9; fi # two at once would build into one another
-if [ -x .venv/bin/python ]; then
-    python="$(pwd)/.venv/bin/python"
-else
-    make_environment
-fi
+root=$(pwd -P)
+python="$root/.venv/bin/python"
+# pip installs this package after torch and PyAV: without it .venv is missing, or half made.
+"$python" -I -c 'from importlib.metadata import version; version("svdata2vec")' 2> /dev/null || make_environment
 
 case "${1:-mmpose}" in
 mmpose)
@@ -32,14 +31,15 @@ mediapipe) # 0.10.21 is the last one whose wheel holds the full pose model; it w
 esac
 stamp=$folder/installed
 versions=$("$python" -c 'import sys; from importlib.metadata import version as v; print(sys.version_info[:2], v("torch"), v("numpy"))')
-wanted="$(cksum < tools/pose/pose_env.sh) $versions $(pwd)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+wanted="$(cksum < tools/pose/pose_env.sh) $versions $root"
+own=$folder/bin/python
+if kind_of "$own" > /dev/null && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
 
 echo "== installing ${1:-mmpose} into $folder (once)"
+rm -f "$stamp" # first, or a clearing that is interrupted leaves it
 "$python" -m venv --clear "$folder"
-own=$folder/bin/python
 layer=$("$python" -c 'import sysconfig; print(repr(sysconfig.get_path("purelib")))')
 target=$("$own" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if ! "$own" -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --upgrade "${packages[@]}"; then
