@@ -3,10 +3,11 @@
 # A second run reuses what is there; `rm -r demo` starts over. DEMO chooses another folder. Other sizes, each by a variable:
 #   CLIPS (six tenths are for training), PRETRAIN_EPOCHS, LABELS (share of the labels), FINETUNE_EPOCHS, CNN_STEPS
 set -euo pipefail
+demo="${DEMO:+$(realpath -m "$DEMO")}"  # a folder of where it is called
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 make_environment
-demo="${DEMO:-demo}"
+demo="${demo:-demo}"
 pretraining=(${PRETRAIN_EPOCHS:+--run.epochs "$PRETRAIN_EPOCHS"})
 share="${LABELS:-0.025}"  # 36 clips, three of each class
 tuning=(--label-fraction "$share" ${FINETUNE_EPOCHS:+--run.epochs "$FINETUNE_EPOCHS"})
