@@ -167,7 +167,8 @@ def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, 
 
 @pytest.mark.parametrize(
     ("score", "y", "counts"),
-    [(0.29, 470, False), (0.3, 470, True), (0.9, 470, True), (0.09, 235, False), (0.1, 235, True), (0.29, 235, True)],
+    [(0.29, 470, False), (0.3, 470, True), (0.9, 470, True), (0.09, 235, False), (0.1, 235, True), (0.29, 235, True),
+     (0.29, -90, False), (0.3, -90, True)],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
@@ -186,8 +187,9 @@ def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
 
 
 def test_a_clip_of_low_scores_alone_is_cropped_around_all_its_joints():
-    pose = pose_of(8, 1, 0)
-    low = plans_of([sample_of(pose, score_MFV=np.zeros((1, 8, 17), np.float16))], train=False)[0]
+    pose, scores = pose_of(8, 1, 0), np.zeros((1, 8, 17), np.float16)
+    pose[..., 16, :], scores[..., 16] = 0, 0.9  # a missing joint's score says nothing
+    low = plans_of([sample_of(pose, score_MFV=scores)], train=False)[0]
     np.testing.assert_array_equal(low.output_to_source, plan_of(pose, train=False).output_to_source)
 
 
