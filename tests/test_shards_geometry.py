@@ -165,7 +165,7 @@ def test_packed_square_holds_what_is_in_the_picture(corners: tuple[float, ...], 
 
 @pytest.mark.parametrize(("box", "size", "expected"), [
     ((300, 200, 350, 300), 320, (165, 90, 320)),  # small people keep the source's resolution
-    ((0, 100, 200, 500), 320, (-70, 25, 515)),    # -175 .. 375 by 25 .. 575, of which what lies outside on both sides is left out
+    ((0, 100, 200, 500), 320, (-70, 25, 515)),    # -175 .. 375 by 25 .. 575, less what lies outside
     ((760, 40, 960, 440), 320, (515, 0, 515)),    # 585 .. 1135 by -35 .. 515
     ((400, 0, 480, 90), 32, (377, -9, 125)),      # 377.6 .. 501.4 by 0 .. 106.4
     ((0, 200, 90, 280), 32, (-9, 177, 125)),
