@@ -221,7 +221,6 @@ def _crops(
     else:
         box_B4 = joint_boxes(_counted(samples, people, frames_BT, config), people.first_B)
     crop_B4 = crop_squares(box_B4, picture_B2, config.padding)
-    crop_B4[:, 2:] = np.maximum(crop_B4[:, 2:], crop_B4[:, :2] + 1)
     wrong_B = ~np.isfinite(crop_B4).all(axis=1)
     if wrong_B.any():
         raise ValueError(f"clip {samples[wrong_B.argmax()].meta.key}: its joints or boxes lie outside any picture")
@@ -236,7 +235,7 @@ def _counted(
     samples: Sequence[Sample], people: People, frames_BT: NDArray[np.int64], config: PlanConfig
 ) -> NDArray[np.floating]:
     """The people's joints that crops are put around: where there are scores, not all (`counted_joints`)."""
-    scored = [clip for clip, sample in enumerate(samples) if sample.score_MTV is not None and len(sample.score_MTV)]
+    scored = [clip for clip, sample in enumerate(samples) if sample.score_MTV is not None]
     counted_NTVC = people.joints_NTVC.copy() if scored else people.joints_NTVC
     for clip in scored:
         score_MFV, meta = samples[clip].score_MTV, samples[clip].meta

@@ -93,9 +93,9 @@ def test_erasing_blackens_one_window_in_all_frames():
 def test_parameters_stay_in_their_ranges():
     config = AugmentConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, erase_probability=0.5)
     drawn = [draw_pixel_augment(np.random.default_rng(seed), config, 224) for seed in range(300)]
-    for name, width in (("brightness", 0.4), ("contrast", 0.3), ("saturation", 0.2)):
-        values = np.array([getattr(augment, name) for augment in drawn])
-        assert 1 - width <= values.min() < 1 - 0.9 * width and 1 + 0.9 * width < values.max() <= 1 + width
+    for name, middle, width in (("brightness", 1, 0.4), ("contrast", 1, 0.3), ("saturation", 1, 0.2), ("hue", 0, 0.1)):
+        change = np.array([getattr(augment, name) for augment in drawn]) - middle
+        assert -width <= change.min() < -0.9 * width and 0.9 * width < change.max() <= width
     erased = [augment.erase for augment in drawn if augment.erase]
     assert 100 < len(erased) < 200
     for x1, y1, x2, y2 in erased:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.pipeline.order import OrderConfig, epoch_order
+from svdata2vec.pipeline.order import OrderConfig, epoch_order, taken
 
 
 def test_order_is_a_permutation_keyed_by_seed_and_epoch():
@@ -26,6 +26,8 @@ def test_order_is_frozen_for_old_checkpoints():
     """A run that was saved must go on in the same order with every later version."""
     assert epoch_order(8, 0, 0, True).tolist() == [5, 6, 2, 1, 7, 3, 4, 0]
     assert keyed_generator("train", 0, 0, "key").integers(1000, size=4).tolist() == [486, 905, 566, 397]
+    keys = (0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)  # seed, epoch, number of the set
+    assert [taken(8, 0.5, *key)[0].tolist() for key in keys] == [[3, 2, 7, 4], [5, 0, 6, 1], [4, 1, 2, 6], [5, 2, 6, 0]]
 
 
 def test_generator_keys_do_not_run_together():
@@ -73,6 +75,17 @@ def test_another_world_size_goes_on_where_the_first_stopped():
     first = order_of(100, 4, False, 0, 2).steps(0)[:5]
     rest = order_of(100, 4, False, 0, 3).steps(first[-1][1])
     assert [i for start, stop in first + rest for i in range(start, stop)] == list(range(100))
+
+
+@pytest.mark.parametrize(("position", "bounds"), [
+    (0, [0, 8, 16, 24]), (8, [8, 16, 24]),  # no other batches: six are left out
+    (2, [2, 10, 18, 26, 30]), (26, [26, 30]), (22, [22, 30]),  # one more step
+    (3, [3, 11, 19, 30]), (27, []),  # too few for one: part of the last one, if there is one
+])
+def test_an_epoch_that_was_begun_with_other_batches_leaves_out_what_is_too_little_for_a_step(position, bounds):
+    """Of 30 clips, four for each of two ranks, of which each needs two."""
+    order = OrderConfig(np.arange(30), 1, 4, 0, True, True, 0, 2, smallest_batch=2)
+    assert order.steps(position) == list(itertools.pairwise(bounds))
 
 
 @settings(max_examples=150, deadline=None)

@@ -97,6 +97,13 @@ def test_original_frames_are_the_published_draws():
     np.testing.assert_array_equal(draw_frames_original(40, 7), np.arange(40) % 7)
 
 
+@pytest.mark.parametrize(("pose_frames", "counted"), [(None, 20), (17, 17), (23, 20)])
+def test_original_frames_are_drawn_out_of_as_many_as_the_annotation_has(pose_frames, counted):
+    sample = sample_of(pose_of(20, 1, 0), pose_frames=pose_frames)
+    plan = plans_of([sample], train=False, config=replace(CONFIG, frame_draw="original"))[0]
+    assert plan.frames_T.tolist() == draw_frames_original(8, counted).tolist()
+
+
 def test_every_gap_choice_is_reached():
     frames = {tuple(draw_frames(np.random.default_rng(seed), 3, 4)) for seed in range(200)}
     assert frames == {(0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)}
@@ -167,7 +174,8 @@ def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, 
 
 @pytest.mark.parametrize(
     ("score", "y", "counts"),
-    [(0.29, 470, False), (0.3, 470, True), (0.9, 470, True), (0.09, 235, False), (0.1, 235, True), (0.29, 235, True)],
+    [(0.29, 470, False), (0.3, 470, True), (0.9, 470, True), (0.09, 235, False), (0.1, 235, True), (0.29, 235, True),
+     (0.29, -90, False), (0.3, -90, True), (0.29, 300, False)],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
@@ -186,8 +194,9 @@ def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
 
 
 def test_a_clip_of_low_scores_alone_is_cropped_around_all_its_joints():
-    pose = pose_of(8, 1, 0)
-    low = plans_of([sample_of(pose, score_MFV=np.zeros((1, 8, 17), np.float16))], train=False)[0]
+    pose, scores = pose_of(8, 1, 0), np.zeros((1, 8, 17), np.float16)
+    pose[..., 16, :], scores[..., 16] = 0, 0.9  # a missing joint's score says nothing
+    low = plans_of([sample_of(pose, score_MFV=scores)], train=False)[0]
     np.testing.assert_array_equal(low.output_to_source, plan_of(pose, train=False).output_to_source)
 
 
@@ -236,8 +245,9 @@ def test_random_resized_crop_has_the_published_distribution():
     assert 0.45 < (windows[:, 0] / np.maximum(256 - width, 1)).mean() < 0.55
 
 
-def test_crop_that_never_fits_falls_back_to_the_whole_square():
-    config = PlanConfig(area=(1.0, 1.0), aspect=(4 / 3, 4 / 3))
+@pytest.mark.parametrize(("area", "aspect"), [(1.0, 4 / 3), (3e-6, 1.0)])  # too wide; no pixel wide
+def test_crop_that_never_fits_falls_back_to_the_whole_square(area, aspect):
+    config = PlanConfig(area=(area, area), aspect=(aspect, aspect))
     assert draw_resized_crop(np.random.default_rng(0), 256, config) == (0, 0, 256, 256)
 
 
@@ -265,6 +275,8 @@ def test_temporal_crop_narrows_the_frames():
     assert max(spans) < 100 and min(spans) > 40
     starts = [plan_of(pose, train=True, epoch=e, config=config).frames_T[0] for e in range(50)]
     assert max(starts) > 80 and min(starts) < 40
+    generator = np.random.default_rng(0)
+    assert {draw_temporal_window(generator, 4, (0.5, 0.5)) for _ in range(50)} == {(0, 2), (1, 2), (2, 2)}
 
 
 @settings(max_examples=60, deadline=None)

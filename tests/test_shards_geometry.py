@@ -116,6 +116,7 @@ def test_boxes_ignore_missing_joints() -> None:
     assert joint_box(np.zeros((0, 3, 17, 2), np.float32)) is None
     assert person_boxes(np.zeros((0, 3, 17, 2), np.float32)).tolist() == [[0] * 4] * 3
     assert union_box(np.array([[0, 0, 0, 0], [1, 2, 3, 4], [2, 1, 5, 3]])) == (1, 1, 5, 4)
+    assert union_box(np.array([[0, 0, 9, 4], [3, 1, 5, 6]])) == (0, 0, 9, 6), "a box in the upper left corner counts"
     assert union_box(np.zeros((3, 4))) is None
 
 
@@ -125,13 +126,15 @@ def test_each_coordinate_may_be_missing_by_itself_as_in_the_papers_code() -> Non
     boxes_T4 = np.array([[0, 2, 9, 4], [3, 1, 5, 3]], np.float32)
     assert union_box(boxes_T4) == (0, 1, 9, 4) and union_box(boxes_T4, each_coordinate=True) == (3, 1, 9, 4)
     assert union_box(boxes_T4[:1], each_coordinate=True) is None
-    assert joint_box(joints_MTVC[..., :1, :], each_coordinate=True) is None
+    for one in (0, 2):  # without an x, without a y
+        assert joint_box(joints_MTVC[..., one : one + 1, :], each_coordinate=True) is None
 
 
 @pytest.mark.parametrize(("box", "expected"), [
     (None, (0, 0, 640, 480)),
     ((100, 100, 109.9, 200), (0, 0, 640, 480)),      # narrower than 10 px
     ((100, 100, 200, 109), (0, 0, 640, 480)),        # lower than 10 px
+    ((100, 100, 110, 200), (50, 95, 160, 205)),      # 10 px are enough
     ((100, 100, 201, 303), (38, 89, 262, 313)),      # height decides: half = 111.65
     ((100, 200, 303, 250), (89, 113, 313, 336)),     # width decides
     ((0, 0, 101, 101), (-5, -5, 106, 106)),          # -5.05 and 106.05 truncated toward zero
@@ -160,8 +163,18 @@ def test_packed_square_holds_what_is_in_the_picture(corners: tuple[float, ...], 
         assert x <= left + 1 and y <= top + 1 and x + side >= right - 1 and y + side >= bottom - 1
 
 
-def test_small_people_keep_the_source_resolution() -> None:
-    assert packed_square((300, 200, 350, 300), 960, 540, 320) == (165, 90, 320)
+@pytest.mark.parametrize(("box", "size", "expected"), [
+    ((300, 200, 350, 300), 320, (165, 90, 320)),  # small people keep the source's resolution
+    ((0, 100, 200, 500), 320, (-70, 25, 515)),    # -175 .. 375 by 25 .. 575, less what lies outside
+    ((760, 40, 960, 440), 320, (515, 0, 515)),    # 585 .. 1135 by -35 .. 515
+    ((400, 0, 480, 90), 32, (377, -9, 125)),      # 377.6 .. 501.4 by 0 .. 106.4
+    ((0, 200, 90, 280), 32, (-9, 177, 125)),
+    ((-95, 200, -15, 280), 320, (0, -210, 960)),  # ends where the picture begins: nobody is in it
+])
+def test_packed_square_is_the_padded_one_with_its_margin_less_what_lies_outside(
+    box: tuple[float, ...], size: int, expected: tuple[int, int, int]
+) -> None:
+    assert packed_square(box, 960, 540, size) == expected
 
 
 def test_packed_to_source_maps_corners() -> None:

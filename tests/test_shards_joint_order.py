@@ -90,6 +90,11 @@ def test_missing_and_infinite_joints_have_no_bones(caplog: pytest.LogCaptureFixt
         choose_layout([pose], "body25", None, "a.pkl")
         choose_layout([np.full_like(pose, value)], "body25", None, "a.pkl")
     assert "look like" not in caplog.text
+    other = standing("kinect25")
+    other[..., 24, :] = np.nan  # of one thumb, and every other frame in one point
+    other[:, ::2] = 50
+    choose_layout([other], "body25", None, "a.pkl")
+    assert "the joints look like kinect25, not body25" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["body25", "mediapipe33", "halpe26"])

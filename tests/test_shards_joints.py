@@ -48,6 +48,14 @@ def test_joints_of_a_picture_as_it_is_stored_are_stretched_with_its_pixels(info:
         to_video_pixels("a", of_picture(144, 108, 0.75, 1), info, 17)
 
 
+def test_a_small_copy_has_the_same_shape_but_for_two_pixels(info: VideoInfo) -> None:
+    small = replace(info, width=64, height=36, stored_width=64, stored_height=36, square_width=64)
+    people, _ = to_video_pixels("a", of_picture(20, 11, 20 / 192, 11 / 108), small, 17)  # 20 / 64 * 36 is 11.25
+    assert np.allclose(people.pose_MTVC, of_picture(None, None, 1 / 3, 1 / 3).pose_MTVC, atol=1e-4)
+    with pytest.raises(UserError, match=r"20x10 .*, the video shows 64x36, of another shape"):
+        to_video_pixels("a", of_picture(20, 10, 1, 1), small, 17)
+
+
 @pytest.mark.parametrize(("width", "height", "scale", "message"), [
     (1080, 1920, (10, 10), r"picture of 1080x1920 \(width x height\), the video shows 192x108: img_shape is \(width, height\)"),
     (1080, 1920, (5, 5), r"1080x1920 .* the video shows 192x108, which is turned; expected img_shape as \(height, width\)"),
@@ -84,7 +92,7 @@ def test_boxes_of_another_size_than_the_video_are_refused(info: VideoInfo, scale
     first = np.tile(np.float32([[90, 50], [110, 70], [100, 60], [95, 65]]), (1, FRAMES, 1, 1))
     joints_MTVC = np.concatenate([first, first - 30, first + 30, first - 50, first + np.float32([60, 0])])
     box_T4 = np.tile(np.float32([88, 48, 112, 72]), (FRAMES, 1))
-    pose = Pose(joints_MTVC, None, box_T4, 192, 108, video_box=True)
+    pose = Pose(10 * joints_MTVC, None, box_T4, 1920, 1080, video_box=True)
     assert np.array_equal(stored_boxes(to_video_pixels("a", pose, info, 4)[0]), box_T4)
     with pytest.raises(UserError, match=rf"clip a: {FRAMES} of {FRAMES} boxes hold nobody's joints"):
         to_video_pixels("a", replace(pose, box_T4=scale * box_T4), info, 4)
@@ -102,13 +110,18 @@ def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: floa
     pose = of_picture(1920, 1080, 10, 10)
     damaged = pose.pose_MTVC.copy()
     damaged[0, 2, 3, 1] = value
+    damaged[0, 2, 4:6] = (-900, 500), (2820, 500)  # outside, but not far
     scores = np.full((1, FRAMES, 17), value, np.float64)
-    boxes = np.tile(np.float32([10, 10, 1900, 1070]), (FRAMES, 1))
-    boxes[2, 3] = value
+    boxes = np.tile(np.float32([-50, 10, 1900, 1070]), (FRAMES, 1))
+    boxes[1, 2], boxes[2, 3], boxes[3, 3] = boxes[1, 0], value, boxes[3, 1]
     people, bad = to_video_pixels("a", Pose(damaged, scores, boxes, 1920, 1080), info, 17)
     assert bad == 1 and not people.pose_MTVC[0, 2, 3].any() and np.isfinite(people.pose_MTVC).all()
-    assert people.score_MTV is not None and np.isfinite(people.score_MTV).all()
-    assert np.isfinite(stored_boxes(people)).all() and stored_boxes(people).max() <= 192 * 1.5
+    assert np.allclose(people.pose_MTVC[0, 2, 4:6], [(-90, 50), (282, 50)])
+    assert people.score_MTV is not None
+    assert np.all(people.score_MTV == (np.clip(value, -65504, 65504) if np.isfinite(value) else 0))
+    far_down = [-5, 1, 190, 108 + 96] if value == 1e38 else [0] * 4
+    whole = [-5, 1, 190, 107]
+    assert np.allclose(stored_boxes(people), [whole, [0] * 4, far_down, [0] * 4, whole, whole])
 
 
 def test_boxes_of_which_none_can_be_used_give_way_to_the_joints(info: VideoInfo) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from shards_data import packed, write_tree
 
+from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.pose_files import read_poses
 from svdata2vec.shards.readers.pose_formats import PARSERS
@@ -97,3 +98,17 @@ def test_the_video_decides_where_numbers_begin(tmp_path: Path, first: int, poses
     sample = packed(dataset, tmp_path).sample(0)
     assert not sample.pose_MTVC[:, :frame_of_first].any()
     assert np.allclose(sample.pose_MTVC[0, frame_of_first :][:poses], [body(t) for t in range(poses)], atol=0.01)
+
+
+def test_an_open_end_is_filled_and_never_cut() -> None:
+    pose = Pose(np.ones((1, 9, 17, 2)), open_end=True)
+    assert pose.until(7) is pose and pose.until(9) is pose
+    assert pose.until(11).pose_MTVC[0, :, 0, 0].tolist() == [1] * 9 + [0] * 2
+
+
+def test_a_part_of_a_pose_is_one_of_its_scores_and_boxes_too() -> None:
+    frame_T = np.arange(9.0)
+    pose = Pose(np.tile(frame_T[None, :, None, None], (1, 1, 17, 2)), np.tile(frame_T[None, :, None], (1, 1, 17)),
+                np.tile(frame_T[:, None], (1, 4))).between(2, 5)
+    assert pose.score_MTV is not None and pose.box_T4 is not None
+    assert pose.pose_MTVC[0, :, 0, 0].tolist() == pose.score_MTV[0, :, 0].tolist() == pose.box_T4[:, 0].tolist() == [2, 3, 4]

@@ -60,3 +60,12 @@ def test_pieces_are_joined_as_by_trying_all_pairs(seed: int, join_gap: int, max_
     pieces = [piece for pair in turns for piece in pair if piece]
     joined = join_pieces(pieces, frames, options)
     assert joined == join_by_trying_all(pieces, frames, join_gap + 1) and len(joined) < len(pieces)
+
+
+@pytest.mark.parametrize(("gap", "shift", "tracks"), [(15, 0, 1), (16, 0, 2), (0, 20, 1), (0, 25, 2)])
+def test_boxes_are_linked_over_short_gaps_where_they_overlap(gap: int, shift: int, tracks: int) -> None:
+    """Of 40 pixels: an IoU of 20 / 60 is enough, 15 / 65 is not."""
+    before, after = (
+        Detections(np.array([[x, 0, x + 40, 90]]), np.ones(1), np.zeros((1, 1, 2)), np.ones((1, 1))) for x in (10, 10 + shift)
+    )
+    assert len(link_boxes([before, *[before.take([])] * gap, after], TrackingOptions(max_gap=15, min_iou=0.3))) == tracks

@@ -125,7 +125,7 @@ def test_figures_are_those_of_the_persons_that_the_model_reads(tmp_path: Path) -
     (body(60, num_frames=99, seen=range(9)), body(20, num_frames=99, seen=range(60, 99)), 1),
 ])
 def test_what_is_one_person(first: np.ndarray, second: np.ndarray, joined: int) -> None:
-    pose = np.stack([first, second])
+    pose = np.stack([first, second, 0 * first])  # a slot without anybody is no piece
     found, score, count = join_slots(pose, np.ones(pose.shape[:3], np.float16))
     assert count == joined
     if joined:
@@ -157,9 +157,32 @@ def test_two_people_of_whom_one_changes_the_number_stay_two(tmp_path: Path) -> N
 def test_ghosts_stand_behind_people() -> None:
     """A body of a few frames, and furniture that is wider than high all the time: MAMP and CTR-GCN drop them."""
     chair = body(20)[..., ::-1] + np.array([0, 60])
-    blink, walker, other = body(120, seen=range(6)), body(70), body(130, height=50)
-    found = join_slots(np.stack([chair, blink, walker, other]))[0]
-    assert np.array_equal(found, np.stack([walker, other, chair, blink]))
+    blink, walker, other = body(120, seen=range(11)), body(70), body(130, height=50)
+    scores = np.tile(np.arange(4.0)[:, None, None], (1, FRAMES, 17))
+    found, found_scores, _ = join_slots(np.stack([chair, blink, other, walker]), scores)
+    assert np.array_equal(found, np.stack([other, walker, chair, blink]))
+    assert found_scores is not None and np.array_equal(found_scores, scores[[2, 3, 0, 1]])
+
+
+def test_in_a_clip_of_few_frames_they_are_no_sign_of_a_ghost() -> None:
+    small, walker, other = body(20, 8, 15), body(70, 8), body(130, 8, 50)
+    assert np.array_equal(join_slots(np.stack([small, walker, other]))[0], np.stack([walker, other, small]))
+
+
+@pytest.mark.parametrize(("second", "third"), [
+    ((0, 60, FRAMES), (56, 72, FRAMES)),  # twice the spread in both directions together, not in one
+    ((24, 60, 12), (36, 90, FRAMES)),     # half as large again, and longer in view
+])
+def test_somebody_behind_who_is_clearly_more_of_a_person_comes_forward(
+    second: tuple[int, int, int], third: tuple[int, int, int]
+) -> None:
+    def still(width: int, height: int, frames: int) -> np.ndarray:
+        joints_V2 = np.linspace((20, 30), (20 + width, 30 + height), 17)
+        return np.where(np.arange(FRAMES)[:, None, None] < frames, joints_V2, 0)
+
+    large = still(60, 150, FRAMES)
+    found = join_slots(np.stack([large, still(*second), still(*third)]))[0]
+    assert np.array_equal(found, np.stack([large, still(*third), still(*second)]))
 
 
 def test_people_who_are_much_alike_keep_their_order() -> None:
@@ -241,6 +264,14 @@ def test_smarthome_files_in_order_are_as_they_were(tmp_path: Path) -> None:
     assert read_smarthome_json(smarthome_file(tmp_path / "a.json", jumps)).pose_MTVC.shape[0] == 1
     pair = np.stack([body(100, joints=15), body(300, joints=15)])
     assert np.array_equal(link_slots(pair)[0], pair) and link_slots(pair)[1] == 0
+    later = np.stack([body(100, joints=15, seen=range(12)), body(300, joints=15, seen=range(5, FRAMES))])
+    assert np.array_equal(link_slots(later)[0], later), "who is seen for longer, but later, comes second"
+
+
+def test_main_persons_share_their_slots_with_nobody() -> None:
+    first, second, brief = body(300), body(100, seen=range(10, FRAMES)), body(500, seen=range(4))
+    found, joined = link_slots(np.stack([first, second + brief]))
+    assert np.array_equal(found, np.stack([first, second, brief])) and joined == 0
 
 
 def test_many_brief_detections_do_not_multiply_slots() -> None:

@@ -120,7 +120,7 @@ def test_joints_that_are_missing_are_not_compared(
 
 
 def test_unusable_detections_are_ignored() -> None:
-    good = person(50, 30)
+    good = person(50, 30, score=TrackingOptions().min_score)
     broken = [person(200, 30) for _ in range(4)]
     broken[0].joints_NV2[0, 3, 1] = np.nan
     broken[1].box_N4[0, 2] = np.inf
