@@ -96,8 +96,7 @@ class Pretraining(TrainingRun):
         if config.run.launch == "compiled":
             compile_parts(self.teacher)
         super().__init__(config, runtime, loader, model)
-        # The spread over a single clip is 0 and shows nothing.
-        self.collapse = CollapseGuard(config.collapse_records if config.run.batch_size > 1 else 0)
+        self.collapse = CollapseGuard(config.collapse_records)
         self.captured: CapturedPass | None = None
         if config.run.launch == "graph":
             self.captured = CapturedPass(lambda *inputs: vars(self.compute(*inputs)), self.model)
