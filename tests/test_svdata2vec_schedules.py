@@ -18,11 +18,13 @@ from svdata2vec.config.schema import ROUNDING, EmaConfig, MaskConfig, ModelConfi
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.teacher import Teacher, annealing, ema_decay
+from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.metrics_log import read_metrics
-from svdata2vec.runs.runtime import seed_step
+from svdata2vec.runs.runtime import Runtime, seed_step
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.optim import build_optimizer, clip_gradients, learning_rate, resolve, set_learning_rate
-from svdata2vec.training.pretrain import pretrain
+from svdata2vec.training.pretrain import Pretraining, pretrain
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,6 +73,18 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
         draw = tuple(torch.rand(2).tolist())
         assert draws.setdefault(place, draw) == draw
     assert len(set(draws.values())) == 4
+
+
+def test_a_run_draws_the_numbers_of_its_seed_step_and_rank(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    config, runtime = pretrain_config(tiny_shard_folder, tmp_path, seed=5), Runtime(torch.device("cpu"), 0, 1, bf16=False)
+    with build_loader(ShardSet.open(tiny_shard_folder), config, runtime, train=True) as loader:
+        stepper = Pretraining(config, runtime, loader).stepper
+    for step, rank in ((0, 0), (0, 1), (3, 1)):
+        stepper.step, stepper.runtime = step, replace(runtime, rank=rank)
+        stepper.begin()
+        found = torch.rand(3)
+        seed_step(5, step, rank)
+        assert torch.equal(found, torch.rand(3))
 
 
 def test_every_frame_is_kept_equally_often() -> None:
