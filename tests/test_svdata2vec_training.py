@@ -191,7 +191,7 @@ def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
         evaluate_run(finished)
 
 
-def test_a_classifier_begins_as_pretraining_ended_with_rates_by_depth(
+def test_a_classifier_begins_as_pretraining_ended_with_rates_by_depth_and_smoothed_labels(
     finished: Path, tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
     """From scratch every layer has the full rate."""
@@ -200,11 +200,15 @@ def test_a_classifier_begins_as_pretraining_ended_with_rates_by_depth(
     for pretrained, scales in ((finished, {1.0, 0.8**1, 0.8**2, 0.8**3}), (None, {1.0})):
         config = finetune_config(tiny_shard_folder, tmp_path, pretrained=pretrained)
         with build_loader(shards, config, runtime, train=True, modality="rgb") as loader:
-            run = Finetuning(config, runtime, loader, None, card)
+            run, batch = Finetuning(config, runtime, loader, None, card), next(iter(loader))
         given, found = load_file(finished / "model.safetensors"), run.model.encoder.state_dict()
         same = all(torch.equal(tensor, given[f"encoder.{name}"]) for name, tensor in found.items())
         assert same == (pretrained is not None)
         assert {group["scale"] for group in run.optimizer.param_groups} == scales
+        run.model.eval()
+        logits_BC = run.model(batch.video_BTHWC, None)
+        smoothed = torch.nn.functional.cross_entropy(logits_BC, batch.label_B, label_smoothing=0.1)
+        torch.testing.assert_close(run.figures(batch, 0)["loss"], smoothed)
 
 
 @pytest.mark.parametrize(("modality", "changes", "wanted"), [
