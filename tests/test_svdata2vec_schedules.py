@@ -78,7 +78,10 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_only() -> None:
 def test_a_run_draws_the_numbers_of_its_seed_step_and_rank(tiny_shard_folder: Path, tmp_path: Path) -> None:
     config, runtime = pretrain_config(tiny_shard_folder, tmp_path, seed=5), Runtime(torch.device("cpu"), 0, 1, bf16=False)
     with build_loader(ShardSet.open(tiny_shard_folder), config, runtime, train=True) as loader:
-        stepper = Pretraining(config, runtime, loader).stepper
+        runs = [Pretraining(replace(config, run=replace(config.run, seed=seed)), runtime, loader) for seed in (5, 6, 5)]
+    first, other, again = (run.model.decoder.mask_token for run in runs)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    stepper = runs[0].stepper
     for step, rank in ((0, 0), (0, 1), (3, 1)):
         stepper.step, stepper.runtime = step, replace(runtime, rank=rank)
         stepper.begin()
