@@ -175,7 +175,7 @@ class FinetuneRow:
             eval_every = 0 if own else 1
             rows = rows if own else rows[~hold_out(shards, rows, data.val_fraction, cell.seed)]
         labels = taken_per_epoch(shards, rows)
-        batch = min(base.run.batch_size, max(labels, 2))
+        batch = min(base.run.batch_size, labels)
         accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
         per_step, per_epoch = batch * accumulate, labels // batch * batch
         steps = int(chosen.get("steps", self.steps))
