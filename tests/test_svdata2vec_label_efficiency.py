@@ -492,7 +492,7 @@ def test_a_probe_sees_every_view_of_a_clip(shards: Path, pretrained: str, tmp_pa
 
 def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: Path) -> None:
     config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
-    (row,) = rows_of(config)
+    (row,) = rows_of(replace(config, data=replace(config.data, views=2)))
     assert isinstance(row, ProbeRow)
     start, found = Path(pretrained.format(seed=1)), ShardSet.open(shards)
     make_features(row.base, start, "t_train", row.features)
