@@ -89,6 +89,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
     with pytest.raises(StopRequested) as stopped:
         pretrain(config)
     assert stopped.value.code == REQUEUE_EXIT_CODE
+    assert Checkpoints(tmp_path / "run", 2).paths()[-1].stem == "step-000000003"  # between two that are due
     assert not (tmp_path / "run" / "model.safetensors").exists()
     monkeypatch.setattr(Pretraining, "step", step)
     pretrain(config)
