@@ -87,7 +87,7 @@ def test_fewer_labels_are_part_of_more_and_every_class_has_one(tiny_shard_folder
 
 
 @pytest.mark.parametrize(("fraction", "batch", "accumulate", "steps", "bonus"), [
-    (1.0, 4, 1, 7, 0), (1.0, 2, 2, 5, 0), (0.01, 32, 1, 3, 0), (1.0, 4, 1, 7, 40), (1.0, 4, 0, 2, 0),
+    (1.0, 4, 1, 7, 0), (1.0, 2, 2, 5, 0), (0.01, 32, 1, 3, 0), (1.0, 4, 1, 7, 40), (1.0, 4, 0, 2, 0), (0.01, 2, 4, 3, 0),
 ])
 def test_a_cell_has_the_steps_that_were_asked_for(
     fraction: float, batch: int, accumulate: int, steps: int, bonus: int, tiny_shard_folder: Path, tmp_path: Path
@@ -107,6 +107,9 @@ def test_a_cell_has_the_steps_that_were_asked_for(
     assert made.run.batch_size == min(batch, labels) and per_step <= labels
     assert (made.optim.lr, made.head.drop_path, made.label_fraction) == (0.25, 0.125, fraction)
     assert made.optim.warmup_share == 0.5  # one epoch of two
+    for warmup, share in ((0.5, 0.25), (2.0, 0.5)):  # half of the steps at most
+        other = replace(row, base=replace(base, optim=replace(base.optim, warmup_epochs=warmup)))
+        assert other.config(Cell(fraction, 0), tmp_path / "run").optim.warmup_share == share
 
 
 def test_scratch_may_have_the_compute_of_pretraining(shards: Path, pretrained: str, tmp_path: Path) -> None:
@@ -479,7 +482,8 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
     config = other.config(cell, tmp_path / "run")
     assert config.data.test_split == "t_val" and config.eval_every == config.run.epochs > 0
     outcome = run_cell(other, cell, tmp_path)
-    assert outcome["labels"] < 6 and outcome["steps"] == 3  # as many as asked for, of the clips that are left
+    assert outcome["labels"] == 5 and outcome["steps"] == 3  # as many as asked for, of the clips that are left
+    assert outcome["count"] == outcome["clips"] == 1  # that was held out; the test split has two
     filled = replace(other, base=replace(other.base, run=replace(other.base.run, batch_size=6)))
     assert filled.config(cell, tmp_path / "run").run.batch_size == outcome["labels"]
     for probed, count in ((own, 6), (none, outcome["labels"])):
@@ -502,7 +506,7 @@ def test_a_probe_sees_every_view_of_a_clip(shards: Path, pretrained: str, tmp_pa
 
 def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: Path) -> None:
     config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
-    (row,) = rows_of(config)
+    (row,) = rows_of(replace(config, data=replace(config.data, views=2)))
     assert isinstance(row, ProbeRow)
     start, found = Path(pretrained.format(seed=1)), ShardSet.open(shards)
     make_features(row.base, start, "t_train", row.features)

@@ -1,5 +1,6 @@
 """The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +12,19 @@ from tiny import MODEL, student_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdata2vec.config.schema import MaskConfig, ModelConfig, PretrainConfig, TargetConfig, mask_counts
+from svdata2vec.config.schema import (
+    FinetuneConfig,
+    HeadConfig,
+    MaskConfig,
+    ModelConfig,
+    PretrainConfig,
+    TargetConfig,
+    mask_counts,
+)
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.kernels.gather_frames import fold
 from svdata2vec.model import video_encoder
+from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.prelu import PReLU
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec, motion_of
@@ -237,6 +247,13 @@ def test_drop_path_keeps_the_mean_and_drops_whole_clips() -> None:
     assert drop.eval()(x_BND) is x_BND
 
 
+@pytest.mark.parametrize(("depth", "rates"), [(1, [0.0]), (3, [0.0, 0.25, 0.5])])
+def test_stochastic_depth_is_linear_in_depth(depth: int, rates: list[float]) -> None:
+    head = HeadConfig(hidden=16, dropout=0.1, drop_path=0.5)
+    made = Classifier(FinetuneConfig(model=replace(MODEL, depth=depth), head=head, modality="skeleton"), 17, 5)
+    assert [block.drop_path.rate for block in made.encoder.blocks] == rates and made.head.dropout.p == 0.1
+
+
 @pytest.mark.parametrize("teacher_input", ["rgb", "both"])
 def test_a_video_target_needs_all_frames(teacher_input: Literal["rgb", "both"]) -> None:
     with pytest.raises(UserError, match=f"{teacher_input} reads the video tokens of all frames; set --encode all_frames"):
@@ -269,11 +286,13 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
 
 
 def test_metrics_against_a_count_by_hand() -> None:
-    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
-    metrics = measure(scores, np.array([0, 1, 1, 0]))
-    assert (metrics.count, metrics.top1, metrics.top5) == (4, 0.5, 1.0)
-    assert metrics.per_class == [0.5, 0.5, None] and metrics.mean_class == 0.5
-    assert metrics.confusion == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])
+    metrics = measure(scores, np.array([0, 1, 1, 0, 1]))  # the last is a tie, which counts as class 0
+    assert (metrics.count, metrics.top1, metrics.top5) == (5, 0.4, 1.0)
+    assert metrics.per_class == [0.5, 1 / 3, None] and metrics.mean_class == pytest.approx(5 / 12)
+    assert metrics.confusion == [[1, 1, 0], [2, 1, 0], [0, 0, 0]]
+    falling = measure(np.tile(np.arange(7.0, 0, -1), (7, 1)), np.arange(7))
+    assert (falling.top1, falling.top5) == (1 / 7, 5 / 7)
 
 
 @pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])

@@ -20,6 +20,7 @@ from svdata2vec.config.checked_json import read_sealed, sealed
 from svdata2vec.config.presets import FINETUNE
 from svdata2vec.config.probe import PROBE, AttentiveConfig, ProbeConfig
 from svdata2vec.config.schema import Modality
+from svdata2vec.evaluation import attentive
 from svdata2vec.evaluation import probe as probing
 from svdata2vec.evaluation.attentive import attentive_scores, fit_attentive
 from svdata2vec.evaluation.evaluate import evaluate_run
@@ -215,6 +216,31 @@ def test_the_attentive_probe_finds_what_the_mean_hides(blocks: int) -> None:
     np.testing.assert_array_equal(again, scores_nc)
     other = attentive_scores(fit_attentive(train, 3, config, model, 1, device), test, device)
     assert not np.array_equal(other, scores_nc)
+
+
+def test_the_attentive_probe_draws_its_batches_by_the_seed_and_lowers_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each view of each clip once before any comes again. A weight without a gradient tells rates and weight decay."""
+    batches: list[list[float]] = []
+
+    class Noted(torch.nn.Module):
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+            batches.append(tokens_BTD.flatten().tolist())
+            return (0 * self.weight).expand(len(tokens_BTD), 3)
+
+    monkeypatch.setattr(attentive, "AttentiveHead", Noted)
+    tokens_nvTD = np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1)
+    train = Features(list("abcd"), tokens_nvTD.mean((1, 2)), np.arange(4) % 3, (), tokens_nvTD)
+    config = AttentiveConfig(steps=20, batch_size=4, lr=0.5, weight_decay=0.1)
+    rates = [0.25, 0.5, *(0.25 * (1 + math.cos(math.pi * step / 19)) for step in range(18))]
+    for seed in (0, 1):
+        head = fit_attentive(train, 3, config, MODEL, seed, torch.device("cpu"))
+        assert head.weight.item() == pytest.approx(math.prod(1 - 0.1 * rate for rate in rates))
+    orders = [(*first, *second) for first, second in zip(batches[::2], batches[1::2], strict=True)]
+    assert len(set(orders)) == 20 and all(sorted(order) == [*range(8)] for order in orders)
 
 
 def test_probes_average_over_views(pretrained: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:

@@ -37,22 +37,24 @@ class Planted:
         chosen = dict(cell.choice)
         best = 0.01 if cell.fraction < 0.2 else 0.1
         right = 0.2 * (chosen.get("lr") == best) + (0.1 if chosen.get("steps") == 9 else 0.0)
+        luck = 0.3 if cell.validate and cell.seed == 1 and chosen.get("lr") != best else 0.0  # of one seed alone
         trap = -1.0 if not cell.validate and "lr" not in chosen else 0.0
-        return {"score": 0.3 + right + trap + self.gain + 0.01 * cell.seed, "labels": int(100 * cell.fraction), "steps": 9,
-                "clips_seen": 9, "cpu_seconds": 1.0}
+        score = 0.3 + right + luck + trap + self.gain + 0.01 * cell.seed
+        return {"score": score, "labels": int(100 * cell.fraction), "steps": 9, "clips_seen": 9, "cpu_seconds": 1.0}
 
 
 def test_every_row_chooses_by_the_same_grid_on_validation_clips(tmp_path: Path) -> None:
     search = SearchConfig(lr=(0.1, 0.01), steps=(3, 9), drop_path=(0.5,), seeds=2, fractions=(0.1, 1.0))
     rows = [Planted(), Planted("other", "rival", 0.125)]
-    found = run_study(Plan(rows, (0.05, 0.1, 0.25, 1.0), [0, 1, 2], search, tmp_path))
+    found = run_study(Plan(rows, (0.1, 0.25, 0.4, 1.0), [0, 1, 2], search, tmp_path))
     for row, gain in zip(found["rows"], (0.0, 0.125), strict=True):
         assert [cell["choice"] for cell in row["cells"]] == [
-            {"lr": lr, "steps": 9} for lr in (0.01, 0.01, 0.01, 0.1)  # a quarter is nearer to a tenth than to all
+            {"lr": lr, "steps": 9} for lr in (0.01, 0.01, 0.1, 0.1)  # by its ratio a quarter is nearer to a tenth, 40 % to all
         ]
         assert row["cells"][3]["scores"] == pytest.approx([0.6 + gain + 0.01 * seed for seed in range(3)])
     assert len(found["search"]) == 4 and all(len(tried["grid"]) == 4 for tried in found["search"])
     assert all(len(each["scores"]) == 2 for tried in found["search"] for each in tried["grid"])
+    assert len([*tmp_path.glob("cells/*-val-*")]) == 2 * 2 * 4 * 2  # rows, shares, combinations, seeds
     for each in found["differences"]:
         assert (each["row"], each["against"], each["seeds"]) == ("planted", "other", 3)
         assert each["mean"] == pytest.approx(-0.125) and each["interval"] == pytest.approx([-0.125, -0.125])
@@ -84,6 +86,9 @@ def test_intervals_are_students_and_paired() -> None:
         {"name": name, "kind": kind, "cells": [{"fraction": 0.1, "scores": scores}]}
         for name, kind, scores in (("a", "ours", [0.5, 0.6, 0.7, None]), ("b", "rival", [0.4, 0.55, 0.55, 0.9]))
     ]
+    third = {"name": "c", "kind": "ours", "cells": [{"fraction": 0.1, "scores": [0.5, 0.5, 0.5, 0.5]}]}
+    pairs = [(each["row"], each["against"]) for each in study.differences([*rows, third])]
+    assert pairs == [("a", "b"), ("a", "c"), ("c", "b")], "of two of ours once"
     (found,) = study.differences(rows)
     values = np.array([0.1, 0.05, 0.15])
     half = 4.3027 * values.std(ddof=1) / math.sqrt(3)

@@ -21,10 +21,11 @@ from waiting import wait_for
 from svdata2vec.config.schema import MaskConfig, Modality, OptimConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.runs.checkpoint import Checkpoints
-from svdata2vec.runs.data import labelled_rows
+from svdata2vec.runs.data import build_loader, labelled_rows
 from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, SaveFailedError
 from svdata2vec.runs.folder import write_config
 from svdata2vec.runs.metrics_log import read_lines, read_metrics
+from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -88,6 +89,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
     with pytest.raises(StopRequested) as stopped:
         pretrain(config)
     assert stopped.value.code == REQUEUE_EXIT_CODE
+    assert Checkpoints(tmp_path / "run", 2).paths()[-1].stem == "step-000000003"  # between two that are due
     assert not (tmp_path / "run" / "model.safetensors").exists()
     monkeypatch.setattr(Pretraining, "step", step)
     pretrain(config)
@@ -188,6 +190,26 @@ def test_finetuning_takes_the_pretrained_encoder_and_is_evaluated(
         evaluate_run(out, split="nope")
     with pytest.raises(UserError, match="pretrain run without a classifier"):
         evaluate_run(finished)
+
+
+def test_a_classifier_begins_as_pretraining_ended_with_rates_by_depth_and_smoothed_labels(
+    finished: Path, tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    """From scratch every layer has the full rate."""
+    runtime, shards = Runtime(torch.device("cpu"), 0, 1, bf16=False), ShardSet.open(tiny_shard_folder)
+    card = {"num_joints": 17, "classes": list("abcde")}
+    for pretrained, scales in ((finished, {1.0, 0.8**1, 0.8**2, 0.8**3}), (None, {1.0})):
+        config = finetune_config(tiny_shard_folder, tmp_path, pretrained=pretrained)
+        with build_loader(shards, config, runtime, train=True, modality="rgb") as loader:
+            run, batch = Finetuning(config, runtime, loader, None, card), next(iter(loader))
+        given, found = load_file(finished / "model.safetensors"), run.model.encoder.state_dict()
+        same = all(torch.equal(tensor, given[f"encoder.{name}"]) for name, tensor in found.items())
+        assert same == (pretrained is not None)
+        assert {group["scale"] for group in run.optimizer.param_groups} == scales
+        run.model.eval()
+        logits_BC = run.model(batch.video_BTHWC, None)
+        smoothed = torch.nn.functional.cross_entropy(logits_BC, batch.label_B, label_smoothing=0.1)
+        torch.testing.assert_close(run.figures(batch, 0)["loss"], smoothed)
 
 
 @pytest.mark.parametrize(("modality", "changes", "wanted"), [

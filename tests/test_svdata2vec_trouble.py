@@ -20,7 +20,7 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.folder import is_finished, read_result
-from svdata2vec.runs.metrics_log import Averages, read_lines, read_metrics
+from svdata2vec.runs.metrics_log import Averages, StepClock, read_lines, read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -145,6 +145,18 @@ def test_averages_are_over_the_batches_of_all_processes() -> None:
     saved = mine.state_dict(lambda sums: sums + other)
     assert saved == {"loss": [9.0, 3.0], "grad_norm": [8.0, 4.0]}
     assert mine.take(lambda sums: sums + other) == {"loss": 3.0, "grad_norm": 2.0}
+
+
+def test_the_clock_goes_on_with_what_was_spent_before_a_stop() -> None:
+    clock, before = StepClock(CPU.device), {"data": 100.0, "total": 300.0, "cpu": 200.0}
+    clock.reset(before)
+    clock.mark("data")
+    clock.mark("forward")
+    spent = clock.spent()
+    assert spent.keys() == {*before, "forward"}
+    assert all(0 <= seconds - before.get(part, 0.0) < 50 for part, seconds in spent.items())
+    clock.reset()
+    assert max(clock.spent().values()) < 50
 
 
 def test_one_process_goes_on_with_the_averages_of_all(tiny_shard_folder: Path, tmp_path: Path) -> None:

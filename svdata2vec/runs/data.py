@@ -108,7 +108,6 @@ def build_loader(
         video=modality != "skeleton",
         joints=modality != "rgb",
         limit=rows,
-        last_batch="drop" if train else "partial",
         smallest_batch=1 if config.kind == "pretrain" else 2,  # BatchNorm of the classifier needs two
         max_bad_rate=data.max_bad_rate,
         check_hashes=data.check_hashes,

@@ -35,7 +35,7 @@ def build_optimizer(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else config.weight_decay
+        decay = 0.0 if parameter.ndim <= 1 else config.weight_decay
         groups.setdefault((decay, layer_scale(name, depth, layer_decay)), []).append(parameter)
     settings: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "scale": scale} for (decay, scale), parameters in groups.items()
