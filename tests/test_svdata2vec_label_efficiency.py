@@ -8,20 +8,19 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pipeline_factory import shard_set
 from shards_data import edit_manifest
-from tiny import MODEL, NUM_CLIPS, data_config, pretrain_config, tiny_shards
+from small_study import small_study, split_shards
+from tiny import MODEL, NUM_CLIPS, pretrain_config
 
 from svdata2vec.cli.main import main
-from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, LabelEfficiencyConfig, SearchConfig
+from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
-from svdata2vec.config.schema import HeadConfig, OptimConfig, RunConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
 from svdata2vec.model.step_cost import step_flops, step_layers
@@ -46,11 +45,7 @@ from svdata2vec.training.pretrain import pretrain
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Splits t_train, t_val and t_test of six, two and four clips, in which all have the five classes of the set."""
-    root = tiny_shards(tmp_path_factory.mktemp("splits") / "shards")
-    keys = [f"clip{i:05d}" for i in range(NUM_CLIPS)]
-    edit_manifest(root, splits={"t_train": keys[:6], "t_val": keys[6:8], "t_test": keys[8:]})
-    return root
+    return split_shards(tmp_path_factory.mktemp("splits"))
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +56,6 @@ def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         config = pretrain_config(shards, folder / f"pre-{seed}", epochs=1, batch_size=3, seed=seed)
         pretrain(replace(config, data=replace(config.data, train_split="t_train")))
     return str(folder / "pre-{seed}")
-
-
-def settings(shards: Path, out: Path, **changes: Any) -> LabelEfficiencyConfig:
-    data = replace(data_config(shards), train_split="t_train", test_split="t_test")
-    base = LabelEfficiencyConfig(
-        data=data, model=MODEL, head=HeadConfig(hidden=16), optim=OptimConfig(lr=1e-3, min_lr=1e-5, warmup_epochs=1),
-        run=RunConfig(out, epochs=2, batch_size=4, device="cpu", precision="fp32", log_every=1),
-        fractions=(0.5, 1.0), seeds=2, steps=3, attentive=AttentiveConfig(steps=3), ways=("scratch",),
-    )
-    return replace(base, **changes)
 
 
 # ---- labels and budgets -----------------------------------------------------------------------------------------------
@@ -93,7 +78,7 @@ def test_a_cell_has_the_steps_that_were_asked_for(
     fraction: float, batch: int, accumulate: int, steps: int, bonus: int, tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
     """Up to whole epochs; batches that few labels fill; what pretraining costs besides."""
-    config = settings(tiny_shard_folder, tmp_path, steps=steps)
+    config = small_study(tiny_shard_folder, tmp_path, steps=steps)
     data = replace(config.data, train_split="all", test_split="all")
     base = replace(config, data=data).classifier()
     base = replace(base, run=replace(base.run, batch_size=batch), optim=replace(base.optim, accumulate=accumulate, lr_batch=8))
@@ -113,7 +98,7 @@ def test_a_cell_has_the_steps_that_were_asked_for(
 
 
 def test_scratch_may_have_the_compute_of_pretraining(shards: Path, pretrained: str, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path, ways=("scratch_total",), pretrained=(f"pretrained={pretrained}",))
+    config = small_study(shards, tmp_path, ways=("scratch_total",), pretrained=(f"pretrained={pretrained}",))
     (row,) = rows_of(config)
     pre = pretrain_config(shards, tmp_path)
     made = step_layers(replace(pre, encode="all_frames"), 17)
@@ -129,7 +114,7 @@ def test_scratch_may_have_the_compute_of_pretraining(shards: Path, pretrained: s
 def test_compute_that_no_log_tells_is_not_none(shards: Path, pretrained: str, tmp_path: Path) -> None:
     """A converted checkpoint has no log: with nothing besides, scratch_total would be scratch under another title."""
     shutil.copytree(pretrained.format(seed=0), tmp_path / "pre", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
-    config = settings(shards, tmp_path / "study", ways=("scratch_total",), pretrained=(f"pre={tmp_path}/pre",))
+    config = small_study(shards, tmp_path / "study", ways=("scratch_total",), pretrained=(f"pre={tmp_path}/pre",))
     with pytest.raises(UserError, match=r"pre has no metrics\.jsonl that says how many clips .* leave it out of --ways"):
         rows_of(config)
 
@@ -141,7 +126,7 @@ def test_compute_that_no_log_tells_is_not_none(shards: Path, pretrained: str, tm
 def test_what_probes_would_ignore_is_refused(
     blocks: int, weights: tuple[float, ...], message: str, shards: Path, tmp_path: Path
 ) -> None:
-    config = settings(shards, tmp_path, attentive=AttentiveConfig(blocks))
+    config = small_study(shards, tmp_path, attentive=AttentiveConfig(blocks))
     config = replace(config, data=replace(config.data, weights=weights))
     with pytest.raises(UserError, match=message):
         replace(config, ways=("scratch", "linear", "attentive"))
@@ -152,7 +137,7 @@ def test_what_probes_would_ignore_is_refused(
 
 def test_all_rows_on_the_same_labels_and_the_record(shards: Path, pretrained: str, tmp_path: Path) -> None:
     ways = ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton")
-    config = settings(shards, tmp_path / "study", ways=ways, pretrained=(f"pretrained={pretrained}",))
+    config = small_study(shards, tmp_path / "study", ways=ways, pretrained=(f"pretrained={pretrained}",))
     record = label_efficiency(config)
     assert json.loads((tmp_path / "study" / "label_efficiency.json").read_text()) == record
     kinds = {row["name"]: row["kind"] for row in record["rows"]}
@@ -195,7 +180,7 @@ def test_probes_of_another_decoder_are_others(shards: Path, tmp_path: Path) -> N
     """As fine-tuned runs are: pictures of the slow way may differ by a grey level."""
     places = set()
     for decoder in ("dali", "reference"):
-        config = settings(shards, tmp_path)
+        config = small_study(shards, tmp_path)
         base = ProbeConfig(data=replace(config.data, decoder=decoder))
         row = ProbeRow("row", "row", "ours", "linear", base, "pre", tmp_path / "features")
         places |= {cell_path(row, Cell(1.0, 0), tmp_path), probe_rows._place(base, Path("pre"), "t_train", row.features)}
@@ -214,7 +199,7 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    config = settings(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
+    config = small_study(shards, tmp_path / "study", keep_runs=True, fractions=(1.0,))
     first = label_efficiency(config)
     assert "study: 2 of 2 runs to do, 1 at a time" in caplog.text and "0 of" not in caplog.text
     (log,) = {path.parent.name: path for path in tmp_path.glob("study/runs/scratch-1-1-*/metrics.jsonl")}.values()
@@ -242,7 +227,7 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
 def test_the_chart_is_tried_before_the_runs(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "label_efficiency.png").mkdir()
     with pytest.raises(WriteFailedError, match=r"label_efficiency\.png could not be written: a folder has this name"):
-        label_efficiency(settings(shards, tmp_path))
+        label_efficiency(small_study(shards, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["label_efficiency.png"]
 
 
@@ -299,7 +284,7 @@ def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path
     shard_set(tmp_path / "more", NUM_CLIPS, size=64, first_seed=50)
     keys = [f"clip{i:05d}" for i in range(NUM_CLIPS)]
     edit_manifest(tmp_path / "more", splits={"t_train": keys[:6], "t_val": keys[6:8], "t_test": keys[8:]})
-    config = settings(shards, tmp_path / "study", ways=("linear",), pretrained=(f"pretrained={pretrained}",), seeds=1)
+    config = small_study(shards, tmp_path / "study", ways=("linear",), pretrained=(f"pretrained={pretrained}",), seeds=1)
     config = replace(config, data=replace(config.data, shards=f"{shards},{tmp_path}/more"), fractions=(1.0,))
     (cell,) = label_efficiency(config)["rows"][0]["cells"]
     assert cell["labels"] == 12
@@ -315,7 +300,7 @@ def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: 
     """A pretraining run that was started anew in its folder is another run, though the folder's name is the same."""
     pre = tmp_path / "pre"
     shutil.copytree(pretrained.format(seed=0), pre)
-    config = settings(
+    config = small_study(
         shards, tmp_path / "study", ways=("finetune", "linear"), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,)
     )
     first = label_efficiency(config)
@@ -344,7 +329,7 @@ def test_a_run_of_other_weights_is_not_gone_on_with(
     """Neither where it was interrupted after some steps, nor where it is finished and its folder was kept."""
     pre = tmp_path / "pre"
     shutil.copytree(pretrained.format(seed=0), pre)
-    config = settings(
+    config = small_study(
         shards, tmp_path / "study", ways=("finetune",), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,),
         keep_runs=True,
     )
@@ -368,17 +353,11 @@ def test_a_run_of_other_weights_is_not_gone_on_with(
     assert weights_hash(newest) == weights_hash(fresh)
 
 
-def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path, seeds=1, fractions=(1.0,), search=SearchConfig(lr=(0.001, 0.002)))
-    named = replace(config, data=replace(config.data, val_split="t_val"))
-    assert label_efficiency(named)["rows"][0]["cells"][0]["labels"] == 6
-
-
 def test_a_search_on_other_classes_is_refused(shards: Path, pretrained: str, tmp_path: Path) -> None:
     """Class 0 of the validation split is another one than class 0 of the training split: a probe would choose by chance."""
     shutil.copytree(shards, tmp_path / "shards")
     edit_manifest(tmp_path / "shards", split_classes={"t_val": ["e", "d", "c", "b", "a"]})
-    config = settings(
+    config = small_study(
         tmp_path / "shards", tmp_path / "study", ways=("linear",), pretrained=(f"pre={pretrained}",), seeds=1,
         search=SearchConfig(weight_decay=(0.001, 0.1)),
     )
@@ -393,39 +372,6 @@ def test_every_preset_can_be_studied() -> None:
         assert make().classifier().data == FINETUNE[name]().data and "label-efficiency" in make().run.out.name
 
 
-# ---- the search -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ways", "search", "message"),
-    [
-        (("scratch",), SearchConfig(lr=(0.1,), seeds=4), r"^search\.seeds is 4: expected 1 to 2 \(seeds\)$"),
-        (("scratch",), SearchConfig(weight_decay=(0.1,)), r"^search\.weight_decay .*\(scratch\) has it; .* one of linear$"),
-        (("linear",), SearchConfig(steps=(3,)), r"^search\.steps is given, but nothing in ways \(linear\) has it"),
-        (("attentive", "linear"), SearchConfig(drop_path=(0.1,)), r"^search\.drop_path is given, but nothing in ways"),
-        (("scratch",), SearchConfig(lr=(0.1,)), r"^search\.lr has .* optim\.base_lr would take their place; leave one"),
-        (("scratch",), SearchConfig(lr=(0.1, 1e-6)), r"^search\.lr has 1e-06: the rate would rise from there to optim\.min_lr"),
-        (("scratch",), SearchConfig(lr=(0.1,), fractions=(0.1,)), r"^search\.fractions, .* there is nothing to choose; give"),
-        (("scratch",), SearchConfig(seeds=2), r"there is nothing to choose; give several values to one of search\.lr, "),
-    ],
-)
-def test_a_search_that_nobody_would_make_is_refused(
-    ways: tuple, search: SearchConfig, message: str, shards: Path, tmp_path: Path
-) -> None:
-    optim = OptimConfig(base_lr=0.1 if "base_lr" in message else 0.0)
-    with pytest.raises(UserError, match=message):
-        settings(shards, tmp_path, ways=ways, search=search, optim=optim)
-
-
-def test_what_is_not_searched_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path)
-    with pytest.raises(UserError, match=r"data\.val_split say where to choose, but there is nothing to choose"):
-        replace(config, data=replace(config.data, val_split="t_val"))
-    for twice in ({"lr": (0.1, 0.2, 0.1)}, {"steps": (3, 3)}, {"fractions": (0.1, 0.1)}):
-        with pytest.raises(UserError, match=r"^search\.\w+ is .*: expected every value once"):
-            SearchConfig(**twice)
-
-
 @pytest.mark.parametrize(("split", "said"), [("t_test", 0), ("t_some", 1)])
 def test_test_clips_that_probes_are_fitted_to_are_said(
     split: str, said: int, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -434,7 +380,7 @@ def test_test_clips_that_probes_are_fitted_to_are_said(
     root = shutil.copytree(shards, tmp_path / "shards")
     splits = {name: list(keys) for name, keys in ShardSet.open(shards).manifest.splits.items()}
     edit_manifest(root, splits={**splits, "t_some": [*splits["t_train"][4:], *splits["t_test"]]})
-    config = settings(root, tmp_path, ways=("linear",))
+    config = small_study(root, tmp_path, ways=("linear",))
     about(replace(config, data=replace(config.data, test_split=split)), ShardSet.open(root))
     assert caplog.text.count("2 of 6 clips of the test split 't_some' are trained on: its accuracy says little") == said
 
@@ -444,7 +390,7 @@ def test_rows_of_one_name_are_refused(shards: Path, pretrained: str, tmp_path: P
     for ways, names in ((("scratch", "finetune"), ("scratch",)), (("linear", "finetune"), ("a", "a_linear"))):
         starts = tuple(f"{name}={pretrained}" for name in names)
         with pytest.raises(UserError, match=rf"two rows of the study are named {names[-1]}; give the runs of --from other"):
-            label_efficiency(settings(shards, tmp_path, ways=ways, pretrained=starts))
+            label_efficiency(small_study(shards, tmp_path, ways=ways, pretrained=starts))
     assert not (tmp_path / "cells").exists()
 
 
@@ -453,7 +399,7 @@ def test_images_are_the_start_of_what_has_no_other(shards: Path, pretrained: str
     file = tmp_path / "resnet.pt"
     model = replace(MODEL, init=file)
     ways = ("scratch", "finetune", "skeleton")
-    rows = rows_of(settings(shards, tmp_path, ways=ways, model=model, pretrained=(f"pre={pretrained}",)))
+    rows = rows_of(small_study(shards, tmp_path, ways=ways, model=model, pretrained=(f"pre={pretrained}",)))
     assert [row.base.model.init for row in rows if isinstance(row, FinetuneRow)] == [file, None, None]
     made = []
     for content in (b"one", b"another"):
@@ -464,7 +410,7 @@ def test_images_are_the_start_of_what_has_no_other(shards: Path, pretrained: str
 
 def test_every_way_has_what_can_be_searched_for_it(shards: Path, pretrained: str, tmp_path: Path) -> None:
     for way in ("scratch", "scratch_total", "finetune", "linear", "attentive", "skeleton"):
-        rows = rows_of(settings(shards, tmp_path, ways=(way,), pretrained=(f"pretrained={pretrained}",)))
+        rows = rows_of(small_study(shards, tmp_path, ways=(way,), pretrained=(f"pretrained={pretrained}",)))
         assert [set(row.grid) for row in rows] == [{name for name, ways in SEARCHED.items() if way in ways}]
 
 
@@ -472,7 +418,7 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
     shards: Path, pretrained: str, tmp_path: Path
 ) -> None:
     """The set's own split is tested on instead of the test split; elsewhere some labelled clips are, and not trained on."""
-    own = settings(shards, tmp_path)
+    own = small_study(shards, tmp_path)
     none = replace(own, data=replace(own.data, train_split="t_train", test_split="t_val"))
     cell = Cell(1.0, 0, validate=True)
     row = FinetuneRow("row", "row", "rival", own.classifier(), 3)
@@ -494,7 +440,7 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
 
 
 def test_a_probe_sees_every_view_of_a_clip(shards: Path, pretrained: str, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
+    config = small_study(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
     (row,) = rows_of(replace(config, data=replace(config.data, views=2)))
     assert isinstance(row, ProbeRow)
     cell = Cell(1.0, 0)
@@ -505,7 +451,7 @@ def test_a_probe_sees_every_view_of_a_clip(shards: Path, pretrained: str, tmp_pa
 
 
 def test_features_are_those_of_a_probe(shards: Path, pretrained: str, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
+    config = small_study(shards, tmp_path, ways=("attentive",), pretrained=(f"pretrained={pretrained}",))
     (row,) = rows_of(replace(config, data=replace(config.data, views=2)))
     assert isinstance(row, ProbeRow)
     start, found = Path(pretrained.format(seed=1)), ShardSet.open(shards)

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_study import small_study, split_shards
 
 from svdata2vec.config.label_efficiency import SearchConfig
+from svdata2vec.config.schema import OptimConfig
+from svdata2vec.shards.errors import UserError
 from svdata2vec.studies import study
+from svdata2vec.studies.label_efficiency import label_efficiency
 from svdata2vec.studies.rows import Cell, Kind, Outcome
 from svdata2vec.studies.study import Plan, run_study
 
@@ -94,3 +98,47 @@ def test_intervals_are_students_and_paired() -> None:
     half = 4.3027 * values.std(ddof=1) / math.sqrt(3)
     assert found["mean"] == pytest.approx(0.1) and found["seeds"] == 3
     assert found["interval"] == pytest.approx([0.1 - half, 0.1 + half])
+
+
+# ---- on shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return split_shards(tmp_path_factory.mktemp("splits"))
+
+
+def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path: Path) -> None:
+    config = small_study(shards, tmp_path, seeds=1, fractions=(1.0,), search=SearchConfig(lr=(0.001, 0.002)))
+    named = replace(config, data=replace(config.data, val_split="t_val"))
+    assert label_efficiency(named)["rows"][0]["cells"][0]["labels"] == 6
+
+
+@pytest.mark.parametrize(
+    ("ways", "search", "message"),
+    [
+        (("scratch",), SearchConfig(lr=(0.1,), seeds=4), r"^search\.seeds is 4: expected 1 to 2 \(seeds\)$"),
+        (("scratch",), SearchConfig(weight_decay=(0.1,)), r"^search\.weight_decay .*\(scratch\) has it; .* one of linear$"),
+        (("linear",), SearchConfig(steps=(3,)), r"^search\.steps is given, but nothing in ways \(linear\) has it"),
+        (("attentive", "linear"), SearchConfig(drop_path=(0.1,)), r"^search\.drop_path is given, but nothing in ways"),
+        (("scratch",), SearchConfig(lr=(0.1,)), r"^search\.lr has .* optim\.base_lr would take their place; leave one"),
+        (("scratch",), SearchConfig(lr=(0.1, 1e-6)), r"^search\.lr has 1e-06: the rate would rise from there to optim\.min_lr"),
+        (("scratch",), SearchConfig(lr=(0.1,), fractions=(0.1,)), r"^search\.fractions, .* there is nothing to choose; give"),
+        (("scratch",), SearchConfig(seeds=2), r"there is nothing to choose; give several values to one of search\.lr, "),
+    ],
+)
+def test_a_search_that_nobody_would_make_is_refused(
+    ways: tuple, search: SearchConfig, message: str, shards: Path, tmp_path: Path
+) -> None:
+    optim = OptimConfig(base_lr=0.1 if "base_lr" in message else 0.0)
+    with pytest.raises(UserError, match=message):
+        small_study(shards, tmp_path, ways=ways, search=search, optim=optim)
+
+
+def test_what_is_not_searched_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
+    config = small_study(shards, tmp_path)
+    with pytest.raises(UserError, match=r"data\.val_split say where to choose, but there is nothing to choose"):
+        replace(config, data=replace(config.data, val_split="t_val"))
+    for twice in ({"lr": (0.1, 0.2, 0.1)}, {"steps": (3, 3)}, {"fractions": (0.1, 0.1)}):
+        with pytest.raises(UserError, match=r"^search\.\w+ is .*: expected every value once"):
+            SearchConfig(**twice)

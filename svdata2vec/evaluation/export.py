@@ -83,10 +83,10 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         content, logits_BC = _exported(model, out, video_BTHWC, description)
     if logits_BC is not None:
         description["largest_logit_difference"] = compare_logits(out, logits_BC, model(video_BTHWC))
-    card = beside(out, ".json")
-    card.unlink(missing_ok=True)  # that of an older file would be taken for this one's
+    about = beside(out, ".json")
+    about.unlink(missing_ok=True)  # that of an older file would be taken for this one's
     write_atomically(out, content)
-    write_atomically(card, json.dumps(description, indent=2).encode())
+    write_atomically(about, json.dumps(description, indent=2).encode())
     return description
 
 
