@@ -20,7 +20,7 @@ from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.folder import is_finished, read_result
-from svdata2vec.runs.metrics_log import Averages, StepClock, read_lines, read_metrics
+from svdata2vec.runs.metrics_log import Averages, MetricsLog, StepClock, read_lines, read_metrics
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -306,6 +306,18 @@ def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folde
     again = pretrain(config)
     assert again["loss"] == result["loss"] and again["epoch"] == 2.0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_records_of_lost_steps_may_still_be_in_the_log(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process removes them, perhaps after another one has looked for the last record."""
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", log_every=2)
+    pretrain(config)
+    for name in ("result.json", f"checkpoints/{Checkpoints(tmp_path / 'run', 2).paths()[-1].name}"):
+        (tmp_path / "run" / name).unlink()
+    monkeypatch.setattr(MetricsLog, "__init__", lambda log, *_: setattr(log, "enabled", False))
+    assert pretrain(config)["epoch"] == 2.0
 
 
 def test_accumulated_batches_that_straddle_epochs_follow_the_schedule(

@@ -135,7 +135,8 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     _begin(run, checkpoints, card)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
-    record: dict[str, float] = next(iter(read_metrics(folder)[-1:]), {})
+    # Of steps that were lost the first process may be about to remove records.
+    record: dict[str, float] = next((row for row in reversed(read_metrics(folder)) if row["step"] <= stepper.step), {})
     recorded = record.get("step", 0)
     epochs_done = stepper.epochs_done
     started = time.perf_counter()
