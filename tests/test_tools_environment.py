@@ -167,12 +167,12 @@ def test_an_environment_of_the_users_own_is_not_cleared(checkout: Path) -> None:
 def test_scratch_is_in_memory_where_programs_run_from_there(option: str, checkout: Path) -> None:
     """Tests install commands and compile libraries in it; a container's /dev/shm is mounted `noexec`."""
     copy_tools(checkout, "test.sh")
-    mount = f"mount --bind . /mnt && mount -t tmpfs -o size=9g,{option} tmpfs /dev/shm"  # where the checkout may lie
+    mount = f"mount --bind . /srv && mount -t tmpfs -o size=9g,{option} tmpfs /dev/shm"  # where the checkout may lie
     if subprocess.run(["unshare", "-rm", "bash", "-c", mount], cwd=checkout, capture_output=True).returncode:
         pytest.skip("needs namespaces for users and mounts")
-    environment = {**os.environ, "PYTHON": "/mnt/stub", "CALLS": "/mnt/calls"}
+    environment = {**os.environ, "PYTHON": "/srv/stub", "CALLS": "/srv/calls"}
     del environment["TMPDIR"]
-    words = ["unshare", "-rm", "bash", "-c", f"{mount} && cd /mnt && bash tools/test.sh --version"]
+    words = ["unshare", "-rm", "bash", "-c", f"{mount} && cd /srv && bash tools/test.sh --version"]
     subprocess.run(words, cwd=checkout, env=environment, check=True, capture_output=True)
     assert (checkout / "scratch").read_text().startswith("/dev/shm/") == (option == "exec")
 
