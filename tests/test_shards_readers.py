@@ -269,6 +269,8 @@ def test_uav_human(tmp_path: Path) -> None:
     sample = clip_of(packed(dataset, tmp_path), test)
     assert (sample.label, sample.meta.subject, sample.meta.setup) == (154, 1, 2)
     assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 1e-3
+    fewer = open_dataset("uav-human", videos=videos, skeletons=skeletons, classes=[f"action {i}" for i in range(154)])
+    assert reasons(fewer) == {test: f"{videos / test}.avi: action 154, expected 0..153"}
     for place in (videos / f"{test}.avi", skeletons / f"{test}.txt"):
         (place.parent / "more").mkdir()
         (place.parent / "more" / place.name).write_bytes(place.read_bytes())

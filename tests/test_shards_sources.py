@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from shards_data import annotation, block_pose, packed, reasons, write_pickle, write_tree
 
-from svdata2vec.shards.annotations import safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, safe_key
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
 from svdata2vec.shards.readers.pyskl import pose_of
 from svdata2vec.shards.readers.sources import open_dataset
+from svdata2vec.shards.readers.splits import split_by
 from svdata2vec.shards.reading.shardset import ShardSet
 
 FRAMES = 4
@@ -416,6 +417,24 @@ def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
     assert len(open_dataset("folder", root=folder, split_by="random").splits["val"]) == 2
     with pytest.raises(UserError, match=r"--split-by subject: 10 clips have no subject, e\.g\. run%2F0; add its number"):
         open_dataset("folder", root=folder, split_by="subject")
+
+
+@pytest.mark.parametrize(("form", "rules"), [
+    ("S{0:03d}C{1:03d}P001R001A001", ("setup", "camera")), ("S001C{1:03d}P{0:03d}R001A001", ("subject", "camera")),
+    ("Walk_p{0:02d}_r00_v00_c{1:02d}", ("subject", "camera")), ("P{0:03d}S{1:02d}G10B00H10UC1LC0", ("subject", "setup")),
+])
+def test_splits_by_the_numbers_in_names(form: str, rules: tuple[str, str]) -> None:
+    clips = [ClipAnnotation(form.format(*divmod(i, 4)), 0, f"{i}.mp4") for i in range(16)]
+    for place, rule in enumerate(rules):
+        splits = split_by(f"{rule}:0.25", clips)
+        train, val = ({divmod(i, 4)[place] for i in range(16) if clips[i].key in splits[part]} for part in ("train", "val"))
+        assert len(train) == 3 and train | val == {0, 1, 2, 3} and len(val) == 1
+    assert [len(keys) for keys in split_by(f"{rules[0]}:0.99", clips).values()] == [4, 12], "one group is left for training"
+
+
+def test_parts_of_one_video_are_in_one_made_split() -> None:
+    clips = [ClipAnnotation(f"000{i // 5}-L_00{i % 5}", 0, "a.avi", start_frame=i, end_frame=i + 1) for i in range(20)]
+    assert [len({key[:6] for key in keys}) for keys in split_by("random", clips).values()] == [3, 1]
 
 
 def test_keys_of_names_in_utf8_are_as_before() -> None:
