@@ -309,11 +309,15 @@ def test_folder_of_classes(tmp_path: Path) -> None:
                               "val": ["val%2Fwalk%2Fgr%C3%BC%C3%9F"]}
     shards = packed(dataset, tmp_path)
     assert clip_of(shards, "val%2Fwalk%2Fgr%C3%BC%C3%9F").meta.source == "grüß.mp4"
-    (root / "loose.mp4").write_bytes(b"")
+    loose = ("loose.mp4", "more/walk/loose.mp4", "train/loose.mp4")
+    for name in loose:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
     with_loose = open_dataset("folder", root=root)
     assert [clip.key for clip in with_loose.clips] == [clip.key for clip in dataset.clips]
     assert [entry.reason for entry in with_loose.skipped] == [
-        "loose.mp4: expected class/video.mp4, or one of train, val, valid, validation, test above the class folders"]
+        f"{name}: expected class/video.mp4, or one of train, val, valid, validation, test above the class folders"
+        for name in loose]
     with pytest.raises(UserError, match="no video in this folder"):
         open_dataset("folder", root=tmp_path / "packed")
 
