@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shards_data import annotation, block_pose, packed, reasons, write_pickle, write_tree
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, packed, reasons, write_pickle, write_tree
 
 from svdata2vec.shards.annotations import ClipAnnotation, safe_key
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import COCO17, layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
 from svdata2vec.shards.readers.pyskl import pose_of
@@ -345,6 +346,21 @@ AROUND = [[20, 20, 90, 70], [25, 30, 45, 60]]
 def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: Any) -> None:
     pose = pose_of(annotation("a", 0, 2, bboxes=boxes))
     assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
+
+
+def test_what_an_annotation_says_of_its_clip(tmp_path: Path) -> None:
+    """Its numbers, the picture of its joints, and with --as-coco17 every joint's own score."""
+    videos = write_tree(tmp_path / "videos", "a.mp4", "b.mp4")
+    joints: dict[str, Any] = {
+        "keypoint": block_pose(FRAMES, 25), "keypoint_score": np.tile(np.arange(25, dtype=np.float32), (1, FRAMES, 1))}
+    entries = [annotation("a", 0, FRAMES, original_shape=(720, 1280), subject=1, camera=2, setup=3, **joints),
+               annotation("b", 0, FRAMES, img_shape=None, original_shape=(720, 1280), **joints)]
+    path = write_pickle(tmp_path / "set.pkl", entries)
+    first, second = open_dataset("pyskl", pickle_path=path, videos=videos, joints="kinect25", as_coco17=True).clips
+    assert (first.subject, first.camera, first.setup, second.subject) == (1, 2, 3, None)
+    assert (first.width, first.height, second.width, second.height) == (WIDTH, HEIGHT, 1280, 720)
+    number = {name: place for place, name in enumerate(layout("kinect25").joints)}
+    assert first.score_MTV is not None and first.score_MTV[0, 3].tolist() == [number.get(name, 0) for name in COCO17.joints]
 
 
 def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
