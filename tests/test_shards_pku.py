@@ -58,9 +58,10 @@ def test_pku_mmd(tmp_path: Path) -> None:
 def test_pku_projection_fits_a_real_sensor(tmp_path: Path) -> None:
     """The first two joints of NTU's S001C001P001R001A001, which gives metres and colour pixels of the same sensor."""
     metres = [0.2181153, 0.1725972, 3.785547, 0.2323292, 0.4326636, 3.714767]
-    (tmp_path / "a.txt").write_text(" ".join(map(str, [*metres, *[0] * 144])) + "\n")
-    joints = read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1).pose_MTVC[0, 0, :2]
-    assert np.abs(joints - [[1036.233, 519.1677], [1041.918, 444.3235]]).max() < 2
+    (tmp_path / "a.txt").write_text(" ".join(map(str, [*metres, 0.1, 0.1, 0.05, *[0] * 141])) + "\n")
+    joints = read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1).pose_MTVC[0, 0, :3]
+    assert np.abs(joints[:2] - [[1036.233, 519.1677], [1041.918, 444.3235]]).max() < 2
+    assert not joints[2].any(), "nearer than a Kinect sees: no joint"
 
 
 def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +98,8 @@ def square_of(shards: ShardSet, key: str) -> tuple[int, int, int]:
 @pytest.mark.parametrize(("text", "key", "reason"), [
     ("1,2\n1,2,5,1\n", "0002-L_000", "0002-L.txt, line 1: expected class,start,end,confidence, found '1,2'"),
     ("1,2,5,1\n\n52,6,9,1\n", "0002-L_001", "0002-L.txt, line 3: expected class 1..51 and start < end, found '52,6,9,1'"),
+    ("0,2,5,1\n1,2,5,1\n", "0002-L_000", "0002-L.txt, line 1: expected class 1..51 and start < end, found '0,2,5,1'"),
+    ("1,5,5,1\n1,2,5,1\n", "0002-L_000", "0002-L.txt, line 1: expected class 1..51 and start < end, found '1,5,5,1'"),
 ])
 def test_a_wrong_line_of_a_label_file_leaves_out_its_clip(tmp_path: Path, text: str, key: str, reason: str) -> None:
     sources = pku_set(tmp_path)
@@ -149,8 +152,8 @@ def test_pku_names_of_part_two(tmp_path: Path) -> None:
 
 def test_pku_skeleton_faults(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(" ".join(["1"] * 150) + "\n")
-    with pytest.raises(UserError, match=r"b\.txt: 1 frames, the label ends at frame 9"):
-        read_pku_skeleton(str(tmp_path / "b.txt"), 0, 9)
+    with pytest.raises(UserError, match=r"b\.txt: 1 frames, the label ends at frame 2"):
+        read_pku_skeleton(str(tmp_path / "b.txt"), 0, 2)
 
 
 LINE = " ".join(["1"] * 150)

@@ -11,12 +11,20 @@ import fsspec
 import numpy as np
 import pytest
 from ntu_files import skeleton_text
-from shards_data import WIDTH, annotation, block_pose, clip_of, left_out, packed, write_pickle, write_video
+from shards_data import WIDTH, annotation, block_pose, clip_of, left_out, packed, reasons, write_pickle, write_video
 
 from svdata2vec.cli.main import main
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.plan import PackOptions
-from svdata2vec.shards.readers.ntu import PUBLISHED, PUBLISHED_VIDEOS, XSUB120_TRAIN, NtuName, missing_names, ntu_splits
+from svdata2vec.shards.readers.ntu import (
+    PUBLISHED,
+    PUBLISHED_VIDEOS,
+    XSUB60_TRAIN,
+    XSUB120_TRAIN,
+    NtuName,
+    missing_names,
+    ntu_splits,
+)
 from svdata2vec.shards.readers.skeleton_npy import read_npy_skeleton
 from svdata2vec.shards.readers.skeleton_text import FIRST_COLUMNS, read_text_skeleton
 from svdata2vec.shards.readers.sources import SOURCES, open_dataset
@@ -72,6 +80,15 @@ def test_ntu_pickle_checks_names_and_labels(tmp_path: Path) -> None:
         NtuName.parse("walking")
 
 
+def test_ntu_pickle_of_an_older_tool_and_with_splits_of_its_own(tmp_path: Path) -> None:
+    sources = ntu_pickle(tmp_path, NTU_NAMES[:1])
+    entry = annotation(NTU_NAMES[0], 0, FRAMES, img_shape=None, original_shape=None)
+    write_pickle(Path(str(sources["pickle_path"])), [entry], {"xsub_val": NTU_NAMES[:1]})
+    dataset = open_dataset("ntu60", **sources)
+    assert [(clip.width, clip.height) for clip in dataset.clips] == [(1920, 1080)]
+    assert dataset.splits == {"xsub_val": NTU_NAMES[:1]}, "not xsub_train, of which the subject is by the name"
+
+
 def test_of_a_pickle_the_missing_video_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In `skipped.jsonl`, with its splits, and in the closing table; the pickle only where it is at fault itself."""
     options = ntu_pickle(tmp_path, NTU_NAMES)
@@ -99,7 +116,10 @@ def test_ntu_official_numbers() -> None:
     assert {"S001C002P005R002A008", "S007C003P027R002A013", "S017C003P020R001A059"} <= missing_names(60)
     assert "S032C003P067R002A077" in missing_names(120)
     assert all(NtuName.parse(name).setup <= 17 for name in missing_names(60))
-    assert len(XSUB120_TRAIN) == 53
+    subjects_60 = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # as both papers list them
+    assert subjects_60 == XSUB60_TRAIN
+    assert subjects_60 | {45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91,
+                          92, 93, 94, 95, 97, 98, 100, 103} == XSUB120_TRAIN
     assert len(lines("ntu_classes.txt")) == 120
     for classes, total, videos in ((60, 56578, 56880), (120, 113945, 114480)):
         first, second = sorted({name.split("_")[0] for name in PUBLISHED[classes]})
@@ -145,6 +165,7 @@ def test_ntu_raw_skeletons(tmp_path: Path) -> None:
         "S002C001P007R001A002": (f"{videos}/S002C001P007R001A002_rgb.avi", ["xsub_val", "xview_val"]),
         "S003C001P007R001A002": (f"{skeletons}/S003C001P007R001A002.skeleton", ["xsub_val", "xview_val"])}
     sample = clip_of(shards, NTU_NAMES[1])
+    assert (sample.meta.setup, sample.meta.camera, sample.meta.subject, sample.label) == (1, 2, 3, 59)
     assert shards.manifest.layout.name == "kinect25"
     assert sample.pose_MTVC.shape == (2, FRAMES, 25, 2)
     assert np.abs(sample.pose_MTVC[0] - block_pose(FRAMES, 25)[0]).max() < 0.01, "longest on screen comes first"
@@ -158,6 +179,17 @@ def test_ntu_raw_skeletons(tmp_path: Path) -> None:
     kept = open_dataset("ntu60-skeleton", **ntu_raw_again(tmp_path), keep_missing=True)
     assert "S001C002P005R002A008" in [clip.key for clip in kept.clips]
     assert kept.published == PUBLISHED_VIDEOS[60]
+
+
+def test_samples_of_ntu_120_are_not_of_ntu_60(tmp_path: Path) -> None:
+    sources = ntu_raw(tmp_path)
+    names = ["S017C001P001R001A060", "S018C001P001R001A001", "S017C001P001R001A061"]
+    for name in names:
+        (tmp_path / "nturgb+d_skeletons" / f"{name}.skeleton").touch()
+    for kind, there in (("ntu60-skeleton", names[:1]), ("ntu120-skeleton", names)):
+        dataset = open_dataset(kind, **sources)
+        listed = {key for keys in dataset.splits.values() for key in keys}
+        assert {*there} == {*names} & listed == {*names} & reasons(dataset).keys()
 
 
 def test_ntu_skeletons_rewritten_by_txt2npy(tmp_path: Path) -> None:
@@ -233,10 +265,12 @@ def test_uav_human(tmp_path: Path) -> None:
         (skeletons / f"{name}.txt").write_text(text)
     dataset = open_dataset("uav-human", videos=videos, skeletons=skeletons)
     assert dataset.splits == {"csv1_train": [train], "csv1_test": [test], "csv2_train": [train], "csv2_test": [test]}
-    assert len(dataset.classes) == 155 and (len(CSV1_TRAIN), len(CSV2_TRAIN)) == (89, 89)
+    assert len(dataset.classes) == 155
     sample = clip_of(packed(dataset, tmp_path), test)
     assert (sample.label, sample.meta.subject, sample.meta.setup) == (154, 1, 2)
     assert np.abs(sample.pose_MTVC - block_pose(FRAMES)).max() < 1e-3
+    fewer = open_dataset("uav-human", videos=videos, skeletons=skeletons, classes=[f"action {i}" for i in range(154)])
+    assert reasons(fewer) == {test: f"{videos / test}.avi: action 154, expected 0..153"}
     for place in (videos / f"{test}.avi", skeletons / f"{test}.txt"):
         (place.parent / "more").mkdir()
         (place.parent / "more" / place.name).write_bytes(place.read_bytes())
@@ -253,6 +287,15 @@ def test_uav_human(tmp_path: Path) -> None:
     assert (train, f"no video {train} below {videos}") in [(entry.key, entry.reason) for entry in skipped]
 
 
+def test_uav_human_official_numbers() -> None:
+    """All of the 119 subjects that the two published lists leave out of training."""
+    assert set(range(119)) - CSV1_TRAIN == {1, 3, 4, 9, 22, 23, 24, 31, 41, 54, 58, 60, 66, 72, 74, 75, 91, 92, 93, 94, 95, 96,
+                                            97, 99, 101, 104, 107, 108, 109, 113}
+    assert set(range(119)) - CSV2_TRAIN == {1, 2, 7, 9, 13, 15, 17, 23, 25, 27, 28, 33, 34, 41, 42, 48, 50, 51, 53, 55, 58, 65,
+                                            68, 76, 82, 85, 90, 98, 105, 116}
+    assert max(CSV1_TRAIN | CSV2_TRAIN) == 118
+
+
 # ---------------------------------------------------------------------------------------------------- own videos
 
 def test_folder_of_classes(tmp_path: Path) -> None:
@@ -266,11 +309,15 @@ def test_folder_of_classes(tmp_path: Path) -> None:
                               "val": ["val%2Fwalk%2Fgr%C3%BC%C3%9F"]}
     shards = packed(dataset, tmp_path)
     assert clip_of(shards, "val%2Fwalk%2Fgr%C3%BC%C3%9F").meta.source == "grüß.mp4"
-    (root / "loose.mp4").write_bytes(b"")
+    loose = ("loose.mp4", "more/walk/loose.mp4", "train/loose.mp4")
+    for name in loose:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
     with_loose = open_dataset("folder", root=root)
     assert [clip.key for clip in with_loose.clips] == [clip.key for clip in dataset.clips]
     assert [entry.reason for entry in with_loose.skipped] == [
-        "loose.mp4: expected class/video.mp4, or one of train, val, valid, validation, test above the class folders"]
+        f"{name}: expected class/video.mp4, or one of train, val, valid, validation, test above the class folders"
+        for name in loose]
     with pytest.raises(UserError, match="no video in this folder"):
         open_dataset("folder", root=tmp_path / "packed")
 

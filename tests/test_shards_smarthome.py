@@ -14,6 +14,7 @@ from svdata2vec.shards.readers.smarthome import (
     PUBLISHED,
     VIEW_CLASSES,
     read_smarthome_json,
+    smarthome_splits,
 )
 from svdata2vec.shards.readers.sources import open_dataset
 
@@ -41,6 +42,7 @@ def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, objec
     else:
         people = people[:-1]  # v1.2 has one pose fewer than the video has frames
     people[1][0][5] = -1
+    people[4][0][7, 0] = -1  # seen, at the picture's edge
     suffix = "" if version == 1 else "_pose3d"
     for stem in stems:
         write_video(videos / f"{stem}.mp4", FRAMES, height=TALL_HEIGHT)
@@ -69,9 +71,12 @@ def test_smarthome(tmp_path: Path, version: int) -> None:
     assert shards.label_map("cv1_train")[27] == VIEW_CLASSES.index("Usetablet") == 16
     assert shards.label_map("cv1_train")[0] == -1 and len(shards.split_classes("cv1_train")) == 19
     scale = np.array([WIDTH / 640, TALL_HEIGHT / 480])
-    head, neck = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13]
+    assert (sample.meta.subject, sample.meta.camera) == (3, 1)
+    head, neck, hip = sample.pose_MTVC[0, 0, 0], sample.pose_MTVC[0, 0, 13], sample.pose_MTVC[0, 0, 14]
     assert np.allclose(head, np.array([148, 320]) * scale, atol=1e-3), "LCR-Net's last joint is the head"
     assert np.allclose(neck, np.array([142, 305]) * scale, atol=1e-3), "mean of the shoulders"
+    assert np.allclose(hip, np.array([118, 245]) * scale, atol=1e-3), "mean of the hips"
+    assert np.allclose(sample.pose_MTVC[0, 4, 5], np.array([-1, 274]) * scale, atol=1e-3), "missing where both are -1"
     assert not sample.pose_MTVC[0, 2].any(), "nobody found in this frame"
     assert not sample.pose_MTVC[0, 1, 7].any() and not sample.pose_MTVC[0, 1, 14].any(), "left hip, so mid-hip too"
     if version == 1:
@@ -81,17 +86,19 @@ def test_smarthome(tmp_path: Path, version: int) -> None:
         assert np.array_equal(sample.pose_MTVC[:, -1], sample.pose_MTVC[:, -2]), "the last pose is repeated"
 
 
-def test_smarthome_official_numbers(tmp_path: Path) -> None:
+def test_smarthome_official_numbers() -> None:
     assert sum(PUBLISHED[f"cs_{part}"] for part in ("train", "val", "test")) == 16115
     assert len(CLASSES) == 31 and list(CLASSES) == sorted(CLASSES, key=str.lower) and len(VIEW_CLASSES) == 19
-    stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in (2, 3, 19) for c in range(1, 8)]
-    splits = open_dataset("smarthome", **smarthome_set(tmp_path, stems, 1)).splits
+    stems = [f"Walk_p{p:02d}_r00_v00_c{c:02d}" for p in range(1, 27) for c in range(1, 8)]
+    splits = smarthome_splits([*stems, *(f"Cook.Cleandishes_p01_r00_v00_c{c:02d}" for c in range(1, 8))])
+    assert not any("Cook" in key for keys in splits.values() for key in keys), "not a class of the protocols by camera"
     cameras = {name: sorted({int(key[-2:]) for key in keys}) for name, keys in splits.items()}
     assert cameras["cv1_train"] == [1] and cameras["cv2_train"] == [1, 3, 4, 6, 7]
     assert cameras["cv1_val"] == cameras["cv2_val"] == [5] and cameras["cv1_test"] == cameras["cv2_test"] == [2]
     subjects = {name: sorted({int(re.findall(r"_p(\d+)", key)[0]) for key in keys})
                 for name, keys in splits.items() if name.startswith("cs")}
-    assert subjects == {"cs_train": [3], "cs_val": [19], "cs_test": [2]}
+    assert subjects["cs_train"] == [3, 4, 6, 7, 9, 12, 13, 15, 17]
+    assert subjects["cs_val"] == [19, 25] and subjects["cs_test"] == [2, 10, 11, 14, 16, 18, 20]
 
 
 def test_smarthome_skeletons_without_a_video_are_listed(tmp_path: Path) -> None:

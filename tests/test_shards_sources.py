@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shards_data import annotation, block_pose, packed, reasons, write_pickle, write_tree
+from shards_data import HEIGHT, WIDTH, annotation, block_pose, packed, reasons, write_pickle, write_tree
 
-from svdata2vec.shards.annotations import safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, safe_key
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.layouts import COCO17, layout
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.labels import read_labels
 from svdata2vec.shards.readers.pyskl import pose_of
 from svdata2vec.shards.readers.sources import open_dataset
+from svdata2vec.shards.readers.splits import split_by
 from svdata2vec.shards.reading.shardset import ShardSet
 
 FRAMES = 4
@@ -346,6 +348,21 @@ def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: A
     assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
 
 
+def test_what_an_annotation_says_of_its_clip(tmp_path: Path) -> None:
+    """Its numbers, the picture of its joints, and with --as-coco17 every joint's own score."""
+    videos = write_tree(tmp_path / "videos", "a.mp4", "b.mp4")
+    joints: dict[str, Any] = {
+        "keypoint": block_pose(FRAMES, 25), "keypoint_score": np.tile(np.arange(25, dtype=np.float32), (1, FRAMES, 1))}
+    entries = [annotation("a", 0, FRAMES, original_shape=(720, 1280), subject=1, camera=2, setup=3, **joints),
+               annotation("b", 0, FRAMES, img_shape=None, original_shape=(720, 1280), **joints)]
+    path = write_pickle(tmp_path / "set.pkl", entries)
+    first, second = open_dataset("pyskl", pickle_path=path, videos=videos, joints="kinect25", as_coco17=True).clips
+    assert (first.subject, first.camera, first.setup, second.subject) == (1, 2, 3, None)
+    assert (first.width, first.height, second.width, second.height) == (WIDTH, HEIGHT, 1280, 720)
+    number = {name: place for place, name in enumerate(layout("kinect25").joints)}
+    assert first.score_MTV is not None and first.score_MTV[0, 3].tolist() == [number.get(name, 0) for name in COCO17.joints]
+
+
 def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
     """In however many splits it is."""
     splits = {"xsub_train": ["a", "z"], "xview_train": ["z", "a"], "xset_train": ["a", "y"]}
@@ -416,6 +433,24 @@ def test_a_list_of_annotations_and_made_splits(tmp_path: Path) -> None:
     assert len(open_dataset("folder", root=folder, split_by="random").splits["val"]) == 2
     with pytest.raises(UserError, match=r"--split-by subject: 10 clips have no subject, e\.g\. run%2F0; add its number"):
         open_dataset("folder", root=folder, split_by="subject")
+
+
+@pytest.mark.parametrize(("form", "rules"), [
+    ("S{0:03d}C{1:03d}P001R001A001", ("setup", "camera")), ("S001C{1:03d}P{0:03d}R001A001", ("subject", "camera")),
+    ("Walk_p{0:02d}_r00_v00_c{1:02d}", ("subject", "camera")), ("P{0:03d}S{1:02d}G10B00H10UC1LC0", ("subject", "setup")),
+])
+def test_splits_by_the_numbers_in_names(form: str, rules: tuple[str, str]) -> None:
+    clips = [ClipAnnotation(form.format(*divmod(i, 4)), 0, f"{i}.mp4") for i in range(16)]
+    for place, rule in enumerate(rules):
+        splits = split_by(f"{rule}:0.25", clips)
+        train, val = ({divmod(i, 4)[place] for i in range(16) if clips[i].key in splits[part]} for part in ("train", "val"))
+        assert len(train) == 3 and train | val == {0, 1, 2, 3} and len(val) == 1
+    assert [len(keys) for keys in split_by(f"{rules[0]}:0.99", clips).values()] == [4, 12], "one group is left for training"
+
+
+def test_parts_of_one_video_are_in_one_made_split() -> None:
+    clips = [ClipAnnotation(f"000{i // 5}-L_00{i % 5}", 0, "a.avi", start_frame=i, end_frame=i + 1) for i in range(20)]
+    assert [len({key[:6] for key in keys}) for keys in split_by("random", clips).values()] == [3, 1]
 
 
 def test_keys_of_names_in_utf8_are_as_before() -> None:

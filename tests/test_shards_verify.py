@@ -11,7 +11,9 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,9 +142,9 @@ def wrong_label(folder: Path) -> None:
     np.save(folder / "index.npy", index)
 
 
-def impossible_label(folder: Path) -> None:
+def impossible_label(folder: Path, label: int) -> None:
     index = np.load(folder / "index.npy")
-    index["label"][1] = 77
+    index["label"][1] = label
     np.save(folder / "index.npy", index)
 
 
@@ -208,7 +210,8 @@ def leftover(folder: Path) -> None:
     (shift_index, "tar", r"offset \d+, \d+ bytes\), the index expects"),
     (shift_index, "clip", "damaged|not a readable|does not divide"),
     (wrong_label, "label", r"label \d in the tar, \d in the index"),
-    (impossible_label, "label", r"label 77, expected 0\.\.2"),
+    *((partial(impossible_label, label=label), kind, message) for label in (-1, 3) for kind, message in (
+        ("label", rf"label {label}, expected 0\.\.2"), ("index", r"labels from (-1 to 2|0 to 3), expected 0\.\.2"))),
     (wrong_frames, "clip", r"\d+ frames in the tar, \d+ in the index"),
     (double_key, "index", "2 clips with this key"),
     (wrong_label, "hash", r"index\.npy: was changed after packing \(CRC-32\); copy it again or pack again"),
@@ -283,9 +286,11 @@ def progressive(content: bytes) -> bytes:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
 
 
-def far_joint(pose: np.ndarray) -> np.ndarray:
-    pose[0, 0, 0] = 9000
-    return pose
+def with_value(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[place] = value
+        return array
+    return change
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), [
@@ -293,7 +298,8 @@ def far_joint(pose: np.ndarray) -> np.ndarray:
     (edited_json(label=2), "label", r"label 2 in the tar, \d in the index"),
     (edited_json(num_frames=5), "clip", r"expected float32 \(\d, 5, 17, 2\)"),
     (edited_json(packed_width=64), "clip", "packed size 64x96, expected 96x96"),
-    (edited_json(packed_to_source=[[1, 0.5, 0], [0, 1, 0]]), "clip", "is not a plain enlargement"),
+    *((edited_json(packed_to_source=matrix), "clip", "is not a plain enlargement") for matrix in (
+        [[1, 0.5, 0], [0, 1, 0]], [[1, 0, 0], [0, 2, 0]], [[0.5, 0, 0], [0, 0.5, 0]])),
     (edited_json(packed_to_source=[[1, 0], [0, 1]]), "clip", "wrong packed_to_source"),
     (edited_array("score.npy", np.float32), "clip", r"score\.npy is float32 .* expected float16"),
     (edited_array("box.npy", lambda box: box.astype("S9")), "clip", r"box\.npy is \|S9 .* expected float32"),
@@ -303,14 +309,18 @@ def far_joint(pose: np.ndarray) -> np.ndarray:
     (edited_json(num_frames="6"), "clip", "the json component has a wrong num_frames; copy the shard again"),
     (edited_json(label=[], fps=None), "clip", "the json component has a wrong label and fps; copy the shard again"),
     (lambda parts: parts.update({"box.npy": parts["box.npy"].replace(b"}", b"(")}), "clip", r"box\.npy: not a readable array"),
-    (edited_array("pose.npy", far_joint), "joints", "17|1 joints far outside the 192x128 picture"),
+    (edited_array("pose.npy", with_value((0, 0, 0), 9000)), "joints", ": 1 joints far outside the 192x128 picture"),
+    (edited_array("pose.npy", with_value((0, 0, 0), -9000)), "joints", ": 1 joints far outside the 192x128 picture"),
     (edited_array("pose.npy", lambda pose: pose * np.nan), "clip", "joints or boxes are not finite"),
+    (edited_array("box.npy", with_value((0, 0), np.nan)), "clip", "joints or boxes are not finite"),
     (edited_array("pose.npy", lambda pose: pose[:, :-1]), "clip", r"pose\.npy is float32"),
     (edited_array("box.npy", lambda box: box[:, ::-1].copy()), "joints", "right or lower edge before"),
     (edited_array("box.npy", lambda box: box[:-1]), "clip", r"box\.npy is float32 .* expected float32 \(\d+, 4\)"),
     (edited_array("score.npy", lambda score: score[:, :, :3]), "clip", r"score\.npy is float16 .* float16 \(\d, \d+, 17\)"),
     (edited_array("offsets.npy", lambda offsets: offsets[:-1]), "clip", r"offsets\.npy is int64"),
-    (edited_array("offsets.npy", lambda offsets: offsets + 1), "clip", r"offsets\.npy does not divide"),
+    (edited_array("offsets.npy", with_value(0, 1)), "clip", r"offsets\.npy does not divide"),
+    (edited_array("offsets.npy", lambda offsets: offsets - (offsets == offsets[-1])), "clip", r"offsets\.npy does not divide"),
+    (edited_array("offsets.npy", lambda offsets: offsets[[0, 1, 1, *range(3, len(offsets))]]), "clip", "does not divide"),
     (edited_jpeg(lambda content: content[:-20]), "video", "frame 1: not a complete JPEG"),
     (edited_jpeg(lambda content: b"\xff\xd8\xff\xc0" + bytes(50) + b"\xff\xd9"), "video", "frame 1: cannot be decoded"),
     (edited_jpeg(other_size), "video", "frame 1: 96x64 pixels, expected 96x96"),
