@@ -277,6 +277,12 @@ def test_the_hash_travels_with_the_weights_and_old_files_have_none(tmp_path: Pat
     (copy / "model.safetensors").write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match="is not what was written"):
         load_published(copy)
+    with safetensors.safe_open(path, "pt") as file:
+        written = file.metadata()
+    for other in (weights["a"][None], weights["a"].view(torch.int32)):  # the same bytes, of another shape or type
+        (copy / "model.safetensors").write_bytes(safetensors.torch.save({**weights, "a": other}, written))
+        with pytest.raises(UserError, match="is not what was written"):
+            load_published(copy)
     for header in (None, {"format": "pt"}):  # as 0.2.0 and others write it
         (copy / "model.safetensors").write_bytes(safetensors.torch.save(weights, header))
         assert_same(load_published(copy)[0], weights)

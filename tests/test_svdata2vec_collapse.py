@@ -105,6 +105,7 @@ def test_targets_that_become_alike_are_warned_of_once(caplog: pytest.LogCaptureF
     assert "target_std was below 0.3 in 3 records" in record.getMessage() and "--ema.start" in record.getMessage()
     caplog.clear()
     CollapseGuard(0).look({"target_std": 0.2})
+    CollapseGuard(1).look({"loss": math.inf})
     assert not caplog.records
 
 

@@ -54,7 +54,7 @@ def test_data2vec_on_rgb_is_scored_where_the_video_is_hidden() -> None:
     assert torch.equal(masks.frames_without_video, ~kept) and masks.keep_NK.shape[1] == 3
     prediction = student(video, joints, masks).prediction_NTD
     with torch.no_grad():
-        embedded = teacher.embeddings["video_encoder"].eval()(video) + student.encoder.temporal_embed
+        embedded = teacher.embeddings["video_encoder"](video) + student.encoder.temporal_embed
         target = teacher(embedded, config.target)
     expected = (prediction - target).square().mean(-1)[~kept].mean()
     loss = forward(student, teacher, video, joints, masks, config).loss
@@ -83,7 +83,12 @@ def test_the_whole_encoder_is_averaged(reads: Any) -> None:
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, 0.75 * before[name] + 0.25 * theirs[name.removeprefix("embeddings.")])
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
     assert not teacher.train().training and not any(module.training for module in teacher.modules())
+    video, joints = clips()
+    read = {"video_encoder": video, "skeleton_embed": joints}
+    tokens = torch.stack([embed(read[name]) for name, embed in teacher.embeddings.items()]).mean(0) + teacher.temporal_embed
+    torch.testing.assert_close(teacher.tokens(torch.zeros(0), video, joints), tokens)
 
 
 def test_joints_are_regressed_where_they_are() -> None:
@@ -142,8 +147,13 @@ def test_standardised_joints_tell_what_moves_in_a_clip() -> None:
             torch.testing.assert_close(target_BTO[clip, :, half], raw_TO[:, half] / spread, rtol=1e-4, atol=1e-4)
     moved, _ = joint_targets(torch.where(joints.any(-1, keepdim=True), joints * 1.5 + 3, 0.0), config)
     torch.testing.assert_close(moved, target_BTO, rtol=1e-3, atol=1e-3)
+    positions, _ = joint_targets(joints, replace(config, model=MODEL))
+    torch.testing.assert_close(positions, target_BTO[..., :values])
     still, _ = joint_targets(joints[:, :, :1].expand_as(joints), config)
     assert still.abs().max() < 1e-3
+    first = joints[:, :, :1].expand_as(joints)
+    quivers, _ = joint_targets(torch.where(first != 0, first + 0.01 * torch.rand_like(first), 0.0), config)
+    assert 0.03 < quivers.abs().max() < 0.01 / (SIZE / 200)  # in 1/200 of the crop's side
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from tiny import MODEL, finetune_config, pretrain_config
 from torch import Tensor
 
 from svdata2vec.config.probe import ProbeConfig
-from svdata2vec.config.schema import ModelConfig
+from svdata2vec.config.schema import EmaConfig, MaskConfig, ModelConfig, TargetConfig
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.model.image_weights import NotImageWeightsError, image_weights
 from svdata2vec.model.student import Encoder
 from svdata2vec.model.video_encoder import VideoEncoder
+from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.image_init import start_from_images
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.shards.errors import UserError
@@ -204,6 +205,16 @@ def test_a_run_goes_on_without_the_file_and_its_card_names_it(
     assert random != losses["whole"]
     probe(ProbeConfig(data=config.data, pretrained=tmp_path / "stopped", out=tmp_path / "probe", device="cpu"))
     assert load_classifier(tmp_path / "probe")[1].model.init == copy  # where it began; nobody reads it
+
+
+def test_a_teacher_that_sees_video_starts_from_the_file_too(file: Path, tiny_shard_folder: Path, tmp_path: Path) -> None:
+    target = TargetConfig(2, teacher="encoder", teacher_input="rgb", scored="video")
+    config = with_init(pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1), file, target=target)
+    pretrain(dataclasses.replace(config, ema=EmaConfig(1.0, 1.0), mask=MaskConfig(0.5, 1.0)))  # it stays what it was
+    state = Checkpoints(tmp_path / "run", 2).load_newest()
+    assert state is not None
+    begun = state["teacher"]["embeddings.video_encoder.stages.0.0.conv1.weight"]
+    assert torch.equal(begun, torch.load(file, weights_only=True)["layer1.0.conv1.weight"])
 
 
 def test_a_run_that_began_without_the_file_does_not_take_it(

@@ -26,7 +26,7 @@ from svdata2vec.evaluation.features import embed
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.pipeline.order import entries_per_epoch
 from svdata2vec.reports.report import write_report
-from svdata2vec.runs.card import read_card
+from svdata2vec.runs.card import model_card, read_card
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.folder import changed_settings, read_result
 from svdata2vec.runs.own_preset import fit
@@ -99,6 +99,10 @@ def test_a_card_says_what_sets_a_network_was_trained_on(runs: Path, sets: str) -
     config = from_dict(PretrainConfig, card["config"], "card")
     assert (config.data.shards, config.data.weights, config.data.layout) == (sets, (2.0, 0.5), "coco17")
     assert read_card(runs / "fine")["trained_on"]["clips"] == FIRST + SECOND
+    for changes in ({"layout": None, "weights": (0.5,)}, {"layout": "coco17", "weights": ()}):  # one set, not as it is stored
+        one = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=sets.split(",")[1], **changes))
+        (said,) = model_card("pretrain", one, num_joints=17, shards=open_data(one.data))["trained_on"]["sets"]
+        assert (said["layout"], said["clips"]) == ("kinect25", 9)
 
 
 def test_every_command_takes_joined_sets(runs: Path, sets: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, SearchConfig
 from svdata2vec.config.presets import FINETUNE, PRETRAIN
 from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
+from svdata2vec.config.schema import EmaConfig, TargetConfig
 from svdata2vec.evaluation.features import load_encoder
 from svdata2vec.evaluation.probe import split_features
 from svdata2vec.model.step_cost import step_flops, step_layers
@@ -383,6 +385,21 @@ def test_test_clips_that_probes_are_fitted_to_are_said(
     config = small_study(root, tmp_path, ways=("linear",))
     about(replace(config, data=replace(config.data, test_split=split)), ShardSet.open(root))
     assert caplog.text.count("2 of 6 clips of the test split 't_some' are trained on: its accuracy says little") == said
+
+
+@pytest.mark.parametrize(("changes", "kind"), [
+    ({}, "ours"), ({"target": TargetConfig(1)}, "ours"),
+    ({"target": TargetConfig(2, shuffle_skeletons=True)}, "control"),
+    ({"target": TargetConfig(2, teacher="encoder"), "ema": EmaConfig(1.0, 1.0)}, "control"),
+    ({"target": TargetConfig(2, teacher="encoder")}, "rival"), ({"target": TargetConfig(2, kind="joints")}, "rival"),
+])
+def test_what_a_row_is_in_the_comparison_follows_from_its_targets(
+    changes: dict[str, Any], kind: str, shards: Path, pretrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = replace(pretrain_config(shards, tmp_path), **changes)
+    monkeypatch.setattr("svdata2vec.studies.label_efficiency.published_config", lambda *_: made)
+    (row,) = rows_of(small_study(shards, tmp_path, ways=("linear",), pretrained=(f"pretrained={pretrained}",)))
+    assert row.kind == kind
 
 
 def test_rows_of_one_name_are_refused(shards: Path, pretrained: str, tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ def test_blended_joints_and_their_motion_do_not_go_together(tiny_shard_folder: P
 
 def test_clips_and_labels_are_blended_with_the_same_partner_and_share() -> None:
     mixture = Mixture(0.75, torch.tensor([1, 2, 0]))
-    video = torch.tensor([0, 100, 200], dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 2, 4, 4, 3)
+    video = torch.tensor([0, 100, 203], dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 2, 4, 4, 3)
     mixed = mixture.blend(video)
     assert mixed is not None and mixed.dtype == torch.uint8
-    assert mixed[:, 0, 0, 0, 0].tolist() == [25, 125, 150]
+    assert mixed[:, 0, 0, 0, 0].tolist() == [25, 126, 152]  # of 25, 125.75 and 152.25
     joints = torch.tensor([10.0, 20.0, 0.0]).view(3, 1, 1, 1, 1)
     blended = mixture.blend(joints)
     assert blended is not None and blended.flatten().tolist() == [12.5, 15.0, 2.5]
@@ -48,6 +48,8 @@ def test_clips_and_labels_are_blended_with_the_same_partner_and_share() -> None:
     probability = logits.log_softmax(1)
     expected = -(0.75 * probability[range(3), [4, 0, 2]] + 0.25 * probability[range(3), [0, 2, 4]]).mean()
     torch.testing.assert_close(mixture.loss(logits, torch.tensor([4, 0, 2]), 0.0), expected)
+    smoothed = 0.9 * expected - 0.1 * probability.mean()
+    torch.testing.assert_close(mixture.loss(logits, torch.tensor([4, 0, 2]), 0.1), smoothed)
 
 
 def test_shares_follow_the_beta_distribution() -> None:
@@ -56,6 +58,13 @@ def test_shares_follow_the_beta_distribution() -> None:
         variance = 1 / (4 * (2 * alpha + 1))  # of Beta(alpha, alpha)
         assert shares.mean() == pytest.approx(0.5, abs=4 * (variance / 2000) ** 0.5)
         assert shares.var() == pytest.approx(variance, rel=0.15)
+
+
+def test_every_clip_is_a_partner_once_and_any_clip_may_be_its_own() -> None:
+    partners_SB = torch.stack([draw_mixture(0.3, 3, CPU).partner_B for _ in range(900)])
+    assert (partners_SB.sort(dim=1).values == torch.arange(3)).all()
+    shares_BB = F.one_hot(partners_SB, 3).float().mean(0)
+    assert (shares_BB - 1 / 3).abs().max() < 0.07
 
 
 def test_training_with_mixup_is_reproducible_and_different(tiny_shard_folder: Path, tmp_path: Path) -> None:

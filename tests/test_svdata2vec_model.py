@@ -24,7 +24,7 @@ from svdata2vec.config.schema import (
 from svdata2vec.evaluation.metrics import measure
 from svdata2vec.kernels.gather_frames import fold
 from svdata2vec.model import video_encoder
-from svdata2vec.model.classifier import Classifier
+from svdata2vec.model.classifier import Classifier, Head
 from svdata2vec.model.masking import Masks, draw_masks
 from svdata2vec.model.prelu import PReLU
 from svdata2vec.model.student import Encoder, SkeletonEmbedding, SVData2Vec, motion_of
@@ -252,6 +252,13 @@ def test_stochastic_depth_is_linear_in_depth(depth: int, rates: list[float]) -> 
     head = HeadConfig(hidden=16, dropout=0.1, drop_path=0.5)
     made = Classifier(FinetuneConfig(model=replace(MODEL, depth=depth), head=head, modality="skeleton"), 17, 5)
     assert [block.drop_path.rate for block in made.encoder.blocks] == rates and made.head.dropout.p == 0.1
+
+
+def test_dropout_of_a_head_falls_on_each_frame_by_itself() -> None:
+    head, means = Head(500, hidden=4, num_classes=2, dropout=0.3), []
+    head.fc1.register_forward_pre_hook(lambda _, inputs: means.append(inputs[0]))
+    head(torch.ones(3, 4, 500))
+    torch.testing.assert_close(means[0].unique(), torch.arange(5) / 4 / 0.7)
 
 
 @pytest.mark.parametrize("teacher_input", ["rgb", "both"])

@@ -25,10 +25,12 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.metrics_log import read_metrics
+from svdata2vec.runs.provenance import UNKNOWN
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
+from svdata2vec.training import loop
 from svdata2vec.training.finetune import Finetuning, finetune
 from svdata2vec.training.optim import learning_rate
 from svdata2vec.training.pretrain import Pretraining, pretrain
@@ -248,14 +250,18 @@ def test_a_loader_counts_the_clips_of_all_processes_in_a_step(tiny_shard_folder:
 
 
 @pytest.mark.parametrize("size", [4, 2])
-def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_path: Path) -> None:
-    """It says nothing of the clips per step; they follow from the loader's place and the number of steps."""
+def test_a_checkpoint_of_0_2_0_goes_on(
+    size: int, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of the clips per step; they follow from the loader's place and the number of steps. Nor of commits."""
+    monkeypatch.setattr(loop, "commit", lambda: "abc")
     configs = [pretrain_config(tiny_shard_folder, tmp_path / f"run{number}", batch_size=4) for number in (0, 1)]
     pretrain(configs[0])
     state = Checkpoints(tmp_path / "run0", 2).load_newest()
     path = tmp_path / "run0" / "checkpoints" / "step-000000004.pt"
     state = torch.load(path, weights_only=True)
     del state["stepper"]["per_step"], state["stepper"]["reference_clips"], state["stepper"]["skipped_clips"], state["collapse"]
+    del state["origin"]["commits"]
     path.parent.mkdir(exist_ok=True)
     other = tmp_path / "run1" / "checkpoints"
     other.mkdir(parents=True)
@@ -267,6 +273,7 @@ def test_a_checkpoint_of_0_2_0_goes_on(size: int, tiny_shard_folder: Path, tmp_p
         first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run0", "run1"))
         assert all(torch.equal(first[name], second[name]) for name in first)
     assert Checkpoints(tmp_path / "run1", 2).load_newest()["stepper"]["reference_clips"] == 4
+    assert read_card(tmp_path / "run1")["commits"] == ["abc", UNKNOWN]
 
 
 def test_a_checkpoint_of_an_earlier_version_has_the_defaults_of_later_settings(

@@ -106,6 +106,7 @@ def test_learning_rate_warms_up_and_falls_as_half_a_cosine() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup_epochs=2)
     rates = [learning_rate(config, step / 10, 12) for step in (0, 10, 20, 70, 120, 500)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.2, 0.2])
+    assert learning_rate(replace(config, warmup_epochs=0), 0, 12) == 1.0
 
 
 def test_ema_decay_of_both_schedules() -> None:
@@ -193,6 +194,7 @@ def test_a_rate_that_would_rise_is_refused() -> None:
     with pytest.raises(UserError, match=r"rise from its peak 0.0001 to 0.0005; set --optim.min-lr to .*--optim.min-lr-share"):
         resolve(OptimConfig(lr=1e-4), 32, 400)
     assert resolve(OptimConfig(lr=1e-4, min_lr_share=0.5), 32, 400).min_lr == pytest.approx(5e-5)
+    assert resolve(OptimConfig(lr=1e-4, min_lr=1e-4), 32, 400).min_lr == 1e-4  # it stays
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(400, 20), (21, 20), (20, 2), (10, 1)])
@@ -206,6 +208,7 @@ def test_a_run_leaves_its_warm_up(epochs: int, warmup: float) -> None:
 def test_annealing_as_a_share_of_the_run() -> None:
     config = EmaConfig(anneal_share=0.25)
     assert annealing(config, Fraction(25, 2), 40).anneal_steps == 125
+    assert annealing(EmaConfig(anneal_share=0.01), Fraction(25, 2), 1).anneal_steps == 1
     assert annealing(EmaConfig(), Fraction(25, 2), 40) == EmaConfig()
 
 
