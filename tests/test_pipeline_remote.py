@@ -289,6 +289,7 @@ def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_
     monkeypatch.setattr(_Ranged, "query", "sig=d")
     again = RemoteShardSet(f"{http_url}?sig=d", cache=tmp_path, fetch=fetch)
     assert bytes(again.sample(0).video) == bytes(local.sample(0).video) and again.cache.misses == 0
+    assert len(list(tmp_path.iterdir())) == 2, "index and bytes, however often a signature is renewed"
 
 
 @pytest.mark.parametrize(("name", "message"), [

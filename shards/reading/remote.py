@@ -74,7 +74,7 @@ class RemoteShardSet(ShardSet):
         query = base.partition("?")[2] if url.startswith(HTTP) else ""  # as a signature, which belongs to every file
         self._query = f"?{query}" if query else ""
         self._base = base.removesuffix(self._query).rstrip("/")
-        folder = _folder(cache, self.url, "head")
+        folder = _folder(cache, self.where, "head")
         make_folder(folder)
         names = [INDEX_NAME, MANIFEST_NAME]
         with _called(folder, self.where):
