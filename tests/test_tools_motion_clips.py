@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,55 @@ def test_scenery_reaches_as_far_as_a_large_picture_sways() -> None:
     sway_T = np.abs(scene.camera.sway_T2).max(axis=1)
     assert sway_T.max() > 24.5
     assert SceneryPainter(scene).draw(int(sway_T.argmax())).shape == (2160, 3840, 3)
+
+
+@pytest.mark.parametrize("index", [0, 10, 23])
+def test_hard_clips_differ_in_looks_alone(index: int) -> None:
+    """The same performance before another, busier scene, from a camera that sways more."""
+    spec, lengths = make.clip_specs(36)[index], {"min_frames": 24, "max_frames": 26}
+    easy, hard = (make.build_scene(spec, make.Options(clips=36, hard=hard, **lengths)) for hard in (False, True))
+    still_E, still_H = (scene.pixels_MTJ2 - scene.camera.sway_T2[:, None] for scene in (easy, hard))
+    np.testing.assert_allclose(still_E, still_H, atol=1e-9)
+    assert np.ptp(hard.camera.sway_T2, axis=0).max() > 2 * np.ptp(easy.camera.sway_T2, axis=0).max()
+    assert all(one.skin == other.skin and one.hair == other.hair for one, other in zip(easy.looks, hard.looks, strict=True))
+    assert any(one.shirt != other.shirt for one, other in zip(easy.looks, hard.looks, strict=True))
+    first, other = SceneryPainter(easy), SceneryPainter(hard)
+    assert len(first.movers) <= 4 < len(other.movers)
+    assert not first.front_movers and other.front_movers
+
+    def flicker(painter: SceneryPainter) -> float:
+        return float(np.abs(np.diff(np.log(painter.light.gain_T))).mean())
+
+    assert flicker(other) > 0.05 > 0.03 > flicker(first)
+
+
+def test_in_hard_clips_things_pass_in_front_of_the_performers() -> None:
+    scene = make.build_scene(make.clip_specs(36)[4], make.Options(clips=36, hard=True, min_frames=24, max_frames=24))
+    painter = SceneryPainter(scene)
+    white = [replace(mover, fill=(255,) * 3, stripe=(255,) * 3) for mover in painter.front_movers]
+    with_things = list(render(scene, plain=False))
+    without = list(render(replace(scene, difficulty=replace(scene.difficulty, front_movers=(0, 0))), plain=False))
+    for time, (one, other) in enumerate(zip(with_things, without, strict=True)):
+        marked = np.zeros(one.shape, np.uint8)
+        painter.draw_movers(white, marked, time)
+        assert ((one != other).any(axis=2) <= (marked > 0).all(axis=2)).all()
+    assert (np.stack(with_things) != np.stack(without)).any()
+
+
+def test_a_set_of_hard_clips_says_so_and_one_made_before_there_were_any_is_kept(tiny: Path, tmp_path: Path) -> None:
+    options = replace(TINY, hard=True)
+    make.make_motion_clips(tmp_path / "hard", options)
+    assert pickle.loads((tmp_path / "hard" / "motion.pkl").read_bytes())["name"] == f"motion-{make.VERSION}-hard"
+    with pytest.raises(UserError, match="made with hard True instead of False"):
+        make.make_motion_clips(tmp_path / "hard", TINY)
+    older = tmp_path / "older"
+    shutil.copytree(tiny, older)
+    state = json.loads((older / "motion.json").read_text())
+    del state["options"]["hard"]
+    (older / "motion.json").write_text(json.dumps(state))
+    assert make.make_motion_clips(older, TINY) is None
+    with pytest.raises(UserError, match="made with hard False instead of True"):
+        make.make_motion_clips(older, options)
 
 
 def test_detected_joints_stay_near_the_true_ones() -> None:

@@ -31,7 +31,7 @@ from motion_bodies import FPS, make_body
 from motion_detector import detect
 from motion_drawing import render
 from motion_scene import AZIMUTHS, Scene, make_camera, make_look, make_scene
-from motion_scenery import Picture
+from motion_scenery import EASY, HARD, Picture
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -66,6 +66,7 @@ class Options:
     crf: Annotated[int, Range(0, 51)] = 20  # best .. worst
     preset: str = "ultrafast"
     plain: bool = False
+    hard: bool = False
 
     def __post_init__(self) -> None:
         for frames in (self.min_frames, self.max_frames):  # one option
@@ -116,19 +117,20 @@ def splits(specs: Sequence[ClipSpec]) -> dict[str, list[str]]:
 
 def build_scene(spec: ClipSpec, options: Options) -> Scene:
     """Choreography, camera and looks of one clip."""
-    seed = options.seed
+    seed, difficulty = options.seed, HARD if options.hard else EASY
     rng = np.random.default_rng([seed, CLIP, spec.index])
     num_frames = int(rng.integers(options.min_frames, options.max_frames + 1))
     pair = (spec.subject, int(rng.choice([s for s in SUBJECTS[spec.part] if s != spec.subject])))
     setup_rng = np.random.default_rng([seed, EXTRAS, spec.setup, spec.camera])
     azimuth = AZIMUTHS[spec.camera - 1] + setup_rng.uniform(-0.12, 0.12) + rng.uniform(-0.04, 0.04)
-    camera = make_camera(azimuth, rng, num_frames, options.width, options.height)
+    camera = make_camera(azimuth, rng, num_frames, options.width, options.height, difficulty)
     bodies = [make_body(np.random.default_rng([seed, BODIES, s])) for s in pair]
+    own = (spec.index,) if difficulty.own_clothes else ()
     looks = [make_look(np.random.default_rng([seed, BODIES, s, 1]),
-                       np.random.default_rng([seed, CLOTHES, s, spec.setup])) for s in pair]
+                       np.random.default_rng([seed, CLOTHES, s, spec.setup, *own])) for s in pair]
     cast = perform(spec.label, rng, num_frames, (bodies[0], bodies[1]), azimuth)
     return make_scene(cast, tuple(looks[:len(cast.bodies)]), camera, options.width, options.height,
-                      (seed, CLIP, spec.index), plain=options.plain)
+                      (seed, CLIP, spec.index), difficulty, plain=options.plain)
 
 
 def annotation(spec: ClipSpec, keypoint: NDArray[np.float16], score: NDArray[np.float16], options: Options) -> dict[str, Any]:
@@ -204,7 +206,8 @@ def check_folder(folder: Path, options: Options) -> bool:
         return False
     try:
         state = json.loads(state_path.read_text())
-        found, complete = {**state["options"], "version": state["version"]}, bool(state["complete"])
+        found = {"hard": False, **state["options"], "version": state["version"]}  # older sets do not say it
+        complete = bool(state["complete"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{state_path}: cannot be read as the description of a motion data set ({error!r}); "
                         "delete the folder or choose another") from error
@@ -240,7 +243,7 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     for index, keypoint, score, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
         annotations[index] = annotation(specs[index], keypoint, score, options)
         drawn += frames
-    content = {"name": f"motion-{VERSION}", "split": splits(specs), "classes": list(CLASSES),
+    content = {"name": f"motion-{VERSION}{'-hard' if options.hard else ''}", "split": splits(specs), "classes": list(CLASSES),
                "annotations": [annotations[spec.index] for spec in specs]}
     write_atomically(folder / "motion.pkl", pickle.dumps(content, protocol=4))
     write_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
@@ -269,6 +272,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Path, Options, int]:
     parser.add_argument("--preset", default="ultrafast", choices=("ultrafast", "superfast", "veryfast", "medium"),
                         help="H.264 effort (default ultrafast)")
     parser.add_argument("--plain", action="store_true", help="figures alone on grey: for looking at the joints")
+    parser.add_argument("--hard", action="store_true",
+                        help="busier scenes: more that moves, sways and flickers, and clothes of each clip's own")
     parser.add_argument("--workers", type=int, default=job_cores(), help="processes (default: one per core of this job)")
     given = vars(parser.parse_args(arguments))
     folder, workers, (low, high) = given.pop("out"), given.pop("workers"), frame_range(given.pop("frames"))

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from motion_bodies import JOINT, SIDES, Array
 from motion_scene import Scene
-from motion_scenery import Picture, colour, darker, make_backdrop, make_light, make_movers, margin
+from motion_scenery import Mover, Picture, colour, darker, make_backdrop, make_light, make_movers, margin
 from numpy.typing import NDArray
 
 SHIFT = 3  # OpenCV draws with 1/8 pixel
@@ -146,28 +146,35 @@ class SceneryPainter:
         rng = np.random.default_rng([*scene.scenery_seed, 2])
         width, height = scene.width, scene.height
         self.scene = scene
-        self.light = make_light(rng, scene.num_frames)
-        self.backdrops = [make_backdrop(rng, width, height)]
-        slope = np.linspace(rng.uniform(0.55, 0.8), rng.uniform(0.95, 1.15), width + 2 * margin(height), dtype=np.float32)
+        difficulty = scene.difficulty
+        self.edge = margin(height, difficulty.sway)
+        self.light = make_light(rng, scene.num_frames, difficulty.flicker)
+        self.backdrops = [make_backdrop(rng, width, height, self.edge)]
+        slope = np.linspace(rng.uniform(0.55, 0.8), rng.uniform(0.95, 1.15), width + 2 * self.edge, dtype=np.float32)
         slope = slope[:: int(rng.choice([-1, 1]))]
         self.backdrops.append((self.backdrops[0] * slope[None, :, None]).clip(0, 255).astype(np.uint8))
-        self.movers = make_movers(rng, scene.num_frames, width, height)
-        noise = int(rng.integers(2, 7))
+        self.movers = make_movers(rng, scene.num_frames, width, height, difficulty.movers)
+        noise = int(rng.integers(difficulty.noise[0], difficulty.noise[1] + 1))
         self.noise = rng.integers(0, noise + 1, (height + 32, width + 32, 3), dtype=np.uint8)
         self.offset = float(self.noise.mean())
         self.noise_corner_T2 = rng.integers(0, 32, (scene.num_frames, 2)).tolist()
+        self.front_movers = make_movers(rng, scene.num_frames, width, height, difficulty.front_movers)
 
     def draw(self, time: int) -> Picture:
-        x, y = (round(margin(self.scene.height) - float(v)) for v in self.scene.camera.sway_T2[time])
+        x, y = (round(self.edge - float(v)) for v in self.scene.camera.sway_T2[time])
         window = (slice(y, y + self.scene.height), slice(x, x + self.scene.width))
         mix = float(self.light.mix_T[time])
         first, second = (backdrop[window] for backdrop in self.backdrops)
         frame = np.asarray(cv2.addWeighted(first, mix, second, 1 - mix, 0), np.uint8)
-        for mover in self.movers:
+        self.draw_movers(self.movers, frame, time)
+        return frame
+
+    @staticmethod
+    def draw_movers(movers: list[Mover], frame: Picture, time: int) -> None:
+        for mover in movers:
             x, y = (int(v) for v in mover.path_T2[time])
             cv2.circle(frame, (x, y), mover.radius, mover.fill, -1)
             cv2.line(frame, (x - mover.radius, y), (x + mover.radius, y), mover.stripe, max(2, mover.radius // 2))
-        return frame
 
     def shade(self, frame: Picture, time: int) -> Picture:
         """The light of this moment and the sensor's noise."""
@@ -201,4 +208,7 @@ def render(scene: Scene, *, plain: bool) -> Iterator[Picture]:
             cv2.circle(frame, held[time], radius, held_colour, -1)
         for occluder in scene.occluders:
             occluder.draw(frame, time)
-        yield frame if scenery is None else scenery.shade(frame, time)
+        if scenery is not None:
+            scenery.draw_movers(scenery.front_movers, frame, time)
+            frame = scenery.shade(frame, time)
+        yield frame

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from motion_actions import Cast
 from motion_bodies import JOINT, Array, Body, Rng, oscillation
-from motion_scenery import SWAY, Colour, Occluder, colour, darker, make_occluders
+from motion_scenery import Colour, Difficulty, Occluder, colour, darker, make_occluders
 
 from svdata2vec.shards.layouts import COCO17
 
@@ -37,8 +37,11 @@ class Camera:
         return pixels, depth
 
 
-def make_camera(azimuth: float, rng: Rng, num_frames: int, width: int, height: int) -> Camera:
+def make_camera(
+    azimuth: float, rng: Rng, num_frames: int, width: int, height: int, difficulty: Difficulty,
+) -> Camera:
     """Camera at `azimuth` with a height, distance and sway of its own."""
+    fastest = difficulty.fastest_sway
     distance, eye = rng.uniform(5.0, 6.2), rng.uniform(1.0, 1.9)
     position_3 = np.array([distance * np.sin(azimuth), -distance * np.cos(azimuth), eye])
     aim_3 = np.array([*rng.uniform(-0.12, 0.12, 2), rng.uniform(0.98, 1.1)])
@@ -47,7 +50,7 @@ def make_camera(azimuth: float, rng: Rng, num_frames: int, width: int, height: i
     right_3 /= np.linalg.norm(right_3)
     down_3 = np.cross(forward_3, right_3)
     focal = FIGURE_SHARE * height * distance / 1.72 * rng.uniform(0.95, 1.05)
-    sway = [rng.uniform(0.0, SWAY) * height * oscillation(rng, num_frames, 0.2, 0.7) for _ in range(2)]
+    sway = [rng.uniform(0.0, difficulty.sway) * height * oscillation(rng, num_frames, 0.2, fastest) for _ in range(2)]
     centre_2 = np.array([width / 2, height / 2])
     return Camera(position_3, np.stack([right_3, down_3, forward_3]), focal, centre_2, np.stack(sway, axis=1))
 
@@ -73,7 +76,7 @@ class Look:
 
 
 def make_look(person: Rng, clothes: Rng) -> Look:
-    """Skin and hair belong to the person, clothes to the recording session."""
+    """Skin and hair belong to the person, clothes to the recording session, or to the clip."""
     skin, hair = SKINS[person.integers(len(SKINS))], HAIRS[person.integers(len(HAIRS))]
     shirt, trousers = colour(clothes), colour(clothes)
     return Look(
@@ -107,6 +110,7 @@ class Scene:
     occluders: tuple[Occluder, ...]
     camera: Camera
     scenery_seed: tuple[int, ...]
+    difficulty: Difficulty
 
     @property
     def num_frames(self) -> int:
@@ -122,7 +126,8 @@ class Scene:
 
 
 def make_scene(
-    cast: Cast, looks: tuple[Look, ...], camera: Camera, width: int, height: int, seed: tuple[int, ...], *, plain: bool
+    cast: Cast, looks: tuple[Look, ...], camera: Camera, width: int, height: int, seed: tuple[int, ...],
+    difficulty: Difficulty, *, plain: bool,
 ) -> Scene:
     """Project the cast and set up what stands in front of it; `plain` leaves occluders away."""
     pixels_MJT2, depth_MJT = camera.project(cast.joints_MTJ3.swapaxes(1, 2))
@@ -145,4 +150,5 @@ def make_scene(
         occluders=tuple(occluders),
         camera=camera,
         scenery_seed=seed,
+        difficulty=difficulty,
     )

@@ -14,12 +14,28 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-SWAY = 0.012  # of the picture's height: how far a camera sways at most
+@dataclass(frozen=True)
+class Difficulty:
+    """How much of what is seen says nothing about the action."""
+
+    sway: float = 0.012  # of the picture's height: how far a camera sways at most
+    fastest_sway: float = 0.7  # Hz
+    movers: tuple[int, int] = (1, 4)  # things that move behind the performers, fewest and most
+    front_movers: tuple[int, int] = (0, 0)  # and in front of them
+    flicker: float = 0.0  # a frame's gain, of the mean: up to so much more or less
+    noise: tuple[int, int] = (2, 6)  # levels of the sensor's noise
+    own_clothes: bool = False  # clothes of each clip; else of a person in a setup
 
 
-def margin(height: int) -> int:
+EASY = Difficulty()
+HARD = Difficulty(
+    sway=0.05, fastest_sway=1.2, movers=(5, 10), front_movers=(1, 3), flicker=0.12, noise=(6, 30), own_clothes=True,
+)
+
+
+def margin(height: int, sway: float) -> int:
     """Pixels of scenery beyond the picture's edges, for the sway of the camera."""
-    return max(24, math.ceil(SWAY * height))
+    return max(24, math.ceil(sway * height))
 
 
 def colour(rng: Rng, low: int = 20, high: int = 235) -> Colour:
@@ -41,9 +57,9 @@ def cloud(rng: Rng, width: int, height: int, cells: int, low: Colour, high: Colo
     return (dark + (bright - dark) * share).clip(0, 255).astype(np.uint8)
 
 
-def make_backdrop(rng: Rng, width: int, height: int) -> Picture:
-    """Wall, floor, pictures and furniture: a still picture with `margin` extra pixels on each side."""
-    width, height = width + 2 * margin(height), height + 2 * margin(height)
+def make_backdrop(rng: Rng, width: int, height: int, edge: int) -> Picture:
+    """Wall, floor, pictures and furniture: a still picture with `edge` extra pixels on each side."""
+    width, height = width + 2 * edge, height + 2 * edge
     wall = colour(rng, 60, 200)
     picture = cloud(rng, width, height, int(rng.integers(6, 24)), darker(wall, 0.75), wall)
     floor_top = int(rng.uniform(0.62, 0.78) * height)
@@ -77,10 +93,10 @@ class Mover:
     stripe: Colour
 
 
-def make_movers(rng: Rng, num_frames: int, width: int, height: int) -> list[Mover]:
+def make_movers(rng: Rng, num_frames: int, width: int, height: int, number: tuple[int, int]) -> list[Mover]:
     movers = []
     time_T = np.arange(num_frames) / FPS
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(number[0], number[1] + 1))):
         start = rng.uniform(0, 1, 2) * (width, 0.75 * height)
         if rng.uniform() < 0.5:
             path = start + time_T[:, None] * rng.uniform(-0.3, 0.3, 2) * (width, height)
@@ -149,11 +165,13 @@ class Light:
     mix_T: Array
 
 
-def make_light(rng: Rng, num_frames: int) -> Light:
+def make_light(rng: Rng, num_frames: int, flicker: float) -> Light:
     time_T = np.arange(num_frames) / FPS
     slow_T = oscillation(rng, num_frames, 0.1, 0.9)
     gain_T = rng.uniform(0.8, 1.12) * (1.0 + rng.uniform(0.0, 0.14) * slow_T)
     if rng.uniform() < 0.25:  # a lamp goes on or off
         gain_T *= np.where(time_T < rng.uniform(0.2, 0.8) * time_T[-1], 1.0, rng.uniform(0.78, 1.2))
     mix_T = 0.5 + 0.5 * oscillation(rng, num_frames, 0.1, 0.6)
+    if flicker:
+        gain_T *= rng.uniform(1.0 - flicker, 1.0 + flicker, num_frames)
     return Light(gain_T, rng.uniform(-12, 12) + rng.uniform(-1.0, 1.0, num_frames), mix_T)
