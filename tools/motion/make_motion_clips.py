@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     seconds = time.monotonic() - start
     print(f"{folder}: {options.clips} clips of {len(CLASSES)} classes; drew {frames} frames in {seconds:.1f} s "
-          f"({1000 * seconds / max(frames, 1):.2f} ms per frame with {workers} workers)")
+          f"with {workers} workers")
     return 0
 
 
