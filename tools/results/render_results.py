@@ -65,7 +65,7 @@ HEADLINES = (  # ways of loading that README.md shows
 # Name of a section -> what writes it, and the records that it is given, the first of which must be there.
 SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "demo": (demo, ("demo", "demo_gpu")),
-    "motion_check": (motion_check, ("motion_clips_check",)),
+    "motion_check": (motion_check, ("motion_clips_check", "motion_clips_check_hard")),
     "claim": (label_efficiency, ("label_efficiency",)),
     "claim_differences": (label_differences, ("label_efficiency",)),
     "claim_costs": (label_costs, ("label_efficiency",)),

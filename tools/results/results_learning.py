@@ -27,12 +27,18 @@ def demo(cpu: Record, gpu: Record | None) -> str:
     ) + not_measured(columns)
 
 
-def motion_check(record: Record) -> str:
-    """What one frame, the background and the whole clip tell about the class."""
-    rows = [[trial["name"], percent(trial["accuracy"])] for trial in record["trials"]]
-    return table(["input", "top-1"], [*rows, ["chance", percent(record["chance"])]]) + (
-        f"\n{record['training_clips']} clips for training, {record['evaluation_clips']} of other subjects for evaluation, "
-        f"{record['options']['frames']} frames of {record['options']['crop']} px each. {measured(record)}\n"
+def motion_check(*records: Record | None) -> str:
+    """What one frame, the background and the whole clip tell about the class: of plain clips, and of hard ones."""
+    sets = [record for record in records if record is not None]
+    rows = [
+        [trials[0]["name"], *(percent(trial["accuracy"]) for trial in trials)]
+        for trials in zip(*(record["trials"] for record in sets), strict=True)
+    ]
+    rows.append(["chance", *(percent(record["chance"]) for record in sets)])
+    first, header = sets[0], ["input", "top-1", "top-1, `--hard`"]
+    return table(header[:1 + len(sets)], rows) + (
+        f"\n{first['training_clips']} clips for training, {first['evaluation_clips']} of other subjects for evaluation, "
+        f"{first['options']['frames']} frames of {first['options']['crop']} px each. {' '.join(map(measured, sets))}\n"
     )
 
 
