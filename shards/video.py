@@ -54,12 +54,17 @@ class VideoInfo:
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """A binary file from a path or an fsspec URL; of a folder of numbered pictures, these one after the other."""
+    """A binary file from a path or an fsspec URL; of a folder of numbered pictures, these one after the other.
+
+    UserError for what is no file, as a pipe, which might be waited for for ever.
+    """
     if "://" in str(path):
         system, place = filesystem_of(str(path))
         return system.open(place, "rb")
     if Path(path).is_dir():
         return cast(IO[bytes], _Joined(numbered_pictures(path)))
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"{path}: is a pipe or a device; expected a file, or a folder of numbered pictures")
     return Path(path).open("rb")
 
 

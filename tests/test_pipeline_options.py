@@ -118,15 +118,26 @@ def test_scores_are_the_mean_of_the_views(tiny_shard_folder):
 
 
 def test_remote_options_reach_the_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("svdata2vec.shards.reading.remote.DEFAULT_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, store = tiny_shards(tmp_path / "shards"), fsspec.filesystem("memory")
     for path in Path(folder).iterdir():
         store.pipe_file(f"/options/{path.name}", path.read_bytes())
     remote = open_data(DataConfig("memory://options", remote_fetch="shards", remote_cache_gb=0.5))
     assert isinstance(remote, RemoteShardSet) and remote.cache.max_bytes == 500_000_000
     remote.sample(0)
+    assert remote.cache.folder.is_relative_to(tmp_path / "cache" / "svdata2vec")
     assert [path.name.partition("-")[2] for path in remote.cache.folder.glob("*.tar")] == ["shard-000000.tar"]
     store.rm("/options", recursive=True)
+
+
+def test_without_a_home_shards_behind_a_url_ask_for_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user whom the machine does not know
+    with pytest.raises(UserError, match="memory://nobody: you have no home folder for its cache; set XDG_CACHE_HOME to"):
+        open_data(DataConfig("memory://nobody"))
+    code = "import pwd; pwd.getpwuid = {}.__getitem__; import svdata2vec.runs.data"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("installed", [None, ModuleType("nvidia.dali")], ids=["missing", "broken"])

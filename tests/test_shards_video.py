@@ -1,6 +1,7 @@
 """Source videos as cameras and people leave them: turned, mirrored, trimmed, cut off, with pixels that are not square."""
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,12 @@ def test_pictures_are_numbered_in_many_ways(tmp_path: Path, form: str) -> None:
         (tmp_path / name).touch()
     (tmp_path / ".1.jpg").touch()
     assert [path.name for path in numbered_pictures(tmp_path)] == names
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4: is a pipe or a device; expected a file, or a folder of numbered pictures"):
+        VideoReader(tmp_path / "a.mp4")
 
 
 def test_a_folder_without_numbered_pictures_is_no_video(tmp_path: Path) -> None:

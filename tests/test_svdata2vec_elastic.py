@@ -96,6 +96,8 @@ def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:
     (call,) = calls
     assert status == 0 and "--nnodes 3 --nproc-per-node 2 --max-restarts 3" in call and "--rdzv-endpoint first:29500" in call
     assert call.endswith("[own store: 1]")
+    _, calls = run_with_stubs("launch_node.sh", tmp_path, NODES="3", HEAD_NODE="first", GPUS="2", PORT="29512")
+    assert "--rdzv-endpoint first:29512" in calls[-1], "a second run on these machines"
 
 
 @pytest.mark.parametrize("script", ["pretrain.sbatch", "launch_node.sh"])

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from svdata2vec.shards.atomic import make_folder, write_atomically
+from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
@@ -31,7 +32,6 @@ from svdata2vec.shards.urls import HTTP, RETRY_SECONDS, StoreError, filesystem_o
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
 
-DEFAULT_CACHE = Path.home() / ".cache" / "svdata2vec"
 CACHE_BYTES = 32 << 30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of the cache, not of the store
 READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
@@ -45,7 +45,7 @@ def open_shards(
 
     Args:
         root: its folder, or its URL (with `://` in it).
-        cache: folder for what is fetched from a URL; None = `DEFAULT_CACHE`.
+        cache: folder for what is fetched from a URL; None = `cache_folder()`.
         cache_bytes: what the cache may take.
         fetch: "clips" reads each clip by itself, "shards" fetches whole tars ahead of their use.
 
@@ -57,7 +57,10 @@ def open_shards(
     if fetch not in get_args(Fetch):
         raise UserError(f"fetch is {fetch!r}: expected {' or '.join(map(repr, get_args(Fetch)))}")
     if "://" in str(root):
-        return RemoteShardSet(str(root), cache=cache or DEFAULT_CACHE, cache_bytes=cache_bytes, fetch=fetch)
+        cache = cache or cache_folder()
+        if cache is None:
+            raise UserError(f"{public(str(root))}: you have no home folder for its cache; set XDG_CACHE_HOME to a folder")
+        return RemoteShardSet(str(root), cache=cache, cache_bytes=cache_bytes, fetch=fetch)
     return ShardSet.open(root)
 
 

@@ -1,7 +1,7 @@
 """How this machine decodes fastest, as `svdata2vec bench data --tune` measured it: one small file per user.
 
-It is `$XDG_CACHE_HOME/svdata2vec/decoding.json` (~/.cache/... without that variable), or what SVDATA2VEC_DECODING names;
-that variable empty: none. It may be deleted. Homes are shared: every device that was measured has its entry, by its name.
+It is `decoding.json` in the `cache_folder`, or what SVDATA2VEC_DECODING names; that variable empty: none. It may be deleted.
+Homes are shared: every device that was measured has its entry, by its name.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from svdata2vec.config.checked_json import check_record
 from svdata2vec.config.files import read_json
 from svdata2vec.shards.atomic import make_folder, write_atomically
+from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, check_number
 
@@ -49,10 +50,8 @@ def tuned_file() -> Path | None:
     named = os.environ.get(ENVIRONMENT)
     if named is not None:
         return Path(named) if named else None
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svdata2vec" / "decoding.json"
-    except RuntimeError:  # no home
-        return None
+    folder = cache_folder()
+    return None if folder is None else folder / "decoding.json"
 
 
 def load_tuned(device: str, codec: str) -> Tuned | None:
