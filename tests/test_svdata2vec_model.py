@@ -207,6 +207,15 @@ def test_skeleton_tokens_tell_motion_if_asked_to() -> None:
     torch.testing.assert_close(moving(still_BMTVC), plain(still_BMTVC))
 
 
+def test_coordinates_keep_their_fractions_of_a_pixel_under_autocast() -> None:
+    """bfloat16 has eight bits, so a joint at 200.4 of 224 pixels would be at 200."""
+    embed = SkeletonEmbedding(persons=1, joints=17, coordinates=2, width=8, motion=2.0)
+    joints_BMTVC = 224 * torch.rand(2, 1, 5, 17, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens_BTD = embed(joints_BMTVC)
+    torch.testing.assert_close(tokens_BTD, embed(joints_BMTVC), rtol=0, atol=0)
+
+
 def test_wrong_number_of_joints_is_refused() -> None:
     embed = SkeletonEmbedding(persons=2, joints=17, coordinates=2, width=4)
     with pytest.raises(ValueError, match=r"\(2, 15, 2\), the model expects \(2, 17, 2\)"):
