@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 
 # ---- edit 1: the machines ---------------------------------------------------------------------------------------------
 nodes="${NODES:-1}"                      # how many machines
-head="${HEAD_NODE:-localhost}:${PORT:-29500}"  # the first of them, as the others reach it
+head="${HEAD_NODE:-localhost}:${PORT:-29500}"  # the first of them, as the others reach it, and a free port
 gpus="${GPUS:-8}"                        # GPUs (processes) per machine
 
 # ---- edit 2: which Python, and what to train --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from motion_bodies import JOINT, SIDES, Array
 from motion_scene import Scene
-from motion_scenery import Mover, Picture, colour, darker, make_backdrop, make_light, make_movers, margin
+from motion_scenery import Picture, colour, darker, make_backdrop, make_light, make_movers, margin
 from numpy.typing import NDArray
 
 SHIFT = 3  # OpenCV draws with 1/8 pixel
@@ -166,15 +166,9 @@ class SceneryPainter:
         mix = float(self.light.mix_T[time])
         first, second = (backdrop[window] for backdrop in self.backdrops)
         frame = np.asarray(cv2.addWeighted(first, mix, second, 1 - mix, 0), np.uint8)
-        self.draw_movers(self.movers, frame, time)
+        for mover in self.movers:
+            mover.draw(frame, time)
         return frame
-
-    @staticmethod
-    def draw_movers(movers: list[Mover], frame: Picture, time: int) -> None:
-        for mover in movers:
-            x, y = (int(v) for v in mover.path_T2[time])
-            cv2.circle(frame, (x, y), mover.radius, mover.fill, -1)
-            cv2.line(frame, (x - mover.radius, y), (x + mover.radius, y), mover.stripe, max(2, mover.radius // 2))
 
     def shade(self, frame: Picture, time: int) -> Picture:
         """The light of this moment and the sensor's noise."""
@@ -209,6 +203,7 @@ def render(scene: Scene, *, plain: bool) -> Iterator[Picture]:
         for occluder in scene.occluders:
             occluder.draw(frame, time)
         if scenery is not None:
-            scenery.draw_movers(scenery.front_movers, frame, time)
+            for mover in scenery.front_movers:
+                mover.draw(frame, time)
             frame = scenery.shade(frame, time)
         yield frame

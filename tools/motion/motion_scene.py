@@ -37,11 +37,8 @@ class Camera:
         return pixels, depth
 
 
-def make_camera(
-    azimuth: float, rng: Rng, num_frames: int, width: int, height: int, difficulty: Difficulty,
-) -> Camera:
+def make_camera(azimuth: float, rng: Rng, num_frames: int, width: int, height: int, difficulty: Difficulty) -> Camera:
     """Camera at `azimuth` with a height, distance and sway of its own."""
-    fastest = difficulty.fastest_sway
     distance, eye = rng.uniform(5.0, 6.2), rng.uniform(1.0, 1.9)
     position_3 = np.array([distance * np.sin(azimuth), -distance * np.cos(azimuth), eye])
     aim_3 = np.array([*rng.uniform(-0.12, 0.12, 2), rng.uniform(0.98, 1.1)])
@@ -50,7 +47,8 @@ def make_camera(
     right_3 /= np.linalg.norm(right_3)
     down_3 = np.cross(forward_3, right_3)
     focal = FIGURE_SHARE * height * distance / 1.72 * rng.uniform(0.95, 1.05)
-    sway = [rng.uniform(0.0, difficulty.sway) * height * oscillation(rng, num_frames, 0.2, fastest) for _ in range(2)]
+    most, fastest = difficulty.sway, difficulty.fastest_sway
+    sway = [rng.uniform(0.0, most) * height * oscillation(rng, num_frames, 0.2, fastest) for _ in range(2)]
     centre_2 = np.array([width / 2, height / 2])
     return Camera(position_3, np.stack([right_3, down_3, forward_3]), focal, centre_2, np.stack(sway, axis=1))
 

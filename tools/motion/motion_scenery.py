@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
+
 @dataclass(frozen=True)
 class Difficulty:
     """How much of what is seen says nothing about the action."""
@@ -85,12 +86,17 @@ def make_backdrop(rng: Rng, width: int, height: int, edge: int) -> Picture:
 
 @dataclass(frozen=True)
 class Mover:
-    """Something that moves behind the performers: a striped disc on a straight or swinging path."""
+    """Something that moves behind or in front of the performers: a striped disc on a straight or swinging path."""
 
     path_T2: Array
     radius: int
     fill: Colour
     stripe: Colour
+
+    def draw(self, frame: Picture, time: int) -> None:
+        x, y = (int(v) for v in self.path_T2[time])
+        cv2.circle(frame, (x, y), self.radius, self.fill, -1)
+        cv2.line(frame, (x - self.radius, y), (x + self.radius, y), self.stripe, max(2, self.radius // 2))
 
 
 def make_movers(rng: Rng, num_frames: int, width: int, height: int, number: tuple[int, int]) -> list[Mover]:
@@ -172,6 +178,6 @@ def make_light(rng: Rng, num_frames: int, flicker: float) -> Light:
     if rng.uniform() < 0.25:  # a lamp goes on or off
         gain_T *= np.where(time_T < rng.uniform(0.2, 0.8) * time_T[-1], 1.0, rng.uniform(0.78, 1.2))
     mix_T = 0.5 + 0.5 * oscillation(rng, num_frames, 0.1, 0.6)
-    if flicker:
+    if flicker:  # else nothing is drawn at random, and what follows stays as it is
         gain_T *= rng.uniform(1.0 - flicker, 1.0 + flicker, num_frames)
     return Light(gain_T, rng.uniform(-12, 12) + rng.uniform(-1.0, 1.0, num_frames), mix_T)

@@ -28,7 +28,7 @@ def demo(cpu: Record, gpu: Record | None) -> str:
 
 
 def motion_check(*records: Record | None) -> str:
-    """What one frame, the background and the whole clip tell about the class: of plain clips, and of hard ones."""
+    """What one frame, the background and the whole clip tell about the class, in the usual scenes and in busier ones."""
     sets = [record for record in records if record is not None]
     rows = [
         [trials[0]["name"], *(percent(trial["accuracy"]) for trial in trials)]
