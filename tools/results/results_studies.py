@@ -194,7 +194,7 @@ def skeletons(record: Record, positions: Record, rgb: Record) -> str:
     return table(["", *(f"{100 * share:g} % ({labels[share]})" for share in shares)], rows) + (
         f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {len(seeds)} seeds with its 95 % interval; points "
         f"are paired by seed, bold where the interval excludes 0, not corrected for their number, {len(better)}. The third "
-        f"line is from [longer runs](README.md#longer-with-motion-and-colours). {commits(record)} {measured(record)}\n"
+        f"line is from [the claim](README.md#claim). {commits(record)} {measured(record)}\n"
     )
 
 
