@@ -56,6 +56,7 @@ def test_labels(values: list[Any], of: list[Any], classes: Any) -> None:
     (["1", "2"], ("run", "walk", "jump"), [1, 2]),
     (["walk", "run", "1"], ("run", "walk"), [1, 0, "label '1' is not among the classes run, walk"]),
     (["2", "10"], ("10", "2"), [1, 0]),
+    (["01", "02"], ("01", "02", "03"), [0, 1]),
     (["none", " N/A", "run", "None"], ("run", "none", "N/A"),
      [1, 2, 0, "label 'None': unlabelled; name the classes if it is one"]),
     (["2", "0"], ("run", "walk"), ["label 2, but there are 2 classes, from 0 on", 0]),

@@ -64,12 +64,14 @@ class _Wrong:
 
 
 def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
-    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none"."""
+    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none", or "01"."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
         value = value.item()
     if isinstance(value, str):
         text = spelled(value.strip())
-        if text.casefold() in UNLABELLED and text not in known:
+        if text in known:
+            return _Name(text)
+        if text.casefold() in UNLABELLED:
             return _Wrong(f"label {value!r}: unlabelled" + "; name the classes if it is one" * bool(text))
         try:
             value = float(text)
