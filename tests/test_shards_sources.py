@@ -161,6 +161,7 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
     ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
     ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
     ('x' * 200_000, "t.csv: expected a header with path and label"),
+    ("H,split, Split\na.mp4,walk,train,test\n", "t.csv: the header names column 'split' twice; expected it once"),
     ("H\na.mp4,walk,train\nb.mp4,walk,,\nc.mp4,run,test\n",
      "cannot be read: line 2: 'train' is in a column that the header does not name; line 4: 'test' is in a column that the"),
 ])
