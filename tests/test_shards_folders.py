@@ -199,12 +199,15 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
 
 
-def test_classes_whose_names_are_not_utf8(tmp_path: Path) -> None:
-    """They stay apart, and whatever is written of them is UTF-8."""
-    root = write_tree(tmp_path / "own", *(os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)), "run/a.mp4")
-    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", str(root), "--size", "96", "--workers", "1"]) == 0
+def test_classes_whose_names_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay apart, and whatever is written of them, and of a folder called so, is UTF-8."""
+    names = [os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)]
+    root = write_tree(tmp_path / os.fsdecode(b"own\xfc"), *names, "run/a.mp4")
+    monkeypatch.chdir(root)
+    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", ".", "--size", "96", "--workers", "1"]) == 0
     shards = ShardSet.open(tmp_path / "packed")
-    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run") and shards.manifest.num_clips == 3
+    assert shards.manifest.dataset == "own\ufffd" and shards.manifest.num_clips == 3
+    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run")
     assert json.loads((tmp_path / "packed" / "summary.json").read_text(encoding="utf-8"))["packed"] == 3
 
 

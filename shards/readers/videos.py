@@ -62,7 +62,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
 
     clips = clips_of(places, make, lambda path: (found.relative(path), path), skipped)
     splits = _splits(clips, {path: split for path, (split, _) in places.items()}, split_by)
-    return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
+    return DataSet(name or _as_path(found.root).name, layout(joints), classes, splits, clips, skipped)
 
 
 def _splits(clips: Sequence[ClipAnnotation], split_of: Mapping[str, str], split_by: str | None) -> dict[str, list[str]]:
