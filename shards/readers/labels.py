@@ -38,7 +38,7 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
         values: what each item has for a label.
         classes: names in the order of the labels. None: those that occur, sorted; of numbers `class_0`, `class_1`, ...
 
-    The labels are numbers if more of them are numbers (3, "3", " 3", 3.0) than names. Numbers count from 0; from 1 where
+    The labels are numbers (3, "3", " 3", 3.0) unless more of them are names. Numbers count from 0; from 1 where
     0 does not occur, but every other number up to the number of classes. With `classes` a name must be one of them.
     """
     classes = None if classes is None else tuple(map(spelled, classes))
