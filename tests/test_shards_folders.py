@@ -127,11 +127,20 @@ def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path,
     (root / "stand").mkdir()
     dataset = open_dataset("folder", root=root)
     assert dataset.classes == ("run", "walk")
-    assert caplog.messages == [f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found "
-                               "nothing), train/sit (found e.zip)"]
+    assert caplog.messages == [
+        f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found nothing), train/sit "
+        "(found e.zip)", f"{root}: folders beside those of the splits, whose videos are in train: run"]
     caplog.clear()
     open_dataset("folder", root=f"file://{root}")  # where folders are but parts of names
-    assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+    assert caplog.messages[-2].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+
+
+@pytest.mark.parametrize("folders", [("train/walk", "val/walk"), ("walk", "run")])
+def test_folders_are_those_of_splits_or_of_classes(tmp_path: Path, folders: tuple[str, str],
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    """Both beside each other are said: videos that lie about (raw/b.mp4) would be a class without a word."""
+    open_dataset("folder", root=write_tree(tmp_path / "own", *(f"{folder}/a.mp4" for folder in folders)))
+    assert not caplog.text
 
 
 def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> None:
