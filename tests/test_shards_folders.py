@@ -135,12 +135,12 @@ def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path,
     assert caplog.messages[-2].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
 
 
-@pytest.mark.parametrize("folders", [("train/walk", "val/walk"), ("walk", "run")])
-def test_folders_are_those_of_splits_or_of_classes(tmp_path: Path, folders: tuple[str, str],
+@pytest.mark.parametrize(("folders", "splits"), [(("train/walk", "val/walk"), ["train", "val"]), (("walk", "run"), ["train"])])
+def test_folders_are_those_of_splits_or_of_classes(tmp_path: Path, folders: tuple[str, str], splits: list[str],
                                                    caplog: pytest.LogCaptureFixture) -> None:
     """Both beside each other are said: videos that lie about (raw/b.mp4) would be a class without a word."""
-    open_dataset("folder", root=write_tree(tmp_path / "own", *(f"{folder}/a.mp4" for folder in folders)))
-    assert not caplog.text
+    dataset = open_dataset("folder", root=write_tree(tmp_path / "own", *(f"{folder}/a.mp4" for folder in folders)))
+    assert [*dataset.splits] == splits and not caplog.text
 
 
 def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> None:
