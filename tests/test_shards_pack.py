@@ -113,7 +113,7 @@ def test_tars_are_plain_and_read_by_webdataset(packed: ShardSet) -> None:
             name: sample[name] for name in packed.manifest.components}
     with tarfile.open(tars[0]) as tar:
         for member in tar:
-            assert (member.mtime, member.uid, member.pax_headers) == (0, 0, {})
+            assert (member.mode, member.mtime, member.uid, member.pax_headers) == (0o444, 0, 0, {})
 
 
 def test_bytes_do_not_depend_on_workers(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
