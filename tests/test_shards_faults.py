@@ -312,6 +312,8 @@ def test_a_component_above_the_limit_leaves_out_its_clip_alone(folder: Path, tmp
     assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"].startswith(
         f"clip large: component mp4 has {size} bytes, expected at most {size - 1}; divide the video, or take a codec")
     assert verify(tmp_path / "out") == [] and ShardSet.open(tmp_path / "out").manifest.num_clips == 1
+    with tarwriter.TarWriter(tmp_path / "a.tar") as tar:
+        assert tar.add("a", {"mp4": bytes(size - 1)}, ["mp4"]) == ([512], [size - 1]), "as much as the index can say"
 
 
 def test_cut_video_without_poses_is_found_by_its_own_count(folder: Path, tmp_path: Path) -> None:

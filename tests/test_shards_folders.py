@@ -127,11 +127,20 @@ def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path,
     (root / "stand").mkdir()
     dataset = open_dataset("folder", root=root)
     assert dataset.classes == ("run", "walk")
-    assert caplog.messages == [f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found "
-                               "nothing), train/sit (found e.zip)"]
+    assert caplog.messages == [
+        f"{root}: folders without a video, which make no class: jump (found d.mp4.part), stand (found nothing), train/sit "
+        "(found e.zip)", f"{root}: folders beside those of the splits, whose videos are in train: run"]
     caplog.clear()
     open_dataset("folder", root=f"file://{root}")  # where folders are but parts of names
-    assert caplog.messages[-1].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+    assert caplog.messages[-2].endswith("no class: jump (found d.mp4.part), train/sit (found e.zip)")
+
+
+@pytest.mark.parametrize(("folders", "splits"), [(("train/walk", "val/walk"), ["train", "val"]), (("walk", "run"), ["train"])])
+def test_folders_are_those_of_splits_or_of_classes(tmp_path: Path, folders: tuple[str, str], splits: list[str],
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    """Both beside each other are said: videos that lie about (raw/b.mp4) would be a class without a word."""
+    dataset = open_dataset("folder", root=write_tree(tmp_path / "own", *(f"{folder}/a.mp4" for folder in folders)))
+    assert [*dataset.splits] == splits and not caplog.text
 
 
 def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> None:
@@ -199,12 +208,15 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert listed["key"] == "run%2Fbr%F6ken" and "br\ufffdken.mp4" in listed["reason"]
 
 
-def test_classes_whose_names_are_not_utf8(tmp_path: Path) -> None:
-    """They stay apart, and whatever is written of them is UTF-8."""
-    root = write_tree(tmp_path / "own", *(os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)), "run/a.mp4")
-    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", str(root), "--size", "96", "--workers", "1"]) == 0
+def test_classes_whose_names_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay apart, and whatever is written of them, and of a folder called so, is UTF-8."""
+    names = [os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)]
+    root = write_tree(tmp_path / os.fsdecode(b"own\xfc"), *names, "run/a.mp4")
+    monkeypatch.chdir(root)
+    assert main(["shard", "folder", str(tmp_path / "packed"), "--root", ".", "--size", "96", "--workers", "1"]) == 0
     shards = ShardSet.open(tmp_path / "packed")
-    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run") and shards.manifest.num_clips == 3
+    assert shards.manifest.dataset == "own\ufffd" and shards.manifest.num_clips == 3
+    assert shards.manifest.classes == ("gr\\udcfc", "gr\\udcfd", "run")
     assert json.loads((tmp_path / "packed" / "summary.json").read_text(encoding="utf-8"))["packed"] == 3
 
 

@@ -34,6 +34,8 @@ def test_pairs_are_named_by_name_and_by_source() -> None:
     (found,) = overlaps({"train": ["a", "b", "x"], "test": ["c", "b", "x", "d", "e"]}, sources)
     assert found.pairs == (("b", "b"), ("x", "x"), ("a", "c"), ("b", "e"))
     assert str(found) == "4 clips in both: b, x, a = c (same bytes), b = e (same bytes)"
+    (many,) = overlaps({"train": [*"abcdefg"], "test": [*"abcdefg"]}, {})
+    assert str(many) == "7 clips in both: a, b, c, d, e and 2 more"
 
 
 def test_the_same_bytes_under_two_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -113,7 +113,7 @@ def test_tars_are_plain_and_read_by_webdataset(packed: ShardSet) -> None:
             name: sample[name] for name in packed.manifest.components}
     with tarfile.open(tars[0]) as tar:
         for member in tar:
-            assert (member.mtime, member.uid, member.pax_headers) == (0, 0, {})
+            assert (member.mode, member.mtime, member.uid, member.pax_headers) == (0o444, 0, 0, {})
 
 
 def test_bytes_do_not_depend_on_workers(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
@@ -176,6 +176,9 @@ def test_video_alone_has_the_whole_picture_as_box(tmp_path: Path) -> None:
     ({"size": 100}, "size is 100: expected a multiple of 32"),
     ({"quality": 0}, "quality for codec jpeg is 0: expected a number from 1 to 100"),
     ({"codec": "vp9", "quality": 90}, "quality for codec vp9 is 90: expected a number from 0 to 63"),
+    ({"codec": "h264", "quality": 52}, "quality for codec h264 is 52: expected a number from 0 to 51"),
+    ({"codec": "hevc", "quality": 52}, "quality for codec hevc is 52: expected a number from 0 to 51"),
+    ({"codec": "mjpeg", "quality": 0}, "quality for codec mjpeg is 0: expected a number from 1 to 63"),
     ({"luma_bits": 2}, "luma_bits is 2: codec jpeg has no such option, blocks has; leave it out"),
     ({"codec": "copy", "chroma_bits": 3}, "chroma_bits is 3: codec copy has no such option, blocks has; leave it out"),
     ({"codec": "vp9", "chroma": "444"}, "chroma is 444: codec vp9 has no such option, jpeg has; leave it out"),

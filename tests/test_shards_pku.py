@@ -123,6 +123,15 @@ def test_frames_that_two_lines_cut_out_are_one_clip(tmp_path: Path) -> None:
     assert packed(dataset, tmp_path).manifest.splits["xsub_train"] == ["0002-L_000", "0002-L_001", "0002-L_005"]
 
 
+def test_a_clip_of_the_first_frame_alone_seen_from_the_right(tmp_path: Path) -> None:
+    sources = pku_set(tmp_path)
+    for path in [*tmp_path.glob("*/0002-L.*")]:
+        path.rename(path.with_name(f"0002-R{path.suffix}"))
+    (tmp_path / "label/0002-R.txt").write_text("1,0,1,1\n")
+    clip = open_dataset("pku-mmd", **sources).clips[0]
+    assert (clip.key, clip.label, clip.start_frame, clip.end_frame, clip.camera) == ("0002-R_000", 0, 0, 1, 3)
+
+
 def test_a_video_that_lies_in_two_folders_is_named(tmp_path: Path) -> None:
     sources = pku_set(tmp_path)
     copy = tmp_path / "video" / "more" / "0002-L.avi"
@@ -224,11 +233,12 @@ def test_a_label_file_without_a_line_is_listed(tmp_path: Path) -> None:
     "training videos\n0002-L.avi\n0002-M.avi\n\nvalidation\n0003-M.avi\n",
     "Training videos:\n0002-L\n",
 ])
-def test_split_files_of_other_forms(tmp_path: Path, text: str) -> None:
+def test_split_files_of_other_forms(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     sources = pku_set(tmp_path)
     (tmp_path / "cross-subject.txt").write_text(text)
     assert open_dataset("pku-mmd", **sources).splits == {
         "xsub_train": ["0002-L_000", "0002-L_001"], "xsub_val": ["0003-M_000", "0003-M_001"]}
+    assert "neither" not in caplog.text
 
 
 def test_split_files_are_held_against_the_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

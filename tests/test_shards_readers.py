@@ -283,8 +283,8 @@ def test_uav_human(tmp_path: Path) -> None:
     assert left_out(packed(open_dataset("uav-human", videos=videos, skeletons=skeletons), tmp_path / "lacking").root) == {
         test: (str(videos / f"{test}.avi"), ["csv1_test", "csv2_test"])}
     (videos / f"{train}.avi").rename(videos / f"{test}.avi")
-    skipped = open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped
-    assert (train, f"no video {train} below {videos}") in [(entry.key, entry.reason) for entry in skipped]
+    lacking = open_dataset("uav-human", videos=videos, skeletons=skeletons)
+    assert reasons(lacking)[train] == f"no video {train} below {videos}" and lacking.splits["csv1_train"] == [train]
 
 
 def test_uav_human_official_numbers() -> None:
@@ -351,6 +351,10 @@ def test_csv_of_videos(tmp_path: Path) -> None:
     lacking = packed(open_dataset("csv", table=table), tmp_path / "lacking")
     assert left_out(lacking.root) == {"line 3": (str(tmp_path / "clips/b.mp4"), ["val"]), "line 4": (str(table), ["test"])}
     assert len(lacking.rows("val")) == 1
+    table.write_text("path,label,split\nclips/a.mp4,walk,\nclips/b.mp4,walk,val\nc.mp4,,val\n")
+    assert open_dataset("csv", table=table).splits == {"train": ["clips%2Fa"], "val": ["clips%2Fb", "line 4"]}
+    made = open_dataset("csv", table=table, split_by="random:0.5").splits
+    assert sorted(made["train"] + made["val"]) == ["clips%2Fa", "clips%2Fb"]
     table.write_text("path,label\nclips/a.mp4,\n")
     assert "own.csv, line 2: label '': unlabelled" in open_dataset("csv", table=table).skipped[0].reason
     table.write_text("file;label\na;b\n")

@@ -34,11 +34,12 @@ FRAMES = 4
     (["1", "3"], [1, 3], 4),
     (["1"], [1], 2),
     (["b", "a", " b"], [1, 0, 1], ("a", "b")),
-    (["b", "a", "", None, "NaN"],
-     [1, 0, "label '': unlabelled", "label None: unlabelled", "label 'NaN': unlabelled; name the classes if it is one"],
+    (["b", "a", "", None, float("nan"), "NaN"],
+     [1, 0, "label '': unlabelled", "label None: unlabelled", "label nan: unlabelled",
+      "label 'NaN': unlabelled; name the classes if it is one"],
      ("a", "b")),
     (["b", "a", "3"], [1, 0, "label 3 is a number, most others are names; name the classes if it is one"], ("a", "b")),
-    ([0, 1, "walk"], [0, 1, "label 'walk' is a name, most others are numbers"], 2),
+    ([0, "walk"], [0, "label 'walk' is a name, most others are numbers"], 1),
     ([0, [1], True, 0.5],
      [0, "label '[1]' is of type list, expected a number or a name",
       "label 'True' is of type bool, expected a number or a name", "label 0.5: expected a whole number"], 1),
@@ -56,9 +57,11 @@ def test_labels(values: list[Any], of: list[Any], classes: Any) -> None:
     (["1", "2"], ("run", "walk", "jump"), [1, 2]),
     (["walk", "run", "1"], ("run", "walk"), [1, 0, "label '1' is not among the classes run, walk"]),
     (["2", "10"], ("10", "2"), [1, 0]),
+    (["01", "02"], ("01", "02", "03"), [0, 1]),
     (["none", " N/A", "run", "None"], ("run", "none", "N/A"),
      [1, 2, 0, "label 'None': unlabelled; name the classes if it is one"]),
-    (["2", "0"], ("run", "walk"), ["label 2, but there are 2 classes, from 0 on", 0]),
+    (["2", "0", "99999"], ("run", "walk"),
+     ["label 2, but there are 2 classes, from 0 on", 0, "label 99999, but there are 2 classes, from 0 on"]),
     (["walk", "run"], ("run",), ["label 'walk' is not among the classes run", 0]),
 ])
 def test_labels_of_given_classes(values: list[Any], classes: tuple[str, ...], of: list[Any]) -> None:
@@ -109,10 +112,11 @@ def test_class_names_of_a_table(tmp_path: Path) -> None:
     """A list, or a file of them: its name is no class."""
     (tmp_path / "t.csv").write_text("path,label\na.mp4,0\nb.mp4,1\n")
     names = tmp_path / "names.txt"
-    names.write_bytes(b"\xef\xbb\xbfwalk\r\nrun\x0cor jump\r\n")
+    names.write_bytes(b"\xef\xbb\xbfwalk\r\n\r\nrun\x0cor jump\r\n")
     for classes in (names, str(names), ("walk", "run\x0cor jump")):
         assert open_dataset("csv", table=tmp_path / "t.csv", classes=classes).classes == ("walk", "run\x0cor jump")
-    for wrong, message in ((("walk", "walk"), "'walk' is listed twice"), (str(tmp_path / "none.txt"), "no such file")):
+    for wrong, message in ((("walk", "walk"), "'walk' is listed twice"), ((), "class names: there is none"),
+                           (str(tmp_path / "none.txt"), "no such file")):
         with pytest.raises(UserError, match=message):
             open_dataset("csv", table=tmp_path / "t.csv", classes=wrong)
 
@@ -160,6 +164,7 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
     ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
     ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
     ('x' * 200_000, "t.csv: expected a header with path and label"),
+    ("H,split, Split\na.mp4,walk,train,test\n", "t.csv: the header names column 'split' twice; expected it once"),
     ("H\na.mp4,walk,train\nb.mp4,walk,,\nc.mp4,run,test\n",
      "cannot be read: line 2: 'train' is in a column that the header does not name; line 4: 'test' is in a column that the"),
 ])

@@ -86,6 +86,7 @@ VIDEO_CODECS = {
     "mjpeg": VideoCodec("mjpeg", "yuvj420p", "qscale", 3, tagged=False),
 }
 
+QUALITY_RANGE = {"jpeg": (1, 100), "vp9": (0, 63), "h264": (0, 51), "hevc": (0, 51), "mjpeg": (1, 63)}  # the encoders' own
 CODEC_QUALITY = {"jpeg": 90, "blocks": 0, **{name: codec.quality for name, codec in VIDEO_CODECS.items()}, "copy": 0}
 
 

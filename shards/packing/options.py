@@ -6,7 +6,7 @@ from typing import Annotated
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, VIDEO_CODECS
+from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, QUALITY_RANGE, VIDEO_CODECS
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
 
 # Options that mean nothing to other codecs. `chroma` may be 420, which video codecs and blocks have anyway.
@@ -59,8 +59,7 @@ class PackOptions:
         if self.quality is not None and self.codec in WITHOUT_QUALITY:
             raise UserError(f"quality is {self.quality}: codec {self.codec} {WITHOUT_QUALITY[self.codec]}")
         if self.quality is not None:
-            low, high = (1, 100) if self.codec == "jpeg" else (0, 63)
-            check_number(f"quality for codec {self.codec}", self.quality, low, high)
+            check_number(f"quality for codec {self.codec}", self.quality, *QUALITY_RANGE[self.codec])
 
     def has(self, name: str) -> bool:
         """Whether an option means anything to the codec."""

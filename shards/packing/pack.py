@@ -205,7 +205,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     packed = {row[0] for row in rows}
     without_joints = {key for record in full for key in record.without_joints}
     manifest = Manifest(
-        dataset=dataset.name, codec=options.codec, packed_size=options.packed_size,
+        dataset=readable(dataset.name), codec=options.codec, packed_size=options.packed_size,
         layout=dataset.layout, classes=dataset.classes, components=components,
         splits={name: [key for key in keys if key in packed] for name, keys in dataset.splits.items()},
         without_joints=tuple(number for number, row in enumerate(rows) if row[0] in without_joints),

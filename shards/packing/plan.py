@@ -95,7 +95,7 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
     parts = root / PARTS
     stored = parts / PLAN_NAME
     if not stored.is_file():
-        others = sorted(path.name for path in root.iterdir() if path.name not in (PARTS, ".lock", PLAN_NAME))
+        others = sorted(path.name for path in root.iterdir() if path.name not in (PARTS, ".lock"))
         if others:
             raise UserError(f"{root}: the folder is not empty ({others[0]}); choose another one")
         parts.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
         values: what each item has for a label.
         classes: names in the order of the labels. None: those that occur, sorted; of numbers `class_0`, `class_1`, ...
 
-    The labels are numbers if more of them are numbers (3, "3", " 3", 3.0) than names. Numbers count from 0; from 1 where
+    The labels are numbers (3, "3", " 3", 3.0) unless more of them are names. Numbers count from 0; from 1 where
     0 does not occur, but every other number up to the number of classes. With `classes` a name must be one of them.
     """
     classes = None if classes is None else tuple(map(spelled, classes))
@@ -64,12 +64,14 @@ class _Wrong:
 
 
 def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
-    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none"."""
+    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none", or "01"."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
         value = value.item()
     if isinstance(value, str):
         text = spelled(value.strip())
-        if text.casefold() in UNLABELLED and text not in known:
+        if text in known:
+            return _Name(text)
+        if text.casefold() in UNLABELLED:
             return _Wrong(f"label {value!r}: unlabelled" + "; name the classes if it is one" * bool(text))
         try:
             value = float(text)

@@ -203,7 +203,7 @@ def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
     if end > len(rows_TMV3):
         raise UserError(f"{path}: {len(rows_TMV3)} frames, the label ends at frame {end}")
     xyz_MTV3 = rows_TMV3[start:end].transpose(1, 0, 2, 3)
-    present_MTV = (xyz_MTV3 != 0).any(axis=-1) & (xyz_MTV3[..., 2] > 0.1)
+    present_MTV = xyz_MTV3[..., 2] > 0.1  # metres from the sensor; 0 where a joint is missing
     depth_MTV = np.where(present_MTV, xyz_MTV3[..., 2], 1.0)
     x_MTV = CENTER_PX[0] + FOCAL_PX * (xyz_MTV3[..., 0] + LENS_OFFSET_M) / depth_MTV
     y_MTV = CENTER_PX[1] - FOCAL_PX * xyz_MTV3[..., 1] / depth_MTV

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
 
     Raises:
-        UserError: no such file, its first line does not name the `needed` columns, no row follows, or some cannot be read.
+        UserError: no such file, its first line does not name the `needed` columns, or one column twice, no row follows, or some
+            cannot be read.
     """
     require_file(path, f"a table with {' and '.join(needed)}")
     text = re.sub(r"\r\n?", "\n", read_text(path))
@@ -65,6 +67,8 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     else:
         raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons or tabs, found "
                         f"{header[:80]!r}")
+    if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise UserError(f"{path}: the header names column {twice[0]!r} twice; expected it once, rename or remove one")
     reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=divider)
     rows, wrong = _rows(reader, columns, text.count("\n", 0, start))
     if wrong:

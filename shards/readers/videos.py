@@ -31,8 +31,9 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
                       split_by: str | None = None) -> DataSet:
     """Videos in a folder per class, without skeletons: for training on RGB alone.
 
-    With folders train, val, test above those of the classes, these are the splits; else all clips are in train. A video
-    elsewhere is listed in skipped.jsonl. A folder without videos is no class; a warning names it.
+    With folders train, val, test above those of the classes, these are the splits; else all clips are in train, as are those
+    of class folders beside them, which a warning names. A video elsewhere is listed in skipped.jsonl. A folder without videos
+    is no class; a warning names it.
 
     Args:
         root: Folder (or its URL) with class/video.mp4, or split/class/video.mp4.
@@ -54,6 +55,9 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
             places[path] = _place(found.relative(path))
         except UserError as error:
             skipped.append(Skipped(found.relative(path), str(error), path))
+    alone = {label for path, (_, label) in places.items() if found.relative(path).count("/") == 1}  # in no folder of a split
+    if alone and any(found.relative(path).count("/") == 2 for path in places):
+        log.warning("%s: folders beside those of the splits, whose videos are in train: %s", root, some_of(sorted(alone), 20))
     classes = tuple(sorted({label for _, label in places.values()}))
     number = {label: place for place, label in enumerate(classes)}
 
@@ -62,7 +66,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
 
     clips = clips_of(places, make, lambda path: (found.relative(path), path), skipped)
     splits = _splits(clips, {path: split for path, (split, _) in places.items()}, split_by)
-    return DataSet(name or PurePosixPath(found.root).name, layout(joints), classes, splits, clips, skipped)
+    return DataSet(name or _as_path(found.root).name, layout(joints), classes, splits, clips, skipped)
 
 
 def _splits(clips: Sequence[ClipAnnotation], split_of: Mapping[str, str], split_by: str | None) -> dict[str, list[str]]:
