@@ -284,7 +284,7 @@ def test_a_killed_decoder_process_is_replaced():
     process.kill()
     psutil.wait_procs([process])
     _, failed = decode(decoder, clips)
-    assert "process died" in failed[0]
+    assert "process died on it (exit status " in failed[0]
     again, failed = decode(decoder, clips)
     np.testing.assert_array_equal(again, clean)
     decoder.close()
@@ -310,6 +310,16 @@ def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
             with pytest.raises(MachineError, match=r"cannot be started \(Too many open files\): take fewer .*--data\.threads"):
                 decode(decoder, clips)
     assert psutil.Process().num_fds() == files
+    assert not decode(decoder, clips)[1]
+    decoder.close()
+
+
+def test_memory_that_cannot_be_mapped_is_no_damage_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    with monkeypatch.context() as patched:
+        patched.setattr(pyavdecoder.mmap, "mmap", Mock(side_effect=OSError(errno.ENOMEM, "Cannot allocate memory")))
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            decode(decoder, clips)
     assert not decode(decoder, clips)[1]
     decoder.close()
 

@@ -1,11 +1,13 @@
 """Reader processes give the batches of a thread, whatever is damaged, stopped or killed on the way."""
 
+import errno
 import itertools
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -13,12 +15,13 @@ import torch
 from pipeline_factory import shard_set
 from waiting import wait_for
 
+from svdata2vec.pipeline import readers as reader_module
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.pipeline.readers import Step
-from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=6, size=32)
@@ -148,6 +151,31 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(shards):
         with pytest.raises(WorkerDiedError, match=r"process that reads clips has ended .*-9.*--data\.readers"):
             for _ in range(100):
                 next(stream)
+    assert not reader_processes()
+
+
+def test_readers_that_cannot_open_the_set_are_ended_and_later_started_anew(shards):
+    hidden = shards.root.rename(shards.root.with_name("hidden"))
+    with loader_of(shards) as loader:
+        with pytest.raises(UserError, match="no such folder"):
+            next(iter(loader))
+        assert not reader_processes()
+        hidden.rename(shards.root)
+        assert len(next(iter(loader))) == 4
+
+
+def test_a_reader_that_cannot_be_started_and_a_failing_disk_are_told_as_such(shards, monkeypatch):
+    """Neither is a process that has ended."""
+    with loader_of(shards) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(reader_module, "WorkerProcess", Mock(side_effect=OSError(errno.EAGAIN, "Try again")))
+            with pytest.raises(MachineError, match=r"reads clips cannot be started \(Try again\): .*--data\.readers"):
+                next(iter(loader))
+        assert len(next(iter(loader))) == 4
+        monkeypatch.setattr(ShardSet, "will_need", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+                assert len(batch) == 4
     assert not reader_processes()
 
 
