@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from svdata2vec.shards.errors import MachineError
@@ -30,9 +31,10 @@ class WorkerProcess:
     """
 
     def __init__(self, module: str, descriptors: Sequence[int]) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+        # -P: with -m alone a queue.py in the folder where a run was started would take the place of Python's own.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, module, *map(str, descriptors)],
+            [sys.executable, "-P", "-m", __name__, module, *map(str, descriptors)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, env=environment,
         )
         assert self._process.stdin is not None and self._process.stdout is not None

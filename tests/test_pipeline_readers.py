@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.pipeline.readers import Step
+from svdata2vec.pipeline.workers import WorkerProcess
 from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -177,6 +179,15 @@ def test_a_reader_that_cannot_be_started_and_a_failing_disk_are_told_as_such(sha
             for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
                 assert len(batch) == 4
     assert not reader_processes()
+
+
+def test_a_worker_imports_nothing_from_the_folder_where_the_run_was_started(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    worker = WorkerProcess("svdata2vec.pipeline.readworker", [])
+    worker.send(b"no pickle")
+    assert isinstance(worker.receive().error, pickle.UnpicklingError)
+    assert worker.close() == 0
 
 
 def test_signals_to_the_whole_group_leave_the_readers_alone(shards):
