@@ -261,6 +261,7 @@ def test_limit_takes_a_number_or_rows(shards):
         ({"last_batch": "x"}, "^last_batch is 'x': expected 'drop' or 'partial'$"),
         ({"decoder": "x"}, "^decoder is 'x': expected 'dali' or 'reference'$"),
         ({"device": "gpu"}, "^device is 'gpu': expected 'cpu', 'cuda' or 'cuda:n'$"),
+        ({"device": "cuda0"}, "^device is 'cuda0': expected 'cpu', 'cuda' or 'cuda:n'$"),
         ({"device": "cuda:99"}, r"^device is 'cuda:99', but PyTorch finds \d GPUs here: use (a lower number or )?'cpu'$"),
         ({"video": False, "joints": False}, "a batch would be empty"),
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
