@@ -207,8 +207,12 @@ def test_a_vanished_or_truncated_tar_is_named(shards, gone):
         ShardSet.open(shards.root)
 
 
-def test_hashes_are_checked_on_demand(shards):
-    run(shards, check_hashes=True)
+def test_hashes_are_checked_on_demand(shards, monkeypatch):
+    hashed, check_hash = [], shards.check_hash
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "check_hash", lambda shard: hashed.append(shard) or check_hash(shard))
+        run(shards, check_hashes=True)
+    assert sorted(hashed) == list(range(len(shards.tars)))  # each once
     damage(shards, 5, "pose.npy", np.ones(4, np.float32).tobytes(), 0.5)
     assert run(shards)[1].stats.clips_skipped == 0  # plausible numbers: nothing but a hash can tell
     with pytest.raises(UserError, match=r"shard-000001.tar: sha256 [0-9a-f]{12}..., expected .*verify"):
