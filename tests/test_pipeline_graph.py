@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -212,11 +213,11 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
     decoder = DaliDecoder("jpeg", SIZE)
     plain = affine.scale_and_shift(2, 2, 0, 0)
     clips = [encoded("jpeg", n, [0, 1, 3], plain) for n in range(4, 10)]
-    real, broken = decoder._run, [1]
+    real, broken, told = decoder._run, [1], [DAMAGED_ON_A_GPU] * 6
 
     def run(runs):
         if any(clip.row in broken for clip in runs):
-            raise RuntimeError(DAMAGED_ON_A_GPU)
+            raise RuntimeError(told[runs[0].row])
         decoder.device = torch.device("cpu")  # as it really is
         output = real(runs)
         decoder.device = torch.device("cuda")
@@ -227,11 +228,30 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
     _, failed = decode(decoder, clips)
     assert failed == {1: "nvImageCodec failure: '#3'"}
     broken[:] = range(6)
-    assert list(decode(decoder, clips[:2])[1]) == [0, 1], "two damaged clips may come together"
+    assert list(decode(decoder, clips[:5])[1]) == list(range(5)), "some damaged clips may come together"
     with pytest.raises(UserError, match=r"^the GPU decodes none of 6 clips \(nvImageCodec failure: '#3'\): a fault of the"):
         decode(decoder, clips)
+    told[5] = told[5].replace("#3", "#4")
+    assert list(decode(decoder, clips)[1]) == list(range(6)), "they are damaged in several ways"
+    told[5] = DAMAGED_ON_A_GPU
     decoder.device = torch.device("cpu")
     assert list(decode(decoder, clips)[1]) == list(range(6))
+    decoder.close()
+
+
+def test_a_run_may_have_a_picture_more_than_the_one_before():
+    decoder = DaliDecoder("jpeg", SIZE)
+    for frames in ([0, 1, 3], [0, 1, 2, 3]):
+        assert not decode(decoder, [encoded("jpeg", 5, frames, affine.scale_and_shift(2, 2, 0, 0))])[1]
+    decoder.close()
+
+
+def test_an_error_while_pictures_are_resampled_ends_the_run(monkeypatch):
+    """And so nothing is handed on before all of them are."""
+    decoder = DaliDecoder("jpeg", SIZE)
+    monkeypatch.setattr(graph_module, "_resample_jobs", Mock(side_effect=cv2.error("out of memory")))
+    with pytest.raises(cv2.error, match="out of memory"):
+        decode(decoder, [encoded("jpeg", 5, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0))])
     decoder.close()
 
 
