@@ -17,6 +17,7 @@ from svdata2vec.pipeline.decoders import DecoderName
 from svdata2vec.pipeline.fetch import BadClipError
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.producer import most_unusable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -178,6 +179,11 @@ def test_resume_behind_a_damaged_clip_is_exact(shards):
         tail = list(loader)
     for one, two in zip(whole, head + tail, strict=True):
         assert one.keys == two.keys and torch.equal(one.video_BTHWC, two.video_BTHWC)
+
+
+def test_early_in_training_the_rate_is_taken_of_a_thousand_clips(shards):
+    order = ClipLoader(shards, "all", PLAN, batch_size=4, train=True).order
+    assert [most_unusable(order, read, 0.01) for read in (4, 1000, 3000)] == [10, 10, 30]
 
 
 def test_too_many_damaged_clips_end_the_run(shards):

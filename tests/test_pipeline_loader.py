@@ -296,6 +296,15 @@ def our_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("svdata2vec")]
 
 
+def test_a_shard_set_is_told_what_a_rank_reads_in_this_step_and_the_next_seven(shards, monkeypatch):
+    told = []
+    monkeypatch.setattr(ShardSet, "will_need", lambda _, rows: told.append(rows.tolist()))
+    with make(shards, train=False, batch_size=1, rank=1, world_size=2, video=False) as loader:
+        list(loader)
+    mine = [*range(1, 23, 2), 22]
+    assert told == [mine[step : step + 8] for step in range(12)]
+
+
 def test_threads_end_with_the_loader(shards):
     loader = make(shards)
     next(iter(loader))
