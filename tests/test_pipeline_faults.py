@@ -150,6 +150,7 @@ def test_evaluation_leaves_damaged_clips_out(shards):
     batches, loader = run(shards, train=False, max_bad_rate=0.2)
     assert keys_of(batches) == sorted(ALL - {"clip00003", "clip00008"}) and loader.stats.clips_skipped == 2
     assert [len(batch) for batch in batches] == [3, 4, 3]
+    assert (loader.stats.clips_read, loader.stats.clips_decoded, loader.stats.skipped_in_batches) == (12, 10, 2)
 
 
 @pytest.mark.parametrize(("rate", "views", "passes"), [(0.01, 1, True), (0.01, 3, True), (0.0, 1, False)])
