@@ -228,11 +228,11 @@ def test_skeleton_only_decodes_nothing_and_rgb_only_has_no_joints(shards):
 
 
 def test_views_give_every_clip_several_times_with_other_frames(shards):
-    with make(shards, train=False, plan=replace(PLAN, views=3), limit=4, batch_size=5) as loader:
+    with make(shards, train=False, plan=replace(PLAN, views=2), limit=4, batch_size=3) as loader:
         batches = list(loader)
     keys = [key for batch in batches for key in batch.keys]
     views = [view for batch in batches for view in batch.view_B.tolist()]
-    assert keys == [f"clip{i:05d}" for i in range(4) for _ in range(3)] and views == [0, 1, 2] * 4
+    assert keys == [f"clip{i:05d}" for i in range(4) for _ in range(2)] and views == [0, 1] * 4
     clips = flat(batches)
     assert all(not torch.equal(clips[f"clip{i:05d}", 0][0], clips[f"clip{i:05d}", 1][0]) for i in range(4))
 
