@@ -3,6 +3,7 @@
 import errno
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import cv2
@@ -16,6 +17,7 @@ from pipeline_factory import clip_parts, picture
 
 from svdata2vec.pipeline import affine, pyavdecoder
 from svdata2vec.pipeline import graph as graph_module
+from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
 from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_graph
@@ -252,6 +254,24 @@ def test_an_error_while_pictures_are_resampled_ends_the_run(monkeypatch):
     monkeypatch.setattr(graph_module, "_resample_jobs", Mock(side_effect=cv2.error("out of memory")))
     with pytest.raises(cv2.error, match="out of memory"):
         decode(decoder, [encoded("jpeg", 5, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0))])
+    decoder.close()
+
+
+@pytest.mark.parametrize(("codec", "kind"), [
+    ("jpeg", DaliDecoder), ("vp9", DaliDecoder), ("mjpeg", DaliDecoder), ("h264", PyavDecoder), ("hevc", PyavDecoder),
+    ("blocks", BlockClipDecoder),
+])
+def test_each_codec_has_its_decoder_on_a_cpu_with_as_many_threads_as_are_asked_for(codec, kind):
+    decoder: Any = make_decoder("dali", codec, SIZE, "cpu", 3)
+    threads = decoder.num_workers if isinstance(decoder, PyavDecoder) else decoder.num_threads
+    assert (type(decoder), threads) == (kind, 3)
+    decoder.close()
+
+
+def test_a_gpus_decoder_is_made_as_it_is_asked_for():
+    decoder: Any = make_decoder("dali", "jpeg", SIZE, "cuda:2", 3, 0.5, 640)
+    asked = decoder.device, decoder.num_threads, decoder.engine_share, decoder.run_pictures, decoder.geometry
+    assert asked == (torch.device("cuda:2"), 3, 0.5, 640, "warp")
     decoder.close()
 
 
