@@ -58,12 +58,10 @@ def invert(affine: Affine) -> Affine:
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map points (..., 2); each by its own of as many maps, or all by one."""
     moved = np.empty(np.broadcast_shapes(points.shape, (*affine.shape[:-2], 2)))
-    for row, other in ((0, 1), (1, 0)):
-        along = moved[..., row]
-        np.multiply(points[..., row], affine[..., row, row], out=along)
-        if affine[..., row, other].any():  # a clip's map neither turns nor shears
-            along += points[..., other] * affine[..., row, other]
-        along += affine[..., row, 2]
+    for axis in (0, 1):
+        along = moved[..., axis]
+        np.multiply(points[..., axis], affine[..., axis, axis], out=along)
+        along += affine[..., axis, 2]
     return moved
 
 

@@ -38,7 +38,7 @@ class FrameDecoder(Protocol):
 
 def check_device(name: str) -> None:
     """Raise UserError unless batches can arrive there on this machine."""
-    known = re.fullmatch(r"cpu|cuda:?(\d*)", str(name))
+    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if known is None:
         raise UserError(f"device is {name!r}: expected 'cpu', 'cuda' or 'cuda:n'")
     if str(name) != "cpu" and int(known[1] or 0) >= (count := torch.cuda.device_count()):

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.pyavworker import Request
-from svdata2vec.pipeline.workers import GONE, WorkerProcess
-from svdata2vec.shards.errors import MachineError
+from svdata2vec.pipeline.workers import GoneError, WorkerProcess, not_started
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +58,10 @@ class PyavDecoder:
                 worker = _Worker()
             try:
                 return worker.decode(clip, out_TSS3)
-            except GONE as error:
+            except GoneError:
                 dead, worker = worker, None
                 log.warning("a decoder process died while it decoded clip %s; another takes its place", clip.key)
-                dead.close()
-                return f"the decoder process died on it ({type(error).__name__})"
+                return f"the decoder process died on it (exit status {dead.close()}, negative: by that signal)"
         finally:
             self._idle.put(worker)
 
@@ -82,13 +80,10 @@ class _Worker:
                 self._process = WorkerProcess("svdata2vec.pipeline.pyavworker", [self._memory.fileno()])
                 undo.pop_all()
         except OSError as error:
-            raise MachineError(
-                f"a process that decodes clips cannot be started ({error.strerror or error}): take fewer of them "
-                "(--data.threads), or end what else uses memory, processes or open files (`ulimit -a` lists the limits)"
-            ) from error
+            raise not_started(error, "decodes clips", "--data.threads") from error
 
     def decode(self, clip: EncodedClip, out_TSS3: Tensor) -> str | None:
-        """Raises one of `GONE` when the process is gone."""
+        """Raises GoneError when the process is gone."""
         num_bytes = out_TSS3.numel()
         if os.fstat(self._memory.fileno()).st_size < num_bytes:
             self._memory.truncate(num_bytes)
@@ -101,6 +96,7 @@ class _Worker:
                 del frames
         return reason
 
-    def close(self) -> None:
-        self._process.close()
+    def close(self) -> int:
+        """End the process; returns its exit status."""
         self._memory.close()
+        return self._process.close()

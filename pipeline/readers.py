@@ -13,7 +13,7 @@ from itertools import repeat
 from svdata2vec.pipeline.fetch import ClipFetcher, Outcome
 from svdata2vec.pipeline.readworker import Answer, Request
 from svdata2vec.pipeline.slabs import Slabs
-from svdata2vec.pipeline.workers import GONE, WorkerProcess
+from svdata2vec.pipeline.workers import GoneError, WorkerProcess, not_started
 from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import WorkerDiedError
 
@@ -69,7 +69,7 @@ class ProcessReaders:
     Frames that lie apart are mapped here again: what was checked there reaches this process without a copy. With `slabs` they
     are copied there into a slab, from which they are uploaded; it is held by the clips.
 
-    Raises WorkerDiedError from `over` when a process dies.
+    `over` raises WorkerDiedError when a process dies, MachineError if one cannot be started. Whatever it raises ends them all.
     """
 
     def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None) -> None:
@@ -91,33 +91,40 @@ class ProcessReaders:
                     yield self._received(*pending.popleft())
             while pending:
                 yield self._received(*pending.popleft())
-        except GONE as error:
-            statuses = [process.close() for process in self._processes]
-            pending.clear()
-            self._processes = []
+        except GoneError as error:
             raise WorkerDiedError(
-                f"a process that reads clips has ended (exit statuses {statuses}, negative: by that signal); if memory ran "
+                f"a process that reads clips has ended (exit statuses {self._end()}, negative: by that signal); if memory ran "
                 "out, set a smaller --data.readers or --run.batch-size, else start the run again"
             ) from error
+        except Exception:
+            self._end()
+            raise
         finally:
             for _, _, process in pending:
                 if process in self._processes:  # else all have been closed meanwhile
-                    with contextlib.suppress(*GONE):
+                    with contextlib.suppress(GoneError):
                         process.receive()
 
     def close(self) -> None:
         """End the processes; may be called twice."""
-        for process in self._processes:
-            process.close()
-        self._processes = []
+        self._end()
         if self._slabs is not None:
             self._slabs.close()
+
+    def _end(self) -> list[int]:
+        """End the processes; returns their exit statuses."""
+        statuses = [process.close() for process in self._processes]
+        self._processes = []
+        return statuses
 
     def _start(self) -> None:
         file = None if self._slabs is None else self._slabs.file
         for _ in range(self._count):
             descriptors = () if file is None else (file.descriptor,)
-            self._processes.append(WorkerProcess("svdata2vec.pipeline.readworker", descriptors))
+            try:
+                self._processes.append(WorkerProcess("svdata2vec.pipeline.readworker", descriptors))
+            except OSError as error:
+                raise not_started(error, "reads clips", "--data.readers") from error
             self._processes[-1].send(pickle.dumps((self._fetcher, file)))
         for process in self._processes:
             _answer(process)

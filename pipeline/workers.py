@@ -12,30 +12,46 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from svdata2vec.shards.errors import MachineError
+
 _EXIT_SECONDS = 5
-GONE = (OSError, EOFError, pickle.UnpicklingError)  # what `send` and `receive` raise when the process has ended
+
+
+class GoneError(Exception):
+    """The process has ended without an answer. No OSError: those are of what is asked or of this process."""
 
 
 class WorkerProcess:
-    """A process that answers requests by what `module.answering(descriptors)` returns; these files are open there too."""
+    """A process that answers requests by what `module.answering(descriptors)` returns; these files are open there too.
+
+    `send` and `receive` raise GoneError. Raises OSError if it cannot be started (`not_started`).
+    """
 
     def __init__(self, module: str, descriptors: Sequence[int]) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+        # -P: with -m alone a queue.py in the folder where a run was started would take the place of Python's own.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, module, *map(str, descriptors)],
+            [sys.executable, "-P", "-m", __name__, module, *map(str, descriptors)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, env=environment,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def send(self, request: Any) -> None:
-        pickle.dump(request, self._requests, protocol=pickle.HIGHEST_PROTOCOL)
-        self._requests.flush()
+        try:
+            pickle.dump(request, self._requests, protocol=pickle.HIGHEST_PROTOCOL)
+            self._requests.flush()
+        except OSError as error:
+            raise GoneError from error
 
     def receive(self) -> Any:
-        return pickle.load(self._answers)
+        try:
+            return pickle.load(self._answers)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise GoneError from error
 
     def close(self) -> int:
         """End the process; returns its exit status (negative: the signal that ended it)."""
@@ -47,6 +63,14 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def not_started(error: OSError, job: str, option: str) -> MachineError:
+    """Why a process that does a job, as many as an option says, cannot be started."""
+    return MachineError(
+        f"a process that {job} cannot be started ({error.strerror or error}): take fewer of them ({option}), or end what else "
+        "uses memory, processes or open files (`ulimit -a` lists the limits)"
+    )
 
 
 def serve(answer: Callable[[Any], Any]) -> None:

@@ -17,6 +17,7 @@ from svdata2vec.pipeline.decoders import DecoderName
 from svdata2vec.pipeline.fetch import BadClipError
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
+from svdata2vec.pipeline.producer import most_unusable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -93,18 +94,19 @@ def keys_of(batches: list) -> list[str]:
 @pytest.mark.parametrize("decoder", ["dali", "reference"])
 def test_a_damaged_clip_is_replaced_and_nothing_else_changes(shards, caplog, component, content, at, decoder):
     clean, _ = run(shards, decoder=decoder)
-    damage(shards, 5, component, content, at)
+    damage(shards, 7, component, content, at)
     with caplog.at_level(logging.WARNING):
         first, loader = run(shards, decoder=decoder)
     second, _ = run(shards, decoder=decoder)
-    place = keys_of(clean).index("clip00005")
+    place = keys_of(clean).index("clip00007")
+    assert place == 1  # its frames are not the first of a batch
     assert 1 <= loader.stats.clips_skipped <= 3  # once per epoch; later epochs are prefetched
-    assert any(re.search(r"clip00005 of \S*shard-000001\.tar", record.getMessage()) for record in caplog.records)
+    assert any(re.search(r"clip00007 of \S*shard-000001\.tar", record.getMessage()) for record in caplog.records)
     for (old, new), again in zip(zip(clean, first, strict=True), second, strict=True):
         assert new.keys == again.keys and torch.equal(new.video_BTHWC, again.video_BTHWC)
         for i, key in enumerate(old.keys):
-            if key == "clip00005":
-                assert new.keys[i] in ALL - {"clip00005"}
+            if key == "clip00007":
+                assert new.keys[i] in ALL - {"clip00007"}
                 assert int(new.keys[i][4:]) % 5 == int(new.label_B[i]) and new.video_BTHWC[i].float().std() > 5
             else:
                 assert new.keys[i] == key and torch.equal(old.video_BTHWC[i], new.video_BTHWC[i])
@@ -149,6 +151,7 @@ def test_evaluation_leaves_damaged_clips_out(shards):
     batches, loader = run(shards, train=False, max_bad_rate=0.2)
     assert keys_of(batches) == sorted(ALL - {"clip00003", "clip00008"}) and loader.stats.clips_skipped == 2
     assert [len(batch) for batch in batches] == [3, 4, 3]
+    assert (loader.stats.clips_read, loader.stats.clips_decoded, loader.stats.skipped_in_batches) == (12, 10, 2)
 
 
 @pytest.mark.parametrize(("rate", "views", "passes"), [(0.01, 1, True), (0.01, 3, True), (0.0, 1, False)])
@@ -180,6 +183,11 @@ def test_resume_behind_a_damaged_clip_is_exact(shards):
         assert one.keys == two.keys and torch.equal(one.video_BTHWC, two.video_BTHWC)
 
 
+def test_early_in_training_the_rate_is_taken_of_a_thousand_clips(shards):
+    order = ClipLoader(shards, "all", PLAN, batch_size=4, train=True).order
+    assert [most_unusable(order, read, 0.01) for read in (4, 1000, 3000)] == [10, 10, 30]
+
+
 def test_too_many_damaged_clips_end_the_run(shards):
     damage(shards, 3, "jpegs")
     with pytest.raises(UserError, match=r"1 of \d+ clips are unusable, more than the allowed 0.00%.*clip00003.*verify"):
@@ -207,8 +215,12 @@ def test_a_vanished_or_truncated_tar_is_named(shards, gone):
         ShardSet.open(shards.root)
 
 
-def test_hashes_are_checked_on_demand(shards):
-    run(shards, check_hashes=True)
+def test_hashes_are_checked_on_demand(shards, monkeypatch):
+    hashed, check_hash = [], shards.check_hash
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "check_hash", lambda shard: hashed.append(shard) or check_hash(shard))
+        run(shards, check_hashes=True)
+    assert sorted(hashed) == list(range(len(shards.tars)))  # each once
     damage(shards, 5, "pose.npy", np.ones(4, np.float32).tobytes(), 0.5)
     assert run(shards)[1].stats.clips_skipped == 0  # plausible numbers: nothing but a hash can tell
     with pytest.raises(UserError, match=r"shard-000001.tar: sha256 [0-9a-f]{12}..., expected .*verify"):

@@ -3,8 +3,10 @@
 import errno
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -15,6 +17,7 @@ from pipeline_factory import clip_parts, picture
 
 from svdata2vec.pipeline import affine, pyavdecoder
 from svdata2vec.pipeline import graph as graph_module
+from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
 from svdata2vec.pipeline.decoders import make_decoder
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
 from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_graph
@@ -212,11 +215,11 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
     decoder = DaliDecoder("jpeg", SIZE)
     plain = affine.scale_and_shift(2, 2, 0, 0)
     clips = [encoded("jpeg", n, [0, 1, 3], plain) for n in range(4, 10)]
-    real, broken = decoder._run, [1]
+    real, broken, told = decoder._run, [1], [DAMAGED_ON_A_GPU] * 6
 
     def run(runs):
         if any(clip.row in broken for clip in runs):
-            raise RuntimeError(DAMAGED_ON_A_GPU)
+            raise RuntimeError(told[runs[0].row])
         decoder.device = torch.device("cpu")  # as it really is
         output = real(runs)
         decoder.device = torch.device("cuda")
@@ -227,11 +230,48 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
     _, failed = decode(decoder, clips)
     assert failed == {1: "nvImageCodec failure: '#3'"}
     broken[:] = range(6)
-    assert list(decode(decoder, clips[:2])[1]) == [0, 1], "two damaged clips may come together"
+    assert list(decode(decoder, clips[:5])[1]) == list(range(5)), "some damaged clips may come together"
     with pytest.raises(UserError, match=r"^the GPU decodes none of 6 clips \(nvImageCodec failure: '#3'\): a fault of the"):
         decode(decoder, clips)
+    told[5] = told[5].replace("#3", "#4")
+    assert list(decode(decoder, clips)[1]) == list(range(6)), "they are damaged in several ways"
+    told[5] = DAMAGED_ON_A_GPU
     decoder.device = torch.device("cpu")
     assert list(decode(decoder, clips)[1]) == list(range(6))
+    decoder.close()
+
+
+def test_a_run_may_have_a_picture_more_than_the_one_before():
+    decoder = DaliDecoder("jpeg", SIZE)
+    for frames in ([0, 1, 3], [0, 1, 2, 3]):
+        assert not decode(decoder, [encoded("jpeg", 5, frames, affine.scale_and_shift(2, 2, 0, 0))])[1]
+    decoder.close()
+
+
+def test_an_error_while_pictures_are_resampled_ends_the_run(monkeypatch):
+    """And so nothing is handed on before all of them are."""
+    decoder = DaliDecoder("jpeg", SIZE)
+    monkeypatch.setattr(graph_module, "_resample_jobs", Mock(side_effect=cv2.error("out of memory")))
+    with pytest.raises(cv2.error, match="out of memory"):
+        decode(decoder, [encoded("jpeg", 5, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0))])
+    decoder.close()
+
+
+@pytest.mark.parametrize(("codec", "kind"), [
+    ("jpeg", DaliDecoder), ("vp9", DaliDecoder), ("mjpeg", DaliDecoder), ("h264", PyavDecoder), ("hevc", PyavDecoder),
+    ("blocks", BlockClipDecoder),
+])
+def test_each_codec_has_its_decoder_on_a_cpu_with_as_many_threads_as_are_asked_for(codec, kind):
+    decoder: Any = make_decoder("dali", codec, SIZE, "cpu", 3)
+    threads = decoder.num_workers if isinstance(decoder, PyavDecoder) else decoder.num_threads
+    assert (type(decoder), threads) == (kind, 3)
+    decoder.close()
+
+
+def test_a_gpus_decoder_is_made_as_it_is_asked_for():
+    decoder: Any = make_decoder("dali", "jpeg", SIZE, "cuda:2", 3, 0.5, 640)
+    asked = decoder.device, decoder.num_threads, decoder.engine_share, decoder.run_pictures, decoder.geometry
+    assert asked == (torch.device("cuda:2"), 3, 0.5, 640, "warp")
     decoder.close()
 
 
@@ -284,7 +324,7 @@ def test_a_killed_decoder_process_is_replaced():
     process.kill()
     psutil.wait_procs([process])
     _, failed = decode(decoder, clips)
-    assert "process died" in failed[0]
+    assert "process died on it (exit status " in failed[0]
     again, failed = decode(decoder, clips)
     np.testing.assert_array_equal(again, clean)
     decoder.close()
@@ -310,6 +350,16 @@ def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
             with pytest.raises(MachineError, match=r"cannot be started \(Too many open files\): take fewer .*--data\.threads"):
                 decode(decoder, clips)
     assert psutil.Process().num_fds() == files
+    assert not decode(decoder, clips)[1]
+    decoder.close()
+
+
+def test_memory_that_cannot_be_mapped_is_no_damage_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    with monkeypatch.context() as patched:
+        patched.setattr(pyavdecoder.mmap, "mmap", Mock(side_effect=OSError(errno.ENOMEM, "Cannot allocate memory")))
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            decode(decoder, clips)
     assert not decode(decoder, clips)[1]
     decoder.close()
 

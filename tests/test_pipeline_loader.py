@@ -228,11 +228,11 @@ def test_skeleton_only_decodes_nothing_and_rgb_only_has_no_joints(shards):
 
 
 def test_views_give_every_clip_several_times_with_other_frames(shards):
-    with make(shards, train=False, plan=replace(PLAN, views=3), limit=4, batch_size=5) as loader:
+    with make(shards, train=False, plan=replace(PLAN, views=2), limit=4, batch_size=3) as loader:
         batches = list(loader)
     keys = [key for batch in batches for key in batch.keys]
     views = [view for batch in batches for view in batch.view_B.tolist()]
-    assert keys == [f"clip{i:05d}" for i in range(4) for _ in range(3)] and views == [0, 1, 2] * 4
+    assert keys == [f"clip{i:05d}" for i in range(4) for _ in range(2)] and views == [0, 1] * 4
     clips = flat(batches)
     assert all(not torch.equal(clips[f"clip{i:05d}", 0][0], clips[f"clip{i:05d}", 1][0]) for i in range(4))
 
@@ -261,6 +261,7 @@ def test_limit_takes_a_number_or_rows(shards):
         ({"last_batch": "x"}, "^last_batch is 'x': expected 'drop' or 'partial'$"),
         ({"decoder": "x"}, "^decoder is 'x': expected 'dali' or 'reference'$"),
         ({"device": "gpu"}, "^device is 'gpu': expected 'cpu', 'cuda' or 'cuda:n'$"),
+        ({"device": "cuda0"}, "^device is 'cuda0': expected 'cpu', 'cuda' or 'cuda:n'$"),
         ({"device": "cuda:99"}, r"^device is 'cuda:99', but PyTorch finds \d GPUs here: use (a lower number or )?'cpu'$"),
         ({"video": False, "joints": False}, "a batch would be empty"),
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
@@ -293,6 +294,15 @@ def test_a_label_outside_the_split_is_named(shards, tmp_path):
 
 def our_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("svdata2vec")]
+
+
+def test_a_shard_set_is_told_what_a_rank_reads_in_this_step_and_the_next_seven(shards, monkeypatch):
+    told = []
+    monkeypatch.setattr(ShardSet, "will_need", lambda _, rows: told.append(rows.tolist()))
+    with make(shards, train=False, batch_size=1, rank=1, world_size=2, video=False) as loader:
+        list(loader)
+    mine = [*range(1, 23, 2), 22]
+    assert told == [mine[step : step + 8] for step in range(12)]
 
 
 def test_threads_end_with_the_loader(shards):

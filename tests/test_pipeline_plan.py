@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -314,6 +315,14 @@ def test_wrong_shapes_are_named():
         plans_of([sample_of(pose_of(8, 1, 0), key="a"), longer], train=False)
     with pytest.raises(ValueError, match="16 joints but layout coco17 has 17"):
         planned(pose_of(8, 1, 0)[:, :, :16], COCO17, 2, train=False)
+
+
+@pytest.mark.parametrize("wrong", [(1, 0, 0, 0), (1e-7, 1e-7, 0, 0), (1, 1, np.nan, 0), (1, 1, 0, np.inf)])
+def test_a_map_without_an_inverse_is_named(wrong):
+    wrong_23 = affine.scale_and_shift(*wrong)
+    for maps in (wrong_23, np.stack([affine.mirror_map(8), wrong_23])):
+        with pytest.raises(ValueError, match=re.escape(f"affine map {wrong_23.tolist()} has no inverse")):
+            affine.invert(maps)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Reader processes give the batches of a thread, whatever is damaged, stopped or killed on the way."""
 
+import errno
 import itertools
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -13,12 +16,14 @@ import torch
 from pipeline_factory import shard_set
 from waiting import wait_for
 
+from svdata2vec.pipeline import readers as reader_module
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.producer import Producer
 from svdata2vec.pipeline.readers import Step
-from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.pipeline.workers import WorkerProcess
+from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 PLAN = PlanConfig(num_frames=6, size=32)
@@ -149,6 +154,40 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(shards):
             for _ in range(100):
                 next(stream)
     assert not reader_processes()
+
+
+def test_readers_that_cannot_open_the_set_are_ended_and_later_started_anew(shards):
+    hidden = shards.root.rename(shards.root.with_name("hidden"))
+    with loader_of(shards) as loader:
+        with pytest.raises(UserError, match="no such folder"):
+            next(iter(loader))
+        assert not reader_processes()
+        hidden.rename(shards.root)
+        assert len(next(iter(loader))) == 4
+
+
+def test_a_reader_that_cannot_be_started_and_a_failing_disk_are_told_as_such(shards, monkeypatch):
+    """Neither is a process that has ended."""
+    with loader_of(shards) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(reader_module, "WorkerProcess", Mock(side_effect=OSError(errno.EAGAIN, "Try again")))
+            with pytest.raises(MachineError, match=r"reads clips cannot be started \(Try again\): .*--data\.readers"):
+                next(iter(loader))
+        assert len(next(iter(loader))) == 4
+        monkeypatch.setattr(ShardSet, "will_need", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+                assert len(batch) == 4
+    assert not reader_processes()
+
+
+def test_a_worker_imports_nothing_from_the_folder_where_the_run_was_started(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    worker = WorkerProcess("svdata2vec.pipeline.readworker", [])
+    worker.send(b"no pickle")
+    assert isinstance(worker.receive().error, pickle.UnpicklingError)
+    assert worker.close() == 0
 
 
 def test_signals_to_the_whole_group_leave_the_readers_alone(shards):

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import mmap
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +26,11 @@ from svdata2vec.pipeline.order import OrderConfig
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.slabs import SlabFile, Slabs
 from svdata2vec.pipeline.video import BlockClips, frames_of
-from svdata2vec.shards.blocks import Bytes
+from svdata2vec.shards.blocks import BlockFormat, Bytes
 from svdata2vec.shards.reading.shardset import ShardSet
 
 T, SIZE, BATCH = 6, 32, 2
-CUDA = torch.device("cuda")
+CUDA, FORM = torch.device("cuda"), BlockFormat(32)
 
 
 class FakeLock:
@@ -87,6 +89,9 @@ def test_each_slab_is_locked_once_and_unlocked_at_the_end(caplog: pytest.LogCapt
     assert lock.asked == 3 and {size for _, size in lock.locked} == {slabs.file.slab_bytes}
     slabs.close()
     assert not lock.locked and not caplog.text
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(slabs.file.descriptor)
+    slabs.close()
 
 
 def test_where_locking_is_refused_it_is_said_once_and_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -124,6 +129,12 @@ def test_cuda_is_asked_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatc
     lock.unlock(memory)
     on, off = ("on", torch.device("cuda:3")), ("off",)
     assert calls == [on, ("register", at, 3 << 20, 1), off, on, ("unregister", at), off]
+    calls.clear()
+    slabs = BlockUploader(FORM, "cuda:3").slabs(2, T)  # what a loader has
+    whole = slabs.take()[1].base
+    slabs.close()
+    at, size = whole.ctypes.data, -(-2 * T * FORM.frame_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert calls == [on, ("register", at, size, 1), off, on, ("unregister", at), off]
     status = 2
     assert lock.lock(memory) == "CUDA error 2 for 3 MiB"
 
