@@ -170,9 +170,15 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
                 **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones do not say
                 "cpu_seconds": spent,
-                "commits": sorted({outcome.get("commit") or UNKNOWN for outcome in there}),
+                "commits": sorted({made_by for outcome in there for made_by in _commits(outcome)}),
             })
     return {"name": row.name, "title": row.title, "kind": row.kind, "cells": cells}
+
+
+def _commits(outcome: Outcome) -> list[str]:
+    """Of an outcome; earlier ones say the last one alone."""
+    found: list[str] = outcome.get("commits") or [outcome.get("commit") or UNKNOWN]
+    return found
 
 
 def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
