@@ -94,7 +94,7 @@ def test_a_cell_has_the_steps_that_were_asked_for(
     assert wanted <= made.run.epochs * per_epoch < wanted + per_epoch
     assert made.run.batch_size == min(batch, labels) and per_step <= labels
     assert (made.optim.lr, made.head.drop_path, made.label_fraction) == (0.25, 0.125, fraction)
-    assert made.optim.warmup_share == 0.5  # one epoch of two
+    assert made.optim.warmup_share == 0.5 and made.optim.lr_batch == 0  # one epoch of two; nobody is warned of a rate to scale
     for warmup, share in ((0.5, 0.25), (2.0, 0.5)):  # half of the steps at most
         other = replace(row, base=replace(base, optim=replace(base.optim, warmup_epochs=warmup)))
         assert other.config(Cell(fraction, 0), tmp_path / "run").optim.warmup_share == share
