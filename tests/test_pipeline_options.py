@@ -4,14 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import fsspec
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_shards
+from pipeline_factory import shard_set
 
 from svdata2vec.cli.commands import COMMANDS
 from svdata2vec.cli.options import read
@@ -25,6 +24,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.data import build_loader, open_data
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.reading.joined import JoinedShards
 from svdata2vec.shards.reading.remote import RemoteShardSet
 from svdata2vec.shards.reading.shardset import ShardSet
 
@@ -119,15 +119,21 @@ def test_scores_are_the_mean_of_the_views(tiny_shard_folder):
 
 def test_remote_options_reach_the_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder, store = tiny_shards(tmp_path / "shards"), fsspec.filesystem("memory")
-    for path in Path(folder).iterdir():
-        store.pipe_file(f"/options/{path.name}", path.read_bytes())
+    store = fsspec.filesystem("memory")
+    for place, seed in (("options", 0), ("more", 100)):
+        shard_set(tmp_path / place, 2, size=64, first_seed=seed)
+        for path in (tmp_path / place).iterdir():
+            store.pipe_file(f"/{place}/{path.name}", path.read_bytes())
     remote = open_data(DataConfig("memory://options", remote_fetch="shards", remote_cache_gb=0.5))
     assert isinstance(remote, RemoteShardSet) and remote.cache.max_bytes == 500_000_000
     remote.sample(0)
     assert remote.cache.folder.is_relative_to(tmp_path / "cache" / "svdata2vec")
     assert [path.name.partition("-")[2] for path in remote.cache.folder.glob("*.tar")] == ["shard-000000.tar"]
-    store.rm("/options", recursive=True)
+    joined = open_data(DataConfig("memory://options,memory://more", remote_cache_gb=0.5))
+    assert isinstance(joined, JoinedShards)
+    assert [each.cache.max_bytes for each in joined.sets] == [250_000_000] * 2  # type: ignore[attr-defined]
+    for place in ("options", "more"):
+        store.rm(f"/{place}", recursive=True)
 
 
 def test_without_a_home_shards_behind_a_url_ask_for_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:

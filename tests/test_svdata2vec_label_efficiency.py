@@ -16,7 +16,7 @@ import torch
 from pipeline_factory import shard_set
 from shards_data import edit_manifest
 from small_study import small_study, split_shards
-from tiny import MODEL, NUM_CLIPS, pretrain_config
+from tiny import MODEL, NUM_CLIPS, pretrain_config, stop_after
 
 from svdata2vec.cli.main import main
 from svdata2vec.config.label_efficiency import LABEL_EFFICIENCY, SEARCHED, SearchConfig
@@ -37,10 +37,11 @@ from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies import probe_rows
+from svdata2vec.studies import probe_rows, rows
 from svdata2vec.studies.label_efficiency import about, label_efficiency, require_fit, rows_of, worth_in_clips
 from svdata2vec.studies.probe_rows import ProbeRow, make_features, read_features
 from svdata2vec.studies.rows import Cell, FinetuneRow, cell_path, made_of, run_cell
+from svdata2vec.training import loop
 from svdata2vec.training.finetune import Finetuning
 from svdata2vec.training.pretrain import pretrain
 
@@ -93,7 +94,7 @@ def test_a_cell_has_the_steps_that_were_asked_for(
     assert wanted <= made.run.epochs * per_epoch < wanted + per_epoch
     assert made.run.batch_size == min(batch, labels) and per_step <= labels
     assert (made.optim.lr, made.head.drop_path, made.label_fraction) == (0.25, 0.125, fraction)
-    assert made.optim.warmup_share == 0.5  # one epoch of two
+    assert made.optim.warmup_share == 0.5 and made.optim.lr_batch == 0  # one epoch of two; nobody is warned of a rate to scale
     for warmup, share in ((0.5, 0.25), (2.0, 0.5)):  # half of the steps at most
         other = replace(row, base=replace(base, optim=replace(base.optim, warmup_epochs=warmup)))
         assert other.config(Cell(fraction, 0), tmp_path / "run").optim.warmup_share == share
@@ -224,6 +225,22 @@ def test_finished_runs_are_found_and_interrupted_ones_go_on(
     assert not cell_path(other, Cell(1.0, 0), tmp_path / "study").exists()  # other settings are other runs
     technical = replace(config.classifier(), data=replace(config.data, threads=2, prefetch=2))
     assert cell_path(replace(row, base=technical), Cell(1.0, 0), tmp_path / "study").exists()  # type: ignore[type-var]
+
+
+def test_a_cell_that_went_on_has_the_commits_of_all_its_code(
+    shards: Path, pretrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was stopped, and of features that were made before."""
+    ways = ("scratch", "linear")
+    config = small_study(shards, tmp_path, ways=ways, pretrained=(f"a={pretrained}",), seeds=1, fractions=(1.0,))
+    for made_by in ("first", "second"):
+        for module in (loop, rows, probe_rows):
+            monkeypatch.setattr(module, "commit", lambda made_by=made_by: made_by)
+        if made_by == "first":
+            with monkeypatch.context() as patch, pytest.raises(StopRequested):
+                stop_after(Finetuning, 1, patch)
+                label_efficiency(config)
+    assert [row["cells"][0]["commits"] for row in label_efficiency(config)["rows"]] == [["first", "second"]] * 2
 
 
 def test_the_chart_is_tried_before_the_runs(shards: Path, tmp_path: Path) -> None:

@@ -253,4 +253,10 @@ def test_a_commit_is_changed_by_code_and_not_by_records(
     if changed:
         (tmp_path / changed).write_text("two")
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "svdata2vec" / "code.py"))
-    assert commit() == head + ending
+    assert commit.__wrapped__() == head + ending
+
+
+def test_a_process_is_of_the_commit_at_which_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = commit()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
+    assert commit() == began

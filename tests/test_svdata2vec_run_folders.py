@@ -165,6 +165,9 @@ def test_commands_end_in_one_line(
             "export RUN RUN/a.pt2",
             "probe demo --from RUN --out RUN/probe", "finetune demo --from RUN --run.out RUN/new",
         ],
+        "model.safetensors": [
+            "evaluate RUN", "probe demo --from RUN --out RUN/probe", "finetune demo --from RUN --run.out RUN/new",
+        ],
         "config.json": ["report RUN --out RUN/r.html", "finetune demo --run.out RUN"],
         "result.json": ["report RUN --out RUN/r.html"],
     }

@@ -74,6 +74,14 @@ def test_a_single_value_is_taken_untried(tmp_path: Path) -> None:
     assert sorted(path.name.split("-")[0] for path in tmp_path.glob("cells/*-val-*")) == ["other", "other"]
 
 
+def test_cells_without_a_search_are_none_of_a_study_whose_search_is_not_finished(tmp_path: Path) -> None:
+    """A study that is searched after all, in the same folder, and collected before it has chosen: its other row tells more."""
+    rows = [Planted(), Planted("fixed", "rival", grid=())]
+    run_study(Plan(rows, (0.1,), [0], SearchConfig(), tmp_path))
+    found = run_study(Plan(rows, (0.1,), [0], SearchConfig(lr=(0.1, 0.01)), tmp_path, collect=True))
+    assert [len(row["cells"]) for row in found["rows"]] == [1] and found["rows"][0]["name"] == "fixed"
+
+
 def test_the_record_says_how_many_clips_its_scores_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of earlier studies do not say."""
     plan = Plan([Planted()], (0.1,), [0], SearchConfig(), tmp_path)

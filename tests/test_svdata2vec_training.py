@@ -8,13 +8,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from preloaded import command, elastic, start
 from safetensors.torch import load_file
-from tiny import assert_same_weights, finetune_config, pretrain_config
+from tiny import assert_same_weights, finetune_config, pretrain_config, stop_after
 from tiny_command import command_words
 from waiting import wait_for
 
@@ -30,6 +31,7 @@ from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import Finetuning, finetune
+from svdata2vec.training.loop import describe
 from svdata2vec.training.pretrain import Pretraining, pretrain
 from svdata2vec.training.stepper import NotFiniteError
 
@@ -50,10 +52,18 @@ def test_a_run_leaves_configuration_metrics_weights_and_result(finished: Path) -
     assert wanted <= set(records[-1])
     assert records[-1]["target_std"] > 0.1
     card = json.loads((finished / "model.json").read_text())
-    assert card["kind"] == "pretrain" and card["step"] == 6
+    assert card["kind"] == "pretrain" and {"step": card["step"], **card["metrics"]} == records[-1]
     assert json.loads((finished / "config.json").read_text()) == {"kind": "pretrain", **card["config"]}
     assert len(Checkpoints(finished, 2).paths()) == 2
     assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_the_line_of_a_record_says_how_long_the_run_will_take() -> None:
+    stepper: Any = SimpleNamespace(step=4, total_steps=10)
+    record = {"epoch": 1.5, "loss": 0.5, "lr": 1e-3, "clips_per_second": 3.0, "seconds_data": 5.0, "seconds_total": 20.0}
+    assert describe(stepper, record, 2, time.perf_counter() - 3661) == (
+        "step 4/10 epoch 1.50 loss 0.5 lr 1.00e-03 3.0 clips/s data wait 25 % ETA 0:01:00 elapsed 1:01:02"
+    )
 
 
 def test_a_finished_run_is_not_trained_again(finished: Path, tiny_shard_folder: Path) -> None:
@@ -298,25 +308,18 @@ def test_a_continued_classifier_remembers_its_best(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch: the log that it leaves says the same figures as that of a run without a stop."""
-    step = Finetuning.step
-
-    def stop_after_fifth(run: Finetuning, batches: list) -> None:
-        step(run, batches)
-        if run.stepper.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     rows = {}
     for name in ("whole", "stopped"):
-        config = dataclasses.replace(finetune_config(tiny_shard_folder, tmp_path / name, epochs=4), eval_every=1)
+        config = finetune_config(tiny_shard_folder, tmp_path / name, epochs=2, batch_size=2)
+        config = dataclasses.replace(config, eval_every=1)
         if name == "stopped":
-            monkeypatch.setattr(Finetuning, "step", stop_after_fifth)
-            with pytest.raises(StopRequested):
+            with monkeypatch.context() as patch, pytest.raises(StopRequested):
+                stop_after(Finetuning, 7, patch)
                 finetune(config)
-            monkeypatch.setattr(Finetuning, "step", step)
         finetune(config)
         rows[name] = [
             {key: row[key] for key in ("step", "loss", "lr", "val_top1", "val_mean_class", "best_val_top1") if key in row}
             for row in read_metrics(tmp_path / name)
         ]
-    assert rows["stopped"] == rows["whole"] and [row["step"] for row in rows["whole"] if "val_top1" in row] == [2, 4, 6, 8]
+    assert rows["stopped"] == rows["whole"] and [row["step"] for row in rows["whole"] if "val_top1" in row] == [5, 10]
     assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -1,7 +1,8 @@
 """The model card: what accompanies published weights, in `model.json`, so that they can be used without their run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from svdata2vec.config.files import to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, PretrainConfig
 from svdata2vec.kernels.functional import IMAGENET_MEAN, IMAGENET_STD
 from svdata2vec.runs.checkpoint import has_checkpoints
+from svdata2vec.runs.failures import first_line
 from svdata2vec.runs.folder import CARD, CONFIG, WEIGHTS
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import PACK_MARGIN
@@ -141,11 +143,21 @@ def joints_of(card: dict[str, Any]) -> list[str] | None:
     return None if layout is None else list(layout.joints)
 
 
+@contextmanager
+def opened_weights(run: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file of a finished run's weights, and what its header says of them. UserError if one of the two is damaged."""
+    path = run_folder(run) / WEIGHTS
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            yield file, json.loads((file.metadata() or {}).get("svdata2vec", "{}"))
+    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); copy it again") from error
+
+
 def weights_hash(run: Path) -> str | None:
     """The hash that the weights of a finished run carry; None of an earlier version."""
-    path = run_folder(run) / WEIGHTS
-    with safetensors.safe_open(path, "pt") as file:
-        found: str | None = json.loads((file.metadata() or {}).get("svdata2vec", "{}")).get("sha256")
+    with opened_weights(run) as (_, inside):
+        found: str | None = inside.get("sha256")
     return found
 
 
@@ -159,7 +171,7 @@ def other_start(source: Path | None, card: dict[str, Any]) -> bool:
         return False
     try:
         return weights_hash(source) not in (None, before)
-    except (OSError, ValueError, AttributeError, safetensors.SafetensorError):  # gone or damaged
+    except (OSError, UserError):  # gone or damaged
         return False
 
 

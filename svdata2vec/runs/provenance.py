@@ -1,6 +1,7 @@
 """Where a record comes from: its format, date, machine, versions and commit; of benchmarks, studies and experiments alike."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -84,8 +85,12 @@ def _driver() -> str | None:
     return found[0] if found else None
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit that this package's files are of, with -dirty if any but records were changed; None outside a checkout."""
+    """The commit that this package's files are of, with -dirty if any but records were changed; None outside a checkout.
+
+    As it was when a process first asked: later commits and changes are not what it has imported.
+    """
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:

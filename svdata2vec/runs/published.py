@@ -16,8 +16,8 @@ from svdata2vec.config.files import from_dict, with_todays_names
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, ModelConfig, PretrainConfig
 from svdata2vec.model.classifier import Classifier
 from svdata2vec.model.student import Encoder
-from svdata2vec.runs.card import read_card, run_folder
-from svdata2vec.runs.failures import RunFailedError, first_line
+from svdata2vec.runs.card import opened_weights, read_card, run_folder
+from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.folder import CARD, WEIGHTS
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.errors import UserError
@@ -75,13 +75,9 @@ def load_published(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     card = read_card(run)
     path = run_folder(run) / WEIGHTS
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-            inside = json.loads((file.metadata() or {}).get("svdata2vec", "{}"))
-            stored = inside.pop("sha256", None)
-    except (safetensors.SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); copy it again") from error
+    with opened_weights(run) as (file, inside):
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        stored = inside.pop("sha256", None)
     if stored is not None and stored != digest(weights, inside):
         raise UserError(f"{path} is damaged: its content is not what was written (sha256); copy it again")
     if stored is not None and card.get("weights", stored) != stored:

@@ -22,6 +22,7 @@ from svdata2vec.evaluation.metrics import measure
 from svdata2vec.evaluation.probe import fit_linear, linear_scores, split_features
 from svdata2vec.runs.card import read_card, weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data
+from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
@@ -82,10 +83,12 @@ class ProbeRow:
         begun, classes, chosen = time.process_time(), len(shards.split_classes(split)), dict(cell.choice)
         scores_nc = self._scores(train, test, classes, chosen, seed, start)
         figures = measure(scores_nc, test.labels_n, len(test.keys) + len(test.lost))
+        about, about_tested = (_about(base, start, each, self.features) for each in (split, tested))
         return {
             "score": getattr(figures, base.data.metric), "count": figures.count, "clips": figures.clips,
             "labels": len(train.keys), **self._budget(chosen, train),
-            "cpu_seconds": time.process_time() - begun + len(train.keys) * _seconds_per_clip(base, start, split, self.features),
+            "cpu_seconds": time.process_time() - begun + len(train.keys) * about["cpu_seconds"] / max(len(about["keys"]), 1),
+            "commits": sorted({commit() or UNKNOWN, *(each.get("commit", UNKNOWN) for each in (about, about_tested))}),
         }
 
     def _budget(self, chosen: dict[str, float], train: Features) -> dict[str, int]:
@@ -135,20 +138,19 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
     make_folder(folder)
     write_atomically(path, npy_bytes(found.tokens_nvTD))
     about = {"keys": found.keys, "labels": found.labels_n.tolist(), "lost": found.lost, "made_of": made_of}
-    about["cpu_seconds"] = time.process_time() - begun
+    about |= {"cpu_seconds": time.process_time() - begun, "commit": commit() or UNKNOWN}
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
 
 
-def _seconds_per_clip(base: ProbeConfig, start: Path, split: str, folder: Path) -> float:
-    """CPU seconds that a clip's tokens took, of `split`."""
-    about = read_json(_place(base, start, split, folder).with_suffix(".json"))
-    return about["cpu_seconds"] / max(len(about["keys"]), 1)
+def _about(base: ProbeConfig, start: Path, split: str, folder: Path) -> dict[str, Any]:
+    """What `make_features` has noted of a split's features."""
+    about: dict[str, Any] = read_json(_place(base, start, split, folder).with_suffix(".json"))
+    return about
 
 
 def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shards: ShardSet, rows: np.ndarray) -> Features:
     """Of some rows of a split, in their order, from what `make_features` left."""
-    path = _place(base, start, split, folder)
-    about = read_json(path.with_suffix(".json"))
+    path, about = _place(base, start, split, folder), _about(base, start, split, folder)
     place = {key: number for number, key in enumerate(about["keys"])}
     keys = shards.names(rows)
     kept = [key for key in keys if key in place]

@@ -11,12 +11,12 @@ from typing import Any, Literal, Protocol
 
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
-from svdata2vec.runs.card import weights_hash
+from svdata2vec.runs.card import read_card, weights_hash
 from svdata2vec.runs.data import labelled_rows, open_data, taken_per_epoch
 from svdata2vec.runs.folder import TECHNICAL
 from svdata2vec.runs.image_init import images_hash
 from svdata2vec.runs.metrics_log import cost, read_metrics
-from svdata2vec.runs.provenance import commit
+from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.training.finetune import finetune
@@ -24,7 +24,8 @@ from svdata2vec.training.optim import resolve
 
 Kind = Literal["ours", "rival", "control", "reference"]
 Choice = dict[str, float]  # hyper-parameters by name
-Outcome = dict[str, Any]  # score, count (of clips scored), clips (of the split), labels, steps, clips_seen, cpu_seconds, commit
+# Score, count (of clips scored), clips (of the split), labels, steps, clips_seen, cpu_seconds, commits.
+Outcome = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,7 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
         return found
     path, made = cell_path(row, cell, out), made_of(row, cell.seed, fingerprint)
     folder = out / "runs" / f"{path.stem}-{_digest(made)}"  # other shards or weights are another run, which begins anew
-    made_by = commit()
-    outcome = {**row.run(cell, folder), "commit": made_by}
+    outcome = {"commits": [commit() or UNKNOWN], **row.run(cell, folder)}
     make_folder(path.parent)
     about = {"row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made}
     write_atomically(path, json.dumps({**about, "outcome": outcome}, indent=1).encode())
@@ -200,5 +200,5 @@ class FinetuneRow:
         tested = result["validation"] if config.eval_every else result
         return {
             "score": tested[metric], "count": tested["count"], "clips": tested["clips"], "labels": result["labels"],
-            **cost(folder), "loss": read_metrics(folder)[-1]["loss"],
+            **cost(folder), "loss": read_metrics(folder)[-1]["loss"], "commits": read_card(folder)["commits"],
         }

@@ -71,8 +71,8 @@ def _search_and_run(plan: Plan) -> dict[str, Any]:
     tried = list(search_cells(plan))
     chosen, search = _choose(plan, _run(plan, tried))
     cells = [
-        (row, Cell(fraction, seed, tuple(chosen.get((row.name, fraction), {}).items())))
-        for row in plan.rows for fraction in plan.fractions for seed in plan.seeds
+        (row, Cell(fraction, seed, tuple(chosen[row.name, fraction].items())))
+        for row in plan.rows for fraction in plan.fractions if (row.name, fraction) in chosen for seed in plan.seeds
     ]
     found = _run(plan, cells)
     rows = [row for each in plan.rows if (row := _row(plan, each, chosen, found))["cells"]]
@@ -104,11 +104,9 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
 
 
 def combinations(row: Row, search: SearchConfig) -> list[Choice]:
-    """All combinations of the grid's values that a row has a use for; none where it has for none."""
+    """All combinations of the grid's values that a row has a use for; the empty one where it has for none."""
     names = [name for name in row.grid if getattr(search, name)]
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(search, n) for n in names))][
-        : None if names else 0
-    ]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(search, n) for n in names))]
 
 
 def search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
@@ -124,7 +122,7 @@ def search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
 def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
     """Of every row and share the combination whose mean over the seeds is best on validation clips, the first of equals.
 
-    A row that has one combination takes it, untried.
+    A row that has one combination takes it, untried. There is none of a search that is not finished (`plan.collect`).
     """
     best: Chosen = {}
     tried = []
@@ -160,7 +158,9 @@ def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
 def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
     cells = []
     for fraction in plan.fractions:
-        choice = chosen.get((row.name, fraction), {})
+        choice = chosen.get((row.name, fraction))
+        if choice is None:
+            continue
         outcomes = [found[row.name, Cell(fraction, seed, tuple(choice.items()))] for seed in plan.seeds]
         there = [outcome for outcome in outcomes if outcome is not None]
         if there:
@@ -170,9 +170,15 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
                 **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones do not say
                 "cpu_seconds": spent,
-                "commits": sorted({outcome.get("commit") or UNKNOWN for outcome in there}),
+                "commits": sorted({made_by for outcome in there for made_by in _commits(outcome)}),
             })
     return {"name": row.name, "title": row.title, "kind": row.kind, "cells": cells}
+
+
+def _commits(outcome: Outcome) -> list[str]:
+    """Of an outcome; earlier ones say the last one alone."""
+    found: list[str] = outcome.get("commits") or [outcome.get("commit") or UNKNOWN]
+    return found
 
 
 def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
