@@ -31,13 +31,14 @@ def taken(num_clips: int, weight: float, seed: int, epoch: int, number: int) -> 
     """
     count = entries_per_epoch(num_clips, weight)
     start, stop = epoch * count, (epoch + 1) * count
-    parts = [np.zeros(0, np.int64)]
+    parts, times, taken_N = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], np.zeros(num_clips, np.int64)
     for turn in range(start // num_clips, -(-stop // num_clips)) if num_clips else ():
         low, high = max(start - turn * num_clips, 0), min(stop - turn * num_clips, num_clips)
         whole = high - low == num_clips
         pass_N = np.arange(num_clips) if whole else keyed_generator("pass", seed, turn, number).permutation(num_clips)
         parts.append(pass_N[low:high].astype(np.int64, copy=False))
-    times = [np.full(len(part), time, np.int64) for time, part in enumerate(parts, -1)]
+        times.append(taken_N[parts[-1]])
+        taken_N[parts[-1]] += 1
     return np.concatenate(parts), np.concatenate(times)
 
 
