@@ -16,11 +16,13 @@ from tiny import finetune_config, pretrain_config, stop_after
 from svdata2vec.cli.main import main
 from svdata2vec.config.files import to_json
 from svdata2vec.config.schema import OptimConfig
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.folder import is_finished, read_result
 from svdata2vec.runs.metrics_log import Averages, MetricsLog, StepClock, read_lines, read_metrics
+from svdata2vec.runs.published import load_published
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -313,6 +315,22 @@ def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folde
     again = pretrain(config)
     assert again["loss"] == result["loss"] and again["epoch"] == 2.0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_what_was_published_before_a_run_went_on_is_not_taken_for_its_end(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a run that was killed before its figures were written, and was then given more epochs."""
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    pretrain(config)
+    (tmp_path / "run" / "config.json").unlink()  # so that weights, card and figures are there
+    longer = dataclasses.replace(config, run=dataclasses.replace(config.run, epochs=3))
+    stop_after(Pretraining, 7, monkeypatch)
+    with pytest.raises(SystemExit):
+        pretrain(longer)
+    with pytest.raises(UserError, match="its run is not finished"):
+        read_card(tmp_path / "run")
+    assert pretrain(longer)["epoch"] == 3.0 and load_published(tmp_path / "run")[1]["config"]["run"]["epochs"] == 3
 
 
 def test_records_of_lost_steps_may_still_be_in_the_log(

@@ -162,6 +162,12 @@ def _meant(name: str, value: Any) -> Any:
     return [each if "://" in each else os.path.realpath(each) for each in names]
 
 
+def withdraw(folder: Path) -> None:
+    """Remove the closing figures and published weights of a run that goes on: they would pass for those of its end."""
+    for name in (FINISHED, CARD, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def finish_run(run: RunConfig, runtime: Runtime, result: dict[str, Any]) -> None:
     """Write the run's closing figures, last of all: a folder with them holds a finished run."""
     if runtime.is_main:

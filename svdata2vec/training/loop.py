@@ -20,7 +20,15 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import other_start
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import require_same_clips
-from svdata2vec.runs.folder import ADJUSTABLE, EVALUATION, TECHNICAL, changed_settings, require_same_folder, write_config
+from svdata2vec.runs.folder import (
+    ADJUSTABLE,
+    EVALUATION,
+    TECHNICAL,
+    changed_settings,
+    require_same_folder,
+    withdraw,
+    write_config,
+)
 from svdata2vec.runs.metrics_log import MetricsLog, read_metrics
 from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.published import publish
@@ -178,6 +186,8 @@ def _begin(run: TrainingRun, checkpoints: Checkpoints, card: dict[str, Any]) -> 
     require_same_folder(run.config.run.out, run.runtime, (run.stepper.step, run.loader.state_dict()))
     card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
     if run.runtime.is_main:
+        if run.stepper.step < run.stepper.total_steps:
+            withdraw(run.config.run.out)
         write_config(run.config.run.out, run.config)
         for line in run.plan():
             log.info("%s", line)
