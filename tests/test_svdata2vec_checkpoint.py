@@ -1,6 +1,7 @@
 """Checkpoints and published weights: damage is noticed, older good ones are taken, crafted ones end in one line."""
 
 import collections
+import errno
 import io
 import json
 import pickle
@@ -16,7 +17,9 @@ import safetensors.torch
 import torch
 
 from svdata2vec.config.schema import OptimConfig
+from svdata2vec.runs import checkpoint
 from svdata2vec.runs.checkpoint import Checkpoints, read_checkpoint
+from svdata2vec.runs.failures import SaveFailedError
 from svdata2vec.runs.published import load_published, publish
 from svdata2vec.runs.torch_file import StandIn, read_torch_file
 from svdata2vec.shards.errors import UserError
@@ -109,6 +112,21 @@ def test_what_is_saved_after_a_damaged_one_stays(keep: int, tmp_path: Path) -> N
         assert checkpoints.save(step, state(step)).is_file()
         assert read_step(checkpoints) == step
     assert [path.stem for path in checkpoints.paths()] == [f"step-{step:09d}" for step in (7, 8, 10)[2 - keep :]]
+
+
+def test_a_full_disk_is_rid_of_torn_checkpoints_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room that they take may be what the next one lacks."""
+    checkpoints = Checkpoints(tmp_path, 2)
+    torn = checkpoints.save(5, state(5)).with_name("step-000000006.pt.0123.tmp")
+    torn.write_bytes(b"left by a killed run")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_hashed", full)
+    with pytest.raises(SaveFailedError, match="No space left on device"):
+        checkpoints.save(6, state(6))
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000000005.pt"]
 
 
 def read_step(checkpoints: Checkpoints) -> int:

@@ -37,7 +37,7 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step`, then remove the oldest beyond `keep`, and torn ones.
+        """Remove torn checkpoints, write that of `step`, then remove the oldest beyond `keep`.
 
         Raises:
             SaveFailedError: the file system refused; the checkpoints before it are still there.
@@ -45,6 +45,8 @@ class Checkpoints:
         path = self.folder / f"step-{step:09d}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for torn in self.folder.glob("step-*.tmp"):  # of killed runs, whose room a full disk may need
+                torn.unlink()
             with atomic_file(path) as file:
                 write_hashed({**state, "step": step, "version": __version__}, file)
         except (OSError, RuntimeError) as error:
@@ -52,9 +54,8 @@ class Checkpoints:
             raise SaveFailedError(
                 f"{path} could not be written ({reason}); the run stops, older ones are kept"
             ) from error
-        left_by_killed_runs = list(self.folder.glob("step-*.tmp"))
         up_to_here = [each for each in self.paths() if each.name <= path.name]  # later ones could not be read
-        for old in [*up_to_here[: -self.keep], *left_by_killed_runs]:
+        for old in up_to_here[: -self.keep]:
             old.unlink()
         return path
 
