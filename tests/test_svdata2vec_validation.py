@@ -111,7 +111,10 @@ def test_a_run_is_not_finished_before_its_network_is_chosen(
     with pytest.raises(UserError, match="its run is not finished; start that run again to go on"):
         read_card(config.run.out)
     shutil.copytree(config.run.out, tmp_path / "cleared", ignore=shutil.ignore_patterns("best"))
-    assert finetune(config)["network"] == read_card(config.run.out)["network"] == "best"
+    moved = Path(shutil.copytree(protocol.root, tmp_path / "moved"))
+    result, card = finetune(replace(config, data=replace(config.data, shards=str(moved)))), read_card(config.run.out)
+    assert result["network"] == card["network"] == "best" and result["epoch"] == card["epoch"]
+    assert card["config"]["data"]["shards"] == str(moved), "where its shards are, also if an earlier network is the best"
     cleared = finetune(replace(config, run=replace(config.run, out=tmp_path / "cleared")))
     assert (cleared["network"], cleared["epoch"], cleared["validation"]["split"]) == ("best", config.run.epochs, "cs_val")
 

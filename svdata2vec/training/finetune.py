@@ -128,7 +128,7 @@ class Finetuning(TrainingRun):
         if self.runtime.is_main:
             weights, card = load_published(self.config.run.out / "best")
             self.model.load_state_dict(weights)
-            publish(self.config.run.out, weights, card)
+            publish(self.config.run.out, weights, {**card, **self.card})  # that may have changed since: where shards are
         self.runtime.share_weights(self.model)
         card = self.runtime.gather(card)[0]
         return {"network": "best", "epoch": card["epoch"], "validation": card["validation"]}
