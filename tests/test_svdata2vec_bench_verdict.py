@@ -56,6 +56,7 @@ def test_figures_that_cannot_be_trusted_are_named() -> None:
          "upload alone reaches 10.0; the upload is this machine's limit"),
         (Rates(760, 835, 509, 1029, 415), BLOCKS_GPU, "loader", "read alone reaches 760.0, upload alone 835.0, both"),
         (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "pack as jpeg, which decodes the wanted frames only, or --data"),
+        (Rates(900, 10, 10, 500, 9.9), CPU, "decode", "--data.threads 8, or a GPU, which decodes with NVDEC"),
         (Rates(900, 800, 700, 100, 98), GPU, "model", "--run.precision bf16, or --run.launch graph"),
         (Rates(900, 120, 110, 100, 52), CPU, "overlap", "the same 8 cores"),
         (Rates(760, 835, 509, 1029, 415), GPU, "loader",
@@ -84,7 +85,7 @@ def test_what_a_graph_still_lacks() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "h264"])
+@pytest.mark.parametrize("codec", ["jpeg", "blocks", "vp9", "h264", "mjpeg"])
 def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
     """Over all combinations of rates, cores and settings."""
     settings = itertools.product(
@@ -111,11 +112,12 @@ def test_nothing_is_advised_that_cannot_help(device: str, codec: str) -> None:
         assert not (more_readers and verdict.bound == "read" and storage != 5000.0), "storage or network is the limit"
         fewer = "fewer --data.threads" in text
         assert not fewer or ((threads or 0) > 1 and rates.data > rates.model)
-        assert ("pack as jpeg" in text) <= (codec in ("vp9", "h264"))
+        assert ("pack as jpeg" in text) <= (codec in ("vp9", "h264", "mjpeg"))
         assert ("vp9" in text) <= (codec == "jpeg" and device == "cpu")
         assert ("pack as blocks" in text) <= (codec == "jpeg" and device == "cuda" and storage is not None)
         assert not ("pack as blocks" in text and (storage or 0) < 3 * rates.decode), "the disk would be the limit"
-        assert ("nvJPEG" in text) <= (codec != "blocks")
+        assert ("nvJPEG" in text) <= (codec == "jpeg") and ("NVDEC" in text) <= (codec in ("vp9", "h264"))
+        assert ("a GPU" in text) == ("a GPU, with shards of another codec" in text) or codec != "mjpeg", "it refuses mjpeg"
         assert not ("vp9" in text and rates.decode < 2.5 * rates.read)
         assert ("bench data --tune" in text) <= (verdict.bound == "decode" and device == "cuda" and not other)
         assert ("smaller than" in text) <= (not other) and ("kept_frames" in text) <= (config.encode == "all_frames")

@@ -196,11 +196,14 @@ def test_pictures_are_of_clips_that_were_trained_on(
 
 
 def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_folder: Path, tmp_path: Path) -> None:
-    """From scratch, and each from a pretraining run of its own, whose seeds differ likewise; other settings stay apart."""
+    """From scratch, and each from a pretraining run of its own, whose seeds differ likewise; other settings stay apart.
+
+    A comma in the name of such a run is no part of what was done with it.
+    """
     found: dict[str, list[float]] = {"scratch": [], "tuned": []}
     folders = []
     for seed in (0, 1):
-        pre = tmp_path / f"pre{seed}"
+        pre = tmp_path / f"pre, {seed}"
         pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, seed=seed))
         for name, source in (("scratch", None), ("tuned", pre)):
             out = tmp_path / f"{name}{seed}"
@@ -216,7 +219,7 @@ def test_runs_of_other_seeds_are_one_row_with_student_s_interval(tiny_shard_fold
     for name, values in found.items():
         half = 12.7062 * statistics.stdev(values) / 2**0.5
         low, high = (100 * min(max(statistics.mean(values) + side * half, 0), 1) for side in (-1, 1))
-        start = "scratch" if name == "scratch" else "pretrained (pre0)"
+        start = "scratch" if name == "scratch" else "pretrained (pre, 0)"
         row = [f"{name}0, {name}1", start, "2", f"{100 * statistics.mean(values):.1f} % ({low:.1f} to {high:.1f})"]
         assert "".join(f"<td>{cell}</td>" for cell in row) in group
     write_report([folders[0]], tmp_path / "one.html")
@@ -302,6 +305,23 @@ def test_a_name_with_an_underscore_in_front_is_in_the_legend() -> None:
     figure = curves([Run("_run", finetune_config(Path("shards"), Path("run")), [record], None)], {"loss": "loss"})
     assert figure is not None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [" _run"]
+
+
+def test_letters_that_the_font_lacks_are_escapes_in_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As boxes all names of one length looked alike; tables have them as they are."""
+    names, figures = ["\u559d\u6c34", "\u5403\u996d", "\u043f\u0438\u0442\u044c caf\u00e9"], []
+    monkeypatch.setattr(reporting, "figure_image", lambda figure, _: figures.append(figure) or "")
+    config, result = finetune_config(Path("shards"), Path("run")), {
+        "confusion": np.eye(3, dtype=int).tolist(), "classes": names, "count": 3
+    }
+    section = reporting._confusion(Run("run", config, [], result))
+    shown = ["\\u559d\\u6c34", "\\u5403\\u996d", names[2]]
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == shown and f"<td>{names[0]}</td>" in section
+    record = {"epoch": 1.0, "loss": 1.0, "clips_per_second": 1.0, "seconds_total": 1.0}
+    runs = [Run(name, config, [record], None) for name in names]
+    lines, bars = curves(runs, {"loss": "loss"}), times(runs)
+    assert lines is not None and [text.get_text() for text in lines.legends[0].get_texts()] == shown
+    assert bars is not None and [label.get_text() for label in bars.axes[0].get_yticklabels()] == shown
 
 
 @pytest.mark.parametrize(("classes", "side", "names"), [(12, 6.1, 12), (1000, 50.5, None)])

@@ -16,6 +16,7 @@ STORAGE_BOUND = 0.5  # share of what the storage gives in order, from which on i
 VP9_SLOWER = 2.5  # than jpeg, decoding on a CPU (tools/results/bench_data.json)
 BLOCKS_LARGER = 3.6  # than jpeg, 3 and 2 bits, bytes of a clip (tools/results/packing_real_h264.json)
 SPARE = 1.3  # a loader that is so much faster than the model has time to spare
+ON_A_GPU = {"jpeg": "decodes with nvJPEG", "blocks": "reads blocks undecoded"}  # films by NVDEC
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> 
     if alone and where.packed_size > config.data.size:
         words.append(_smaller(where))
     if on_cpu:
-        words.append("a GPU, which reads blocks undecoded" if where.codec == "blocks" else "a GPU, which decodes with nvJPEG")
+        words += [f"a GPU, which {ON_A_GPU.get(where.codec, 'decodes with NVDEC')}"] if where.codec != "mjpeg" else []
     elif _blocks_would_help(rates, where):
         words.append("pack as blocks, which need no decoder")
     return f"try {', or '.join(words)}" if words else "the decoder is this machine's limit"
@@ -111,7 +112,7 @@ def advise_model(config: PretrainConfig, where: Surroundings) -> str:
     if config.model.checkpoint_activations:
         words.append("--model.no-checkpoint-activations, if memory allows")
     if where.device == "cpu":
-        words.append("a GPU")
+        words.append(_a_gpu(where))
     else:
         if not where.bf16:
             words.append("--run.precision bf16")
@@ -127,13 +128,17 @@ def advise_overlap(rates: Rates, config: PretrainConfig, where: Surroundings) ->
         fewer, threads = "", config.data.threads or 1
         if threads > 1 and rates.data > SPARE * rates.model:
             fewer = f", or fewer --data.threads (now {threads}), for the loader has time to spare"
-        return f"both work on the same {where.cores} cores and take them from each other: more cores, or a GPU{fewer}"
+        return f"both work on the same {where.cores} cores and take them from each other: more cores, or {_a_gpu(where)}{fewer}"
     if config.run.launch != "graph":
         words = _launch(config, where)
         words += ["a larger --run.batch-size"] + ([] if config.data.readers else [_more_readers(where, "")])
         return f"loader and launches of kernels share one interpreter: {', or '.join(word for word in words if word)}"
     blocks = "pack as blocks, which need no decoder; or " if _blocks_would_help(rates, where) else ""
     return f"{blocks}look for waits in a profile: tools/bench/profile_training.py"
+
+
+def _a_gpu(where: Surroundings) -> str:
+    return "a GPU, with shards of another codec" if where.codec == "mjpeg" else "a GPU"  # which refuses mjpeg
 
 
 def _more_readers(where: Surroundings, link: str) -> str:

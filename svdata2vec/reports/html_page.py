@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
 from svdata2vec.shards.atomic import write_atomically
@@ -36,9 +37,18 @@ def text(words: str) -> str:
     return html.escape(shown(words))
 
 
+def drawn(words: str) -> str:
+    """Untrusted words for a figure, with escapes for the letters that its font lacks (Chinese, Hindi and others), which would
+    all be drawn as the same box."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(
+        letter if font.get_char_index(ord(letter)) else letter.encode("unicode_escape").decode() for letter in shown(words)
+    )
+
+
 def legend_name(words: str) -> str:
-    """Untrusted words for a legend, which leaves out what begins with an underscore."""
-    return f" {shown(words)}" if words.startswith("_") else shown(words)
+    """`drawn` for a legend, which leaves out what begins with an underscore."""
+    return f" {drawn(words)}" if words.startswith("_") else drawn(words)
 
 
 def preformatted(words: str) -> str:

@@ -19,7 +19,7 @@ from svdata2vec.config.files import to_json
 from svdata2vec.config.probe import ProbeConfig
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.reports.contact_sheet import contact_sheet, to_png
-from svdata2vec.reports.html_page import figure_image, image, legend_name, note, page, preformatted, section, text
+from svdata2vec.reports.html_page import drawn, figure_image, image, legend_name, note, page, preformatted, section, text
 from svdata2vec.reports.label_curve import COLOURS, caption, label_curve, points_on, read_record
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.reports.results import scored
@@ -30,7 +30,6 @@ from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.atomic import require_writable, write_atomically
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shown import shown
 
 # Figures of curves: logged fields with their titles, and a caption.
 CURVES = (
@@ -167,7 +166,7 @@ def times(runs: Sequence[Run]) -> Figure | None:
             axes.barh(y, row[part], left=left, color=TIME_PARTS.get(part, OTHER_COLOUR), label=part if y == 0 else None)
             left += row[part]
         axes.text(left, y, f" {1e3 / max(left, 1e-9):.1f} clips/s", va="center", fontsize=9)
-    axes.set_yticks(range(len(timed)), [shown(run.name) for run in timed])
+    axes.set_yticks(range(len(timed)), [drawn(run.name) for run in timed])
     axes.set_xlabel("milliseconds per clip (data = waiting for the loader)")
     axes.set_xlim(0, 1.15 * max(sum(row.values()) for row in rows))
     axes.legend(ncols=len(parts), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -186,7 +185,7 @@ def _confusion(run: Run) -> str:
     assert run.result is not None
     counts = np.array(run.result["confusion"], float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    classes = [shown(name) for name in run.result["classes"]]
+    classes = [drawn(name) for name in run.result["classes"]]
     side = 2.5 + 0.3 * min(len(classes), MOST_NAMED)
     figure = Figure(figsize=(side, side * 0.9), layout="constrained")
     axes = figure.add_subplot()

@@ -33,13 +33,19 @@ SEED = ("seed", "out", "shards")  # settings in which runs that differ only in t
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of a run's classifier; a probe has several. `result`: the run's whole `result.json`."""
+    """Figures of a run's classifier; a probe has several (`way`: which). `result`: the run's whole `result.json`."""
 
     name: str
     config: FinetuneConfig | ProbeConfig
     result: Mapping[str, Any]
-    how: str
+    way: str
     figures: Mapping[str, Any]
+
+    @property
+    def how(self) -> str:
+        """What it started from, and of a probe which it is."""
+        start = f"pretrained ({self.config.pretrained.name})" if self.config.pretrained else "scratch"
+        return f"{start}, {self.way}" if self.way else start
 
     def about(self, field: str) -> str:
         """What the result says it is about; results of earlier versions say little."""
@@ -50,10 +56,8 @@ def outcomes(name: str, config: Settings, result: Mapping[str, Any] | None) -> l
     """None of a pretraining run or one that is not finished."""
     if result is None or not isinstance(config, (FinetuneConfig, ProbeConfig)):
         return []
-    start = f"pretrained ({config.pretrained.name})" if config.pretrained else "scratch"
-    if isinstance(config, FinetuneConfig):
-        return [Outcome(name, config, result, start, result)]
-    return [Outcome(name, config, result, f"{start}, {how}", figures) for how, figures in by_probe(result)]
+    ways = [("", result)] if isinstance(config, FinetuneConfig) else by_probe(result)
+    return [Outcome(name, config, result, way, figures) for way, figures in ways]
 
 
 def results(found: Sequence[Outcome]) -> str:
@@ -93,7 +97,7 @@ def _over_seeds(found: Sequence[Outcome]) -> str:
     groups: dict[str, dict[tuple[int, ...], Outcome]] = {}
     for each in found:
         data = each.about("fingerprint") or each.config.data.shards
-        same = repr((each.how.partition(", ")[2], data, _without_seed(each.config)))
+        same = repr((each.way, data, _without_seed(each.config)))
         groups.setdefault(same, {}).setdefault(_seeds(each.config), each)  # a copy of a run says nothing new
     rows = []
     for group in [[*members.values()] for members in groups.values()]:

@@ -39,7 +39,7 @@ def gather_frames_truth(
 
 
 def block_pixel_truth(frame: list[int], side: int, luma_bits: int, chroma_bits: int, x: int, y: int) -> tuple[int, ...]:
-    """Red, green, blue of a packed pixel, from the bytes of its frame (shards/README.md, "blocks"); black outside."""
+    """Red, green, blue of a packed pixel, from the bytes of its frame (shards/README.md, "Blocks"); black outside."""
     if not (0 <= x < side and 0 <= y < side):
         return 0, 0, 0
     samples, start = [], 0

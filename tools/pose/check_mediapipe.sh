@@ -2,15 +2,14 @@
 # Real joints on a real person, from a photograph to shards that verify: see check_mediapipe.py. Not part of the tests, because
 # it installs a large package. Takes a folder to work in (default: a temporary one); status 0 if all is as it must be.
 set -euo pipefail
+work=$(realpath -m "${1:-$(mktemp -d)}")  # a folder of where it is called
 cd "$(dirname "$0")/../.."
 bash tools/pose/pose_env.sh mediapipe
 .venv-mediapipe/bin/python -c 'import skimage' 2> /dev/null ||
     .venv-mediapipe/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: "scikit-image<0.26"
-work="${1:-$(mktemp -d)}"
 mkdir -p "$work"
 PYTHONPATH="$(pwd)" .venv-mediapipe/bin/python tools/pose/check_mediapipe.py "$work"
-for command in "shard pyskl $work/shards --pickle-path $work/poses.pkl --videos $work/videos --workers 1" "verify $work/shards"; do
-    # shellcheck disable=SC2086 # words
-    .venv/bin/python -m svdata2vec $command
-done
+run() { .venv/bin/python -m svdata2vec "$@"; }
+run shard pyskl "$work/shards" --pickle-path "$work/poses.pkl" --videos "$work/videos" --workers 1
+run verify "$work/shards"
 echo "== real joints on a real person, packed and verified in $work"
