@@ -6,6 +6,7 @@ are described with each parser, as the programs write them. N detections in a fr
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the pic
 RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
 # A frame's number beyond both this and so many times the frames with persons is none, but a time stamp, a date, a hash.
 MOST_FRAMES, MOST_ABSENT = 100_000, 100
+SEVERAL = 6  # frames with persons, all some multiple of a step apart: between them nobody was looked for
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,30 @@ def _numbered(name: str) -> re.Match[str] | None:
     return re.search(r"^(.*?)(\d+)(\D*)$", re.sub(r"\.rf\.\w+$", "", PurePosixPath(name).stem), re.DOTALL)
 
 
+def _places_of(numbers: Sequence[int]) -> tuple[list[int], bool, int]:
+    """The frame that each image of a video is, by their ascending numbers; whether these are all frames; `Pose.first_number`.
+
+    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
+    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+    """
+    steps = [after - before for before, after in pairwise(numbers)]
+    if not steps or min(steps) != 1 or max(steps) == 1:
+        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
+        return list(range(len(numbers))), True, numbers[0] if follow_each_other else 0
+    first = min(numbers[0], 1)
+    return [number - first for number in numbers], False, 0
+
+
 def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame."""
+    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame, or
+    if the program took every second or third frame alone."""
     last = max(people, default=-1)
     if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
         raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
                         "0 or 1, no time stamps: number them so")
+    step = math.gcd(*(after - before for before, after in pairwise(sorted(people))))
+    if len(people) >= SEVERAL and step > 1:
+        raise UserError(f"{where}: poses of one frame in {step} alone; expected those of every frame: find them without a step")
     return [people.get(number, []) for number in range(last + 1)]
 
 
@@ -254,23 +274,6 @@ def _frame_number(image: Mapping[str, Any]) -> int | None:
     return int(number[0]) if number is not None and number[0].is_integer() else None
 
 
-def _numbers_of(images: Sequence[Mapping[str, Any]], where: str) -> tuple[list[int], bool, int]:
-    """The frame that each image of a video is, whether these are all its frames, and `Pose.first_number`.
-
-    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
-    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
-
-    UserError if the numbers cannot be those of frames.
-    """
-    numbers = _checked_numbers(images, where)
-    steps = [after - before for before, after in pairwise(numbers)]
-    if not steps or min(steps) != 1 or max(steps) == 1:
-        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
-        return list(range(len(images))), True, numbers[0] if follow_each_other else 0
-    first = min(numbers[0], 1)
-    return [number - first for number in numbers], False, 0
-
-
 def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[int]:
     """The numbers of a video's images, which are in their order; their places where they have none, or the same in all names.
 
@@ -311,7 +314,7 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     images = coco_videos(path).get(item, [])
     annotations = _coco_annotations(path, _stamp(path))
     found: dict[int, list[Person]] = {}
-    numbers, complete, first_number = _numbers_of(images, f"{path}, {item}")
+    numbers, complete, first_number = _places_of(_checked_numbers(images, f"{path}, {item}"))
     for number, image in zip(numbers, images, strict=True):
         people = []
         for entry in annotations.get(image.get("id"), []):
@@ -334,9 +337,8 @@ OPENPOSE_NAME = re.compile(r"(.+)_(\d+)_keypoints\.json")
 
 
 def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
-    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0 (from 1 where images that are
-    numbered so were read); each {"people":
-    [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
+    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0 (or as images are numbered, or
+    from --frame_first); each {"people": [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
     people: dict[int, list[Person]] = {}
     for number, file in _files_of(path, item, OPENPOSE_NAME):
         listed = _listed(_field(_json(str(file)), "people", str(file)), str(file), "a list of people")
@@ -344,10 +346,10 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
             Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
             if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
         ]
-    first = 0 if 0 in people else 1
-    people = {number - first: found for number, found in people.items()}
     relative = _is_relative(people.values(), path)  # --keypoint_scale 3
-    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=True, relative=relative)
+    numbers, complete, first_number = _places_of(sorted(people))
+    placed = {place: people[number] for place, number in zip(numbers, sorted(people), strict=True)}
+    return FoundPoses(_by_number(placed, f"{path}, {item}"), complete, relative, first_number=first_number)
 
 
 # ---------------------------------------------------------------------------------------------------- AlphaPose
