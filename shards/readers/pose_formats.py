@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,8 +87,7 @@ def _detections(people: Sequence[Person], num_joints: int, scale: float, where: 
 
 
 def _json(path: str) -> Any:
-    """Content of a JSON file; of several values one after the other (JSON lines) their list. The last ones are kept: a file
-    may hold many videos."""
+    """Content of a JSON file, of JSON lines their list. The last ones are kept: a file may hold many videos."""
     return _parsed(path, _stamp(path))
 
 
@@ -205,8 +205,7 @@ def _places_of(numbers: Sequence[int]) -> tuple[list[int], bool, int]:
 
 
 def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame, or
-    if the program took every second or third frame alone."""
+    """Frames 0 to the last number; empty lists where there is nobody. UserError if these are not the numbers of all."""
     last = max(people, default=-1)
     if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
         raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
@@ -247,6 +246,9 @@ def _coco_videos(path: str, _changed: int) -> dict[str, list[Mapping[str, Any]]]
         raise UserError(f"{path}: a list of results without 'images': expected a COCO file with 'images' and 'annotations' "
                         "(results of AlphaPose: --format alphapose)")
     images = _listed(_field(content, "images", path), path, "a list of images")
+    for number, count in Counter(_field(image, "id", path) for image in images).most_common(1):
+        if count > 1:
+            raise UserError(f"{path}: {count} images have id {number!r}; expected one for each, by which annotations name it")
     names = {_field(video, "id", path): str(_field(video, "name", path)) for video in content.get("videos") or ()}
     videos: dict[str, list[Mapping[str, Any]]] = {}
     for image in images:
@@ -305,6 +307,8 @@ def _coco_annotations(path: str, _changed: int) -> dict[Any, list[Any]]:
     by_image: dict[Any, list[Any]] = {}
     for entry in _listed(_field(_json(path), "annotations", path), path, "a list of annotations"):
         by_image.setdefault(_field(entry, "image_id", path), []).append(entry)
+    if by_image and by_image.keys().isdisjoint(image["id"] for images in coco_videos(path).values() for image in images):
+        raise UserError(f"{path}: annotations have image_id {next(iter(by_image))!r} and so on; expected the id of an image")
     return by_image
 
 
@@ -317,7 +321,7 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     numbers, complete, first_number = _places_of(_checked_numbers(images, f"{path}, {item}"))
     for number, image in zip(numbers, images, strict=True):
         people = []
-        for entry in annotations.get(image.get("id"), []):
+        for entry in annotations.get(image["id"], []):
             where = f"{path}, frame {number} of {item}"
             joints_V3 = _triples(_field(entry, "keypoints", where), where)
             if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
@@ -342,10 +346,8 @@ def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
     people: dict[int, list[Person]] = {}
     for number, file in _files_of(path, item, OPENPOSE_NAME):
         listed = _listed(_field(_json(str(file)), "people", str(file)), str(file), "a list of people")
-        people[number] = [
-            Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
-            if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
-        ]
+        people[number] = [Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
+                          if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []]
     relative = _is_relative(people.values(), path)  # --keypoint_scale 3
     numbers, complete, first_number = _places_of(sorted(people))
     placed = {place: people[number] for place, number in zip(numbers, sorted(people), strict=True)}
@@ -390,7 +392,9 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
             try:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
                 scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
-                joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
+                if joints_V2.shape[1] != 2:
+                    raise ValueError(f"{joints_V2.shape[1]} numbers, as of a pose in space")
+                joints_V3 = np.concatenate([joints_V2, scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
             people.append(Person(joints_V3, _corners(entry.get("bbox")), _score(entry.get("bbox_score"))))
@@ -467,7 +471,8 @@ def parse_mediapipe(path: str, item: str, num_joints: int) -> FoundPoses:
     frames = []
     for number, frame in enumerate(listed):
         where = f"{path}, frame {number}"
-        found = frame.get("pose_landmarks", frame.get("landmark")) if isinstance(frame, Mapping) else frame
+        named = isinstance(frame, Mapping) and frame and "landmark" not in frame  # {} is nobody
+        found = _field(frame, "pose_landmarks", where) if named else frame
         if isinstance(found, Mapping):
             found = found.get("landmark")
         persons = _listed(found or [], where, "a list of landmarks")
