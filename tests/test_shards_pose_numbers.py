@@ -138,7 +138,7 @@ def test_openpose_of_some_frames(tmp_path: Path, numbers: range, seen: range | N
             packed(dataset, tmp_path)
         return
     found = packed(dataset, tmp_path).sample(0).pose_MTVC[0]
-    assert np.allclose(found[seen], [body(t) for t in seen], atol=0.01) and not found[: seen[0]].any()
+    assert np.allclose(found[list(seen)], [body(t) for t in seen], atol=0.01) and not found[: seen[0]].any()
 
 
 def test_an_open_end_is_filled_and_never_cut() -> None:
