@@ -30,7 +30,7 @@ def join_slots(pose_MTVC: np.ndarray, score_MTV: np.ndarray | None = None) -> tu
     """
     if pose_MTVC.ndim != 4 or len(pose_MTVC) < 2 or (score_MTV is not None and np.shape(score_MTV) != pose_MTVC.shape[:3]):
         return pose_MTVC, score_MTV, 0
-    clean_MTVC = np.where(np.isfinite(pose_MTVC), pose_MTVC, 0)
+    clean_MTVC = _without_bad(pose_MTVC)
     seen_MT = np.any(present_joints(clean_MTVC), axis=2)
     joined = 0
     if _some_disjoint(seen_MT):
@@ -57,10 +57,11 @@ def link_slots(pose_MTVC: np.ndarray) -> tuple[np.ndarray, int]:
     have slots of their own, in the order of their first sighting, all others share what slots they need. With one
     detection per frame there is nothing to tell apart, and the array is returned as it is.
     """
-    seen_MT = np.any(present_joints(pose_MTVC), axis=2)
+    clean_MTVC = _without_bad(pose_MTVC)
+    seen_MT = np.any(present_joints(clean_MTVC), axis=2)
     if pose_MTVC.shape[0] < 2 or seen_MT.sum(axis=0).max(initial=0) < 2:
         return pose_MTVC, 0
-    frames = _detections(pose_MTVC, seen_MT)
+    frames = _detections(clean_MTVC, seen_MT)
     pieces = link_boxes(frames, OPTIONS)
     tracks = join_pieces(pieces, frames, OPTIONS)
     longest = sorted(range(len(tracks)), key=lambda number: -len(tracks[number]))[:MAIN_PERSONS]
@@ -75,6 +76,11 @@ def link_slots(pose_MTVC: np.ndarray) -> tuple[np.ndarray, int]:
         else:
             free += track
     return _filled(pose_MTVC, seen_MT, slots), len(pieces) - len(tracks)
+
+
+def _without_bad(pose_MTVC: np.ndarray) -> np.ndarray:
+    """The joints without those of which a coordinate is no number, as packing stores them."""
+    return np.where(np.isfinite(pose_MTVC).all(axis=-1, keepdims=True), pose_MTVC, 0)
 
 
 def _some_disjoint(seen_MT: np.ndarray) -> bool:

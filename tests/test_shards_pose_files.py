@@ -348,9 +348,9 @@ def test_coordinates_of_zero_to_one_are_told_by_openpose_itself(tmp_path: Path) 
 def test_mediapipe_landmarks_of_the_older_interface(tmp_path: Path) -> None:
     """mp.solutions.pose: one person, as a message or a plain list, null for nobody."""
     marks = landmarks(body(0, num_joints=33))
-    dump(tmp_path / "a.json", {"frames": [marks, None, {"landmark": marks}, {"pose_landmarks": {"landmark": marks}}, []]})
+    dump(tmp_path / "a.json", {"frames": [marks, None, {"landmark": marks}, {"pose_landmarks": {"landmark": marks}}, [], {}]})
     found = PARSERS["mediapipe"](str(tmp_path / "a.json"), "", 33)
-    assert [len(frame) for frame in found.frames] == [1, 0, 1, 1, 0] and found.relative and found.complete
+    assert [len(frame) for frame in found.frames] == [1, 0, 1, 1, 0, 0] and found.relative and found.complete
 
 
 NAN_JOINT = {"x": [10.0, float("nan")], "y": [20.0, float("nan")], "visible": [0.9, 0.0]}
@@ -397,9 +397,13 @@ def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("form", "file", "content", "message"), [
     ("coco", "a.json", "[]", "a list of results without 'images'"),
     ("coco", "a.json", '{"images": [{"id": 1}]}', "expected an object with 'file_name'"),
+    ("coco", "a.json", '{"images": [{"file_name": "1.jpg"}]}', "expected an object with 'id'"),
+    ("coco", "a.json", '{"images": [{"id": 3, "file_name": "1.jpg"}, {"id": 3, "file_name": "2.jpg"}]}', "images have id 3"),
+    ("coco", "a.json", '{"images": [{"id": 3, "file_name": "1.jpg"}], "annotations": [{"image_id": "3"}]}', "image_id .3. and"),
     ("coco", "a.json", "{", "not JSON"),
     ("mmpose", "a.json", '[{"frame_id": 0, "instances": [{"keypoints": [[1, 2]]}]}]', "with 'keypoint_scores'"),
     ("mmpose", "a.json", '[{"frame_id": 0, "instances": []}, {"frame_id": 2, "instances": []}]', "expected every frame in"),
+    ("mmpose", "a.json", '[{"frame_id": 0, "instances": [{"keypoints": [[1, 2, 3]], "keypoint_scores": [1]}]}]', "3 numbers, "),
     ("mmpose", "a.json", '{"instance_info": 3}', "expected a list of frames, found int"),
     ("alphapose", "a.json", '[{"image_id": "x.jpg", "keypoints": [1, 2, 3]}]', "'x.jpg' has no frame number"),
     ("alphapose", "a.json", '[{"image_id": "1.jpg", "keypoints": [1, 2]}]', "expected keypoints as numbers x, y, score"),
@@ -409,6 +413,7 @@ def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:
     ("yolo", "a_1.txt", "0 0.5 0.5 0.1 0.1 0.5 0.5 1\n", "line 1: expected a class, a box and 17 joints .* found 8 numbers"),
     ("yolo", "a_1.txt", "person\n", "found 1 numbers"),
     ("yolo", "a.json", '[[{"keypoints": {"x": [1], "y": [1, 2]}}]]', "expected keypoints x, y and visible"),
+    ("mediapipe", "a.json", '[{"poseLandmarks": [{"x": 0.1, "y": 0.6}]}]', "frame 0: expected an object with 'pose_landmarks'"),
     ("mediapipe", "a.json", "[[[3]]]", "expected an object with 'x', found 3"),
     ("mediapipe", "a.json", '[[{"x": 0.1, "y": -0.6}, {"x": -0.2, "y": 0.8}, {"x": 0, "y": 0.8}], []]', "2 of 3 .* as world "),
     ("npz", "a.npz", "PK", r"not a readable \.npz"),

@@ -100,6 +100,47 @@ def test_the_video_decides_where_numbers_begin(tmp_path: Path, first: int, poses
     assert np.allclose(sample.pose_MTVC[0, frame_of_first :][:poses], [body(t) for t in range(poses)], atol=0.01)
 
 
+def write_frames(folder: Path, form: str, numbers: Sequence[int]) -> Path:
+    """The poses of these frames as a program calls them."""
+    for number in numbers:
+        if form == "openpose":
+            people = [{"pose_keypoints_2d": flat(body(number))}]
+            (folder / f"a_{number:012d}_keypoints.json").write_text(json.dumps({"people": people}))
+        elif form == "yolo":
+            (folder / f"a_{number + 1}.txt").write_text("0 0.5 0.5 0.1 0.1" + " 0.5 0.5 1" * 17)
+    if form == "alphapose":
+        found = [{"image_id": f"{number}.jpg", "keypoints": flat(body(number)), "score": 1.0} for number in numbers]
+        (folder / "a.json").write_text(json.dumps(found))
+        return folder / "a.json"
+    return folder
+
+
+@pytest.mark.parametrize("form", ["alphapose", "yolo"])
+@pytest.mark.parametrize("numbers", [range(0, 12, 2), [3, 6, 9, 15, 18, 21]])
+def test_every_second_frame_is_no_video_in_which_nobody_is_seen_between(
+    tmp_path: Path, form: str, numbers: Sequence[int]
+) -> None:
+    path = write_frames(tmp_path, form, numbers)
+    with pytest.raises(UserError, match=rf"poses of one frame in {numbers[1] - numbers[0]} alone; expected those of every fr"):
+        PARSERS[form](str(path), "a", 17)
+    assert len(PARSERS[form](str(write_frames(tmp_path, form, [*numbers, 22, 23])), "a", 17).frames) == 24
+
+
+@pytest.mark.parametrize(("numbers", "seen"), [(range(3, FRAMES), range(3, FRAMES)), (range(0, FRAMES, 2), None)])
+def test_openpose_of_some_frames(tmp_path: Path, numbers: range, seen: range | None) -> None:
+    """--frame_first was taken for a video from 1, every pose a frame early; --frame_step for frames without anybody."""
+    (tmp_path / "poses").mkdir()
+    videos = write_tree(tmp_path / "videos", "walk/a.mp4", num_frames=FRAMES)
+    dataset = open_dataset("poses-json", videos=videos, poses=write_frames(tmp_path / "poses", "openpose", numbers),
+                           format="openpose", joints="coco17")
+    if seen is None:
+        with pytest.raises(UserError, match=r"8 video frames but 4 poses.* or skip frames"):
+            packed(dataset, tmp_path)
+        return
+    found = packed(dataset, tmp_path).sample(0).pose_MTVC[0]
+    assert np.allclose(found[list(seen)], [body(t) for t in seen], atol=0.01) and not found[: seen[0]].any()
+
+
 def test_an_open_end_is_filled_and_never_cut() -> None:
     pose = Pose(np.ones((1, 9, 17, 2)), open_end=True)
     assert pose.until(7) is pose and pose.until(9) is pose

@@ -109,6 +109,25 @@ def test_bodies_that_share_an_id_are_two_persons(tmp_path: Path) -> None:
     assert np.allclose(pose_MTVC, [one, other], atol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["id", "npy"])
+def test_a_place_in_the_list_is_nobody_in_particular(tmp_path: Path, form: str) -> None:
+    """The first person goes, and the second one is the first of each list: the first slot was half one's, half the other's."""
+    pose = np.tile(block_pose(FRAMES, 25), (2, 1, 1, 1)).astype(np.float32)
+    pose[1] += (300, 0)
+    pose[0, FRAMES // 2 :] = 0
+    pose[1, 0, 3] = np.nan, 7
+    listed = np.where(pose[0].any(axis=(1, 2))[None, :, None, None], pose, np.stack([pose[1], np.zeros_like(pose[1])]))
+    if form == "id":
+        first, second = np.where(listed.any(axis=(2, 3), keepdims=True), listed, np.nan)
+        text = skeleton_text({"7": first, "8": second}, FRAMES, 2, 0)
+        (tmp_path / "a.skeleton").write_text(text.replace("\n8 0 1", "\n7 0 1"))
+        found = read_text_skeleton(str(tmp_path / "a.skeleton"), FIRST_COLUMNS, 25, None, None).pose_MTVC
+    else:
+        np.save(tmp_path / "a.npy", {f"rgb_body{m}": one for m, one in enumerate(listed)})  # type: ignore[arg-type]
+        found = read_npy_skeleton(str(tmp_path / "a.npy"), 1920, 1080).pose_MTVC
+    assert np.allclose(found, pose, atol=1e-3, equal_nan=True)
+
+
 def test_ntu_official_numbers() -> None:
     assert len(missing_names(60)) == 302
     assert len(missing_names(120)) == 535

@@ -222,6 +222,14 @@ def pku_file(path: Path, present: np.ndarray) -> Path:
     return path
 
 
+def test_a_joint_of_half_a_place_keeps_no_pieces_apart() -> None:
+    """The sensor gives joints without x; as (0, y) they made the person as wide as its way from the left edge."""
+    pieces = np.stack([body(300, seen=range(12)), body(300, seen=range(12, FRAMES))])
+    pieces[0, 11, 3] = np.nan, pieces[0, 11, 3, 1]
+    found, _, joined = join_slots(pieces)
+    assert joined == 1 and len(found) == 1
+
+
 def test_pku_places_are_joined(tmp_path: Path) -> None:
     turns = np.arange(30) // 10 % 2
     pose = read_pku_skeleton(str(pku_file(tmp_path / "a.txt", np.stack([turns == 0, turns == 1]))), 0, 30)

@@ -50,7 +50,8 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
       - openpose: folder of --write_json, VIDEO_000000000012_keypoints.json
       - alphapose: alphapose-results.json, as VIDEO.json or in a folder VIDEO
       - mmpose: predictions/VIDEO.json of the inferencer, or of a demo script
-      - yolo: labels/VIDEO_12.txt of Ultralytics' save_txt, or VIDEO.json, a list of Results.to_json per frame
+      - yolo: labels/VIDEO_12.txt of Ultralytics' save_txt (without vid_stride: its numbers count the frames that are taken), or
+        VIDEO.json, a list of Results.to_json per frame
       - mediapipe: VIDEO.json, a list with the landmarks x, y, visibility of every frame, null for nobody
       - npz: VIDEO.npz with keypoint (M, T, V, 2) in pixels, both 0 where missing, and perhaps score (M, T, V), box (T, 4) as
         x1, y1, x2, y2, and img_shape, height and width if not the video's; persons are taken as they are

@@ -6,8 +6,10 @@ are described with each parser, as the programs write them. N detections in a fr
 """
 
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,7 @@ LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the pic
 RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
 # A frame's number beyond both this and so many times the frames with persons is none, but a time stamp, a date, a hash.
 MOST_FRAMES, MOST_ABSENT = 100_000, 100
+SEVERAL = 6  # frames with persons, all some multiple of a step apart: between them nobody was looked for
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ def _detections(people: Sequence[Person], num_joints: int, scale: float, where: 
 
 
 def _json(path: str) -> Any:
-    """Content of a JSON file; of several values one after the other (JSON lines) their list. The last ones are kept: a file
-    may hold many videos."""
+    """Content of a JSON file, of JSON lines their list. The last ones are kept: a file may hold many videos."""
     return _parsed(path, _stamp(path))
 
 
@@ -188,12 +190,29 @@ def _numbered(name: str) -> re.Match[str] | None:
     return re.search(r"^(.*?)(\d+)(\D*)$", re.sub(r"\.rf\.\w+$", "", PurePosixPath(name).stem), re.DOTALL)
 
 
+def _places_of(numbers: Sequence[int]) -> tuple[list[int], bool, int]:
+    """The frame that each image of a video is, by their ascending numbers; whether these are all frames; `Pose.first_number`.
+
+    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
+    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+    """
+    steps = [after - before for before, after in pairwise(numbers)]
+    if not steps or min(steps) != 1 or max(steps) == 1:
+        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
+        return list(range(len(numbers))), True, numbers[0] if follow_each_other else 0
+    first = min(numbers[0], 1)
+    return [number - first for number in numbers], False, 0
+
+
 def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody. UserError if that number is none of a frame."""
+    """Frames 0 to the last number; empty lists where there is nobody. UserError if these are not the numbers of all."""
     last = max(people, default=-1)
     if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
         raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
                         "0 or 1, no time stamps: number them so")
+    step = math.gcd(*(after - before for before, after in pairwise(sorted(people))))
+    if len(people) >= SEVERAL and step > 1:
+        raise UserError(f"{where}: poses of one frame in {step} alone; expected those of every frame: find them without a step")
     return [people.get(number, []) for number in range(last + 1)]
 
 
@@ -227,6 +246,9 @@ def _coco_videos(path: str, _changed: int) -> dict[str, list[Mapping[str, Any]]]
         raise UserError(f"{path}: a list of results without 'images': expected a COCO file with 'images' and 'annotations' "
                         "(results of AlphaPose: --format alphapose)")
     images = _listed(_field(content, "images", path), path, "a list of images")
+    for number, count in Counter(_field(image, "id", path) for image in images).most_common(1):
+        if count > 1:
+            raise UserError(f"{path}: {count} images have id {number!r}; expected one for each, by which annotations name it")
     names = {_field(video, "id", path): str(_field(video, "name", path)) for video in content.get("videos") or ()}
     videos: dict[str, list[Mapping[str, Any]]] = {}
     for image in images:
@@ -252,23 +274,6 @@ def _frame_number(image: Mapping[str, Any]) -> int | None:
         return frame
     number = _numbers(frame, 1)  # "12" or 12.0
     return int(number[0]) if number is not None and number[0].is_integer() else None
-
-
-def _numbers_of(images: Sequence[Mapping[str, Any]], where: str) -> tuple[list[int], bool, int]:
-    """The frame that each image of a video is, whether these are all its frames, and `Pose.first_number`.
-
-    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
-    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
-
-    UserError if the numbers cannot be those of frames.
-    """
-    numbers = _checked_numbers(images, where)
-    steps = [after - before for before, after in pairwise(numbers)]
-    if not steps or min(steps) != 1 or max(steps) == 1:
-        follow_each_other = bool(steps) and min(steps) == max(steps) == 1
-        return list(range(len(images))), True, numbers[0] if follow_each_other else 0
-    first = min(numbers[0], 1)
-    return [number - first for number in numbers], False, 0
 
 
 def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[int]:
@@ -302,6 +307,8 @@ def _coco_annotations(path: str, _changed: int) -> dict[Any, list[Any]]:
     by_image: dict[Any, list[Any]] = {}
     for entry in _listed(_field(_json(path), "annotations", path), path, "a list of annotations"):
         by_image.setdefault(_field(entry, "image_id", path), []).append(entry)
+    if by_image and by_image.keys().isdisjoint(image["id"] for images in coco_videos(path).values() for image in images):
+        raise UserError(f"{path}: annotations have image_id {next(iter(by_image))!r} and so on; expected the id of an image")
     return by_image
 
 
@@ -311,10 +318,10 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     images = coco_videos(path).get(item, [])
     annotations = _coco_annotations(path, _stamp(path))
     found: dict[int, list[Person]] = {}
-    numbers, complete, first_number = _numbers_of(images, f"{path}, {item}")
+    numbers, complete, first_number = _places_of(_checked_numbers(images, f"{path}, {item}"))
     for number, image in zip(numbers, images, strict=True):
         people = []
-        for entry in annotations.get(image.get("id"), []):
+        for entry in annotations.get(image["id"], []):
             where = f"{path}, frame {number} of {item}"
             joints_V3 = _triples(_field(entry, "keypoints", where), where)
             if np.isin(joints_V3[:, 2], (0, 1, 2)).all():
@@ -334,20 +341,17 @@ OPENPOSE_NAME = re.compile(r"(.+)_(\d+)_keypoints\.json")
 
 
 def parse_openpose(path: str, item: str, num_joints: int) -> FoundPoses:
-    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0 (from 1 where images that are
-    numbered so were read); each {"people":
-    [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
+    """A folder of `--write_json`: {item}_000000000012_keypoints.json for every frame, from 0 (or as images are numbered, or
+    from --frame_first); each {"people": [{"pose_keypoints_2d": [x, y, score, ...]}]}, a joint that is not found as 0, 0, 0."""
     people: dict[int, list[Person]] = {}
     for number, file in _files_of(path, item, OPENPOSE_NAME):
         listed = _listed(_field(_json(str(file)), "people", str(file)), str(file), "a list of people")
-        people[number] = [
-            Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
-            if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []
-        ]
-    first = 0 if 0 in people else 1
-    people = {number - first: found for number, found in people.items()}
+        people[number] = [Person(_triples(_field(entry, "pose_keypoints_2d", str(file)), str(file))) for entry in listed
+                          if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") != []]
     relative = _is_relative(people.values(), path)  # --keypoint_scale 3
-    return FoundPoses(_by_number(people, f"{path}, {item}"), complete=True, relative=relative)
+    numbers, complete, first_number = _places_of(sorted(people))
+    placed = {place: people[number] for place, number in zip(numbers, sorted(people), strict=True)}
+    return FoundPoses(_by_number(placed, f"{path}, {item}"), complete, relative, first_number=first_number)
 
 
 # ---------------------------------------------------------------------------------------------------- AlphaPose
@@ -388,7 +392,9 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
             try:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
                 scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
-                joints_V3 = np.concatenate([joints_V2[:, :2], scores_V1], axis=1)
+                if joints_V2.shape[1] != 2:
+                    raise ValueError(f"{joints_V2.shape[1]} numbers, as of a pose in space")
+                joints_V3 = np.concatenate([joints_V2, scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
             people.append(Person(joints_V3, _corners(entry.get("bbox")), _score(entry.get("bbox_score"))))
@@ -465,7 +471,8 @@ def parse_mediapipe(path: str, item: str, num_joints: int) -> FoundPoses:
     frames = []
     for number, frame in enumerate(listed):
         where = f"{path}, frame {number}"
-        found = frame.get("pose_landmarks", frame.get("landmark")) if isinstance(frame, Mapping) else frame
+        named = isinstance(frame, Mapping) and frame and "landmark" not in frame  # {} is nobody
+        found = _field(frame, "pose_landmarks", where) if named else frame
         if isinstance(found, Mapping):
             found = found.get("landmark")
         persons = _listed(found or [], where, "a list of landmarks")

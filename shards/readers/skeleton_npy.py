@@ -1,7 +1,7 @@
 """Reads the skeletons of NTU RGB+D as the data set's own `txt2npy.py` rewrites them: S001C001P001R001A001.skeleton.npy.
 
 A 0-d object array with a dictionary, of which `rgb_body0` to `rgb_body3` are read: (T, 25, 2), x and y in the colour picture,
-zeros where the body is not seen. The first body of every frame is in `rgb_body0`, whoever it is.
+zeros where the body is not seen. The first body of every frame is in `rgb_body0`, whoever it is, so bodies are linked anew.
 """
 
 import io
@@ -11,13 +11,14 @@ import numpy as np
 from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.plain_pickle import load_plain
+from svdata2vec.shards.tracks import link_slots
 from svdata2vec.shards.video import open_bytes
 
 NUM_JOINTS = 25
 
 
 def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
-    """Pose (M,T,25,2), one slot per body of the file; UserError says what is wrong with it. No code in it can run."""
+    """Pose (M,T,25,2), one slot per person; UserError says what is wrong with it. No code in it can run."""
     with open_bytes(path) as file:
         content = io.BytesIO(file.read())
     try:
@@ -38,4 +39,5 @@ def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
     shapes = {body_TVC.shape for body_TVC in found}
     if len(shapes) != 1 or next(iter(shapes))[1:] != (NUM_JOINTS, 2):
         raise UserError(f"{path}: rgb_body0 and so on have shapes {sorted(shapes) or 'none'}, expected (frames, 25, 2)")
-    return Pose(np.stack(found), width=width, height=height)
+    pose_MTVC, joined = link_slots(np.stack(found))
+    return Pose(pose_MTVC, width=width, height=height, joined=joined)

@@ -11,6 +11,7 @@ import numpy as np
 from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import read_text
+from svdata2vec.shards.tracks import link_slots
 
 # Columns of a joint line with the pixel position: NTU gives metres, depth pixels and then the colour picture's x, y.
 COLOR_COLUMNS = (5, 6)
@@ -19,8 +20,8 @@ FIRST_COLUMNS = (0, 1)
 
 def read_text_skeleton(path: str, columns: tuple[int, int], num_joints: int, width: int | None,
                        height: int | None) -> Pose:
-    """Pose (M,T,V,2) with one slot per body id, in order of time on screen; a body that is not seen is zero. Bodies that share
-    an id in one frame have a slot each.
+    """Pose (M,T,V,2) with one slot per body id, in order of time on screen; a body that is not seen is zero. Where bodies
+    of one frame share an id, which then tells nobody apart, all are linked anew (`tracks.link_slots`).
 
     `columns`: which numbers of a joint line are x and y. Raises UserError naming the file and the line.
     """
@@ -40,7 +41,8 @@ def read_text_skeleton(path: str, columns: tuple[int, int], num_joints: int, wid
     for m, track in enumerate(bodies):
         for frame, joints_VC in track.items():
             pose_MTVC[m, frame] = joints_VC
-    return Pose(pose_MTVC, width=width, height=height)
+    pose_MTVC, joined = link_slots(pose_MTVC) if any(again for _, again in found) else (pose_MTVC, 0)
+    return Pose(pose_MTVC, width=width, height=height, joined=joined)
 
 
 class _Lines:
