@@ -25,7 +25,9 @@ from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.training.finetune import finetune
 
 # Options of other programs that messages and help may name.
-FOREIGN = {"--standalone", "--local-rank", "--log-dir", "--nproc-per-node", "--help", "--version", "--write_json"}
+FOREIGN = {
+    "--standalone", "--local-rank", "--log-dir", "--nproc-per-node", "--help", "--version", "--write_json", "--frame_first",
+}
 
 
 def commands(group: Group) -> Iterator[Command]:
