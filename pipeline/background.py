@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 from svdata2vec.pipeline.producer import Producer, Read, Ready
 
 T = TypeVar("T")
-_POLL_SECONDS = 0.1  # how long a stop may go unnoticed; a waiting item wakes its consumer at once
 
 
 class _End:
@@ -25,11 +24,12 @@ class _End:
 
 @dataclass
 class _Channel(Generic[T]):
-    """What a consumer and its thread share. `room`: the leave to begin, and an entry for each item that may come. `waits`: the
-    thread has an item in hand and asks for room.
+    """What a consumer and its thread share. `room`: the leave to begin, an entry for each item that may come, one for a stop.
+    `waits`: the thread has an item in hand and asks for room.
 
     `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
-    ever. These queues take and release theirs in C.
+    ever. These queues take and release theirs in C. Nobody waits at them with a timeout: in Python 3.11 and 3.12 it becomes
+    none where a signal wakes a thread that comes to itself only after that time.
     """
 
     items: "SimpleQueue[T | _End]" = field(default_factory=SimpleQueue)
@@ -54,20 +54,17 @@ class Prefetch(Generic[T]):
 
     def __next__(self) -> T:
         channel = self._channel
-        if not self._begun and not channel.stopped:
-            self._begin()
-        while not channel.stopped:
-            try:
-                item = channel.items.get(timeout=_POLL_SECONDS)
-            except Empty:
-                continue
-            if not isinstance(item, _End):
-                channel.room.put(None)
-                return item
-            channel.items.put(item)  # every further call ends in the same way
-            if item.error is not None:
-                raise item.error
+        if channel.stopped:
             raise StopIteration
+        if not self._begun:
+            self._begin()
+        item = channel.items.get()
+        if not isinstance(item, _End):
+            channel.room.put(None)
+            return item
+        channel.items.put(item)  # every further call ends in the same way
+        if item.error is not None:
+            raise item.error
         raise StopIteration
 
     def _begin(self) -> None:
@@ -91,6 +88,7 @@ class Prefetch(Generic[T]):
     def request_stop(self) -> None:
         """Ask the thread to end after the item it is working on."""
         self._channel.stopped = True
+        self._channel.room.put(None)  # it may wait for room
 
     def close(self) -> None:
         """Stop the thread, wait for it and drop what was prefetched; may be called twice."""
@@ -122,12 +120,9 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
 def _has_room(channel: _Channel[T]) -> bool:
     """Wait for leave to begin, or to hand an item on; False once the consumer has stopped."""
     channel.waits = True
-    while not channel.stopped:
-        with suppress(Empty):
-            channel.room.get(timeout=_POLL_SECONDS)
-            channel.waits = False
-            return True
-    return False
+    channel.room.get()
+    channel.waits = False
+    return not channel.stopped
 
 
 class Background:
