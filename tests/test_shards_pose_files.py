@@ -385,15 +385,6 @@ def test_a_score_that_is_null_and_an_empty_box_are_none(tmp_path: Path, form: st
     assert pose.box_T4 is None
 
 
-def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:
-    """frame_00001.jpg is frame 0, "1.jpg" of a video is frame 1."""
-    for names, expected in ((("frame_00001.jpg", "frame_00002.jpg"), [1, 1]), (("1.jpg", "2.jpg"), [0, 1, 1]),
-                            (("000001.jpg",), [1]), (("img_0.jpg", "img_1.jpg"), [1, 1])):
-        dump(tmp_path / "a.json", [{"image_id": name, "keypoints": flat(body(0)), "score": 1.0} for name in names])
-        parse = PARSERS["alphapose"]
-        assert [len(frame) for frame in parse(str(tmp_path / "a.json"), "", 17).frames] == expected
-
-
 @pytest.mark.parametrize(("form", "file", "content", "message"), [
     ("coco", "a.json", "[]", "a list of results without 'images'"),
     ("coco", "a.json", '{"images": [{"id": 1}]}', "expected an object with 'file_name'"),

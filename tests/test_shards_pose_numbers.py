@@ -100,6 +100,16 @@ def test_the_video_decides_where_numbers_begin(tmp_path: Path, first: int, poses
     assert np.allclose(sample.pose_MTVC[0, frame_of_first :][:poses], [body(t) for t in range(poses)], atol=0.01)
 
 
+def test_alphapose_counts_from_the_first_image(tmp_path: Path) -> None:
+    """frame_00001.jpg is frame 0, "1.jpg" of a video is frame 1."""
+    for names, expected in ((("frame_00001.jpg", "frame_00002.jpg"), [1, 1]), (("1.jpg", "2.jpg"), [0, 1, 1]),
+                            (("000001.jpg",), [1]), (("img_0.jpg", "img_1.jpg"), [1, 1])):
+        found = [{"image_id": name, "keypoints": flat(body(0)), "score": 1.0} for name in names]
+        (tmp_path / "a.json").write_text(json.dumps(found))
+        parse = PARSERS["alphapose"]
+        assert [len(frame) for frame in parse(str(tmp_path / "a.json"), "", 17).frames] == expected
+
+
 def write_frames(folder: Path, form: str, numbers: Sequence[int]) -> Path:
     """The poses of these frames as a program calls them."""
     for number in numbers:
