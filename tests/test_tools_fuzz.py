@@ -1,4 +1,4 @@
-"""Two hundred damaged and crafted inputs end as the rule says, and the fuzzer notices a broken program."""
+"""A hundred damaged and crafted inputs end as the rule says, and the fuzzer notices a broken program."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from fuzz_case import command
 
 
 @pytest.mark.slow
-def test_two_hundred_cases() -> None:
-    record = fuzz.fuzz(fuzz.shares(200, list(fuzz.AREAS)))
+def test_a_hundred_cases() -> None:
+    record = fuzz.fuzz(fuzz.shares(100, list(fuzz.AREAS)))
     assert record["failures"] == []
-    assert sum(sum(found.values()) for found in record["areas"].values()) >= 190
+    assert sum(sum(found.values()) for found in record["areas"].values()) >= 90
     noticed = sum(found["error"] + found["skipped"] + found["other"] for found in record["areas"].values())
-    assert noticed > 100, "most damage matters"
+    assert noticed > 50, "most damage matters"
 
 
 @pytest.mark.parametrize(("kind", "outcome", "cases"), [
