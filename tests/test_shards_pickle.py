@@ -43,6 +43,7 @@ def equal(found: object, wanted: object) -> bool:
 def test_what_the_field_writes_loads(protocol: int, module: bytes) -> None:
     values = [
         annotation("S001C001P001R001A001", 3, 9), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(4, dtype=">i2"),
+        np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2), np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
         np.zeros((0, 3), np.float32), np.ones((2, 2), bool), np.float32(1.5), np.int64(-7), np.str_("name"), 2**70, None, 1.5,
         {1, 2}, b"bytes", "\u00e9", (1, (2, 3)), np.zeros(300_000, np.uint8),
     ]

@@ -219,10 +219,11 @@ class _PlainUnpickler(pickle.Unpickler):
             raise UserError("the pickle holds a number that is not as NumPy writes it")
         return np.frombuffer(content, dtype.checked(NUMBERS + "U"), count=1)[0]
 
-    def _from_buffer(self, content: Any, dtype: object, shape: Any, order: Any) -> np.ndarray:
+    def _from_buffer(self, content: Any, dtype: object, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
         found = _checked(content, dtype, shape)
         self._use(len(content))
-        return np.frombuffer(content, found).reshape(shape, order="F" if order == "F" else "C")
+        array = np.frombuffer(content, found).reshape(shape, order="F" if order == "F" else "C")
+        return array if axes is None else array.transpose(axes)  # as NumPy 2.3 and newer write one whose axes were exchanged
 
     def _encode(self, text: Any, encoding: object) -> bytes:
         if encoding != "latin1" or not isinstance(text, str):
