@@ -186,3 +186,14 @@ def test_a_field_of_another_kind_is_one_clip_less(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"split": {"all": ["a"]}, "annotations": entries}))
     dataset = read_pyskl(path, tmp_path / "videos")
     assert [clip.key for clip in dataset.clips] == ["a"] and len(dataset.skipped) == len(wrong)
+
+
+@pytest.mark.parametrize("labels", [(0, -1), (-1, 0)])
+def test_an_annotation_that_is_left_out_is_not_the_clip_of_its_name(labels: tuple[int, int], tmp_path: Path) -> None:
+    """`verify` found that clip in a split and in skipped.jsonl, as a fault of the packing."""
+    write_video(tmp_path / "a.mp4", 6)
+    content = {"annotations": [annotation("a", label, 6) for label in labels], "split": {"train": ["a"]}}
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps(content))
+    dataset = read_pyskl(tmp_path / "set.pkl", tmp_path)
+    assert [(clip.key, clip.label) for clip in dataset.clips] == [("a", 0)]
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [("a (again)", "label -1: unlabelled")]
