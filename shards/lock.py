@@ -16,7 +16,7 @@ from pathlib import Path
 from svdata2vec.shards.errors import UserError
 
 LOCK_NAME = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 log.warning("%s: this file system has no locks; see to it that one process at a time works there", path.parent)
                 return descriptor
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process is at work in"

@@ -1,8 +1,11 @@
 """Shards behind URLs, the bounded cache, and reading them with plain webdataset."""
 
 import contextlib
+import errno
+import fcntl
 import functools
 import http.server
+import os
 import pickle
 import shlex
 import sys
@@ -165,6 +168,22 @@ def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(local, url, tmp_pa
     copy.write_bytes(bytes(copy.stat().st_size))
     assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
     assert remote.cache.misses == 2 and remote.cache.num_bytes == copy.stat().st_size
+
+
+def test_a_clip_is_read_whole_from_a_fetched_tar_though_the_system_gives_it_in_parts(local, url, tmp_path, monkeypatch):
+    """Linux gives at most 2 GiB at once: a larger clip counted as damaged."""
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 1000), offset))
+    assert bytes(RemoteShardSet(url, cache=tmp_path, fetch="shards").sample(0).video) == bytes(local.sample(0).video)
+
+
+def test_tars_are_fetched_where_the_cache_has_no_locks(local, url, tmp_path, monkeypatch):
+    """As on a Lustre that is mounted without them: the run ended."""
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert bytes(RemoteShardSet(url, cache=tmp_path, fetch="shards").sample(0).video) == bytes(local.sample(0).video)
 
 
 def test_tars_are_fetched_once_and_ahead_of_their_use(local, url, tmp_path, monkeypatch):

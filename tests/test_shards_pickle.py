@@ -15,7 +15,7 @@ from shards_data import annotation, write_video
 
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.plain_pickle import load_plain
-from svdata2vec.shards.readers.pyskl import load_pickle, read_pyskl
+from svdata2vec.shards.readers.pyskl import load_pickle, pose_of, read_pyskl
 
 STACKED = {module: pickle.SHORT_BINUNICODE + bytes([len(module)]) + module.encode() for module in (
     "numpy", "ndarray", "dtype", "numpy._core.multiarray", "_reconstruct", "O", "O8", "f8", "builtins", "set", "os", "system")}
@@ -43,6 +43,7 @@ def equal(found: object, wanted: object) -> bool:
 def test_what_the_field_writes_loads(protocol: int, module: bytes) -> None:
     values = [
         annotation("S001C001P001R001A001", 3, 9), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(4, dtype=">i2"),
+        np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2), np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
         np.zeros((0, 3), np.float32), np.ones((2, 2), bool), np.float32(1.5), np.int64(-7), np.str_("name"), 2**70, None, 1.5,
         {1, 2}, b"bytes", "\u00e9", (1, (2, 3)), np.zeros(300_000, np.uint8),
     ]
@@ -70,12 +71,24 @@ def test_dictionaries_with_defaults_and_many_memo_places() -> None:
         assert load_plain(io.BytesIO(pickle.dumps(values, protocol))) == [{"a": [1]}, {"b": 2}, names]
 
 
-def test_arrays_of_values_are_lists() -> None:
+def test_arrays_of_values_hold_them() -> None:
     """NumPy makes them of rows of unequal lengths."""
     ragged = np.array([[1.0, 2.0], [], [3]], object)
     square = np.array([[None, "a"], [2, [3]]], object)
-    found = load_plain(io.BytesIO(pickle.dumps([ragged, square, np.array({"a": 1}, object)], 4)))
-    assert [array.boxed for array in found] == [[[1.0, 2.0], [], [3]], [[None, "a"], [2, [3]]], {"a": 1}]
+    values = [ragged, square, np.asfortranarray(square), np.array({"a": 1}, object), np.zeros(0, object)]
+    found = load_plain(io.BytesIO(pickle.dumps(values, 4)))
+    assert [array.tolist() for array in found] == [[[1.0, 2.0], [], [3]], *[[[None, "a"], [2, [3]]]] * 2, {"a": 1}, []]
+
+
+def test_arrays_of_names_as_pandas_has_them_are_splits_and_boxes_in_them_are_boxes(tmp_path: Path) -> None:
+    """The splits were empty, and nobody in the boxes, without a word where others were lists."""
+    entries = [annotation("a", 0, 2) | {"bboxes": [np.array([1, 2, 30, 40], object)] * 2}, annotation("b", 0, 2)]
+    content = {"annotations": np.array(entries, object), "split": {"train": np.array(["a"], object), "val": ["b"]}}
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps(content))
+    found = load_pickle(tmp_path / "set.pkl")
+    assert found["split"] == {"train": ["a"], "val": ["b"]}
+    box_T4 = pose_of(found["annotations"][0]).box_T4
+    assert box_T4 is not None and box_T4.tolist() == [[1, 2, 30, 40]] * 2
 
 
 def array_state(shape: bytes, dtype: bytes, content: bytes) -> bytes:
@@ -173,3 +186,14 @@ def test_a_field_of_another_kind_is_one_clip_less(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"split": {"all": ["a"]}, "annotations": entries}))
     dataset = read_pyskl(path, tmp_path / "videos")
     assert [clip.key for clip in dataset.clips] == ["a"] and len(dataset.skipped) == len(wrong)
+
+
+@pytest.mark.parametrize("labels", [(0, -1), (-1, 0)])
+def test_an_annotation_that_is_left_out_is_not_the_clip_of_its_name(labels: tuple[int, int], tmp_path: Path) -> None:
+    """`verify` found that clip in a split and in skipped.jsonl, as a fault of the packing."""
+    write_video(tmp_path / "a.mp4", 6)
+    content = {"annotations": [annotation("a", label, 6) for label in labels], "split": {"train": ["a"]}}
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps(content))
+    dataset = read_pyskl(tmp_path / "set.pkl", tmp_path)
+    assert [(clip.key, clip.label) for clip in dataset.clips] == [("a", 0)]
+    assert [(entry.key, entry.reason) for entry in dataset.skipped] == [("a (again)", "label -1: unlabelled")]

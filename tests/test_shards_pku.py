@@ -1,5 +1,6 @@
 """PKU-MMD in miniature, as its owner's archives lie: which frames and joints a line of a label file cuts out."""
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_pku_projection_fits_a_real_sensor(tmp_path: Path) -> None:
     joints = read_pku_skeleton(str(tmp_path / "a.txt"), 0, 1).pose_MTVC[0, 0, :3]
     assert np.abs(joints[:2] - [[1036.233, 519.1677], [1041.918, 444.3235]]).max() < 2
     assert not joints[2].any(), "nearer than a Kinect sees: no joint"
+
+
+def test_a_skeleton_that_was_corrected_is_read_again(tmp_path: Path) -> None:
+    """Its rows are kept for the next clip of the video: a second packing of one process had those of the first."""
+    file = tmp_path / "a.txt"
+    for second, metres in enumerate((1.0, 2.0)):
+        file.write_text(" ".join([str(metres)] * 150) + "\n")
+        os.utime(file, (second, second))
+        found = read_pku_skeleton(str(file), 0, 1).pose_MTVC[0, 0, 0]
+        assert found == pytest.approx([959.5 + 1081.37 * (metres + 0.0507) / metres, 569 - 1081.37])
 
 
 def test_pku_clips_hold_the_frames_of_their_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

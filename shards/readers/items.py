@@ -1,6 +1,7 @@
 """Items of a data set (annotations, files, lines) become clips one by one: a fault in one leaves out only that one."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
@@ -14,20 +15,23 @@ def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name
     """The clips that `make` makes of `items`. Whatever it raises goes to `skipped`, under `name(item)`: key and file. The file
     is that of an `ItemError`, where it is one.
 
-    So does the second of two clips with one key, as `KEY (again)`; the reason names both videos.
+    So does the second of two clips with one key; the reason names both videos. What is left out beside a clip of its key is
+    `KEY (again)`: that clip is there.
     """
     clips: dict[str, ClipAnnotation] = {}
+    left_out: list[Skipped] = []
     for item in items:
         try:
             clip = make(item)
         except Exception as error:  # noqa: BLE001 - whatever it is: one item never ends the work of all
             key, source = name(item)
             source = error.source if isinstance(error, ItemError) else source
-            skipped.append(Skipped(key, reason_of(error, source), source))
+            left_out.append(Skipped(key, reason_of(error, source), source))
             continue
         first = clips.setdefault(clip.key, clip)
         if first is not clip:
             reason = (f"{clip.video} is listed twice" if str(first.video) == str(clip.video)
                       else f"{clip.video} has the name of another video, '{first.video}'; rename one")
-            skipped.append(Skipped(f"{clip.key} (again)", reason, str(clip.video)))
+            left_out.append(Skipped(clip.key, reason, str(clip.video)))
+    skipped += [replace(entry, key=f"{entry.key} (again)") if entry.key in clips else entry for entry in left_out]
     return list(clips.values())

@@ -20,7 +20,7 @@ from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import VideoFolder, files_by_name
 from svdata2vec.shards.readers.tables import lines
-from svdata2vec.shards.readers.text import read_text
+from svdata2vec.shards.readers.text import read_text, stamp
 from svdata2vec.shards.shown import some_of
 
 VIDEO_NAME = re.compile(r"(?:[AB]?\d+|A\d+N\d+)-[LMR]")
@@ -184,7 +184,7 @@ def _read_label(action: _Action) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=2)
-def _read_rows(path: str) -> np.ndarray:
+def _read_rows(path: str, _changed: int) -> np.ndarray:
     """float32 (T, 2, 25, 3): the whole file; cached because a video gives some twenty clips."""
     rows = [line.split() for line in read_text(path).rstrip().split("\n")]
     wrong = next((number for number, row in enumerate(rows) if len(row) != 150), None)
@@ -199,7 +199,7 @@ def _read_rows(path: str) -> np.ndarray:
 
 def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
     """Pose (2,T,25,2) of the frames start..end, projected into the colour picture of 1920x1080."""
-    rows_TMV3 = _read_rows(path)
+    rows_TMV3 = _read_rows(path, stamp(path))
     if end > len(rows_TMV3):
         raise UserError(f"{path}: {len(rows_TMV3)} frames, the label ends at frame {end}")
     xyz_MTV3 = rows_TMV3[start:end].transpose(1, 0, 2, 3)

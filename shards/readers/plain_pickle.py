@@ -132,12 +132,11 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array whose state is checked before NumPy takes it. `use`: is told of its bytes.
 
-    `boxed`: the plain values of an array of type object, as lists: `np.save` makes one without a dimension of a dictionary,
-    and others hold rows of unequal lengths. The array itself stays empty.
+    One of type object holds plain values: `np.save` makes one without a dimension of a dictionary, pandas one of names, and
+    others have rows of unequal lengths.
     """
 
     use: Callable[[int], None]
-    boxed: Any
 
     def __setstate__(self, state: Any) -> None:
         if self.shape != (0,) or not (isinstance(state, tuple) and len(state) == 5 and state[0] == 1):
@@ -146,26 +145,18 @@ class _Array(np.ndarray):
         if isinstance(dtype, _Dtype) and dtype.is_object and isinstance(content, list) and _sides(shape):
             if math.prod(shape) != len(content):
                 raise UserError(f"the pickle holds an array {shape!r:.60} of {len(content):,} values")
-            self.use(len(content))
-            self.boxed = _nested(content, shape)
-            return
-        found = _checked(content, dtype, shape)
+            found = np.dtype(object)
+        else:
+            found = _checked(content, dtype, shape)
         self.use(len(content))
         checked: Any = 1, shape, found, bool(fortran), content
         super().__setstate__(checked)
 
 
 def _sides(shape: object) -> bool:
-    """Whether it is the shape of an array with values."""
-    return isinstance(shape, tuple) and len(shape) < 33 and all(type(side) is int and side > 0 for side in shape)
-
-
-def _nested(values: list[Any], shape: tuple[int, ...]) -> Any:
-    """Values in C order as lists in lists; of no dimension the value itself."""
-    if len(shape) < 2:
-        return list(values) if shape else values[0]
-    step = len(values) // shape[0]
-    return [_nested(values[start : start + step], shape[1:]) for start in range(0, len(values), step)]
+    """Whether it is the shape of an array with values, or of none in a row."""
+    return shape == (0,) or (
+        isinstance(shape, tuple) and len(shape) < 33 and all(type(side) is int and side > 0 for side in shape))
 
 
 def _checked(content: object, dtype: object, shape: Any) -> np.dtype:
@@ -219,10 +210,11 @@ class _PlainUnpickler(pickle.Unpickler):
             raise UserError("the pickle holds a number that is not as NumPy writes it")
         return np.frombuffer(content, dtype.checked(NUMBERS + "U"), count=1)[0]
 
-    def _from_buffer(self, content: Any, dtype: object, shape: Any, order: Any) -> np.ndarray:
+    def _from_buffer(self, content: Any, dtype: object, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
         found = _checked(content, dtype, shape)
         self._use(len(content))
-        return np.frombuffer(content, found).reshape(shape, order="F" if order == "F" else "C")
+        array = np.frombuffer(content, found).reshape(shape, order="F" if order == "F" else "C")
+        return array if axes is None else array.transpose(axes)  # as NumPy 2.3 and newer write one whose axes were exchanged
 
     def _encode(self, text: Any, encoding: object) -> bytes:
         if encoding != "latin1" or not isinstance(text, str):

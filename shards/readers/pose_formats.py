@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.readers.text import read_text
+from svdata2vec.shards.readers.text import read_text, stamp
 from svdata2vec.shards.tracking import Detections
 
 SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
@@ -88,12 +88,7 @@ def _detections(people: Sequence[Person], num_joints: int, scale: float, where: 
 
 def _json(path: str) -> Any:
     """Content of a JSON file, of JSON lines their list. The last ones are kept: a file may hold many videos."""
-    return _parsed(path, _stamp(path))
-
-
-def _stamp(path: str) -> int:
-    """Time of change, of a folder's list of files; 0 for a URL."""
-    return Path(path).stat().st_mtime_ns if Path(path).exists() else 0
+    return _parsed(path, stamp(path))
 
 
 @lru_cache(maxsize=2)
@@ -110,7 +105,7 @@ def _parsed(path: str, _changed: int) -> Any:
 
 def _files_of(folder: str, item: str, names: re.Pattern[str]) -> list[tuple[int, Path]]:
     """The files of one of a folder's videos: number of the frame, and the file that is called after both."""
-    return [(number, Path(folder, name)) for number, name in _files_by_video(folder, names, _stamp(folder)).get(item, ())]
+    return [(number, Path(folder, name)) for number, name in _files_by_video(folder, names, stamp(folder)).get(item, ())]
 
 
 @lru_cache(maxsize=2)
@@ -236,7 +231,7 @@ def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
     video 001), else the file itself. Frames are in the order of `frame_id` (or `frame_index`), else of the number in the
     file name, else of the id.
     """
-    return _coco_videos(path, _stamp(path))
+    return _coco_videos(path, stamp(path))
 
 
 @lru_cache(maxsize=2)
@@ -316,7 +311,7 @@ def parse_coco(path: str, item: str, num_joints: int) -> FoundPoses:
     """{"images": [{"id", "file_name", "width", "height"}], "annotations": [{"image_id", "keypoints": [x, y, v, ...],
     "bbox": [x, y, width, height], "score"}]}: an image per frame. v is 0 (not annotated), 1 or 2, or a score."""
     images = coco_videos(path).get(item, [])
-    annotations = _coco_annotations(path, _stamp(path))
+    annotations = _coco_annotations(path, stamp(path))
     found: dict[int, list[Person]] = {}
     numbers, complete, first_number = _places_of(_checked_numbers(images, f"{path}, {item}"))
     for number, image in zip(numbers, images, strict=True):

@@ -41,7 +41,7 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
         content = {"annotations": content}
     if not isinstance(content, dict) or "annotations" not in content:
         raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations', or a list of annotations")
-    entries = content["annotations"]
+    entries = _plain(content["annotations"])
     if isinstance(entries, Mapping):  # {name: annotation}
         entries = [{"frame_dir": name, **entry} if isinstance(entry, Mapping) else entry for name, entry in entries.items()]
     if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
     """Of an array one of NumPy's own class, or the Python values that it holds; anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
-    return value.boxed if hasattr(value, "boxed") else np.asarray(value)
+    return value.tolist() if value.dtype == object else np.asarray(value)
 
 
 def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None = None,

@@ -30,9 +30,10 @@ def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
     if shape != () or dtype.kind != "O":
         raise UserError(f"{path}: an array of shape {shape} and type {dtype}, expected a dictionary as txt2npy.py writes it")
     try:
-        bodies = getattr(load_plain(io.BytesIO(content.read())), "boxed", None)
+        value = load_plain(io.BytesIO(content.read()))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    bodies = value.tolist() if isinstance(value, np.ndarray) else None
     if not isinstance(bodies, dict):
         raise UserError(f"{path}: holds no dictionary; expected one as txt2npy.py writes it")
     found = [np.asarray(bodies[name], np.float32) for name in sorted(map(str, bodies)) if name.startswith("rgb_body")]

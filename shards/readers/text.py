@@ -34,6 +34,11 @@ def read_text(path: str | Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
+def stamp(path: str) -> int:
+    """When a file, or a folder's list of files, was changed, for what is kept of it; 0 for a URL."""
+    return Path(path).stat().st_mtime_ns if Path(path).exists() else 0
+
+
 def spelled(name: str) -> str:
     """One spelling of a name: systems write an accent as a part of its letter or after it. Bytes that are not UTF-8 become
     `\\udcfc`, so that names that differ do so still."""

@@ -157,7 +157,8 @@ class RemoteShardSet(ShardSet):
         while True:
             try:
                 with self._tar_fetcher.path(shard).open("rb") as file:
-                    return os.pread(file.fileno(), size, offset)
+                    file.seek(offset)
+                    return file.read(size)
             except FileNotFoundError:  # another process has just evicted it
                 continue
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.lock import NO_LOCKS
 from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.urls import StoreError
@@ -92,7 +93,11 @@ class TarFetcher:
         copy = copy_name(entry)
         try:
             with (self._cache.folder / f"{copy}.lock").open("wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:  # without, two processes may fetch a tar, which appears whole all the same
+                        raise
                 if not self._is_here(shard):  # another process may have fetched it meanwhile
                     self._cache.add(copy, lambda path: self._checked_download(entry, path))
                     log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
