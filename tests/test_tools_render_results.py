@@ -235,6 +235,9 @@ def test_without_records_no_figure_is_shown(results: Path) -> None:
     ({"machine": {"device": "cpu", "cpu": "C", "cores": 4, "versions": {"torch": "2.13"}}, "date": "2026-11-22T19:45:41Z"},
      "4 CPU cores (C), torch 2.13, 2026-11-22."),
     ({"cores": 2, "date": "2026-11-22"}, "2 CPU cores, 2026-11-22."),
+    ({"machine": {"cpu": "C", "cores": 2, "gpu": "GPU X"}, "date": "2026-11-22"}, "2 CPU cores (C) and GPU X, 2026-11-22."),
+    ({"date": "2026-11-22", "machine": {"machine": "2 CPU cores (C)", "gpu": None, "versions": {"torch": "2.13"}}},
+     "2 CPU cores (C), torch 2.13, 2026-11-22."),
 ])
 def test_machine_and_date_come_from_every_kind_of_record(record: dict[str, Any], said: str) -> None:
     assert cells.measured(record) == said
