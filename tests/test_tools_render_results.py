@@ -161,6 +161,16 @@ def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
     assert "packed anew" not in results_studies.at_one_share(*records)
 
 
+def test_a_row_of_other_steps_says_so_whatever_its_record() -> None:
+    """The claim's rows have 720, with all labels some have 956: whole epochs. A search may choose others for every share."""
+    longer, more = load("longer"), load("more_steps")
+    titles = [cells_of(line)[0] for line in results_studies.at_one_share(longer, share=1.0).splitlines() if "± " in line]
+    assert titles == ["small CNN, from scratch", "from scratch, 956 steps", "pretrained, fine-tuned, 956 steps"]
+    more["rows"][0]["cells"][1]["steps"] = 999
+    steps = [cells_of(line)[1] for line in results_studies.more_steps(more, longer, of_ours="").splitlines()[2:5]]
+    assert steps == ["999 and 2,880", "2,880", "720"]
+
+
 def cells_of(line: str) -> list[str]:
     """Of a line of a table."""
     return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []

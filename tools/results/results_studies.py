@@ -47,7 +47,8 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
         if cell is not None and not row["name"].endswith(("_linear", "_attentive")):  # probes are on the page
             better = _better(mine, row).get(share, "") if row is not mine else ""
             compared += better != ""
-            rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
+            spent = "" if cell["steps"] == steps else f", {cell['steps']:,} steps"
+            rows.append([f"{row['title']}{spent}", with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
     machines = dict.fromkeys(
         f"{measured(other)}{_packed_anew(record, other)}" for other in longer if other is not None
@@ -81,8 +82,9 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
         better = _better(ours, row) if row is not ours else {}
         compared += sum(share in better for share in shares)
         cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
-        spent = mean(_spent_on(*(cell for cell in row["cells"] if cell["fraction"] in shares)))
-        rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
+        shown = [cell for cell in row["cells"] if cell["fraction"] in shares]
+        steps = " and ".join(f"{number:,}" for number in sorted({cell["steps"] for cell in shown}))
+        rows.append([row["title"], steps, f"{mean(_spent_on(*shown)):,.0f}", *cells])
     header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
         f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
