@@ -161,6 +161,16 @@ def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
     assert "packed anew" not in results_studies.at_one_share(*records)
 
 
+@pytest.mark.parametrize(("section", "names"), [
+    ("label_efficiency", ["longer"]), ("at_one_share", ["longer"]), ("sides", ["controls"]), ("finetuning", ["finetuning"]),
+    ("skeletons", ["skeletons", "skeletons_positions", "longer"]), ("more_steps", ["more_steps", "longer"]),
+])
+def test_tables_name_the_figure_of_their_record(section: str, names: list[str]) -> None:
+    first, *others = [{**load(name), "metric": "mean_class"} for name in names]
+    text = getattr(results_studies, section)(first, *others, **({"of_ours": ""} if section == "more_steps" else {}))
+    assert "top-1" not in text.lower() and "mean over classes" in text.lower()
+
+
 def test_a_row_of_other_steps_says_so_whatever_its_record() -> None:
     """The claim's rows have 720, with all labels some have 956: whole epochs. A search may choose others for every share."""
     longer, more = load("longer"), load("more_steps")
