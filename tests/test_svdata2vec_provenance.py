@@ -26,7 +26,7 @@ from svdata2vec.config.schema import HeadConfig, OptimConfig, PretrainConfig
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.runs import folder, provenance
 from svdata2vec.runs.folder import claimed, is_finished
-from svdata2vec.runs.provenance import UNKNOWN, commit
+from svdata2vec.runs.provenance import UNKNOWN, commit, machine
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.runs.stopping import StopRequested
 from svdata2vec.shards.errors import UserError
@@ -260,3 +260,10 @@ def test_a_process_is_of_the_commit_at_which_it_began(tmp_path: Path, monkeypatc
     began = commit()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
     assert commit() == began
+
+
+def test_a_record_names_a_gpu_only_where_the_work_ran_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    assert machine()["gpu"] is None, "beside work on the CPU"
+    assert machine(torch.device("cuda", 1))["gpu"] == "GPU cuda:1"

@@ -82,6 +82,14 @@ def test_cells_without_a_search_are_none_of_a_study_whose_search_is_not_finished
     assert [len(row["cells"]) for row in found["rows"]] == [1] and found["rows"][0]["name"] == "fixed"
 
 
+def test_a_grid_that_has_grown_has_not_chosen_before_all_of_it_is_tried(tmp_path: Path) -> None:
+    """Else rows of one record were searched over different grids; what the smaller one chose is collected by its options."""
+    rows, smaller, grown = [Planted()], SearchConfig(lr=(0.1, 0.2)), SearchConfig(lr=(0.1, 0.2, 0.01))
+    run_study(Plan(rows, (0.1,), [0], smaller, tmp_path))
+    found = [run_study(Plan(rows, (0.1,), [0], search, tmp_path, collect=True)) for search in (smaller, grown)]
+    assert [(len(each["rows"]), len(each["search"])) for each in found] == [(1, 1), (0, 0)]
+
+
 def test_the_record_says_how_many_clips_its_scores_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of earlier studies do not say."""
     plan = Plan([Planted()], (0.1,), [0], SearchConfig(), tmp_path)

@@ -147,6 +147,8 @@ def test_the_page_holds_gpu_timings_against_the_targets(tmp_path: Path) -> None:
         row("gather_frames", "triton", "forward", 1.0, 850.0),
         row("gather_frames", "eager", "forward", 5.0, 170.0),
         row("layer_targets", "triton", "forward", 1.0, 700.0),
+        {**row("fuse_tokens", "triton", "forward", 1.0), "status": "wrong", "direction": None, "error": 0.5},
+        row("fuse_tokens", "eager", "forward", 1.0, 800.0),
         row("attention", "triton", "both", 1.0),
         row("attention", "SDPA flash", "both", 1.6),
         row("attention", "SDPA cudnn", "both", 1.4),
@@ -168,6 +170,7 @@ def test_the_page_holds_gpu_timings_against_the_targets(tmp_path: Path) -> None:
     page = (tmp_path / "kernels.md").read_text()
     assert "- reached: gather_frames, S, forward: 85% of copy (80%)" in page
     assert "- **missed**: layer_targets, S, forward: 70% of copy (80%)" in page
+    assert "- **missed**: fuse_tokens, S: the results of triton are wrong" in page
     assert "- **missed**: attention, S: 1.40 x best SDPA (1.5 x)" in page
     assert "- reached: transformer, S: 2.50 x torch.compile (2.0 x)" in page
     assert "850 (85%)" in page

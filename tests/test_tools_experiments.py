@@ -9,6 +9,7 @@ from typing import Any
 import codec_experiment as codec
 import finetuning_experiment as finetuning
 import pretraining_experiment as experiments
+import pretraining_sides
 import pytest
 import results_studies as tables
 import torch
@@ -436,6 +437,33 @@ def test_a_script_s_errors_are_one_line(error: BaseException, status: int, capsy
 
     assert reported(work) == status
     assert capsys.readouterr().err == (f"error: {error}\n" if str(error) else "interrupted\n")
+
+
+@pytest.mark.parametrize(("more", "asked", "found"), [("", "auto", "cuda"), ("--run.device cpu", "cpu", "cpu")])
+def test_fine_tunings_share_the_device_that_their_record_names(
+    more: str, asked: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU, too."""
+    told: list[str] = []
+    result = {"top1": 0.5, "dataset": "d", "split": "s", "clips": 1, "labels": 1}
+    monkeypatch.setattr(finetuning, "run_all", lambda jobs, _, device="auto": told.append(device) or [result for _ in jobs])
+    monkeypatch.setattr(finetuning, "pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(finetuning, "hardware", lambda device: {"device": device.type})
+    monkeypatch.setattr(finetuning, "read_card", lambda _: {"config": {"run": {"epochs": 1}}})
+    given = ["--shards", "x", "--from", "y", "--work", str(tmp_path), "--out", str(tmp_path / "record.json")]
+    assert finetuning.main([*given, f"--finetune={more}"]) == 0
+    assert told == [asked] and json.loads((tmp_path / "record.json").read_text())["machine"] == {"device": found}
+
+
+def test_pretraining_is_told_the_device_of_its_runs(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(jobs: Any, at_once: int, device: str = "auto") -> None:
+        raise UserError(device)
+
+    monkeypatch.setattr(pretraining_sides, "run_all", stop)
+    with pytest.raises(UserError, match=r"^cpu$"):
+        run_experiment(EXPERIMENTS["claim"], make_parser(None, [*EXPERIMENTS]).parse_args(words(tiny_shard_folder, tmp_path)))
 
 
 def test_an_experiment_whose_record_cannot_be_written_trains_nothing(tmp_path: Path, tiny_shard_folder: Path) -> None:

@@ -442,6 +442,19 @@ def test_check_tells_order_from_pose() -> None:
     assert single["evaluated"] == 80 * check.FRAMES_PER_EPOCH
 
 
+def test_few_clips_are_trained_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than a step has otherwise: a network that was never trained would stand in the record as what the clips tell."""
+    seen: list[tuple[int, int]] = []
+    loss = "torch.nn.functional.cross_entropy"
+    monkeypatch.setattr(loss, lambda logits, *_, **__: seen.append(logits.shape) or logits.sum())
+    data, label_N = np.zeros((15, 5, 2 * 17 * 3), np.float32), np.arange(15) % 2
+    empty = np.zeros((15, 0), np.uint8)
+    clips = crops.Clips(empty, empty, empty, data, data, label_N, np.arange(15) < 10)
+    for one_frame in (False, True):
+        check.run_trial(joint_trial(data, one_frame=one_frame), clips, 2, 0)
+    assert seen == 8 * [(10, 2)] + 8 * [(10 * check.FRAMES_PER_EPOCH, 2)]
+
+
 def test_background_patch_avoids_the_persons() -> None:
     joints = np.array([[[[470.0, 260.0], [300.0, 40.0], [0.0, 0.0]]]], np.float32)
     for seed in range(10):
@@ -462,5 +475,8 @@ def test_check_writes_its_figures(tiny: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check.main([str(tmp_path), "--frames", str(check.FRAMES_PER_EPOCH - 1)])  # as many are drawn of each clip
+    assert "--frames" in capsys.readouterr().err
     assert check.main([str(tmp_path / "nothing")]) == 2
     assert "motion.pkl, classes.txt, videos not found; make the data set first" in capsys.readouterr().err

@@ -161,6 +161,26 @@ def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
     assert "packed anew" not in results_studies.at_one_share(*records)
 
 
+@pytest.mark.parametrize(("section", "names"), [
+    ("label_efficiency", ["longer"]), ("at_one_share", ["longer"]), ("sides", ["controls"]), ("finetuning", ["finetuning"]),
+    ("skeletons", ["skeletons", "skeletons_positions", "longer"]), ("more_steps", ["more_steps", "longer"]),
+])
+def test_tables_name_the_figure_of_their_record(section: str, names: list[str]) -> None:
+    first, *others = [{**load(name), "metric": "mean_class"} for name in names]
+    text = getattr(results_studies, section)(first, *others, **({"of_ours": ""} if section == "more_steps" else {}))
+    assert "top-1" not in text.lower() and "mean over classes" in text.lower()
+
+
+def test_a_row_of_other_steps_says_so_whatever_its_record() -> None:
+    """The claim's rows have 720, with all labels some have 956: whole epochs. A search may choose others for every share."""
+    longer, more = load("longer"), load("more_steps")
+    titles = [cells_of(line)[0] for line in results_studies.at_one_share(longer, share=1.0).splitlines() if "± " in line]
+    assert titles == ["small CNN, from scratch", "from scratch, 956 steps", "pretrained, fine-tuned, 956 steps"]
+    more["rows"][0]["cells"][1]["steps"] = 999
+    steps = [cells_of(line)[1] for line in results_studies.more_steps(more, longer, of_ours="").splitlines()[2:5]]
+    assert steps == ["999 and 2,880", "2,880", "720"]
+
+
 def cells_of(line: str) -> list[str]:
     """Of a line of a table."""
     return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
@@ -235,6 +255,9 @@ def test_without_records_no_figure_is_shown(results: Path) -> None:
     ({"machine": {"device": "cpu", "cpu": "C", "cores": 4, "versions": {"torch": "2.13"}}, "date": "2026-11-22T19:45:41Z"},
      "4 CPU cores (C), torch 2.13, 2026-11-22."),
     ({"cores": 2, "date": "2026-11-22"}, "2 CPU cores, 2026-11-22."),
+    ({"machine": {"cpu": "C", "cores": 2, "gpu": "GPU X"}, "date": "2026-11-22"}, "2 CPU cores (C) and GPU X, 2026-11-22."),
+    ({"date": "2026-11-22", "machine": {"machine": "2 CPU cores (C)", "gpu": None, "versions": {"torch": "2.13"}}},
+     "2 CPU cores (C), torch 2.13, 2026-11-22."),
 ])
 def test_machine_and_date_come_from_every_kind_of_record(record: dict[str, Any], said: str) -> None:
     assert cells.measured(record) == said

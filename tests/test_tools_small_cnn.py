@@ -54,6 +54,17 @@ def test_it_is_a_function_of_its_arguments_and_says_what_it_cost(shards: Path, c
     assert 0 <= other["score"] <= 1
 
 
+def test_what_comes_next_in_the_process_has_its_threads_again(shards: Path) -> None:
+    """Rows of a study follow each other there, and their CPU seconds are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 2)
+    try:
+        small_cnn.run(config(shards), steps=1)
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture
 def loaders(monkeypatch: pytest.MonkeyPatch) -> list[ClipLoader]:
     """The loaders that a run makes: of training, then of its test."""

@@ -221,9 +221,9 @@ def run(sources: Sources, num_clips: int, rounds: int) -> dict[str, Any]:
     }
     for name, row in rows.items():
         row["cpu_ms_of_rounds"] = [found["cpu_ms_per_clip"] for found in runs[name]]
-    where = machine()
+    where, gpu = machine(), torch.cuda.get_device_name() if torch.cuda.is_available() else None  # some ways run on one
     return {
-        "machine": {"cpu": cpu_name(), "cores": where["cores"], "python": versions()["python"], "gpu": where["gpu"]},
+        "machine": {"cpu": cpu_name(), "cores": where["cores"], "python": versions()["python"], "gpu": gpu},
         "load_average": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "commit": where["commit"],
         "rounds": rounds, "first_clips": WARM_UP_CLIPS, "clips_per_round": num_clips,
         "frames_sampled": 40, "frames_seen_in_pretraining": methods.SEEN.mean,

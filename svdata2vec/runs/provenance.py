@@ -23,6 +23,7 @@ from svdata2vec.shards.cores import job_cores
 # What a measurement writes and the next one does not read, as git names it.
 RECORDS = [f":(top,exclude,glob)tools/results/*.{ending}" for ending in ("json", "png")]
 UNKNOWN = "unknown"  # in place of a commit that nobody wrote down
+CPU = torch.device("cpu")
 
 # What `head` and `hardware` write, as a schema (config/checked_json.py).
 HEAD: dict[str, Any] = {
@@ -53,11 +54,11 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """The same in short, for records of experiments."""
+def machine(device: torch.device = CPU) -> dict[str, Any]:
+    """The same in short, for records of experiments. `device`: what they ran on; a GPU beside work on the CPU is not named."""
     return {
         "machine": f"{job_cores()} CPU cores ({cpu_name()})", "cores": job_cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "load_average": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None, "load_average": os.getloadavg()[0],
         "versions": versions(), "commit": commit(), "date": datetime.date.today().isoformat(),
     }
 

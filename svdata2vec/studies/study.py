@@ -136,10 +136,10 @@ def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
             results = []
             for choice in choices:
                 cells = [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
-                outcomes = [found[row.name, cell] for cell in cells]
-                if all(outcome is not None for outcome in outcomes):
-                    results.append((choice, [outcome["score"] for outcome in outcomes if outcome is not None]))
-            if results:
+                scores = [outcome["score"] for cell in cells if (outcome := found[row.name, cell]) is not None]
+                if len(scores) == len(cells):
+                    results.append((choice, scores))
+            if len(results) == len(choices):
                 choice, _ = max(results, key=lambda result: mean(result[1]))
                 best[row.name, fraction] = choice
                 grid = [{**choice, "scores": scores} for choice, scores in results]

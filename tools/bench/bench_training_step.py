@@ -108,7 +108,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     speedups = {name: medians[BASELINE] / median for name, median in medians.items()}
     record = {
-        **machine(), "threads": torch.get_num_threads(), "batch": options.batch, "size": options.size,
+        **machine(device), "threads": torch.get_num_threads(), "batch": options.batch, "size": options.size,
         "rounds": options.rounds, "losses_before": losses, "seconds_per_step": times, "median_seconds": medians,
         "speedups": speedups,
     }

@@ -99,11 +99,16 @@ def gains(
 
 
 def targets(record: dict[str, Any]) -> str:
-    """The targets and what was measured against them, shape by shape."""
-    lines = []
+    """The targets and what was measured against them, shape by shape; what gives wrong results has missed them, untimed."""
+    lines = [
+        (False, f"{row['op']}, {row['shape']}: the results of {row['candidate']} are wrong")
+        for row in record["rows"] if row["status"] == "wrong" and row["candidate"].startswith("triton")
+    ]
     for op in COPY_TARGETS:
         for direction in ("forward", "backward"):
             for shape, rows in timed(record, op, direction).items():
+                if "triton" not in rows:
+                    continue
                 share = rows["triton"]["gb_per_s"] / record["ceilings"]["copy_gb_per_s"]
                 lines.append((share >= COPY_SHARE, f"{op}, {shape}, {direction}: {share:.0%} of copy ({COPY_SHARE:.0%})"))
     for shape, gain in gains(record, "attention", "triton".__eq__, lambda name: name.startswith("SDPA")):

@@ -87,9 +87,9 @@ class Trial:
     show: Callable[[Any, np.random.Generator | None], Tensor]
     frame_net: Callable[[], nn.Module]
 
-    @property
-    def batch(self) -> int:
-        return 64 if self.one_frame else 24
+    def batch(self, samples: int) -> int:
+        """Samples of a step, of so many that there are."""
+        return min(64 if self.one_frame else 24, samples)
 
 
 def frames_apart(data: NDArray[Any], label_N: NDArray[np.int64], rng: np.random.Generator) -> tuple[Any, Any]:
@@ -104,8 +104,8 @@ def train_epoch(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     net.train()
-    order = rng.permutation(len(data))
-    for rows in order[:len(order) - len(order) % trial.batch].reshape(-1, trial.batch):
+    order, batch = rng.permutation(len(data)), trial.batch(len(data))
+    for rows in order[:len(order) - len(order) % batch].reshape(-1, batch):
         logits = net(trial.show(data[rows], rng))
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(label_N[rows]), label_smoothing=0.1)
         scheduler.optimizer.zero_grad()
@@ -132,7 +132,7 @@ def run_trial(trial: Trial, clips: Clips, num_classes: int, seed: int) -> dict[s
         test, test_label = frames_apart(test, test_label, rng)
     net = ClipNet(trial.frame_net(), 96, num_classes)
     samples = len(train) * (FRAMES_PER_EPOCH if trial.one_frame else 1)
-    steps = trial.epochs * max(1, samples // trial.batch)
+    steps = trial.epochs * (samples // trial.batch(samples))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
     history = []
@@ -190,7 +190,8 @@ def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder made by make_motion_clips.py")
-    parser.add_argument("--frames", type=Range(1).parser(int), default=12, help="frames sampled from each clip (default 12)")
+    parser.add_argument("--frames", type=Range(FRAMES_PER_EPOCH).parser(int), default=12,
+                        help="frames sampled from each clip (default 12)")
     parser.add_argument("--epochs", type=Range(1).parser(int), default=24, help="epochs of the clip classifier (default 24)")
     parser.add_argument("--seed", type=Range(0, LARGEST_SEED).parser(int), default=0)
     parser.add_argument("--threads", type=Range(1, 1000).parser(int), default=2)

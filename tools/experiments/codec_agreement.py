@@ -25,11 +25,12 @@ import torch
 from ending import reported
 
 from svdata2vec.evaluation.evaluate import Predictions, predict_split
+from svdata2vec.runs.card import read_card
 from svdata2vec.runs.data import build_loader, open_data, require_classes
 from svdata2vec.runs.intervals import NORMAL, wilson
 from svdata2vec.runs.provenance import machine, save
-from svdata2vec.runs.published import load_classifier
-from svdata2vec.runs.runtime import running
+from svdata2vec.runs.published import load_classifier, published_config
+from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.shards.errors import UserError
 
 
@@ -111,7 +112,8 @@ def measured(options: argparse.Namespace) -> str:
         raise UserError(f"--others names {', '.join(names)}: expected every name once")
     base = predictions(options.run, options.shards, options.split)
     found = {name: compare(base, predictions(options.run, folder, options.split)) for name, folder in options.others}
-    save({**machine(), "others": found}, options.out)
+    device = pick_device(published_config(read_card(options.run), options.run).run.device)
+    save({**machine(device), "others": found}, options.out)
     return "".join(
         f"{name}: {row['same_class']:.1%} of {row['clips']} predictions are of one class; top-1 {row['top1'][0]:.1%} and "
         f"{row['top1'][1]:.1%}, difference {row['difference']:+.1%} ({row['interval'][0]:+.1%} to {row['interval'][1]:+.1%})\n"

@@ -28,6 +28,7 @@ from svdata2vec.reports.html_page import save_figure
 from svdata2vec.runs.intervals import mean_over_seeds
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import beside
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
@@ -114,7 +115,8 @@ def measured(options: argparse.Namespace) -> str:
     seeds = run_all([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
     compared = compare(seeds)
     record = {
-        **machine(), "epochs": options.epochs, "precision": options.precision, "comparison": compared, "seeds": seeds,
+        **machine(pick_device("auto")), "epochs": options.epochs, "precision": options.precision, "comparison": compared,
+        "seeds": seeds,
     }
     save(record, options.out)
     plot(record, beside(options.out, ".png"))

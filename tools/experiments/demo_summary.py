@@ -15,6 +15,7 @@ from ending import reported
 from svdata2vec.runs.intervals import wilson
 from svdata2vec.runs.metrics_log import cost, read_metrics
 from svdata2vec.runs.provenance import machine, save
+from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.atomic import read_object
 from svdata2vec.shards.errors import UserError
 
@@ -85,7 +86,7 @@ def summary(demo: Path, record: Path | None) -> str:
     """The last lines of `demo.sh`, and their record."""
     figures = summarise(demo)
     if record is not None:
-        save({**machine(), **figures}, record)
+        save({**machine(pick_device("auto")), **figures}, record)
     return lines(figures) + "\n"
 
 

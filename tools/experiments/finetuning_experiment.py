@@ -20,7 +20,6 @@ from typing import Any
 import svdata2vec  # noqa: F401 - before PyTorch loads OpenMP (svdata2vec/config/openmp.py)
 
 # isort: split
-import torch
 from ending import reported
 from pretraining_sides import RESULTS, read_options, require_sides
 
@@ -32,6 +31,7 @@ from svdata2vec.runs.card import read_card
 from svdata2vec.runs.folder import changed_settings
 from svdata2vec.runs.metrics_log import cost
 from svdata2vec.runs.provenance import UNKNOWN, commit, hardware, head, save
+from svdata2vec.runs.runtime import pick_device
 from svdata2vec.shards.ranges import Range
 from svdata2vec.studies.jobs import run_all
 from svdata2vec.studies.rows import start_of
@@ -99,12 +99,14 @@ def runs_of(options: argparse.Namespace) -> dict[tuple[str, int], FinetuneConfig
 def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune on all sides and write the record; what is finished is not done again."""
     runs, seeds = runs_of(options), range(options.seeds)
-    results = dict(zip(runs, run_all([partial(finetune, config) for config in runs.values()], options.jobs), strict=True))
     names = list(dict.fromkeys(name for name, _ in runs))
-    first, some = runs[names[0], 0], results[names[0], 0]
+    first = runs[names[0], 0]
+    outcomes = run_all([partial(finetune, config) for config in runs.values()], options.jobs, first.run.device)
+    results = dict(zip(runs, outcomes, strict=True))
+    some = results[names[0], 0]
     scores = {name: [results[name, seed][first.data.metric] for seed in seeds] for name in names}
     record = {
-        **head("svdata2vec-finetuning", 1), "machine": hardware(torch.device("cpu")), "commit": commit(),
+        **head("svdata2vec-finetuning", 1), "machine": hardware(pick_device(first.run.device)), "commit": commit(),
         "metric": first.data.metric, "seeds": [*seeds],
         "data": {"name": some["dataset"], "split": some["split"], "clips": some["clips"], "labels": some["labels"]},
         "pretraining": _pretraining(first),

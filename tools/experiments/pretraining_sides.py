@@ -137,7 +137,7 @@ def run_experiment(
     study = study_of(experiment, options, first)
     if runs and not study.collect:
         require_study(study, runs)
-        run_all([partial(pretrain, config) for config in runs.values()], options.jobs)
+        run_all([partial(pretrain, config) for config in runs.values()], options.jobs, next(iter(runs.values())).run.device)
     record = write_study(study, [*more_rows(study), *rows_of(study)])
     record["experiment"] = options.experiment
     if first is not None:

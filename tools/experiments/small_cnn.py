@@ -21,6 +21,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -111,6 +112,17 @@ class Classifier(nn.Module):
         return self.net(show(video_BTHWC, train=False))
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """So many threads of PyTorch; then as many as before, which what comes next in this process has to itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def batches(loader: ClipLoader) -> Iterator[ClipBatch]:
     """Epoch after epoch."""
     while True:
@@ -131,7 +143,6 @@ def run(
     """
     data = replace(config.data, augment=AugmentConfig(), val_split=config.data.val_split if validate else None)
     threads = data.threads or 1
-    torch.set_num_threads(threads)
     torch.manual_seed(config.run.seed)
     shards = open_data(data)
     clips = choose_clips(shards, replace(config, data=data, eval_every=int(validate)))
@@ -140,7 +151,7 @@ def run(
     config = replace(config, data=replace(data, threads=threads), run=own, modality="rgb")
     net = ClipNet(FrameNet(FEATURES), FEATURES, len(shards.split_classes(data.train_split)))
     begun = time.process_time()
-    with running(own) as runtime:
+    with on_threads(threads), running(own) as runtime:
         with build_loader(shards, config, runtime, train=True, modality="rgb", rows=clips.train_rows) as loader:
             fit(net, loader, lr, steps, weight_decay)
         trained = time.process_time()

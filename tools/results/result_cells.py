@@ -23,15 +23,18 @@ def sentence(text: str) -> str:
 
 
 def device(record: Record) -> str:
-    """What the record was measured on, as far as it says so: the GPU if one was used, else the CPU."""
+    """What the record was measured on, as far as it says so: the GPU if one was used, else the CPU, both if rows differ."""
     machine = record.get("machine", record)
     if isinstance(machine, str):
         return record.get("gpu") or machine
+    if "machine" in machine:  # the whole of it in one place
+        return device(machine)
     gpu = machine.get("gpu") or machine.get("device", "cpu")
-    if gpu != "cpu":
-        return str(gpu)
     cpu = f" ({machine['cpu']})" if "cpu" in machine else ""
-    return f"{machine['cores']} CPU cores{cpu}" if "cores" in machine else ""
+    cores = f"{machine['cores']} CPU cores{cpu}" if "cores" in machine else ""
+    if gpu == "cpu":
+        return cores
+    return f"{cores} and {gpu}" if {"cpu", "gpu"} <= machine.keys() else str(gpu)
 
 
 def measured(record: Record) -> str:

@@ -24,13 +24,18 @@ def label_efficiency(record: Record, chart: str = "label_efficiency.png") -> str
         searched = " and ".join(f"{100 * share:g} %" for share in sorted({each["fraction"] for each in record["search"]}))
         validated = f", hyper-parameters chosen at {searched} of the labels on {clips[data['val_split']]} validation clips"
     return table(header, rows) + (
-        f"\n{'Mean over classes' if record['metric'] == 'mean_class' else 'Top-1'} on {clips[data['test_split']]} clips of "
+        f"\n{_figure(record).capitalize()} on {clips[data['test_split']]} clips of "
         f"{data['name']} ({data['classes']} classes, chance {percent(1 / data['classes'])}), mean of {seeds} seeds ± half "
         "of its 95 % interval over seeds, which draw labels, weights and pretraining; the test clips are the same throughout, "
         f"and the interval does not account for their number. {clips[data['train_split']]} clips to train on{validated}. "
         f"In brackets the number of labelled clips. {commits(record)} {measured(record)}\n"
         f"\n![Accuracy over labelled clips]({chart})\n"
     )
+
+
+def _figure(record: Record) -> str:
+    """What the scores are."""
+    return "mean over classes" if record["metric"] == "mean_class" else "top-1"
 
 
 def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, ours: str = "pretrained") -> str:
@@ -47,13 +52,14 @@ def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, our
         if cell is not None and not row["name"].endswith(("_linear", "_attentive")):  # probes are on the page
             better = _better(mine, row).get(share, "") if row is not mine else ""
             compared += better != ""
-            rows.append([f"{row['title']}, {cell['steps']:,} steps" if row in more else row["title"], with_half(cell), better])
+            spent = "" if cell["steps"] == steps else f", {cell['steps']:,} steps"
+            rows.append([f"{row['title']}{spent}", with_half(cell), better])
     data, clips = record["data"], record["data"]["clips"]
     machines = dict.fromkeys(
         f"{measured(other)}{_packed_anew(record, other)}" for other in longer if other is not None
     )
     others = "".join(f" Rows with more steps: {machine}" for machine in machines)
-    return table(["", f"top-1 with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
+    return table(["", f"{_figure(record)} with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
         f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
         f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
         f"{percent(1 / data['classes'])}. All rows are trained end to end, for {steps} steps on labels unless the row says "
@@ -81,13 +87,15 @@ def more_steps(record: Record, *more: Record | None, of_ours: str) -> str:
         better = _better(ours, row) if row is not ours else {}
         compared += sum(share in better for share in shares)
         cells = [text for share in shares for text in (_cell_at(row, share), better.get(share, ""))]
-        spent = mean(_spent_on(*(cell for cell in row["cells"] if cell["fraction"] in shares)))
-        rows.append([row["title"], f"{row['cells'][0]['steps']:,}", f"{spent:,.0f}", *cells])
+        shown = [cell for cell in row["cells"] if cell["fraction"] in shares]
+        steps = " and ".join(f"{number:,}" for number in sorted({cell["steps"] for cell in shown}))
+        rows.append([row["title"], steps, f"{mean(_spent_on(*shown)):,.0f}", *cells])
     header = [text for share in shares for text in (f"{100 * share:g} % ({labels[share]})", f"lead of {ours['title']}, points")]
     return table(["", "steps", "CPU s", *header], rows) + (
-        f"\nTop-1, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by seed, bold where the "
-        f"interval excludes 0, not corrected for their number, {compared}. {ours['title'].capitalize()}: {of_ours}; its CPU "
-        f"seconds exclude pretraining. {' '.join(f'{commits(each)} {measured(each)}' for each in [*records, longest])}\n"
+        f"\n{_figure(record).capitalize()}, mean of {len(record['seeds'])} seeds with its 95 % interval; points are paired by "
+        f"seed, bold where the interval excludes 0, not corrected for their number, {compared}. "
+        f"{ours['title'].capitalize()}: {of_ours}; its CPU seconds exclude pretraining. "
+        f"{' '.join(f'{commits(each)} {measured(each)}' for each in [*records, longest])}\n"
     )
 
 
@@ -192,9 +200,9 @@ def skeletons(record: Record, positions: Record, rgb: Record) -> str:
     ]
     data = record["data"]
     return table(["", *(f"{100 * share:g} % ({labels[share]})" for share in shares)], rows) + (
-        f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {len(seeds)} seeds with its 95 % interval; points "
-        f"are paired by seed, bold where the interval excludes 0, not corrected for their number, {len(better)}. The third "
-        f"line is from [the claim](README.md#claim). {commits(record)} {measured(record)}\n"
+        f"\n{_figure(record).capitalize()} on {data['clips'][data['test_split']]} test clips, mean of {len(seeds)} seeds with "
+        "its 95 % interval; points are paired by seed, bold where the interval excludes 0, not corrected for their number, "
+        f"{len(better)}. The third line is from [the claim](README.md#claim). {commits(record)} {measured(record)}\n"
     )
 
 
@@ -215,10 +223,10 @@ def sides(record: Record) -> str:
         table_rows.append([f"{name}{_other_epochs(record['sides'][name])}, difference", *points, _spent(rows, name)])
     data, seeds, epochs = record["data"], len(record["seeds"]), record["pretraining"]["run"]["epochs"]
     return table([header[0], *header[1:]], [[cells[0].replace("_", " "), *cells[1:]] for cells in table_rows]) + (
-        f"\nTop-1 on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its 95 % interval; differences "
-        "to the first line are paired by seed, bold where the interval excludes 0, not corrected for their number. "
-        f"{epochs} epochs of {data['clips'][data['train_split']]} clips unless a line says otherwise. {commits(record)} "
-        f"{measured(record)}\n"
+        f"\n{_figure(record).capitalize()} on {data['clips'][data['test_split']]} test clips, mean of {seeds} seeds with its "
+        "95 % interval; differences to the first line are paired by seed, bold where the interval excludes 0, not corrected "
+        f"for their number. {epochs} epochs of {data['clips'][data['train_split']]} clips unless a line says otherwise. "
+        f"{commits(record)} {measured(record)}\n"
     )
 
 
@@ -236,8 +244,7 @@ def finetuning(record: Record) -> str:
          _average(side["costs"], "clips_seen"), _average(side["costs"], "cpu_seconds")]
         for name, side in record["sides"].items()
     ]
-    figure = "mean over classes" if record["metric"] == "mean_class" else "top-1"
-    return table(["", f"validation clips, {figure}", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
+    return table(["", f"validation clips, {_figure(record)}", "difference (95 % interval)", "clips seen", "CPU s"], rows) + (
         f"\n{data['labels']} labels, judged on {data['clips']} clips of other performers, mean of {seeds} seeds with its "
         "95 % interval; differences to the first line are paired by seed, bold where the interval excludes 0, not corrected "
         f"for their number. Pretraining: {record['pretraining']['epochs']} epochs. Commits of the runs: "
