@@ -147,3 +147,10 @@ def test_frames_that_do_not_exist(sets: dict[str, ShardSet]) -> None:
     for number in (-1, last + 1):
         with pytest.raises(UserError, match=rf"frame {number} wanted, it has 0\.\.{last}"):
             decode_sample(sample, frames=[0, number])
+
+
+@pytest.mark.parametrize("frames", [np.arange(10) % 3 == 0, np.linspace(0, 9, 3), [[0, 1]]])
+def test_masks_and_fractions_are_no_numbers_of_frames(sets: dict[str, ShardSet], frames: Any) -> None:
+    sample = next(iter(webdataset.WebDataset(str(sets["jpeg"].tars[0]), shardshuffle=False)))
+    with pytest.raises(UserError, match=r"clip \S+: frames \[.* wanted, expected a list of their numbers \(np.flatnonzero"):
+        decode_sample(sample, frames=frames)

@@ -14,7 +14,7 @@ from original_network import FinetuneHead, OriginalClassifier, OriginalPretrain,
 from torch import Tensor
 
 from svdata2vec.cli.main import main
-from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, TargetConfig
+from svdata2vec.config.schema import FinetuneConfig, MaskConfig, PretrainConfig, RunConfig, TargetConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.features import embed
 from svdata2vec.model.classifier import Classifier
@@ -23,6 +23,7 @@ from svdata2vec.model.student import SVData2Vec
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.original.convert import convert_file, convert_state_dict, original_name
 from svdata2vec.pipeline.sampling import draw_frames_original
+from svdata2vec.runs.folder import is_finished
 from svdata2vec.runs.published import load_classifier, load_encoder_weights, load_published
 from svdata2vec.shards.boxes import crop_square, joint_box
 from svdata2vec.shards.errors import UserError
@@ -203,6 +204,8 @@ def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) 
     for there in ("run", "begun"):
         with pytest.raises(UserError, match=rf"{there} holds a run already \(config\.json"):
             convert_file(tmp_path / "original.pth", tmp_path / there, heads=4)
+    with pytest.raises(UserError, match=r"run holds model\.safetensors, which was not trained in this folder"):
+        is_finished(PretrainConfig(run=RunConfig(out=tmp_path / "run")))
     with pytest.raises(UserError, match="it is of pretraining, which has no head; leave out --modality"):
         convert_file(tmp_path / "original.pth", tmp_path / "other", heads=4, modality="rgb")
     assert not (tmp_path / "other").exists()

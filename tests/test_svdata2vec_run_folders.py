@@ -54,7 +54,11 @@ def test_a_folder_with_a_part_of_a_run_is_not_taken_for_a_new_one(name: str, tmp
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=rf"holds a run already \({name.split('/')[0]}\); choose another folder, or"):
         is_finished(finetune_config(tmp_path, tmp_path, resume="never"))
-    assert name == "config.json" or not is_finished(finetune_config(tmp_path, tmp_path))
+    if name == "model.safetensors":
+        with pytest.raises(UserError, match=r"holds model\.safetensors, which was not trained in this folder; choose another"):
+            is_finished(finetune_config(tmp_path, tmp_path))
+    else:
+        assert name == "config.json" or not is_finished(finetune_config(tmp_path, tmp_path))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

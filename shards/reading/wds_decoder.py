@@ -38,7 +38,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
     try:
         clip = _parse(key, sample)
         wanted = range(clip.meta.num_frames) if frames is None else frames(clip.meta.num_frames) if callable(frames) else frames
-        frames_K = np.asarray(wanted, np.int64)
+        frames_K = _whole(np.asarray(wanted))
         pictures_KHWC = _pictures(clip, frames_K)
     except (ValueError, cv2.error) as error:
         named = "" if str(error).startswith(f"clip {key}") else f"clip {key}: "
@@ -47,6 +47,13 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
         "__key__": sample["__key__"], "__url__": url, "key": key, "label": clip.label, "frames": pictures_KHWC,
         "joints": clip.pose_MTVC[:, frames_K], "boxes": clip.box_T4[frames_K], "meta": clip.meta,
     }
+
+
+def _whole(frames_K: np.ndarray) -> np.ndarray:
+    """int64 (K,): numbers, which may come as floats (of `linspace().round()`)."""
+    if frames_K.dtype == bool or frames_K.ndim != 1 or (frames_K != frames_K.round()).any():
+        raise UserError(f"frames {frames_K} wanted, expected a list of their numbers (np.flatnonzero makes one of a mask)")
+    return frames_K.astype(np.int64)
 
 
 def _parse(key: str, sample: Mapping[str, Any]) -> Sample:

@@ -117,19 +117,20 @@ def parts_of_run(folder: Path) -> list[str]:
 def is_finished(config: Settings) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
-    Raises UserError if it holds a finished run with other settings, or where `run.resume` is "never" any part of a run.
+    Raises UserError if it holds a finished run with other settings, or weights that came from elsewhere (as of `convert`),
+    or where `run.resume` is "never" any part of a run.
     """
     run, left = config.run, parts_of_run(config.run.out)
     if left and run.resume == "never":
         raise UserError(
             f"{run.out} holds a run already ({', '.join(left)}); choose another folder, or continue it with --run.resume auto"
         )
-    if CONFIG not in left:
-        return False
-    old = read_config(run.out)
-    if old.kind != config.kind:
+    old = read_config(run.out) if CONFIG in left else None
+    if old is not None and old.kind != config.kind:
         raise UserError(f"{run.out} holds a {old.kind} run, this is a {config.kind} run; choose another folder")
-    if not (run.out / FINISHED).is_file():
+    if WEIGHTS in left and not {FINISHED, "checkpoints" if config.kind != "probe" else CONFIG} & {*left}:
+        raise UserError(f"{run.out} holds {WEIGHTS}, which was not trained in this folder; choose another folder")
+    if old is None or FINISHED not in left:
         return False
     changes = ", ".join(changed_settings(to_values(old), to_values(config), TECHNICAL))
     if changes:
