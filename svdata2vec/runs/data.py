@@ -237,11 +237,11 @@ def require_several_classes(shards: ShardSet, train_split: str, test_split: str)
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:
-    """Say in the log how many clips of the test split are among the training clips (`rows`)."""
+    """Say in the log how many clips of the test split are among those that a network is made with (`rows`)."""
     test_rows = shards.rows(test_split)
     shared = np.isin(test_rows, rows).sum()
     if shared:
-        text = "%d of %d clips of the test split %r are trained on: its accuracy says little about new clips"
+        text = "%d of %d clips of the test split %r are trained or validated on: its accuracy says little about new clips"
         log.warning(text, shared, len(test_rows), test_split)
 
 
