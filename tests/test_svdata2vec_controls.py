@@ -175,6 +175,18 @@ def test_shuffled_skeletons_are_those_of_other_clips(tiny_shard_folder: Path, tm
         replace(shuffled.config, run=replace(config.run, batch_size=1))
 
 
+@pytest.mark.parametrize(("shuffled", "sizes"), [(False, [4, 4, 1]), (True, [4, 5])])
+def test_no_clip_is_left_alone_with_its_own_skeletons(
+    shuffled: bool, sizes: list[int], tiny_shard_folder: Path, tmp_path: Path
+) -> None:
+    """Of nine clips that other batches have left of an epoch, batches of four leave one over."""
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run")
+    config = replace(config, target=replace(config.target, shuffle_skeletons=shuffled))
+    with build_loader(open_data(config.data), config, CPU, train=True) as loader:
+        loader.load_state_dict(loader.state_dict() | {"position": 3})
+        assert [len(batch) for batch in loader] == sizes
+
+
 CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled": {"target": TargetConfig(2, shuffle_skeletons=True)},
     "frozen": {"target": TargetConfig(2, teacher="encoder"), "ema": FROZEN},

@@ -156,6 +156,18 @@ def test_averages_are_over_the_batches_of_all_processes() -> None:
     assert mine.take(lambda sums: sums + other) == {"loss": 3.0, "grad_norm": 2.0}
 
 
+def test_every_clip_counts_the_same_in_averages_of_a_short_batch(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Of nine clips that other batches have left of an epoch, in one step: two batches of four, and one of one."""
+    config = pretrain_config(tiny_shard_folder, tmp_path, batch_size=4)
+    with build_loader(ShardSet.open(tiny_shard_folder), config, CPU, train=True) as loader:
+        run = Pretraining(config, CPU, loader)
+        loader.load_state_dict(loader.state_dict() | {"position": 3})
+        clips: dict[int, float] = {4: 2.0, 1: 11.0}
+        run.differentiate = lambda batch, epoch, last: {"loss": torch.tensor(clips[len(batch)])}  # type: ignore[method-assign]
+        run.step([(0, batch) for batch in loader])
+    assert run.stepper.averages.take()["loss"] == (8 * 2 + 1 * 11) / 9
+
+
 def test_the_clock_goes_on_with_what_was_spent_before_a_stop() -> None:
     clock, before = StepClock(CPU.device), {"data": 100.0, "total": 300.0, "cpu": 200.0}
     clock.reset(before)

@@ -97,6 +97,18 @@ def test_elsewhere_a_share_is_held_out_and_not_trained_on(protocol: ShardSet, tm
         choose_clips(protocol, replace(config, label_fraction=0.5))
 
 
+def test_held_out_clips_of_the_test_split_are_said(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They choose the network that is then tested on them."""
+    held = hold_out(ShardSet.open(tiny_shard_folder), np.arange(12), 0.3, seed=0)
+    tested = [key for key, chooses in zip(KEYS, held, strict=True) if chooses]
+    shards = with_splits(tiny_shard_folder, tmp_path / "shards", all=KEYS, some=tested)
+    config = settings(shards, tmp_path / "run", "all", "some", val_fraction=0.3)
+    finetune(replace(config, run=replace(config.run, epochs=1)))
+    assert "4 of 4 clips of the test split 'some' are trained or validated on: its accuracy says little" in caplog.text
+
+
 def test_a_run_is_not_finished_before_its_network_is_chosen(
     protocol: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

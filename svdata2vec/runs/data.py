@@ -88,6 +88,8 @@ def build_loader(
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
+    # BatchNorm of the classifier needs two clips, and skeletons of another clip need another one.
+    alone = isinstance(config, PretrainConfig) and not config.target.shuffle_skeletons
     require_clips(shards, config, split, rows, step if train else 0)
     return made(
         shards,
@@ -108,7 +110,7 @@ def build_loader(
         video=modality != "skeleton",
         joints=modality != "rgb",
         limit=rows,
-        smallest_batch=1 if config.kind == "pretrain" else 2,  # BatchNorm of the classifier needs two
+        smallest_batch=1 if alone else 2,
         max_bad_rate=data.max_bad_rate,
         check_hashes=data.check_hashes,
         seen=frames_seen(config) if train and isinstance(config, PretrainConfig) and not every_frame else None,
@@ -235,11 +237,11 @@ def require_several_classes(shards: ShardSet, train_split: str, test_split: str)
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:
-    """Say in the log how many clips of the test split are among the training clips (`rows`)."""
+    """Say in the log how many clips of the test split are among those that a network is made with (`rows`)."""
     test_rows = shards.rows(test_split)
     shared = np.isin(test_rows, rows).sum()
     if shared:
-        text = "%d of %d clips of the test split %r are trained on: its accuracy says little about new clips"
+        text = "%d of %d clips of the test split %r are trained or validated on: its accuracy says little about new clips"
         log.warning(text, shared, len(test_rows), test_split)
 
 

@@ -176,11 +176,12 @@ class Averages:
     def load_state_dict(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
         self._sums = {name: torch.tensor(entry, device=device) for name, entry in state.items()}
 
-    def add(self, values: dict[str, Tensor]) -> None:
+    def add(self, values: dict[str, Tensor], weight: int = 1) -> None:
+        """`weight`: as how many each value counts, of a batch its clips: ranks and steps may have batches of several sizes."""
         for name, value in values.items():
             value = value.detach().float()
             finite = torch.isfinite(value)
-            entry = torch.stack([torch.where(finite, value, 0.0), finite.float()])
+            entry = torch.stack([torch.where(finite, value, 0.0), finite.float()]) * weight
             self._sums[name] = self._sums[name] + entry if name in self._sums else entry
 
     def take(self, over: Sum = _alone) -> dict[str, float]:

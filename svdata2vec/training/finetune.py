@@ -8,6 +8,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,7 +153,7 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
         raise UserError("--run.batch-size is 1; BatchNorm of the classifier needs 2 clips per process or more")
     shards, data = open_data(config.data), config.data
     clips = choose_clips(shards, config)
-    warn_of_shared_clips(shards, data.test_split, clips.train_rows)
+    warn_of_shared_clips(shards, data.test_split, np.concatenate([clips.train_rows, clips.val_rows]))
     warn_of_view(shards, data.train_split)
     if config.pretrained is not None and not has_checkpoints(config.run.out):  # a run that goes on does not need it
         require_joints(shards, config.pretrained, read_card(config.pretrained), config.modality, data.train_split)

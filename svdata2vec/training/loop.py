@@ -83,7 +83,7 @@ class TrainingRun:
         stepper.begin()
         self.network.train()
         for epoch, batch in batches:
-            stepper.averages.add(self.differentiate(batch, epoch, last=batch is batches[-1][1]))
+            stepper.averages.add(self.differentiate(batch, epoch, last=batch is batches[-1][1]), len(batch))
         stepper.update([key for _, batch in batches for key in batch.keys])
         stepper.end(self.after_update())
 
