@@ -36,11 +36,11 @@ def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np
     return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
 
 
-def random_map(generator: np.random.Generator, packed: int = 96, size: int = SIZE) -> np.ndarray:
+def random_map(generator: np.random.Generator, packed: int = 96) -> np.ndarray:
     """Any window, also far outside the picture, mirrored half of the time."""
     low, extent = generator.uniform(-0.5, 0.9, 2) * packed, generator.uniform(0.1, 1.4, 2) * packed
-    window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), size)
-    return affine.compose(window, affine.mirror_map(size)) if generator.random() < 0.5 else window
+    window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), SIZE)
+    return affine.compose(window, affine.mirror_map(SIZE)) if generator.random() < 0.5 else window
 
 
 def decode(decoder, clips: list[EncodedClip], size: int = SIZE) -> tuple[np.ndarray, dict[int, str]]:
