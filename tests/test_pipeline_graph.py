@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline_factory import clip_parts, picture
+from pipeline_factory import encoded_clip, picture
 
 from svdata2vec.pipeline import affine, pyavdecoder
 from svdata2vec.pipeline import graph as graph_module
@@ -24,16 +24,12 @@ from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_gr
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
 from svdata2vec.shards.errors import MachineError, UserError
-from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
 
 
 def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray, packed=96) -> EncodedClip:
-    parts = clip_parts(f"{codec}{num_frames}", num_frames, codec=codec, size=packed, seed=num_frames)
-    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
-    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
-    return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
+    return encoded_clip(codec, num_frames, frames, output_to_packed, packed)
 
 
 def random_map(generator: np.random.Generator, packed: int = 96) -> np.ndarray:

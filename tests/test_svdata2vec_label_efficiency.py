@@ -3,9 +3,7 @@
 import contextlib
 import itertools
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -352,15 +350,8 @@ def test_a_run_of_other_weights_is_not_gone_on_with(
         shards, tmp_path / "study", ways=("finetune",), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,),
         keep_runs=True,
     )
-    step = Finetuning.step
-
-    def stopping(run: Finetuning, batches: list) -> None:
-        step(run, batches)
-        if run.stepper.step == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch, pytest.raises(StopRequested) if steps else contextlib.nullcontext():
-        patch.setattr(Finetuning, "step", stopping)
+        stop_after(Finetuning, steps, patch)
         label_efficiency(config)
     shutil.rmtree(pre)
     shutil.copytree(pretrained.format(seed=1), pre)

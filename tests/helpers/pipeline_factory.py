@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from shards_data import edit_manifest
 
+from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
@@ -15,7 +16,7 @@ from svdata2vec.shards.layouts import COCO17, KINECT25
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
-from svdata2vec.shards.reading.sample import ClipMeta
+from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import clip_sums, save_head
 
@@ -64,6 +65,14 @@ def clip_parts(
     )
     side_parts = {"pose.npy": npy_bytes(pose), "box.npy": npy_bytes(person_boxes(pose)), "json": meta.to_bytes()}
     return {**encoder.finish(), **side_parts}
+
+
+def encoded_clip(codec: str, num_frames: int, frames: Sequence[int], output_to_packed: np.ndarray, packed: int) -> EncodedClip:
+    """Some frames of a clip, as the loader hands it to a decoder; `packed`: side of the stored pictures."""
+    parts = clip_parts("clip", num_frames, codec=codec, size=packed, seed=num_frames)
+    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
+    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
+    return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
 
 
 def write_shards(
