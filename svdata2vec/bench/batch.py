@@ -9,7 +9,6 @@ smaller ones, exceeds the limit is not run, and a process that exceeds it nevert
 """
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.pipeline.blockupload import BlockUploader
@@ -29,13 +29,12 @@ from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.handover import LANES_ON_GPU
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.provenance import head, save
+from svdata2vec.runs.provenance import head
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +57,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         sizes = Sizes(config, clips, None if gpu else machine_limit(config), clip_bytes)
         search(sizes.try_size, config.largest, gpu, config.smallest())
     record = make_record(config, sizes)
-    sys.stdout.write(shown_lines(as_table(record)))
-    if config.out is not None:
-        save(record, config.out)
+    deliver(record, as_table(record), config.out)
     return record
 
 
