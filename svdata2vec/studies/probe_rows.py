@@ -3,7 +3,6 @@
 n clips, v views, T tokens of a clip, D width, c classes
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
+from svdata2vec.studies.rows import Cell, Kind, Outcome, short_digest, start_of
 
 # Of the settings of data: what features depend on.
 SEEN = ("num_frames", "size", "crop", "crop_scores", "frame_draw", "views", "decoder")
@@ -163,5 +162,4 @@ def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shar
 def _place(base: ProbeConfig, start: Path, split: str, folder: Path) -> Path:
     seen = {name: getattr(base.data, name) for name in SEEN}
     about = [str(start.resolve()), base.data.shards, split, base.modality, seen]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{start.name}-{split}-{digest}.npy"
+    return folder / f"{start.name}-{split}-{short_digest(about)}.npy"

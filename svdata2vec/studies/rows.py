@@ -84,7 +84,7 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
     if found is not None:
         return found
     path, made = cell_path(row, cell, out), made_of(row, cell.seed, fingerprint)
-    folder = out / "runs" / f"{path.stem}-{_digest(made)}"  # other shards or weights are another run, which begins anew
+    folder = out / "runs" / f"{path.stem}-{short_digest(made)}"  # other shards or weights are another run, which begins anew
     outcome = {"commits": [commit() or UNKNOWN], **row.run(cell, folder)}
     make_folder(path.parent)
     about = {"row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made}
@@ -118,10 +118,11 @@ def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
     """Where the outcome of a cell is stored; other settings have another place."""
-    return out / "cells" / f"{row.name}-{cell.name}-{_digest(row.settings())}.json"
+    return out / "cells" / f"{row.name}-{cell.name}-{short_digest(row.settings())}.json"
 
 
-def _digest(values: dict[str, Any]) -> str:
+def short_digest(values: Any) -> str:
+    """Eight hexadecimal digits that tell apart the files of different settings."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
