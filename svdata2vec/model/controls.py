@@ -44,8 +44,8 @@ class EncoderTeacher(Teacher):
         return sum(embedded[1:], embedded[0]) / len(embedded) + self.temporal_embed
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder, decay: float) -> None:
-        super().follow(encoder, decay)
+    def update(self, encoder: Encoder, decay: float) -> None:
+        super().update(encoder, decay)
         mine, theirs = [self.temporal_embed.data], [encoder.temporal_embed.detach()]
         for name, embed in self.embeddings.items():
             mine += _values(embed)

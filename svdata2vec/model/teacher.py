@@ -56,7 +56,7 @@ class Teacher(nn.Module):
         )
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder, decay: float) -> None:
+    def update(self, encoder: Encoder, decay: float) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in float32 (`decay` in 0..1)."""
         mine: list[Tensor] = list(self.blocks.parameters())
         theirs = [p.detach().float() for p in encoder.blocks.parameters()]

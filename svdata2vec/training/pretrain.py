@@ -136,7 +136,7 @@ class Pretraining(TrainingRun):
         decay = ema_decay(self.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
             decay **= stepper.clips / stepper.reference_clips
-            self.teacher.follow(self.model.encoder, decay)
+            self.teacher.update(self.model.encoder, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
 
     @functools.cached_property
@@ -174,7 +174,7 @@ def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
         run = Pretraining(config, runtime, loader)
         card.update(start_from_images(run.model.encoder, config))
         if config.model.init is not None:
-            run.teacher.follow(run.model.encoder, 0.0)  # the two are equal at the start
+            run.teacher.update(run.model.encoder, 0.0)  # the two are equal at the start
         result = train(run, card)
     finish_run(config.run, runtime, result)
     return result
