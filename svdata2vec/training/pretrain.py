@@ -153,7 +153,7 @@ class Pretraining(TrainingRun):
         """End a collapsed run, all processes together, as they have the same averages. A batch of one clip has no spread."""
         if self.config.run.batch_size > 1:
             watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # else the loss may be of any size
-            self.collapse.look({name: record[name] for name in watched if name in record})
+            self.collapse.check({name: record[name] for name in watched if name in record})
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, "collapse": self.collapse, **super().parts()}

@@ -34,8 +34,8 @@ class FiniteGuard:
     flags; each appends the clips that it had itself to its file, a JSON object per skipped step; where `path` is None, nowhere.
     """
 
-    def __init__(self, largest_run: int, folder: Path, rank: int) -> None:
-        self.largest_run = largest_run
+    def __init__(self, max_bad_steps: int, folder: Path, rank: int) -> None:
+        self.max_bad_steps = max_bad_steps
         self.path: Path | None = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0
         self.in_a_row = 0
@@ -47,7 +47,7 @@ class FiniteGuard:
             self.read()
 
     def read(self) -> None:
-        """Take note of the pending flags; raises NotFiniteError after `largest_run` bad steps in a row."""
+        """Count the pending flags; raises NotFiniteError after `max_bad_steps` bad steps in a row."""
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
@@ -59,7 +59,7 @@ class FiniteGuard:
                 if self.path is not None:
                     append_line(self.path, json.dumps({"step": step, "keys": keys}))
                 log.warning("step %d: loss or gradient not finite; the step is skipped%s", step, listed)
-            if self.in_a_row >= self.largest_run:
+            if self.in_a_row >= self.max_bad_steps:
                 raise NotFiniteError(f"{self.in_a_row} steps in a row had a loss or gradient that is not finite{listed}")
         self._pending = []
 
