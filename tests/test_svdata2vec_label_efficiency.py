@@ -326,7 +326,7 @@ def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: 
     shutil.copytree(pretrained.format(seed=1), pre)
     with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
         label_efficiency(replace(config, collect=True))
-    assert "its shards or its pretraining run are others than when it was made; it does not count" in caplog.text
+    assert "its shards or its pretraining run have been replaced since; it does not count" in caplog.text
     second = label_efficiency(config)
     assert [cell["cpu_seconds"] for row in first["rows"] for cell in row["cells"]] != [
         cell["cpu_seconds"] for row in second["rows"] for cell in row["cells"]
