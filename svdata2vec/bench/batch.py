@@ -3,9 +3,9 @@
     svdata2vec bench batch ntu60-xsub --data.shards data/ntu60 --out batch.json
 
 The training step runs on a batch in memory, each size in a process of its own (`batch_worker.py`). On a GPU a size
-that does not fit ends with PyTorch's error. On a CPU it must not come to that: a size whose memory, extrapolated from
-smaller ones, exceeds the limit is not run, and a process that exceeds it nevertheless is ended. The search itself
-(`batch_search.py`) knows nothing of that.
+that does not fit ends with PyTorch's error. On a CPU memory must not run out: a size whose memory, extrapolated from
+smaller ones, exceeds the limit is not run, and a process that exceeds it anyway is killed. The search itself
+(`batch_search.py`) does not depend on any of this.
 """
 
 import logging
@@ -129,10 +129,10 @@ class Sizes:
 
 
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
-    """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
+    """What the worker measured, or None if it was killed for its memory; and the most memory that it was seen to hold."""
     with worker("batch_worker", config, str(size), str(clips)) as (process, answer):
         ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
-        if ended or process.wait() == -9:  # by the limit here, or by the system for want of memory
+        if ended or process.wait() == -9:  # by the limit here, or by the system when memory ran out
             return None, peak
         return answer(f"bench batch: batch size {size}"), peak
 
@@ -140,7 +140,7 @@ def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | Non
 def watch(
     poll: Callable[[], int | None], resident: Callable[[], int], limit_bytes: int | None, kill: Callable[[], None]
 ) -> tuple[bool, int]:
-    """Wait for a process, and end it as soon as it holds more than the limit. Returns (was it ended, most bytes seen)."""
+    """Wait for a process, and kill it as soon as it holds more than the limit. Returns (was it killed, most bytes seen)."""
     peak = 0
     while poll() is None:
         peak = max(peak, resident())
@@ -166,7 +166,7 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds,
                "memory_share": config.share(gpu=sizes.limit_bytes is None)}
     del setting["batch_size"]  # what is looked for
-    lanes = LANES_ON_GPU if sizes.limit_bytes is None else 1  # each may have a batch ready beside those that wait
+    lanes = LANES_ON_GPU if sizes.limit_bytes is None else 1  # each may hold a batch besides those in the queue
     return {
         **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
@@ -177,7 +177,7 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
 
 
 def memory_text(trial: dict[str, Any]) -> str:
-    """A trial's memory in GiB; of one that had to be ended no more is known than that it takes more."""
+    """A trial's memory in GiB; only a lower bound if it had to be killed."""
     ended = trial["ran"] and not trial["fits"]
     return f"{'more than ' if ended else ''}{trial['peak_bytes'] / 2**30:.2f}"
 
@@ -206,7 +206,7 @@ def as_table(record: dict[str, Any]) -> str:
 
 
 def closing(record: dict[str, Any]) -> list[str]:
-    """What to take, in words."""
+    """The recommendation, in words."""
     rates = {row["size"]: row["clips_per_s"] for row in record["trials"]}
     chosen, fastest = record["recommended"], record["fastest"]
     share = 100 * rates[chosen] / rates[fastest]
@@ -214,7 +214,7 @@ def closing(record: dict[str, Any]) -> list[str]:
         f"take --run.batch-size {chosen}: {share:.0f} % of the best rate ({rates[fastest]:.1f} clips/s at {fastest}), the "
         f"smallest that comes near it; the largest tried that fits is {record['largest']}"
     ]
-    if (record["bytes_per_clip"] or 0) > 0:  # what few clips take may be less than what two processes differ by
+    if (record["bytes_per_clip"] or 0) > 0:  # of few clips it may drown in the difference between two processes
         waiting = record["loader_bytes_per_clip"] / 2**20
         lines.append(
             f"a clip more takes {record['bytes_per_clip'] / 2**20:.1f} MiB in the step; the loader's waiting batches take "

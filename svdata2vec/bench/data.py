@@ -123,7 +123,7 @@ def _on_gpu(sources: Sources, codec: str) -> Method:
 
 
 def leave_out_lacking(table: dict[str, Any]) -> None:
-    """Drop the ways whose module cannot be imported, and say why."""
+    """Drop the methods whose module cannot be imported, and log why."""
     for name in OPTIONAL:
         why = lacking(name)
         if why is not None:
@@ -166,7 +166,7 @@ def measure(method: Method, num_clips: int) -> dict[str, float]:
 
 
 def _await_gpu() -> None:
-    """Wait until the GPU has made what was asked of it, where this process has one at work."""
+    """Wait for the GPU, if this process uses one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

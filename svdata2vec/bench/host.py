@@ -102,7 +102,7 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
 
 
 class FeedingLoader(ClipLoader):
-    """A loader whose decoder takes its input and gives none."""
+    """A loader whose decoder takes its input and decodes nothing."""
 
     def new_decoder(self) -> FrameDecoder:
         form = self.shards.manifest.blocks
@@ -112,13 +112,13 @@ class FeedingLoader(ClipLoader):
 
 
 def pixels_left_alone(reads: Iterable[Read]) -> Generator[Read]:
-    """Clips whose changes of pixels were drawn and will not be carried out: beside a GPU that is its work, and no CPU's."""
+    """Clips without the pixel augmentation that was drawn for them, which a GPU would apply, not the CPU."""
     for read in reads:
         yield replace(read, clips=[changed(clip, augment=None) for clip in read.clips])
 
 
 def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:
-    """Processor seconds of this thread per part, batch after batch, for ever."""
+    """CPU seconds of this thread per part, batch after batch, without end."""
     lane, reads = producer.turns.lanes[0], producer.read(0, 0)
     if config.data.augment.changes_pixels:
         reads = pixels_left_alone(reads)
@@ -137,7 +137,7 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
 
 
 def _children_seconds() -> float:
-    """Processor seconds of this process's children."""
+    """CPU seconds of this process's children."""
     return sum(cpu_seconds(child.pid) for child in psutil.Process().children())
 
 

@@ -1,7 +1,7 @@
-"""The stages of a pretraining run, each as something that can be timed alone: read, decode, data, model, train.
+"""The stages of a pretraining run, each of which can be timed alone: read, decode, data, model, train.
 
-All stages take the same shards, batch size, plan and seed; the ones that train share a student. Stages take turns, round
-after round, so that a slow minute of the machine hits all.
+All stages use the same shards, batch size, plan and seed; those that train share a student. Stages take turns, round after
+round, so that a slow minute of the machine affects all of them.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from svdata2vec.training.loop import EpochBatch, epoch_batches
 from svdata2vec.training.pretrain import Pretraining
 
 IN_MEMORY = 4  # batches that are decoded again and again
-LOOK_SECONDS = 0.01  # between two looks at whether a loader has come to rest
+LOOK_SECONDS = 0.01  # between two checks whether a loader is idle
 NEVER_ENDING = 1_000_000  # epochs: the schedules of a benchmark do not reach their end
 ONE_MASK = "model, one mask"  # the stage "model" with one mask per clip instead of several
 MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the same weights encoded in two ways
@@ -35,13 +35,17 @@ MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the 
 
 @dataclass
 class Stage:
-    """Something that is timed batch by batch, and its rounds so far.
+    """Work that is timed batch by batch, and its rounds so far.
 
-    batches: to take the next item is to do one batch; the item is its number of clips. training: what takes the steps, if
-    the stage trains. loader: where they come from one; what it makes ahead is made before the next stage is timed. ahead:
-    batches that may lie ready when its turn comes. clips_per_s: one rate per round. parts: seconds per part of the training
-    step and `total`, summed over rounds. peak_bytes: largest memory of the GPU that tensors held, those of a graph included,
-    0 on a CPU.
+    Attributes:
+        batches: each `next` does one batch and returns its number of clips.
+        training: what takes the steps, if the stage trains.
+        loader: source of the batches, if they come from one; the next stage is timed once it has stopped reading ahead.
+        ahead: batches that may be ready when the stage's turn comes.
+        clips_per_s: one rate per round.
+        clips: timed so far, in all rounds.
+        parts: seconds per part of the training step and `total`, summed over rounds.
+        peak_bytes: most GPU memory that tensors held, those of a graph included; 0 on a CPU.
     """
 
     batches: Iterator[int]
@@ -63,7 +67,7 @@ class Stage:
         return {"clips_per_s": median, "q20": low, "q80": high, "rounds": self.clips_per_s}
 
     def time_round(self, device: torch.device, seconds: float, warm_up: int) -> None:
-        """One round: `warm_up` batches untimed, then batches for `seconds` (at least one), the device's work included."""
+        """One round: `warm_up` untimed batches, then batches for `seconds` (at least one), the device's work included."""
         for _ in range(warm_up):
             next(self.batches)
         synchronise(device)
@@ -89,7 +93,7 @@ class Stage:
 
 
 def new_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
-    """A run as a benchmark measures it: it never ends, and writes nothing into the run's folder, which need not be there."""
+    """A run for a benchmark: it never ends, and writes nothing into the run's folder, which need not exist."""
     training = Pretraining(replace(config, run=replace(config.run, epochs=NEVER_ENDING)), runtime, loader)
     training.stepper.guard.path = None
     return training
@@ -113,8 +117,11 @@ def training_stage(
 ) -> Stage:
     """Training steps on batches of a loader, or on one that is on the device already.
 
-    loader: as `Stage` has it. host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step
-    does.
+    Args:
+        training: takes the steps.
+        stream: the batches.
+        loader: see `Stage`.
+        host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step does.
     """
 
     def steps() -> Iterator[int]:

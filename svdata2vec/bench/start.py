@@ -1,4 +1,4 @@
-"""How benchmarks start: their shards and setting, and processes of their own, which answer in a file or say what is wrong."""
+"""How benchmarks start: their shards and setting, and workers, which return their result or their error in a file."""
 
 import contextlib
 import json
