@@ -75,8 +75,8 @@ class Prefetch(Generic[T]):
         self._begun = True
 
     @property
-    def rests(self) -> bool:
-        """Whether the thread has made all that it may ahead of the consumer, or does not run."""
+    def idle(self) -> bool:
+        """Whether the thread is as far ahead of the consumer as it may be, or is not running."""
         full = self._channel.waits and self._channel.items.qsize() == self._depth
         return full or not self._thread.is_alive()
 
@@ -162,9 +162,9 @@ class Background:
             raise
 
     @property
-    def rests(self) -> bool:
-        """Whether the threads have made all that they may ahead of the consumer, or do not run."""
-        return all(stage is None or stage.rests for stage in (self._stream, self._reader))
+    def idle(self) -> bool:
+        """Whether the threads are as far ahead of the consumer as they may be, or are not running."""
+        return all(stage is None or stage.idle for stage in (self._stream, self._reader))
 
     def stop(self) -> None:
         """End the threads, drop what was prefetched, keep the decoder."""

@@ -184,9 +184,9 @@ class ClipLoader:
         return 2 * (self.prefetch + 1) + self.num_lanes - 1 + max(self.num_processes - 1, 0)
 
     @property
-    def rests(self) -> bool:
-        """Whether all is made that may be ahead of the consumer; a second lane may still be at its batch."""
-        return self._background is None or self._background.rests
+    def idle(self) -> bool:
+        """Whether everything allowed ahead of the consumer is ready; a second lane may still be busy with its batch."""
+        return self._background is None or self._background.idle
 
     @property
     def epochs_passed(self) -> Fraction:

@@ -86,7 +86,8 @@ def save_clips(config: BatchConfig, shards: ShardSet, path: Path, *, gpu: bool) 
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
     config = replace(config, run=replace(config.run, batch_size=max(len(rows), config.smallest())))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, config, here, train=True, rows=rows, made=UndecodedLoader if gpu else ClipLoader) as loader:
+    loader_class = UndecodedLoader if gpu else ClipLoader
+    with build_loader(shards, config, here, train=True, rows=rows, loader_class=loader_class) as loader:
         batch = next(iter(loader))
     assert batch.video_BTHWC is not None
     torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)

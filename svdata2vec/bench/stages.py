@@ -88,7 +88,7 @@ class Stage:
         if device.type == "cuda":
             captured = self.training.captured if self.training is not None else None
             self.peak_bytes = max(self.peak_bytes, peak_gpu_bytes(device, None if captured is None else captured.graph))
-        while self.loader is not None and not self.loader.rests:
+        while self.loader is not None and not self.loader.idle:
             time.sleep(LOOK_SECONDS)
 
 

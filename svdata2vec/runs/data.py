@@ -41,16 +41,16 @@ def open_data(data: DataConfig) -> ShardSet:
     return JoinedShards(sets, data.layout, data.weights) if len(sets) > 1 or data.layout or data.weights else sets[0]
 
 
-def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, say: bool = False) -> DataConfig:
+def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, verbose: bool = False) -> DataConfig:
     """The loader's settings filled in where they are None: as tuned on this device for the shards' codec, or by its cores.
 
-    say: tell in the log what was tuned, and stands.
+    verbose: log which tuned settings are used.
     """
     device = runtime.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     tuned = load_tuned(name, shards.manifest.codec)
     fitted = fit_loader(data, device.type, usable_cores(), tuned)
-    if say and tuned is not None and runtime.is_main:
+    if verbose and tuned is not None and runtime.is_main:
         used = Tuned(fitted.threads or 1, fitted.engine_share or 0.0, fitted.run_pictures)
         taken = used == replace(tuned, threads=tuned.threads or used.threads)
         log.info("decoding as tuned on %s: %s%s", name, used, "" if taken else ", options and cores considered")
@@ -68,7 +68,7 @@ def build_loader(
     rows: np.ndarray | None = None,
     views: int = 1,
     every_frame: bool = False,
-    made: type[ClipLoader] = ClipLoader,
+    loader_class: type[ClipLoader] = ClipLoader,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
@@ -78,18 +78,18 @@ def build_loader(
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
         every_frame: also those that the masks of a pretraining run leave unseen, for people to look at.
-        made: class of the loader.
+        loader_class: of the loader.
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
     if config.data.decoder == "reference" and runtime.device.type != "cpu":
         raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
-    data, model = fit_data(config.data, runtime, shards, say=train), config.model
+    data, model = fit_data(config.data, runtime, shards, verbose=train), config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
     require_clips(shards, config, split, rows, step if train else 0)
-    return made(
+    return loader_class(
         shards,
         split,
         data.plan(model.persons, views),
@@ -263,10 +263,10 @@ def refuse_val_split(data: DataConfig, work: str) -> None:
         raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
 
 
-def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, say: bool = True) -> np.ndarray:
+def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, verbose: bool = True) -> np.ndarray:
     """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs).
 
-    say: how many, in the log.
+    verbose: log how many.
     """
     rows = shards.rows(split)
     if fraction == 1:
@@ -277,6 +277,6 @@ def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, s
     for label in np.unique(labels):
         members = rng.permutation(rows[labels == label])
         chosen.append(members[: max(1, round(fraction * len(members)))])
-    if say:
+    if verbose:
         log.info("split %r: %d of %d clips labelled", split, sum(map(len, chosen)), len(rows))
     return np.sort(np.concatenate(chosen))

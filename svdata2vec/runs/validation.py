@@ -76,7 +76,8 @@ def validation_split(shards: ShardSet, data: DataConfig, train_rows: np.ndarray)
 
 
 def hold_out(
-    shards: ShardSet, rows: np.ndarray, fraction: float, seed: int, *, otherwise: str = "set --eval-every 0", say: bool = True
+    shards: ShardSet, rows: np.ndarray, fraction: float, seed: int, *, otherwise: str = "set --eval-every 0",
+    verbose: bool = True,
 ) -> np.ndarray:
     """bool per row, True = held out for validation: whole groups of performers where they are known, else a share per class.
 
@@ -84,7 +85,7 @@ def hold_out(
 
     Args:
         otherwise: what to do where none can be held out, other than to name a split.
-        say: how many, in the log.
+        verbose: log how many.
     """
     labels = shards.index["label"][rows]
     keys = shards.names(rows)
@@ -98,7 +99,7 @@ def hold_out(
             f"{shards.where}: none of {len(rows)} training clips can be held out for validation (--data.val-fraction "
             f"{fraction:g}); name a split with --data.val-split, or {otherwise}"
         )
-    if say:
+    if verbose:
         log.info("validating on %d of %d training clips, %s", held.sum(), len(rows), how)
     return held
 

@@ -119,11 +119,11 @@ def require_labels(plan: Plan, config: LabelEfficiencyConfig, shards: ShardSet) 
     if searched and val is not None:
         require_classes(shards, val, shards.one_class_list(data.train_split), f"split {data.train_split!r}")
     for fraction, seed, holding in sorted(searched | set(itertools.product(plan.fractions, plan.seeds, [False]))):
-        rows, option = labelled_rows(shards, data.train_split, fraction, seed, say=False), "fractions"
+        rows, option = labelled_rows(shards, data.train_split, fraction, seed, verbose=False), "fractions"
         if holding:
             option = "search.fractions"
             otherwise = f"search no share of the labels as small as {fraction:g} (--{option})"
-            rows = rows[~hold_out(shards, rows, data.val_fraction, seed, otherwise=otherwise, say=False)]
+            rows = rows[~hold_out(shards, rows, data.val_fraction, seed, otherwise=otherwise, verbose=False)]
         if trained and (taken := taken_per_epoch(shards, rows)) < 2:
             raise UserError(
                 f"{shards.where}: with {fraction:g} of the labels an epoch takes {taken} of {len(rows)} clips by --data.weights"
