@@ -255,7 +255,7 @@ def _changes_refused(
     if config.model.init is not None and "initialised_from" not in began and not fixed:
         fixed = [f"model.init None -> {config.model.init}"]  # the run is older than that setting
     source = getattr(config, "pretrained", None)
-    return [*fixed, f"{source} has been made anew since"] if other_start(source, began) else fixed
+    return [*fixed, f"{source} has been replaced since"] if other_start(source, began) else fixed
 
 
 def _load(run: TrainingRun, state: dict[str, Any]) -> None:
