@@ -25,7 +25,7 @@ from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 
 EMPTY_NPY_BYTES = 128  # of a .npy file that is a header alone
-FEW = 0.03  # share of a split's clips that may lack joints without a word
+FEW = 0.03  # share of a split's clips that may lack joints without a warning
 SHOWN_CLASSES = 8  # in a warning
 REMOTE_CLIPS_LOOKED_AT = 100  # for joints, one request each
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 def open_data(data: DataConfig) -> ShardSet:
-    """The shards of a configuration: folders, or URLs, which share the cache; several sets, or what is weighted or brought to
-    another joint layout, as one."""
+    """The shards of a configuration, in folders or behind URLs, which share the cache; several sets are joined, and so is one
+    that has weights or gets another joint layout."""
     names = set_names(data.shards)
     cache_bytes = int(data.remote_cache_gb * 1e9 / max(sum("://" in name for name in names), 1))
     sets = [open_shards(name, fetch=data.remote_fetch, cache_bytes=cache_bytes) for name in names]
@@ -126,7 +126,7 @@ def require_same_clips(loader: ClipLoader, runtime: Runtime) -> None:
 def require_clips(
     shards: ShardSet, config: PretrainConfig | FinetuneConfig, split: str, rows: np.ndarray | None, step: int
 ) -> None:
-    """UserError unless the clips that are used of a split, all or `rows`, are one at least, and as many as a step takes."""
+    """UserError unless the clips that are used of a split (all, or `rows`) are at least one, and enough for a step."""
     total = len(shards.rows(split))
     used = total if rows is None else len(rows)
     if not used:
@@ -147,7 +147,7 @@ def require_clips(
 
 
 def taken_per_epoch(shards: ShardSet, rows: np.ndarray) -> int:
-    """Clips that a training epoch takes of these rows, by the sets' weights."""
+    """How many of these rows a training epoch takes, by the sets' weights."""
     weighted = shards.shares(rows)
     return sum(entries_per_epoch(len(places), weight) for places, weight in weighted) if weighted else len(rows)
 
@@ -193,11 +193,11 @@ def _pose_bytes(shards: ShardSet, rows: np.ndarray) -> np.ndarray:
 
 
 def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = None) -> None:
-    """Say in the log where clips are not seen as they should be.
+    """Warn if clips are not shown to the network as they should be.
 
     Args:
-        split: that is read.
-        card: of the run that reads it; None: a run that begins.
+        split: to be read.
+        card: of the run that reads it; None: a run that is about to begin.
     """
     view = shards.manifest.view
     if view == "persons" and (_pose_bytes(shards, shards.rows(split)) <= EMPTY_NPY_BYTES).all():
@@ -209,7 +209,7 @@ def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = Non
 
 
 def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose: object) -> None:
-    """Refuse a split whose classes are not those that a network tells apart: its labels would mean others."""
+    """UserError if a split has other classes than the network: its labels would mean something else."""
     for found, expected in zip_longest(shards.one_class_list(split), classes):
         if found != expected:
             raise UserError(
@@ -219,7 +219,7 @@ def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose:
 
 
 def require_several_classes(shards: ShardSet, train_split: str, test_split: str) -> None:
-    """Refuse training clips of one class alone; say in the log which classes are tested without a clip to learn them from."""
+    """UserError if all training clips are of one class; warns of classes that are tested but have no training clip."""
     trained, tested = (np.unique(shards.index["label"][shards.rows(split)]) for split in (train_split, test_split))
     names = shards.manifest.classes
     if len(trained) == 1:
@@ -235,7 +235,7 @@ def require_several_classes(shards: ShardSet, train_split: str, test_split: str)
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:
-    """Say in the log how many clips of the test split are among the training clips (`rows`)."""
+    """Warn if clips of the test split are among the training clips (`rows`)."""
     test_rows = shards.rows(test_split)
     shared = np.isin(test_rows, rows).sum()
     if shared:
@@ -244,7 +244,7 @@ def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) ->
 
 
 def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], modality: Modality, split: str) -> None:
-    """Refuse shards whose skeletons are not those that a finished run (with this card) reads, or have none."""
+    """UserError if the shards' joints are not those that a finished run (with this card) reads, or if there are none."""
     if modality == "rgb":
         return
     layout, count, joints = shards.manifest.layout, card["num_joints"], joints_of(card)
@@ -258,7 +258,7 @@ def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], mod
 
 
 def refuse_val_split(data: DataConfig, work: str) -> None:
-    """UserError where a validation split is named for work that validates nothing."""
+    """UserError if a validation split is given for work that does not validate."""
     if data.val_split is not None:
         raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
 
