@@ -115,8 +115,12 @@ def search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
         choices = combinations(row, plan.search)
         if len(choices) > 1:
             for fraction, choice in itertools.product(plan.search.fractions or plan.fractions, choices):
-                for seed in plan.seeds[: plan.search.seeds]:
-                    yield row, Cell(fraction, seed, tuple(choice.items()), validate=True)
+                yield from ((row, cell) for cell in _trials(plan, fraction, choice))
+
+
+def _trials(plan: Plan, fraction: float, choice: Choice) -> list[Cell]:
+    """The cells that try a combination, one for each seed of the search."""
+    return [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
 
 
 def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
@@ -127,29 +131,35 @@ def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
     best: Chosen = {}
     tried = []
     searched = plan.search.fractions or plan.fractions
-    for row in plan.rows:
+    for row, fraction in itertools.product(plan.rows, searched):
         choices = combinations(row, plan.search)
         if len(choices) == 1:
-            best.update(((row.name, fraction), choices[0]) for fraction in searched)
-            continue
-        for fraction in searched:
-            results = []
-            for choice in choices:
-                cells = [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
-                scores = [outcome["score"] for cell in cells if (outcome := found[row.name, cell]) is not None]
-                if len(scores) == len(cells):
-                    results.append((choice, scores))
-            if len(results) == len(choices):
-                choice, _ = max(results, key=lambda result: mean(result[1]))
-                best[row.name, fraction] = choice
-                grid = [{**choice, "scores": scores} for choice, scores in results]
-                tried.append({"row": row.name, "fraction": fraction, "chosen": choice, "grid": grid})
+            best[row.name, fraction] = choices[0]
+        elif grid := _grid(plan, row, fraction, choices, found):
+            choice, _ = max(grid, key=lambda result: mean(result[1]))
+            best[row.name, fraction] = choice
+            results = [{**other, "scores": scores} for other, scores in grid]
+            tried.append({"row": row.name, "fraction": fraction, "chosen": choice, "grid": results})
     chosen = {
         (row.name, fraction): best[row.name, nearest]
         for row in plan.rows for fraction in plan.fractions
         if (row.name, nearest := min(searched, key=lambda other: abs(math.log(other / fraction)))) in best
     }
     return chosen, tried
+
+
+def _grid(
+    plan: Plan, row: Row, fraction: float, choices: Sequence[Choice], found: Found
+) -> list[tuple[Choice, list[float]]]:
+    """Every combination with its scores, by seed; empty while any of them is missing."""
+    grid = []
+    for choice in choices:
+        outcomes = [found[row.name, cell] for cell in _trials(plan, fraction, choice)]
+        scores = [outcome["score"] for outcome in outcomes if outcome is not None]
+        if len(scores) < len(outcomes):
+            return []
+        grid.append((choice, scores))
+    return grid
 
 
 # ---- the comparison ---------------------------------------------------------------------------------------------------
