@@ -208,7 +208,7 @@ class SVData2Vec(nn.Module):
 
 
 def frames_seen(config: PretrainConfig) -> FramesSeen | None:
-    """The frames of a clip whose video a run looks at: the windows around those that its masks let the student encode.
+    """The frames of a clip whose video a run needs: the windows around those that its masks let the student encode.
 
     None: all of them, where all are encoded, a teacher sees the video, or contrast changes around the mean grey of the clip.
     """
