@@ -142,6 +142,22 @@ def original_style(config: PretrainConfig) -> PretrainConfig:
     )
 
 
+def original_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
+    """A run as the authors' code would train it: in `original_style`, with the Conv3d on every device."""
+    original = new_training(original_style(config), replace(runtime, bf16=False), loader)
+    original.model.encoder.video_encoder.by_conv3d = True
+    return original
+
+
+@contextlib.contextmanager
+def open_stream(
+    shards: ShardSet, config: PretrainConfig, runtime: Runtime
+) -> Generator[tuple[Generator[EpochBatch], ClipLoader]]:
+    """Batches without end, and the loader that they come from."""
+    with build_loader(shards, config, runtime, train=True) as loader, contextlib.closing(epoch_batches(loader)) as stream:
+        yield stream, loader
+
+
 @contextlib.contextmanager
 def open_stages(
     config: PretrainConfig, runtime: Runtime, shards: ShardSet, *, baseline: bool
@@ -153,12 +169,6 @@ def open_stages(
     Raises UserError if the same weights give another loss when all frames are encoded.
     """
     with contextlib.ExitStack() as stack:
-
-        def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], ClipLoader]:
-            """Batches, and the loader that they come from."""
-            loader = stack.enter_context(build_loader(shards, config, place, train=True))
-            return stack.enter_context(contextlib.closing(epoch_batches(loader))), loader
-
         with build_loader(shards, config, runtime, train=True) as loader:
             batch = next(iter(loader))
         loader = build_loader(shards, config, runtime, train=True)
@@ -166,7 +176,8 @@ def open_stages(
         stack.callback(readers.close)
         stack.callback(decoders.close)
         training = new_training(config, runtime, loader)
-        (loaded, data_loader), (trained, train_loader) = (stream(runtime) for _ in range(2))
+        loaded, data_loader = stack.enter_context(open_stream(shards, config, runtime))
+        trained, train_loader = stack.enter_context(open_stream(shards, config, runtime))
         stages: dict[str, Stage] = {
             "read": Stage(reading(readers), ahead=loader.num_processes),
             "decode": Stage(decoding(decoders)),
@@ -179,15 +190,12 @@ def open_stages(
             stages[ONE_MASK] = training_stage(new_training(once, runtime, loader), itertools.repeat((0, batch)))
         difference = None
         if baseline:
-            plain = replace(runtime, bf16=False)
-            theirs = original_style(config)  # decodes all frames, too
-            original = new_training(theirs, plain, loader)
-            original.model.encoder.video_encoder.by_conv3d = True
+            original = original_training(config, runtime, loader)
             decoded = replace(batch, video_BTHWC=None if batch.video_BTHWC is None else frames_of(batch.video_BTHWC))
             difference = check_same_loss(training, original, decoded)
             stages["original model"] = training_stage(original, itertools.repeat((0, decoded)), host_waits=True)
-            on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
-            their_batches, their_loader = stream(on_cpu, theirs)
+            on_cpu = replace(runtime, device=torch.device("cpu"))  # where their loader decodes all frames
+            their_batches, their_loader = stack.enter_context(open_stream(shards, original.config, on_cpu))
             stages["original train"] = training_stage(original, their_batches, loader=their_loader, host_waits=True)
         yield stages, difference
 
