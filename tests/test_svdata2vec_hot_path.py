@@ -164,13 +164,15 @@ def a_pretraining_run(
         return Pretraining(config, here, loader)
 
 
-def a_finetuning_run(shards: Path, out: Path, modality: Modality = "both", mixup: float = 0.4) -> Finetuning:
+def a_finetuning_run(
+    shards: Path, out: Path, modality: Modality = "both", mixup: float = 0.4, *, here: Runtime = AWAY
+) -> Finetuning:
     config = finetune_config(shards, out)
     optim = replace(config.optim, clip_grad=1.0, accumulate=2)
     config = replace(config, modality=modality, optim=optim, head=replace(config.head, mixup=mixup, dropout=0.3))
     card = {"num_joints": JOINTS, "classes": [f"class {i}" for i in range(CLASSES)]}
     with build_loader(ShardSet.open(shards), config, Runtime(CPU, 0, 1, False), train=True) as loader:
-        return Finetuning(config, AWAY, loader, None, card)
+        return Finetuning(config, here, loader, None, card)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
