@@ -36,7 +36,7 @@ def batch_norm_prelu_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plain PyTorch in at least float32, rounded once; also the batch's mean and variance, empty where they were given."""
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    x, statistics = x_FCHW.to(exact), _no_statistics(x_FCHW)
+    x, statistics = x_FCHW.to(exact), no_statistics(x_FCHW)
     if mean_C is None or variance_C is None:
         mean_C = x.mean((0, 2, 3))
         variance_C = (x - _per_channel(mean_C)).square().mean((0, 2, 3))
@@ -46,7 +46,7 @@ def batch_norm_prelu_reference(
     if shortcut_FCHW is not None:
         z = z + shortcut_FCHW.to(exact)
     out_FCHW = torch.where(z > 0, z, z * _per_channel(slope_C.to(exact)))
-    return _channels_last(out_FCHW.to(_result_dtype(x_FCHW, shortcut_FCHW))), *statistics
+    return clone_channels_last(out_FCHW.to(_result_dtype(x_FCHW, shortcut_FCHW))), *statistics
 
 
 def batch_norm_prelu_backward_reference(
@@ -76,8 +76,8 @@ def batch_norm_prelu_backward_reference(
         along_C, mean_grad_C = grads_3C[0] / _num_rows(x_FCHW), grads_3C[1] / _num_rows(x_FCHW)
         through = grad_z - _per_channel(mean_grad_C) - centre * _per_channel(along_C)
     grad_x = through * _per_channel(rstd_C * weight_C)
-    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else _channels_last(grad_z.to(shortcut_FCHW.dtype))
-    return _channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut, grads_3C
+    grad_shortcut = x_FCHW.new_empty((0,)) if shortcut_FCHW is None else clone_channels_last(grad_z.to(shortcut_FCHW.dtype))
+    return clone_channels_last(grad_x.to(x_FCHW.dtype)), grad_shortcut, grads_3C
 
 
 def _per_channel(vector_C: Tensor) -> Tensor:
@@ -92,12 +92,13 @@ def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
     return x_FCHW.dtype if shortcut_FCHW is None else torch.promote_types(x_FCHW.dtype, shortcut_FCHW.dtype)
 
 
-def _no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+def no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty mean and variance: what is returned where both were given."""
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
 
 
-def _channels_last(x_FCHW: Tensor) -> Tensor:
+def clone_channels_last(x_FCHW: Tensor) -> Tensor:
     """A copy with the strides of a channels-last map, also where an axis of size 1 would allow others."""
     return x_FCHW.clone(memory_format=torch.channels_last)
 
@@ -237,7 +238,7 @@ def launch_batch_norm_prelu(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given."""
-    saved = launch_batch_statistics(x_FCHW) if mean_C is None or variance_C is None else _no_statistics(x_FCHW)
+    saved = launch_batch_statistics(x_FCHW) if mean_C is None or variance_C is None else no_statistics(x_FCHW)
     mean_C, variance_C = (mean_C, variance_C) if mean_C is not None and variance_C is not None else saved
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
     rows, channels = channel_tile(num_channels)

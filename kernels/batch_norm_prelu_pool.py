@@ -19,7 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdata2vec.kernels.batch_norm_prelu import batch_norm_prelu_backward_reference, batch_norm_prelu_reference
+from svdata2vec.kernels.batch_norm_prelu import (
+    batch_norm_prelu_backward_reference,
+    batch_norm_prelu_reference,
+    clone_channels_last,
+    no_statistics,
+)
 from svdata2vec.kernels.batch_statistics import launch_batch_statistics, summing_programs
 from svdata2vec.kernels.launch import cdiv, channel_tile, launch, row_chunks
 from svdata2vec.kernels.register import Gradient, register_op
@@ -48,7 +53,8 @@ def batch_norm_prelu_pool_reference(
     i_P1, j_Q = (torch.arange(size, device=x_FCHW.device) for size in out_FCPQ.shape[2:])
     width = max(x_FCHW.shape[3], 1)
     tap_FCPQ = 3 * (index_FCPQ // width - 2 * i_P1[:, None] + 1) + index_FCPQ % width - 2 * j_Q + 1
-    return _channels_last(out_FCPQ.to(x_FCHW.dtype)), _channels_last(tap_FCPQ.to(torch.uint8)), *statistics  # type: ignore[return-value]
+    out_FCPQ, tap_FCPQ = clone_channels_last(out_FCPQ.to(x_FCHW.dtype)), clone_channels_last(tap_FCPQ.to(torch.uint8))
+    return out_FCPQ, tap_FCPQ, *statistics  # type: ignore[return-value]
 
 
 def batch_norm_prelu_pool_backward_reference(
@@ -74,10 +80,6 @@ def batch_norm_prelu_pool_backward_reference(
         grad_FCM.view(x_FCHW.shape), x_FCHW, None, weight_C, bias_C, slope_C, mean_C, variance_C, eps, training
     )
     return grad_x_FCHW, grads_3C
-
-
-def _channels_last(x_FCHW: Tensor) -> Tensor:
-    return x_FCHW.clone(memory_format=torch.channels_last)
 
 
 @triton.jit
@@ -249,8 +251,7 @@ def launch_batch_norm_prelu_pool(
     F, C, H, W = x_FCHW.shape
     if why := too_large(x_FCHW):
         raise ValueError(f"batch_norm_prelu_pool: {why}; use impl='torch'")
-    exact = torch.promote_types(x_FCHW.dtype, torch.float32)
-    saved = x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
+    saved = no_statistics(x_FCHW)
     if mean_C is None or variance_C is None:
         mean_C, variance_C = saved = launch_batch_statistics(x_FCHW)
     P, Q = pooled(H), pooled(W)

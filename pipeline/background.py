@@ -1,4 +1,4 @@
-"""The threads of a loader: how they hand items on, and how they end, whatever ends the program."""
+"""The threads of a loader: how they pass items on, and how they end, however the program ends."""
 
 import atexit
 import os
@@ -24,12 +24,15 @@ class _End:
 
 @dataclass
 class _Channel(Generic[T]):
-    """What a consumer and its thread share. `room`: the leave to begin, an entry for each item that may come, one for a stop.
-    `waits`: the thread has an item in hand and asks for room.
+    """What a consumer and its thread share.
 
-    `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits for
-    ever. These queues take and release theirs in C. Nobody waits at them with a timeout: in Python 3.11 and 3.12 it becomes
-    none where a signal wakes a thread that comes to itself only after that time.
+    `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits
+    forever. These queues take and release theirs in C. They are never waited for with a timeout: in Python 3.11 and 3.12 it is
+    lost if a signal wakes a thread that gets to run only after that time.
+
+    Attributes:
+        room: permissions of the thread: one to begin, one for each item that it may hand on, one to stop.
+        waits: the thread has an item ready and waits for room.
     """
 
     items: "SimpleQueue[T | _End]" = field(default_factory=SimpleQueue)
@@ -68,15 +71,15 @@ class Prefetch(Generic[T]):
         raise StopIteration
 
     def _begin(self) -> None:
-        """Start the thread. An interrupt in here may leave one that `close` cannot wait for yet: it has no leave to begin."""
+        """Start the thread. An interrupt in here may leave one that `close` cannot wait for yet: it may not begin."""
         self._thread.start()
         for _ in range(1 + self._depth):
             self._channel.room.put(None)
         self._begun = True
 
     @property
-    def rests(self) -> bool:
-        """Whether the thread has made all that it may ahead of the consumer, or does not run."""
+    def idle(self) -> bool:
+        """Whether the thread is as far ahead of the consumer as it may be, or is not running."""
         full = self._channel.waits and self._channel.items.qsize() == self._depth
         return full or not self._thread.is_alive()
 
@@ -118,7 +121,7 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
 
 
 def _has_room(channel: _Channel[T]) -> bool:
-    """Wait for leave to begin, or to hand an item on; False once the consumer has stopped."""
+    """Wait for permission to begin, or to hand an item on; False once the consumer has stopped."""
     channel.waits = True
     channel.room.get()
     channel.waits = False
@@ -162,9 +165,9 @@ class Background:
             raise
 
     @property
-    def rests(self) -> bool:
-        """Whether the threads have made all that they may ahead of the consumer, or do not run."""
-        return all(stage is None or stage.rests for stage in (self._stream, self._reader))
+    def idle(self) -> bool:
+        """Whether the threads are as far ahead of the consumer as they may be, or are not running."""
+        return all(stage is None or stage.idle for stage in (self._stream, self._reader))
 
     def stop(self) -> None:
         """End the threads, drop what was prefetched, keep the decoder."""

@@ -131,7 +131,8 @@ class ClipFetcher:
         return outcomes
 
     def _bad(self, row: int, error: Exception) -> BadClipError:
-        """What a clip is that raised this; UserError if its tar is missing, short or changed, or no more files may be open."""
+        """The error as one of this clip alone; UserError if its tar is missing, short or changed, MachineError if
+        too many files are open."""
         if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
             raise MachineError(f"{error}: raise the limit of open files (`ulimit -n`), or set a smaller --run.batch-size, "
                                "--data.prefetch or --data.readers") from error

@@ -5,7 +5,7 @@ feeds the other. On a CPU there is one lane without stream or thread, and the sa
 
 Who waits for whom:
 
-1. Whatever makes a batch (decoding, colour jitter, copies) is started in `Lane.work`, on the lane's stream.
+1. All work that makes a batch (decoding, colour jitter, copies) is started in `Lane.work`, on the lane's stream.
 2. A thread of the loader waits for that stream at the end of `work`, never for another stream or the whole device.
 3. So a batch that leaves its lane is complete. Its consumer needs no event, and no kernel of the consumer is waited for.
 4. `take` marks the batch as used by the consumer's stream: its memory goes back to the lane's stream only when the consumer's
@@ -38,7 +38,7 @@ class Lane:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """What is started inside runs on the lane's stream and is complete at the end, also where it fails."""
+        """Work started inside runs on the lane's stream and is complete at the end, even if it fails."""
         if self._stream is None:
             yield
             return
@@ -47,7 +47,7 @@ class Lane:
             try:
                 yield
             except BaseException:
-                with suppress(RuntimeError):  # the first error is told
+                with suppress(RuntimeError):  # the first error is raised
                     self._stream.synchronize()
                 raise
             self._stream.synchronize()
@@ -79,10 +79,10 @@ class Turns:
             if errors:
                 raise errors[0]
         finally:
-            wait([future for _, _, future in pending])  # no lane is left at work behind its user's back
+            wait([future for _, _, future in pending])  # no lane is left working unnoticed
 
     def close(self) -> None:
-        """Give the decoders and threads back; may be called twice."""
+        """Release decoders and threads; may be called twice."""
         if self._pool is not None:
             self._pool.shutdown()
         for lane in self.lanes:
@@ -91,7 +91,7 @@ class Turns:
 
 
 def _until_error(source: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Items of a source; its error is kept for later: what was taken before comes first."""
+    """Items of a source; its error is kept, to be raised after the items taken before it."""
     try:
         for item in source:  # noqa: UP028 - `yield from` would close the source
             yield item

@@ -177,16 +177,16 @@ class ClipLoader:
 
     @property
     def most_ahead(self) -> int:
-        """Batches that may be begun or ready ahead of the consumer, where it does not come for a while.
+        """Batches that may be started or ready ahead of a consumer that pauses.
 
         In each of the two queues `prefetch` and one that waits for room; one in every lane and process but one.
         """
         return 2 * (self.prefetch + 1) + self.num_lanes - 1 + max(self.num_processes - 1, 0)
 
     @property
-    def rests(self) -> bool:
-        """Whether all is made that may be ahead of the consumer; a second lane may still be at its batch."""
-        return self._background is None or self._background.rests
+    def idle(self) -> bool:
+        """Whether everything allowed ahead of the consumer is ready; a second lane may still be busy with its batch."""
+        return self._background is None or self._background.idle
 
     @property
     def epochs_passed(self) -> Fraction:
@@ -194,7 +194,7 @@ class ClipLoader:
         return self._epoch + Fraction(self._position, self.order.end(self._position) or 1)
 
     def batches_until(self, epochs: int) -> int:
-        """Batches that are left until so many epochs have passed; equal on every rank in training."""
+        """Batches left until `epochs` epochs have passed; equal on every rank in training."""
         if self._epoch >= epochs:
             return 0
         return self.order.parts_left(self._position) + (epochs - self._epoch - 1) * self.batches_per_epoch
@@ -292,7 +292,7 @@ class ClipLoader:
         return ready
 
     def make_producer(self) -> Producer:
-        """What the background runs, for timing its halves alone; `close` it."""
+        """What the background threads run, for timing its halves alone; the caller must `close` it."""
         fetcher = ClipFetcher(
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,

@@ -102,7 +102,7 @@ class Producer:
         self._skipped_before = 0  # of an evaluation: in its earlier passes, each of which may lose as many clips
 
     def read(self, epoch: int, position: int) -> Generator[Read]:
-        """Planned clips step by step from a place on: for ever in training, to the end of the epoch in evaluation."""
+        """Planned clips, step by step, from a position on: without end in training, to the end of the epoch in evaluation."""
         if not self.order.train:
             self._skipped_before = self.stats.clips_skipped
         fetched_steps = self.readers.over(self._steps(epoch, position))
@@ -115,7 +115,7 @@ class Producer:
                 yield Read(step.epoch, step.position, [clip for clip in clips if clip is not None], skipped)
 
     def _steps(self, epoch: int, position: int) -> Iterator[Step]:
-        """What is to be read, announced to the shard set."""
+        """The steps to read, each announced to the shard set ahead of time."""
         while True:
             clips = self.order.clips(epoch)
             steps = self.order.steps(position)
@@ -167,7 +167,7 @@ class Producer:
     def _replace(self, bad_row: int, epoch: int, lane: Lane | None = None, out_1TSS3: Video | None = None) -> FetchedClip:
         """Another clip, drawn by a key, so that all ranks and any resumed run agree on it.
 
-        With a lane and `out_1TSS3` one whose frames could be written there.
+        With a lane and `out_1TSS3` also decoded into the latter.
         """
         key = self.fetcher.shards.index[bad_row]["key"].decode()
         for attempt in range(MAX_REPLACEMENTS):
@@ -187,7 +187,7 @@ class Producer:
         raise UserError(f"clip {key}: {MAX_REPLACEMENTS} replacements are unusable too; run `svdata2vec verify`")
 
     def _record_bad(self, row: int, reason: str) -> None:
-        """Count one clip, and log it when it is met for the first time. Raises UserError above the rate."""
+        """Count an unusable clip, and log it the first time. Raises UserError above the allowed rate."""
         self.stats.clips_skipped += 1
         skipped = self.stats.clips_skipped - self._skipped_before
         read = self.stats.clips_read if self.order.train else self.order.num_entries

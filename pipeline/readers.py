@@ -69,7 +69,7 @@ class ProcessReaders:
     Frames that lie apart are mapped here again: what was checked there reaches this process without a copy. With `slabs` they
     are copied there into a slab, from which they are uploaded; it is held by the clips.
 
-    `over` raises WorkerDiedError when a process dies, MachineError if one cannot be started. Whatever it raises ends them all.
+    `over` raises WorkerDiedError when a process dies, MachineError if one cannot be started. Any error ends all of them.
     """
 
     def __init__(self, fetcher: ClipFetcher, processes: int, slabs: Slabs | None) -> None:
@@ -101,7 +101,7 @@ class ProcessReaders:
             raise
         finally:
             for _, _, process in pending:
-                if process in self._processes:  # else all have been closed meanwhile
+                if process in self._processes:  # otherwise all have been closed meanwhile
                     with contextlib.suppress(GoneError):
                         process.receive()
 

@@ -63,7 +63,7 @@ class Pose:
             box_T4=None if box_T4 is None else np.pad(box_T4, (padding, (0, 0))))
 
     def between(self, start: int, stop: int) -> "Pose":
-        """Of the frames from `start` to `stop`, which is excluded."""
+        """The poses of the frames from `start` up to `stop`, which is excluded."""
         score_MTV, box_T4 = self.score_MTV, self.box_T4
         return replace(
             self, pose_MTVC=self.pose_MTVC[:, start:stop], score_MTV=None if score_MTV is None else score_MTV[:, start:stop],

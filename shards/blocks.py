@@ -99,7 +99,7 @@ class BlockFormat:
         return HEADER_BYTES + num_frames * self.frame_bytes
 
     def header(self, num_frames: int) -> bytes:
-        """What stands before the frames."""
+        """The bytes before the frames."""
         return _HEADER.pack(MAGIC, VERSION, self.luma_bits, self.chroma_bits, 0, self.side, num_frames)
 
 

@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class ItemError(UserError):
-    """What is wrong with one item of a data set, where it concerns another file, `source`, than the item was read from."""
+    """A fault of one item of a data set that lies in another file, `source`, than the one that the item was read from."""
 
     def __init__(self, message: str, source: str) -> None:
         super().__init__(message)

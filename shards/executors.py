@@ -16,7 +16,7 @@ from typing import TypeVar
 from svdata2vec.shards.errors import MachineError, UserError, WorkerDiedError
 
 CONNECT_SECONDS = 15.0
-LOOK_SECONDS = 120.0  # without a result: then it is looked whether anybody is at work
+LOOK_SECONDS = 120.0  # without a result, before looking whether there are workers at all
 NOT_BEGUN = ("worker processes ended as they began. They import the program that calls this: a script must be a file, not "
              "standard input, and do its work under `if __name__ == \"__main__\":`, or take workers=1. If it does "
              "so, the machine is short of memory")
@@ -32,11 +32,16 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
               ) -> Generator[Result, None, None]:
     """Results as they come, in any order; closing the iterator ends the work.
 
-    `workers` <= 1: in this process, else in processes that import the main program again (UserError where that ends them).
-    `cluster`: address of a dask scheduler, e.g. tcp://host:8786; its workers need this
-    package and must see sources and output under the same paths. `after_death`: what to do when a worker process has died.
-    At most 2 tasks per worker are handed out, so memory stays flat. After an error the tasks at work are waited for; after
-    Ctrl+C, or where the iterator is closed early, worker processes end at once.
+    At most 2 tasks per worker are handed out, so memory stays flat. After an error, running tasks are waited for; after
+    Ctrl+C, or if the iterator is closed early, worker processes end at once.
+
+    Args:
+        function, tasks: the work.
+        workers: 1 or less = in this process, else in processes that import the main program again (UserError if that ends
+            them).
+        cluster: address of a dask scheduler, e.g. tcp://host:8786; its workers need this package and must see sources and
+            output under the same paths.
+        after_death: advice for the error if a worker process has died.
     """
     if cluster is None and workers <= 1:
         yield from map(function, tasks)
@@ -45,7 +50,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
     with _processes(workers) if cluster is None else _cluster(cluster) as (executor, slots, look):
         try:
             for task in tasks:
-                with _unheard_interrupts():
+                with _interrupts_blocked():
                     waiting.add(executor.submit(function, task))
                 if len(waiting) >= 2 * slots:
                     done, waiting = _first_done(waiting, look)
@@ -73,8 +78,8 @@ def _first_done(waiting: set[cf.Future[Result]], look: Callable[[], None]
 
 
 @contextmanager
-def _unheard_interrupts() -> Iterator[None]:
-    """Processes that begin here never get a Ctrl+C, which a terminal sends to all: the parent answers it, and ends them."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started inside never receive Ctrl+C, which a terminal sends to all: the parent handles it, and ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -101,7 +106,7 @@ def _processes(workers: int) -> Iterator[tuple[cf.Executor, int, Callable[[], No
 
 
 def _begin(begun: multiprocessing.synchronize.Event) -> None:
-    """Say that a worker has begun, and let it die with its parent process: after kill -9 there, it would wait for ever."""
+    """Report that a worker has started, and end it with its parent: after kill -9 of that, it would wait forever."""
     begun.set()
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,7 +1,8 @@
-"""One process at work per folder: an advisory lock that the system releases however the process ends.
+"""One process per folder: an advisory lock, which the system releases however the process ends.
 
-Held by `flock`: among the processes of a machine, and over file systems that pass such locks on (NFS does; Lustre
-depends on how it is mounted). On a file system without such locks there is a warning instead of a lock.
+Held by `flock`: it works between the processes of a machine, and across machines on file systems that pass such locks on
+(NFS does; with Lustre it depends on the mount options). On a file system without such locks there is a warning instead of a
+lock.
 """
 
 import errno
@@ -27,7 +28,7 @@ def folder_lock(root: Path, work: str) -> Iterator[None]:
 
     Args:
         root: a folder that exists.
-        work: what is done there, as in "packing into", for the message to whoever comes second.
+        work: what is done there, as in "packing into", for the message to the process that comes second.
 
     Raises:
         UserError: at once, if another process holds the lock; if the lock is a link.
@@ -50,7 +51,7 @@ def _acquire(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                log.warning("%s: this file system has no locks; see to it that one process at a time works there", path.parent)
+                log.warning("%s: this file system has no locks; make sure that one process at a time works there", path.parent)
                 return descriptor
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process is at work in"
             os.close(descriptor)

@@ -33,7 +33,7 @@ class Orientation:
 
     @property
     def turns_sides(self) -> bool:
-        """Whether width and height change places."""
+        """Whether width and height are swapped."""
         return self.rotation % 180 == 90
 
     def apply(self, picture_HWC: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def _check(name: str, value: Any, hint: Any, declared: Range | None) -> None:
 
 
 def _check_any(name: str, value: Any, hints: Sequence[Any], declared: Range | None) -> None:
-    """Of a union: a value that is None, or as the other type (or one of the others) wants it."""
+    """Check a value of a union: None, or a value that one of its other types accepts."""
     others = [hint for hint in hints if hint is not types.NoneType]
     if value is None and len(others) < len(hints):
         return
@@ -161,7 +161,7 @@ def _expect(fits: bool, name: str, value: Any, expected: str) -> None:
 
 
 def is_text(value: str | Path) -> bool:
-    """Whether a file's name may be this, and UTF-8 can write it."""
+    """Whether this can be a file's name, and be written in UTF-8."""
     text = os.fspath(value)
     try:
         return b"\0" not in text.encode()

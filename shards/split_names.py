@@ -21,7 +21,7 @@ def parsed(name: str) -> tuple[str, str | None]:
 
 
 def is_everything(name: str) -> bool:
-    """Whether a split of this name has the clips of others by intention."""
+    """Whether a split of this name shares clips with others on purpose."""
     return name.lower() in _EVERYTHING
 
 

@@ -84,7 +84,7 @@ def _without_bad(pose_MTVC: np.ndarray) -> np.ndarray:
 
 
 def _some_disjoint(seen_MT: np.ndarray) -> bool:
-    """Whether two slots show somebody, and never in the same frame."""
+    """Whether two slots both show someone, but never in the same frame."""
     used_MT = seen_MT[seen_MT.any(axis=1)].astype(np.int32)
     together_MM = used_MT @ used_MT.T
     return bool((together_MM == 0).any())

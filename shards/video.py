@@ -56,7 +56,7 @@ class VideoInfo:
 def open_bytes(path: str | Path) -> IO[bytes]:
     """A binary file from a path or an fsspec URL; of a folder of numbered pictures, these one after the other.
 
-    UserError for what is no file, as a pipe, which might be waited for for ever.
+    UserError if it is no regular file, such as a pipe, which might never deliver anything.
     """
     if "://" in str(path):
         system, place = filesystem_of(str(path))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pipeline_factory import clip_parts, shard_set
+from pipeline_factory import encoded_clip, shard_set
 
 from svdata2vec.pipeline import affine
 from svdata2vec.pipeline.augment import AugmentConfig
@@ -11,7 +11,6 @@ from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
-from svdata2vec.shards.reading.sample import parse_array
 
 pytestmark = pytest.mark.gpu
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
@@ -19,10 +18,7 @@ MIN_PSNR_DB = 33.0       # NVDEC and nvJPEG differ from the CPU decoders by a gr
 
 
 def clip_of(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray) -> EncodedClip:
-    parts = clip_parts("clip", num_frames, codec=codec, size=PACKED, seed=num_frames)
-    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
-    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
-    return EncodedClip("clip", video, offsets, np.array(frames), output_to_packed, PACKED, PACKED)
+    return encoded_clip(codec, num_frames, frames, output_to_packed, PACKED)
 
 
 @pytest.mark.parametrize("geometry", ["warp", "resize"])

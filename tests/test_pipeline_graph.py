@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline_factory import clip_parts, picture
+from pipeline_factory import encoded_clip, picture
 
 from svdata2vec.pipeline import affine, pyavdecoder
 from svdata2vec.pipeline import graph as graph_module
@@ -24,23 +24,19 @@ from svdata2vec.pipeline.graph import DaliDecoder, RunClip, jpeg_graph, video_gr
 from svdata2vec.pipeline.pyavdecoder import PyavDecoder
 from svdata2vec.pipeline.reference import ReferenceDecoder, psnr, resample
 from svdata2vec.shards.errors import MachineError, UserError
-from svdata2vec.shards.reading.sample import parse_array
 
 SIZE = 48
 
 
 def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray, packed=96) -> EncodedClip:
-    parts = clip_parts(f"{codec}{num_frames}", num_frames, codec=codec, size=packed, seed=num_frames)
-    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
-    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
-    return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
+    return encoded_clip(codec, num_frames, frames, output_to_packed, packed)
 
 
-def random_map(generator: np.random.Generator, packed: int = 96, size: int = SIZE) -> np.ndarray:
+def random_map(generator: np.random.Generator, packed: int = 96) -> np.ndarray:
     """Any window, also far outside the picture, mirrored half of the time."""
     low, extent = generator.uniform(-0.5, 0.9, 2) * packed, generator.uniform(0.1, 1.4, 2) * packed
-    window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), size)
-    return affine.compose(window, affine.mirror_map(size)) if generator.random() < 0.5 else window
+    window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), SIZE)
+    return affine.compose(window, affine.mirror_map(SIZE)) if generator.random() < 0.5 else window
 
 
 def decode(decoder, clips: list[EncodedClip], size: int = SIZE) -> tuple[np.ndarray, dict[int, str]]:

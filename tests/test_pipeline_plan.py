@@ -165,11 +165,11 @@ def test_stored_boxes_decide_in_rgb_only_mode():
     np.testing.assert_allclose(plan.output_to_source, [[88 / 56, 0, 6], [0, 88 / 56, 16]])
 
 
-def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, np.ndarray]:
-    """Head and arms in the picture of 320x240, the last four joints at (x, y) with this score."""
+def close_up(score: float, y: float) -> tuple[np.ndarray, np.ndarray]:
+    """Head and arms in the picture of 320x240, the last four joints at (160, y) with this score."""
     pose, scores = np.zeros((1, 8, 17, 2), np.float32), np.full((1, 8, 17), 0.9, np.float16)
     pose[..., :13, :] = np.stack([np.linspace(100, 220, 13), np.linspace(60, 220, 13)], 1)
-    pose[..., 13:, :], scores[..., 13:] = (x, y), score
+    pose[..., 13:, :], scores[..., 13:] = (160, y), score
     return pose, scores
 
 
@@ -181,7 +181,7 @@ def close_up(score: float, x: float = 160, y: float = 470) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("train", [False, True])
 def test_joints_of_low_score_do_not_widen_the_crop(score, y, counts, train):
     """Least scores inside and outside the picture as stored, in float16; the joints themselves stay."""
-    pose, scores = close_up(score, y=y)
+    pose, scores = close_up(score, y)
 
     def plan(pose: np.ndarray, config: PlanConfig, score_MFV: np.ndarray | None = scores) -> np.ndarray:
         return plans_of([sample_of(pose, score_MFV=score_MFV)], train=train, config=config)[0].output_to_source

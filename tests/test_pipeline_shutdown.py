@@ -172,7 +172,7 @@ def test_a_signal_to_a_waiting_thread_does_not_make_it_wait_for_ever():
     before, interval = signal.signal(signal.SIGUSR1, lambda *_: None), sys.getswitchinterval()
     try:
         next(items)
-        wait_for(lambda: items.rests)
+        wait_for(lambda: items.idle)
         sys.setswitchinterval(10)  # nobody takes the interpreter's lock from the loop below
         signal.pthread_kill(items._thread.ident, signal.SIGUSR1)
         begun = time.monotonic()

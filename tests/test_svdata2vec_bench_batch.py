@@ -396,7 +396,7 @@ def test_torchrun_and_broken_workers_are_errors(
 ) -> None:
     config = small_batch(tiny_shard_folder, tmp_path)
     (tmp_path / "clips.pt").write_bytes(b"not clips")
-    with pytest.raises(RunFailedError, match="batch size 2 ended with status 1; what it said stands above"):
+    with pytest.raises(RunFailedError, match="batch size 2 ended with status 1; see its output above"):
         batch.run_size(config, 2, tmp_path / "clips.pt", None)
     assert "UnpicklingError" in caplog.text
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="none"))

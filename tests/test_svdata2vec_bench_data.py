@@ -178,7 +178,7 @@ def test_a_method_that_fails_is_a_line(status: int, how: str, tmp_path: Path, mo
     monkeypatch.setattr(bench_data, "check_outputs", lambda _: {})
     ended = subprocess.CompletedProcess([], status, "")
     monkeypatch.setattr(bench_data.subprocess, "run", lambda *_, check, **__: ended.check_returncode() if check else ended)
-    with pytest.raises(RunFailedError, match=f"^bench data: ours {how}; what it said stands above$"):
+    with pytest.raises(RunFailedError, match=f"^bench data: ours {how}; see its output above$"):
         bench_data.run(bench_data.Sources(tmp_path, 4), 4, 1)
 
 

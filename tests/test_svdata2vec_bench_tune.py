@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
         assert load_tuned("X", "jpeg") is None
     (record,) = caplog.records
     assert message in record.getMessage() and str(stored) in record.getMessage()
-    assert "`svdata2vec bench data --tune` writes it anew" in record.getMessage()
+    assert "`svdata2vec bench data --tune` writes a new one" in record.getMessage()
     assert "\n" not in record.getMessage()
     if content is not None:
         store_tuned("X", "jpeg", Tuned(5))

@@ -171,7 +171,7 @@ class Storage:
         self.identity = identity
 
 
-def crafted(value: Any = None, code: bytes | None = None, storage: bytes = bytes(40)) -> io.BytesIO:
+def crafted(value: Any = None, code: bytes | None = None) -> io.BytesIO:
     """A checkpoint with this value, or this pickle, beside a storage "0"."""
 
     class Pickler(pickle.Pickler):
@@ -183,7 +183,7 @@ def crafted(value: Any = None, code: bytes | None = None, storage: bytes = bytes
         code = buffer.getvalue()
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in (("data.pkl", code), ("byteorder", b"little"), ("data/0", storage), ("version", b"3\n")):
+        for name, content in (("data.pkl", code), ("byteorder", b"little"), ("data/0", bytes(40)), ("version", b"3\n")):
             archive.writestr(f"x/{name}", content)
     return file
 

@@ -56,10 +56,10 @@ def test_records_in_a_row_are_counted_over_a_stop(empty_run: PretrainConfig, mon
 def test_what_was_warned_of_is_not_said_again_after_a_stop(caplog: pytest.LogCaptureFixture) -> None:
     first, second = CollapseGuard(2), CollapseGuard(2)
     for _ in range(2):
-        first.look({"target_std": 0.2, "loss": 2 * HIGH})
+        first.check({"target_std": 0.2, "loss": 2 * HIGH})
     assert len(caplog.records) == 2
     second.load_state_dict(first.state_dict())
-    second.look({"target_std": 0.2, "loss": 2 * HIGH})
+    second.check({"target_std": 0.2, "loss": 2 * HIGH})
     assert len(caplog.records) == 2
 
 
@@ -74,7 +74,7 @@ def test_a_run_may_be_left_alone(empty_run: PretrainConfig, records: int, batch_
 def test_the_command_ends_in_one_line(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Pretraining, "watch", lambda run, record: run.collapse.look({"prediction_std": 0.0}))
+    monkeypatch.setattr(Pretraining, "watch", lambda run, record: run.collapse.check({"prediction_std": 0.0}))
     words = f"--data.shards {tiny_shard_folder} --data.train-split all --run.out {tmp_path / 'run'} --collapse-records 1"
     words += " --run.batch-size 4 --run.log-every 1 --run.device cpu --data.num-frames 6 --data.size 32"
     assert main(["pretrain", "demo", *words.split()]) == 1
@@ -89,23 +89,23 @@ def test_records_in_a_row_are_counted_apart() -> None:
         {"target_std": 0.0, "prediction_std": 2 * NEAR_0}, {"target_std": math.nan, "prediction_std": 0.0}, {},
         {"target_std": 0.0, "prediction_std": 0.5 * NEAR_0},
     ):
-        guard.look(spreads)
+        guard.check(spreads)
     with pytest.raises(CollapsedError, match=r"^prediction_std"):
-        guard.look({"target_std": 0.9, "prediction_std": 0.0})
+        guard.check({"target_std": 0.9, "prediction_std": 0.0})
 
 
 def test_targets_that_become_alike_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = CollapseGuard(3)
     for target_std in (0.1, 0.2, LOW, 0.1, 0.2):
-        guard.look({"target_std": target_std, "prediction_std": 0.01})
+        guard.check({"target_std": target_std, "prediction_std": 0.01})
     assert not caplog.records, "0.3 is not low, and began the count anew"
     for _ in range(4):
-        guard.look({"target_std": 0.2, "prediction_std": 0.01})
+        guard.check({"target_std": 0.2, "prediction_std": 0.01})
     [record] = caplog.records
     assert "target_std was below 0.3 in 3 records" in record.getMessage() and "--ema.start" in record.getMessage()
     caplog.clear()
-    CollapseGuard(0).look({"target_std": 0.2})
-    CollapseGuard(1).look({"loss": math.inf})
+    CollapseGuard(0).check({"target_std": 0.2})
+    CollapseGuard(1).check({"loss": math.inf})
     assert not caplog.records
 
 

@@ -73,10 +73,10 @@ def test_the_whole_encoder_is_averaged(reads: Any) -> None:
     with torch.no_grad():
         for value in (*student.parameters(), *(buffer for buffer in student.buffers() if buffer.is_floating_point())):
             value.add_(torch.rand_like(value))
-    teacher.follow(student.encoder, 1.0)
+    teacher.update(student.encoder, 1.0)
     after = teacher.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    teacher.follow(student.encoder, 0.75)
+    teacher.update(student.encoder, 0.75)
     theirs = student.encoder.state_dict()
     assert any("running_mean" in name for name in before) == (reads != "skeleton")
     for name, tensor in teacher.state_dict().items():

@@ -144,7 +144,7 @@ def test_ctrl_c_stops_a_study_without_a_traceback_of_its_processes(study: subpro
 
 
 def test_a_process_that_ends_by_itself_is_not_called_killed() -> None:
-    with pytest.raises(MachineError, match=r"has ended by itself \(exit status 3;"):
+    with pytest.raises(MachineError, match=r"ended unexpectedly \(exit status 3;"):
         run_all([partial(os._exit, 3), os.getpid], 2)
 
 

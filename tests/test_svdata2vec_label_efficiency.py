@@ -3,9 +3,7 @@
 import contextlib
 import itertools
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,7 +326,7 @@ def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: 
     shutil.copytree(pretrained.format(seed=1), pre)
     with pytest.raises(UserError, match="no run is finished; start the study without --collect"):
         label_efficiency(replace(config, collect=True))
-    assert "its shards or its pretraining run are others than when it was made; it does not count" in caplog.text
+    assert "its shards or its pretraining run have been replaced since; it does not count" in caplog.text
     second = label_efficiency(config)
     assert [cell["cpu_seconds"] for row in first["rows"] for cell in row["cells"]] != [
         cell["cpu_seconds"] for row in second["rows"] for cell in row["cells"]
@@ -352,15 +350,8 @@ def test_a_run_of_other_weights_is_not_gone_on_with(
         shards, tmp_path / "study", ways=("finetune",), pretrained=(f"pretrained={pre}",), seeds=1, fractions=(1.0,),
         keep_runs=True,
     )
-    step = Finetuning.step
-
-    def stopping(run: Finetuning, batches: list) -> None:
-        step(run, batches)
-        if run.stepper.step == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch, pytest.raises(StopRequested) if steps else contextlib.nullcontext():
-        patch.setattr(Finetuning, "step", stopping)
+        stop_after(Finetuning, steps, patch)
         label_efficiency(config)
     shutil.rmtree(pre)
     shutil.copytree(pretrained.format(seed=1), pre)

@@ -18,10 +18,10 @@ from svdata2vec.shards.video import VideoReader
 WIDE, HIGH, NUM_FRAMES = 640, 360, 40
 
 
-def texture(height: int = HIGH, width: int = 2 * WIDE) -> np.ndarray:
+def texture() -> np.ndarray:
     """A still scene with edges, wider than the picture."""
     generator = np.random.default_rng(0)
-    return np.kron(generator.integers(40, 200, (height // 20, width // 20, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+    return np.kron(generator.integers(40, 200, (HIGH // 20, 2 * WIDE // 20, 3)), np.ones((20, 20, 1))).astype(np.uint8)
 
 
 def film(path: Path, pictures: Iterator[np.ndarray]) -> Path:

@@ -114,10 +114,10 @@ def test_a_run_made_anew_is_another_parent(
     pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, batch_size=12, seed=1))
     caplog.clear()
     for config, begin in ((runs["whole"], finetune), (probing, probe)):
-        with pytest.raises(UserError, match=r"finished run that was made of others than lie there now \(run .*pre\); choose"):
+        with pytest.raises(UserError, match=r"finished run whose inputs have been replaced since \(run .*pre\); choose"):
             begin(config)  # type: ignore[operator]
     assert "nothing to do" not in caplog.text
-    with pytest.raises(UserError, match=r"does not fit these settings \(.*pre has been made anew since\)"):
+    with pytest.raises(UserError, match=r"does not fit these settings \(.*pre has been replaced since\)"):
         finetune(runs["half"])
     edit_manifest(shards, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"\(shards .*shards, run .*pre\)"):

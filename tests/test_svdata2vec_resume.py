@@ -83,8 +83,8 @@ def test_an_epoch_of_equal_batches_is_that_of_ever() -> None:
 # ---- the place of a run, in this process ------------------------------------------------------------------------------
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, kind: Any, steps: int | None, seen: list[tuple[int, str]]) -> None:
-    """Note the epoch and name of every clip that is trained on; ask the run to stop after so many steps of its own."""
+def note_clips(monkeypatch: pytest.MonkeyPatch, kind: Any, steps: int | None, seen: list[tuple[int, str]]) -> None:
+    """Note the epoch and name of every clip that is trained on; ask the run to stop after this many steps of its own."""
     step, done = kind.step, []
 
     def noted(run: Any, batches: list) -> None:
@@ -103,7 +103,7 @@ def run_with_stops(monkeypatch: pytest.MonkeyPatch, configs: list[Any], stops: l
     for config, steps in zip(configs, stops, strict=True):
         kind, begin = (Pretraining, pretrain) if config.kind == "pretrain" else (Finetuning, finetune)
         with monkeypatch.context() as patch:
-            stop_after(patch, kind, steps, seen)
+            note_clips(patch, kind, steps, seen)
             if steps is None:
                 begin(config)
             else:

@@ -125,7 +125,7 @@ def test_teacher_moves_by_the_decay() -> None:
     with torch.no_grad():
         for parameter in encoder.blocks.parameters():
             parameter.add_(1.0)
-    teacher.follow(encoder, decay=0.75)
+    teacher.update(encoder, decay=0.75)
     for old, new in zip(before, teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
 

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import logging
-import os
 import random
-import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,20 +86,12 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
     finished: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = pretrain_config(tiny_shard_folder, tmp_path / "run")
-    step = Pretraining.step
-
-    def stop_after_third(run: Pretraining, batches: list) -> None:
-        step(run, batches)
-        if run.stepper.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Pretraining, "step", stop_after_third)
-    with pytest.raises(StopRequested) as stopped:
+    with monkeypatch.context() as patch, pytest.raises(StopRequested) as stopped:
+        stop_after(Pretraining, 3, patch)
         pretrain(config)
     assert stopped.value.code == REQUEUE_EXIT_CODE
     assert Checkpoints(tmp_path / "run", 2).paths()[-1].stem == "step-000000003"  # between two that are due
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    monkeypatch.setattr(Pretraining, "step", step)
     pretrain(config)
     assert_same_weights(finished, tmp_path / "run")
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

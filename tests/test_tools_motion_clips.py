@@ -295,10 +295,10 @@ def test_bones_keep_their_length_and_feet_stay_on_or_above_the_floor(label: int)
         assert np.abs(np.diff(joints_TJ3, axis=0)).max() < 0.45  # no joint jumps: 13 m/s at most
 
 
-def track(action: str, joint: str, seed: int, frames: int = 60) -> np.ndarray:
+def track(action: str, joint: str, seed: int) -> np.ndarray:
     """(T, 3) of one joint of the first performer."""
     rng = np.random.default_rng(seed)
-    cast = perform(CLASSES.index(action), rng, frames, (make_body(rng), make_body(rng)), 0.0)
+    cast = perform(CLASSES.index(action), rng, 60, (make_body(rng), make_body(rng)), 0.0)
     return np.asarray(cast.joints_MTJ3[0, :, JOINT[joint]])
 
 

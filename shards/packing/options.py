@@ -62,7 +62,7 @@ class PackOptions:
             check_number(f"quality for codec {self.codec}", self.quality, *QUALITY_RANGE[self.codec])
 
     def has(self, name: str) -> bool:
-        """Whether an option means anything to the codec."""
+        """Whether an option applies to the codec."""
         return self.codec in OF_CODECS.get(name, (self.codec,))
 
     @property
@@ -72,7 +72,7 @@ class PackOptions:
 
     @property
     def coding(self) -> dict[str, int]:
-        """What the manifest says of the codec's options."""
+        """The codec's options, as the manifest has them."""
         if self.blocks is not None:
             return {"luma_bits": self.luma_bits, "chroma_bits": self.chroma_bits}
         coding = {"quality": self.coded_quality, "gop": self.gop}

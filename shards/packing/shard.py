@@ -53,7 +53,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
+    """Outcome of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
 
     `sums`: uint32, of clip after clip as `clip_sums` returns them: a packing keeps those of all shards in memory.
     `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that

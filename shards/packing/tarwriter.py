@@ -18,7 +18,7 @@ from svdata2vec.shards.reading.manifest import MAX_COMPONENT_BYTES
 
 
 class _HashingFile:
-    """What tarfile needs of a file (write, tell), hashing all that passes."""
+    """The part of a file that tarfile needs (write, tell); hashes all that is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -116,7 +116,7 @@ def _samples(clips: Sequence[ClipAnnotation], skipped: Sequence[Skipped]) -> set
 
 
 def _is_of_another_set(name: str, classes: int) -> bool:
-    """Whether a sample is of NTU RGB+D 120 while 60 is read."""
+    """Whether a sample belongs to NTU RGB+D 120 while 60 is being read."""
     match = NAME.fullmatch(name)
     return match is not None and (int(match[4]) > classes or (classes == 60 and int(match[1]) > 17))
 

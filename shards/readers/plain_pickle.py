@@ -102,7 +102,7 @@ class Maker:
 
 
 class _Dtype:
-    """What a pickle says of a dtype; `checked` makes NumPy's of it."""
+    """A dtype as a pickle describes it; `checked` turns it into NumPy's."""
 
     def __init__(self, name: object, *_: object) -> None:
         self._name: object = name
@@ -154,7 +154,7 @@ class _Array(np.ndarray):
 
 
 def _sides(shape: object) -> bool:
-    """Whether it is the shape of an array with values, or of none in a row."""
+    """Whether it is the shape of an array with values, or of an empty one-dimensional array."""
     return shape == (0,) or (
         isinstance(shape, tuple) and len(shape) < 33 and all(type(side) is int and side > 0 for side in shape))
 
@@ -185,7 +185,7 @@ class _PlainUnpickler(pickle.Unpickler):
         self._makers = {name: Maker(make) for name, make in makers.items()}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a global name in the pickle: a maker, or a word where the name is only passed on."""
+        """Substitute for a global name of the pickle: a function, or a word if the name is only passed on."""
         home = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
         if (home, name) in _CALLED:
             return self._makers[name]

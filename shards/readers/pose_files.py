@@ -222,7 +222,7 @@ class _Places:
             raise UserError(f"{poses}: no {format} poses in it; `svdata2vec shard poses-json --help` says how they are named")
 
     def names_of(self, path: str, item: str) -> list[str]:
-        """What a video of these poses may be called, with the folders below that of the poses."""
+        """Names that the video of these poses may have, with the folders below that of the poses."""
         return sorted(self._names[path, item])
 
     def folders(self) -> set[tuple[int, str]]:

@@ -62,7 +62,7 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Of an array one of NumPy's own class, or the Python values that it holds; anything else as it is."""
+    """An array as one of NumPy's own class, or as the Python values that it holds; anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
     return value.tolist() if value.dtype == object else np.asarray(value)
@@ -172,7 +172,7 @@ def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str |
 
 
 def _one_per_video(clips: Sequence[ClipAnnotation], skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """Of clips whose names lead to one video the one that fits with its folders, else the first; others go to `skipped`."""
+    """Of several clips whose names lead to one video, the one whose folders fit, else the first; the others are `skipped`."""
     of_video: dict[str, list[ClipAnnotation]] = {}
     for clip in clips:
         of_video.setdefault(str(clip.video), []).append(clip)

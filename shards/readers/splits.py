@@ -52,7 +52,7 @@ def split_by(rule: str, clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]
 
 
 def _group(clip: ClipAnnotation, rule: str) -> str:
-    """What must not be divided between train and val; empty if it is not known."""
+    """Name of the group that must not be divided between train and val; empty if it is not known."""
     if rule == "random":
         return clip.key if clip.end_frame is None else clip.key.rpartition("_")[0]
     number = getattr(clip, rule)

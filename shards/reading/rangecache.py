@@ -32,7 +32,7 @@ class RangeCache:
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._unseen_bytes = 0
-        self._look()
+        self._rescan()
         self._evict()
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> memoryview:
@@ -68,11 +68,11 @@ class RangeCache:
             self._note(name, size)
             self._unseen_bytes += size
             if self._unseen_bytes > self.max_bytes * _UNSEEN_SHARE:
-                self._look()
+                self._rescan()
             self._evict()
 
     def drop(self, name: str) -> None:
-        """Forget an entry, so that it is fetched anew."""
+        """Forget an entry, so that it is fetched again."""
         with self._lock:
             self.num_bytes -= self._sizes.pop(name, 0)
             (self.folder / name).unlink(missing_ok=True)
@@ -82,8 +82,8 @@ class RangeCache:
         self._sizes[name] = size
         self._sizes.move_to_end(name)
 
-    def _look(self) -> None:
-        """Take stock of the folder, whatever process wrote to it, the least recently used first."""
+    def _rescan(self) -> None:
+        """List the folder's entries, whichever process wrote them, the least recently used first."""
         found = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):

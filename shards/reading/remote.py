@@ -142,7 +142,7 @@ class RemoteShardSet(ShardSet):
             return super().read(row, components)
 
     def _copy_name(self, shard: int, offset: int, stop: int) -> str:
-        """What the cache calls these bytes of a tar."""
+        """Name of these bytes of a tar in the cache."""
         name = copy_name(self.manifest.shards[shard])
         return f"{name}-{offset}-{stop}" if self._tar_fetcher is None else name
 

@@ -175,11 +175,11 @@ class ShardSet:
         return key
 
     def shares(self, rows_n: np.ndarray) -> list[tuple[np.ndarray, float]]:
-        """Of weighted sets: places in `rows_n` and the weight of each set; else nothing, every clip counts once."""
+        """Places in `rows_n` and weight of each set, if sets are weighted; else nothing, and every clip counts once."""
         return []
 
     def describe(self, split: str) -> list[dict[str, Any]]:
-        """Of each set that is read: what it is, and how many clips of the split it has."""
+        """For each set that is read: what it is, and how many clips of the split it has."""
         manifest = self.manifest
         return [{"dataset": manifest.dataset, "fingerprint": manifest.fingerprint, "layout": manifest.layout.name,
                  "split": split, "clips": len(self.rows(split))}]

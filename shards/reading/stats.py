@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Of at least one number."""
+        """Spread of at least one number."""
         low, quarter, median, three_quarters, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
         return cls(low, quarter, median, three_quarters, high, float(np.mean(values)))
 
@@ -108,7 +108,7 @@ def persons_report(figures: SetStatistics) -> str | None:
 
 
 def corner_report(reach: tuple[float, float]) -> str | None:
-    """That all persons are in one corner of their pictures, as if their joints were of smaller ones; None if they are not."""
+    """A warning that all persons are in one corner of their pictures, as if joints belonged to smaller ones; None if not."""
     if max(reach) >= CORNER:
         return None
     right, down = (f"{100 * part:.0f} %" for part in reach)

@@ -1,4 +1,4 @@
-"""What became of a data set when it was packed: the table that closes `svdata2vec shard`, and `summary.json` in its folder."""
+"""Summary of a packing: the table at the end of `svdata2vec shard`, and `summary.json` in the folder."""
 
 import json
 import re

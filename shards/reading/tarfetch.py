@@ -21,7 +21,7 @@ FETCHES = 4  # tars on their way at once
 
 
 def copy_name(tar: ShardEntry) -> str:
-    """What a URL's cache calls its copy of a tar; one of the same name and other content has another."""
+    """Name of a tar's copy in the cache of its URL; other content under the tar's name has another one."""
     return f"{hashlib.sha256(tar.sha256.encode()).hexdigest()[:16]}-{tar.name}"
 
 

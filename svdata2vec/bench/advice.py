@@ -62,7 +62,7 @@ def advise_read(rates: Rates, config: PretrainConfig, where: Surroundings) -> st
     return f"the storage is the limit: keep the shards on a faster disk or in memory{smaller}"
 
 
-def advise_loader(config: PretrainConfig, where: Surroundings) -> str:
+def advise_loader(where: Surroundings) -> str:
     """For a run whose loader is slower than both its halves."""
     if where.device == "cpu":
         return f"its threads share the same {where.cores} cores"

@@ -3,13 +3,12 @@
     svdata2vec bench batch ntu60-xsub --data.shards data/ntu60 --out batch.json
 
 The training step runs on a batch in memory, each size in a process of its own (`batch_worker.py`). On a GPU a size
-that does not fit ends with PyTorch's error. On a CPU it must not come to that: a size whose memory, extrapolated from
-smaller ones, exceeds the limit is not run, and a process that exceeds it nevertheless is ended. The search itself
-(`batch_search.py`) knows nothing of that.
+that does not fit ends with PyTorch's error. On a CPU memory must not run out: a size whose memory, extrapolated from
+smaller ones, exceeds the limit is not run, and a process that exceeds it anyway is killed. The search itself
+(`batch_search.py`) does not depend on any of this.
 """
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from svdata2vec.bench.batch_search import Trial, bytes_per_clip, expected_peak, recommend, search
 from svdata2vec.bench.config import BatchConfig
 from svdata2vec.bench.machine import available_bytes, resident_bytes
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.pipeline.blockupload import BlockUploader
@@ -29,13 +29,12 @@ from svdata2vec.pipeline.decoders import FrameDecoder
 from svdata2vec.pipeline.handover import LANES_ON_GPU
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader
-from svdata2vec.runs.provenance import head, save
+from svdata2vec.runs.provenance import head
 from svdata2vec.runs.runtime import Runtime, pick_device
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +57,7 @@ def bench_batch(config: BatchConfig) -> dict[str, Any]:
         sizes = Sizes(config, clips, None if gpu else machine_limit(config), clip_bytes)
         search(sizes.try_size, config.largest, gpu, config.smallest())
     record = make_record(config, sizes)
-    sys.stdout.write(shown_lines(as_table(record)))
-    if config.out is not None:
-        save(record, config.out)
+    deliver(record, as_table(record), config.out)
     return record
 
 
@@ -89,7 +86,8 @@ def save_clips(config: BatchConfig, shards: ShardSet, path: Path, *, gpu: bool) 
     rows = shards.rows(config.data.train_split)[:CLIPS_IN_MEMORY]
     config = replace(config, run=replace(config.run, batch_size=max(len(rows), config.smallest())))
     here = Runtime(torch.device("cpu"), 0, 1, bf16=False)
-    with build_loader(shards, config, here, train=True, rows=rows, made=UndecodedLoader if gpu else ClipLoader) as loader:
+    loader_class = UndecodedLoader if gpu else ClipLoader
+    with build_loader(shards, config, here, train=True, rows=rows, loader_class=loader_class) as loader:
         batch = next(iter(loader))
     assert batch.video_BTHWC is not None
     torch.save({"video": batch.video_BTHWC, "joints": batch.joints_BMTVC, "label": batch.label_B, "keys": batch.keys}, path)
@@ -132,10 +130,10 @@ class Sizes:
 
 
 def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | None) -> tuple[dict[str, Any] | None, int]:
-    """What the worker measured, or None if it had to be ended for its memory; and the most memory that was seen."""
+    """What the worker measured, or None if it was killed for its memory; and the most memory that it was seen to hold."""
     with worker("batch_worker", config, str(size), str(clips)) as (process, answer):
         ended, peak = watch(process.poll, lambda: resident_bytes(process.pid), limit_bytes, process.kill)
-        if ended or process.wait() == -9:  # by the limit here, or by the system for want of memory
+        if ended or process.wait() == -9:  # by the limit here, or by the system when memory ran out
             return None, peak
         return answer(f"bench batch: batch size {size}"), peak
 
@@ -143,7 +141,7 @@ def run_size(config: BatchConfig, size: int, clips: Path, limit_bytes: int | Non
 def watch(
     poll: Callable[[], int | None], resident: Callable[[], int], limit_bytes: int | None, kill: Callable[[], None]
 ) -> tuple[bool, int]:
-    """Wait for a process, and end it as soon as it holds more than the limit. Returns (was it ended, most bytes seen)."""
+    """Wait for a process, and kill it as soon as it holds more than the limit. Returns (was it killed, most bytes seen)."""
     peak = 0
     while poll() is None:
         peak = max(peak, resident())
@@ -169,7 +167,7 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
     setting = {**first["setting"], "rounds": config.rounds, "seconds": config.seconds,
                "memory_share": config.share(gpu=sizes.limit_bytes is None)}
     del setting["batch_size"]  # what is looked for
-    lanes = LANES_ON_GPU if sizes.limit_bytes is None else 1  # each may have a batch ready beside those that wait
+    lanes = LANES_ON_GPU if sizes.limit_bytes is None else 1  # each may hold a batch besides those in the queue
     return {
         **head(FORMAT, VERSION), "machine": first["machine"], "setting": setting, "limit_bytes": limit,
         "trials": [{**asdict(trial), "timing": timings.get(trial.size)} for trial in sorted(trials, key=lambda t: t.size)],
@@ -180,7 +178,7 @@ def make_record(config: BatchConfig, sizes: Sizes) -> dict[str, Any]:
 
 
 def memory_text(trial: dict[str, Any]) -> str:
-    """A trial's memory in GiB; of one that had to be ended no more is known than that it takes more."""
+    """A trial's memory in GiB; only a lower bound if it had to be killed."""
     ended = trial["ran"] and not trial["fits"]
     return f"{'more than ' if ended else ''}{trial['peak_bytes'] / 2**30:.2f}"
 
@@ -209,7 +207,7 @@ def as_table(record: dict[str, Any]) -> str:
 
 
 def closing(record: dict[str, Any]) -> list[str]:
-    """What to take, in words."""
+    """The recommendation, in words."""
     rates = {row["size"]: row["clips_per_s"] for row in record["trials"]}
     chosen, fastest = record["recommended"], record["fastest"]
     share = 100 * rates[chosen] / rates[fastest]
@@ -217,7 +215,7 @@ def closing(record: dict[str, Any]) -> list[str]:
         f"take --run.batch-size {chosen}: {share:.0f} % of the best rate ({rates[fastest]:.1f} clips/s at {fastest}), the "
         f"smallest that comes near it; the largest tried that fits is {record['largest']}"
     ]
-    if (record["bytes_per_clip"] or 0) > 0:  # what few clips take may be less than what two processes differ by
+    if (record["bytes_per_clip"] or 0) > 0:  # of few clips it may drown in the difference between two processes
         waiting = record["loader_bytes_per_clip"] / 2**20
         lines.append(
             f"a clip more takes {record['bytes_per_clip'] / 2**20:.1f} MiB in the step; the loader's waiting batches take "

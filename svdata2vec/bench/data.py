@@ -34,6 +34,7 @@ from svdata2vec.bench import data_methods as methods
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
 from svdata2vec.bench.machine import tree_usage
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.start import broken
 from svdata2vec.bench.tune import tune
 from svdata2vec.pipeline.loader import ClipLoader
@@ -43,7 +44,7 @@ from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.pipeline.video import frames_of
 from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.failures import RunFailedError
-from svdata2vec.runs.provenance import machine, save, versions
+from svdata2vec.runs.provenance import machine, versions
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.annotations import DataSet
 from svdata2vec.shards.atomic import beside, require_writable
@@ -122,7 +123,7 @@ def _on_gpu(sources: Sources, codec: str) -> Method:
 
 
 def leave_out_lacking(table: dict[str, Any]) -> None:
-    """Drop the ways whose module cannot be imported, and say why."""
+    """Drop the methods whose module cannot be imported, and log why."""
     for name in OPTIONAL:
         why = lacking(name)
         if why is not None:
@@ -165,7 +166,7 @@ def measure(method: Method, num_clips: int) -> dict[str, float]:
 
 
 def _await_gpu() -> None:
-    """Wait until the GPU has made what was asked of it, where this process has one at work."""
+    """Wait for the GPU, if this process uses one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -267,10 +268,9 @@ def bench_data(options: DataBenchOptions) -> None:
         os._exit(0)  # workers may still prefetch; nothing is left to be saved
     require_writable(options.out, ".png")
     result = run(sources, options.clips, options.rounds)
-    sys.stdout.write(as_table(result) + "\n")
+    deliver(result, as_table(result) + "\n", options.out)
     if options.out is not None:
         from svdata2vec.bench.page import data_chart  # brings matplotlib, which is not to count as the loaders' memory
         from svdata2vec.reports.html_page import save_figure
 
-        save(result, options.out)
         save_figure(data_chart(result), beside(options.out, ".png"))

@@ -11,7 +11,6 @@ included: what a driver takes to start a copy, one per clip, and changes of pixe
 
 import math
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
@@ -24,6 +23,7 @@ import psutil
 from svdata2vec.bench.config import HostConfig
 from svdata2vec.bench.limits import mean_taken
 from svdata2vec.bench.machine import cpu_seconds, quantiles
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.model.masking import draw_masks
 from svdata2vec.model.student import frames_seen
@@ -33,7 +33,7 @@ from svdata2vec.pipeline.frames import changed
 from svdata2vec.pipeline.graph import InputOnlyDecoder
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.producer import Producer, Read
-from svdata2vec.runs.provenance import hardware, head, save
+from svdata2vec.runs.provenance import hardware, head
 from svdata2vec.runs.runtime import running
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
@@ -65,9 +65,7 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
         "host_ms_per_clip": shown["ms_per_clip"] + shown["reader_ms_per_clip"],
         "training_process_ms_per_clip": None if beside is None else beside["ms_per_clip"],
     }
-    sys.stdout.write(as_table(record))
-    if config.out is not None:
-        save(record, config.out)
+    deliver(record, as_table(record), config.out)
     return record
 
 
@@ -104,7 +102,7 @@ def measure(config: HostConfig, shards: ShardSet, batch: int, readers: int) -> d
 
 
 class FeedingLoader(ClipLoader):
-    """A loader whose decoder takes its input and gives none."""
+    """A loader whose decoder takes its input and decodes nothing."""
 
     def new_decoder(self) -> FrameDecoder:
         form = self.shards.manifest.blocks
@@ -114,13 +112,13 @@ class FeedingLoader(ClipLoader):
 
 
 def pixels_left_alone(reads: Iterable[Read]) -> Generator[Read]:
-    """Clips whose changes of pixels were drawn and will not be carried out: beside a GPU that is its work, and no CPU's."""
+    """Clips without the pixel augmentation that was drawn for them, which a GPU would apply, not the CPU."""
     for read in reads:
         yield replace(read, clips=[changed(clip, augment=None) for clip in read.clips])
 
 
 def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float]]:
-    """Processor seconds of this thread per part, batch after batch, for ever."""
+    """CPU seconds of this thread per part, batch after batch, without end."""
     lane, reads = producer.turns.lanes[0], producer.read(0, 0)
     if config.data.augment.changes_pixels:
         reads = pixels_left_alone(reads)
@@ -139,7 +137,7 @@ def steps_of(producer: Producer, config: HostConfig) -> Iterator[dict[str, float
 
 
 def _children_seconds() -> float:
-    """Processor seconds of this process's children."""
+    """CPU seconds of this process's children."""
     return sum(cpu_seconds(child.pid) for child in psutil.Process().children())
 
 

@@ -93,11 +93,11 @@ def upload_bytes_per_second(device: torch.device) -> float | None:
 
 
 def storage_bytes_per_second(shards: ShardSet, at_once: int) -> float | None:
-    """Bytes of the shards' tars read in order, by so many readers of a part each, 256 MiB of it at most; None where they are
-    behind a network.
+    """Bytes per second of the tars read in order, by `at_once` readers of one part each (256 MiB of it at most); None for
+    shards behind a network.
 
-    What the system has in memory already comes from there: on a training machine with less memory than data, drop its
-    caches first (or read a larger set).
+    Cached pages are read from memory: on a training machine with less memory than data, drop the system's caches first
+    (or read a larger set).
     """
     if not shards.tars:
         return None
@@ -111,7 +111,7 @@ def storage_bytes_per_second(shards: ShardSet, at_once: int) -> float | None:
 
 
 def _read_part(tars: Sequence[Path], sizes: Sequence[int], start: int, length: int) -> int:
-    """Read so many bytes of the tars laid end to end; how many there were. The interpreter's lock is free meanwhile."""
+    """Read `length` bytes of the concatenated tars from `start` on; returns how many there were. Releases the GIL."""
     buffer, done = memoryview(bytearray(READ_CHUNK)), 0
     for tar, size in zip(tars, sizes, strict=True):
         if start < size and done < length:
@@ -161,7 +161,7 @@ def count(config: PretrainConfig, shards: ShardSet, bf16: bool) -> dict[str, flo
 
 
 def mean_taken(shards: ShardSet, rows: NDArray[np.int64], values_N: NDArray[Any]) -> float:
-    """Mean over the clips that epochs take, of values of a split's clips: those of weighted sets by their weights."""
+    """Mean of a value over the clips of a split, weighted by how often an epoch takes them."""
     weights_N = np.ones(len(rows))
     for places, weight in shards.shares(rows):
         weights_N[places] = weight
@@ -169,8 +169,8 @@ def mean_taken(shards: ShardSet, rows: NDArray[np.int64], values_N: NDArray[Any]
 
 
 def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
-    """Pictures that a clip's decoder takes in: of the sampled ones those that are seen, each of a short clip once; or of a
-    video, whose pictures need those before, all."""
+    """Mean number of pictures per clip that are decoded: those that are seen, each once, if a codec decodes them alone; else
+    all, since a video's pictures depend on those before."""
     frames_N = shards.index["frames"][rows]
     if shards.manifest.codec not in PICTURES_ALONE:
         return mean_taken(shards, rows, frames_N)
@@ -178,13 +178,13 @@ def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainCo
 
 
 def most_pictures(config: PretrainConfig) -> float:
-    """Sampled pictures that are seen of a clip that has so many."""
+    """Sampled pictures that a run looks at in a clip that is long enough."""
     seen = frames_seen(config)
     return float(config.data.num_frames) if seen is None else seen.mean
 
 
 def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
-    """Bytes that a clip's reader takes from the shards: of its stored pictures those that are seen, or all of it."""
+    """Mean bytes per clip that are read from the shards: those of the pictures that are seen, or of the whole clip."""
     stored = shards.index["size"][rows].sum(axis=1, dtype="int64")
     if shards.manifest.codec not in PICTURES_ALONE:
         return mean_taken(shards, rows, stored)

@@ -20,7 +20,7 @@ LATER = {  # earlier records do not tell them
     "split", "readers", "prefetch", "engine_share", "run_pictures", "codec_options", "target", "augment", "crop",
     "weights", "check_hashes",
 }
-ONE_MASK = {"repeats": 1, "encoded_frames": 0}  # what earlier records had without telling any masks
+DEFAULT_MASKS = {"repeats": 1, "encoded_frames": 0}  # of earlier records, which do not list their masks
 
 # Names that must be there, and their types. A name may be added within a version; none may go or change its meaning.
 SETTING: dict[str, Any] = {
@@ -166,7 +166,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     for name in COMPARED:
         a, b = (setting.get(name) for setting in settings)
         if name == "masks" and None in (a, b):
-            a, b = ({part: (one or ONE_MASK).get(part) for part in ONE_MASK} for one in (a, b))
+            a, b = ({part: (one or DEFAULT_MASKS).get(part) for part in DEFAULT_MASKS} for one in (a, b))
         elif name in LATER and not all(name in setting for setting in settings):
             continue
         if isinstance(a, dict) and isinstance(b, dict):  # the parts that differ

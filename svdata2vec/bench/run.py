@@ -7,7 +7,6 @@ memory), train (everything). Limits are counted from shapes and measured on the 
 """
 
 import logging
-import sys
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -15,18 +14,18 @@ from svdata2vec.bench.advice import Surroundings
 from svdata2vec.bench.config import BenchConfig
 from svdata2vec.bench.limits import Rates, count, decoding_need, measure_ceilings, roofline
 from svdata2vec.bench.machine import peak_bytes
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.record import FORMAT, VERSION, as_table
 from svdata2vec.bench.stages import ONE_MASK, Stage, open_stages
 from svdata2vec.bench.start import open_preset_shards, setting
 from svdata2vec.bench.verdict import doubts, judge
 from svdata2vec.runs.cores import usable_cores
 from svdata2vec.runs.data import fit_data
-from svdata2vec.runs.provenance import hardware, head, save
+from svdata2vec.runs.provenance import hardware, head
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import beside, require_writable
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +37,11 @@ def bench_run(config: BenchConfig) -> dict[str, Any]:
     shards = open_preset_shards(config, "bench run measures one process")
     with running(config.run) as runtime:
         record = measure(config, runtime, shards)
-    sys.stdout.write(shown_lines(as_table(record)))
+    deliver(record, as_table(record), config.out)
     if config.out is not None:
         from svdata2vec.bench.page import run_chart, write_page  # brings matplotlib
         from svdata2vec.reports.html_page import save_figure
 
-        save(record, config.out)
         save_figure(run_chart(record), beside(config.out, ".png"))
         write_page(record, beside(config.out, ".html"))
     return record

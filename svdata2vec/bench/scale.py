@@ -9,7 +9,6 @@ right thing: equal weights everywhere, every clip once, equally many steps. The 
 import logging
 import os
 import statistics
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,17 +20,17 @@ import torch
 
 from svdata2vec.bench.config import ScaleConfig
 from svdata2vec.bench.machine import quantiles
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.record import where_and_what
 from svdata2vec.bench.scale_worker import expected_keys
 from svdata2vec.bench.start import open_preset_shards, worker
 from svdata2vec.bench.verdict import notes
 from svdata2vec.runs.cores import announced, usable_cores
-from svdata2vec.runs.provenance import head, save
+from svdata2vec.runs.provenance import head
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.shown import shown_lines
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +65,7 @@ def bench_scale(config: ScaleConfig) -> dict[str, Any]:
         "notes": notes(config.processes, cores, threads, config.data.threads or threads, load, gpus is None),
         "wrong": [sentence for row in rows for sentence in wrong(row)],
     }
-    sys.stdout.write(shown_lines(as_table(record)))
-    if config.out is not None:
-        save(record, config.out)
+    deliver(record, as_table(record), config.out)
     if record["wrong"]:
         raise UserError(f"bench scale: the processes did not do the same training: {'; '.join(record['wrong'])}")
     return record

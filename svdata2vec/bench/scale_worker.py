@@ -50,7 +50,7 @@ def epoch_rows(shards: ShardSet, config: ScaleConfig, world_size: int) -> np.nda
 
 
 def spread(places: np.ndarray, count: int) -> np.ndarray:
-    """So many of the places, evenly; all where there are no more."""
+    """`count` of the places, evenly spaced; all if there are no more."""
     return places[np.arange(count) * len(places) // count] if count < len(places) else places
 
 
@@ -182,4 +182,4 @@ def measure_world(config: ScaleConfig) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     answer_job(ScaleConfig, measure_world)
-    os._exit(0)  # all is written; a thread of gloo that lets go of the hook during the interpreter's end would abort it
+    os._exit(0)  # everything is written; a gloo thread that releases the hook during interpreter shutdown would abort it

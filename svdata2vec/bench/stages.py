@@ -1,7 +1,7 @@
-"""The stages of a pretraining run, each as something that can be timed alone: read, decode, data, model, train.
+"""The stages of a pretraining run, each of which can be timed alone: read, decode, data, model, train.
 
-All stages take the same shards, batch size, plan and seed; the ones that train share a student. Stages take turns, round
-after round, so that a slow minute of the machine hits all.
+All stages use the same shards, batch size, plan and seed; those that train share a student. Stages take turns, round after
+round, so that a slow minute of the machine affects all of them.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from svdata2vec.training.loop import EpochBatch, epoch_batches
 from svdata2vec.training.pretrain import Pretraining
 
 IN_MEMORY = 4  # batches that are decoded again and again
-LOOK_SECONDS = 0.01  # between two looks at whether a loader has come to rest
+LOOK_SECONDS = 0.01  # between two checks whether a loader is idle
 NEVER_ENDING = 1_000_000  # epochs: the schedules of a benchmark do not reach their end
 ONE_MASK = "model, one mask"  # the stage "model" with one mask per clip instead of several
 MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the same weights encoded in two ways
@@ -35,13 +35,17 @@ MODEL_DIFFERENCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative, of the loss of the 
 
 @dataclass
 class Stage:
-    """Something that is timed batch by batch, and its rounds so far.
+    """Work that is timed batch by batch, and its rounds so far.
 
-    batches: to take the next item is to do one batch; the item is its number of clips. training: what takes the steps, if
-    the stage trains. loader: where they come from one; what it makes ahead is made before the next stage is timed. ahead:
-    batches that may lie ready when its turn comes. clips_per_s: one rate per round. parts: seconds per part of the training
-    step and `total`, summed over rounds. peak_bytes: largest memory of the GPU that tensors held, those of a graph included,
-    0 on a CPU.
+    Attributes:
+        batches: each `next` does one batch and returns its number of clips.
+        training: what takes the steps, if the stage trains.
+        loader: source of the batches, if they come from one; the next stage is timed once it has stopped reading ahead.
+        ahead: batches that may be ready when the stage's turn comes.
+        clips_per_s: one rate per round.
+        clips: timed so far, in all rounds.
+        parts: seconds per part of the training step and `total`, summed over rounds.
+        peak_bytes: most GPU memory that tensors held, those of a graph included; 0 on a CPU.
     """
 
     batches: Iterator[int]
@@ -63,7 +67,7 @@ class Stage:
         return {"clips_per_s": median, "q20": low, "q80": high, "rounds": self.clips_per_s}
 
     def time_round(self, device: torch.device, seconds: float, warm_up: int) -> None:
-        """One round: `warm_up` batches untimed, then batches for `seconds` (at least one), the device's work included."""
+        """One round: `warm_up` untimed batches, then batches for `seconds` (at least one), the device's work included."""
         for _ in range(warm_up):
             next(self.batches)
         synchronise(device)
@@ -84,12 +88,12 @@ class Stage:
         if device.type == "cuda":
             captured = self.training.captured if self.training is not None else None
             self.peak_bytes = max(self.peak_bytes, peak_gpu_bytes(device, None if captured is None else captured.graph))
-        while self.loader is not None and not self.loader.rests:
+        while self.loader is not None and not self.loader.idle:
             time.sleep(LOOK_SECONDS)
 
 
 def new_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
-    """A run as a benchmark measures it: it never ends, and writes nothing into the run's folder, which need not be there."""
+    """A run for a benchmark: it never ends, and writes nothing into the run's folder, which need not exist."""
     training = Pretraining(replace(config, run=replace(config.run, epochs=NEVER_ENDING)), runtime, loader)
     training.stepper.guard.path = None
     return training
@@ -113,8 +117,11 @@ def training_stage(
 ) -> Stage:
     """Training steps on batches of a loader, or on one that is on the device already.
 
-    loader: as `Stage` has it. host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step
-    does.
+    Args:
+        training: takes the steps.
+        stream: the batches.
+        loader: see `Stage`.
+        host_waits: read the step's averages on the host, as a loop with `loss.item()` in each step does.
     """
 
     def steps() -> Iterator[int]:
@@ -135,6 +142,22 @@ def original_style(config: PretrainConfig) -> PretrainConfig:
     )
 
 
+def original_training(config: PretrainConfig, runtime: Runtime, loader: ClipLoader) -> Pretraining:
+    """A run as the authors' code would train it: in `original_style`, with the Conv3d on every device."""
+    original = new_training(original_style(config), replace(runtime, bf16=False), loader)
+    original.model.encoder.video_encoder.by_conv3d = True
+    return original
+
+
+@contextlib.contextmanager
+def open_stream(
+    shards: ShardSet, config: PretrainConfig, runtime: Runtime
+) -> Generator[tuple[Generator[EpochBatch], ClipLoader]]:
+    """Batches without end, and the loader that they come from."""
+    with build_loader(shards, config, runtime, train=True) as loader, contextlib.closing(epoch_batches(loader)) as stream:
+        yield stream, loader
+
+
 @contextlib.contextmanager
 def open_stages(
     config: PretrainConfig, runtime: Runtime, shards: ShardSet, *, baseline: bool
@@ -146,12 +169,6 @@ def open_stages(
     Raises UserError if the same weights give another loss when all frames are encoded.
     """
     with contextlib.ExitStack() as stack:
-
-        def stream(place: Runtime, config: PretrainConfig = config) -> tuple[Generator[EpochBatch], ClipLoader]:
-            """Batches, and the loader that they come from."""
-            loader = stack.enter_context(build_loader(shards, config, place, train=True))
-            return stack.enter_context(contextlib.closing(epoch_batches(loader))), loader
-
         with build_loader(shards, config, runtime, train=True) as loader:
             batch = next(iter(loader))
         loader = build_loader(shards, config, runtime, train=True)
@@ -159,7 +176,8 @@ def open_stages(
         stack.callback(readers.close)
         stack.callback(decoders.close)
         training = new_training(config, runtime, loader)
-        (loaded, data_loader), (trained, train_loader) = (stream(runtime) for _ in range(2))
+        loaded, data_loader = stack.enter_context(open_stream(shards, config, runtime))
+        trained, train_loader = stack.enter_context(open_stream(shards, config, runtime))
         stages: dict[str, Stage] = {
             "read": Stage(reading(readers), ahead=loader.num_processes),
             "decode": Stage(decoding(decoders)),
@@ -172,15 +190,12 @@ def open_stages(
             stages[ONE_MASK] = training_stage(new_training(once, runtime, loader), itertools.repeat((0, batch)))
         difference = None
         if baseline:
-            plain = replace(runtime, bf16=False)
-            theirs = original_style(config)  # decodes all frames, too
-            original = new_training(theirs, plain, loader)
-            original.model.encoder.video_encoder.by_conv3d = True
+            original = original_training(config, runtime, loader)
             decoded = replace(batch, video_BTHWC=None if batch.video_BTHWC is None else frames_of(batch.video_BTHWC))
             difference = check_same_loss(training, original, decoded)
             stages["original model"] = training_stage(original, itertools.repeat((0, decoded)), host_waits=True)
-            on_cpu = replace(runtime, device=torch.device("cpu"))  # decodes on the CPU
-            their_batches, their_loader = stream(on_cpu, theirs)
+            on_cpu = replace(runtime, device=torch.device("cpu"))  # where their loader decodes all frames
+            their_batches, their_loader = stack.enter_context(open_stream(shards, original.config, on_cpu))
             stages["original train"] = training_stage(original, their_batches, loader=their_loader, host_waits=True)
         yield stages, difference
 

@@ -1,4 +1,4 @@
-"""How benchmarks start: their shards and setting, and processes of their own, which answer in a file or say what is wrong."""
+"""How benchmarks start: their shards and setting, and workers, which return their result or their error in a file."""
 
 import contextlib
 import json
@@ -109,7 +109,7 @@ def broken(what: str, status: int, said: str = "") -> RunFailedError:
     if said:
         log.error("%s", said[-4000:])
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    return RunFailedError(f"{what} {how}; what it said stands above")
+    return RunFailedError(f"{what} {how}; see its output above")
 
 
 def answer_job(kind: type[PretrainConfig], measure: Callable[..., Any]) -> None:

@@ -11,7 +11,6 @@ depend on its batch. So is 4:4:4, which is decided when shards are packed.
 import contextlib
 import logging
 import statistics
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -22,11 +21,12 @@ import torch
 from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import make_sources, packed
 from svdata2vec.bench.machine import quantiles
+from svdata2vec.bench.output import deliver
 from svdata2vec.bench.stages import Stage, decoding
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.runs.cores import MOST_THREADS, cpu_name, usable_cores
-from svdata2vec.runs.provenance import hardware, head, save
+from svdata2vec.runs.provenance import hardware, head
 from svdata2vec.runs.runtime import pick_device
 from svdata2vec.runs.tuned import Tuned, store_tuned, tuned_file
 from svdata2vec.shards.atomic import require_writable
@@ -138,9 +138,7 @@ def tune(options: DataBenchOptions) -> dict[str, Any]:
         "rows": rows, "file": None if path is None else str(path),
         "chroma_pictures_per_s": {kind: statistics.median(found) for kind, found in chroma.items()},
     }
-    sys.stdout.write(as_table(record))
-    if options.out is not None:
-        save(record, options.out)
+    deliver(record, as_table(record), options.out)
     return record
 
 

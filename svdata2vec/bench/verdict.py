@@ -49,7 +49,7 @@ def judge(rates: Rates, wait_share: float, config: PretrainConfig, where: Surrou
     advice = advise_read(rates, config, where) if bound == "read" else advise_decode(rates, config, where)
     alone = f"{bound} alone reaches {min(rates.read, rates.decode):.1f}"
     if rates.data < OVERLAPPED * min(rates.read, rates.decode):
-        bound, advice = "loader", advise_loader(config, where)
+        bound, advice = "loader", advise_loader(where)
         alone = f"read alone reaches {rates.read:.1f}, {second} alone {rates.decode:.1f}, both together {rates.data:.1f}"
     text = (
         f"{bound}-bound: train {rates.train:.1f} of {rates.model:.1f} clips/s that the model could take ({wait}); "

@@ -44,7 +44,7 @@ class Predictions:
 def over_split(
     loader: ClipLoader, runtime: Runtime, network: Callable[[ClipBatch], Tensor]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, outputs of a network (float32) and labels of a split's clips as they were visited, the same on all processes."""
+    """Names, network outputs (float32) and labels of a split's clips in the order of visiting, the same on all processes."""
     require_same_clips(loader, runtime)
     keys: list[str] = []
     outputs, labels = [], []
@@ -66,7 +66,7 @@ def over_split(
 
 
 def check_lost(loader: ClipLoader, found: int) -> None:
-    """Say how many clips (times views) of a split could not be read by any process; UserError if they are too many."""
+    """Log how many clips (times views) of a split no process could read; UserError if there are too many."""
     whole = loader.order.num_entries
     if found == whole:
         return
@@ -80,7 +80,7 @@ def check_lost(loader: ClipLoader, found: int) -> None:
 
 
 def predict_split(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Predictions:
-    """Softmax scores of every clip of the loader's split, the mean over its views; all processes get the whole."""
+    """Softmax scores of every clip of the loader's split, averaged over its views; all processes get all of them."""
     model.eval()
 
     def scores(batch: ClipBatch) -> Tensor:
@@ -97,7 +97,7 @@ def score(model: nn.Module, loader: ClipLoader, runtime: Runtime) -> Metrics:
 
 
 def _mean_of_views(views: Predictions) -> Predictions:
-    """One entry per clip: the mean of the scores of its views, in the order in which clips came first."""
+    """One entry per clip, in order of first appearance: the mean of the scores of its views."""
     number = {key: i for i, key in enumerate(dict.fromkeys(views.keys))}
     clip_n = np.array([number[key] for key in views.keys])
     scores_nc = np.zeros((len(number), views.scores_nc.shape[1]), views.scores_nc.dtype)

@@ -43,7 +43,7 @@ class Features:
         features_nD: float32, the mean over time (and over views).
         labels_n: int64.
         lost: names of those that are unusable.
-        tokens_nvTD: float32, what the mean is taken of, from v views of a clip; None where nobody asked.
+        tokens_nvTD: float32, the tokens that are averaged, of v views of a clip; None unless asked for.
     """
 
     keys: list[str]
@@ -77,7 +77,7 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def features(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
-        """Features (B, D) in float32 on the encoder's device: the mean over time of what the encoder gives.
+        """Features (B, D) in float32 on the encoder's device: the mean over time of the encoder's output.
 
         Args:
             video_BTHWC: uint8 RGB crops; not read by an encoder that sees skeletons only.
@@ -87,7 +87,7 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def tokens(self, video_BTHWC: Video | None = None, joints_BMTVC: Tensor | None = None) -> Tensor:
-        """What the encoder gives (B, T, D), in float32 on its device; arguments as of `features`."""
+        """The encoder's output (B, T, D), in float32 on its device; arguments as in `features`."""
         device = self.encoder.temporal_embed.device
         seen = (video_BTHWC if self.modality != "skeleton" else None, joints_BMTVC if self.modality != "rgb" else None)
         if [x is not None for x in seen] != [self.modality != "skeleton", self.modality != "rgb"]:
@@ -156,7 +156,7 @@ def load_encoder(run: str | Path, modality: Modality | None = None, device: Devi
 
 
 def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, tokens: bool = False) -> Features:
-    """Features of every clip of the loader's split; all processes get the whole. `tokens`: these too, T times as much."""
+    """Features of every clip of the loader's split; all processes get all of them. `tokens`: also return the tokens."""
     def network(batch: ClipBatch) -> Tensor:
         tokens_BTD = trained.tokens(batch.video_BTHWC, batch.joints_BMTVC)
         return tokens_BTD.flatten(1) if tokens else tokens_BTD.mean(dim=1)
@@ -167,7 +167,7 @@ def extract(trained: TrainedEncoder, loader: ClipLoader, runtime: Runtime, *, to
         places.setdefault(key, []).append(number)
     split = loader.shards.names(loader.order.rows)
     kept, views = [key for key in split if key in places], loader.plan.views
-    # Of a clip of which some views could not be read, those that could take their places.
+    # Views that could not be read are replaced by other views of the same clip.
     order_nv = np.array([(places[key] * views)[:views] for key in kept])
     values_nvX = values_nX[order_nv]
     lost = tuple(key for key in split if key not in places)

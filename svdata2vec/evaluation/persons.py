@@ -38,7 +38,7 @@ class Persons:
     """What was found in a video.
 
     Attributes:
-        box: around all persons in all frames; None = nobody was found, NO_BOX = as in a packed clip that shows nobody.
+        box: around all persons in all frames; None = no one was found, NO_BOX = as in a packed clip without persons.
         how: what was done, for the user to read.
     """
 
@@ -54,7 +54,7 @@ def find_persons(
     trained_on_whole: bool = False,
     frames: Span | None = None,
 ) -> Persons:
-    """What to crop a video around: the box that is given, the persons of a file of poses, or whatever moves.
+    """What to crop a video around: the box that is given, the persons of a file of poses, or the region that moves.
 
     A network that was trained on whole pictures sees them whole, unless a box or poses are given. `frames`: the part of the
     video that counts; UserError unless the video has it.
@@ -82,7 +82,7 @@ def find_persons(
 
 
 def _four_numbers(box: Box) -> Box:
-    """A box as floats, of whatever holds four numbers."""
+    """A box as floats, from any four numbers."""
     try:
         x1, y1, x2, y2 = (float(edge) for edge in box)
     except (TypeError, ValueError) as error:
@@ -172,7 +172,7 @@ def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> P
 
     `frames`: the part of the video that is looked at, None = all of it; UserError unless the video has it.
 
-    A person who does not move is not seen, and whatever else moves is taken for one.
+    A person who does not move is not found, and anything else that moves is taken for one.
     """
     small_Fhw = _small_pictures(video, info, *(frames or (0, None)))
     change_Fhw = np.abs(small_Fhw - np.median(small_Fhw, axis=0))

@@ -1,4 +1,4 @@
-"""Controls: the same student with other targets, to find out what of the method helps (svdata2vec/README.md, "Controls").
+"""Controls: the same student with other targets, to find out which parts of the method help (svdata2vec/README.md, "Controls").
 
 B clips, N masks, M persons, T frames, V joints, C coordinates, H W picture, D width, O values of a frame
 """
@@ -15,7 +15,7 @@ from svdata2vec.model.student import Encoder, motion_of, neighbours, of_frames
 from svdata2vec.model.teacher import Teacher
 from svdata2vec.pipeline.video import Video
 
-LEAST_SPREAD = 1 / 200  # of the crop's side: what moves less in a clip is not blown up to the size of a movement
+LEAST_SPREAD = 1 / 200  # of the crop's side: so that noise of a clip without movement is not scaled up to the size of one
 
 EMBEDDINGS = {"rgb": ("video_encoder",), "skeleton": ("skeleton_embed",), "both": ("video_encoder", "skeleton_embed")}
 
@@ -23,7 +23,7 @@ EMBEDDINGS = {"rgb": ("video_encoder",), "skeleton": ("skeleton_embed",), "both"
 class EncoderTeacher(Teacher):
     """A float32 copy of the whole encoder but its last norm: it embeds video and joints itself, all frames, without gradient.
 
-    Statistics of BatchNorm are averaged as weights are. With a decay of 1 it stays the random network that it begins as.
+    Statistics of BatchNorm are averaged as weights are. With a decay of 1 it stays the random network that it starts as.
 
     Args:
         encoder: the student's.
@@ -44,8 +44,8 @@ class EncoderTeacher(Teacher):
         return sum(embedded[1:], embedded[0]) / len(embedded) + self.temporal_embed
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder, decay: float) -> None:
-        super().follow(encoder, decay)
+    def update(self, encoder: Encoder, decay: float) -> None:
+        super().update(encoder, decay)
         mine, theirs = [self.temporal_embed.data], [encoder.temporal_embed.detach()]
         for name, embed in self.embeddings.items():
             mine += _values(embed)
@@ -54,12 +54,12 @@ class EncoderTeacher(Teacher):
 
 
 def _values(module: nn.Module) -> list[Tensor]:
-    """Weights and statistics; what counts batches is left out."""
+    """Weights and running statistics, without the counters of batches."""
     return [value.detach() for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]
 
 
 def joint_targets(joints_BMTVC: Tensor, config: PretrainConfig) -> tuple[Tensor, Tensor]:
-    """What is predicted of the joints (B, T, O), and where they are present (bool), as `config.target.kind` has it.
+    """Targets made of the joints (B, T, O), and where they are present (bool), by `config.target.kind`.
 
     "joints": coordinates from the crop's centre, in quarters of its side. "standardised_joints": `standardised` coordinates
     from their means over the clip, after them with `model.joint_motion` also how far each joint goes. The order is that of

@@ -11,7 +11,7 @@ VARIANTS = 256  # of a compiled part: depths of stochastic depth, training or ev
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores want."""
+    """Lay out the weights of all 2-D convolutions channels-last: as the gathered windows are, and as tensor cores prefer."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.clone(memory_format=torch.channels_last)  # strides of 1x1 too
@@ -20,8 +20,8 @@ def use_channels_last(model: nn.Module) -> None:
 def compile_parts(network: nn.Module, backend: str = "inductor") -> None:
     """Compile the repeated parts of a network in place, a teacher as a whole (`torch.compile`); names of parameters stay.
 
-    Random numbers stay those of eager mode. Where PyTorch would leave a part uncompiled in silence, because it has been
-    compiled in too many variants, it raises.
+    Random numbers stay those of eager mode. A part that needs more than `VARIANTS` variants raises an error, where PyTorch
+    would silently leave it uncompiled.
     """
     import torch._dynamo  # takes a second, and only this needs it
 

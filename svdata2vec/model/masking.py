@@ -26,10 +26,10 @@ class Masks:
     """What is encoded, kept, hidden and scored (svdata2vec/README.md, "Masks").
 
     Attributes:
-        keep_NK: int64, frames whose video token the student sees, in rising order.
+        keep_NK: int64, frames whose video token the student sees, in ascending order.
         skeleton_hidden_NK: bool, True = this kept frame shows its video only.
         scored_NT: bool, True = skeleton hidden from the student, scored by the loss.
-        encoded_BE: int64, frames of a clip that the video encoder sees, in rising order: all that its masks keep, or more.
+        encoded_BE: int64, frames of a clip that the video encoder sees, in ascending order: all that its masks keep, or more.
     """
 
     keep_NK: Tensor
@@ -95,7 +95,7 @@ class Masks:
 
         Args:
             tokens_BFD: a token per frame.
-            frames_BF: the frames that these are, in rising order; None = all of the clip.
+            frames_BF: the frames that these are, in ascending order; None = all of the clip.
         """
         if frames_BF is not None and frames_BF.shape == self.keep_NK.shape:
             return tokens_BFD  # one mask per clip, which keeps them all
@@ -125,7 +125,7 @@ def draw_masks(keys: Sequence[str], num_frames: int, config: MaskConfig, seed: i
     num_encoded = config.encoded_frames or kept
     encoded: list[NDArray[np.int64]] = []
     keep: list[NDArray[np.int64]] = []
-    shown: list[NDArray[np.int64]] = []  # places among the kept frames in rising order
+    shown: list[NDArray[np.int64]] = []  # places among the kept frames in ascending order
     keyed = KeyedDraws()
     for key in keys:
         order, rng = frame_order(keyed, seed, epoch, key, num_frames)

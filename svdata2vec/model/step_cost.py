@@ -77,7 +77,7 @@ def mask_layers(config: PretrainConfig) -> list[Layer]:
 
 
 def _repeated(repeats: int, layers: Iterable[Layer]) -> Iterator[Layer]:
-    """The same weights, so many times for one clip."""
+    """The same layers, run `repeats` times for one clip."""
     for layer in layers:
         yield replace(layer, macs=repeats * layer.macs, outputs=repeats * layer.outputs)
 

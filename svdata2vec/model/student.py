@@ -172,7 +172,7 @@ class SVData2Vec(nn.Module):
             joints *= 2  # with how far each goes
         self.decoder = Decoder(config.model, config.data.num_frames, joints if config.target.predicts_joints else None)
         self.all_frames = config.encode == "all_frames"
-        self.teacher_input = config.target.student_tokens
+        self.student_tokens = config.target.student_tokens
         self.impl = config.model.impl
 
     def forward(self, video_BTHWC: Video, joints_BMTVC: Tensor, masks: Masks) -> StudentOutput:
@@ -200,15 +200,15 @@ class SVData2Vec(nn.Module):
         )
         prediction_NTD = self.decoder(encoder.encode(tokens_NKD), masks.keep_NK)
         teacher_tokens_BTD = skeleton_BTD.detach()
-        if self.teacher_input == "rgb":
+        if self.student_tokens == "rgb":
             teacher_tokens_BTD = video_BTD.detach().float()
-        elif self.teacher_input == "both":
+        elif self.student_tokens == "both":
             teacher_tokens_BTD = (teacher_tokens_BTD + video_BTD.detach()) / 2
         return StudentOutput(prediction_NTD, teacher_tokens_BTD + encoder.temporal_embed.detach())
 
 
 def frames_seen(config: PretrainConfig) -> FramesSeen | None:
-    """The frames of a clip whose video a run looks at: the windows around those that its masks let the student encode.
+    """The frames of a clip whose video a run needs: the windows around those that its masks let the student encode.
 
     None: all of them, where all are encoded, a teacher sees the video, or contrast changes around the mean grey of the clip.
     """

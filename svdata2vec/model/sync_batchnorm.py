@@ -80,7 +80,7 @@ def merged_statistics(parts: Tensor, channels: int) -> tuple[Tensor, Tensor, Ten
 
 
 def of_all_processes(own: Tensor) -> Tensor:
-    """(W, ...): what each process has, by rank; gradients go back to where they belong."""
+    """(W, ...): the statistics of each process, by rank; gradients flow back to the process that they belong to."""
     padded = own.new_zeros(dist.get_world_size(), *own.shape)
     place = torch.arange(len(padded), device=own.device) == dist.get_rank()
     return cast("Tensor", _SumOverProcesses.apply(torch.where(place.view(-1, 1), own, padded)))

@@ -33,7 +33,7 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def tokens(self, student_tokens_BTD: Tensor, video_BTHWC: Video, joints_BMTVC: Tensor) -> Tensor:
-        """What the teacher reads (B, T, D): the student's embedded tokens. Others may embed video and joints themselves."""
+        """What the teacher reads (B, T, D): the student's embedded tokens. Subclasses may embed video and joints themselves."""
         return student_tokens_BTD
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class Teacher(nn.Module):
         )
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder, decay: float) -> None:
+    def update(self, encoder: Encoder, decay: float) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in float32 (`decay` in 0..1)."""
         mine: list[Tensor] = list(self.blocks.parameters())
         theirs = [p.detach().float() for p in encoder.blocks.parameters()]
@@ -74,7 +74,7 @@ def annealing(config: EmaConfig, steps_per_epoch: Fraction, epochs: int) -> EmaC
 def ema_decay(config: EmaConfig, step: int | Fraction, steps_per_epoch: int | Fraction) -> float | None:
     """Decay after optimizer step number `step` (the first is 0); None = no update after this step.
 
-    A step is one of as many clips as the run began with, so that others count as fractions.
+    Steps have as many clips as those that the run began with; larger or smaller ones count as fractions of these.
 
     "global" anneals linearly over `anneal_steps` optimizer steps. "original" reproduces the authors' code, which counts
     within the epoch and skips the first step of each epoch but the very first of a run (svdata2vec/README.md, "Decisions").

@@ -72,8 +72,8 @@ class Stem(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1)
 
     @torch.no_grad()
-    def see_change(self) -> None:
-        """Take its mean over time out of every weight: what stands still in a window gives nothing."""
+    def remove_temporal_mean(self) -> None:
+        """Subtract from every weight its mean over time, so that the output is zero where nothing moves in a window."""
         self.conv.weight -= self.conv.weight.mean(dim=2, keepdim=True)
 
     def forward_all(self, video_BCTHW: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
         if config.stem_init == "change":
-            self.stem.see_change()
+            self.stem.remove_temporal_mean()
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -33,7 +33,7 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A run besides the record: labelled clips and accuracy (0..1); clips that it was tested on, where they are others."""
+    """A run that is not in the record: labelled clips and accuracy (0..1); number of its test clips, if they are others."""
 
     title: str
     labels: int
@@ -55,7 +55,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def points_on(record: dict[str, Any], results: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[Point], list[str]]:
-    """Of (run, its result): those that belong on a record's curves, and of each other one why it does not."""
+    """From (run, its result): points for a record's chart, and for each run that is left out the reason."""
     points, left_out = [], []
     for title, result in results:
         if differing := _differing(record["data"], result):
@@ -66,7 +66,7 @@ def points_on(record: dict[str, Any], results: Sequence[tuple[str, Mapping[str, 
 
 
 def _differing(data: dict[str, Any], result: Mapping[str, Any]) -> str:
-    """In what a result is of something else than the lines; empty if it is not."""
+    """How a result's data differ from those of the lines; empty if they do not."""
     found = {
         "data set": (result.get("dataset", "unknown"), data["name"]),
         "test split": (result.get("split", "unknown"), data["test_split"]),
@@ -76,7 +76,7 @@ def _differing(data: dict[str, Any], result: Mapping[str, Any]) -> str:
 
 
 def _other_clips(data: dict[str, Any], result: Mapping[str, Any]) -> int | None:
-    """Test clips of a result that is of other clips than the lines; None if it is of the same."""
+    """Number of a result's test clips, if they are not those of the lines; None if they are."""
     clips: int = result.get("clips", result["count"])
     same = result.get("fingerprint") == data["fingerprint"] and clips == data["clips"].get(data["test_split"])
     return None if same else clips

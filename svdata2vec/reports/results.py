@@ -1,4 +1,4 @@
-"""What an evaluation found, in words: accuracies with their intervals, the weakest classes, what is mistaken for what."""
+"""The result of an evaluation in words: accuracies with their intervals, the weakest classes, the most frequent confusions."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def accuracies(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def by_probe(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The figures of a probe's result by what made them, with words for it; earlier versions have not all of them."""
+    """(name of the probe, its figures) of a probe run's result; those of earlier versions lack some."""
     names = {"linear probe": result, "attentive probe": result.get("attentive")}
     names |= {"nearest neighbour": result.get("nearest"), f"{result['knn']['neighbours']} nearest neighbours": result["knn"]}
     return [(name, figures) for name, figures in names.items() if figures is not None]

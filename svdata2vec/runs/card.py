@@ -29,7 +29,7 @@ SUMMARIES = {
     "probe": "SV-data2vec linear probe: frozen encoder, mean over time, one Linear",
 }
 
-# What a card has to say, for those who read it; those of earlier versions say less.
+# Schema of a card; those of earlier versions have fewer fields.
 _SCHEMA: dict[str, Any] = {
     "kind": set(SUMMARIES), "config": dict, "num_joints": Range(0, 10_000), "joints?": [str], "classes": [str],
     "preprocessing?": {"view?": str}, "trained_on?": dict, "evaluation?": dict, "history?": [str], "commits?": [str],
@@ -162,16 +162,16 @@ def weights_hash(run: Path) -> str | None:
 
 
 def other_start(source: Path | None, card: dict[str, Any]) -> bool:
-    """Whether the run that another one began from has other weights now than the card of that one, or its checkpoint, says.
+    """Whether the weights of `source` are not those that a run (with this card) began from.
 
-    False where that is not known: `source` is gone, or one of the two was made by an earlier version.
+    False if that is not known: `source` is missing, or one of the two was made by an earlier version.
     """
     before = (card.get("pretrained_on") or {}).get("weights")
     if source is None or before is None:
         return False
     try:
         return weights_hash(source) not in (None, before)
-    except (OSError, UserError):  # gone or damaged
+    except (OSError, UserError):  # missing or damaged
         return False
 
 

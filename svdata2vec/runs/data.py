@@ -25,7 +25,7 @@ from svdata2vec.shards.reading.remote import open_shards
 from svdata2vec.shards.reading.shardset import ShardSet
 
 EMPTY_NPY_BYTES = 128  # of a .npy file that is a header alone
-FEW = 0.03  # share of a split's clips that may lack joints without a word
+FEW = 0.03  # share of a split's clips that may lack joints without a warning
 SHOWN_CLASSES = 8  # in a warning
 REMOTE_CLIPS_LOOKED_AT = 100  # for joints, one request each
 
@@ -33,24 +33,24 @@ log = logging.getLogger(__name__)
 
 
 def open_data(data: DataConfig) -> ShardSet:
-    """The shards of a configuration: folders, or URLs, which share the cache; several sets, or what is weighted or brought to
-    another joint layout, as one."""
+    """The shards of a configuration, in folders or behind URLs, which share the cache; several sets are joined, and so is one
+    that has weights or gets another joint layout."""
     names = set_names(data.shards)
     cache_bytes = int(data.remote_cache_gb * 1e9 / max(sum("://" in name for name in names), 1))
     sets = [open_shards(name, fetch=data.remote_fetch, cache_bytes=cache_bytes) for name in names]
     return JoinedShards(sets, data.layout, data.weights) if len(sets) > 1 or data.layout or data.weights else sets[0]
 
 
-def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, say: bool = False) -> DataConfig:
+def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, verbose: bool = False) -> DataConfig:
     """The loader's settings filled in where they are None: as tuned on this device for the shards' codec, or by its cores.
 
-    say: tell in the log what was tuned, and stands.
+    verbose: log which tuned settings are used.
     """
     device = runtime.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     tuned = load_tuned(name, shards.manifest.codec)
     fitted = fit_loader(data, device.type, usable_cores(), tuned)
-    if say and tuned is not None and runtime.is_main:
+    if verbose and tuned is not None and runtime.is_main:
         used = Tuned(fitted.threads or 1, fitted.engine_share or 0.0, fitted.run_pictures)
         taken = used == replace(tuned, threads=tuned.threads or used.threads)
         log.info("decoding as tuned on %s: %s%s", name, used, "" if taken else ", options and cores considered")
@@ -68,7 +68,7 @@ def build_loader(
     rows: np.ndarray | None = None,
     views: int = 1,
     every_frame: bool = False,
-    made: type[ClipLoader] = ClipLoader,
+    loader_class: type[ClipLoader] = ClipLoader,
 ) -> ClipLoader:
     """Loader of the training split (shuffled, augmented, last short batch dropped) or of the test split (every clip once).
 
@@ -78,20 +78,20 @@ def build_loader(
         rows: index rows to take instead of the whole split.
         views: frame draws per clip of the test split; the caller averages over them.
         every_frame: also those that the masks of a pretraining run leave unseen, for people to look at.
-        made: class of the loader.
+        loader_class: of the loader.
 
     Raises UserError for a split or a joint layout that does not fit, and for fewer training clips than one step takes.
     """
     if config.data.decoder == "reference" and runtime.device.type != "cpu":
         raise UserError("--data.decoder reference runs on a CPU; leave it out, or set the device to cpu as well")
-    data, model = fit_data(config.data, runtime, shards, say=train), config.model
+    data, model = fit_data(config.data, runtime, shards, verbose=train), config.model
     if modality != "rgb" and model.coordinates != 2:
         raise UserError(f"--model.coordinates is {model.coordinates}; shards hold 2 per joint, x and y")
     split, step = split or (data.train_split if train else data.test_split), config.run.batch_size * runtime.world_size
     # BatchNorm of the classifier needs two clips, and skeletons of another clip need another one.
     alone = isinstance(config, PretrainConfig) and not config.target.shuffle_skeletons
     require_clips(shards, config, split, rows, step if train else 0)
-    return made(
+    return loader_class(
         shards,
         split,
         data.plan(model.persons, views),
@@ -128,7 +128,7 @@ def require_same_clips(loader: ClipLoader, runtime: Runtime) -> None:
 def require_clips(
     shards: ShardSet, config: PretrainConfig | FinetuneConfig, split: str, rows: np.ndarray | None, step: int
 ) -> None:
-    """UserError unless the clips that are used of a split, all or `rows`, are one at least, and as many as a step takes."""
+    """UserError unless the clips that are used of a split (all, or `rows`) are at least one, and enough for a step."""
     total = len(shards.rows(split))
     used = total if rows is None else len(rows)
     if not used:
@@ -149,7 +149,7 @@ def require_clips(
 
 
 def taken_per_epoch(shards: ShardSet, rows: np.ndarray) -> int:
-    """Clips that a training epoch takes of these rows, by the sets' weights."""
+    """How many of these rows a training epoch takes, by the sets' weights."""
     weighted = shards.shares(rows)
     return sum(entries_per_epoch(len(places), weight) for places, weight in weighted) if weighted else len(rows)
 
@@ -195,11 +195,11 @@ def _pose_bytes(shards: ShardSet, rows: np.ndarray) -> np.ndarray:
 
 
 def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = None) -> None:
-    """Say in the log where clips are not seen as they should be.
+    """Warn if clips are not shown to the network as they should be.
 
     Args:
-        split: that is read.
-        card: of the run that reads it; None: a run that begins.
+        split: to be read.
+        card: of the run that reads it; None: a run that is about to begin.
     """
     view = shards.manifest.view
     if view == "persons" and (_pose_bytes(shards, shards.rows(split)) <= EMPTY_NPY_BYTES).all():
@@ -211,7 +211,7 @@ def warn_of_view(shards: ShardSet, split: str, card: dict[str, Any] | None = Non
 
 
 def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose: object) -> None:
-    """Refuse a split whose classes are not those that a network tells apart: its labels would mean others."""
+    """UserError if a split has other classes than the network: its labels would mean something else."""
     for found, expected in zip_longest(shards.one_class_list(split), classes):
         if found != expected:
             raise UserError(
@@ -221,7 +221,7 @@ def require_classes(shards: ShardSet, split: str, classes: Sequence[str], whose:
 
 
 def require_several_classes(shards: ShardSet, train_split: str, test_split: str) -> None:
-    """Refuse training clips of one class alone; say in the log which classes are tested without a clip to learn them from."""
+    """UserError if all training clips are of one class; warns of classes that are tested but have no training clip."""
     trained, tested = (np.unique(shards.index["label"][shards.rows(split)]) for split in (train_split, test_split))
     names = shards.manifest.classes
     if len(trained) == 1:
@@ -237,7 +237,7 @@ def require_several_classes(shards: ShardSet, train_split: str, test_split: str)
 
 
 def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) -> None:
-    """Say in the log how many clips of the test split are among those that a network is made with (`rows`)."""
+    """Warn if clips of the test split are among those trained or validated on (`rows`)."""
     test_rows = shards.rows(test_split)
     shared = np.isin(test_rows, rows).sum()
     if shared:
@@ -246,7 +246,7 @@ def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) ->
 
 
 def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], modality: Modality, split: str) -> None:
-    """Refuse shards whose skeletons are not those that a finished run (with this card) reads, or have none."""
+    """UserError if the shards' joints are not those that a finished run (with this card) reads, or if there are none."""
     if modality == "rgb":
         return
     layout, count, joints = shards.manifest.layout, card["num_joints"], joints_of(card)
@@ -260,15 +260,15 @@ def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], mod
 
 
 def refuse_val_split(data: DataConfig, work: str) -> None:
-    """UserError where a validation split is named for work that validates nothing."""
+    """UserError if a validation split is given for work that does not validate."""
     if data.val_split is not None:
         raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
 
 
-def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, say: bool = True) -> np.ndarray:
+def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, verbose: bool = True) -> np.ndarray:
     """Index rows of a share of a split, drawn per class by seed (at least one clip of every class that occurs).
 
-    say: how many, in the log.
+    verbose: log how many.
     """
     rows = shards.rows(split)
     if fraction == 1:
@@ -279,6 +279,6 @@ def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, s
     for label in np.unique(labels):
         members = rng.permutation(rows[labels == label])
         chosen.append(members[: max(1, round(fraction * len(members)))])
-    if say:
+    if verbose:
         log.info("split %r: %d of %d clips labelled", split, sum(map(len, chosen)), len(rows))
     return np.sort(np.concatenate(chosen))

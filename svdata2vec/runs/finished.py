@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run_once(config: Settings, work: Callable[[Runtime], dict[str, Any]]) -> dict[str, Any]:
-    """Closing figures of a run: what `work` gives, alone in its folder; or those that lie there, where the run is finished."""
+    """Closing figures of a run: read from its folder if it is finished, otherwise made by `work`, alone in the folder."""
     with running(config.run) as runtime:
         done = finished_result(config)
         require_same_folder(config.run.out, runtime, done is None)
@@ -29,25 +29,25 @@ def run_once(config: Settings, work: Callable[[Runtime], dict[str, Any]]) -> dic
 def finished_result(config: Settings) -> dict[str, Any] | None:
     """The closing figures of the run that the folder holds; None if something is left to do.
 
-    Raises UserError as `is_finished` does, and where the shards or the run of `--from` were made anew since.
+    Raises UserError as `is_finished` does, and if the shards or the run of `--from` have been replaced since.
     """
     if not is_finished(config):
         return None
     out, card = config.run.out, {}
-    with suppress(UserError):  # without weights there are figures still
+    with suppress(UserError):  # without weights the figures can still be read
         card = read_card(out)
     changed = [f"shards {config.data.shards}"] if _other_shards(config.data, card) else []
     if not isinstance(config, PretrainConfig) and other_start(config.pretrained, card):
         changed.append(f"run {config.pretrained}")
     if changed:
-        raise UserError(f"{out} holds a finished run that was made of others than lie there now ({', '.join(changed)}); choose "
+        raise UserError(f"{out} holds a finished run whose inputs have been replaced since ({', '.join(changed)}); choose "
                         "another folder")
     log.info("%s is finished already; nothing to do", out)
     return read_result(out, config.kind)
 
 
 def _other_shards(data: DataConfig, card: dict[str, Any]) -> bool:
-    """Whether a run's shards are others now than its card says. Those that are gone, or behind a URL, are not asked for."""
+    """Whether a run's shards are not those that its card names. Missing ones, and those behind a URL, are not checked."""
     before = (card.get("trained_on") or {}).get("fingerprint")
     with suppress(UserError):
         return before is not None and "://" not in data.shards and open_data(data).manifest.fingerprint != before

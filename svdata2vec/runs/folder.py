@@ -26,7 +26,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"  # that are published
 Settings = PretrainConfig | FinetuneConfig | ProbeConfig
 KINDS: dict[str, type[Settings]] = {config.kind: config for config in (PretrainConfig, FinetuneConfig, ProbeConfig)}
 
-# What closing figures have to say, for those who read them; those of earlier versions say less.
+# Schema of the closing figures; those of earlier versions have fewer fields.
 _FIGURES = {
     "count": Range(0), "clips?": Range(0), "top1": NUMBER, "top5": NUMBER, "mean_class": NUMBER, "confusion": [[Range(0)]],
     "intervals?": {name: [NUMBER] for name in ("top1", "top5", "mean_class")},
@@ -40,9 +40,9 @@ RESULTS: dict[str, Any] = {
     "pretrain": {"*": NUMBER}, "finetune": _CLASSIFIER,
     "probe": {**_CLASSIFIER, "knn": _NEIGHBOURS, "nearest?": _NEIGHBOURS, "attentive?": _FIGURES},
 }
-PROBES = ("knn", "nearest", "attentive")  # beside the linear one, whose figures stand at the top of a result
+PROBES = ("knn", "nearest", "attentive")  # besides the linear one, whose figures are at the top level of a result
 
-# Settings, by the beginning of their names, that leave a run's figures as they are: a finished run is the same with others.
+# Prefixes of settings that do not affect a run's figures: a finished run is the same run with other values.
 TECHNICAL = (
     "data.threads", "data.engine_share", "data.run_pictures", "data.readers", "data.prefetch", "data.max_bad_rate",
     "data.check_hashes", "data.remote_",
@@ -50,15 +50,15 @@ TECHNICAL = (
     "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.resume", "run.max_bad_steps",
     "collapse_records", "out", "device",
 )
-# Further ones that a run may go on with: they leave the weights as they are, ...
+# Further settings that may change while a run continues: either they do not affect the weights, ...
 EVALUATION = ("data.shards", "data.test_split")
-# ... or the run's card tells of the change. Everything else is as it was at the start.
+# ... or the run's card records the change. Everything else stays as it was at the start.
 ADJUSTABLE = ("data.decoder", "run.batch_size", "optim.accumulate", "optim.lr_batch", "run.epochs", "run.precision")
 
 
 @contextmanager
 def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
-    """Hold the lock of the run's folder, which is made if it is not there; UserError if another run is at work in it."""
+    """Hold the lock of the run's folder, which is made if needed; UserError if another run is using it."""
     if not runtime.is_main:
         yield
         return
@@ -68,13 +68,13 @@ def claimed(run: RunConfig, runtime: Runtime) -> Iterator[None]:
 
 @contextmanager
 def claimed_folder(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is not there, for work that is called "training in" or the like."""
+    """Hold the lock of a folder, which is made if needed; `work` names what is done there, as in "training in"."""
     make_folder(folder)
     try:
         with folder_lock(folder, work):
             yield
     finally:
-        with suppress(OSError):  # it holds something, as a rule
+        with suppress(OSError):  # as a rule it is not empty
             folder.rmdir()
 
 
@@ -164,7 +164,7 @@ def _meant(name: str, value: Any) -> Any:
 
 
 def withdraw(folder: Path) -> None:
-    """Remove the closing figures and published weights of a run that goes on: they would pass for those of its end."""
+    """Remove closing figures and published weights of a run that continues: they would be taken for its final ones."""
     for name in (FINISHED, CARD, WEIGHTS):
         (folder / name).unlink(missing_ok=True)
 

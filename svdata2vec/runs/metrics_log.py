@@ -1,4 +1,4 @@
-"""What a run says while it trains: JSON lines, TensorBoard, one line on the terminal; times without waiting for the GPU."""
+"""The log of a run in training: JSON lines, TensorBoard, one line on the terminal; timed without waiting for the GPU."""
 
 import contextlib
 import itertools
@@ -54,7 +54,7 @@ class MetricsLog:
 class BoardFile:
     """Scalars for TensorBoard, written when they are added; those of an earlier part of the run from `first_step` on are void.
 
-    TensorBoard's own writer works in a thread, whose traceback is all that is heard of a full disk.
+    TensorBoard's own writer works in a thread, which would report a full disk by nothing but a traceback.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -81,7 +81,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path, schema: Any) -> list[dict[str, Any]]:
-    """Records of a file of JSON lines. Those that are torn or not as the schema says are left out, and their number said."""
+    """Records of a file of JSON lines. Those that are torn or do not fit the schema are left out, and counted in the log."""
     records, lines = [], path.read_bytes().splitlines() if path.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):  # also of what is not UTF-8

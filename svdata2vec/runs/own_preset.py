@@ -67,7 +67,7 @@ def fit_after(config: Config, made: PretrainConfig | FinetuneConfig | None) -> C
         _say_unused(shards, data, validated=False)
         return replace(config, data=data)
     if isinstance(config, FinetuneConfig):
-        rows = labelled_rows(shards, train_split, config.label_fraction, config.run.seed, say=False)
+        rows = labelled_rows(shards, train_split, config.label_fraction, config.run.seed, verbose=False)
     clips = taken_per_epoch(shards, rows)
     batch, epochs = batch_and_epochs(clips, config.kind, config.run.batch_size)
     optim = replace(config.optim, lr=LARGE_LR) if model.width == ModelConfig().width else config.optim

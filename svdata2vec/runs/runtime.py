@@ -76,7 +76,7 @@ class Runtime:
         return values.cpu()
 
     def gather(self, mine: Any) -> list[Any]:
-        """What each process gives, by rank; the same list on all of them."""
+        """The values of all processes, by rank; the same list on all of them."""
         parts = [mine]
         if self.world_size > 1:
             parts = [None] * self.world_size
@@ -84,7 +84,7 @@ class Runtime:
         return parts
 
     def require_same(self, mine: Any, problem: str) -> None:
-        """UserError, on all processes, unless each of them gives the same."""
+        """UserError, on all processes, unless all have the same value."""
         if any(each != mine for each in self.gather(mine)):
             raise UserError(problem)
 
@@ -111,7 +111,7 @@ class Runtime:
 
 
 def asks_for_bf16(config: RunConfig, device: torch.device) -> bool:
-    """Whether a run there computes in bf16, where the device can."""
+    """Whether a run on this device computes in bf16, if the device can."""
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
@@ -119,8 +119,8 @@ def asks_for_bf16(config: RunConfig, device: torch.device) -> bool:
 def running(config: RunConfig) -> Iterator[Runtime]:
     """Join the process group that `torchrun` announces (or run alone), and leave it at the end.
 
-    A process that fails does not: NCCL ends a group on all processes together, so that it would wait for the others, which
-    wait for it in the middle of a step, and nobody would read why.
+    A process that fails does not leave it: NCCL ends a group on all processes together, so it would wait for the others, which
+    wait for it in the middle of a step, and its error would never be shown.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a process of torchrun
         end_with_parent()
@@ -142,7 +142,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
         bf16 = False  # cuDNN has no convolution for it, though PyTorch's matrix products would do
         if rank == 0:
             log.warning(WITHOUT_BF16)
-    gc.freeze()  # else all that PyTorch has imported is walked through now and then, and every thread waits for 0.1 s
+    gc.freeze()  # otherwise each full collection walks all of PyTorch's objects, and every thread waits for 0.1 s
     together = world_size > 1
     try:
         yield Runtime(device, rank, world_size, bf16)

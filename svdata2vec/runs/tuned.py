@@ -82,6 +82,6 @@ def _devices(path: Path | None) -> dict[str, dict[str, Any]]:
         for entry in (entry for codecs in devices.values() for entry in codecs.values()):
             check_number(f"{path}: engine_share", entry["engine_share"], 0, 1)
     except (UserError, OSError) as error:
-        log.warning("%s; decoding with defaults until `svdata2vec bench data --tune` writes it anew", error)
+        log.warning("%s; decoding with defaults until `svdata2vec bench data --tune` writes a new one", error)
         return {}
     return devices

@@ -1,4 +1,4 @@
-"""Which clips a fine-tuning trains on, and which choose its best network: the data set's own, or some training clips."""
+"""Which clips fine-tuning trains on, and which it validates on: the data set's own split, or some training clips."""
 
 import logging
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Clips:
 
 
 def choose_clips(shards: ShardSet, config: FinetuneConfig) -> Clips:
-    """The labelled clips of the training split, and where `eval_every` asks for it, what to validate on.
+    """The labelled clips of the training split, and with `eval_every` the clips to validate on.
 
-    All of them are trained on, unless the data set has no validation split.
+    If the data set has no validation split, these are held out from the labelled ones.
 
     Raises UserError if no clip can be validated on, if clips would be trained on or tested as well, or have other classes.
     """
@@ -76,15 +76,16 @@ def validation_split(shards: ShardSet, data: DataConfig, train_rows: np.ndarray)
 
 
 def hold_out(
-    shards: ShardSet, rows: np.ndarray, fraction: float, seed: int, *, otherwise: str = "set --eval-every 0", say: bool = True
+    shards: ShardSet, rows: np.ndarray, fraction: float, seed: int, *, otherwise: str = "set --eval-every 0",
+    verbose: bool = True,
 ) -> np.ndarray:
     """bool per row, True = held out for validation: whole groups of performers where they are known, else a share per class.
 
     A function of seed and names alone. Every class keeps a clip to train on.
 
     Args:
-        otherwise: what to do where none can be held out, other than to name a split.
-        say: how many, in the log.
+        otherwise: advice for the error if none can be held out, besides naming a split.
+        verbose: log how many.
     """
     labels = shards.index["label"][rows]
     keys = shards.names(rows)
@@ -98,7 +99,7 @@ def hold_out(
             f"{shards.where}: none of {len(rows)} training clips can be held out for validation (--data.val-fraction "
             f"{fraction:g}); name a split with --data.val-split, or {otherwise}"
         )
-    if say:
+    if verbose:
         log.info("validating on %d of %d training clips, %s", held.sum(), len(rows), how)
     return held
 

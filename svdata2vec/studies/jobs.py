@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process with a core or a GPU to itself."""
+"""Runs in parallel processes, each with its own cores or GPU."""
 
 import logging
 import multiprocessing
@@ -21,7 +21,7 @@ from svdata2vec.runs.stopping import stoppable
 from svdata2vec.shards.errors import MachineError, UserError
 
 ASK_SECONDS = 1.0  # between two requests to stop
-GONE = (EOFError, OSError)  # what a pipe raises whose other end is closed
+GONE = (EOFError, OSError)  # raised by a pipe whose other end is closed
 
 Result = TypeVar("Result")
 
@@ -37,12 +37,15 @@ class _Outcome(Generic[Result]):
 
 
 def run_all(jobs: Sequence[Callable[[], Result]], at_once: int, device: Device = "auto") -> list[Result]:
-    """What the jobs give, in their order, so many at a time; more than one at a time in fresh processes.
+    """Results of the jobs, in their order.
 
-    `device`: on which they run; "cpu" leaves GPUs alone.
+    If a job fails, those that are running finish, no other starts, and its exception is raised. SIGTERM and Ctrl+C reach the
+    jobs, too: training saves. Raises MachineError if the process of a job was killed.
 
-    A job that fails lets those at work come to their end, no other begins, and its exception is raised. SIGTERM and Ctrl+C
-    reach the jobs too: training saves. Raises MachineError where a job's process was killed.
+    Args:
+        jobs: to run.
+        at_once: how many run at a time; if more than one, in fresh processes.
+        device: that they run on; with "cpu" no GPU is assigned to them.
     """
     if announced_place()[1] > 1:
         raise UserError("a study starts its runs itself; start it as one process, with --jobs as many as GPUs or cores")
@@ -55,10 +58,10 @@ def run_all(jobs: Sequence[Callable[[], Result]], at_once: int, device: Device =
 
 
 class _Worker:
-    """A process that does one job after another, sent through `pipe`, which gives their outcomes.
+    """A process that runs one job after another: jobs go in through `pipe`, outcomes come back.
 
-    `ProcessPoolExecutor` does not do: the death of the process that it started last may go unseen until another one answers,
-    and a signal that comes while it takes a lock leaves it locked.
+    Not `ProcessPoolExecutor`, which may not notice the death of the process that it started last until another one answers,
+    and keeps a lock that it was taking when a signal came.
     """
 
     def __init__(self, place: dict[str, Any]) -> None:
@@ -69,14 +72,14 @@ class _Worker:
         theirs.close()
 
     def send(self, job: Callable[[], Any]) -> None:
-        """Begin a job. Raises MachineError where the process has died."""
+        """Start a job. Raises MachineError if the process has died."""
         try:
             self.pipe.send(job)
         except GONE as error:
             raise self._death() from error
 
     def outcome(self) -> _Outcome[Any]:
-        """What became of the job; waits for it. Raises MachineError where the process has died."""
+        """Wait for the job's outcome. Raises MachineError if the process has died."""
         try:
             outcome: _Outcome[Any] = self.pipe.recv()
         except GONE as error:
@@ -85,9 +88,9 @@ class _Worker:
 
     def _death(self) -> MachineError:
         self.process.join()
-        how = "was killed (by hand, or for want of memory: take fewer --jobs)"
+        how = "was killed (by hand, or because memory ran out: take fewer --jobs)"
         if (self.process.exitcode or 0) >= 0:
-            how = f"has ended by itself (exit status {self.process.exitcode}; above is what it said)"
+            how = f"ended unexpectedly (exit status {self.process.exitcode}; see its output above)"
         return MachineError(f"the process of a run {how}; what is finished is kept, start again to go on")
 
 
@@ -108,7 +111,7 @@ def _side_by_side(jobs: Sequence[Callable[[], Result]], at_once: int, device: De
 
 
 def _hand_out(jobs: Sequence[Callable[[], Result]], workers: Sequence[_Worker]) -> list[Result]:
-    """The jobs' results. One that fails is raised once those at work have come to their end, one that is stopped at once."""
+    """The jobs' results. A failure is raised once the running jobs have finished, a request to stop at once."""
     left, idle = deque(enumerate(jobs)), deque(workers)
     at_work: dict[Connection, tuple[int, _Worker]] = {}
     results: dict[int, Any] = {}
@@ -138,7 +141,7 @@ def _hand_out(jobs: Sequence[Callable[[], Result]], workers: Sequence[_Worker]) 
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """SIGTERM until none is left: one that trains saves first, and is ended by the next one."""
+    """Send SIGTERM until no process is left: at the first one training saves, the next one ends it."""
     for worker in workers:
         worker.pipe.close()
     while at_work := [worker.process for worker in workers if worker.process.is_alive()]:
@@ -148,7 +151,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def shares(at_once: int, device: Device = "auto") -> Iterator[dict[str, Any]]:
-    """Of each process its GPU (its number in CUDA_VISIBLE_DEVICES' terms), or its cores; shared in turn if there are fewer."""
+    """GPU (as in CUDA_VISIBLE_DEVICES) or cores of each process; assigned in turn if there are fewer than processes."""
     if device != "cpu" and (gpus := visible_gpus()):
         yield from ({"gpu": gpus[number % len(gpus)]} for number in range(at_once))
         return
@@ -160,15 +163,15 @@ def shares(at_once: int, device: Device = "auto") -> Iterator[dict[str, Any]]:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs that this process sees, as the environment names them; what it names besides, as in -1 for none, is no GPU."""
+    """GPUs that this process sees, as the environment names them; other entries there, such as -1, are left out."""
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def _serve(jobs: Connection, place: dict[str, Any]) -> None:
-    """What a worker's process does: it takes its share of the machine, and one job after another until no more can come.
+    """Main loop of a worker's process: restrict it to its share of the machine, then run jobs until the pipe is closed.
 
-    Stops as if asked to when the parent dies, or has died while this process started.
+    Stops as on SIGTERM when the parent dies, even if it died while this process was starting.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the parent too, which stops the others
     if "gpu" in place:

@@ -1,4 +1,4 @@
-"""`svdata2vec label-efficiency`: accuracy over the share of labels, of rows that have the same clips, steps and search.
+"""`svdata2vec label-efficiency`: accuracy over the share of labels, for rows with the same clips, steps and search.
 
 A row is a way to get a classifier (`rows.py`, `probe_rows.py`). What it is for: svdata2vec/README.md, "Label efficiency".
 """
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 def label_efficiency(config: LabelEfficiencyConfig) -> dict[str, Any]:
-    """Run what is not finished, write `label_efficiency.json` into the study's folder; returns the record."""
+    """Run what is not finished and write `label_efficiency.json` into the study's folder; returns the record."""
     return write_study(config, rows_of(config))
 
 
@@ -64,7 +64,7 @@ def fit(config: LabelEfficiencyConfig) -> LabelEfficiencyConfig:
 
 
 def fit_after(config: LabelEfficiencyConfig, first: PretrainConfig | FinetuneConfig | None) -> LabelEfficiencyConfig:
-    """`fit` where the first run has these settings, and may be still to come."""
+    """`fit` for a first run with these settings, which may not exist yet."""
     made = own_preset.fit_after(replace(config.classifier(), eval_every=int(config.search.chooses)), first)
     return replace(config, data=made.data, model=made.model, optim=made.optim, run=made.run)
 
@@ -106,8 +106,8 @@ def write_study(config: LabelEfficiencyConfig, rows: list[Row]) -> dict[str, Any
 
 
 def require_labels(plan: Plan, config: LabelEfficiencyConfig, shards: ShardSet) -> None:
-    """UserError unless every share of the labels has clips for its runs to train on, and to hold out where the search asks for
-    it, and what it asks a split for has the same classes: before any run has taken its time."""
+    """Before any run starts: UserError unless every share of the labels has enough clips to train on, and to hold out if the
+    search needs it, and the validation split has the same classes."""
     data, base = config.data, config.classifier()
     for split in (data.train_split, data.test_split):
         require_clips(shards, base, split, None, 0)
@@ -119,11 +119,11 @@ def require_labels(plan: Plan, config: LabelEfficiencyConfig, shards: ShardSet) 
     if searched and val is not None:
         require_classes(shards, val, shards.one_class_list(data.train_split), f"split {data.train_split!r}")
     for fraction, seed, holding in sorted(searched | set(itertools.product(plan.fractions, plan.seeds, [False]))):
-        rows, option = labelled_rows(shards, data.train_split, fraction, seed, say=False), "fractions"
+        rows, option = labelled_rows(shards, data.train_split, fraction, seed, verbose=False), "fractions"
         if holding:
             option = "search.fractions"
             otherwise = f"search no share of the labels as small as {fraction:g} (--{option})"
-            rows = rows[~hold_out(shards, rows, data.val_fraction, seed, otherwise=otherwise, say=False)]
+            rows = rows[~hold_out(shards, rows, data.val_fraction, seed, otherwise=otherwise, verbose=False)]
         if trained and (taken := taken_per_epoch(shards, rows)) < 2:
             raise UserError(
                 f"{shards.where}: with {fraction:g} of the labels an epoch takes {taken} of {len(rows)} clips by --data.weights"
@@ -137,7 +137,7 @@ def _pretraining(run: Path) -> dict[str, Any]:
 
 
 def about(config: LabelEfficiencyConfig, shards: ShardSet) -> dict[str, Any]:
-    """How a record begins: format, machine, commit, data, settings."""
+    """First part of a record: format, machine, commit, data, settings."""
     data, rows = config.data, shards.rows(config.data.train_split)
     require_several_classes(shards, data.train_split, data.test_split)
     val = validation_split(shards, data, rows)
@@ -178,9 +178,9 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
 
 
 def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: LabelEfficiencyConfig) -> None:
-    """UserError unless the study's rows can start from runs with these settings: before any has taken its time.
+    """Before any run starts: UserError unless the study's rows can start from runs with these settings.
 
-    Says once what is doubtful of several.
+    A doubt that several runs share is logged once.
     """
     doubtful: dict[str, list[Path]] = {}
     for run, made in runs.items():
@@ -195,7 +195,7 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:
     """Fine-tuning and probes of a pretraining run."""
     title, rows, base = name.replace("_", " "), list[Row](), config.classifier()
-    if "finetune" in config.ways:  # it has its start: `model.init` is that of scratch
+    if "finetune" in config.ways:  # starts from the run: `model.init` is for scratch
         base = replace(base, model=replace(base.model, init=None))
         rows.append(FinetuneRow(name, f"{title}, fine-tuned", kind, base, config.steps, start))
     probes = ProbeConfig(
@@ -210,7 +210,7 @@ def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind
 
 
 def _kind(run: Path) -> Kind:
-    """What a pretraining run is in the comparison, by its targets."""
+    """Role of a pretraining run in the comparison, by its targets."""
     config = published_config(read_card(run), run)
     if not isinstance(config, PretrainConfig):
         return "rival"
@@ -224,7 +224,7 @@ def _kind(run: Path) -> Kind:
 
 
 def worth_in_clips(run: Path, classifier: FinetuneConfig, shards: ShardSet) -> int:
-    """As many clips of fine-tuning on RGB as a pretraining run is worth, by the multiply-adds of their training steps."""
+    """How many clips of RGB fine-tuning cost as much as a pretraining run, by the multiply-adds of their training steps."""
     config, joints = published_config(read_card(run), run), len(shards.manifest.layout.joints)
     if not isinstance(config, PretrainConfig):
         raise UserError(f"{run} is no pretraining run, whose compute scratch_total could have; leave it out of --ways")

@@ -1,9 +1,8 @@
-"""Probes as rows of a study. Features of a pretraining run are made once and serve all shares of the labels.
+"""Probes as rows of a study. Features of a pretraining run are computed once and serve all shares of the labels.
 
 n clips, v views, T tokens of a clip, D width, c classes
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +27,9 @@ from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
 from svdata2vec.shards.atomic import make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
-from svdata2vec.studies.rows import Cell, Kind, Outcome, start_of
+from svdata2vec.studies.rows import Cell, Kind, Outcome, short_digest, start_of
 
-# Of the settings of data: what features depend on.
+# The data settings that features depend on.
 SEEN = ("num_frames", "size", "crop", "crop_scores", "frame_draw", "views", "decoder")
 
 
@@ -92,7 +91,7 @@ class ProbeRow:
         }
 
     def _budget(self, chosen: dict[str, float], train: Features) -> dict[str, int]:
-        """Steps, and clips in them, each of a clip's views one; a linear map is fitted on all at once."""
+        """Steps, and clips seen in them (each view counts); 0 for a linear map, which is fitted on all clips at once."""
         if self.probe == "linear":
             return {"steps": 0, "clips_seen": 0}
         own = self._attentive(chosen)
@@ -103,7 +102,7 @@ class ProbeRow:
         return replace(own, lr=chosen.get("lr", own.lr), steps=int(chosen.get("steps", own.steps)))
 
     def _tested(self, cell: Cell) -> str:
-        """The split that a cell's clips to test on are in; for the search the training split where there is none for it."""
+        """The split that a cell is tested on; in the search the training split, if the set has no validation split."""
         data = self.base.data
         if not cell.validate:
             return data.test_split
@@ -122,7 +121,7 @@ class ProbeRow:
 
 
 def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> None:
-    """Write the tokens of a split's clips, unless they are there: (n, v, T, D) and what they are of."""
+    """Write the tokens (n, v, T, D) of a split's clips and what they were made of, unless both are there."""
     path, shards = _place(base, start, split, folder), open_data(base.data)
     made_of = {"shards": shards.manifest.fingerprint, "weights": weights_hash(start)}
     if path.with_suffix(".json").is_file():
@@ -143,13 +142,13 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
 
 
 def _about(base: ProbeConfig, start: Path, split: str, folder: Path) -> dict[str, Any]:
-    """What `make_features` has noted of a split's features."""
+    """What `make_features` wrote beside a split's features."""
     about: dict[str, Any] = read_json(_place(base, start, split, folder).with_suffix(".json"))
     return about
 
 
 def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shards: ShardSet, rows: np.ndarray) -> Features:
-    """Of some rows of a split, in their order, from what `make_features` left."""
+    """Features of some rows of a split, in their order, from the files of `make_features`."""
     path, about = _place(base, start, split, folder), _about(base, start, split, folder)
     place = {key: number for number, key in enumerate(about["keys"])}
     keys = shards.names(rows)
@@ -163,5 +162,4 @@ def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shar
 def _place(base: ProbeConfig, start: Path, split: str, folder: Path) -> Path:
     seen = {name: getattr(base.data, name) for name in SEEN}
     about = [str(start.resolve()), base.data.shards, split, base.modality, seen]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{start.name}-{split}-{digest}.npy"
+    return folder / f"{start.name}-{split}-{short_digest(about)}.npy"

@@ -1,4 +1,4 @@
-"""Rows of a study: ways to get a classifier from some labels. Each runs one cell: a share of labels, a seed, a choice."""
+"""Rows of a study: ways to get a classifier from few labels. A cell is one run of a row: share of labels, seed, choice."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class Cell:
 
 
 def _exact(value: float) -> str:
-    """A number in few digits where they say it all: two cells must not share a file."""
+    """A number with few digits if they are exact, otherwise with all: two cells must not share a file."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -64,27 +64,27 @@ class Row(Protocol):
     def grid(self) -> tuple[str, ...]: ...
 
     def settings(self) -> dict[str, Any]:
-        """All that decides its figures besides the cell."""
+        """Everything but the cell that decides its figures."""
 
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
-        """What must be done once before these cells; equal jobs of several rows are done once."""
+        """Jobs to be done before these cells; equal jobs of several rows are done once."""
 
     def run(self, cell: Cell, folder: Path) -> Outcome:
-        """Train and test; `folder` is for its run, and may hold an interrupted one."""
+        """Train and test; `folder` is for its run, and may hold an interrupted one to resume."""
 
 
 def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool = False) -> Outcome:
-    """The cell's outcome: found in `out/cells`, or made and written there.
+    """The cell's outcome: read from `out/cells`, or computed and written there.
 
     Args:
         fingerprint: of the shards.
-        keep: the folder of its run, too.
+        keep: keep the folder of its run.
     """
     found = found_outcome(row, cell, out, fingerprint)
     if found is not None:
         return found
     path, made = cell_path(row, cell, out), made_of(row, cell.seed, fingerprint)
-    folder = out / "runs" / f"{path.stem}-{_digest(made)}"  # other shards or weights are another run, which begins anew
+    folder = out / "runs" / f"{path.stem}-{short_digest(made)}"  # with other shards or weights it is another run
     outcome = {"commits": [commit() or UNKNOWN], **row.run(cell, folder)}
     make_folder(path.parent)
     about = {"row": row.name, "cell": asdict(cell), "settings": row.settings(), "made_of": made}
@@ -95,19 +95,19 @@ def run_cell(row: Row, cell: Cell, out: Path, fingerprint: str = "", keep: bool 
 
 
 def found_outcome(row: Row, cell: Cell, out: Path, fingerprint: str) -> Outcome | None:
-    """What a finished cell gave; None if there is none, or if shards or pretraining run have been made anew since."""
+    """Outcome of a finished cell; None if there is none, or if its shards or pretraining run have been replaced since."""
     path = cell_path(row, cell, out)
     if not path.is_file():
         return None
     found, now = read_json(path), made_of(row, cell.seed, fingerprint)
     if found.get("made_of", now) != now:
-        log.warning("%s: its shards or its pretraining run are others than when it was made; it does not count", path)
+        log.warning("%s: its shards or its pretraining run have been replaced since; it does not count", path)
         return None
     return found["outcome"]
 
 
 def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
-    """Hashes of what a cell reads, which names do not tell: shards, and the weights it starts from, of a run or of images."""
+    """Hashes of what a cell reads, since names do not identify it: shards, and weights that it starts from."""
     start = getattr(row, "start", None)
     made: dict[str, str | None] = {
         "shards": fingerprint, "weights": None if start is None else weights_hash(start_of(start, seed))
@@ -117,16 +117,17 @@ def made_of(row: Row, seed: int, fingerprint: str) -> dict[str, str | None]:
 
 
 def cell_path(row: Row, cell: Cell, out: Path) -> Path:
-    """Where the outcome of a cell is stored; other settings have another place."""
-    return out / "cells" / f"{row.name}-{cell.name}-{_digest(row.settings())}.json"
+    """Where the outcome of a cell is stored; other settings go to another file."""
+    return out / "cells" / f"{row.name}-{cell.name}-{short_digest(row.settings())}.json"
 
 
-def _digest(values: dict[str, Any]) -> str:
+def short_digest(values: Any) -> str:
+    """Eight hexadecimal digits that tell apart the files of different settings."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:
-    """Settings of data that decide a row's figures."""
+    """The data settings that decide a row's figures."""
     return {name: value for name, value in to_values(data).items() if not f"data.{name}".startswith(TECHNICAL)}
 
 
@@ -137,13 +138,13 @@ def start_of(run: str, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class FinetuneRow:
-    """A network that is trained with labels, from scratch or from a pretraining run.
+    """A network trained with labels, from scratch or from a pretraining run.
 
     Attributes:
         base: settings of the classifier.
         steps: optimizer steps, rounded up to whole epochs; 0 = `base.run.epochs`.
         start: pretraining run, or None.
-        bonus_clips: clips that it may see besides, for what the pretraining of others costs.
+        bonus_clips: further clips that it may see, worth the pretraining that others have had.
     """
 
     name: str
@@ -164,7 +165,7 @@ class FinetuneRow:
         return []
 
     def clips(self, cell: Cell) -> tuple[str | None, int]:
-        """The data set's split that a cell of the search is tested on, if it has one; how many clips an epoch takes."""
+        """The data set's own validation split for a cell of the search, if it has one; and how many clips an epoch takes."""
         shards, data = open_data(self.base.data), self.base.data
         rows, own = labelled_rows(shards, data.train_split, cell.fraction, cell.seed), None
         if cell.validate:
@@ -173,7 +174,7 @@ class FinetuneRow:
         return own, taken_per_epoch(shards, rows)
 
     def config(self, cell: Cell, folder: Path) -> FinetuneConfig:
-        """The run of a cell: the labels' share, the budget in whole epochs, batches that the labelled clips fill."""
+        """The run of a cell: its share of labels, its budget in whole epochs, batches that the labelled clips fill."""
         chosen, base = dict(cell.choice), self.base
         own, labels = self.clips(cell)
         data = replace(base.data, val_split=None, test_split=own or base.data.test_split)

@@ -1,4 +1,4 @@
-"""A study: the cells of some rows, a search of hyper-parameters before them, and their comparison over seeds."""
+"""A study: a hyper-parameter search, then the cells of all rows, and their comparison over seeds."""
 
 import itertools
 import logging
@@ -32,13 +32,13 @@ class Plan:
     Attributes:
         rows: in the order of the record.
         fractions, seeds: shares of the labels, and seeds, of every row.
-        search: the grid, and where it is tried.
+        search: the grid, and the shares and seeds that it is tried on.
         out: folder of cells, runs and features.
         fingerprint: of the shards.
         jobs: runs at a time.
         keep_runs: keep the folders of finished runs.
-        collect: start nothing, take what is finished.
-        device: on which runs are.
+        collect: start nothing, use what is finished.
+        device: where the runs train.
     """
 
     rows: Sequence[Row]
@@ -54,9 +54,9 @@ class Plan:
 
 
 def run_study(plan: Plan) -> dict[str, Any]:
-    """Search, then run every cell with what was chosen; rows, differences and search as the record has them.
+    """Search, then run every cell with the hyper-parameters chosen; returns rows, differences and search as in the record.
 
-    Raises UserError if another study is at work in the folder.
+    Raises UserError if another study is running in the folder.
     """
     if plan.collect:
         return _search_and_run(plan)
@@ -93,7 +93,7 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
         log.info("%s: all %d runs are finished already", plan.out, len(cells))
     before: dict[str, Callable[[], Any]] = {repr(job): job for row, each in waiting.values() for job in row.before(each)}
     run_all([*before.values()], plan.jobs, plan.device)
-    # The longest first, so that no process idles at the end: those with most labels and steps.
+    # The longest first, i.e. those with most labels and steps, so that no process idles at the end.
     order = sorted(cells, key=lambda each: -each[1].fraction * dict(each[1].choice).get("steps", 1))
     jobs = [partial(run_cell, row, cell, plan.out, plan.fingerprint, plan.keep_runs) for row, cell in order]
     outcomes = run_all(jobs, plan.jobs, plan.device)
@@ -104,52 +104,62 @@ def _run(plan: Plan, cells: Sequence[tuple[Row, Cell]]) -> Found:
 
 
 def combinations(row: Row, search: SearchConfig) -> list[Choice]:
-    """All combinations of the grid's values that a row has a use for; the empty one where it has for none."""
+    """All combinations of those values of the grid that apply to a row; just the empty one if none does."""
     names = [name for name in row.grid if getattr(search, name)]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(search, n) for n in names))]
 
 
 def search_cells(plan: Plan) -> Iterable[tuple[Row, Cell]]:
-    """What the search tries, of the rows that have something to choose."""
+    """What the search tries, for the rows that have more than one combination to choose from."""
     for row in plan.rows:
         choices = combinations(row, plan.search)
-        if len(choices) > 1:  # of one there is nothing to choose
+        if len(choices) > 1:
             for fraction, choice in itertools.product(plan.search.fractions or plan.fractions, choices):
-                for seed in plan.seeds[: plan.search.seeds]:
-                    yield row, Cell(fraction, seed, tuple(choice.items()), validate=True)
+                yield from ((row, cell) for cell in _trials(plan, fraction, choice))
+
+
+def _trials(plan: Plan, fraction: float, choice: Choice) -> list[Cell]:
+    """The cells that try a combination, one for each seed of the search."""
+    return [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
 
 
 def _choose(plan: Plan, found: Found) -> tuple[Chosen, list[dict[str, Any]]]:
-    """Of every row and share the combination whose mean over the seeds is best on validation clips, the first of equals.
+    """For every row and share, the combination with the best mean over seeds on validation clips; the first if several tie.
 
-    A row that has one combination takes it, untried. There is none of a search that is not finished (`plan.collect`).
+    A row with a single combination takes it untried. While a search is unfinished (`plan.collect`), nothing is chosen.
     """
     best: Chosen = {}
     tried = []
     searched = plan.search.fractions or plan.fractions
-    for row in plan.rows:
+    for row, fraction in itertools.product(plan.rows, searched):
         choices = combinations(row, plan.search)
         if len(choices) == 1:
-            best.update(((row.name, fraction), choices[0]) for fraction in searched)
-            continue
-        for fraction in searched:
-            results = []
-            for choice in choices:
-                cells = [Cell(fraction, seed, tuple(choice.items()), validate=True) for seed in plan.seeds[: plan.search.seeds]]
-                scores = [outcome["score"] for cell in cells if (outcome := found[row.name, cell]) is not None]
-                if len(scores) == len(cells):
-                    results.append((choice, scores))
-            if len(results) == len(choices):
-                choice, _ = max(results, key=lambda result: mean(result[1]))
-                best[row.name, fraction] = choice
-                grid = [{**choice, "scores": scores} for choice, scores in results]
-                tried.append({"row": row.name, "fraction": fraction, "chosen": choice, "grid": grid})
+            best[row.name, fraction] = choices[0]
+        elif grid := _grid(plan, row, fraction, choices, found):
+            choice, _ = max(grid, key=lambda result: mean(result[1]))
+            best[row.name, fraction] = choice
+            results = [{**other, "scores": scores} for other, scores in grid]
+            tried.append({"row": row.name, "fraction": fraction, "chosen": choice, "grid": results})
     chosen = {
         (row.name, fraction): best[row.name, nearest]
         for row in plan.rows for fraction in plan.fractions
         if (row.name, nearest := min(searched, key=lambda other: abs(math.log(other / fraction)))) in best
     }
     return chosen, tried
+
+
+def _grid(
+    plan: Plan, row: Row, fraction: float, choices: Sequence[Choice], found: Found
+) -> list[tuple[Choice, list[float]]]:
+    """Every combination with its scores, by seed; empty while any of them is missing."""
+    grid = []
+    for choice in choices:
+        outcomes = [found[row.name, cell] for cell in _trials(plan, fraction, choice)]
+        scores = [outcome["score"] for outcome in outcomes if outcome is not None]
+        if len(scores) < len(outcomes):
+            return []
+        grid.append((choice, scores))
+    return grid
 
 
 # ---- the comparison ---------------------------------------------------------------------------------------------------
@@ -168,7 +178,7 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
             cells.append({
                 "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
-                **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones do not say
+                **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones lack them
                 "cpu_seconds": spent,
                 "commits": sorted({made_by for outcome in there for made_by in _commits(outcome)}),
             })
@@ -176,13 +186,13 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
 
 
 def _commits(outcome: Outcome) -> list[str]:
-    """Of an outcome; earlier ones say the last one alone."""
+    """Commits that an outcome was made at; those of earlier versions name the last one alone."""
     found: list[str] = outcome.get("commits") or [outcome.get("commit") or UNKNOWN]
     return found
 
 
 def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
-    """Mean of what is there, and its 95 % interval by Student's t; none of one value."""
+    """Mean of the scores that exist, and its 95 % interval by Student's t; no interval for a single score."""
     values = [score for score in scores if score is not None]
     if len(values) < 2:
         return {"mean": values[0] if values else None, "interval": None}
@@ -191,12 +201,12 @@ def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
 
 
 def fewer_seeds(there: int, wanted: int) -> str:
-    """What follows a figure of fewer seeds than the study has; nothing if none is missing."""
+    """Suffix of a figure from fewer seeds than the study has; empty if none is missing."""
     return "" if there == wanted else f", {there} of {wanted} seeds"
 
 
 def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Paired by seed, at every share of labels: each row of ours against all others; intervals are not corrected for many."""
+    """Each row of ours against all others, paired by seed, at every share of labels; not corrected for multiple comparisons."""
     found = []
     for row, other in itertools.permutations(rows, 2):
         if row["kind"] != "ours" or (other["kind"] == "ours" and rows.index(other) < rows.index(row)):

@@ -43,11 +43,11 @@ class CollapseGuard:
     """Counts log records in a row with a spread near 0, and those with a low spread of targets or a high loss.
 
     Args:
-        largest_run: so many in a row end the run, or are warned of once; 0 = never.
+        max_records: how many in a row end the run, or cause one warning; 0 = never.
     """
 
-    def __init__(self, largest_run: int) -> None:
-        self.largest_run = largest_run
+    def __init__(self, max_records: int) -> None:
+        self.max_records = max_records
         self._in_a_row = dict.fromkeys(SPREADS, 0)
         self._unhealthy = dict.fromkeys(WARNINGS, 0)
         self._warned: set[str] = set()
@@ -59,14 +59,14 @@ class CollapseGuard:
         self._in_a_row, self._unhealthy = dict(state["in_a_row"]), dict(state["unhealthy"])
         self._warned = set(state["warned"])
 
-    def look(self, record: Mapping[str, float]) -> None:
-        """Take note of a record's WATCHED figures; one that is missing or not finite shows nothing.
+    def check(self, record: Mapping[str, float]) -> None:
+        """Count a record's WATCHED figures; one that is missing or not finite is not counted.
 
-        Raises CollapsedError where a spread was near 0 for `largest_run` records in a row.
+        Raises CollapsedError where a spread was near 0 for `max_records` records in a row.
         """
         for name, cause in SPREADS.items():
             self._in_a_row[name] = self._in_a_row[name] + 1 if abs(record.get(name, 1.0)) < NEAR_0 else 0
-            if 0 < self.largest_run <= self._in_a_row[name]:
+            if 0 < self.max_records <= self._in_a_row[name]:
                 raise CollapsedError(
                     f"{name} was below {NEAR_0} in {self._in_a_row[name]} records of the log in a row, the same for every "
                     f"clip: {cause}; --collapse-records 0 takes this check away"
@@ -74,6 +74,6 @@ class CollapseGuard:
         for name, (unhealthy, said) in WARNINGS.items():
             value = record.get(name, math.nan)
             self._unhealthy[name] = self._unhealthy[name] + 1 if math.isfinite(value) and unhealthy(value) else 0
-            if 0 < self.largest_run <= self._unhealthy[name] and name not in self._warned:
+            if 0 < self.max_records <= self._unhealthy[name] and name not in self._warned:
                 self._warned.add(name)
                 log.warning("%s %s. The run goes on", name, said % self._unhealthy[name])

@@ -42,11 +42,11 @@ from svdata2vec.training.mixup import draw_mixture
 
 log = logging.getLogger(__name__)
 
-BEST_STEP = "best_val_step"  # of the values that checkpoints hold: the step of the network in `best`
+BEST_STEP = "best_val_step"  # among the values in checkpoints: the step of the network in `best`
 
 
 class Finetuning(TrainingRun):
-    """A fine-tuning run: the classifier that its model card describes, and the clips that it is validated on, if any."""
+    """A fine-tuning run: the classifier that its model card describes, and its validation clips, if any."""
 
     config: FinetuneConfig
     model: Classifier
@@ -92,7 +92,7 @@ class Finetuning(TrainingRun):
         found = getattr(metrics, config.data.metric)
         if found > self._best_so_far():
             self.stepper.values.update({self._best_name: found, BEST_STEP: self.stepper.step})
-            self.save_due = True  # else a run that is killed would go on from before it, with this network in `best`
+            self.save_due = True  # otherwise a killed run would resume before this step, with this network in `best`
             if self.runtime.is_main:
                 about = evaluated_on(self.val_loader.shards, self.val_loader.split, config.data.metric, config.run.seed)
                 card = {**self.card, "epoch": epoch, "step": self.stepper.step,
@@ -105,38 +105,38 @@ class Finetuning(TrainingRun):
         return f"best_val_{self.config.data.metric}"
 
     def _best_so_far(self) -> float:
-        """The figure of the network in `best`; -1 if there is none, or one of steps that the run has lost."""
+        """Validation accuracy of the network in `best`; -1 if there is none, or if it is from steps that the run has lost."""
         name, values, best = self._best_name, self.stepper.values, self.config.run.out / "best"
         if name not in values:
             return -1.0
-        lies_there = None
+        best_step = None
         if self.runtime.is_main and BEST_STEP in values:
-            with contextlib.suppress(UserError):  # it is not there, or no more whole
-                lies_there = load_published(best)[1].get("step")
-        if self.runtime.gather(lies_there)[0] == values.get(BEST_STEP):
+            with contextlib.suppress(UserError):  # missing or damaged
+                best_step = load_published(best)[1].get("step")
+        if self.runtime.gather(best_step)[0] == values.get(BEST_STEP):
             return values[name]
-        log.warning("%s is gone, or of steps that were lost: of the networks from here on the best counts", best)
+        log.warning("%s is missing, or from steps that were lost: the best network is chosen among those from here on", best)
         return -1.0
 
     def take_best(self) -> dict[str, Any]:
-        """Make the network that validated best the run's own, on all processes; what it is, for the result."""
+        """Load the network that validated best on all processes, and publish it; returns which one it is, for the result."""
         if self.val_loader is None:
             return {"network": "last", "epoch": self.config.run.epochs}
-        if self._best_so_far() < 0:  # gone since the last step: the network of that one is the best from here on
+        if self._best_so_far() < 0:  # lost since the last step: the last network is the best of those left
             self.stepper.values.pop(self._best_name, None)
             self.epoch_end(self.config.run.epochs, self.config.run.epochs)
         card = None
         if self.runtime.is_main:
             weights, card = load_published(self.config.run.out / "best")
             self.model.load_state_dict(weights)
-            publish(self.config.run.out, weights, {**card, **self.card})  # that may have changed since: where shards are
+            publish(self.config.run.out, weights, {**card, **self.card})  # the run's card is newer: shards may have moved
         self.runtime.share_weights(self.model)
         card = self.runtime.gather(card)[0]
         return {"network": "best", "epoch": card["epoch"], "validation": card["validation"]}
 
     @property
     def takes_last(self) -> bool:
-        """Without validation; else `take_best` publishes what it chooses, and until then the run is not finished."""
+        """Only without validation; with it `take_best` publishes its choice, and until then the run is not finished."""
         return self.val_loader is None
 
     def parts(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
     clips = choose_clips(shards, config)
     warn_of_shared_clips(shards, data.test_split, np.concatenate([clips.train_rows, clips.val_rows]))
     warn_of_view(shards, data.train_split)
-    if config.pretrained is not None and not has_checkpoints(config.run.out):  # a run that goes on does not need it
+    if config.pretrained is not None and not has_checkpoints(config.run.out):  # a resumed run does not need it
         require_joints(shards, config.pretrained, read_card(config.pretrained), config.modality, data.train_split)
     elif config.modality != "rgb":
         require_skeletons(shards, data.train_split)

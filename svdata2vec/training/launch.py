@@ -14,7 +14,7 @@ from svdata2vec.shards.errors import UserError
 def launch_obstacles(
     launch: str, config: PretrainConfig | FinetuneConfig, device_type: str, world_size: int = 1
 ) -> list[str]:
-    """What a way of launching does not go with here, as users set it; empty where it can run."""
+    """Options and circumstances that rule out a way of launching, as the user knows them; empty if it can run."""
     obstacles: dict[str, bool] = {}
     if launch == "graph":
         obstacles = {
@@ -51,7 +51,7 @@ def require_launch(config: PretrainConfig | FinetuneConfig, runtime: Runtime) ->
 
 
 def _without_kernel(config: PretrainConfig | FinetuneConfig) -> list[str]:
-    """What plain PyTorch has to compute, as users set it."""
+    """Options that no kernel supports, so that plain PyTorch would compute them, as the user knows them."""
     frames, model = config.data.num_frames, config.model
     settings = {
         f"--data.num-frames {frames} (more than {MAX_TOKENS})": frames > MAX_TOKENS,

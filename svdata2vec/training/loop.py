@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: the step, and the loop of batches, checkpoints, log, stopping and going on."""
+"""What pretraining and fine-tuning share: the step, and the loop over batches with log, checkpoints, stopping and resuming."""
 
 import contextlib
 import json
@@ -41,9 +41,9 @@ from svdata2vec.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
-# What a card says of the start of a run and of changes since: part of checkpoints.
+# Entries of the card about how the run began and what changed since; stored in checkpoints, too.
 ORIGIN = ("pretrained_on", "initialised_from", "history", "commits")
-LATER_PARTS = ("collapse",)  # that checkpoints of 0.2.0 do not have
+LATER_PARTS = ("collapse",)  # absent from checkpoints of 0.2.0
 EpochBatch = tuple[int, ClipBatch]  # the epoch that a batch belongs to, and the batch
 
 
@@ -66,10 +66,10 @@ class TrainingRun:
         self.network = runtime.wrap(model, config.run)
         self.optimizer = build_optimizer(model.named_parameters(), config.optim, **layers)
         self.stepper = Stepper(config, runtime, self.network, self.optimizer, loader)
-        self.save_due = False  # whether a checkpoint belongs to this step, whatever `run.checkpoint_every` says
+        self.save_due = False  # save after this step, even if `run.checkpoint_every` does not ask for it
 
     def next_batches(self, stream: Iterator[EpochBatch]) -> list[EpochBatch]:
-        """The batches of the next step, from `epoch_batches`; their clips are counted, as an epoch may end with a short one."""
+        """Take the next step's batches from `epoch_batches` and count their clips: an epoch may end with a short batch."""
         batches, clips = [], 0
         for _ in range(self.stepper.batches):
             batches.append(next(stream))
@@ -88,7 +88,7 @@ class TrainingRun:
         stepper.end(self.after_update())
 
     def differentiate(self, batch: ClipBatch, epoch: int, *, last: bool) -> dict[str, Tensor]:
-        """`figures`, and the batch's share of the gradient; `last` of the step's batches."""
+        """Compute `figures` and add the batch's share of the gradient; `last`: it is the step's last batch."""
         with self.stepper.exchange(last=last):
             figures = self.figures(batch, epoch)
             self.stepper.clock.mark("forward")
@@ -100,11 +100,11 @@ class TrainingRun:
         raise NotImplementedError
 
     def after_update(self) -> dict[str, float]:
-        """What belongs to a step behind the update of the weights; returns values for the log."""
+        """Called after the update of the weights; returns values for the log."""
         return {}
 
     def plan(self) -> list[str]:
-        """What the run is going to do, in lines for the log."""
+        """Lines for the log: what the run is about to do."""
         lines = self.stepper.plan()
         if self.runtime.device.type == "cpu":
             lines.append(f"on {torch.get_num_threads()} threads per process, which wait for each other by {waiting()}")
@@ -113,18 +113,18 @@ class TrainingRun:
         return lines
 
     def epoch_end(self, epoch: int, before: int) -> dict[str, float]:
-        """What happens at the end of an epoch; `before`: the one that ended before it, as a step may pass several.
+        """Called at the end of an epoch; `before`: the previous one that ended, since one step may span several.
 
-        Returns values for the log, which then has a record of this step.
+        Returns values for the log; if there are any, this step is logged.
         """
         return {}
 
     def watch(self, record: dict[str, float]) -> None:
-        """Look at a record of the log; raises RunFailedError where continuing makes no sense."""
+        """Check a record of the log; raises RunFailedError if there is no point in continuing."""
 
     @property
     def takes_last(self) -> bool:
-        """Whether the network of the last step is the run's; else the run publishes another one."""
+        """Whether `train` publishes the network of the last step; otherwise the run itself publishes another one."""
         return True
 
     def parts(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
-    """Run to the end from the newest checkpoint, then publish the weights with their model card if they are the run's.
+    """Train to the end, from the newest checkpoint if there is one; then publish the weights with their card (`takes_last`).
 
     Returns:
         The last record of the log. SIGTERM or SIGINT saves a checkpoint and raises StopRequested.
@@ -143,7 +143,7 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
     _begin(run, checkpoints, card)
     metrics = MetricsLog(folder, stepper.step, runtime.is_main)
     stream = epoch_batches(run.loader)
-    # Of steps that were lost the first process may be about to remove records.
+    # The first process may not have removed the records of lost steps yet.
     record: dict[str, float] = next((row for row in reversed(read_metrics(folder)) if row["step"] <= stepper.step), {})
     recorded = record.get("step", 0)
     epochs_done = stepper.epochs_done
@@ -178,11 +178,11 @@ def train(run: TrainingRun, card: dict[str, Any]) -> dict[str, float]:
 
 
 def _begin(run: TrainingRun, checkpoints: Checkpoints, card: dict[str, Any]) -> None:
-    """Go on from the newest checkpoint, if there is one, and say what the run is going to do."""
+    """Resume from the newest checkpoint, if there is one, and log what the run is about to do."""
     require_same_clips(run.loader, run.runtime)
     state = checkpoints.load_newest()
     if state is not None:
-        _take_up(run, state, card)
+        _resume(run, state, card)
     require_same_folder(run.config.run.out, run.runtime, (run.stepper.step, run.loader.state_dict()))
     card["commits"] = sorted({*card.get("commits", [] if state is None else [UNKNOWN]), commit() or UNKNOWN})
     if run.runtime.is_main:
@@ -196,7 +196,7 @@ def _begin(run: TrainingRun, checkpoints: Checkpoints, card: dict[str, Any]) -> 
 
 
 def warn_of_rates(run: TrainingRun) -> None:
-    """Say where the schedule is not what its settings seem to say."""
+    """Warn where the schedule is not what the settings suggest."""
     given, used, clips = run.config.optim, run.stepper.optim, math.prod(run.stepper.per_step.values())
     if not given.base_lr and given.lr_batch not in (0, clips):
         log.warning(
@@ -210,11 +210,11 @@ def warn_of_rates(run: TrainingRun) -> None:
         log.warning(text, given.warmup_epochs, run.config.run.epochs, used.warmup_epochs)
 
 
-def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> None:
-    """Load a checkpoint, and what its run began with into the card; what has changed since is noted there.
+def _resume(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> None:
+    """Load a checkpoint; the card takes over how its run began, and notes what has changed since.
 
-    One with other settings that decide the weights, or of another data set, is an error that says in which settings they
-    differ.
+    Raises UserError, which names the settings that differ, if it was made from other data or with settings that lead to other
+    weights.
     """
     stepper, out, new = run.stepper, run.config.run.out, to_values(run.config)
     old = _settings(state, type(run.config)) or new
@@ -249,13 +249,13 @@ def _take_up(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> N
 def _changes_refused(
     config: PretrainConfig | FinetuneConfig, origin: Any, old: dict[str, Any], new: dict[str, Any]
 ) -> list[str]:
-    """What a run cannot continue with: other settings than those that may change, or another start than its `origin` says."""
+    """Changes that a run cannot continue with: of settings that must stay, or of the start that its `origin` names."""
     fixed = changed_settings(old, new, (*TECHNICAL, *EVALUATION, *ADJUSTABLE))
     began = origin if isinstance(origin, dict) else {}
     if config.model.init is not None and "initialised_from" not in began and not fixed:
-        fixed = [f"model.init None -> {config.model.init}"]  # of a run from before that setting
+        fixed = [f"model.init None -> {config.model.init}"]  # the run is older than that setting
     source = getattr(config, "pretrained", None)
-    return [*fixed, f"{source} has been made anew since"] if other_start(source, began) else fixed
+    return [*fixed, f"{source} has been replaced since"] if other_start(source, began) else fixed
 
 
 def _load(run: TrainingRun, state: dict[str, Any]) -> None:
@@ -274,9 +274,9 @@ def _note(card: dict[str, Any], step: int, change: str) -> str:
 
 
 def _settings(state: dict[str, Any], kind: type[PretrainConfig | FinetuneConfig]) -> dict[str, Any]:
-    """The settings that a checkpoint was written with; none where it does not say.
+    """The settings that a checkpoint was written with; empty if it holds none that can be read.
 
-    Those that an earlier version did not have are what they are by default.
+    Settings that its version did not have take their defaults.
     """
     try:
         values = json.loads(state["config"])
@@ -297,7 +297,7 @@ def _save(checkpoints: Checkpoints, run: TrainingRun, card: dict[str, Any]) -> N
 
 
 def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:
-    """Batches with their epoch, epoch after epoch, from the loader's position on."""
+    """Batches with their epoch, without end, from the loader's position on."""
     while True:
         epoch = loader.epoch
         for batch in loader:
@@ -305,7 +305,12 @@ def epoch_batches(loader: ClipLoader) -> Generator[EpochBatch]:
 
 
 def describe(stepper: Stepper, record: dict[str, float], steps: float, started: float) -> str:
-    """One line for the terminal: where the run is, what it sees, how fast, how long still; `steps` that the record is of."""
+    """One line for the terminal: progress, losses, speed, time left.
+
+    Args:
+        steps: how many the record covers.
+        started: `time.perf_counter()` when training began.
+    """
     names = ("loss", "accuracy", "val_top1", "val_mean_class", "target_std", "prediction_std", "grad_norm")
     shown = [f"{name} {record[name]:.4g}" for name in names if name in record]
     wait = record.get("seconds_data", 0.0) / max(record["seconds_total"], 1e-9)

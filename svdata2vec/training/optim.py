@@ -44,7 +44,7 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take the running averages of a checkpoint; rates, betas and weight decay stay those of the settings.
+    """Load the running averages of a checkpoint; rates, betas and weight decay stay those of the settings.
 
     Raises:
         ValueError: they belong to other parameters. AdamW's kernels would read beyond averages of another shape.
@@ -68,7 +68,7 @@ def resolve(config: OptimConfig, batch: int, epochs: int) -> OptimConfig:
     """The rates, warm-up and accumulation of a run in absolute numbers.
 
     Args:
-        config: as the user gave it, shares and rates per 256 clips among it.
+        config: as the user gave it, perhaps with shares and rates per 256 clips.
         batch: clips of one batch of all processes together.
         epochs: of the whole run.
 

@@ -47,7 +47,7 @@ def forward(
     """Masked prediction of the teacher's latents (the paper, section 3).
 
     The student sees K video tokens, some with their skeleton; the teacher sees the whole skeleton; the loss is taken where
-    the skeleton is hidden from the student. Controls have other targets, and are scored elsewhere.
+    the skeleton is hidden from the student. Controls have other targets, or other frames are scored.
     """
     output = student(video_BTHWC, joints_BMTVC, masks)
     prediction_NTD = output.prediction_NTD.float()
@@ -64,12 +64,12 @@ def forward(
 
 
 def make_teacher(encoder: Encoder, target: TargetConfig) -> Teacher:
-    """The teacher of a student that is at its start."""
+    """The teacher of a student that has just been initialised."""
     return EncoderTeacher(encoder, target.teacher_input) if target.teacher == "encoder" else Teacher(encoder.blocks)
 
 
 def spread(x_B: Tensor, present_B: Tensor | None = None) -> Tensor:
-    """Standard deviation over the batch, averaged over all else that any clip has (`present_B`); 0 when every clip looks the
+    """Standard deviation over the batch, averaged over all values that any clip has (`present_B`); 0 if all clips look the
     same."""
     std = x_B.detach().std(dim=0, correction=0)
     if present_B is None:
@@ -130,18 +130,18 @@ class Pretraining(TrainingRun):
             return forward(self.network, self.teacher, video_BTHWC, joints_BMTVC, Masks(*masks), self.config)
 
     def after_update(self) -> dict[str, float]:
-        """The teacher follows the student."""
+        """Update the teacher."""
         stepper = self.stepper
         per_epoch = stepper.reference_steps_per_epoch
         decay = ema_decay(self.ema, stepper.epochs * per_epoch, per_epoch)
         if decay is not None:
             decay **= stepper.clips / stepper.reference_clips
-            self.teacher.follow(self.model.encoder, decay)
+            self.teacher.update(self.model.encoder, decay)
         return {"ema_decay": 1.0 if decay is None else decay}
 
     @functools.cached_property
     def ema(self) -> EmaConfig:
-        """The teacher's schedule in steps; asked for when the run is at its place."""
+        """The teacher's schedule in steps; read after a checkpoint is loaded, which may change what a step counts as."""
         return annealing(self.config.ema, self.stepper.reference_steps_per_epoch, self.config.run.epochs)
 
     def plan(self) -> list[str]:
@@ -150,10 +150,10 @@ class Pretraining(TrainingRun):
         return [*super().plan(), f"teacher's decay {ema.start:g}, rising to {ema.end:g} {when}"]
 
     def watch(self, record: dict[str, float]) -> None:
-        """End a collapsed run, all processes together, as they have the same averages. A batch of one clip has no spread."""
+        """End a collapsed run, on all processes at once: they see the same averages. A batch of one clip has no spread."""
         if self.config.run.batch_size > 1:
-            watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # else the loss may be of any size
-            self.collapse.look({name: record[name] for name in watched if name in record})
+            watched = WATCHED if self.config.target.normalised else tuple(SPREADS)  # otherwise the loss has no scale of its own
+            self.collapse.check({name: record[name] for name in watched if name in record})
 
     def parts(self) -> dict[str, Any]:
         return {"student": self.model, "teacher": self.teacher, "collapse": self.collapse, **super().parts()}
@@ -174,7 +174,7 @@ def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
         run = Pretraining(config, runtime, loader)
         card.update(start_from_images(run.model.encoder, config))
         if config.model.init is not None:
-            run.teacher.follow(run.model.encoder, 0.0)  # the two are equal at the start
+            run.teacher.update(run.model.encoder, 0.0)  # the two are equal at the start
         result = train(run, card)
     finish_run(config.run, runtime, result)
     return result

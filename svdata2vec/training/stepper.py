@@ -31,11 +31,11 @@ class FiniteGuard:
     """Counts optimizer steps that were skipped because their gradient was not finite.
 
     The skip itself happens on the device; on a GPU the flags are read once per log interval. All processes see the same
-    flags; each appends the clips that it had itself to its file, a JSON object per skipped step; where `path` is None, nowhere.
+    flags; each appends its own clips to its file, a JSON object per skipped step (`path` None: to no file).
     """
 
-    def __init__(self, largest_run: int, folder: Path, rank: int) -> None:
-        self.largest_run = largest_run
+    def __init__(self, max_bad_steps: int, folder: Path, rank: int) -> None:
+        self.max_bad_steps = max_bad_steps
         self.path: Path | None = folder / (f"not_finite-rank{rank}.jsonl" if rank else "not_finite.jsonl")
         self.skipped = 0
         self.in_a_row = 0
@@ -47,7 +47,7 @@ class FiniteGuard:
             self.read()
 
     def read(self) -> None:
-        """Take note of the pending flags; raises NotFiniteError after `largest_run` bad steps in a row."""
+        """Count the pending flags; raises NotFiniteError after `max_bad_steps` bad steps in a row."""
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
@@ -59,7 +59,7 @@ class FiniteGuard:
                 if self.path is not None:
                     append_line(self.path, json.dumps({"step": step, "keys": keys}))
                 log.warning("step %d: loss or gradient not finite; the step is skipped%s", step, listed)
-            if self.in_a_row >= self.largest_run:
+            if self.in_a_row >= self.max_bad_steps:
                 raise NotFiniteError(f"{self.in_a_row} steps in a row had a loss or gradient that is not finite{listed}")
         self._pending = []
 
@@ -95,12 +95,12 @@ class Stepper:
 
     Attributes:
         step: optimizer steps so far; names checkpoints and records, and seeds the random numbers of a step.
-        epochs: the place of the run in epochs, which drives every schedule; the trainer takes it from its loader.
-        total_steps: where the run ends, if nothing changes until then.
+        epochs: progress of the run in epochs, which drives every schedule; the trainer sets it from its loader.
+        total_steps: number of the last step, unless the settings change.
         optim: settings of the optimizer in absolute numbers, see `resolve`.
-        batches: of the next step, as a rule `optim.accumulate`.
-        clips: in them, of all processes together; whole batches, unless the trainer has counted them.
-        change: of the clips per step since the checkpoint that the run continues from, in words.
+        batches: how many the next step has, as a rule `optim.accumulate`.
+        clips: how many these have, over all processes; full batches are assumed until the trainer has counted them.
+        change: how the clips per step differ from those of the checkpoint, in words; empty if they do not.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class Stepper:
         self.per_step = {"batch_size": run.batch_size, "processes": runtime.world_size, "accumulate": optim.accumulate}
         self.reference_clips = math.prod(self.per_step.values())
         self.change = ""
-        self.clips_in_interval = 0  # of the log, by this process
-        self.clips_before = 0  # in the same interval, by earlier processes of the run
-        self.skipped_clips_before = 0  # by them, in all of the run
-        self.spent: dict[str, float] = {}  # in the interval of the log at hand, by an earlier process
+        self.clips_in_interval = 0  # since the last record of the log, by this process
+        self.clips_before = 0  # in that interval, before the run was resumed
+        self.skipped_clips_before = 0  # in all of the run before it was resumed
+        self.spent: dict[str, float] = {}  # seconds of that interval by part, before the run was resumed
         self.clock = StepClock(runtime.device)
         self.averages = Averages()
         self.guard = FiniteGuard(run.max_bad_steps, run.out, runtime.rank)
@@ -127,7 +127,7 @@ class Stepper:
         self.values: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Set the step's learning rate and random state. Call when its batches are there."""
+        """Set the step's learning rate and random state. Call once its batches have been loaded."""
         self.clock.mark("data")
         lr = learning_rate(self.optim, float(self.epochs), self.run.epochs)
         set_learning_rate(self.optimizer, lr)
@@ -146,7 +146,7 @@ class Stepper:
         return Fraction(self.loader.clips_per_epoch, self.reference_clips)
 
     def plan(self) -> list[str]:
-        """What the run is going to do, in lines."""
+        """Lines for the log: what the run is about to do."""
         optim, epochs, clips = self.optim, self.run.epochs, self.loader.clips_per_epoch
         return [
             f"{epochs} epochs of {clips} clips, {self.total_steps} steps; clips per step: {_product(self.per_step)}",
@@ -154,15 +154,15 @@ class Stepper:
         ]
 
     def exchange(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a batch's forward and backward pass: processes exchange gradients, and buffers, in the step's last one only.
+        """Context of a batch's forward and backward pass: gradients and buffers are exchanged in the step's last one only.
 
-        The forward pass belongs inside: it is there that DistributedDataParallel settles what its backward pass does.
+        The forward pass belongs inside, since DistributedDataParallel decides there what its backward pass does.
         """
         wait = isinstance(self.network, DistributedDataParallel) and not last
         return self.network.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
     def backward(self, loss: Tensor, clips: int) -> None:
-        """Add the gradient's share of a batch of so many clips: each clip of a step counts the same, in a short batch too.
+        """Add a batch's share of the gradient: every clip of a step has the same weight, in a short batch, too.
 
         Gradients are averaged over processes, not summed: hence `world_size`.
         """
@@ -189,9 +189,9 @@ class Stepper:
         self.clock.mark("optimizer")
 
     def counts(self) -> tuple[int, int]:
-        """Clips of the interval, and those of the run so far that could not be used and were replaced.
+        """Clips since the last record of the log, and unusable clips that were replaced in the run so far.
 
-        Of all processes, which call this together.
+        Both are sums over all processes, which must call this together.
         """
         here = torch.tensor([self.clips_in_interval, self.loader.stats.skipped_in_batches])
         clips, skipped = self.runtime.sum(here).tolist()
@@ -200,7 +200,7 @@ class Stepper:
     def take_record(self) -> dict[str, float]:
         """Averages, rates and shares of time since the last record; waits for the device once.
 
-        Averages and counts are those of all processes, which call this together, times those of this one.
+        Averages and counts are over all processes, which must call this together; times are of this process.
         """
         self.guard.read()
         seconds = self.clock.seconds()
@@ -234,19 +234,19 @@ class Stepper:
         }
 
     def _find_place(self) -> None:
-        """Take the run's place from the loader. If the batches that are left do not make whole steps, the next has the rest."""
+        """Read the run's progress from the loader. If the batches left do not fill whole steps, the next one is short."""
         self.epochs, left = self.loader.epochs_passed, self.loader.batches_until(self.run.epochs)
         self._expect(left % self.optim.accumulate or self.optim.accumulate)
         self.total_steps = self.step + math.ceil(left / self.optim.accumulate)
 
     def _expect(self, batches: int) -> None:
-        """The next step has so many batches."""
+        """Set how many batches the next step has, and its clips if all are full."""
         self.batches, self.clips = batches, self.run.batch_size * self.runtime.world_size * batches
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after a step; the loader is at its place already.
+        """Continue after a step; the loader's state has to be loaded before.
 
-        Schedules continue where they were, whatever the clips per step are now.
+        Schedules continue where they were, even if a step has another number of clips from here on.
         """
         self.step = state["step"]
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state.get("in_a_row", 0)
@@ -261,7 +261,7 @@ class Stepper:
         self.values = {name: value for name, value in values.items() if name not in ("test_top1", "best_test_top1")}
         self._find_place()
         passed = round(self.epochs * self.loader.clips_per_epoch)
-        before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 wrote no more
+        before = state.get("per_step") or {"clips": round(passed / max(self.step, 1))}  # 0.2.0 did not write it
         self.reference_clips = state.get("reference_clips", math.prod(before.values()))
         accumulate, now = self.optim.accumulate, self.per_step
         if math.prod(before.values()) != math.prod(now.values()) or before.get("accumulate", accumulate) != accumulate:

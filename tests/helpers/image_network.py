@@ -25,7 +25,7 @@ class ImageBlock(nn.Module):
 class ImageNetwork(nn.Module):
     """`width` channels in the first stage (torchvision: 64), `blocks` per stage (ResNet-34: 3, 4, 6, 3)."""
 
-    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)) -> None:
+    def __init__(self, width: int, blocks: tuple[int, ...]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

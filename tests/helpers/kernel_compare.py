@@ -82,11 +82,9 @@ def assert_call(call: Call, layout: str = "contiguous") -> None:
     _compare(call, list(call.inputs.values()), memory)
 
 
-def assert_op(run: Run, inputs: Sequence[Tensor], layout: str = "contiguous") -> None:
-    """The same of any function `run(*inputs, impl=...)`."""
-    memory = LAYOUTS[layout]
-    given = [tensor.to(DEVICE) for tensor in inputs]
-    _compare(run, [memory(tensor) for tensor in given] if memory else given, memory)
+def assert_op(run: Run, inputs: Sequence[Tensor]) -> None:
+    """The same of any function `run(*inputs, impl=...)`, with contiguous inputs."""
+    _compare(run, [tensor.to(DEVICE) for tensor in inputs], None)
 
 
 def _compare(run: Run, inputs: Sequence[Tensor], layout: Layout | None) -> None:

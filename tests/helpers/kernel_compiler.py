@@ -88,9 +88,9 @@ def compile_for(recorded: Launch, capability: int) -> Usage:
     return Usage(registers, stack, shared + compiled.metadata.shared, "global.v4.b32" in compiled.asm["ptx"])
 
 
-def amd_usage(recorded: Launch, architecture: str = "gfx942") -> Usage:
-    """What a launch takes on an AMD GPU, as LLVM says in the assembler text."""
-    compiled = _compiled(recorded, GPUTarget("hip", architecture, 64))
+def amd_usage(recorded: Launch) -> Usage:
+    """What a launch takes on an AMD MI300, as LLVM says in the assembler text."""
+    compiled = _compiled(recorded, GPUTarget("hip", "gfx942", 64))
     text = compiled.asm["amdgcn"]
     registers, spilled, stack = (
         int(re.findall(rf"\.{name}: +(\d+)", text)[-1])

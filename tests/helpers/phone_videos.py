@@ -36,12 +36,12 @@ CLASSES: dict[str, Move] = {
     "приседания": lambda t: (0.0, -0.3 * abs(sin(pi * t)), 0.0),  # squats
     "машет руками": lambda t: (0.0, 0.0, 0.5 + 0.5 * sin(4 * pi * t)),  # waves both arms
 }
+RATE = 30  # frames per second
 NAMES = ("IMG_{0:04d}", "видео {0}", "walk in the park ({0})", "запись-{0:02d}.финал")
 
 
 def make_phone_videos(
-    root: Path, per_class: int, classes: tuple[str, ...] = tuple(CLASSES), *, longer: int = 320, seconds: float = 2.0,
-    rate: int = 30,
+    root: Path, per_class: int, classes: tuple[str, ...], *, longer: int, seconds: float
 ) -> dict[Path, str]:
     """Write root/CLASS/NAME.EXTENSION; returns the class of every file. Half of the videos are upright pictures."""
     made: dict[Path, str] = {}
@@ -55,8 +55,8 @@ def make_phone_videos(
             path.parent.mkdir(parents=True, exist_ok=True)
             shorter = longer * 9 // 16 // 2 * 2
             shape = (longer, shorter) if index % 2 else (shorter, longer)
-            shown = _pictures(CLASSES[label], shape, int(seconds * rate), rate, number)
-            write_video(path, shown, next(matrices), rate)
+            shown = _pictures(CLASSES[label], shape, int(seconds * RATE), RATE, number)
+            write_video(path, shown, next(matrices), RATE)
             made[path] = label
     return made
 

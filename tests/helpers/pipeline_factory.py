@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from shards_data import edit_manifest
 
+from svdata2vec.pipeline.frames import EncodedClip
 from svdata2vec.shards.atomic import npy_bytes
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import packed_to_source, person_boxes
@@ -15,7 +16,7 @@ from svdata2vec.shards.layouts import COCO17, KINECT25
 from svdata2vec.shards.packing.encode import VIDEO_CODECS, BlockClipEncoder, Encoder, JpegEncoder, VideoClipEncoder
 from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import Manifest, ShardEntry, build_index
-from svdata2vec.shards.reading.sample import ClipMeta
+from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import clip_sums, save_head
 
@@ -48,7 +49,7 @@ def _encoder(codec: str, size: int) -> Encoder:
 
 def clip_parts(
     key: str, num_frames: int, *, codec: str = "jpeg", size: int = 96, label: int = 0, persons: int = 1, seed: int = 0,
-    pose: np.ndarray | None = None, side: int = 150, corner: tuple[int, int] = (30, 5),
+    pose: np.ndarray | None = None,
 ) -> dict[str, bytes]:
     """The tar components of one clip: a still background over which a bright bar moves by one column per frame."""
     background = picture(size, seed)
@@ -60,10 +61,18 @@ def clip_parts(
     pose = skeletons(num_frames, persons, seed) if pose is None else pose
     meta = ClipMeta(
         key=key, label=label, num_frames=num_frames, fps=30.0, width=WIDTH, height=HEIGHT, packed_width=size,
-        packed_height=size, packed_to_source=packed_to_source(*corner, side, size), source=f"{key}.avi",
+        packed_height=size, packed_to_source=packed_to_source(30, 5, 150, size), source=f"{key}.avi",
     )
     side_parts = {"pose.npy": npy_bytes(pose), "box.npy": npy_bytes(person_boxes(pose)), "json": meta.to_bytes()}
     return {**encoder.finish(), **side_parts}
+
+
+def encoded_clip(codec: str, num_frames: int, frames: Sequence[int], output_to_packed: np.ndarray, packed: int) -> EncodedClip:
+    """Some frames of a clip, as the loader hands it to a decoder; `packed`: side of the stored pictures."""
+    parts = clip_parts("clip", num_frames, codec=codec, size=packed, seed=num_frames)
+    offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
+    video = np.frombuffer(parts["jpegs" if codec == "jpeg" else "mp4"], np.uint8)
+    return EncodedClip("clip", video, offsets, np.array(frames, np.int64), output_to_packed, packed, packed)
 
 
 def write_shards(
@@ -110,14 +119,14 @@ def shard_set(
     return write_shards(root, clips, codec=codec, clips_per_shard=clips_per_shard, size=size)
 
 
-def kinect_set(root: Path, num_clips: int, *, size: int = 96, first_seed: int = 100) -> ShardSet:
+def kinect_set(root: Path, num_clips: int, *, size: int = 96) -> ShardSet:
     """The same with the 25 joints of Kinect."""
     clips = []
     for i in range(num_clips):
         key, frames = f"clip{i:05d}", 20 + i % 5
-        seventeen, others = skeletons(frames, 1, first_seed + i), skeletons(frames, 1, 50 + first_seed + i)
+        seventeen, others = skeletons(frames, 1, 100 + i), skeletons(frames, 1, 150 + i)
         pose = np.concatenate([seventeen, others[:, :, :8]], axis=2)
-        parts = clip_parts(key, frames, size=size, label=i % 5, seed=first_seed + i, pose=pose)
+        parts = clip_parts(key, frames, size=size, label=i % 5, seed=100 + i, pose=pose)
         clips.append((key, frames, parts))
     write_shards(root, clips, size=size)
     edit_manifest(root, layout=asdict(KINECT25))

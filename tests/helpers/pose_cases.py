@@ -33,8 +33,7 @@ class BlockModel:
     """In place of a pose model: finds the bright block of `shards_data.write_video` by its brightness. Real pixels in, so a
     frame that is lost, doubled or out of order shows."""
 
-    def __init__(self, batch: int = 3) -> None:
-        self.batch = batch
+    batch = 3
 
     def prepare(self, frame_bgr: np.ndarray, box_N4: np.ndarray | None = None) -> list[np.ndarray]:
         """The frame itself, or the given boxes beside it."""

@@ -27,7 +27,7 @@ from svdata2vec.shards.reading.shardset import ShardSet
 WIDTH, HEIGHT = 192, 128
 
 
-def background(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def background(seed: int, height: int, width: int) -> np.ndarray:
     """uint8 (height, width, 3): smooth colours, so that encoders keep them."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(40, 200, (5, 7, 3))
@@ -97,12 +97,12 @@ def rotate_flag(content: bytes) -> bytes:
     return content[:place] + quarter + content[place + len(identity) :]
 
 
-def block_pose(num_frames: int, num_joints: int = 17, persons: int = 1, scale: float = 1.0) -> np.ndarray:
-    """float32 (M, T, V, 2): joints spread over the block, in video pixels times `scale`."""
+def block_pose(num_frames: int, num_joints: int = 17, scale: float = 1.0) -> np.ndarray:
+    """float32 (1, T, V, 2): joints spread over the block, in video pixels times `scale`."""
     spread = np.linspace(0.1, 0.9, num_joints)
     corner = np.array([block_xy(t) for t in range(num_frames)], np.float64)[:, None]
     joints = corner + np.stack([spread * 24, spread[::-1] * 40], axis=-1)[None]
-    return np.repeat(joints[None], persons, axis=0).astype(np.float32) * scale
+    return joints[None].astype(np.float32) * scale
 
 
 def annotation(name: str, label: int, num_frames: int = 8, scale: float = 1.0, **changes: object) -> dict[str, object]:

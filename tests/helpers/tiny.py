@@ -74,8 +74,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def stop_after(kind: Any, number: int, monkeypatch: pytest.MonkeyPatch, *, bad: bool = False) -> None:
-    """Ask runs to stop after this step; `bad`: no gradient of theirs is finite."""
+def stop_after(kind: Any, number: int | None, monkeypatch: pytest.MonkeyPatch, *, bad: bool = False) -> None:
+    """Ask runs to stop after this step (None: never); `bad`: no gradient of theirs is finite."""
     step = kind.step
 
     def stopping(run: Any, batches: Any) -> None:

@@ -67,7 +67,7 @@ class Step:
             loss = self.captured()["loss"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.teacher.follow(self.student.encoder, 0.999)
+        self.teacher.update(self.student.encoder, 0.999)
         if self.all_frames:
             loss.item()
         return loss.detach()

@@ -88,7 +88,7 @@ class Trial:
     frame_net: Callable[[], nn.Module]
 
     def batch(self, samples: int) -> int:
-        """Samples of a step, of so many that there are."""
+        """Batch size for `samples` samples."""
         return min(64 if self.one_frame else 24, samples)
 
 

@@ -38,7 +38,6 @@ from svdata2vec.config.presets import demo_finetune
 from svdata2vec.config.schema import FinetuneConfig
 from svdata2vec.evaluation.evaluate import score
 from svdata2vec.pipeline.augment import AugmentConfig
-from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.data import build_loader, open_data, taken_per_epoch
 from svdata2vec.runs.provenance import machine, save
@@ -46,6 +45,7 @@ from svdata2vec.runs.runtime import running
 from svdata2vec.runs.validation import choose_clips
 from svdata2vec.shards.atomic import read_object
 from svdata2vec.shards.ranges import ABOVE_0, LARGEST_SEED, Range
+from svdata2vec.training.loop import epoch_batches
 
 DEMO = demo_finetune()
 FEATURES = 96
@@ -114,19 +114,13 @@ class Classifier(nn.Module):
 
 @contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """So many threads of PyTorch; then as many as before, which what comes next in this process has to itself."""
+    """Run PyTorch on `count` threads inside the block; afterwards on as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def batches(loader: ClipLoader) -> Iterator[ClipBatch]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader
 
 
 def run(
@@ -167,10 +161,10 @@ def run(
 
 
 def fit(net: ClipNet, loader: ClipLoader, lr: float, steps: int, weight_decay: float) -> None:
-    """Train for so many steps; every tenth of them is a line in the log."""
+    """Train for `steps` steps, with ten lines in the log."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    for step, batch in enumerate(islice(batches(loader), steps), 1):
+    for step, (_, batch) in enumerate(islice(epoch_batches(loader), steps), 1):
         assert isinstance(batch.video_BTHWC, Tensor)  # on a CPU clips arrive decoded
         loss = nn.functional.cross_entropy(net(show(batch.video_BTHWC, train=True)), batch.label_B, label_smoothing=0.1)
         optimizer.zero_grad()
