@@ -217,9 +217,9 @@ def test_labels_and_skeletons_may_lie_deeper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "keys", "reason"), [
-    ("video/0002-L.avi", ["0002-L_000", "0002-L_001"], "no video 0002-L.avi below"),
-    ("skeleton/0002-L.txt", ["0002-L_000", "0002-L_001"], "no skeleton 0002-L.txt below"),
-    ("label/0002-L.txt", ["0002-L"], "no label file 0002-L.txt"),
+    ("video/0002-L.avi", ["0002-L_000", "0002-L_001"], "no video '0002-L.avi' below"),
+    ("skeleton/0002-L.txt", ["0002-L_000", "0002-L_001"], "no skeleton '0002-L.txt' below"),
+    ("label/0002-L.txt", ["0002-L"], "no label file '0002-L.txt'"),
 ])
 def test_actions_of_which_a_file_is_missing_are_listed(tmp_path: Path, file: str, keys: list[str], reason: str) -> None:
     sources = pku_set(tmp_path)

@@ -160,7 +160,7 @@ def test_poses_of_every_program_become_clips(tmp_path: Path, written: str, as_co
     assert shards.manifest.classes == ("run", "walk") and shards.manifest.layout == layout("coco17" if as_coco17 else joints)
     assert shards.manifest.splits == {"train": ["train%2Fwalk%2F001"], "val": ["val%2Frun%2F002"]}
     skipped = json.loads((tmp_path / "packed" / "skipped.jsonl").read_text())
-    assert skipped["key"] == "train%2Frun%2F003" and f"no {form} poses of 003 below" in skipped["reason"]
+    assert skipped["key"] == "train%2Frun%2F003" and f"no {form} poses of '003' below" in skipped["reason"]
     sample = clip_of(shards, "val%2Frun%2F002")
     count = len(layout(joints).joints)
     expected = np.zeros((2, FRAMES, count, 2))
@@ -228,7 +228,7 @@ def test_videos_of_one_name_need_their_folders(tmp_path: Path) -> None:
     flat_folder = tmp_path / "flat"
     write_mmpose(flat_folder / "x", "a")
     write_mmpose(flat_folder / "y", "a")
-    with pytest.raises(UserError, match=r"poses of a are in .*x.*a\.json and in .*y.*a\.json"):
+    with pytest.raises(UserError, match=r"poses of 'a' are in '.*x.*a\.json' and in '.*y.*a\.json'"):
         open_dataset("poses-json", videos=videos, poses=flat_folder, format="mmpose")
 
 

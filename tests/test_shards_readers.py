@@ -298,12 +298,12 @@ def test_uav_human(tmp_path: Path) -> None:
     (skeletons / "more" / f"{test}.txt").unlink()
     (videos / "more" / f"{test}.avi").unlink()
     (skeletons / f"{test}.txt").unlink()
-    assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton {test}.txt"
+    assert open_dataset("uav-human", videos=videos, skeletons=skeletons).skipped[0].reason == f"no skeleton '{test}.txt'"
     assert left_out(packed(open_dataset("uav-human", videos=videos, skeletons=skeletons), tmp_path / "lacking").root) == {
         test: (str(videos / f"{test}.avi"), ["csv1_test", "csv2_test"])}
     (videos / f"{train}.avi").rename(videos / f"{test}.avi")
     lacking = open_dataset("uav-human", videos=videos, skeletons=skeletons)
-    assert reasons(lacking)[train] == f"no video {train} below {videos}" and lacking.splits["csv1_train"] == [train]
+    assert reasons(lacking)[train] == f"no video '{train}' below {videos}" and lacking.splits["csv1_train"] == [train]
 
 
 def test_uav_human_official_numbers() -> None:

@@ -58,7 +58,7 @@ def test_smarthome(tmp_path: Path, version: int) -> None:
     dataset = open_dataset("smarthome", **sources)
     assert {entry.key: entry.reason for entry in dataset.skipped} == {
         "Pour-Fromcup_p03_r01_v00_c01": "the data set's authors leave out Pour.Fromcup",
-        "Walk_p19_r00_v00_c05": "no skeleton Walk_p19_r00_v00_c05.json or Walk_p19_r00_v00_c05_pose3d.json"}
+        "Walk_p19_r00_v00_c05": "no skeleton 'Walk_p19_r00_v00_c05.json' or 'Walk_p19_r00_v00_c05_pose3d.json'"}
     shards = packed(dataset, tmp_path)
     walk = "Walk_p19_r00_v00_c05"
     [video] = tmp_path.rglob(f"{walk}.mp4")
@@ -106,7 +106,7 @@ def test_smarthome_skeletons_without_a_video_are_listed(tmp_path: Path) -> None:
     video = next(Path(str(sources["videos"])).glob("Walk_p03*"))
     video.unlink()
     [entry] = open_dataset("smarthome", **sources).skipped
-    assert (entry.key, entry.reason) == (video.stem, f"no video {video.stem} below {sources['videos']}")
+    assert (entry.key, entry.reason) == (video.stem, f"no video '{video.stem}' below {sources['videos']}")
     assert left_out(packed(open_dataset("smarthome", **sources), tmp_path).root) == {
         video.stem: (f"{sources['skeletons']}/{video.stem}_pose3d.json", ["cs_train", "cv1_train", "cv2_train"])}
 

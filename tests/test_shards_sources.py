@@ -226,7 +226,7 @@ def test_a_file_spelled_in_two_ways_is_one_clip(tmp_path: Path) -> None:
     dataset = open_dataset("csv", table=tmp_path / "t.csv")
     assert dataset.splits == {"train": ["clips%2Fa"], "test": ["clips%2Fb", "line 3", "line 4", "line 5"]}
     assert [entry.reason.partition(": ")[2] for entry in dataset.skipped] == [
-        f"{name} is the file of line 2, which is taken"
+        f"'{name}' is the file of line 2, which is taken"
         for name in ("./clips/a.mp4", f"{tmp_path}/clips/../clips/a.mp4", "link/a.mp4")]
 
 
@@ -268,7 +268,7 @@ def test_a_video_of_another_folder_is_of_another_clip(
     path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
     dataset = open_dataset("pyskl", pickle_path=path, videos=root)
     assert [clip.key for clip in dataset.clips] == taken
-    assert all(f"no video {names[0]} below {root}: {root}/{videos[0]}, which has the same name, is of folder" in entry.reason
+    assert all(f"no video '{names[0]}' below {root}: {root}/{videos[0]}, which has the same name, is of folder" in entry.reason
                for entry in dataset.skipped)
 
 

@@ -134,6 +134,9 @@ def test_reasons_of_one_kind_are_counted_together() -> None:
         assert kind_of(twice, "b%2F1 (again)", f"{folder}/1.mp4") == "has the name of another video, ..."
     deep = "run/deep/z.mp4: expected class/video.mp4, or one of train, val above the class folders"
     assert kind_of(deep, "run/deep/z.mp4", "/a/run/deep/z.mp4") == deep.removeprefix("run/deep/z.mp4: ")
+    twice = "t.csv, line 27: 'a b.mp4' is the file of line 2, which is taken"
+    assert kind_of(twice, "line 27", "v/a b.mp4") == "t.csv, line N: ... is the file of line N, which is taken"
+    assert kind_of("v/t.csv, line 5: the path is empty", "line 5", "v/t.csv") == "line N: the path is empty"
     assert kind_of("", "k", "") == "no reason given"
 
 

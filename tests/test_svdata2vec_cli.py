@@ -61,6 +61,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain demo --optim.lrr 1", "unknown option '--optim.lrr'; did you mean --optim.lr? `svdata2vec pretrain demo"),
         ("pretrain demo --optim.min_lrr 1", "unknown option '--optim.min_lrr'; did you mean --optim.min-lr?"),
         ("pretrain demo --run.epoch 3 --data.shard x", "did you mean --run.epochs? unknown option '--data.shard'"),
+        ("finetune demo --lr 1 --optim.epochs 3", "did you mean --optim.lr? unknown option '--optim.epochs'; did you mean "
+         "--run.epochs?"),
         ("finetune demo --fron runs/a", "unknown option '--fron'; did you mean --from?"),
         ("shard pyskl out --sizes 64", "unknown option '--sizes'; did you mean --size? `svdata2vec shard pyskl --help`"),
         ("inspect shards --splitt all", "unknown option '--splitt'; did you mean --split?"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,26 @@ def test_a_result_says_what_it_is_about(classifier: Path, tiny_shard_folder: Pat
     for found in (result, again, read_card(classifier)["evaluation"]):
         assert {name: found[name] for name in about} == about and found["date"].startswith("20")
         assert found["count"] == found["clips"] == NUM_CLIPS and found["intervals"] == result["intervals"]
+
+
+def test_clips_that_were_trained_on_are_said_and_shards_that_are_gone(
+    tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A test's figures have no such remark; a run whose shards have moved says which option names them."""
+    shutil.copytree(tiny_shard_folder, tmp_path / "shards")
+    config, run = finetune_config(tmp_path / "shards", tmp_path / "run", epochs=1), tmp_path / "run"
+    finetune(replace(config, data=replace(config.data, train_split="all[:50%]", test_split="all[50%:]")))
+    assert evaluate_run(run, device="cpu")["count"] and "was trained on" not in caplog.text
+    evaluate_run(run, split="all", device="cpu")
+    known = len(ShardSet.open(tiny_shard_folder).rows("all[:50%]"))
+    assert 0 < known < NUM_CLIPS
+    assert f"split 'all': {known} of {NUM_CLIPS} clips are in the split that {run} was trained on, 'all[:50%]'; " in caplog.text
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    gone = rf"shards: no such folder; expected the shards that {run} was trained on: .* say with --shards where they are"
+    for look in (lambda: evaluate_run(run), lambda: embed(run, "all", tmp_path / "a.npy", device="cpu")):
+        with pytest.raises(UserError, match=gone):
+            look()
+    assert evaluate_run(run, str(tmp_path / "moved"), device="cpu")["count"] == NUM_CLIPS - known
 
 
 def test_evaluate_prints_what_fits_a_terminal(

@@ -83,7 +83,7 @@ def files_by_name(root: str | Path, holds: str, extension: str, skipped: list[Sk
 def without_video(files: Mapping[str, Path], folder: "VideoFolder", names: re.Pattern[str]) -> list[Skipped]:
     """The files called as `names` says, by the name of their video, of which the folder has no video."""
     stems = set(folder.stems())
-    return [Skipped(safe_key(stem), f"no video {stem} below {folder.root}", str(path))
+    return [Skipped(safe_key(stem), f"no video '{stem}' below {folder.root}", str(path))
             for stem, path in files.items() if stem not in stems and names.fullmatch(stem)]
 
 

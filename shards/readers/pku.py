@@ -75,9 +75,9 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
     def make(item: _Action) -> ClipAnnotation:
         label, start, end = _read_label(item)
         if item.video is None:
-            raise UserError(f"no video {item.stem}.avi below {videos}")
+            raise UserError(f"no video '{item.stem}.avi' below {videos}")
         if item.stem not in files:
-            raise UserError(f"no skeleton {item.stem}.txt below {skeletons}")
+            raise UserError(f"no skeleton '{item.stem}.txt' below {skeletons}")
         first = taken.setdefault((item.video, start, end), item.where)
         if first != item.where:
             raise UserError(f"{item.where}: has the frames of '{first}', which is taken; found {item.line!r}")
@@ -160,7 +160,7 @@ def _actions(stem: str, video: str | None, label_file: Path | None, files: Mappi
     if VIDEO_NAME.fullmatch(stem) is None:
         problem = f"{video}: expected a PKU-MMD name like 0002-L.avi or A01N01-L.avi"
     elif label_file is None:
-        problem = f"no label file {stem}.txt"
+        problem = f"no label file '{stem}.txt'"
     else:
         rows = [(number, line) for number, line in enumerate(read_text(label_file).splitlines(), start=1) if line.strip()]
         if rows:

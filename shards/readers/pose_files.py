@@ -31,6 +31,7 @@ USUAL = {"coco": {17: "coco17"}, "openpose": {25: "body25", 18: "openpose18"}, "
          "npz": {17: "coco17"}}
 MOST_PERSONS = 100
 LOOKED_AT = 20  # clips whose joints are compared with the layout
+AS_NAMED = "`svdata2vec shard poses-json --help` says how files of each format are named"
 
 
 def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name: str | None = None,
@@ -79,7 +80,8 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
     skipped = list(dataset.skipped)
     placed = _placed(dataset.clips, _Places(poses, format), skipped)
     if not placed:
-        raise UserError(f"{poses}: no {format} poses of any of the {len(dataset.clips)} videos; {skipped[-1].reason}")
+        raise UserError(f"{poses}: no {format} poses of any of the {len(dataset.clips)} videos, e.g. {skipped[-1].reason}; "
+                        f"{AS_NAMED}")
 
     def with_poses(num_joints: int, coco17_of: str | None) -> list[ClipAnnotation]:
         """The clips, and how a worker reads their poses."""
@@ -219,7 +221,7 @@ class _Places:
             for count in range(1, min(len(parts), 3) + 1):
                 self._by_tail.setdefault("/".join(parts[-count:]), set()).add((path, item))
         if not self._by_tail:
-            raise UserError(f"{poses}: no {format} poses in it; `svdata2vec shard poses-json --help` says how they are named")
+            raise UserError(f"{poses}: no {format} poses in it; {AS_NAMED}")
 
     def names_of(self, path: str, item: str) -> list[str]:
         """Names that the video of these poses may have, with the folders below that of the poses."""
@@ -236,11 +238,11 @@ class _Places:
             for count in (3, 2, 1):
                 found = sorted(self._by_tail.get("/".join(parts[-count:]), ()))
                 if len(found) > 1:
-                    raise UserError(f"poses of {parts[-1]} are in {found[0][0]} and in {found[1][0]}; put them into folders as "
-                                    "the videos are, or remove one")
+                    raise UserError(f"poses of '{parts[-1]}' are in '{found[0][0]}' and in '{found[1][0]}'; put them into "
+                                    "folders as the videos are, or remove one")
                 if found:
                     return *found[0], count
-        raise UserError(f"no {self.format} poses of {parts[-1]} below {self.poses}")
+        raise UserError(f"no {self.format} poses of '{parts[-1]}' below {self.poses}")
 
 
 def _coco_videos(file: str, one_of_many: bool) -> Sequence[str]:

@@ -194,7 +194,7 @@ def _in_their_folders(clips: Sequence[ClipAnnotation], name_of: Mapping[str, str
             kept.append(clip)
         else:
             reason = f"{video}, which has the same name, is of folder {other!r}; put videos into folders as the annotations are"
-            skipped.append(Skipped(clip.key, f"no video {name} below {folder.root}: {reason}", video))
+            skipped.append(Skipped(clip.key, f"no video '{name}' below {folder.root}: {reason}", video))
     return kept
 
 

@@ -80,7 +80,7 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
         if activity not in CLASSES:
             raise UserError(f"{video}: unknown activity {activity!r}; expected one of {', '.join(CLASSES)}")
         if stem not in files:
-            raise UserError(f"no skeleton {stem}.json or {stem}_pose3d.json")
+            raise UserError(f"no skeleton '{stem}.json' or '{stem}_pose3d.json'")
         return ClipAnnotation(
             key=safe_key(stem), label=CLASSES.index(activity), video=video, subject=int(match[2]), camera=int(match[3]),
             pose_file=PoseFile(read_smarthome_json, str(files[stem])))

@@ -55,7 +55,7 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
         if match is None:
             raise UserError(f"{video}: expected a UAV-Human name like P070S01G10B00H10UC102000LC092000A031R0_09131758")
         if stem not in files:
-            raise UserError(f"no skeleton {stem}.txt")
+            raise UserError(f"no skeleton '{stem}.txt'")
         if int(match[3]) >= len(names):
             raise UserError(f"{video}: action {int(match[3])}, expected 0..{len(names) - 1}")
         return ClipAnnotation(

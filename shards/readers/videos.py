@@ -140,7 +140,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
             raise UserError(f"{table}, line {line}: {label}")
         first = seen.setdefault(identity(video), line)
         if first != line:
-            raise UserError(f"{table}, line {line}: {rows[place][1]['path']} is the file of line {first}, which is taken")
+            raise UserError(f"{table}, line {line}: '{rows[place][1]['path']}' is the file of line {first}, which is taken")
         split_of.setdefault(video, split_of_line[f"line {line}"])
         return ClipAnnotation(keys[video], label, video)
 

@@ -91,7 +91,8 @@ def _by_reason(skipped: list[dict[str, str]]) -> list[LeftOut]:
 
 def kind_of(reason: str, key: str, source: str) -> str:
     """A reason without what is particular to its clip: file and clip names, numbers, what is quoted, the advice at its end."""
-    for name in sorted(filter(None, {source, Path(source).name, key}), key=len, reverse=True):
+    line = re.fullmatch(r"line \d+", key)  # of a table: what is particular is its number
+    for name in sorted(filter(None, {source, Path(source).name, "" if line else key}), key=len, reverse=True):
         reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", reason)
     reason = re.sub(r"^(clip\s*)?[:,]\s*", "", reason.strip())
     reason = re.sub(r"'[^']*'|\"[^\"]*\"", "...", re.split(r"[;\n]", reason)[0])

@@ -230,7 +230,9 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
     if wanted in option_names(kind, placed=True):
         return f"unknown option {token!r}: {wanted.upper()} is given by its place alone, without {token!r} before it"
     wanted = re.sub(r"^no-(.*\.)", r"\1no-", wanted)  # the switch of a section
-    near = difflib.get_close_matches(wanted, _spellings(kind), n=1, cutoff=0.5)
+    spellings = _spellings(kind)
+    elsewhere = [name for name in spellings if name.rpartition(".")[2] == wanted.rpartition(".")[2]]  # --lr, --optim.epochs
+    near = difflib.get_close_matches(wanted, elsewhere or spellings, n=1, cutoff=0.0 if elsewhere else 0.5)
     return f"unknown option {token!r}" + (f"; did you mean --{near[0]}?" if near else "")
 
 

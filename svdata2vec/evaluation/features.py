@@ -24,7 +24,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.data import build_loader, open_data, require_joints, warn_of_view
+from svdata2vec.runs.data import build_loader, open_data, require_joints, require_own_shards, warn_of_view
 from svdata2vec.runs.published import input_settings, load_encoder_weights, published_config
 from svdata2vec.runs.runtime import Runtime, pick_device, running
 from svdata2vec.shards.atomic import atomic_file, beside, make_folder, npy_bytes, require_writable, write_atomically
@@ -204,6 +204,8 @@ def embed(
     require_writable(out, *([] if out.suffix == ".parquet" else [".json"]))
     trained = load_encoder(run, modality, device)
     data = trained.config.data
+    if shards is None:
+        require_own_shards(run, data)
     data = replace(data, shards=shards or data.shards, test_split=split, weights=(), views=views or data.views)
     config = replace(trained.config, data=data, run=RunConfig(batch_size=batch_size, device=device))
     packed = open_data(data)

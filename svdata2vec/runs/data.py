@@ -41,6 +41,14 @@ def open_data(data: DataConfig) -> ShardSet:
     return JoinedShards(sets, data.layout, data.weights) if len(sets) > 1 or data.layout or data.weights else sets[0]
 
 
+def require_own_shards(run: Path, data: DataConfig) -> None:
+    """UserError where shards of a finished run are not where it found them; it names them as its command did."""
+    for name in set_names(data.shards):
+        if "://" not in name and not Path(name).is_dir():
+            raise UserError(f"{Path(name).absolute()}: no such folder; expected the shards that {run} was trained on: start "
+                            "the command in the folder that the run was started in, or say with --shards where they are")
+
+
 def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, verbose: bool = False) -> DataConfig:
     """The loader's settings filled in where they are None: as tuned on this device for the shards' codec, or by its cores.
 
